@@ -1,0 +1,47 @@
+# For a machine with python3.11, make and git and nothing of ours: `make quickstart` runs a job, `make test` runs the tests.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RANKS ?= 3
+MPIRUN ?= $(BIN)/mpirun
+
+# Open MPI refuses root, who is the user in a container, and more ranks than cores, unless it is told.
+export OMPI_ALLOW_RUN_AS_ROOT := 1
+export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
+export PRTE_MCA_rmaps_default_mapping_policy := :oversubscribe
+export OMP_NUM_THREADS := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: quickstart test check clean
+
+quickstart: $(VENV)/.run
+	$(MPIRUN) -n $(RANKS) $(BIN)/fedsim run jobs/quickstart.toml
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# A stamp is newer than pyproject.toml exactly when what that file asks for is installed.
+$(VENV)/.run: $(VENV)/.made pyproject.toml
+	$(BIN)/python -m pip install -q -e '.[mpi,analysis]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.made pyproject.toml
+	$(BIN)/python -m pip install -q -e '.[mpi,analysis,dev]'
+	touch $@ $(VENV)/.run
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "fedsim needs Python 3.11 or newer; '$(PYTHON)' is not. Name one: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 2; }
+	@$(PYTHON) -m venv $(VENV) || \
+	  { echo "'$(PYTHON) -m venv' does not work here; on Debian: apt install python3-venv"; exit 2; }
+	touch $@

@@ -1,0 +1,196 @@
+"""The command line. Exit codes: 0 done, 1 fault, 2 bad input (one message, no traceback), 3 stopped by a signal or a time limit.
+
+Nothing heavy is imported before a command needs it, so that help and a mistyped option answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from fedsim.fault import BadInput, ClientFault, Stopped
+
+if TYPE_CHECKING:
+    from fedsim.job import Job
+
+RANK = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID")  # what launchers call a process's number
+PATIENCE = 10.0  # seconds that another rank leaves to rank 0 to say the same thing first
+
+app = typer.Typer(
+    name="fedsim",
+    help="Simulates federated network pruning: jobs in TOML, MPI ranks as federated devices, one HDF5 file per run.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+JobFile = Annotated[Path, typer.Argument(metavar="JOB.toml", help="The job file.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Lay a value over the job file; may be given again.")
+]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fedsim {version('fedsim')}")
+        raise typer.Exit
+
+
+@app.callback()
+def fedsim(
+    _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and end.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    job: JobFile,
+    settings: Settings = None,
+    out: Annotated[Path | None, typer.Option(metavar="RUN.h5", help="The run file; runs/NAME.h5 when not given.")] = None,
+    resume: Annotated[
+        Literal["auto", "never", "must"],
+        typer.Option(help="auto: go on where a run of this job stopped; never: refuse an existing run file; must: refuse a new one."),
+    ] = "auto",
+) -> int:
+    """Run a job, alone or under `mpirun -n RANKS` (rank 0 serves, the others train)."""
+    loaded = _load(job, settings)
+    if loaded.sweep:
+        raise BadInput(f"{job}: [sweep] makes {_count(loaded)} runs and `fedsim run` does one: fix each swept field, {_fixes(loaded)}")
+    from fedsim import launch
+
+    return launch.main(loaded, out or Path("runs") / f"{loaded.name}.h5", resume)
+
+
+@app.command()
+def estimate(job: JobFile, settings: Settings = None) -> None:
+    """Check a job and predict bytes, FLOPs and memory per client and round, without training."""
+    loaded = _load(job, settings)
+    from fedsim.estimate import estimate
+
+    with _told_of(job):
+        estimate(loaded, Console())
+
+
+@app.command("methods")
+def list_methods(name: Annotated[str | None, typer.Argument(help='One of them, or "package.module:Class".')] = None) -> None:
+    """List the methods, or one with its paper, parameters and defaults."""
+    from fedsim import catalogue
+
+    catalogue.show(name, Console())
+
+
+@app.command()
+def show(run: Annotated[Path, typer.Argument(metavar="RUN.h5", help="The run file; it may still be growing.")]) -> None:
+    """Summarise a run file."""
+    from fedsim.show import show
+
+    show(run, Console())
+
+
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(help="What to measure; round: seconds per round against a bare PyTorch loop.")] = "round",
+    job: Annotated[list[Path] | None, typer.Option("--job", metavar="JOB.toml", help="A job to measure; may be given again.")] = None,
+    settings: Settings = None,
+) -> int | None:
+    """Measure speed against the bare PyTorch loop, in one process and one run."""
+    known = _benches()
+    if name not in known:
+        raise BadInput(f"fedsim bench {name}: there is no such measurement. There are: {', '.join(known)}")
+    return import_module(f"fedsim.bench.{name}").main([_load(each, settings) for each in job or ()], Console())
+
+
+def _load(path: Path, settings: list[str] | None) -> Job:
+    from fedsim import job
+
+    return job.load(path, settings or ())
+
+
+@contextmanager
+def _told_of(path: Path) -> Iterator[None]:
+    """What the data or the model refuse of a job is told with the job's file, as what the job's own checks refuse is."""
+    try:
+        yield
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}" if re.match(r"\[\w+\] |(data|partition|model)\.\w+ ", str(error)) else str(error)) from error
+
+
+def _count(job: Job) -> int:
+    from fedsim.job import runs
+
+    return len(runs(job))
+
+
+def _fixes(job: Job) -> str:
+    return "for example " + " ".join(f"--set {key}={values[0]}" for key, values in job.sweep.items())
+
+
+def _benches() -> list[str]:
+    from pkgutil import iter_modules
+
+    from fedsim import bench
+
+    return sorted(module.name for module in iter_modules(bench.__path__))
+
+
+def _rank() -> int:
+    """This process's number under a launcher, before MPI has started; 0 when alone."""
+    return next((int(os.environ[name]) for name in RANK if os.environ.get(name, "").isdigit()), 0)
+
+
+def _say(message: str) -> None:
+    """Rank 0 speaks; another rank met the same fault, waits to be ended with rank 0, and speaks only if it was alone with it."""
+    if rank := _rank():
+        time.sleep(PATIENCE)
+        message = f"[rank {rank}] {message}"
+    sys.stderr.write(f"{message}\n")
+    sys.stderr.flush()
+
+
+def _usage(error: typer.TyperException) -> int:
+    """A mistyped command line: what was wrong, and the usage of the command."""
+    show = getattr(error, "show", None)
+    if show is None or _rank():
+        _say(str(error))
+    else:
+        show()
+    return 2
+
+
+def _outcome() -> int:
+    """Runs the command line; the exit code."""
+    try:
+        return app(standalone_mode=False) or 0
+    except typer.TyperException as error:
+        return _usage(error)
+    except BadInput as error:
+        _say(str(error))
+        return 2
+    except ClientFault as error:
+        _say(str(error))
+        return 1
+    except (Stopped, KeyboardInterrupt) as stop:
+        _say(str(stop) or "stopped")
+        return 3
+
+
+def main() -> None:
+    """The console script."""
+    sys.path.append(str(Path.cwd()))  # a job may name a user's own method or model by "package.module:name"
+    sys.exit(_outcome())
+
+
+if __name__ == "__main__":
+    main()

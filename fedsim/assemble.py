@@ -1,0 +1,72 @@
+"""From a job to the parts that run it: population, net, setting, method, and where the work is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fedsim import models
+from fedsim.core import Setting
+from fedsim.data.population import Population, populate
+from fedsim.fault import BadInput
+from fedsim.fleet.account import Account
+from fedsim.fleet.order import Site
+from fedsim.job import Job, identity, resolved
+from fedsim.ledger import Anatomy
+from fedsim.net import Net
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything a run needs that follows from its job alone."""
+
+    job: Job
+    population: Population
+    anatomy: Anatomy
+    setting: Setting
+    method: Any
+    site: Site
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 of what the job computes."""
+        return identity(self.job)
+
+    @property
+    def resolved(self) -> str:
+        """The whole job as TOML."""
+        return resolved(self.job)
+
+    def account(self) -> Account:
+        return Account(self.anatomy, self.population, self.job.train.momentum > 0)
+
+
+def device_of(job: Job, node_rank: int = 0) -> str:
+    """The torch device of this rank: by its number on the node, so that several ranks may share a GPU."""
+    wanted = job.execution.device
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise BadInput('[execution] device = "cuda", and torch sees no CUDA device here; use "auto" or "cpu"')
+    return f"cuda:{node_rank % torch.cuda.device_count()}"
+
+
+def assemble(job: Job, node_rank: int = 0, stopped: Callable[[], bool] = lambda: False) -> Parts:
+    """The parts of a job. BadInput says what in the job or its data cannot be."""
+    device = device_of(job, node_rank)
+    population = populate(job.data, job.partition, job.seed)
+    shape, classes = population.train.shape, population.train.classes
+    module = models.build(job.model, shape, classes, job.seed)
+    anatomy = models.anatomy(module, shape)
+    try:
+        net = Net(module).to(device)
+    except ValueError as error:
+        raise BadInput(f"[model] {job.model.name or job.model.factory}: {error}") from error
+    cohort = job.cohort.of(population.clients)
+    job.evaluate.of(population.clients)
+    training = job.train.training(job.rounds, augment=bool(population.augment))
+    setting = Setting(net, training, job.train.aggregation(), job.rounds, cohort, population.clients, job.seed)
+    return Parts(job, population, anatomy, setting, job.method.use, Site(net, population, job.seed, device, stopped=stopped))

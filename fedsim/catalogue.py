@@ -1,0 +1,36 @@
+"""`fedsim methods`: what there is, and of one method its paper, its hyperparameters and their defaults."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING
+
+from rich.console import Console
+from rich.table import Table
+
+from fedsim import methods
+from fedsim.complaint import written
+
+
+def show(name: str | None, console: Console) -> None:
+    """All methods, or one; BadInput for a name that is none."""
+    if name is None:
+        console.print(_all())
+        return
+    method = methods.find(name)
+    console.print(methods.about(name), markup=False, highlight=False)
+    console.print()
+    console.print(_parameters(method) if methods.parameters(method) else "No hyperparameters of its own; see [train].", markup=False)
+
+
+def _all() -> Table:
+    table = Table("method", "what it is", box=None, header_style="bold", pad_edge=False)
+    for name in methods.names():
+        table.add_row(name, methods.about(name).splitlines()[0])
+    return table
+
+
+def _parameters(method: type) -> Table:
+    table = Table("\\[method]", "type", "default", "meaning", box=None, header_style="bold", pad_edge=False)
+    for each in methods.parameters(method):
+        table.add_row(each.name, each.kind, "needed" if each.default is MISSING else written(each.default), each.meaning)
+    return table

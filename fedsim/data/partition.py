@@ -1,0 +1,217 @@
+"""Partitions: which client holds which training images, and the record of how that came about.
+
+The schemes stand in `schemes`; here is the job's [partition] section, the generators' keys, and the least size: bounded tries,
+then a repair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import sha256
+
+import numpy as np
+from numpy.random import Generator, SeedSequence, default_rng
+
+from fedsim.data import schemes
+from fedsim.data.schemes import Floats
+from fedsim.data.shards import Blocks, Ints, Listed, Shards, listed, of_owners
+from fedsim.fault import BadInput
+
+__all__ = ["NAMES", "Blocks", "Deal", "Listed", "PartitionSettings", "Shards", "deal", "generator", "listed", "of_owners", "parameters"]
+
+FIELDS: dict[str, tuple[str, ...]] = {  # every scheme, with the fields that are its own
+    "iid": (),
+    "dirichlet_class": ("alpha", "balance"),
+    "dirichlet_client": ("alpha", "prior", "sizes", "beta", "sigma"),
+    "shards": ("shards_per_client", "drop_rest"),
+    "classes_per_client": ("classes_per_client",),
+    "few_per_class": ("classes_per_client", "images_per_class"),
+    "quantity_dirichlet": ("beta",),
+    "quantity_lognormal": ("sigma",),
+    "feature_noise": ("noise_std",),
+    "feature_rotation": ("angle",),
+    "natural": (),
+    "blocks": (),
+}
+NAMES = tuple(FIELDS)
+SHARED = ("clients", "least", "tries", "public", "holdout", "test")
+CHOICES = {"name": NAMES, "prior": ("shares", "ones"), "sizes": ("equal", "dirichlet", "lognormal"), "test": ("proportional", "global")}
+COUNTED = ("shards_per_client", "classes_per_client", "images_per_class", "tries")  # at least 1
+MEASURED = ("least", "public", "sigma", "noise_std", "angle")  # at least 0
+
+
+@dataclass(frozen=True)
+class PartitionSettings:
+    """The job's [partition] section. A field that a scheme does not use is left alone."""
+
+    name: str = "dirichlet_class"
+    clients: int = 10  # N; natural: 0 for one per user
+    alpha: float = 0.5  # dirichlet_class, dirichlet_client: concentration
+    balance: bool = True  # dirichlet_class: full clients get none of the later classes
+    prior: str = "shares"  # dirichlet_client: shares | ones
+    sizes: str = "equal"  # dirichlet_client: equal | dirichlet (beta) | lognormal (sigma)
+    beta: float = 0.5  # quantity_dirichlet: concentration of the sizes
+    sigma: float = 1.0  # quantity_lognormal: sizes ~ exp(sigma z)
+    shards_per_client: int = 2  # shards
+    drop_rest: bool = False  # shards: equal pieces, the remainder dropped
+    classes_per_client: int = 2  # classes_per_client, few_per_class
+    images_per_class: int = 20  # few_per_class
+    noise_std: float = 0.1  # feature_noise: of the last client, pixel values in [0, 1]
+    angle: float = 45.0  # feature_rotation: largest, degrees
+    least: int = 10  # m, images of every client, held-out ones included
+    tries: int = 10  # draws before the best of them is repaired
+    public: int = 0  # images per class kept for the server
+    holdout: float = 0.0  # share of each client's images it does not train on
+    test: str = "proportional"  # proportional (each client has test images) | global (none has)
+
+    def __post_init__(self) -> None:
+        for field, known in CHOICES.items():
+            if getattr(self, field) not in known:
+                raise BadInput(f"[partition] {field} = {getattr(self, field)!r} is not known. There are: {', '.join(known)}")
+        for field in (*COUNTED, *MEASURED):
+            low = 1 if field in COUNTED else 0
+            if not low <= getattr(self, field) < float("inf"):
+                raise BadInput(f"[partition] {field} = {getattr(self, field)} must be at least {low}")
+        for field in ("alpha", "beta"):
+            if not 0 < getattr(self, field) < float("inf"):
+                raise BadInput(f"[partition] {field} = {getattr(self, field)} must be above 0")
+        if not 0 <= self.holdout < 1:
+            raise BadInput(f"[partition] holdout = {self.holdout} must lie in [0, 1)")
+        if self.clients < (0 if self.name == "natural" else 1):
+            raise BadInput(f"[partition] clients = {self.clients} must be at least 1 (natural: 0 gives one client per user)")
+
+
+@dataclass(frozen=True, eq=False)
+class Deal:
+    """What a partition did."""
+
+    owner: Ints  # (n,) the client of each image, -1 where the scheme dropped it
+    clients: int
+    shares: Floats | None = None  # the Dirichlet shares, where there are: (C, N) class-wise, (N, C) client-wise
+    tries: int = 1
+    moved: int = 0  # images moved by the repair
+
+    def sizes(self) -> Ints:
+        """(N,) images of each client."""
+        return np.bincount(self.owner[self.owner >= 0], minlength=self.clients)
+
+    def counts(self, labels: Ints, classes: int) -> Ints:
+        """(N, C) images of each client and class."""
+        return tally(self.owner, labels, self.clients, classes)
+
+
+def generator(seed: int, purpose: str) -> Generator:
+    """The generator of one purpose (partition, public, holdout, test), so that changing one leaves the others."""
+    return default_rng(SeedSequence(int.from_bytes(sha256(f"{seed}/{purpose}".encode()).digest(), "little")))
+
+
+def parameters(settings: PartitionSettings) -> dict[str, int | float | str | bool]:
+    """The fields that this scheme depends on."""
+    return {field: getattr(settings, field) for field in (*SHARED, *FIELDS[settings.name])}
+
+
+def deal(labels: Ints, settings: PartitionSettings, rng: Generator, users: Ints | None = None) -> Deal:
+    """Deal n images to clients by the scheme named; every client gets at least `least`.
+
+    labels (n,), users (n,) for `natural`. Up to `tries` draws; where none reaches the least size, the one with the largest
+    minimum is repaired. BadInput if the data cannot give what is asked.
+    """
+    check_enough(settings, len(labels))
+    best = None
+    for tries in range(1, settings.tries + 1):
+        owner, shares = _draw(labels, settings, rng, users)
+        drawn = Deal(owner, settings.clients or int(owner.max()) + 1, shares, tries)
+        if best is None or drawn.sizes().min() > best.sizes().min():
+            best = drawn
+        if best.sizes().min() >= settings.least or settings.name not in RANDOM_SIZES:
+            break
+    assert best is not None
+    return _repaired(Deal(best.owner, best.clients, best.shares, tries), labels, settings, rng)
+
+
+def check_enough(settings: PartitionSettings, n: int) -> None:
+    """BadInput if n images cannot give every client its least."""
+    if n == 0 or settings.clients * settings.least > n:
+        asked = f"clients = {settings.clients} x least = {settings.least} images"
+        raise BadInput(f"[partition] {asked} = {settings.clients * settings.least}, but there are {n} to deal: lower clients or least")
+
+
+def tally(owner: Ints, labels: Ints, clients: int, classes: int) -> Ints:
+    """(N, C) how many images of each class each client owns."""
+    held = owner >= 0
+    return np.bincount(owner[held] * classes + labels[held], minlength=clients * classes).reshape(clients, classes)
+
+
+def _repaired(drawn: Deal, labels: Ints, settings: PartitionSettings, rng: Generator) -> Deal:
+    size = drawn.sizes()
+    if size.min() >= settings.least or settings.name == "natural":
+        return drawn
+    if size.sum() < drawn.clients * settings.least or settings.name == "few_per_class":
+        gives = f"{settings.name} gives a client {size.min()} images, fewer than least = {settings.least}"
+        raise BadInput(f"[partition] {gives}: lower least or clients")
+    moved = schemes.repair(drawn.owner, labels, drawn.clients, settings.least, rng)
+    return Deal(drawn.owner, drawn.clients, drawn.shares, drawn.tries, moved)
+
+
+Drawn = tuple[Ints, Floats | None]
+
+
+def _draw(labels: Ints, s: PartitionSettings, rng: Generator, users: Ints | None) -> Drawn:
+    return DRAW[s.name](labels, s, rng, users)
+
+
+def _sizes(n: int, s: PartitionSettings, rng: Generator, rule: str) -> Ints:
+    if rule == "dirichlet":
+        return schemes.dirichlet_sizes(n, s.clients, s.beta, rng)
+    if rule == "lognormal":
+        return schemes.lognormal_sizes(n, s.clients, s.sigma, rng)
+    return schemes.equal_sizes(n, s.clients)
+
+
+def _sized(rule: str) -> Callable[..., Drawn]:
+    return lambda labels, s, rng, users: (schemes.iid(_sizes(len(labels), s, rng, rule), rng), None)
+
+
+def _by_class(labels: Ints, s: PartitionSettings, rng: Generator, users: Ints | None) -> Drawn:
+    return schemes.dirichlet_class(labels, s.clients, s.alpha, s.balance, rng)
+
+
+def _by_client(labels: Ints, s: PartitionSettings, rng: Generator, users: Ints | None) -> Drawn:
+    return schemes.dirichlet_client(labels, _sizes(len(labels), s, rng, s.sizes), s.alpha, s.prior, rng)
+
+
+def _in_shards(labels: Ints, s: PartitionSettings, rng: Generator, users: Ints | None) -> Drawn:
+    return schemes.shards(labels, s.clients, s.shards_per_client * s.clients, s.drop_rest, rng), None
+
+
+def _by_few_classes(labels: Ints, s: PartitionSettings, rng: Generator, users: Ints | None) -> Drawn:
+    present = len(np.unique(labels))
+    if s.classes_per_client > present:
+        raise BadInput(f"[partition] classes_per_client = {s.classes_per_client}, but the data have {present} classes")
+    if s.name == "few_per_class":
+        return schemes.few_per_class(labels, s.clients, s.classes_per_client, s.images_per_class, rng), None
+    return schemes.classes_per_client(labels, s.clients, s.classes_per_client, rng), None
+
+
+def _by_user(labels: Ints, s: PartitionSettings, rng: Generator, users: Ints | None) -> Drawn:
+    if users is None:
+        known = ", ".join(name for name in NAMES if name != "natural")
+        raise BadInput(f'[partition] name = "natural" needs users (a file with a dataset client); without them there are: {known}')
+    return schemes.natural(users, s.clients, s.least, rng), None
+
+
+RANDOM_SIZES = ("dirichlet_class", "dirichlet_client", "quantity_dirichlet", "quantity_lognormal")
+DRAW: dict[str, Callable[[Ints, PartitionSettings, Generator, Ints | None], Drawn]] = {
+    "iid": _sized("equal"),
+    "dirichlet_class": _by_class,
+    "dirichlet_client": _by_client,
+    "shards": _in_shards,
+    "classes_per_client": _by_few_classes,
+    "few_per_class": _by_few_classes,
+    "quantity_dirichlet": _sized("dirichlet"),
+    "quantity_lognormal": _sized("lognormal"),
+    "feature_noise": _sized("equal"),
+    "feature_rotation": _sized("equal"),
+    "natural": _by_user,
+}

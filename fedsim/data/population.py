@@ -1,0 +1,170 @@
+"""The population: the data, and which client trains, holds out and tests on which images."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from fedsim import draw
+from fedsim.data import DataSettings, partition, splits
+from fedsim.data.images import Stored
+from fedsim.data.partition import Deal, PartitionSettings, generator
+from fedsim.data.shards import Blocks, Ints, Listed, Shards, of_owners, sha256_of
+from fedsim.data.sources import open_data
+
+if TYPE_CHECKING:
+    from fedsim.core import Data
+
+COUNTED = 100_000  # clients up to which counts are kept
+MOVED = 0.01  # share of images moved by the repair above which the record warns
+
+
+@dataclass(frozen=True)
+class Skew:
+    """What one client's images go through, training and test images alike; the global test set stays clean."""
+
+    clients: int
+    seed: int
+    noise_std: float = 0.0  # of the last client; pixel values in [0, 1]
+    max_angle: float = 0.0  # degrees
+
+    def noise(self, client: int) -> float:
+        """Standard deviation of the Gaussian noise on pixel values in [0, 1]: noise_std · k/N for k = 1 … N."""
+        return self.noise_std * (client + 1) / self.clients
+
+    def angle(self, client: int) -> float:
+        """Degrees, fixed for the client, uniform within ± max_angle."""
+        return self.max_angle * (2 * float(draw.uniform(draw.key(self.seed, "rotation", client), 1)) - 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Population:
+    """All clients' data. `shards` has train (without the held-out part), held, test (a shard per client) and public (one)."""
+
+    train: Data
+    test: Data
+    shards: dict[str, Shards]
+    record: dict[str, Any]  # scheme, parameters, seed, tries, moved … : plain numbers and text, fit for JSON
+    sha256: str  # over the record's parameters and every shard
+    augment: tuple[str, ...]
+    crop_pad: int
+    cutout: int
+    skew: Skew | None
+    clients: int
+
+    def size(self, client: int) -> int:
+        """Number of images the client trains on."""
+        return self.shards["train"].size(client)
+
+    def counts(self) -> Ints | None:
+        """(N, C) images each client trains on, by class; None above 100,000 clients."""
+        if self.clients > COUNTED:
+            return None
+        index, sizes = self.shards["train"].stretch(0, self.clients)
+        owner, labels = np.repeat(np.arange(self.clients), sizes), splits.labels_of(self.train, index)
+        return partition.tally(owner, labels, self.clients, self.train.classes)
+
+    def public(self) -> Stored | None:
+        """The server's images, or None where it has none."""
+        index = torch.from_numpy(self.shards["public"].of(0))
+        train = self.train
+        if not len(index):
+            return None
+        return Stored(train.name, train.images(index), train.labels(index), train.classes, train.mean, train.std)
+
+
+def populate(data: DataSettings, settings: PartitionSettings, seed: int) -> Population:
+    """Open the data and deal them to clients: a function of the settings and the seed. BadInput says what cannot be."""
+    train, test = open_data(data, seed)
+    made = divide(train, test, settings, seed)
+    return replace(made, augment=data.augments(), crop_pad=data.crop_pad, cutout=data.cutout)
+
+
+def divide(train: Data, test: Data, settings: PartitionSettings, seed: int) -> Population:
+    """Deal images already open; nothing is augmented."""
+    shards, told = _in_blocks(train, test, settings, seed) if settings.name == "blocks" else _dealt(train, test, settings, seed)
+    record = _record(train, test, settings, seed) | told
+    begin = json.dumps(record, sort_keys=True).encode()
+    record["hashes"] = {name: sha256_of(part, begin) for name, part in sorted(shards.items())}
+    whole = sha256(begin + json.dumps(record["hashes"], sort_keys=True).encode()).hexdigest()
+    clients = len(shards["train"])
+    record |= {"clients": clients, "numpy": np.__version__, "sha256": whole}
+    return Population(train, test, shards, record, whole, (), 4, 16, _skew(settings, clients, seed), clients)
+
+
+def _record(train: Data, test: Data, settings: PartitionSettings, seed: int) -> dict[str, Any]:
+    names = {"scheme": settings.name, "parameters": partition.parameters(settings), "seed": seed}
+    return names | {"data": train.name, "images": {"train": len(train), "test": len(test)}, "classes": train.classes}
+
+
+def _skew(settings: PartitionSettings, clients: int, seed: int) -> Skew | None:
+    if settings.name == "feature_noise":
+        return Skew(clients, seed, noise_std=settings.noise_std)
+    if settings.name == "feature_rotation":
+        return Skew(clients, seed, max_angle=settings.angle)
+    return None
+
+
+Made = tuple[dict[str, Shards], dict[str, Any]]
+
+
+def _in_blocks(train: Data, test: Data, settings: PartitionSettings, seed: int) -> Made:
+    """Nothing is stored but the public indices: a client's images are known from its number."""
+    public = splits.public(train, settings.public, generator(seed, "public"))
+    n = len(train) - len(public)
+    partition.check_enough(settings, n)
+    whole = Blocks(n, settings.clients, public, settings.holdout)
+    tested = Blocks(len(test) if settings.test == "proportional" else 0, settings.clients)
+    shards: dict[str, Shards] = {"train": whole, "held": replace(whole, held=True), "test": tested, "public": _one(public)}
+    return shards, {"tries": 1, "moved": 0, "dropped": 0, "untested": len(test) - tested.n, "warnings": []}
+
+
+def _dealt(train: Data, test: Data, settings: PartitionSettings, seed: int) -> Made:
+    public = splits.public(train, settings.public, generator(seed, "public"))
+    index = np.setdiff1d(np.arange(len(train)), public)
+    labels = splits.labels_of(train, index)
+    users = _users(train)
+    dealt = partition.deal(labels, settings, generator(seed, "partition"), None if users is None else users[index])
+    held = splits.held(dealt.owner, labels, dealt.clients, train.classes, settings.holdout, generator(seed, "holdout"))
+    tester = _testers(dealt, labels, index, train, test, settings, seed)
+    shards: dict[str, Shards] = {
+        "train": of_owners(np.where(held, -1, dealt.owner), dealt.clients, index),
+        "held": of_owners(np.where(held, dealt.owner, -1), dealt.clients, index),
+        "test": of_owners(tester, dealt.clients, np.arange(len(test))),
+        "public": _one(public),
+    }
+    told = {"tries": dealt.tries, "moved": dealt.moved, "dropped": int((dealt.owner < 0).sum()), "untested": int((tester < 0).sum())}
+    return shards, told | {"labels_sha256": sha256(labels.astype("<i8").data).hexdigest(), "warnings": _warnings(dealt)}
+
+
+def _testers(dealt: Deal, labels: Ints, index: Ints, train: Data, test: Data, settings: PartitionSettings, seed: int) -> Ints:
+    """(n_test,) the client of each test image, -1 for nobody's: by natural user where test images have one, else in proportion."""
+    if settings.test == "global":
+        return np.full(len(test), -1)
+    trained, tested = _users(train), _users(test)
+    if settings.name == "natural" and trained is not None and tested is not None:
+        known, first = np.unique(trained[index], return_index=True)
+        seat = np.searchsorted(known, tested).clip(max=len(known) - 1)
+        return np.where(known[seat] == tested, dealt.owner[first[seat]], -1)
+    every = np.arange(len(test))
+    return splits.proportional(dealt.counts(labels, train.classes), splits.labels_of(test, every), generator(seed, "test"))
+
+
+def _warnings(dealt: Deal) -> list[str]:
+    if dealt.moved <= MOVED * len(dealt.owner):
+        return []
+    share = f"{100 * dealt.moved / len(dealt.owner):.1f} %"
+    return [f"{dealt.moved} images ({share}) moved to give every client its least: the partition is no longer a plain draw of its scheme"]
+
+
+def _users(data: Data) -> Ints | None:
+    return data.users.numpy() if isinstance(data, Stored) and data.users is not None else None
+
+
+def _one(index: Ints) -> Listed:
+    return Listed(index, np.array([0, len(index)]))

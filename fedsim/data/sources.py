@@ -1,0 +1,61 @@
+"""Where images come from: every name of the job's [data] section becomes a training and a test set."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn.functional import interpolate
+
+from fedsim.data import DataSettings
+from fedsim.data.images import Fake, Stored, fifth, moments, parted
+
+if TYPE_CHECKING:
+    from fedsim.core import Data
+
+__all__ = ["Fake", "Stored", "digits", "fake", "fifth", "moments", "open_data", "parted"]
+
+
+def open_data(settings: DataSettings, seed: int) -> tuple[Data, Data]:
+    """The training and the test set. The seed matters to `fake` alone. BadInput if files are missing or unreadable."""
+    if settings.name == "digits":
+        return digits(settings.size or 8)
+    if settings.name == "fake":
+        return fake(settings, seed)
+    if settings.name == "shapes":
+        from fedsim.data.shapes import shapes
+
+        return shapes(settings)
+    if settings.name in ("cinic10", "tiny_imagenet"):
+        from fedsim.data import folders
+
+        return folders.open_folder(settings.name, settings.root)
+    if settings.name == "file":
+        from fedsim.data.file import open_file
+
+        return open_file(str(settings.path))
+    from fedsim.data.published import open_published
+
+    return open_published(settings)
+
+
+def digits(size: int) -> tuple[Stored, Stored]:
+    """scikit-learn's 1,797 real handwritten digits, 8x8 and 16 grey levels (UCI, Alpaydin and Kaynak 1998), 1,437 and 360.
+
+    The split is a fixed stratified fifth; a size above 8 is reached by bilinear interpolation.
+    """
+    from sklearn.datasets import load_digits  # takes a second to import
+
+    bunch = load_digits()
+    x = torch.from_numpy(bunch.images).float().unsqueeze(1) * (255 / 16)  # (n, 1, 8, 8)
+    if size != 8:
+        x = interpolate(x, size=(size, size), mode="bilinear", align_corners=False)
+    return parted("digits", x.round().to(torch.uint8), torch.from_numpy(bunch.target).long(), 10)
+
+
+def fake(settings: DataSettings, seed: int) -> tuple[Fake, Fake]:
+    """Random images for benchmarks; 50,000 and 10,000 of 3x32x32 in 10 classes where the job does not say otherwise."""
+    size = settings.size or 32
+    shape = (settings.channels or 3, size, size)
+    classes = settings.classes or 10
+    return Fake(settings.train or 50_000, shape, classes, seed), Fake(settings.test or 10_000, shape, classes, seed, "test")

@@ -1,0 +1,97 @@
+"""`fedsim estimate`: checks a job and predicts bytes, FLOPs and memory, without training.
+
+The job's own method runs on a fleet whose clients begin and end their work but take no step: what travels and what is charged
+depends on shapes, masks and numbers of images alone, so the prediction is what the run file will say.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.table import Table
+
+from fedsim.assemble import Parts, assemble
+from fedsim.fleet.local import LocalFleet
+from fedsim.fleet.order import Answer, Order, Pack, Site
+from fedsim.fleet.serial import idle
+from fedsim.job import Job
+from fedsim.row import Row, row_of
+from fedsim.tree import under
+
+PATIENCE = 20.0  # seconds after which the rest of the rounds is taken to be like the last
+
+
+class IdleFleet(LocalFleet):
+    """Clients that take no step."""
+
+    name = "idle"
+
+    @staticmethod
+    def carry_out(order: Order, pack: Pack, site: Site) -> Answer:
+        return idle(order, pack, site)
+
+
+def rows(parts: Parts) -> Iterator[Row]:
+    """Row after row as the run would charge them."""
+    setting, method = parts.setting, parts.method
+    fleet = IdleFleet(parts.site, parts.account(), 1, time.perf_counter)
+    state = method.init(setting, parts.population.public())
+    masks = under(method.deploy(setting, state, fleet, [])[0], "mask/")
+    for r in range(setting.rounds + 1):
+        fleet.open(r)
+        state, found = method.round(setting, state, fleet, r)
+        row = row_of(parts.anatomy, fleet.account.bills, None, method.deploy(setting, state, fleet, [])[0], masks, found)
+        masks = row.masks
+        yield row
+
+
+def estimate(job: Job, console: Console) -> None:
+    """Prints what the job will cost."""
+    parts = assemble(job)
+    began, seen = time.monotonic(), []
+    for row in rows(parts):
+        seen.append(row.values)
+        if time.monotonic() - began > PATIENCE:
+            break
+    setting, anatomy = parts.setting, parts.anatomy
+    console.print(f"{job.name}: {job.method.name} on {job.data.name}; the job is valid", highlight=False)
+    images = sum(parts.population.size(client) for client in range(min(setting.clients, 1000))) / min(setting.clients, 1000)
+    console.print(
+        f"{setting.clients:,} clients with {images:,.0f} training images each on average, {setting.cohort} a round, {setting.rounds} rounds; "
+        f"{anatomy.parameters:,} parameters, {2 * sum(layer.flops for layer in anatomy.layers) / 2e6:,.2f} MFLOP forward",
+        highlight=False,
+    )
+    console.print(_table(seen, setting.cohort))
+    missing = setting.rounds + 1 - len(seen)
+    if missing > 0:
+        console.print(f"rounds {len(seen)} to {setting.rounds} are taken to be like round {len(seen) - 1}", highlight=False)
+    total = {name: sum(row[name] for row in seen) + missing * seen[-1][name] for name in ("bytes_up", "bytes_down", "train_flops")}
+    console.print(
+        f"whole run: {total['bytes_up'] / 1e6:,.1f} MB up, {total['bytes_down'] / 1e6:,.1f} MB down, {total['train_flops'] / 1e12:,.3f} TFLOP",
+        highlight=False,
+    )
+
+
+def _table(seen: list[dict[str, float]], cohort: int) -> Table:
+    """A line wherever the costs change."""
+    table = Table(title="per client and round", title_justify="left")
+    for name in ("rounds", "up, MB", "down, MB", "training, GFLOP (largest)", "memory, MB (largest)", "density"):
+        table.add_column(name, justify="right")
+    begin = 0
+    for r in range(1, len(seen) + 1):
+        if r == len(seen) or _costs(seen[r], cohort) != _costs(seen[begin], cohort):
+            table.add_row(f"{begin}" if r - 1 == begin else f"{begin} to {r - 1}", *_costs(seen[begin], cohort))
+            begin = r
+    return table
+
+
+def _costs(row: dict[str, float], cohort: int) -> tuple[str, ...]:
+    return (
+        f"{row['bytes_up'] / cohort / 1e6:,.3f}",
+        f"{row['bytes_down'] / cohort / 1e6:,.3f}",
+        f"{row['max_client_flops'] / 1e9:,.2f}",
+        f"{row['max_client_memory'] / 1e6:,.2f}",
+        f"{row['density']:.4f}",
+    )

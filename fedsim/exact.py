@@ -1,0 +1,175 @@
+"""The sum over clients that does not depend on order or grouping (DESIGN promise 1): float64 values, rounded once to int64.
+
+A key that stands in `shared`, M its largest magnitude there, has the unit 2^(ceil(log2(N · max(M, 1) · 2^10)) - 62), N the
+number of images of the cohort; client k may hand back at most n_k · max(M, 1) · 2^10. Every other key has two limbs, of units
+2^-20 and 2^-68, and |value| < 2^28. Integers then add without rounding, so ranks and packs cannot matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import frexp
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.tree import Tree
+
+HEADROOM = 2.0**10  # how far a value may grow beyond its largest broadcast magnitude
+COARSE, FINE = 2.0**20, 2.0**68  # values per unit of the two limbs
+LARGEST = 2.0**28
+COHORT = 16_384  # clients whose two-limb values cannot overflow
+
+
+@dataclass(frozen=True)
+class Unit:
+    """How one key is rounded: `scale` integers to 1, values up to `bound` per image (None: two limbs)."""
+
+    scale: float
+    bound: float | None
+
+    @property
+    def limbs(self) -> int:
+        return 2 if self.bound is None else 1
+
+
+TWO_LIMBS = Unit(COARSE, None)
+
+
+def unit_of(value: Tensor, n: int) -> Unit:
+    """The unit of a key whose broadcast tensor is `value`, in a cohort of `n` images."""
+    largest = float(value.abs().max()) if value.numel() else 0.0
+    bound = max(largest, 1.0) * HEADROOM
+    mantissa, exponent = frexp(n * bound)
+    ceiling = exponent - (mantissa == 0.5)  # ceil(log2)
+    return Unit(2.0 ** (62 - ceiling), bound)
+
+
+@numba.njit(cache=True, nogil=True)
+def _add(into, values, scale, limit):  # pragma: no cover - compiled
+    """into += round(values · scale); False when a value is not finite or beyond the limit."""
+    fine = True
+    for i in range(values.size):
+        fine &= abs(values[i]) <= limit
+        into[i] += np.int64(np.rint(values[i] * scale))
+    return fine
+
+
+@numba.njit(cache=True, nogil=True)
+def _add_limbs(into, values, coarse, fine, limit):  # pragma: no cover - compiled
+    """into[0], into[1] += the two limbs of the values; False as in `_add`."""
+    good = True
+    for i in range(values.size):
+        good &= abs(values[i]) < limit
+        head = np.rint(values[i] * coarse)
+        into[0, i] += np.int64(head)
+        into[1, i] += np.int64(np.rint((values[i] - head / coarse) * fine))
+    return good
+
+
+def _add_torch(into: Tensor, values: Tensor, scale: float, limit: float) -> bool:
+    """`_add` for tensors that live on an accelerator."""
+    into += (values * scale).round().to(torch.int64)
+    return bool((values.abs() <= limit).all())
+
+
+def _add_limbs_torch(into: Tensor, values: Tensor, coarse: float, fine: float, limit: float) -> bool:
+    head = (values * coarse).round()
+    into[0] += head.to(torch.int64)
+    into[1] += ((values - head / coarse) * fine).round().to(torch.int64)
+    return bool((values.abs() < limit).all())
+
+
+class Sum:
+    """Partial sums of named values as int64, for a cohort of `n` images that was sent `shared`."""
+
+    def __init__(self, shared: Tree, n: int) -> None:
+        self._shared, self._n = shared, n
+        self._units: dict[str, Unit] = {}
+        self.parts: Tree = {}  # key -> (limbs, …) int64
+        self.clients = 0
+
+    def unit(self, key: str) -> Unit:
+        if key not in self._units:
+            floats = key in self._shared and self._shared[key].is_floating_point()
+            self._units[key] = unit_of(self._shared[key], self._n) if floats else TWO_LIMBS
+        return self._units[key]
+
+    def add(self, rows: Tree, clients: Sequence[int], n: Sequence[int]) -> None:
+        """Adds (K, …) float64 rows of the given clients, who have `n` images each.
+
+        Raises ValueError, naming client and key, for a value that is not finite or beyond its range, and for a key that is
+        not float64 or changes its shape.
+        """
+        self.clients += len(clients)
+        if self.clients > COHORT:
+            raise ValueError(f"a cohort of more than {COHORT} clients cannot be summed exactly")
+        for key, values in rows.items():
+            if values.dtype != torch.float64:
+                raise ValueError(f"total {key!r} is {values.dtype}; a total is float64 (tree.weigh gives it)")
+            into = self._part(key, values.shape[1:])
+            for value, client, images in zip(values, clients, n, strict=True):
+                if not self._add_one(key, into, value.reshape(-1), images):
+                    raise ValueError(self._fault(key, value, client, images))
+
+    def _part(self, key: str, shape: torch.Size) -> Tensor:
+        if key not in self.parts:
+            device = self._shared[key].device if key in self._shared else "cpu"
+            self.parts[key] = torch.zeros(self.unit(key).limbs, *shape, dtype=torch.int64, device=device)
+        if self.parts[key].shape[1:] != shape:
+            raise ValueError(f"total {key!r} is {tuple(shape)} here and {tuple(self.parts[key].shape[1:])} for an earlier client")
+        return self.parts[key].view(self.unit(key).limbs, -1)
+
+    def _add_one(self, key: str, into: Tensor, value: Tensor, images: int) -> bool:
+        unit = self.unit(key)
+        if into.is_cuda:
+            value = value.to(into.device)
+            if unit.bound is None:
+                return _add_limbs_torch(into, value, COARSE, FINE, LARGEST)
+            return _add_torch(into[0], value, unit.scale, unit.bound * images)
+        value = value.cpu().contiguous()
+        if unit.bound is None:
+            return _add_limbs(into.numpy(), value.numpy(), COARSE, FINE, LARGEST)
+        return _add(into[0].numpy(), value.numpy(), unit.scale, unit.bound * images)
+
+    def _fault(self, key: str, value: Tensor, client: int, images: int) -> str:
+        bound = self.unit(key).bound
+        limit = LARGEST if bound is None else bound * images
+        worst = value.flatten()[value.abs().nan_to_num(torch.inf).argmax()].item() if value.numel() else float("nan")
+        return f"total {key!r} of client {client} holds {worst}; finite values up to {limit:.6g} can be summed"
+
+    def merge(self, other: Sum) -> None:
+        """Adds another partial sum of the same order."""
+        for key, part in other.parts.items():
+            if key in self.parts:
+                self.parts[key] += part
+            else:
+                self.parts[key] = part.clone()
+        self.clients += other.clients
+
+    def value(self) -> Tree:
+        """The sums in float64, one rounding each."""
+        return {key: self._value(key, part) for key, part in self.parts.items()}
+
+    def _value(self, key: str, part: Tensor) -> Tensor:
+        if self.unit(key).limbs == 2:
+            return part[0].double() / COARSE + part[1].double() / FINE
+        return part[0].double() / self.unit(key).scale
+
+    def layout(self) -> dict[str, list[int]]:
+        """Shape of every key, limbs first: what another rank must know to read `flat`."""
+        return {key: list(part.shape) for key, part in sorted(self.parts.items())}
+
+    def flat(self) -> Tensor:
+        """All partial sums as one int64 buffer, keys in order."""
+        parts = [self.parts[key].reshape(-1).cpu() for key in sorted(self.parts)]
+        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64)
+
+    def take(self, layout: dict[str, list[int]], flat: Tensor, clients: int) -> None:
+        """The inverse of `flat`."""
+        sizes = [int(np.prod(shape)) for shape in layout.values()]
+        self.parts = {key: part.view(shape) for (key, shape), part in zip(layout.items(), flat.split(sizes), strict=True)}
+        self.clients = clients

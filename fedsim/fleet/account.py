@@ -1,0 +1,121 @@
+"""What the clients of a round are charged: FLOPs, bytes up and down, memory. Rank 0 keeps it, from plain numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from zlib import crc32
+
+import numpy as np
+
+from fedsim import ledger, wire
+from fedsim.fleet.batches import Population, count_of, shown
+from fedsim.fleet.order import Answer, Order
+from fedsim.masks import ones
+from fedsim.tree import Tree, under
+
+
+@dataclass
+class Bill:
+    """One client's share of a round."""
+
+    samples: int = 0  # images it saw, each epoch counted
+    loss: float = float("nan")  # mean training loss of its last work
+    density: float = float("nan")  # whole density of what it trained
+    train_flops: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    memory: int = 0  # model figure, bytes, the largest of the round
+
+
+@dataclass
+class Received:
+    """Masks that clients hold already: a version number a client, and each version once."""
+
+    versions: list[Tree] = field(default_factory=list)
+    of: dict[int, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._prices: dict[tuple[int, int], int] = {}  # (held version, sent version) -> bytes
+
+    def version(self, masks: Tree) -> int:
+        """The number of these masks; a new one when they differ from the newest."""
+        newest = self.versions[-1] if self.versions else None
+        if newest is None or newest.keys() != masks.keys() or any(not newest[key].equal(masks[key]) for key in masks):
+            self.versions.append({key: mask.clone() for key, mask in masks.items()})
+        return len(self.versions) - 1
+
+    def price(self, client: int, version: int) -> int:
+        """Bytes that bring the client's masks up to `version`; afterwards it holds them."""
+        held = self.of.get(client, -1)
+        if held == version:
+            return 0
+        if (held, version) not in self._prices:
+            self._prices[held, version] = wire.length(self.versions[version], last=self.versions[held] if held >= 0 else {})
+        self.of[client] = version
+        return self._prices[held, version]
+
+
+class Account:
+    """The bills of the round in progress."""
+
+    def __init__(self, anatomy: ledger.Anatomy, population: Population, momentum: bool) -> None:
+        self.anatomy, self.population = anatomy, population
+        self.slots = int(momentum)  # values of the optimiser per parameter
+        self.bills: dict[int, Bill] = {}
+        self.received = Received()
+        self._sent: dict[str, tuple[object, set[int]]] = {}  # key -> the tensor of this round, and who has it
+        self._own: dict[int, dict[str, int]] = {}  # client -> key -> checksum of what it was sent for itself
+
+    def open(self) -> None:
+        self.bills = {}
+        self._sent = {}
+        self._own = {}
+
+    def charge(self, order: Order, clients: Sequence[int], own: Tree, kept: Mapping[int, Tree], answer: Answer) -> None:
+        """Adds one run of a work to the bills."""
+        held = ones(order.shared)
+        down = self._down(order.shared, clients)
+        for i, client in enumerate(clients):
+            bill = self.bills.setdefault(client, Bill())
+            row = {key: value[i] for key, value in own.items()}
+            bill.bytes_down += down[i] + self._down_own(client, row, order.shared | kept.get(client, {}))
+            bill.bytes_up += answer.up[client]
+            counts = held | answer.ones.get(client, {})
+            self._compute(bill, order, client, counts)
+            if order.work.feeds:
+                bill.loss = answer.loss[client]
+
+    def _compute(self, bill: Bill, order: Order, client: int, counts: dict[str, int]) -> None:
+        kept = {name.removesuffix(".weight"): count for name, count in counts.items()}
+        bill.density = ledger.density(self.anatomy, kept)
+        for feed in order.work.feeds:
+            images = shown(feed, count_of(self.population, feed, client))
+            bill.samples += images
+            bill.train_flops += ledger.feed_flops(self.anatomy, images, kept, feed.charge, feed.dense).total
+            memory = ledger.memory(self.anatomy, kept, min(feed.batch, images), self.slots, feed.dense)
+            bill.memory = max(bill.memory, memory.total)
+
+    def _down(self, shared: Tree, clients: Sequence[int]) -> np.ndarray:
+        """(K,) bytes of the broadcast that each client does not hold yet."""
+        sizes = np.zeros(len(clients), dtype=np.int64)
+        masks = under(shared, "mask/")
+        for head in wire.heads({key: value for key, value in shared.items() if key not in masks}, masks):
+            value = shared[head.key]
+            before, holders = self._sent.get(head.key, (None, set()))
+            if before is not value:
+                holders = set()
+            sizes += head.size * np.array([client not in holders for client in clients])
+            self._sent[head.key] = (value, holders | set(clients))
+        if masks:
+            version = self.received.version(masks)
+            sizes += np.array([self.received.price(client, version) for client in clients])
+        return sizes
+
+    def _down_own(self, client: int, row: Tree, held: Tree) -> int:
+        """Bytes of what is sent to this client alone, but for what it received in this round already."""
+        seen = self._own.setdefault(client, {})
+        marks = {key: crc32(value.cpu().contiguous().numpy().tobytes()) for key, value in row.items()}
+        new = {key: value for key, value in row.items() if seen.get(key) != marks[key]}
+        seen.update(marks)
+        return wire.length(new, held | row)

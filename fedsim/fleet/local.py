@@ -1,0 +1,116 @@
+"""What every fleet does besides the work itself: picking cohorts, cutting packs, kept state, counting calls, charging."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, MutableMapping, Sequence
+
+import numpy as np
+import torch
+
+from fedsim import tree
+from fedsim.core import Reply, Work
+from fedsim.exact import Sum
+from fedsim.fault import Stopped
+from fedsim.fleet.account import Account
+from fedsim.fleet.order import Answer, Order, Pack, Site, charged, cut, images
+from fedsim.net import Net
+from fedsim.tree import Tree
+from fedsim.works import Evaluate
+
+Engine = Callable[[Order, Pack, Site], Answer]
+
+
+class LocalFleet:
+    """Runs every pack in this process, one after the other; a subclass says how one pack is carried out."""
+
+    name = "local"
+    carry_out: Engine
+
+    def __init__(
+        self, site: Site, account: Account, packs: int, clock: Callable[[], float], kept: MutableMapping[int, Tree] | None = None
+    ) -> None:
+        self.site, self.account, self.packs, self.clock = site, account, packs, clock
+        self.timing = {"broadcast": 0.0, "compute": 0.0, "reduce": 0.0}  # seconds, growing
+        self.rank_bytes = 0  # between ranks, growing
+        self.touched: set[int] = set()  # clients whose kept state changed; whoever writes it down empties this
+        self.kept: MutableMapping[int, Tree] = {} if kept is None else kept
+        self.r = 0
+        self._calls: Counter[tuple[str, int]] = Counter()
+        sizes = site.population.shards["train"].sizes()
+        self._filled = None if sizes.min() > 0 else np.flatnonzero(sizes)
+
+    def open(self, r: int) -> None:
+        """Begins round `r`: calls are counted anew, and nothing has been sent yet."""
+        self.r = r
+        self._calls.clear()
+        self.account.open()
+
+    def pick(self, k: int, r: int) -> list[int]:
+        """`k` distinct non-empty clients, sorted: a function of the seed and the round, the same for every method."""
+        filled = self.site.population.clients if self._filled is None else len(self._filled)
+        if k > filled:
+            raise ValueError(f"a cohort of {k} of {filled} clients that have images")
+        chosen = np.random.default_rng((self.site.seed, r)).choice(filled, k, replace=False)
+        return np.sort(chosen if self._filled is None else self._filled[chosen]).tolist()
+
+    def later(self, task: Callable[[], None]) -> None:
+        """Runs `task` while the ranks train, where there are ranks; at once otherwise."""
+        task()
+
+    def run(self, work: Work, cohort: Sequence[int], shared: Tree, own: Tree | None = None, net: Net | None = None) -> Reply:
+        """Has every client of the cohort do the work; totals over the cohort, and the rows of each client in sorted order."""
+        clients = sorted(cohort)
+        self._check(work, clients, own or {})
+        n = sum(images(self.site, client) for client in clients)
+        order = Order(work, net or self.site.net, shared, self.r, n)
+        with torch.no_grad():
+            answer = self._carried_out(order, self._packed(order, clients, own or {}))
+        if charged(order):
+            self.account.charge(order, clients, own or {}, self.kept, answer)
+        kept = {client: kept for client, kept in answer.keep.items() if kept}
+        self.kept.update(kept)
+        self.touched |= kept.keys()
+        return Reply(answer.total.value(), tree.stack(answer.each[client] for client in clients))
+
+    def drain(self) -> None:
+        """Does what is still to be done later."""
+
+    def _carried_out(self, order: Order, packs: list[Pack]) -> Answer:
+        begin, answer = self.clock(), Answer(Sum(order.shared, order.n))
+        for pack in packs:
+            if self.site.stopped():
+                raise Stopped
+            answer.merge(type(self).carry_out(order, pack, self.site))
+        self.timing["compute"] += self.clock() - begin
+        return answer
+
+    def _packed(self, order: Order, clients: list[int], own: Tree) -> list[Pack]:
+        calls = self._counted(order.work, clients)
+        packs, begin = [], 0
+        for part in cut(clients, self.packs):
+            rows = slice(begin, begin + len(part))
+            begin += len(part)
+            mine = {key: value[rows] for key, value in own.items()}
+            packs.append(Pack(part, mine, [self.kept.get(client) for client in part], [counts[rows] for counts in calls]))
+        return packs
+
+    def _counted(self, work: Work, clients: list[int]) -> list[list[int]]:
+        """Earlier uses in this round of the work, then of each feed's split, by each client."""
+        calls = []
+        for purpose in (type(work).__name__, *(feed.split for feed in work.feeds)):
+            calls.append([self._calls[purpose, client] for client in clients])
+            self._calls.update((purpose, client) for client in clients)
+        return calls
+
+    def _check(self, work: Work, clients: list[int], own: Tree) -> None:
+        if not clients or len(set(clients)) < len(clients):
+            raise ValueError(f"a cohort is of distinct clients, at least one; this one is {clients}")
+        for feed in work.feeds:
+            if feed.split == "test" and not isinstance(work, Evaluate):
+                raise ValueError(f"{type(work).__name__} asks for test images, which only Evaluate may see")
+            if feed.split == "held" and not self.site.population.shards["held"].sizes().any():
+                raise ValueError(f"{type(work).__name__} asks for held-out images; set partition.holdout above 0")
+        short = [key for key, value in own.items() if len(value) != len(clients)]
+        if short:
+            raise ValueError(f"own {short[0]!r} has {len(own[short[0]])} rows for a cohort of {len(clients)}")

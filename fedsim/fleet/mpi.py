@@ -1,0 +1,344 @@
+"""Ranks: rank 0 asks, the others answer. The only room that knows MPI.
+
+An order is a header (JSON bytes, broadcast), the shared tree as one buffer (broadcast), and to each rank what is its clients'
+own or kept. Packs are dealt once, whole, to ranks. Every rank answers with a header and one buffer of rows; the totals, int64
+partial sums as one flat buffer, are reduced. Nothing is pickled. A rank that waits asks and sleeps, so that it burns no core.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, MutableMapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from mpi4py import MPI
+
+from fedsim import plain
+from fedsim.exact import Sum
+from fedsim.fault import ClientFault, Stopped
+from fedsim.fleet.account import Account
+from fedsim.fleet import packed, serial
+from fedsim.fleet.local import Engine, LocalFleet
+from fedsim.fleet.order import Answer, Order, Pack, Site, steps
+from fedsim.tree import Tree
+
+OWN, REPLY, ROWS, GO, STOP = range(1, 6)  # tags
+SHORT, LONG = 50e-6, 2e-3  # seconds between two looks at a request
+TEXT = 4096  # bytes of an error that is told at the start
+
+ENGINES: dict[str, Engine] = {"serial": serial.carry_out, "packed": packed.carry_out}
+DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.float64, torch.int64, torch.int32, torch.int16, torch.uint8, torch.bool, torch.float16, torch.bfloat16)}
+Layout = list[tuple[str, str, list[int]]]  # key, dtype, shape
+
+
+def layout(tree: Tree) -> Layout:
+    return [(key, str(value.dtype), list(value.shape)) for key, value in tree.items()]
+
+
+def flat(tree: Tree) -> np.ndarray:
+    """All tensors as one buffer of bytes."""
+    parts = [value.detach().cpu().contiguous().flatten().view(torch.uint8) for value in tree.values()]
+    return torch.cat(parts).numpy() if parts else np.zeros(0, np.uint8)
+
+
+def unflat(rows: Layout, buffer: np.ndarray, device: str = "cpu") -> Tree:
+    """The inverse of `flat`; views of the buffer where the alignment allows."""
+    tree: Tree = {}
+    begin, whole = 0, torch.from_numpy(buffer)
+    for key, name, shape in rows:
+        dtype = DTYPES[name]
+        end = begin + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        tree[key] = whole[begin:end].clone().view(dtype).view(shape).to(device)
+        begin = end
+    return tree
+
+
+@dataclass
+class Link:
+    """A communicator whose waiting does not burn a core."""
+
+    comm: MPI.Comm
+    clock: Callable[[], float]
+    sleep: Callable[[float], None]
+    teams: dict[int, MPI.Comm] = field(default_factory=dict)
+    bytes: int = 0  # sent and received by this rank
+
+    def until(self, done: Callable[[], Any], asked: Callable[[], None] = lambda: None) -> Any:
+        """Asks until `done` answers, ever more seldom: no wait is overslept by more than a fiftieth."""
+        begin = self.clock()
+        while not (answer := done()):
+            asked()
+            self.sleep(min(LONG, max(SHORT, (self.clock() - begin) / 50)))
+        return answer
+
+    def wait(self, request: MPI.Request) -> None:
+        self.until(request.Test)
+
+    def order(self, header: dict[str, Any]) -> None:
+        """Sends every rank what to do: {"do": "plan" | "run" | "end", …}."""
+        self.share(coded(header))
+
+    def share(self, buffer: np.ndarray | None) -> np.ndarray:
+        """The root's bytes, on every rank."""
+        size = np.array([0 if buffer is None else buffer.nbytes], dtype=np.int64)
+        self.wait(self.comm.Ibcast(size, root=0))
+        held = np.empty(int(size[0]), dtype=np.uint8) if buffer is None else buffer
+        self.wait(self.comm.Ibcast(held, root=0))
+        self.bytes += held.nbytes * (self.comm.size - 1)
+        return held
+
+    def send(self, buffer: np.ndarray, rank: int, tag: int) -> MPI.Request:
+        self.bytes += buffer.nbytes
+        return self.comm.Isend(buffer, dest=rank, tag=tag)
+
+    def receive(self, rank: int, tag: int) -> np.ndarray:
+        status = MPI.Status()
+        self.until(lambda: self.comm.Iprobe(source=rank, tag=tag, status=status))
+        buffer = np.empty(status.Get_count(MPI.BYTE), dtype=np.uint8)
+        self.wait(self.comm.Irecv(buffer, source=rank, tag=tag))
+        self.bytes += buffer.nbytes
+        return buffer
+
+    def team(self, size: int) -> MPI.Comm:
+        """Rank 0 and the first `size` others."""
+        if size not in self.teams:
+            group = self.comm.Get_group().Incl(list(range(size + 1)))
+            self.teams[size] = self.comm.Create_group(group)
+        return self.teams[size]
+
+    def told(self, mine: str) -> list[str]:
+        """A text of every rank, on every rank; the first TEXT bytes of each."""
+        row = np.zeros(TEXT, dtype=np.uint8)
+        text = mine.encode()[:TEXT]
+        row[: len(text)] = np.frombuffer(text, np.uint8)
+        every = np.zeros((self.comm.size, TEXT), dtype=np.uint8)
+        self.wait(self.comm.Iallgather(row, every))
+        return [bytes(row).rstrip(b"\0").decode(errors="replace") for row in every]
+
+    @property
+    def rank(self) -> int:
+        return self.comm.rank
+
+    @property
+    def ranks(self) -> int:
+        return self.comm.size
+
+    def node_rank(self) -> int:
+        """This rank's number among those of its machine, for choosing an accelerator."""
+        return self.comm.Split_type(MPI.COMM_TYPE_SHARED).rank
+
+    def abort(self, code: int) -> None:
+        """Ends every rank at once."""
+        self.comm.Abort(code)
+
+
+def link(clock: Callable[[], float], sleep: Callable[[float], None]) -> Link:
+    return Link(MPI.COMM_WORLD, clock, sleep)
+
+
+def coded(header: dict[str, Any]) -> np.ndarray:
+    return np.frombuffer(json.dumps(header).encode(), np.uint8)
+
+
+def deal(packs: list[Pack], weights: list[int], ranks: int) -> list[list[int]]:
+    """Packs to ranks, heaviest first to the rank with least; every one of the first `ranks` ranks gets one."""
+    hands: list[list[int]] = [[] for _ in range(ranks)]
+    loads = np.zeros(ranks, dtype=np.int64)
+    for pack in sorted(range(len(packs)), key=lambda pack: (-weights[pack], pack)):
+        rank = int(loads.argmin())
+        hands[rank].append(pack)
+        loads[rank] += max(1, weights[pack])
+    return [sorted(hand) for hand in hands]
+
+
+class MPIFleet(LocalFleet):
+    """Rank 0's side: deals packs to the other ranks, and does what is `later` while they train."""
+
+    name = "mpi"
+
+    def __init__(self, site: Site, account: Account, packs: int, link: Link, kept: MutableMapping[int, Tree] | None = None) -> None:
+        super().__init__(site, account, packs, link.clock, kept)
+        self.link = link
+        self._tasks: list[Callable[[], None]] = []
+
+    def later(self, task: Callable[[], None]) -> None:
+        self._tasks.append(task)
+
+    def drain(self) -> None:
+        """Does what is still to be done later."""
+        while self._tasks:
+            self._tasks.pop(0)()
+
+    def _carried_out(self, order: Order, packs: list[Pack]) -> Answer:
+        begin = self.link.clock()
+        ranks = min(self.link.comm.size - 1, len(packs))
+        team = self._send(order, packs, ranks)
+        sent = self.link.clock()
+        self.drain()
+        answer, shapes = self._collect(order, ranks)
+        computed = self.link.clock()
+        self._reduce(answer, shapes, team, ranks)
+        self.timing["broadcast"] += sent - begin
+        self.timing["compute"] += computed - sent
+        self.timing["reduce"] += self.link.clock() - computed
+        self.rank_bytes = self.link.bytes
+        return answer
+
+    def _send(self, order: Order, packs: list[Pack], ranks: int) -> MPI.Comm:
+        weights = [sum(sum(steps(order, self.site, client)) for client in pack.clients) for pack in packs]
+        hands = deal(packs, weights, ranks)
+        work, tensors = plain.dump(order.work)
+        if tensors:
+            raise TypeError(f"{type(order.work).__name__} holds a tensor; a Work is a dataclass of plain numbers, tensors go into shared or own")
+        header = {"do": "run", "work": work, "r": order.r, "n": order.n, "shared": layout(order.shared), "ranks": ranks}
+        header["packs"] = [[_told(packs[index]) for index in hand] for hand in hands]
+        self.link.order(header)
+        self.link.share(flat(order.shared))
+        team = self.link.team(ranks)
+        requests = [self.link.send(_private([packs[i] for i in hand]), rank + 1, OWN) for rank, hand in enumerate(hands)]
+        for request in requests:
+            self.link.wait(request)
+        return team
+
+    def _collect(self, order: Order, ranks: int) -> tuple[Answer, dict[str, list[int]]]:
+        answer, shapes, stopping = Answer(Sum(order.shared, order.n)), {}, False
+        waiting = set(range(1, ranks + 1))
+
+        def arrived() -> set[int]:
+            return {rank for rank in waiting if self.link.comm.Iprobe(source=rank, tag=REPLY)}
+
+        def stop() -> None:
+            nonlocal stopping
+            if self.site.stopped() and not stopping:
+                stopping = True
+                for rank in range(1, ranks + 1):
+                    self.link.wait(self.link.send(np.zeros(1, np.uint8), rank, STOP))
+
+        while waiting:
+            for rank in self.link.until(arrived, stop):
+                header = json.loads(self.link.receive(rank, REPLY).tobytes())
+                waiting.remove(rank)
+                if "fault" in header:
+                    raise ClientFault(header["fault"])
+                stopping |= header["stopped"]
+                _take(answer, header, self.link.receive(rank, ROWS))
+                shapes = header["total"] or shapes
+        go = np.array([0 if stopping else 1], dtype=np.uint8)
+        for rank in range(1, ranks + 1):
+            self.link.wait(self.link.send(go, rank, GO))
+        if stopping:
+            raise Stopped
+        return answer, shapes
+
+    def _reduce(self, answer: Answer, shapes: dict[str, list[int]], team: MPI.Comm, ranks: int) -> None:
+        size = sum(int(np.prod(shape)) for shape in shapes.values())
+        whole = torch.zeros(size, dtype=torch.int64)
+        self.link.wait(team.Ireduce(torch.zeros_like(whole).numpy(), whole.numpy(), op=MPI.SUM, root=0))
+        self.link.bytes += 8 * size * ranks
+        answer.total.take(shapes, whole, len(answer.each))
+
+
+def _told(pack: Pack) -> dict[str, Any]:
+    kept = [None if kept is None else layout(kept) for kept in pack.kept]
+    return {"clients": pack.clients, "calls": pack.calls, "own": layout(pack.own), "kept": kept}
+
+
+def _private(packs: list[Pack]) -> np.ndarray:
+    parts = [flat(tree) for pack in packs for tree in (pack.own, *(kept or {} for kept in pack.kept))]
+    return np.concatenate(parts)
+
+
+def _take(answer: Answer, header: dict[str, Any], rows: np.ndarray) -> None:
+    """Adds a rank's rows to the answer."""
+    begin = 0
+    for client, each, keep in zip(header["clients"], header["each"], header["keep"], strict=True):
+        for where, held in ((answer.each, each), (answer.keep, keep)):
+            end = begin + _size(held)
+            where[client] = unflat(held, rows[begin:end])
+            begin = end
+    for name in ("loss", "ones", "up"):
+        getattr(answer, name).update({int(client): value for client, value in header[name].items()})
+
+
+def _size(rows: Layout) -> int:
+    return sum(int(np.prod(shape, dtype=np.int64)) * DTYPES[name].itemsize for _, name, shape in rows)
+
+
+class Rank:
+    """A rank that trains: it waits for orders, carries them out and answers, until it is told to end."""
+
+    def __init__(self, site: Site, link: Link) -> None:
+        self.link = link
+        self.engine: Engine | None = None
+        self._flag = site.stopped
+        self.site = replace(site, stopped=self._stopped, rank=link.comm.rank)
+
+    def serve(self) -> int:
+        """Answers orders until the last; the exit code that rank 0 says then."""
+        while True:
+            header = json.loads(self.link.share(None).tobytes())
+            if header["do"] == "end":
+                return int(header["code"])
+            if header["do"] == "plan":
+                self.engine = ENGINES[header["fleet"]]
+                self.site = replace(self.site, channels_last=header["channels_last"])
+            else:
+                self._run(header, unflat(header["shared"], self.link.share(None), self.site.device))
+
+    def _stopped(self) -> bool:
+        return self._flag() or self.link.comm.Iprobe(source=0, tag=STOP)
+
+    def _run(self, header: dict[str, Any], shared: Tree) -> None:
+        me = self.link.comm.rank
+        if me > header["ranks"]:
+            return
+        team = self.link.team(header["ranks"])
+        order = Order(plain.load(header["work"], {}), self.site.net, shared, header["r"], header["n"])
+        packs = self._packs(header["packs"][me - 1])
+        answer, reply = self._answer(order, packs)
+        self._reply(answer, reply)
+        if self.link.receive(0, GO)[0]:
+            self.link.wait(team.Ireduce(answer.total.flat().numpy(), None, op=MPI.SUM, root=0))
+        while self.link.comm.Iprobe(source=0, tag=STOP):
+            self.link.receive(0, STOP)
+
+    def _packs(self, told: list[dict[str, Any]]) -> list[Pack]:
+        buffer, packs, begin = self.link.receive(0, OWN), [], 0
+        for pack in told:
+            parts = []
+            for rows in (pack["own"], *(kept or [] for kept in pack["kept"])):
+                end = begin + _size(rows)
+                parts.append(unflat(rows, buffer[begin:end], self.site.device))
+                begin = end
+            kept = [None if rows is None else part for rows, part in zip(pack["kept"], parts[1:], strict=True)]
+            packs.append(Pack(pack["clients"], parts[0], kept, pack["calls"]))
+        return packs
+
+    def _answer(self, order: Order, packs: list[Pack]) -> tuple[Answer, dict[str, Any]]:
+        answer = Answer(Sum(order.shared, order.n))
+        assert self.engine is not None, "rank 0 tells the plan first"
+        try:
+            with torch.no_grad():
+                for pack in packs:
+                    if self.site.stopped():
+                        return answer, {"stopped": True}
+                    answer.merge(self.engine(order, pack, self.site))
+        except ClientFault as fault:
+            return answer, {"fault": str(fault)}
+        except Exception as error:
+            return answer, {"fault": f"[rank {self.link.comm.rank}, round {order.r}] {type(error).__name__}: {error}"}
+        return answer, {"stopped": False}
+
+    def _reply(self, answer: Answer, reply: dict[str, Any]) -> None:
+        clients = list(answer.each)
+        header = {"clients": clients, "each": [layout(answer.each[client]) for client in clients]}
+        header |= {"keep": [layout(answer.keep[client]) for client in clients], "total": answer.total.layout()}
+        header |= {"loss": answer.loss, "ones": answer.ones, "up": answer.up} | reply
+        rows = [flat(tree) for client in clients for tree in (answer.each[client], answer.keep[client])]
+        for buffer, tag in ((coded(header), REPLY), (np.concatenate(rows) if rows else np.zeros(0, np.uint8), ROWS)):
+            self.link.wait(self.link.send(buffer, 0, tag))
+
+

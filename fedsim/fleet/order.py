@@ -1,0 +1,147 @@
+"""What passes inside a fleet: an order for the cohort, a pack of clients, and the answer of a pack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim import draw
+from fedsim.core import Sent, Work
+from fedsim.exact import Sum
+from fedsim.fault import ClientFault
+from fedsim.fleet.batches import Batches, Population, Round, count_of, steps_of, test_images
+from fedsim.net import Net
+from fedsim.tree import Tree, row
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where work is done: the same on every rank, but for the rank."""
+
+    net: Net
+    population: Population
+    seed: int
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+    channels_last: bool = False
+    rank: int = 0
+    stopped: Callable[[], bool] = lambda: False  # asked between packs
+
+
+@dataclass(frozen=True)
+class Order:
+    """One run of a work, the same for every pack of the cohort."""
+
+    work: Work
+    net: Net
+    shared: Tree
+    r: int
+    n: int  # images of the cohort
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Clients that are worked on together on one rank, in the order of the sorted cohort."""
+
+    clients: list[int]
+    own: Tree  # (K, …)
+    kept: list[Tree | None]  # None: never visited
+    calls: list[list[int]]  # of the work, then of each feed's split: earlier uses by each client in this round
+
+
+@dataclass
+class Answer:
+    """What comes back of some packs."""
+
+    total: Sum
+    each: dict[int, Tree] = field(default_factory=dict)  # by client
+    keep: dict[int, Tree] = field(default_factory=dict)
+    loss: dict[int, float] = field(default_factory=dict)  # mean over the client's steps
+    ones: dict[int, dict[str, int]] = field(default_factory=dict)  # kept weights, where a client has masks of its own
+    up: dict[int, int] = field(default_factory=dict)  # bytes of the report
+
+    def merge(self, other: Answer) -> None:
+        self.total.merge(other.total)
+        for name in ("each", "keep", "loss", "ones", "up"):
+            getattr(self, name).update(getattr(other, name))
+
+
+@dataclass
+class Place:
+    """Where in a client's work we are, for the message of an error."""
+
+    order: Order
+    rank: int
+    clients: Sequence[int]
+    stage: str = "start"
+
+    def fault(self, error: Exception) -> ClientFault:
+        who = f"client {self.clients[0]}" if len(self.clients) == 1 else f"clients {', '.join(map(str, self.clients))}"
+        work = type(self.order.work).__name__
+        return ClientFault(f"[rank {self.rank}, {who}, round {self.order.r}, {work}.{self.stage}] {type(error).__name__}: {error}")
+
+
+def cut(cohort: Sequence[int], packs: int) -> list[list[int]]:
+    """The cohort in `packs` runs whose sizes differ by at most one; fewer when it is smaller."""
+    return [part.tolist() for part in np.array_split(np.asarray(cohort), min(packs, len(cohort)))]
+
+
+def steps(order: Order, site: Site, client: int) -> list[int]:
+    """The client's steps in each feed of the work."""
+    return [steps_of(feed, count_of(site.population, feed, client)) for feed in order.work.feeds]
+
+
+def images(site: Site, client: int) -> int:
+    """n: a client's training images, or a test shard's images."""
+    population = site.population
+    if client < population.clients:
+        return population.size(client)
+    return len(test_images(population, client))
+
+
+def batches(order: Order, site: Site, pack: Pack, feed: int, rows: list[int]) -> Batches:
+    """The batches of a feed for the pack's clients at `rows`."""
+    clients, calls = [pack.clients[i] for i in rows], [pack.calls[1 + feed][i] for i in rows]
+    return Batches(site.population, order.work.feeds[feed], clients, calls, Round(site.seed, order.r), site.device, site.dtype, site.channels_last)
+
+
+def sent(order: Order, site: Site, pack: Pack) -> Sent:
+    """What the pack's clients hold, (K, …) but for shared; kept is laid in by `with_kept`."""
+    clients = torch.tensor(pack.clients)
+    keys = draw.key(site.seed, type(order.work).__name__, order.r, torch.tensor(pack.calls[0]), clients)
+    return Sent(
+        order.shared,
+        pack.own,
+        {},
+        torch.tensor([images(site, client) for client in pack.clients], device=site.device),
+        torch.tensor([steps(order, site, client) for client in pack.clients], device=site.device).view(len(clients), -1),
+        keys.to(site.device),
+    )
+
+
+def row_of(held: Sent, i: int) -> Sent:
+    """One client's part of a packed Sent."""
+    return Sent(held.shared, row(held.own, i), row(held.kept, i), held.n[i], held.steps[i], held.key[i])
+
+
+def charged(order: Order) -> bool:
+    """Whether the ledger sees the order: evaluation on test images is the simulator's own."""
+    return all(feed.split != "test" for feed in order.work.feeds)
+
+
+def masks_of_one(*trees: Tree) -> bool:
+    """Whether a client has masks that the cohort does not share."""
+    return any(key.startswith("mask/") for held in trees for key in held)
+
+
+def finite(losses: Tensor, clients: Sequence[int], place: Place) -> None:
+    """Raises for the first step (S,) or (S, A) whose loss is not a number."""
+    bad = (~losses.isfinite()).nonzero()
+    if len(bad):
+        step = bad[0].tolist()
+        place.stage, place.clients = f"step {step[0]}", [clients[step[1] if len(step) > 1 else 0]]
+        raise FloatingPointError(f"the loss is {losses[tuple(step)].item()}; a lower train.lr, or a model with norm, may help")

@@ -1,0 +1,151 @@
+"""How a run is started and how it ends: ranks, signals, resume, exit codes (0 done, 1 fault, 2 bad input, 3 stopped)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import traceback
+from collections import ChainMap
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fedsim.assemble import Parts, assemble
+from fedsim.fault import BadInput, ClientFault, Stopped
+from fedsim.fleet.local import LocalFleet
+from fedsim.job import Job
+from fedsim.plan import FLEETS, Plan, resolve
+from fedsim.progress import Progress
+from fedsim.simulate import Scribe, simulate
+from fedsim.start import Start, begin, host
+
+if TYPE_CHECKING:
+    from fedsim.fleet.mpi import Link
+
+LAUNCHED = ("OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK", "PMI_SIZE", "MPI_LOCALNRANKS")  # a launcher of MPI ranks sets one of them
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+@dataclass
+class Brake:
+    """Whether the run is to stop: a signal came, or its time is over."""
+
+    limit: float | None = None  # seconds
+    signalled: bool = False
+    began: float = field(default_factory=time.monotonic)
+
+    def __call__(self) -> bool:
+        return self.signalled or (self.limit is not None and time.monotonic() - self.began > self.limit)
+
+    def listen(self) -> None:
+        for name in SIGNALS:
+            signal.signal(name, self._told)
+
+    def _told(self, *_: Any) -> None:
+        self.signalled = True
+
+
+def main(job: Job, out: Path, resume: str) -> int:
+    """Runs the job on this rank; the exit code."""
+    torch.set_num_threads(job.execution.threads)
+    link = connect()
+    limit = job.execution.time_limit
+    brake = Brake(None if limit is None or (link and link.rank) else 60 * limit)
+    brake.listen()
+    made = _made(job, out, resume, link, brake)
+    told = [text for text in (link.told(made if isinstance(made, str) else "") if link else [made]) if text and isinstance(text, str)]
+    if told:
+        if link and link.rank:
+            return 2  # rank 0 says it
+        raise BadInput(told[0])
+    assert not isinstance(made, str)
+    hosts = link.told(host()) if link else [host()]
+    return _serve(made[0], link) if link and link.rank else _lead(*made, link, hosts)
+
+
+def _made(job: Job, out: Path, resume: str, link: Link | None, brake: Brake) -> tuple[Parts, Start] | str:
+    """The parts and, on rank 0, where to begin; or what is wrong."""
+    try:
+        parts = assemble(job, link.node_rank() if link else 0, brake)
+        return parts, begin(parts, out, resume) if not (link and link.rank) else Start(out)
+    except BadInput as error:
+        return str(error)
+
+
+def connect() -> Link | None:
+    """The ranks this process was started among; None when it is alone."""
+    if not any(name in os.environ for name in LAUNCHED):
+        return None
+    try:
+        from fedsim.fleet import mpi
+    except ImportError as error:
+        raise BadInput(f"started by an MPI launcher, but MPI is missing here ({error}); pip install 'fedsim[mpi]'") from error
+    link = mpi.link(time.perf_counter, time.sleep)
+    return link if link.ranks > 1 else None
+
+
+def _serve(parts: Parts, link: Link) -> int:
+    """A rank that trains."""
+    from fedsim.fleet.mpi import Rank
+
+    try:
+        return Rank(parts.site, link).serve()
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        link.abort(1)
+        raise
+
+
+def _lead(parts: Parts, start: Start, link: Link | None, hosts: list[str]) -> int:
+    """Rank 0: runs, says how it ended, and has the other ranks end too."""
+    progress = Progress(parts, len(hosts), start)
+    code, message = 0, ""
+    try:
+        if not start.finished:
+            _run(parts, start, link, hosts, progress)
+    except Stopped:
+        code, message = 3, f"stopped; {start.out} holds all complete rounds, and the same command goes on from there"
+    except BadInput as error:
+        code, message = 2, str(error)
+    except ClientFault as fault:
+        code, message = 1, f"{fault}\n{start.out} keeps the rounds before"
+    except Exception:
+        code, message = 1, traceback.format_exc()
+    progress.close()
+    if message:
+        print(message, file=sys.stderr, flush=True)
+    if link and code == 1:
+        link.abort(code)
+    elif link:
+        link.order({"do": "end", "code": code})
+    if code == 0:
+        progress.show()
+    return code
+
+
+def _run(parts: Parts, start: Start, link: Link | None, hosts: list[str], progress: Progress) -> None:
+    plan = start.plan or resolve(parts, progress.say)
+    fleet = _fleet(parts, plan, link, start)
+    with start.record(parts, plan, hosts) as record:
+        progress.begin(plan)
+        try:
+            simulate(parts, fleet, Scribe(parts, record, start, plan.text()), start, progress)
+        finally:
+            fleet.drain()
+
+
+def _fleet(parts: Parts, plan: Plan, link: Link | None, start: Start) -> LocalFleet:
+    """The fleet of the plan, in this process or on the other ranks."""
+    kept: Any = {} if start.checkpoint is None else ChainMap({}, start.checkpoint.kept)  # type: ignore[arg-type]
+    site = replace(parts.site, channels_last=plan.channels_last)
+    if link is None:
+        return FLEETS[plan.fleet](site, parts.account(), plan.packs, time.perf_counter, kept)
+    from fedsim.fleet.mpi import MPIFleet
+
+    link.order({"do": "plan", "fleet": plan.fleet, "channels_last": plan.channels_last})
+    return MPIFleet(site, parts.account(), plan.packs, link, kept)

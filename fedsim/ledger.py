@@ -1,0 +1,264 @@
+"""The ledger: density, FLOPs, model size and memory from plain numbers (specs: metrics, sections 2 to 5).
+
+A multiply-add counts as two FLOPs, a backward pass as two forward passes. Masks are counted, not zeros: `kept` maps the name of a masked layer to
+the number of ones in its mask; a layer that is not in `kept` is dense. Every sum is handed out with its terms.
+
+Symbols of the formulas: n all conv and linear weights, nnz kept ones, u parameters that are never masked, b running statistics;
+f_D and f_S forward FLOPs of one image, dense and sparse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import log2
+
+VALUE = 4  # bytes of a float32
+ENCODINGS = ("dense", "bitmask", "coordinate", "csr32", "csr16", "entropy", "affine8")
+
+Kept = Mapping[str, int]
+"""Ones in the mask of each masked layer: {"layer1.0.conv1": 1843}."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution or a linear map."""
+
+    name: str  # "layer1.0.conv1" has the weight "w/layer1.0.conv1.weight"
+    weights: int
+    flops: int  # forward, one image, dense
+    shape: tuple[int, ...]  # of its weight, outputs first
+    positions: int  # output positions of one image, H'W'; uses of the weights
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """What the ledger needs to know of a model."""
+
+    layers: tuple[Layer, ...]  # conv and linear, in state_dict order
+    free: int  # u: parameters that are never masked (biases, scale and shift of norms)
+    buffers: int  # b: running means and variances
+    activations: int  # bytes saved for backward per image, float32
+    vectors: int = 0  # bytes saved for backward per batch, whatever its size (the channel statistics of batch norms)
+    transient: int = 0  # bytes per image by which a step's highest moment, two gradients beside what is still saved, exceeds `activations`
+
+    @property
+    def weights(self) -> int:
+        """n, all conv and linear weights."""
+        return sum(layer.weights for layer in self.layers)
+
+    @property
+    def parameters(self) -> int:
+        """n + u."""
+        return self.weights + self.free
+
+
+class Terms(dict[str, int]):
+    """The terms of a sum, by name."""
+
+    @property
+    def total(self) -> int:
+        return sum(self.values())
+
+    def __add__(self, other: Mapping[str, int]) -> Terms:
+        """Term by term; a name that only one of them has is kept."""
+        return Terms({name: self.get(name, 0) + other.get(name, 0) for name in {**self, **other}})
+
+    def without(self, *names: str) -> Terms:
+        return Terms({name: value for name, value in self.items() if name not in names})
+
+
+# ---- density
+
+
+def ones(anatomy: Anatomy, kept: Kept) -> dict[str, int]:
+    """Kept weights of every layer, dense ones included; ValueError for a layer that is unknown or cannot keep that many."""
+    sizes = {layer.name: layer.weights for layer in anatomy.layers}
+    for name, count in kept.items():
+        if name not in sizes:
+            raise ValueError(f"no layer {name!r} to count; the model has {', '.join(sizes)}")
+        if not 0 <= count <= sizes[name]:
+            raise ValueError(f"layer {name!r} keeps {count} weights; it has {sizes[name]}")
+    return {**sizes, **kept}
+
+
+def density(anatomy: Anatomy, kept: Kept) -> float:
+    """The whole density: kept over all conv and linear weights, layers without a mask counted as kept."""
+    return sum(ones(anatomy, kept).values()) / anatomy.weights
+
+
+def density_all(anatomy: Anatomy, kept: Kept) -> float:
+    """Kept over all parameters: (nnz + u) / (n + u)."""
+    return (sum(ones(anatomy, kept).values()) + anatomy.free) / anatomy.parameters
+
+
+def density_maskable(anatomy: Anatomy, kept: Kept) -> float:
+    """Kept over all weights of the masked layers; 1 where nothing is masked."""
+    whole = sum(layer.weights for layer in anatomy.layers if layer.name in kept)
+    return sum(kept.values()) / whole if whole else 1.0
+
+
+def densities(anatomy: Anatomy, kept: Kept) -> dict[str, float]:
+    """Kept share of every layer."""
+    counts = ones(anatomy, kept)
+    return {layer.name: counts[layer.name] / layer.weights for layer in anatomy.layers}
+
+
+# ---- FLOPs
+
+
+def forward_flops(anatomy: Anatomy, kept: Kept = {}) -> int:  # noqa: B006 - a Mapping is never written to
+    """f_S of one image; f_D without `kept`. The sum of d_l f_l, which is not d f_D."""
+    return sum(layer_flops(anatomy, kept).values())
+
+
+def layer_flops(anatomy: Anatomy, kept: Kept = {}) -> dict[str, int]:  # noqa: B006
+    """d_l f_l of every layer, exactly: 2 · ones · positions."""
+    counts = ones(anatomy, kept)
+    return {layer.name: 2 * counts[layer.name] * layer.positions for layer in anatomy.layers}
+
+
+def feed_flops(anatomy: Anatomy, images: int, kept: Kept = {}, charge: str = "train", dense: Sequence[str] = ()) -> Terms:  # noqa: B006
+    """What `images` images cost (an image seen in two epochs counts twice).
+
+    forward f_S; with charge "train" backward 2 f_S, and dense_gradient f_l - d_l f_l of the layers in `dense` ("*" = all), whose weight
+    gradient is formed at all positions: together 2 f_S + f_S of the others + f_D of these.
+    """
+    if charge not in ("train", "forward"):
+        raise ValueError(f"a feed's charge is train or forward; not {charge!r}")
+    sparse = layer_flops(anatomy, kept)
+    terms = Terms(forward=images * sum(sparse.values()))
+    if charge == "train":
+        names = _named(anatomy, dense)
+        extra = sum(layer.flops - sparse[layer.name] for layer in anatomy.layers if layer.name in names)
+        terms |= {"backward": 2 * terms["forward"], "dense_gradient": images * extra}
+    return terms
+
+
+def training_flops(anatomy: Anatomy, kept: Kept = {}, dense: Sequence[str] = ()) -> int:  # noqa: B006
+    """Of one image: 3 f_S, or 2 f_S + f_S of the others + f_D of the `dense` layers."""
+    return feed_flops(anatomy, 1, kept, "train", dense).total
+
+
+def micronet(layer: Layer, kept: float, bias: bool = True, activation: bool = True) -> tuple[float, float]:
+    """(multiplications, additions) of one image as the MicroNet challenge counts them; for comparison only.
+
+    Multiplications: d MACs, and one per output for the activation; additions: d MACs, one per output for the bias, less one per output.
+    """
+    outputs = layer.shape[0] * layer.positions
+    macs = kept * layer.positions
+    return macs + outputs * activation, macs + outputs * bias - outputs
+
+
+# ---- model size
+
+
+def encoded_bits(encoding: str, n: int, nnz: float, rows: int = 1) -> float:
+    """Bits of `nnz` kept of `n` float32 weights, a matrix of `rows` rows, in one of ENCODINGS.
+
+    Raises ValueError where the encoding's indices are too narrow.
+    """
+    if encoding not in ENCODINGS:
+        raise ValueError(f"no encoding {encoding!r}; there are {', '.join(ENCODINGS)}")
+    if encoding == "csr16" and n // rows >= 2**16:
+        raise ValueError(f"csr16 has columns below 65,536; this tensor has {n // rows:,}")
+    if encoding in ("coordinate", "csr32") and n >= 2**31:
+        raise ValueError(f"{encoding} has indices below 2^31; this tensor has {n:,} weights")
+    return {
+        "dense": 32 * n,
+        "bitmask": 32 * nnz + n,
+        "coordinate": 64 * nnz,
+        "csr32": 64 * nnz + 32 * (rows + 1),
+        "csr16": 48 * nnz + 32 * (rows + 1),
+        "entropy": 32 * nnz + n * _entropy(nnz / n),
+        "affine8": 8 * nnz + 64,
+    }[encoding]
+
+
+def size_bits(anatomy: Anatomy, kept: Kept = {}, encoding: str = "bitmask") -> dict[str, float]:  # noqa: B006
+    """Bits of the whole model: masked layers in that encoding, dense layers and what is never masked as float32; with their "total"."""
+    ones(anatomy, kept)
+    terms = {
+        "masked": sum(encoded_bits(encoding, a.weights, kept[a.name], a.shape[0]) for a in anatomy.layers if a.name in kept),
+        "dense": float(sum(32 * a.weights for a in anatomy.layers if a.name not in kept)),
+        "free": 32.0 * (anatomy.free + anatomy.buffers),
+    }
+    return terms | {"total": sum(terms.values())}
+
+
+def position_bytes(anatomy: Anatomy, kept: Kept) -> int:
+    """I: where the kept weights stand, for each masked layer the cheaper of an index list and a bit per weight."""
+    ones(anatomy, kept)
+    return sum(min(VALUE * kept[a.name], -(-a.weights // 8)) for a in anatomy.layers if a.name in kept)
+
+
+def _entropy(p: float) -> float:
+    """Bits of one draw of probability p."""
+    return 0.0 if p in (0.0, 1.0) else -p * log2(p) - (1 - p) * log2(1 - p)
+
+
+# ---- memory
+
+
+def memory(
+    anatomy: Anatomy,
+    kept: Kept = {},  # noqa: B006
+    batch: int = 0,
+    slots: int = 0,
+    dense: Sequence[str] = (),
+    at_once: bool = False,
+    top: int = 0,
+    personal: int = 0,
+) -> Terms:
+    """Bytes that the described client would hold while it trains: sparse storage, 32-bit indices or bitmasks.
+
+    slots: values of the optimiser per parameter (SGD 0, with momentum 1, Adam 2). dense: layers whose gradient is formed at all
+    positions ("*" = all), one after the other, or `at_once` where it is uploaded. top: entries of the top-k buffers (value and index).
+    personal: bytes of state of its own. Without the activations of the batch it is `memory(…).without("activations")`.
+    """
+    nnz = sum(ones(anatomy, kept).values())
+    formed = [layer.weights for layer in anatomy.layers if layer.name in _named(anatomy, dense)]
+    return Terms(
+        weights=VALUE * (nnz + anatomy.free + anatomy.buffers),
+        positions=position_bytes(anatomy, kept),
+        gradients=VALUE * (nnz + anatomy.free),
+        dense_gradient=VALUE * (sum(formed) if at_once else max(formed, default=0)),
+        optimiser=VALUE * slots * (nnz + anatomy.free),
+        top=2 * VALUE * top,
+        personal=personal,
+        activations=_activations(anatomy, batch),
+    )
+
+
+def executed(anatomy: Anatomy, batch: int, masked: Sequence[str] = (), momentum: bool = False, pack: int = 1) -> Terms:
+    """Bytes that this program holds for a pack of clients in one step of masked dense training, in float32.
+
+    masked: layers that have a mask ("*" = all), which costs a byte per weight and the product of mask and weight.
+    """
+    names = _named(anatomy, masked)
+    hidden = sum(layer.weights for layer in anatomy.layers if layer.name in names)
+    terms = {
+        "weights": VALUE * (anatomy.parameters + anatomy.buffers),
+        "gradients": VALUE * anatomy.parameters,
+        "momentum": VALUE * anatomy.parameters * momentum,
+        "masks": hidden,
+        "effective": VALUE * hidden,
+        "activations": _activations(anatomy, batch),
+        "transient": batch * anatomy.transient,
+    }
+    return Terms({name: pack * value for name, value in terms.items()})
+
+
+def _activations(anatomy: Anatomy, batch: int) -> int:
+    return batch * anatomy.activations + anatomy.vectors if batch else 0
+
+
+def _named(anatomy: Anatomy, names: Sequence[str]) -> set[str]:
+    """The layers meant; "*" means all; ValueError for an unknown one."""
+    known = [layer.name for layer in anatomy.layers]
+    if "*" in names:
+        return set(known)
+    for name in names:
+        if name not in known:
+            raise ValueError(f"no layer {name!r}; the model has {', '.join(known)}")
+    return set(names)

@@ -1,0 +1,130 @@
+"""The models a job can name, and its user's own."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+from torch import nn
+
+from fedsim.fault import BadInput
+from fedsim.models import resnet, small
+from fedsim.models.anatomy import anatomy
+from fedsim.models.layers import Form
+from fedsim.models.match import Matched, widest
+from fedsim.models.settings import ModelSettings
+
+__all__ = ["FAMILIES", "Family", "Form", "Matched", "ModelSettings", "anatomy", "build", "match_width", "matched"]
+
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model's maker, its own width, and the least height and width of an image."""
+
+    make: Callable[[Form], nn.Module]
+    width: int  # channels of the first convolution
+    least: int  # pixels
+
+
+def _vgg11(form: Form) -> nn.Module:
+    from fedsim.models import vision  # torchvision takes a second to import
+
+    return vision.vgg11(form)
+
+
+def _vgg16(form: Form) -> nn.Module:
+    from fedsim.models import vision
+
+    return vision.vgg16(form)
+
+
+def _mobilenet_v2(form: Form) -> nn.Module:
+    from fedsim.models import vision
+
+    return vision.mobilenet_v2(form)
+
+
+def _thin(blocks: int) -> Callable[[Form], nn.Module]:
+    return lambda form: resnet.thin(form, blocks)
+
+
+FAMILIES: dict[str, Family] = {
+    "cnn": Family(small.cnn, 32, 4),
+    "lenet5": Family(small.lenet5, 6, 12),
+    "resnet8": Family(_thin(1), 16, 1),
+    "resnet18": Family(resnet.resnet18, 64, 1),
+    "resnet20": Family(_thin(3), 16, 1),
+    "resnet32": Family(_thin(5), 16, 1),
+    "resnet56": Family(_thin(9), 16, 1),
+    "vgg11": Family(_vgg11, 64, 32),
+    "vgg16": Family(_vgg16, 64, 32),
+    "mobilenet_v2": Family(_mobilenet_v2, 32, 1),
+}
+
+
+def build(settings: ModelSettings, shape: Shape, classes: int, seed: int) -> nn.Module:
+    """The model for images of `shape` (C, H, W), its first weights a function of the seed alone.
+
+    BadInput for a name that does not exist, images that are too small, a match that cannot be met, or a factory that fails.
+    """
+    width = match_width(settings, shape, classes) if settings.match else None
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        if settings.factory is not None:
+            return _from_factory(settings.factory, shape, classes)
+        return _make(settings, shape, classes, width)
+
+
+def match_width(settings: ModelSettings, shape: Shape, classes: int) -> int:
+    """The width that `build` gives the model."""
+    return matched(settings, shape, classes).width
+
+
+def matched(settings: ModelSettings, shape: Shape, classes: int) -> Matched:
+    """How wide the model is, and its share of the full model's cost: parameters where nothing is matched."""
+    full = settings.width or _family(settings, shape).width
+    match, density = settings.match or "params", settings.match_density
+
+    def make(width: int) -> nn.Module:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            return _make(settings, shape, classes, width)
+
+    return widest(make, full, match, density, shape)
+
+
+def _make(settings: ModelSettings, shape: Shape, classes: int, width: int | None) -> nn.Module:
+    family = _family(settings, shape)
+    full = settings.width or family.width
+    width = width or full
+    return family.make(Form(shape, classes, width, settings.norm, settings.standardise, Fraction(width, full)))
+
+
+def _family(settings: ModelSettings, shape: Shape) -> Family:
+    if settings.factory is not None:
+        raise BadInput(f"a model from a factory ({settings.factory}) has no width")
+    if settings.name not in FAMILIES:
+        raise BadInput(f"no model {settings.name!r}; there are {', '.join(FAMILIES)}, or model.factory = \"package.module:function\"")
+    family = FAMILIES[settings.name]
+    if min(shape[1:]) < family.least:
+        raise BadInput(f"{settings.name} needs images of at least {family.least}x{family.least}; these are {shape[1]}x{shape[2]}")
+    return family
+
+
+def _from_factory(factory: str, shape: Shape, classes: int) -> nn.Module:
+    where, _, name = factory.partition(":")
+    try:
+        function = getattr(importlib.import_module(where), name)
+        module = function(shape=shape, classes=classes)
+    except Exception as fault:
+        raise BadInput(
+            f'model.factory = "{factory}" failed: {type(fault).__name__}: {fault}; it is "package.module:function", '
+            "called as function(shape=(C, H, W), classes=…)"
+        ) from fault
+    if not isinstance(module, nn.Module):
+        raise BadInput(f'model.factory = "{factory}" gave a {type(module).__name__}; it should give a torch.nn.Module')
+    return module

@@ -1,0 +1,37 @@
+"""What the job says of the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedsim.fault import BadInput
+
+NORMS = ("batch", "group", "none")
+MATCHES = ("params", "flops", "memory")
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The [model] section of a job."""
+
+    name: str = "cnn"  # cnn | lenet5 | resnet8 | resnet18 | resnet20 | resnet32 | resnet56 | vgg11 | vgg16 | mobilenet_v2
+    width: int | None = None  # channels of the first convolution, all others in proportion; None: the model's own
+    norm: str = "batch"  # batch | group (one group: all channels of an image) | none
+    standardise: bool = False  # weight-standardised convolutions
+    match: str | None = None  # a small dense model whose params | flops | memory are at most match_density of the full one's
+    match_density: float = 1.0
+    factory: str | None = None  # "package.module:function", called as function(shape=(C, H, W), classes=…), in place of name
+
+    def __post_init__(self) -> None:
+        if self.norm not in NORMS:
+            raise BadInput(f"model.norm is one of {', '.join(NORMS)}; not {self.norm!r}")
+        if self.match is not None and self.match not in MATCHES:
+            raise BadInput(f"model.match is one of {', '.join(MATCHES)}; not {self.match!r}")
+        if not 0 < self.match_density <= 1:
+            raise BadInput(f"model.match_density is in (0, 1]; not {self.match_density}")
+        if self.match is None and self.match_density != 1:
+            raise BadInput(f"model.match_density = {self.match_density} needs model.match: one of {', '.join(MATCHES)}")
+        if self.width is not None and self.width < 1:
+            raise BadInput(f"model.width is at least 1; not {self.width}")
+        if self.factory is not None and self.match is not None:
+            raise BadInput("model.match narrows a model of fedsim; one from model.factory has no width to choose")

@@ -1,0 +1,147 @@
+"""Dataclasses of trees, tensors and plain numbers, as JSON and named tensors: what ranks exchange and checkpoints hold; never pickle.
+
+A class is written as "module:Qualname", so it must be importable where the value is read. Every JSON object here is one of
+
+    {"tensor": name}   {"float": "nan" | "inf" | "-inf"}   {"tuple": […]}   {"dict": {key: value}}   {"items": [[key, value], …]}
+    {"of": class, "fields": {…}}   a dataclass      {"of": class, "value": …}   a class with `__dump__` and `__load__`
+
+and None, bool, int, finite float, str and list stand for themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from functools import cache
+from importlib import import_module
+from math import isfinite
+from typing import Any
+
+from torch import Tensor
+
+Tree = dict[str, Tensor]
+Json = Any
+Names = dict[int, tuple[str, Tensor]]  # by id; the tensor stays alive so that no other takes its id
+
+_ITSELF = (int, str, bool, type(None))
+_HOLDS = "None, bool, int, float, str, Tensor, list, tuple, dict and dataclasses of them"
+
+
+def dump(value: Any) -> tuple[Json, Tree]:
+    """`value` as strict JSON and the tensors it names, by their path ("shared/w/conv1.weight").
+
+    Tensors are detached, neither copied nor moved; one that stands at two places is named once. Raises TypeError at a
+    value of any other kind, with its path.
+    """
+    tensors: Tree = {}
+    return _dump(value, "", tensors, {}), tensors
+
+
+def load(plain: Json, tensors: Tree) -> Any:
+    """The value that `dump` was given: load(*dump(value)) == value, tuples still tuples, dataclasses built by their constructor."""
+    kind = type(plain)
+    if kind in _ITSELF or kind is float:
+        return plain
+    if kind is list:
+        return [load(entry, tensors) for entry in plain]
+    for tag, read in _READ.items():
+        if kind is dict and tag in plain:
+            return read(plain, tensors)
+    raise ValueError(f"{str(plain)[:60]!r} is no dumped value: an object has one of the keys {', '.join(_READ)}")
+
+
+def _dump(value: Any, path: str, tensors: Tree, names: Names) -> Json:
+    kind: Any = type(value)
+    if kind in _ITSELF:
+        return value
+    if kind is float:
+        return value if isfinite(value) else {"float": repr(value)}
+    if isinstance(value, Tensor):
+        return {"tensor": _name(value, path, tensors, names)}
+    if kind is list or kind is tuple:
+        entries = [_dump(entry, _join(path, i), tensors, names) for i, entry in enumerate(value)]
+        return entries if kind is list else {"tuple": entries}
+    if kind is dict:
+        return _dump_dict(value, path, tensors, names)
+    if hasattr(kind, "__dump__"):
+        return {"of": _address(kind), "value": _dump(value.__dump__(), path, tensors, names)}
+    if hasattr(kind, "__dataclass_fields__"):
+        parts = {name: _dump(getattr(value, name), _join(path, name), tensors, names) for name in _fields(kind)}
+        return {"of": _address(kind), "fields": parts}
+    raise TypeError(f"{path or 'the value'} is a {kind.__module__}.{kind.__qualname__}; what is stored or sent is made of {_HOLDS}")
+
+
+def _dump_dict(value: dict[Any, Any], path: str, tensors: Tree, names: Names) -> Json:
+    entries = [(key, _dump(entry, _join(path, key), tensors, names)) for key, entry in value.items()]
+    if all(type(key) is str for key in value):
+        return {"dict": dict(entries)}
+    return {"items": [[_dump(key, _join(path, "key"), tensors, names), entry] for key, entry in entries]}
+
+
+def _join(path: str, part: object) -> str:
+    return f"{path}/{part}" if path else str(part)
+
+
+def _name(value: Tensor, path: str, tensors: Tree, names: Names) -> str:
+    """The tensor's name: its path, with a number behind it where two paths read the same."""
+    if id(value) not in names:
+        name, count = path or "value", 1
+        while name in tensors:
+            count += 1
+            name = f"{path}#{count}"
+        names[id(value)] = name, value
+        tensors[name] = value.detach()
+    return names[id(value)][0]
+
+
+@cache
+def _fields(kind: type) -> tuple[str, ...]:
+    """The fields a constructor takes; the others follow from them."""
+    return tuple(entry.name for entry in fields(kind) if entry.init)
+
+
+@cache
+def _address(kind: type) -> str:
+    """ "module:Qualname" of a class that is found there."""
+    address = f"{kind.__module__}:{kind.__qualname__}"
+    if "<locals>" in address or _class(address) is not kind:
+        raise TypeError(f"{address} cannot be imported by that name; define the class at the top of a module")
+    return address
+
+
+@cache
+def _class(address: str) -> type:
+    """The class at "module:Qualname"; an error unless it is a dataclass or has `__load__`."""
+    module, _, qualname = address.partition(":")
+    found: Any = import_module(module)
+    for name in qualname.split("."):
+        found = getattr(found, name)
+    if not (isinstance(found, type) and (is_dataclass(found) or hasattr(found, "__load__"))):
+        raise TypeError(f"{address} is neither a dataclass nor a class with __dump__ and __load__")
+    return found
+
+
+def _load_object(plain: Json, tensors: Tree) -> Any:
+    kind: Any = _class(plain["of"])
+    if "value" in plain:
+        return kind.__load__(load(plain["value"], tensors))
+    unknown = plain["fields"].keys() - _fields(kind)
+    if unknown:
+        raise ValueError(f"{plain['of']} has no field {sorted(unknown)[0]!r}; it has {', '.join(_fields(kind)) or 'none'}")
+    return kind(**{name: load(entry, tensors) for name, entry in plain["fields"].items()})
+
+
+def _load_tensor(plain: Json, tensors: Tree) -> Tensor:
+    if plain["tensor"] not in tensors:
+        raise ValueError(f"tensor {plain['tensor']!r} is named but not there; there are {', '.join(sorted(tensors)) or 'none'}")
+    return tensors[plain["tensor"]]
+
+
+_READ: dict[str, Callable[[Json, Tree], Any]] = {
+    "tensor": _load_tensor,
+    "of": _load_object,
+    "tuple": lambda plain, tensors: tuple(load(entry, tensors) for entry in plain["tuple"]),
+    "dict": lambda plain, tensors: {key: load(entry, tensors) for key, entry in plain["dict"].items()},
+    "items": lambda plain, tensors: {load(key, tensors): load(entry, tensors) for key, entry in plain["items"]},
+    "float": lambda plain, tensors: float(plain["float"]),
+}

@@ -1,0 +1,77 @@
+"""What rank 0 tells while a run goes on: a bar in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+from math import isnan
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import Progress as Bar
+
+from fedsim.assemble import Parts
+from fedsim.plan import Plan
+from fedsim.row import Row
+from fedsim.start import Start
+
+LINES = 10  # plain lines of a run that is not evaluated
+
+
+class Progress:
+    """Bar, accuracy, density, bytes, seconds per round, time left."""
+
+    def __init__(self, parts: Parts, ranks: int, start: Start, console: Console | None = None) -> None:
+        self.parts, self.ranks, self.start = parts, ranks, start
+        self.console = console or Console()
+        self.rounds = parts.job.rounds
+        self.began, self.first = time.monotonic(), start.round + 1
+        self.bytes = 0.0
+        self.accuracy = float("nan")
+        self._bar: Bar | None = None
+
+    def say(self, line: str) -> None:
+        self.console.print(line, highlight=False)
+
+    def begin(self, plan: Plan) -> None:
+        job, ranks = self.parts.job, f"{self.ranks} ranks" if self.ranks > 1 else "one process"
+        layout = ", channels last" if plan.channels_last else ""
+        self.say(f"{job.name}: {job.method.name} on {job.data.name}, {self.parts.setting.clients:,} clients, cohort {self.parts.setting.cohort}")
+        self.say(f"{ranks}, {plan.fleet} fleet in {plan.packs} packs{layout}, {plan.device}; writing {self.start.out}")
+        if self.first > 0:
+            self.say(f"going on after round {self.start.round}")
+        self.began = time.monotonic()
+        if self.console.is_terminal:
+            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+            self._bar = Bar(*columns, console=self.console)
+            self._bar.add_task("", total=self.rounds, completed=max(self.first - 1, 0))
+            self._bar.start()
+
+    def advance(self, r: int, row: Row) -> None:
+        """Tells of round `r`."""
+        self.bytes += row.values["bytes_up"] + row.values["bytes_down"]
+        self.accuracy = row.values.get("accuracy", self.accuracy)
+        text = self._text(r, row)
+        if self._bar:
+            self._bar.update(self._bar.task_ids[0], completed=r, description=text)
+        elif "accuracy" in row.values or r % max(1, self.rounds // LINES) == 0:
+            self.say(f"round {r:>{len(str(self.rounds))}}/{self.rounds}  {text}")
+
+    def _text(self, r: int, row: Row) -> str:
+        spent = time.monotonic() - self.began
+        each = spent / (r - self.first + 1)
+        left = timedelta(seconds=round(each * (self.rounds - r)))
+        accuracy = "      " if isnan(self.accuracy) else f"{self.accuracy:6.1%}"
+        return f"accuracy {accuracy}  density {row.values['density']:.3f}  {self.bytes / 1e6:,.1f} MB  {each:.2f} s/round  {left} left"
+
+    def close(self) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def show(self) -> None:
+        """The summary of the run file."""
+        from fedsim.show import show  # when there is something to show
+
+        if self.start.finished:
+            self.say(f"{self.start.out} is finished already; this is what it holds")
+        show(self.start.out, self.console)

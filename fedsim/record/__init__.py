@@ -1,0 +1,15 @@
+"""The run file: one HDF5 file per run, appended to round by round, readable while it grows and after a kill.
+
+    /rounds/NAME (round,)    /clients/NAME (round, client)    /layers/NAME (round, layer)    /timing/NAME (round,)
+    /masks/ROUND  packed bits, where the mask changed          /partition/counts (client, class)          /model  final weights
+
+The dimension scales `round`, `client`, `layer` (and `class`) stand in every group that uses them, as links to one dataset, so
+that xarray finds the labels whichever group it opens. A row is written and flushed before the attribute `rounds` counts it:
+readers trust rows 0 … `rounds` and nothing else.
+"""
+
+from fedsim.record.columns import COLUMNS, Column
+from fedsim.record.reader import Reader, read_model
+from fedsim.record.writer import Record
+
+__all__ = ["COLUMNS", "Column", "Reader", "Record", "read_model"]

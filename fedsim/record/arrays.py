@@ -1,0 +1,82 @@
+"""Tensors as the arrays that a file holds, and back bit for bit: packed masks, kept weights, chunks of scattered clients."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod
+from typing import Any
+from zlib import compress
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Tree = dict[str, Tensor]
+
+
+def bits(mask: Tensor) -> NDArray[np.uint8]:
+    """ceil(N / 8) bytes, the first entry in the highest bit."""
+    return np.packbits(mask.detach().cpu().bool().numpy(), axis=None)
+
+
+def from_bits(packed: NDArray[np.uint8], shape: Sequence[int]) -> Tensor:
+    """The bool tensor that `bits` packed."""
+    return torch.from_numpy(np.unpackbits(packed, count=prod(shape)).astype(bool)).reshape(tuple(shape))
+
+
+def pack(masks: Tree) -> tuple[str, bytes]:
+    """(keys and shapes as JSON, the bits of all masks, each mask beginning at a byte)."""
+    return json.dumps({key: list(mask.shape) for key, mask in masks.items()}), b"".join(bits(mask).tobytes() for mask in masks.values())
+
+
+def unpack(layout: str, packed: bytes) -> Tree:
+    """The masks that `pack` packed."""
+    masks: Tree = {}
+    begin = 0
+    for key, shape in json.loads(layout).items():
+        end = begin + -(-prod(shape) // 8)
+        masks[key], begin = from_bits(np.frombuffer(packed[begin:end], np.uint8), shape), end
+    return masks
+
+
+def store(value: Tensor, mask: Tensor | None = None) -> tuple[NDArray[Any], dict[str, Any]]:
+    """(array, what `restore` must know): packed bits of a bool, the values a mask keeps of a weight, anything else in full.
+
+    A weight that is not exactly 0 where its mask is 0 is stored in full.
+    """
+    value = value.detach().cpu().contiguous()
+    about = {"dtype": str(value.dtype).removeprefix("torch."), "shape": json.dumps(list(value.shape)), "masked": False}
+    if value.dtype == torch.bool:
+        return bits(value), about
+    if mask is not None and mask.shape == value.shape:
+        keep = mask.cpu().bool()
+        if not value[~keep].view(torch.uint8).any():
+            value, about["masked"] = value[keep], True
+    return (value.view(torch.int16) if value.dtype == torch.bfloat16 else value).numpy(), about
+
+
+def restore(array: NDArray[Any], about: Mapping[str, Any], mask: Tensor | None = None) -> Tensor:
+    """The tensor that `store` was given."""
+    dtype, shape = getattr(torch, about["dtype"]), json.loads(about["shape"])
+    if dtype == torch.bool:
+        return from_bits(array, shape)
+    values = torch.from_numpy(np.atleast_1d(array)).view(dtype)
+    if not about["masked"]:
+        return values.reshape(shape)
+    if mask is None:
+        raise ValueError("these are the kept values of a weight; its mask is missing")
+    full = torch.zeros(shape, dtype=dtype)
+    full[mask] = values
+    return full
+
+
+def chunks(ids: NDArray[np.integer], measured: NDArray[np.float64], width: int) -> Iterator[tuple[int, bytes]]:
+    """The chunks that hold what was measured: (first client, compressed values)."""
+    real = ~np.isnan(measured)
+    touched, place = np.unique(ids[real] // width, return_inverse=True)
+    block = np.full((len(touched), width), np.nan)  # (chunks, width)
+    block[place, ids[real] % width] = measured[real]
+    for start, values in zip(touched * width, block, strict=True):
+        yield int(start), compress(values.tobytes(), 1)

@@ -1,0 +1,51 @@
+"""The columns of a run file: their names, units and meaning. A method may record more; these are the engine's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Column:
+    """What a column holds: its unit ("1" for a share or a count) and one line of description."""
+
+    units: str = "1"
+    about: str = ""
+
+
+COLUMNS: dict[str, Column] = {
+    "rounds/accuracy": Column("1", "share of the global test set that the server model classifies rightly"),
+    "rounds/loss": Column("nat", "mean cross-entropy on the global test set"),
+    "rounds/train_loss": Column("nat", "mean loss over the local steps of the cohort"),
+    "rounds/density": Column("1", "kept conv and linear weights over those of the original network"),
+    "rounds/density_maskable": Column("1", "kept weights over those that a mask may remove"),
+    "rounds/train_flops": Column("FLOP", "training of the whole cohort, by the ledger"),
+    "rounds/max_client_flops": Column("FLOP", "training of the busiest client, by the ledger"),
+    "rounds/bytes_up": Column("B", "sent by all clients of the cohort"),
+    "rounds/bytes_down": Column("B", "sent to all clients of the cohort"),
+    "rounds/max_client_memory": Column("B", "training memory of the client that needs most, by the ledger"),
+    "rounds/client_accuracy": Column("1", "right over all images of the clients' test shards"),
+    "rounds/client_accuracy_macro": Column("1", "unweighted mean over clients of the accuracy on their test shards"),
+    "rounds/rank_bytes": Column("B", "exchanged between ranks: traffic of the simulator, not of the federation"),
+    "rounds/lr": Column("1", "learning rate of the local steps"),
+    "rounds/seconds": Column("s", "wall time of the round"),
+    "clients/took_part": Column("1", "1 where the client was in the cohort"),
+    "clients/samples": Column("1", "training images seen in the round, repetitions counted"),
+    "clients/accuracy": Column("1", "accuracy of the client's model on its own test shard"),
+    "clients/loss": Column("nat", "mean cross-entropy on its own test shard"),
+    "clients/train_loss": Column("nat", "mean loss over its local steps"),
+    "clients/density": Column("1", "kept conv and linear weights of the client's model over those of the original network"),
+    "clients/train_flops": Column("FLOP", "its training, by the ledger"),
+    "clients/bytes_up": Column("B", "sent by the client"),
+    "clients/bytes_down": Column("B", "sent to the client"),
+    "clients/memory": Column("B", "its training memory, by the ledger"),
+    "layers/density": Column("1", "kept share of the layer's weights"),
+    "layers/grown": Column("1", "weights grown in the round"),
+    "layers/pruned": Column("1", "weights pruned in the round"),
+    "timing/broadcast": Column("s", "sending the order and the shared tree"),
+    "timing/compute": Column("s", "clients at work, the slowest rank"),
+    "timing/reduce": Column("s", "collecting the sums"),
+    "timing/server": Column("s", "the method's own work on the server"),
+    "timing/evaluate": Column("s", "evaluation"),
+    "timing/record": Column("s", "writing the previous round's row and checkpoint"),
+}

@@ -1,0 +1,212 @@
+"""The writer of a run file: a row is flushed before the counter says that it is there, and no kill can lose what was there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from shutil import copyfile
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedsim.fault import BadInput
+from fedsim.record import arrays
+from fedsim.record.columns import COLUMNS, Column
+from fedsim.record.layout import CHUNK, DIMENSIONS, Attributes, add_column, blank, last_mask, lay_out, mask_of, names, writable
+from fedsim.record.reader import Reader
+
+Tree = dict[str, Tensor]
+
+
+class Record:
+    """The writer of one run file: `create` or `resume` it, write each `row`, `finish`, `close`.
+
+    HDF5 writes the parts of its indices in no order that a kill would respect. So whatever changes the structure of the file
+    (a new column, a mask, the final model, rows cut on resume) is done on a copy that is renamed into place, and in place
+    there are only appended chunks, which no trusted row depends on.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = Path(path)
+        self._open(self._path)
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        *,
+        attributes: Attributes,
+        layers: Sequence[str],
+        clients: int,
+        cohort: int | None = None,
+        columns: Mapping[str, Column] = COLUMNS,
+        counts: NDArray[np.integer] | None = None,
+    ) -> Record:
+        """A new run file with no rows yet.
+
+        `cohort`: clients measured in a usual row; default all. `columns`: by "rounds/…", "clients/…", "layers/…", "timing/…".
+        `counts`: (clients, classes) training images. Raises BadInput where `path` exists already or cannot be written.
+        """
+        path = Path(path)
+        if path.exists():
+            raise BadInput(_taken(path, attributes))
+        aside = path.with_name(path.name + ".new")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            aside.touch()
+        except OSError as error:
+            raise BadInput(f"{path} cannot be written: {error.strerror}; choose another --out") from None
+        rows = int(attributes.get("rounds_planned", 1000)) + 1
+        blank(aside, rows * min(clients if cohort is None else cohort, -(-clients // CHUNK)))
+        with writable(aside) as file:
+            lay_out(file, attributes, columns, layers, clients, counts)
+        aside.rename(path)
+        return cls(path)
+
+    @classmethod
+    def resume(cls, path: str | Path, r: int) -> Record:
+        """The run file with `r` as its last row (-1: none), later rows cut. Raises BadInput where it ends before `r`."""
+        done = Reader(path).rounds
+        if done < r:
+            raise BadInput(f"{path} ends with round {done}, before its checkpoint of round {r}; choose another --out to start afresh")
+        record = cls(path)
+        with record._aside():
+            record._cut(r)
+        return record
+
+    @property
+    def rounds(self) -> int:
+        """The last complete round, -1 before row 0."""
+        return int(self._file.attrs["rounds"])
+
+    def row(
+        self,
+        r: int,
+        values: Mapping[str, float],
+        clients: Mapping[str, tuple[NDArray[np.integer], NDArray[Any]]] | None = None,
+        layers: Mapping[str, NDArray[Any]] | None = None,
+        masks: Tree | None = None,
+        timing: Mapping[str, float] | None = None,
+    ) -> None:
+        """Row `r`, the one after the last: `clients` maps a name to (ids, values), `masks` is stored where it changed.
+
+        A name not declared before is added, with NaN in the rows that lack it.
+        """
+        if r != self.rounds + 1:
+            raise ValueError(f"row {r} cannot follow row {self.rounds} of {self._path}")
+        groups: dict[str, Mapping[str, Any]] = {"rounds": values, "clients": clients or {}, "layers": layers or {}, "timing": timing or {}}
+        row = {f"{group}/{name}": value for group, entries in groups.items() for name, value in entries.items()}
+        mask = arrays.pack(masks) if masks else self._mask
+        with nullcontext() if mask == self._mask and row.keys() <= self._columns.keys() else self._aside():
+            self._extend(r + 1)
+            self._put(r, row)
+            self._put_mask(r, mask)
+            self._file.flush()
+            self._file.attrs.modify("rounds", r)
+            self._file.flush()
+
+    def finish(self, model: Tree, weights_sha256: str) -> None:
+        """Stores the final weights and marks the run as finished."""
+        with self._aside():
+            for key, value in model.items():
+                _put_tensor(self._file.require_group("model"), key, value, model)
+            self._file.attrs.modify("weights_sha256", np.bytes_(weights_sha256))
+            self._file.attrs.modify("finished", True)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> Record:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _open(self, path: Path) -> None:
+        self._file = writable(path)
+        self._clients: int = self._file["client"].shape[0]
+        self._columns = {f"{group}/{name}": self._file[group][name] for group in DIMENSIONS for name in names(self._file, group)}
+        self._mask = last_mask(self._file, self.rounds)
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """Until its end, the record writes to a copy, which then takes the file's place."""
+        aside = self._path.with_name(self._path.name + ".new")
+        self._file.close()
+        copyfile(self._path, aside)
+        self._open(aside)
+        try:
+            yield
+        except BaseException:
+            self._file.close()
+            self._open(self._path)
+            aside.unlink()
+            raise
+        self._file.flush()
+        aside.rename(self._path)
+
+    def _cut(self, r: int) -> None:
+        self._file.attrs.modify("rounds", r)
+        self._file.attrs.modify("finished", False)
+        self._file.attrs.modify("weights_sha256", np.bytes_(b""))
+        self._extend(r + 1)
+        for later in [f"masks/{name}" for name in self._file["masks"] if int(name) > r]:
+            del self._file[later]
+        if "model" in self._file:
+            del self._file["model"]
+        self._mask = last_mask(self._file, r)
+
+    def _extend(self, rows: int) -> None:
+        self._file["round"].resize(rows, axis=0)
+        for column in self._columns.values():
+            column.resize(rows, axis=0)
+
+    def _put(self, r: int, row: Mapping[str, Any]) -> None:
+        self._file["round"][r] = r
+        for path in row.keys() - self._columns.keys():
+            self._columns[path] = add_column(self._file, path, Column())
+        for path, column in self._columns.items():
+            if path.startswith("clients/"):
+                self._put_clients(r, path, *row.get(path, ((), ())))
+            # A column's index is made with its first row, lest it be made under rows that readers trust already.
+            elif path in row or r == 0:
+                column[r] = row.get(path, np.nan)
+
+    def _put_clients(self, r: int, path: str, ids: Any, measured: Any) -> None:
+        ids, measured, column = np.asarray(ids, np.int64), np.asarray(measured, np.float64), self._columns[path]
+        if ids.shape != measured.shape or ids.ndim != 1:
+            raise ValueError(f"{path}: ids are {ids.shape}, values {measured.shape}; both must be (K,)")
+        if ids.size and not 0 <= ids.min() <= ids.max() < self._clients:
+            raise ValueError(f"{path}: ids are 0 … {self._clients - 1}, not {ids.min()} … {ids.max()}")
+        if r == 0 and not ids.size:
+            column[0, 0] = np.nan
+        # The library's own path decompresses, slices and compresses again: ten times the cost for a scattered cohort.
+        for start, chunk in arrays.chunks(ids, measured, column.chunks[1]):
+            column.id.write_direct_chunk((r, start), chunk)
+
+    def _put_mask(self, r: int, mask: tuple[str, bytes]) -> None:
+        if mask != self._mask:
+            stored = self._file["masks"].create_dataset(str(r), data=np.frombuffer(mask[1], np.uint8))
+            stored.attrs["tensors"], self._mask = mask[0], mask
+
+
+def _taken(path: Path, attributes: Attributes) -> str:
+    """Why a run file cannot be created here, and what to do about it."""
+    try:
+        found = Reader(path).attributes
+    except BadInput:
+        return f"{path} exists already and is no run file that can be read; choose another --out"
+    method, seed, planned = (found.get(name, "?") for name in ("method", "seed", "rounds_planned"))
+    about = f"{method}, seed {seed}, {max(found['rounds'], 0)} of {planned} rounds"
+    if found.get("job") == attributes.get("job"):
+        return f"{path} already holds this job ({about}); continue it with --resume must, or choose another --out"
+    return f"{path} already holds another job: {about}; that one is continued by its own job file with --resume must; choose another --out"
+
+
+def _put_tensor(group: h5py.Group, key: str, value: Tensor, model: Tree) -> None:
+    data, about = arrays.store(value, mask_of(key, model))
+    group.create_dataset(key, data=data).attrs.update(about)

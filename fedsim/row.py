@@ -1,0 +1,75 @@
+"""A round as the run file holds it, from the bills of its clients, its evaluation, and the masks in force after it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fedsim import ledger, masks
+from fedsim.evaluate import Columns, Score
+from fedsim.fleet.account import Bill
+from fedsim.ledger import Anatomy
+from fedsim.tree import Tree, under
+
+
+@dataclass(frozen=True)
+class Row:
+    values: dict[str, float]
+    clients: Columns = field(default_factory=dict)
+    layers: dict[str, np.ndarray] = field(default_factory=dict)
+    masks: Tree = field(default_factory=dict)
+    timing: dict[str, float] = field(default_factory=dict)
+
+
+def row_of(
+    anatomy: Anatomy, bills: Mapping[int, Bill], score: Score | None, shared: Tree, before: Tree, found: Mapping[str, float]
+) -> Row:
+    """`shared` is what would be broadcast next, `before` the masks of the round before, `found` what the method records."""
+    held = under(shared, "mask/")
+    values = _sums(bills) | _densities(anatomy, held) | dict(found) | (score.rounds if score else {})
+    clients = _columns(bills) | (score.clients if score else {})
+    return Row(values, clients, _layers(anatomy, held, before), held)
+
+
+def _sums(bills: Mapping[int, Bill]) -> dict[str, float]:
+    every = list(bills.values())
+    trained = [bill for bill in every if bill.samples and bill.loss == bill.loss]
+    samples = sum(bill.samples for bill in trained)
+    return {
+        "train_loss": sum(bill.loss * bill.samples for bill in trained) / samples if samples else float("nan"),
+        "train_flops": sum(bill.train_flops for bill in every),
+        "max_client_flops": max((bill.train_flops for bill in every), default=0),
+        "bytes_up": sum(bill.bytes_up for bill in every),
+        "bytes_down": sum(bill.bytes_down for bill in every),
+        "max_client_memory": max((bill.memory for bill in every), default=0),
+    }
+
+
+def _kept(held: Tree) -> dict[str, int]:
+    return {name.removesuffix(".weight"): count for name, count in masks.ones(held).items()}
+
+
+def _densities(anatomy: Anatomy, held: Tree) -> dict[str, float]:
+    kept = _kept(held)
+    return {"density": ledger.density(anatomy, kept), "density_maskable": ledger.density_maskable(anatomy, kept)}
+
+
+def _layers(anatomy: Anatomy, held: Tree, before: Tree) -> dict[str, np.ndarray]:
+    """Density, and how many weights came and went since the round before."""
+    shares = ledger.densities(anatomy, _kept(held))
+    grown, pruned = np.zeros(len(shares)), np.zeros(len(shares))
+    for place, name in enumerate(shares):
+        now, then = held.get(f"mask/{name}.weight"), before.get(f"mask/{name}.weight")
+        if now is not None and then is not None and now is not then:
+            grown[place], pruned[place] = int((now & ~then).sum()), int((then & ~now).sum())
+    return {"density": np.array(list(shares.values())), "grown": grown, "pruned": pruned}
+
+
+def _columns(bills: Mapping[int, Bill]) -> Columns:
+    ids = np.array(sorted(bills), dtype=np.int64)
+    names = {"samples": "samples", "loss": "train_loss", "density": "density", "train_flops": "train_flops"}
+    names |= {"bytes_up": "bytes_up", "bytes_down": "bytes_down", "memory": "memory"}
+    columns = {column: (ids, np.array([getattr(bills[k], name) for k in ids], float)) for name, column in names.items()}
+    return {"took_part": (ids, np.ones(len(ids)))} | columns if len(ids) else {}

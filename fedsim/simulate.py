@@ -1,0 +1,74 @@
+"""The loop: rounds of a method on a fleet, evaluated, recorded and checkpointed while the next one trains."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from fedsim import checkpoint, tree
+from fedsim.assemble import Parts
+from fedsim.evaluate import due, evaluate
+from fedsim.fleet.account import Received
+from fedsim.fleet.local import LocalFleet
+from fedsim.progress import Progress
+from fedsim.record import Record
+from fedsim.row import Row, row_of
+from fedsim.start import Start
+from fedsim.tree import Tree, under
+
+
+class Scribe:
+    """Writes rows and checkpoints down: row, flush, counter, checkpoint."""
+
+    def __init__(self, parts: Parts, record: Record, start: Start, plan: str) -> None:
+        self.parts, self.record, self.start = parts, record, start
+        self.extra = {"plan": plan, "job_sha256": parts.identity}
+        self.seconds = 0.0  # of the last write
+
+    def write(self, r: int, row: Row, state: Any, kept: dict[int, Tree]) -> None:
+        began = time.perf_counter()
+        self.record.row(r, row.values, row.clients, row.layers, row.masks, row.timing)
+        if r % self.parts.job.execution.checkpoint_every == 0 or r == self.parts.job.rounds:
+            checkpoint.save(self.start.folder, r, state, self.extra, kept)
+        self.seconds = time.perf_counter() - began
+
+
+def simulate(parts: Parts, fleet: LocalFleet, scribe: Scribe, start: Start, progress: Progress) -> None:
+    """Runs every round that is still to be done, and stores the final model."""
+    setting, method, rounds = parts.setting, parts.method, parts.job.rounds
+    state = _resumed(start, fleet) if start.checkpoint else method.init(setting, parts.population.public())
+    masks = under(method.deploy(setting, state, fleet, [])[0], "mask/")
+    for r in range(start.round + 1, rounds + 1):
+        began, timing, rank_bytes = time.perf_counter(), dict(fleet.timing), fleet.rank_bytes
+        fleet.open(r)
+        state, found = method.round(setting, state, fleet, r)
+        trained, timing = time.perf_counter(), {name: fleet.timing[name] - timing[name] for name in timing}
+        score = evaluate(parts, state, fleet, r) if due(parts, r) else None
+        ended = time.perf_counter()
+        row = row_of(parts.anatomy, fleet.account.bills, score, method.deploy(setting, state, fleet, [])[0], masks, found)
+        row.timing.update(timing, server=trained - began - sum(timing.values()), evaluate=ended - trained, record=scribe.seconds)
+        row.values.update(seconds=time.perf_counter() - began, rank_bytes=fleet.rank_bytes - rank_bytes)
+        masks = row.masks
+        fleet.later(partial(scribe.write, r, row, *_to_keep(state, fleet)))
+        progress.advance(r, row)
+    fleet.drain()
+    model = under(method.deploy(setting, state, fleet, [])[0], "w/", "buf/", "mask/", "gate/")
+    scribe.record.finish(model, tree.sha256_of(model))
+
+
+def _to_keep(state: Any, fleet: LocalFleet) -> tuple[Any, dict[int, Tree]]:
+    """What a checkpoint of this moment holds: the method's state and the masks clients hold, and the kept states that changed."""
+    kept = {client: fleet.kept[client] for client in sorted(fleet.touched)}
+    fleet.touched.clear()
+    received = fleet.account.received
+    return (state, replace(received, versions=list(received.versions), of=dict(received.of))), kept
+
+
+def _resumed(start: Start, fleet: LocalFleet) -> Any:
+    assert start.checkpoint is not None
+    state, received = start.checkpoint.state
+    assert isinstance(received, Received)
+    fleet.account.received = received
+    return state

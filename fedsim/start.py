@@ -1,0 +1,114 @@
+"""Where a run begins: afresh, where its last checkpoint stands, or nowhere because it has ended."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedsim import checkpoint
+from fedsim.assemble import Parts
+from fedsim.checkpoint import Checkpoint, folder_of
+from fedsim.fault import BadInput
+from fedsim.plan import Plan
+from fedsim.record import Reader, Record
+
+
+@dataclass(frozen=True)
+class Start:
+    """The run file, and the checkpoint to go on from, if there is one."""
+
+    out: Path
+    checkpoint: Checkpoint | None = None
+    finished: bool = False
+
+    @property
+    def folder(self) -> Path:
+        return folder_of(self.out)
+
+    @property
+    def round(self) -> int:
+        """The last round that is done; -1: none."""
+        return -1 if self.checkpoint is None else self.checkpoint.round
+
+    @property
+    def plan(self) -> Plan | None:
+        """The plan that the run began with."""
+        return None if self.checkpoint is None else Plan.of(self.checkpoint.extra["plan"])
+
+    def record(self, parts: Parts, plan: Plan, hosts: list[str]) -> Record:
+        """The run file, open for the next row."""
+        if self.checkpoint is not None:
+            return Record.resume(self.out, self.round)
+        counts = parts.population.counts()
+        layers = [layer.name for layer in parts.anatomy.layers]
+        attributes = describe(parts, plan, hosts)
+        return Record.create(self.out, attributes=attributes, layers=layers, clients=parts.setting.clients, counts=counts)
+
+
+def begin(parts: Parts, out: Path, resume: str) -> Start:
+    """Looks at what stands at `out`. BadInput: a run that `resume` does not allow, of another job, or on another partition."""
+    folder = folder_of(out)
+    if not out.exists():
+        if resume == "must":
+            raise BadInput(f"--resume must: there is no run file {out}")
+        checkpoint.clear(folder)
+        return Start(out)
+    known = Reader(out).attributes
+    _same_job(parts, out, known, resume)
+    if known["finished"]:
+        return Start(out, finished=True)
+    found = checkpoint.latest(folder)
+    if found is None:
+        out.unlink()  # killed before its first checkpoint: no round of it is lost
+        return Start(out)
+    return Start(out, found)
+
+
+def _same_job(parts: Parts, out: Path, known: dict[str, Any], resume: str) -> None:
+    if known.get("job_sha256") != parts.identity:
+        about = f"{known['method']}, seed {known['seed']}, {max(known['rounds'], 0)} of {known['rounds_planned']} rounds"
+        raise BadInput(f"{out} already holds another job ({about}); its own job file goes on with it. Choose another --out")
+    if resume == "never":
+        raise BadInput(f"{out} already holds this job; leave out --resume never to go on with it, or choose another --out")
+    if known["partition_sha256"] != parts.population.sha256:
+        raise BadInput(f"{out} was made on another partition of the data than this job gives here; is it the same data set?")
+
+
+def describe(parts: Parts, plan: Plan, hosts: list[str]) -> dict[str, Any]:
+    """The attributes of a new run file."""
+    return {
+        "fedsim_version": version("fedsim"),
+        "git_commit": _commit(),
+        "job": parts.resolved,
+        "job_sha256": parts.identity,
+        "plan": plan.text(),
+        "seed": parts.job.seed,
+        "method": parts.job.method.name,
+        "ranks": len(hosts),
+        "hosts": ",".join(sorted(set(hosts))),
+        "torch_version": torch.__version__,
+        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "partition_sha256": parts.population.sha256,
+        "rounds_planned": parts.job.rounds,
+        "weights_sha256": "",
+    }
+
+
+def host() -> str:
+    return socket.gethostname()
+
+
+def _commit() -> str:
+    """The commit of fedsim's own checkout; empty when it was installed from a package."""
+    where = Path(__file__).resolve().parent
+    if not (where.parent / ".git").exists():
+        return ""
+    found = subprocess.run(["git", "-C", str(where), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return found.stdout.strip()

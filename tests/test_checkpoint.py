@@ -1,0 +1,247 @@
+"""checkpoint: whatever happens to a save, `latest` gives the newest or the previous state, never a mixture."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fedsim.checkpoint import Checkpoint, clear, folder_of, latest, save
+from fedsim.fault import BadInput
+
+
+@dataclass(frozen=True)
+class State:
+    shared: dict[str, Tensor]
+    round: int
+
+
+def state(r: int) -> State:
+    return State({"w/a": torch.full((3, 2), float(r)), "mask/a": torch.arange(6).reshape(3, 2) % 2 == r % 2, "n/": torch.tensor(r)}, r)
+
+
+def touched(r: int) -> dict[int, dict[str, Tensor]]:
+    """Clients r and r + 1 were in the cohort of round r."""
+    return {k: {"w/b": torch.tensor([float(r), k]), "mask/a": torch.tensor(True)} for k in (r, r + 1)}
+
+
+def kept_after(r: int) -> dict[int, float]:
+    """client -> round of its last visit, by replaying the visits."""
+    return {k: s for s in range(r + 1) for k in (s, s + 1)}
+
+
+def write(folder: Path, r: int) -> None:
+    save(folder, r, state(r), {"plan": "reference", "round": r}, touched(r))
+
+
+def assert_is(found: Checkpoint | None, r: int) -> None:
+    """`found` is the checkpoint of round r, in every part."""
+    assert found is not None and found.round == r == found.state.round and found.extra == {"plan": "reference", "round": r}
+    assert found.state.shared.keys() == state(r).shared.keys()
+    assert all(torch.equal(found.state.shared[key], value) for key, value in state(r).shared.items())
+    assert {k: tree["w/b"].tolist() for k, tree in found.kept.items()} == {k: [s, k] for k, s in kept_after(r).items()}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Rounds 0 to 3 were saved here."""
+    for r in range(4):
+        write(tmp_path / "run.checkpoint", r)
+    return tmp_path / "run.checkpoint"
+
+
+def test_the_folder_stands_beside_the_run_file() -> None:
+    assert folder_of("runs/a.h5") == Path("runs/a.checkpoint")
+
+
+def test_nothing_saved_is_none(tmp_path: Path) -> None:
+    assert latest(tmp_path / "run.checkpoint") is None
+    (tmp_path / "notes.json").write_text("{}")
+    assert latest(tmp_path) is None
+
+
+def test_the_newest_round_comes_back_whole(folder: Path) -> None:
+    assert_is(latest(folder), 3)
+
+
+def test_untouched_kept_states_are_referred_to_not_rewritten(folder: Path) -> None:
+    before = {path.name: path.stat().st_ino for path in folder.glob("*.kept.safetensors")}
+    save(folder, 4, state(4), {"plan": "reference", "round": 4})
+    assert {path.name: path.stat().st_ino for path in folder.glob("*.kept.safetensors")} == before
+    found = latest(folder)
+    assert found is not None and {k: int(tree["w/b"][0]) for k, tree in found.kept.items()} == kept_after(3)
+
+
+def test_only_what_the_two_newest_manifests_need_stays(folder: Path) -> None:
+    save(folder, 4, state(4), {}, {k: {"w/b": torch.zeros(1)} for k in range(5)})
+    save(folder, 5, state(5), {})
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        ["000004.json", "000004.state.safetensors", "000004.kept.safetensors", "000005.json", "000005.state.safetensors"]
+    )
+
+
+def test_kept_trees_are_read_on_demand_and_belong_to_the_reader(folder: Path) -> None:
+    found = latest(folder)
+    assert found is not None
+    found.kept[0]["w/b"].zero_()
+    assert found.kept[0]["w/b"].tolist() == [0.0, 0.0] == [kept_after(3)[0], 0]
+    found.kept[4]["w/b"].zero_()
+    assert found.kept[4]["w/b"].tolist() == [3.0, 4.0]
+    assert list(found.kept[4]) == ["w/b", "mask/a"]  # the order they were given in
+    with pytest.raises(KeyError):
+        found.kept[99]
+
+
+def test_a_client_may_keep_nothing(tmp_path: Path) -> None:
+    save(tmp_path, 0, None, {}, {7: {}})
+    found = latest(tmp_path)
+    assert found is not None and found.state is None and dict(found.kept) == {7: {}}
+
+
+def test_tensors_that_share_memory_are_saved(tmp_path: Path) -> None:
+    flat = torch.arange(6.0)
+    save(tmp_path, 0, {"all": flat, "head": flat[:2], "again": flat.view(2, 3), "row": flat.view(2, 3).T}, {})
+    found = latest(tmp_path)
+    assert found is not None
+    assert torch.equal(found.state["all"], flat) and torch.equal(found.state["head"], flat[:2])
+    assert torch.equal(found.state["again"], flat.view(2, 3)) and torch.equal(found.state["row"], flat.view(2, 3).T)
+
+
+@contextmanager
+def each_step(folder: Path, into: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
+    """A copy of the folder just before every sync, rename and removal: what a kill there leaves."""
+    copies: list[Path] = []
+
+    def first(act: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            copies.append(shutil.copytree(folder, into / f"{len(copies):03d}"))
+            return act(*args, **kwargs)
+
+        return watched
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", first(os.fsync))
+        patch.setattr(Path, "rename", first(Path.rename))
+        patch.setattr(Path, "unlink", first(Path.unlink))
+        yield copies
+
+
+def delete(path: Path) -> None:
+    path.unlink()
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def corrupt(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) * 2 // 3] ^= 1
+    path.write_bytes(content)
+
+
+damages = pytest.mark.parametrize("damage", [delete, truncate, empty, corrupt])
+
+
+def test_a_kill_at_any_step_of_a_save_leaves_this_round_or_the_one_before(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with each_step(folder, tmp_path / "cuts", monkeypatch) as copies:
+        write(folder, 4)
+    assert len(copies) >= 8
+    rounds = []
+    for copy in copies:
+        found = latest(copy)
+        assert found is not None
+        rounds.append(found.round)
+        assert_is(found, found.round)
+        write(copy, found.round + 1)  # and the run goes on from there
+        assert_is(latest(copy), found.round + 1)
+    assert rounds == sorted(rounds) and set(rounds) == {3, 4}
+
+
+@damages
+def test_files_in_flight_may_be_lost_in_any_way(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Any) -> None:
+    settled = {path.name for path in folder.iterdir()}
+    with each_step(folder, tmp_path / "cuts", monkeypatch) as copies:
+        write(folder, 4)
+    for copy in copies:
+        for name in sorted({path.name for path in copy.iterdir()} - settled):
+            hurt = shutil.copytree(copy, tmp_path / "hurt", dirs_exist_ok=False)
+            damage(hurt / name)
+            found = latest(hurt)
+            assert found is not None and found.round in (3, 4)
+            assert_is(found, found.round)
+            shutil.rmtree(hurt)
+
+
+@damages
+def test_damage_to_a_settled_file_falls_back_or_says_so(folder: Path, tmp_path: Path, damage: Any) -> None:
+    fallen = []
+    for path in sorted(folder.iterdir()):
+        hurt = shutil.copytree(folder, tmp_path / "hurt")
+        damage(hurt / path.name)
+        try:
+            found = latest(hurt)
+            assert found is not None
+            assert_is(found, found.round)
+            fallen.append((path.name, found.round))
+        except BadInput as error:  # a kept state that both manifests need
+            assert path.name in str(error)
+        shutil.rmtree(hurt)
+    assert ("000003.json", 2) in fallen and ("000003.state.safetensors", 2) in fallen and ("000003.kept.safetensors", 2) in fallen
+    assert ("000002.json", 3) in fallen and ("000002.state.safetensors", 3) in fallen
+
+
+def test_the_run_goes_on_after_a_fall_back(folder: Path) -> None:
+    corrupt(folder / "000003.state.safetensors")
+    assert_is(latest(folder), 2)
+    for r in (3, 4, 5):
+        write(folder, r)
+        assert_is(latest(folder), r)
+    assert sorted(path.name for path in folder.glob("*.json")) == ["000004.json", "000005.json"]
+
+
+def test_a_damaged_later_manifest_of_another_pace_is_removed(folder: Path) -> None:
+    shutil.copy(folder / "000003.json", folder / "000009.json")
+    corrupt(folder / "000009.json")
+    write(folder, 4)
+    assert sorted(path.name for path in folder.glob("*.json")) == ["000003.json", "000004.json"]
+
+
+def test_a_flipped_digit_in_a_manifest_is_seen(folder: Path) -> None:
+    text = (folder / "000003.json").read_text()
+    (folder / "000003.json").write_text(text.replace('"round": 3', '"round": 2'))
+    assert_is(latest(folder), 2)
+
+
+def test_a_newer_format_says_which_version_wrote_it(folder: Path) -> None:
+    from fedsim import checkpoint
+
+    manifest = json.loads((folder / "000003.json").read_text())["manifest"]
+    (folder / "000003.json").write_bytes(checkpoint._seal({**manifest, "format_version": 99, "fedsim_version": "7.1"}))
+    with pytest.raises(BadInput, match=r"written by fedsim 7\.1 in format 99"):
+        latest(folder)
+
+
+def test_clear_removes_the_checkpoints_and_nothing_else(folder: Path) -> None:
+    (folder / "notes.txt").write_text("mine")
+    clear(folder)
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+    (folder / "notes.txt").unlink()
+    clear(folder)
+    assert not folder.exists()
+    clear(folder)
