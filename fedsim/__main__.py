@@ -6,7 +6,6 @@ Nothing heavy is imported before a command needs it, so that help and a mistyped
 from __future__ import annotations
 
 import os
-import re
 import sys
 import time
 from collections.abc import Iterator
@@ -70,7 +69,8 @@ def run(
         raise BadInput(f"{job}: [sweep] makes {_count(loaded)} runs and `fedsim run` does one: fix each swept field, {_fixes(loaded)}")
     from fedsim import launch
 
-    return launch.main(loaded, out or Path("runs") / f"{loaded.name}.h5", resume)
+    with _told_of(job):
+        return launch.main(loaded, out or Path("runs") / f"{loaded.name}.h5", resume)
 
 
 @app.command()
@@ -120,11 +120,11 @@ def _load(path: Path, settings: list[str] | None) -> Job:
 
 @contextmanager
 def _told_of(path: Path) -> Iterator[None]:
-    """What the data or the model refuse of a job is told with the job's file, as what the job's own checks refuse is."""
+    """What data, model or run file refuse is told with the job's file before it, as the job's own faults are."""
     try:
         yield
     except BadInput as error:
-        raise BadInput(f"{path}: {error}" if re.match(r"\[\w+\] |(data|partition|model)\.\w+ ", str(error)) else str(error)) from error
+        raise BadInput(f"{path}: {error}") from error
 
 
 def _count(job: Job) -> int:

@@ -213,7 +213,7 @@ def _sum(content: bytes) -> dict[str, Any]:
 def _put(path: Path, content: bytes) -> dict[str, Any]:
     """Writes the file aside, onto the disk, and renames it; what to verify it by."""
     aside = path.with_name(path.name + ".new")
-    with open(aside, "wb") as file:
+    with aside.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

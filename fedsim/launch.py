@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from rich.console import Console
 
 from fedsim.assemble import Parts, assemble
 from fedsim.fault import BadInput, ClientFault, Stopped
@@ -88,6 +89,16 @@ def connect() -> Link | None:
     return link if link.ranks > 1 else None
 
 
+def _terminal(link: Link | None) -> bool:
+    """Whether a person watches. mpirun gives its ranks terminals of its own, so there its own output decides."""
+    if link is None:
+        return sys.stdout.isatty()
+    try:
+        return str(Path(f"/proc/{os.getppid()}/fd/1").readlink()).startswith(("/dev/pts/", "/dev/tty"))
+    except OSError:
+        return False
+
+
 def _serve(parts: Parts, link: Link) -> int:
     """A rank that trains."""
     from fedsim.fleet.mpi import Rank
@@ -103,7 +114,7 @@ def _serve(parts: Parts, link: Link) -> int:
 
 def _lead(parts: Parts, start: Start, link: Link | None, hosts: list[str]) -> int:
     """Rank 0: runs, says how it ended, and has the other ranks end too."""
-    progress = Progress(parts, len(hosts), start)
+    progress = Progress(parts, len(hosts), start, Console(force_terminal=_terminal(link)))
     code, message = 0, ""
     try:
         if not start.finished:

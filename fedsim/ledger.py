@@ -1,7 +1,7 @@
 """The ledger: density, FLOPs, model size and memory from plain numbers (specs: metrics, sections 2 to 5).
 
-A multiply-add counts as two FLOPs, a backward pass as two forward passes. Masks are counted, not zeros: `kept` maps the name of a masked layer to
-the number of ones in its mask; a layer that is not in `kept` is dense. Every sum is handed out with its terms.
+A multiply-add counts as two FLOPs, a backward pass as two forward passes. Masks are counted, not zeros: `kept` maps the name of
+a masked layer to the number of ones in its mask; a layer that is not in `kept` is dense. Sums are handed out with their terms.
 
 Symbols of the formulas: n all conv and linear weights, nnz kept ones, u parameters that are never masked, b running statistics;
 f_D and f_S forward FLOPs of one image, dense and sparse.
@@ -12,12 +12,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import log2
+from types import MappingProxyType
 
 VALUE = 4  # bytes of a float32
 ENCODINGS = ("dense", "bitmask", "coordinate", "csr32", "csr16", "entropy", "affine8")
 
 Kept = Mapping[str, int]
 """Ones in the mask of each masked layer: {"layer1.0.conv1": 1843}."""
+
+DENSE: Kept = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -107,18 +110,18 @@ def densities(anatomy: Anatomy, kept: Kept) -> dict[str, float]:
 # ---- FLOPs
 
 
-def forward_flops(anatomy: Anatomy, kept: Kept = {}) -> int:  # noqa: B006 - a Mapping is never written to
+def forward_flops(anatomy: Anatomy, kept: Kept = DENSE) -> int:
     """f_S of one image; f_D without `kept`. The sum of d_l f_l, which is not d f_D."""
     return sum(layer_flops(anatomy, kept).values())
 
 
-def layer_flops(anatomy: Anatomy, kept: Kept = {}) -> dict[str, int]:  # noqa: B006
+def layer_flops(anatomy: Anatomy, kept: Kept = DENSE) -> dict[str, int]:
     """d_l f_l of every layer, exactly: 2 · ones · positions."""
     counts = ones(anatomy, kept)
     return {layer.name: 2 * counts[layer.name] * layer.positions for layer in anatomy.layers}
 
 
-def feed_flops(anatomy: Anatomy, images: int, kept: Kept = {}, charge: str = "train", dense: Sequence[str] = ()) -> Terms:  # noqa: B006
+def feed_flops(anatomy: Anatomy, images: int, kept: Kept = DENSE, charge: str = "train", dense: Sequence[str] = ()) -> Terms:
     """What `images` images cost (an image seen in two epochs counts twice).
 
     forward f_S; with charge "train" backward 2 f_S, and dense_gradient f_l - d_l f_l of the layers in `dense` ("*" = all), whose weight
@@ -135,7 +138,7 @@ def feed_flops(anatomy: Anatomy, images: int, kept: Kept = {}, charge: str = "tr
     return terms
 
 
-def training_flops(anatomy: Anatomy, kept: Kept = {}, dense: Sequence[str] = ()) -> int:  # noqa: B006
+def training_flops(anatomy: Anatomy, kept: Kept = DENSE, dense: Sequence[str] = ()) -> int:
     """Of one image: 3 f_S, or 2 f_S + f_S of the others + f_D of the `dense` layers."""
     return feed_flops(anatomy, 1, kept, "train", dense).total
 
@@ -175,7 +178,7 @@ def encoded_bits(encoding: str, n: int, nnz: float, rows: int = 1) -> float:
     }[encoding]
 
 
-def size_bits(anatomy: Anatomy, kept: Kept = {}, encoding: str = "bitmask") -> dict[str, float]:  # noqa: B006
+def size_bits(anatomy: Anatomy, kept: Kept = DENSE, encoding: str = "bitmask") -> dict[str, float]:
     """Bits of the whole model: masked layers in that encoding, dense layers and what is never masked as float32; with their "total"."""
     ones(anatomy, kept)
     terms = {
@@ -202,7 +205,7 @@ def _entropy(p: float) -> float:
 
 def memory(
     anatomy: Anatomy,
-    kept: Kept = {},  # noqa: B006
+    kept: Kept = DENSE,
     batch: int = 0,
     slots: int = 0,
     dense: Sequence[str] = (),

@@ -36,7 +36,7 @@ class Plan:
     channels_last: bool = False
     device: str = "cpu"  # kind
     dtype: str = "float32"
-    torch: str = torch.__version__
+    torch: str = str(torch.__version__)
 
     def text(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)

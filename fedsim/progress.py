@@ -21,9 +21,9 @@ LINES = 10  # plain lines of a run that is not evaluated
 class Progress:
     """Bar, accuracy, density, bytes, seconds per round, time left."""
 
-    def __init__(self, parts: Parts, ranks: int, start: Start, console: Console | None = None) -> None:
+    def __init__(self, parts: Parts, ranks: int, start: Start, console: Console) -> None:
         self.parts, self.ranks, self.start = parts, ranks, start
-        self.console = console or Console()
+        self.console = console
         self.rounds = parts.job.rounds
         self.began, self.first = time.monotonic(), start.round + 1
         self.bytes = 0.0

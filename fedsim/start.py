@@ -93,11 +93,10 @@ def describe(parts: Parts, plan: Plan, hosts: list[str]) -> dict[str, Any]:
         "method": parts.job.method.name,
         "ranks": len(hosts),
         "hosts": ",".join(sorted(set(hosts))),
-        "torch_version": torch.__version__,
+        "torch_version": str(torch.__version__),
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "partition_sha256": parts.population.sha256,
         "rounds_planned": parts.job.rounds,
-        "weights_sha256": "",
     }
 
 

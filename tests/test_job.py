@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
 import tomllib
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsim import methods
 from fedsim.aggregate import FedProx
 from fedsim.core import Training
 from fedsim.data import DataSettings
@@ -26,30 +24,6 @@ ROOT = Path(__file__).parents[1]
 FEDAVG = {"method": {"name": "fedavg"}}
 METHOD = '[method]\nname = "fedavg"\n'
 
-MINE = '''
-"""A method of one's own."""
-from dataclasses import dataclass
-
-@dataclass(frozen=True)
-class Mine:
-    """Counts."""
-    hyper_lr: float = 0.001  # eta_h, step of the hypernetwork
-    keep: float = 0.8
-    density: float = 0.5     # d, kept share
-    layers: tuple[str, ...] = ()
-    def init(self, setting, public): return None
-    def round(self, setting, state, fleet, r): return state, {}
-    def deploy(self, setting, state, fleet, cohort): return {}, {}, None
-
-@dataclass(frozen=True)
-class Needy(Mine):
-    limit: int = 1
-    def __post_init__(self):
-        if self.limit > self.keep * 10: raise ValueError(f"limit = {self.limit} is more than ten times keep = {self.keep}")
-
-class Loose: pass
-'''
-
 
 @pytest.fixture
 def file(tmp_path: Path) -> Any:
@@ -59,14 +33,6 @@ def file(tmp_path: Path) -> Any:
         return path
 
     return write
-
-
-@pytest.fixture
-def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    (tmp_path / "my_method.py").write_text(MINE)
-    monkeypatch.syspath_prepend(tmp_path)
-    yield "my_method:Mine"
-    sys.modules.pop("my_method", None)
 
 
 def faults(table: dict[str, Any]) -> list[str]:
@@ -192,6 +158,8 @@ def test_a_swept_default_follows_what_it_depends_on() -> None:
     assert [run.cohort.of(run.population) for run in made if run.population] == [4, 10]
     made = runs(check(FEDAVG | {"sweep": {"method.name": ["fedprox", "fedavg"]}}))
     assert [run.train.aggregate for run in made] == ["fedprox", "fedavg"]
+    (run,) = runs(check({"method": {"name": "fedprox"}, "sweep": {"method.name": ["fedavg"]}}))
+    assert run.train.aggregate == "fedavg"
 
 
 def test_an_override_fixes_a_swept_field(file: Any) -> None:
@@ -212,13 +180,6 @@ def test_a_misspelt_field_is_named_beside_the_right_ones() -> None:
     line = fault(FEDAVG | {"data": {"nmae": "digits"}})
     assert line.startswith(UNKNOWN.format("data", "nmae", "name", "data"))
     assert all(f.name in line for f in fields(DataSettings))
-
-
-def test_a_misspelt_field_of_a_method_is_named_beside_the_methods_own(mine: str) -> None:
-    line = fault({"method": {"name": mine, "hyperlr": 0.1}})
-    assert line.startswith(
-        "x.toml: [method] has no field 'hyperlr' (did you mean 'hyper_lr'?). my_method:Mine has: hyper_lr = 0.001, keep = 0.8"
-    )
 
 
 def test_a_misspelt_section_and_a_field_without_its_section() -> None:
@@ -272,43 +233,6 @@ def test_all_faults_are_told_at_once_each_once() -> None:
     lines = faults({"rounds": 0, "train": {"lr": "a", "batch": 0}, "evaluate": {"clients": []}, "method": {"name": "fedavg", "a": 1}})
     assert len(lines) == 5
     assert all(line.startswith("x.toml: ") for line in lines)
-
-
-@pytest.mark.parametrize(("density", "fine"), [(0.0, False), (-0.5, False), (1.5, False), (float("nan"), False), (1, True), (1e-3, True)])
-def test_a_density_is_a_share_of_the_weights_in_every_method(mine: str, density: float, fine: bool) -> None:
-    table = {"method": {"name": mine, "density": density}}
-    if fine:
-        assert check(table).method.use.density == density
-    else:
-        assert "density" in fault(table)
-        assert "above 0 and at most 1" in fault(table)
-
-
-def test_a_method_of_ones_own_is_read_with_its_types(mine: str) -> None:
-    job = check({"method": {"name": mine, "layers": ["a", "b"], "keep": 1}})
-    assert asdict(job.method.use) == {"hyper_lr": 0.001, "keep": 1.0, "density": 0.5, "layers": ("a", "b")}
-    assert tomllib.loads(resolved(job))["method"] == {"name": mine, "hyper_lr": 0.001, "keep": 1.0, "density": 0.5, "layers": ["a", "b"]}
-
-
-def test_a_methods_own_checks_are_heard(mine: str) -> None:
-    assert fault({"method": {"name": "my_method:Needy", "limit": 9}}) == "x.toml: method: limit = 9 is more than ten times keep = 0.8"
-
-
-def test_a_class_that_is_no_method_is_refused(mine: str) -> None:
-    assert "it lacks @dataclass(frozen=True), init, round, deploy" in fault({"method": {"name": "my_method:Loose"}})
-    assert "my_method has no class 'Mien'; it has Mine, Needy, Loose" in fault({"method": {"name": "my_method:Mien"}})
-
-
-def test_hyperparameters_carry_the_comment_on_their_line(mine: str) -> None:
-    first, second, *_ = methods.parameters(methods.find(mine))
-    assert (first.name, first.kind, first.default, first.meaning) == ("hyper_lr", "float", 0.001, "eta_h, step of the hypernetwork")
-    assert second.meaning == ""
-
-
-@pytest.mark.parametrize("name", methods.names())
-def test_every_method_is_found_and_says_its_paper(name: str) -> None:
-    assert callable(methods.find(name)().round)
-    assert len(methods.about(name).splitlines()[0]) > 20
 
 
 def test_a_job_cannot_be_changed() -> None:

@@ -1,4 +1,4 @@
-"""models: published counts, seeds, sizes, widths that match a budget, and an anatomy that agrees with what torch itself saves and counts."""
+"""models: published counts, seeds, sizes, widths that match a budget, an anatomy that agrees with what torch saves and counts."""
 
 from __future__ import annotations
 
@@ -21,6 +21,11 @@ from fedsim.models.match import cost_of
 
 IMAGE = (3, 32, 32)
 CONV_AND_LINEAR = (nn.Conv2d, nn.Linear)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
 
 
 def model(name: str, shape: tuple[int, int, int] = IMAGE, classes: int = 10, seed: int = 0, **settings: object) -> nn.Module:
@@ -74,7 +79,7 @@ def test_statistics_as_published() -> None:
 def test_depth_is_the_number_in_the_name() -> None:
     for name in ("resnet8", "resnet18", "resnet20", "resnet32", "resnet56", "vgg11", "vgg16"):
         layers = [layer for at, layer in model(name).named_modules() if isinstance(layer, CONV_AND_LINEAR) and "downsample" not in at]
-        assert len(layers) == int(name.lstrip("resnetvg")), name
+        assert len(layers) == int(name.removeprefix("resnet").removeprefix("vgg")), name
 
 
 # ---- seeds
@@ -177,7 +182,7 @@ def test_a_standardised_filter_has_mean_0_and_deviation_1() -> None:
 
 def test_standardisation_forgets_scale_and_offset() -> None:
     weight = torch.randn(6, 4, 3, 3, dtype=torch.float64)
-    torch.testing.assert_close(standardised(3 * weight - 2), standardised(weight), atol=2e-5, rtol=0)
+    torch.testing.assert_close(standardised(3 * weight - 2), standardised(weight), atol=1e-4, rtol=0)
 
 
 def test_a_filter_pruned_whole_has_a_finite_gradient() -> None:
@@ -272,7 +277,8 @@ def test_a_factory_that_fails_is_named_with_the_reason(own: str, factory: str, m
 
 
 @pytest.mark.parametrize(
-    ("name", "match"), [(name, match) for name in ("cnn", "resnet8") for match in ("params", "flops", "memory")] + [("mobilenet_v2", "flops")]
+    ("name", "match"),
+    [(name, match) for name in ("cnn", "resnet8") for match in ("params", "flops", "memory")] + [("mobilenet_v2", "flops")],
 )
 def test_the_matched_width_is_the_largest_that_fits(name: str, match: str) -> None:
     settings = ModelSettings(name, match=match, match_density=0.3)
@@ -329,6 +335,14 @@ def test_resnet18_as_the_specification_has_it() -> None:
     head = 512 * 4 + 10 * 4 + 8  # the classifier's input, the log-probabilities, the label
     assert found.activations == 4_698_112 + head
     assert len(found.layers) == 17 + 3 + 1  # convolutions, those of the shortcuts, the classifier
+
+
+def test_mobilenet_halves_the_sides_three_times() -> None:
+    layers = anatomy(model("mobilenet_v2", width=4), IMAGE).layers
+    depthwise = [layer.positions for layer in layers if layer.shape[1:] == (1, 3, 3)]
+    # 1 + 2, 3, 4 + 3 and 3 + 1 blocks; the convolution with stride 2 is the depthwise one of a stage's first block
+    assert depthwise == [32 * 32] * 3 + [16 * 16] * 3 + [8 * 8] * 7 + [4 * 4] * 4
+    assert [layers[0].positions, layers[-2].positions] == [32 * 32, 4 * 4]
 
 
 def test_layers_stand_in_state_dict_order() -> None:
@@ -410,7 +424,9 @@ def test_training_flops_but_for_the_gradient_of_the_image(name: str) -> None:
 
 @pytest.mark.parametrize("groups", [1, 2, 4, 8])
 def test_grouped_convolutions(groups: int) -> None:
-    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 16, 3, stride=2, groups=groups), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10))
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 1), nn.Conv2d(8, 16, 3, stride=2, groups=groups), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10)
+    )
     found = anatomy(net, IMAGE)
     assert ledger.forward_flops(found) == counted(net, backward=False)
     assert found.layers[1].weights == 16 * (8 // groups) * 9

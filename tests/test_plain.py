@@ -81,7 +81,8 @@ def test_any_plain_value_comes_back_with_its_types(value: Any) -> None:
 
 def test_nan_and_infinities_come_back() -> None:
     nan, high, low = through_json((float("nan"), float("inf"), float("-inf")))
-    assert isnan(nan) and (high, low) == (float("inf"), float("-inf"))
+    assert isnan(nan)
+    assert (high, low) == (float("inf"), float("-inf"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool])
@@ -89,15 +90,20 @@ def test_nan_and_infinities_come_back() -> None:
 def test_tensors_of_every_dtype_and_shape(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     value = torch.ones(shape, dtype=dtype)
     back = through_json([value])[0]
-    assert back.dtype == dtype and back.shape == shape and torch.equal(back, value)
+    assert back.dtype == dtype
+    assert back.shape == shape
+    assert torch.equal(back, value)
 
 
 def test_nested_dataclasses_and_trees() -> None:
     inner = Inner({"mask/a": torch.tensor([True, False]), "mask/b": torch.tensor(True)}, rate=0.25)
     back = through_json(Outer(inner, pair=(1, (2.0, "x")), rows=[Outer.Nested(3), Feed(epochs=2)]))
-    assert isinstance(back, Outer) and back.double == 0.5 and back.pair == (1, (2.0, "x"))
+    assert isinstance(back, Outer)
+    assert back.double == 0.5
+    assert back.pair == (1, (2.0, "x"))
     assert back.rows == [Outer.Nested(3), Feed(epochs=2)]
-    assert back.inner is not None and back.inner.rate == 0.25
+    assert back.inner is not None
+    assert back.inner.rate == 0.25
     assert all(torch.equal(back.inner.mask[key], inner.mask[key]) for key in inner.mask)
 
 
@@ -105,7 +111,8 @@ def test_names_are_paths_and_never_collide() -> None:
     a, b = torch.tensor(1), torch.tensor(2)
     assert set(dump({"w": {"conv.weight": a}, "b": b})[1]) == {"w/conv.weight", "b"}
     back = through_json({"x/y": a, "x": {"y": b}})
-    assert back["x/y"] == 1 and back["x"]["y"] == 2
+    assert back["x/y"] == 1
+    assert back["x"]["y"] == 2
 
 
 def test_one_tensor_at_two_places_is_kept_once() -> None:
@@ -122,7 +129,8 @@ def test_a_parameter_is_dumped_without_its_graph() -> None:
 
 def test_a_class_may_choose_what_it_is_dumped_as() -> None:
     back = through_json({"interval": Interval(torch.tensor(1), torch.tensor(2))})["interval"]
-    assert isinstance(back, Interval) and (back.low, back.high) == (1, 2)
+    assert isinstance(back, Interval)
+    assert (back.low, back.high) == (1, 2)
 
 
 class Fresh:

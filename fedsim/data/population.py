@@ -91,7 +91,7 @@ def divide(train: Data, test: Data, settings: PartitionSettings, seed: int) -> P
     record = _record(train, test, settings, seed) | told
     begin = json.dumps(record, sort_keys=True).encode()
     record["hashes"] = {name: sha256_of(part, begin) for name, part in sorted(shards.items())}
-    whole = sha256(begin + json.dumps(record["hashes"], sort_keys=True).encode()).hexdigest()
+    whole = sha256(json.dumps(record["hashes"], sort_keys=True).encode()).hexdigest()
     clients = len(shards["train"])
     record |= {"clients": clients, "numpy": np.__version__, "sha256": whole}
     return Population(train, test, shards, record, whole, (), 4, 16, _skew(settings, clients, seed), clients)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 
-CHUNK = 65_536  # clients hashed at once
+CHUNK = 8_192  # clients hashed at once
 
 
 class Shards(Protocol):

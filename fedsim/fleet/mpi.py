@@ -74,8 +74,15 @@ class Link:
             self.sleep(min(LONG, max(SHORT, (self.clock() - begin) / 50)))
         return answer
 
-    def wait(self, request: MPI.Request) -> None:
+    def wait(self, request: MPI.Request, *buffers: np.ndarray | None) -> None:
+        """Until the request is done; it is given its buffers, which must live that long (mpi4py lets go of a reduction's)."""
         self.until(request.Test)
+
+    def total(self, team: MPI.Comm, mine: np.ndarray) -> np.ndarray:
+        """The sum over the team, on its rank 0; zeros elsewhere."""
+        whole = np.zeros_like(mine)
+        self.wait(team.Ireduce(mine, whole, op=MPI.SUM, root=0), mine, whole)
+        return whole
 
     def order(self, header: dict[str, Any]) -> None:
         """Sends every rank what to do: {"do": "plan" | "run" | "end", …}."""
@@ -84,21 +91,24 @@ class Link:
     def share(self, buffer: np.ndarray | None) -> np.ndarray:
         """The root's bytes, on every rank."""
         size = np.array([0 if buffer is None else buffer.nbytes], dtype=np.int64)
-        self.wait(self.comm.Ibcast(size, root=0))
+        self.wait(self.comm.Ibcast(size, root=0), size)
         held = np.empty(int(size[0]), dtype=np.uint8) if buffer is None else buffer
-        self.wait(self.comm.Ibcast(held, root=0))
+        self.wait(self.comm.Ibcast(held, root=0), held)
         self.bytes += held.nbytes * (self.comm.size - 1)
         return held
 
-    def send(self, buffer: np.ndarray, rank: int, tag: int) -> MPI.Request:
-        self.bytes += buffer.nbytes
-        return self.comm.Isend(buffer, dest=rank, tag=tag)
+    def send(self, buffers: dict[int, np.ndarray], tag: int) -> None:
+        """A buffer to each of some ranks, all under way together."""
+        requests = [self.comm.Isend(buffer, dest=rank, tag=tag) for rank, buffer in buffers.items()]
+        for request, buffer in zip(requests, buffers.values(), strict=True):
+            self.wait(request, buffer)
+            self.bytes += buffer.nbytes
 
     def receive(self, rank: int, tag: int) -> np.ndarray:
         status = MPI.Status()
         self.until(lambda: self.comm.Iprobe(source=rank, tag=tag, status=status))
         buffer = np.empty(status.Get_count(MPI.BYTE), dtype=np.uint8)
-        self.wait(self.comm.Irecv(buffer, source=rank, tag=tag))
+        self.wait(self.comm.Irecv(buffer, source=rank, tag=tag), buffer)
         self.bytes += buffer.nbytes
         return buffer
 
@@ -115,7 +125,7 @@ class Link:
         text = mine.encode()[:TEXT]
         row[: len(text)] = np.frombuffer(text, np.uint8)
         every = np.zeros((self.comm.size, TEXT), dtype=np.uint8)
-        self.wait(self.comm.Iallgather(row, every))
+        self.wait(self.comm.Iallgather(row, every), row, every)
         return [bytes(row).rstrip(b"\0").decode(errors="replace") for row in every]
 
     @property
@@ -198,9 +208,7 @@ class MPIFleet(LocalFleet):
         self.link.order(header)
         self.link.share(flat(order.shared))
         team = self.link.team(ranks)
-        requests = [self.link.send(_private([packs[i] for i in hand]), rank + 1, OWN) for rank, hand in enumerate(hands)]
-        for request in requests:
-            self.link.wait(request)
+        self.link.send({rank + 1: _private([packs[i] for i in hand]) for rank, hand in enumerate(hands)}, OWN)
         return team
 
     def _collect(self, order: Order, ranks: int) -> tuple[Answer, dict[str, list[int]]]:
@@ -214,8 +222,7 @@ class MPIFleet(LocalFleet):
             nonlocal stopping
             if self.site.stopped() and not stopping:
                 stopping = True
-                for rank in range(1, ranks + 1):
-                    self.link.wait(self.link.send(np.zeros(1, np.uint8), rank, STOP))
+                self.link.send({rank: np.zeros(1, np.uint8) for rank in range(1, ranks + 1)}, STOP)
 
         while waiting:
             for rank in self.link.until(arrived, stop):
@@ -227,18 +234,16 @@ class MPIFleet(LocalFleet):
                 _take(answer, header, self.link.receive(rank, ROWS))
                 shapes = header["total"] or shapes
         go = np.array([0 if stopping else 1], dtype=np.uint8)
-        for rank in range(1, ranks + 1):
-            self.link.wait(self.link.send(go, rank, GO))
+        self.link.send(dict.fromkeys(range(1, ranks + 1), go), GO)
         if stopping:
             raise Stopped
         return answer, shapes
 
     def _reduce(self, answer: Answer, shapes: dict[str, list[int]], team: MPI.Comm, ranks: int) -> None:
         size = sum(int(np.prod(shape)) for shape in shapes.values())
-        whole = torch.zeros(size, dtype=torch.int64)
-        self.link.wait(team.Ireduce(torch.zeros_like(whole).numpy(), whole.numpy(), op=MPI.SUM, root=0))
-        self.link.bytes += 8 * size * ranks
-        answer.total.take(shapes, whole, len(answer.each))
+        whole = self.link.total(team, np.zeros(size, dtype=np.int64))
+        self.link.bytes += whole.nbytes * ranks
+        answer.total.take(shapes, torch.from_numpy(whole), len(answer.each))
 
 
 def _told(pack: Pack) -> dict[str, Any]:
@@ -301,7 +306,7 @@ class Rank:
         answer, reply = self._answer(order, packs)
         self._reply(answer, reply)
         if self.link.receive(0, GO)[0]:
-            self.link.wait(team.Ireduce(answer.total.flat().numpy(), None, op=MPI.SUM, root=0))
+            self.link.total(team, answer.total.flat().numpy())
         while self.link.comm.Iprobe(source=0, tag=STOP):
             self.link.receive(0, STOP)
 
@@ -338,7 +343,7 @@ class Rank:
         header |= {"keep": [layout(answer.keep[client]) for client in clients], "total": answer.total.layout()}
         header |= {"loss": answer.loss, "ones": answer.ones, "up": answer.up} | reply
         rows = [flat(tree) for client in clients for tree in (answer.each[client], answer.keep[client])]
-        for buffer, tag in ((coded(header), REPLY), (np.concatenate(rows) if rows else np.zeros(0, np.uint8), ROWS)):
-            self.link.wait(self.link.send(buffer, 0, tag))
+        self.link.send({0: coded(header)}, REPLY)
+        self.link.send({0: np.concatenate(rows) if rows else np.zeros(0, np.uint8)}, ROWS)
 
 

@@ -91,7 +91,7 @@ def matched(settings: ModelSettings, shape: Shape, classes: int) -> Matched:
     match, density = settings.match or "params", settings.match_density
 
     def make(width: int) -> nn.Module:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        with torch.random.fork_rng(devices=[]):
             return _make(settings, shape, classes, width)
 
     return widest(make, full, match, density, shape)
@@ -108,7 +108,7 @@ def _family(settings: ModelSettings, shape: Shape) -> Family:
     if settings.factory is not None:
         raise BadInput(f"a model from a factory ({settings.factory}) has no width")
     if settings.name not in FAMILIES:
-        raise BadInput(f"no model {settings.name!r}; there are {', '.join(FAMILIES)}, or model.factory = \"package.module:function\"")
+        raise BadInput(f'no model {settings.name!r}; there are {", ".join(FAMILIES)}, or model.factory = "package.module:function"')
     family = FAMILIES[settings.name]
     if min(shape[1:]) < family.least:
         raise BadInput(f"{settings.name} needs images of at least {family.least}x{family.least}; these are {shape[1]}x{shape[2]}")

@@ -1,9 +1,9 @@
 """What the ledger needs to know of a torch module, read off one forward pass.
 
-Activations are counted by rules (float32, each storage once): convolution and linear save their input; batch norm its input and two values per
-channel; group norm its input and two values per image and group; ReLU its output, ReLU6 its input; pooling its input,
-max-pooling its int64 indices too; the mean over all positions, additions and reshaping nothing; cross-entropy the log-probabilities and the
-label. Only modules are seen: a functional call inside of a user's own module adds nothing.
+Activations are counted by rules (float32, each storage once): convolution and linear save their input; batch norm its input and
+two values per channel; group norm its input and two values per image and group; ReLU its output, ReLU6 its input; pooling its
+input, max-pooling its int64 indices too; the mean over all positions, additions and reshaping nothing; cross-entropy the
+log-probabilities and the label. Only modules are seen: a functional call inside of a user's own module adds nothing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def anatomy(module: nn.Module, shape: tuple[int, ...]) -> Anatomy:
     """
     module = copy.deepcopy(module).train()  # a copy: training mode moves the running statistics
     device = next((value.device for value in module.parameters()), torch.device("cpu"))
-    layers = {layer: _layer(name, layer) for name, layer in module.named_modules() if isinstance(layer, WEIGHTED)}
+    layers: dict[nn.Module, Layer] = {layer: _layer(name, layer) for name, layer in module.named_modules() if isinstance(layer, WEIGHTED)}
     seen = _Seen(layers)
     for layer in module.modules():
         layer.register_forward_hook(seen.after)
@@ -75,7 +75,8 @@ class _Seen:
 
     def save(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
-        if self.storages.setdefault(storage._cdata, tensor) is tensor:
+        if storage._cdata not in self.storages:
+            self.storages[storage._cdata] = tensor
             self.saved += storage.nbytes() // BATCH
 
     def _use(self, module: nn.Module, output: Tensor) -> None:

@@ -1,6 +1,7 @@
 """Residual networks for small images: He et al. 2016, arXiv:1512.03385.
 
-resnet8/20/32/56 are section 4.2's, 6n + 2 layers with parameter-free shortcuts; resnet18 is torchvision's with a 3x3 stem and no first pooling.
+resnet8/20/32/56 are section 4.2's, 6n + 2 layers with parameter-free shortcuts; resnet18 is torchvision's with a 3x3 stem and no
+first pooling.
 """
 
 from __future__ import annotations
@@ -65,8 +66,8 @@ def resnet18(form: Form) -> nn.Module:
     with torch.device("meta"):  # its parts of fixed width are replaced at once
         net = ResNet(BasicBlock, [2, 2, 2, 2], num_classes=form.classes, norm_layer=form.normed)
     net.conv1 = form.conv(form.shape[0], form.width)
-    net.bn1 = form.normed(form.width)  # type: ignore[assignment]
-    net.maxpool = nn.Identity()  # type: ignore[assignment]
+    net.bn1 = form.normed(form.width)
+    net.maxpool = nn.Identity()
     net.inplanes = form.width
     for stage in range(4):
         layer = net._make_layer(BasicBlock, form.width << stage, 2, stride=1 if stage == 0 else 2)

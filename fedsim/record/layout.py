@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,8 +20,7 @@ Item = TypeVar("Item")
 FORMAT = 1  # of the run file; a reader refuses what is newer
 COUNTS_UP_TO = 100_000  # clients, beyond which /partition/counts is left out
 CHUNK = 512  # clients in a chunk: a row writes only the chunks it touches
-ROWS = {"rounds": 256, "timing": 256, "layers": 32, "clients": 1}  # rounds in a chunk
-MOST = 16_384  # chunks in a node of the index of chunks, beyond which nodes cost too much to write
+ROWS = {"rounds": 1024, "timing": 1024, "layers": 256, "clients": 1}  # rounds in a chunk; 64 chunks are indexed by one node
 DIMENSIONS = {"rounds": ("round",), "clients": ("round", "client"), "layers": ("round", "layer"), "timing": ("round",)}
 
 
@@ -42,16 +40,13 @@ def writable(path: Path) -> h5py.File:
     return h5py.File(path, "r+", locking=False)
 
 
-def blank(path: Path, chunks: int) -> None:
-    """An empty HDF5 file whose columns can hold `chunks` chunks in one node of their index.
+def splits(held: int, more: int) -> bool:
+    """Whether an index of `held` chunks splits a node when `more` are appended to it in order.
 
-    A full node is split, and while the halves are written a kill would cut off rows already there; so none shall fill up.
-    Beyond `MOST` chunks (some 150 rounds of 100 scattered clients) that window of a millisecond opens once per node.
+    A full node of 64 keeps 57 of them (HDF5's split ratio of 0.9 at the right end), so nodes begin at multiples of 57, also
+    after chunks at the end were cut, and one that began at 57 i splits with chunk 57 i + 65.
     """
-    creation, access = h5py.h5p.create(h5py.h5p.FILE_CREATE), h5py.h5p.create(h5py.h5p.FILE_ACCESS)
-    creation.set_istore_k(min(max(chunks, 64), MOST) // 2 + 1)
-    access.set_file_locking(False, True)
-    h5py.h5f.create(os.fsencode(path), h5py.h5f.ACC_TRUNC, fcpl=creation, fapl=access).close()
+    return max(held + more - 8, 0) // 57 > max(held - 8, 0) // 57
 
 
 def lay_out(

@@ -16,23 +16,28 @@ from torch import Tensor
 from fedsim.fault import BadInput
 from fedsim.record import arrays
 from fedsim.record.columns import COLUMNS, Column
-from fedsim.record.layout import CHUNK, DIMENSIONS, Attributes, add_column, blank, last_mask, lay_out, mask_of, names, writable
+from fedsim.record.layout import CHUNK, DIMENSIONS, Attributes, add_column, last_mask, lay_out, mask_of, names, splits, writable
 from fedsim.record.reader import Reader
 
 Tree = dict[str, Tensor]
+Chunk = tuple[int, bytes]  # first client, compressed values
+
+COPIED_UP_TO = 64_000_000  # bytes, below which a split is worth a copy
 
 
 class Record:
     """The writer of one run file: `create` or `resume` it, write each `row`, `finish`, `close`.
 
     HDF5 writes the parts of its indices in no order that a kill would respect. So whatever changes the structure of the file
-    (a new column, a mask, the final model, rows cut on resume) is done on a copy that is renamed into place, and in place
-    there are only appended chunks, which no trusted row depends on.
+    (a new column, a mask, the final model, rows cut on resume, an index node that splits) is done on a copy that is renamed
+    into place, and in place there are only appended chunks, which no trusted row depends on. Beyond `COPIED_UP_TO`, splits are
+    done in place too: a kill within that millisecond may damage a column.
     """
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
         self._open(self._path)
+        self._count()
 
     @classmethod
     def create(
@@ -42,14 +47,13 @@ class Record:
         attributes: Attributes,
         layers: Sequence[str],
         clients: int,
-        cohort: int | None = None,
         columns: Mapping[str, Column] = COLUMNS,
         counts: NDArray[np.integer] | None = None,
     ) -> Record:
         """A new run file with no rows yet.
 
-        `cohort`: clients measured in a usual row; default all. `columns`: by "rounds/…", "clients/…", "layers/…", "timing/…".
-        `counts`: (clients, classes) training images. Raises BadInput where `path` exists already or cannot be written.
+        `columns`: by "rounds/…", "clients/…", "layers/…", "timing/…". `counts`: (clients, classes) training images.
+        Raises BadInput where `path` exists already or cannot be written.
         """
         path = Path(path)
         if path.exists():
@@ -60,9 +64,7 @@ class Record:
             aside.touch()
         except OSError as error:
             raise BadInput(f"{path} cannot be written: {error.strerror}; choose another --out") from None
-        rows = int(attributes.get("rounds_planned", 1000)) + 1
-        blank(aside, rows * min(clients if cohort is None else cohort, -(-clients // CHUNK)))
-        with writable(aside) as file:
+        with h5py.File(aside, "w", locking=False) as file:
             lay_out(file, attributes, columns, layers, clients, counts)
         aside.rename(path)
         return cls(path)
@@ -76,6 +78,7 @@ class Record:
         record = cls(path)
         with record._aside():
             record._cut(r)
+        record._count()
         return record
 
     @property
@@ -101,9 +104,11 @@ class Record:
         groups: dict[str, Mapping[str, Any]] = {"rounds": values, "clients": clients or {}, "layers": layers or {}, "timing": timing or {}}
         row = {f"{group}/{name}": value for group, entries in groups.items() for name, value in entries.items()}
         mask = arrays.pack(masks) if masks else self._mask
-        with nullcontext() if mask == self._mask and row.keys() <= self._columns.keys() else self._aside():
+        chunks = {path: self._chunks(path, *value) for path, value in row.items() if path.startswith("clients/")}
+        appends = mask == self._mask and row.keys() <= self._columns.keys() and not self._splits(chunks)
+        with nullcontext() if appends else self._aside():
             self._extend(r + 1)
-            self._put(r, row)
+            self._put(r, row, chunks)
             self._put_mask(r, mask)
             self._file.flush()
             self._file.attrs.modify("rounds", r)
@@ -132,6 +137,10 @@ class Record:
         self._columns = {f"{group}/{name}": self._file[group][name] for group in DIMENSIONS for name in names(self._file, group)}
         self._mask = last_mask(self._file, self.rounds)
 
+    def _count(self) -> None:
+        """The chunks that each column of the clients holds; kept up by every row."""
+        self._held = {path: column.id.get_num_chunks() for path, column in self._columns.items() if path.startswith("clients/")}
+
     @contextmanager
     def _aside(self) -> Iterator[None]:
         """Until its end, the record writes to a copy, which then takes the file's place."""
@@ -141,13 +150,12 @@ class Record:
         self._open(aside)
         try:
             yield
-        except BaseException:
             self._file.close()
+            aside.rename(self._path)
+        finally:
+            self._file.close()
+            aside.unlink(missing_ok=True)
             self._open(self._path)
-            aside.unlink()
-            raise
-        self._file.flush()
-        aside.rename(self._path)
 
     def _cut(self, r: int) -> None:
         self._file.attrs.modify("rounds", r)
@@ -165,28 +173,36 @@ class Record:
         for column in self._columns.values():
             column.resize(rows, axis=0)
 
-    def _put(self, r: int, row: Mapping[str, Any]) -> None:
+    def _put(self, r: int, row: Mapping[str, Any], chunks: Mapping[str, list[Chunk]]) -> None:
         self._file["round"][r] = r
         for path in row.keys() - self._columns.keys():
             self._columns[path] = add_column(self._file, path, Column())
         for path, column in self._columns.items():
             if path.startswith("clients/"):
-                self._put_clients(r, path, *row.get(path, ((), ())))
+                self._put_chunks(r, path, chunks.get(path, []))
             # A column's index is made with its first row, lest it be made under rows that readers trust already.
             elif path in row or r == 0:
                 column[r] = row.get(path, np.nan)
 
-    def _put_clients(self, r: int, path: str, ids: Any, measured: Any) -> None:
-        ids, measured, column = np.asarray(ids, np.int64), np.asarray(measured, np.float64), self._columns[path]
+    def _chunks(self, path: str, ids: Any, measured: Any) -> list[Chunk]:
+        ids, measured = np.asarray(ids, np.int64), np.asarray(measured, np.float64)
         if ids.shape != measured.shape or ids.ndim != 1:
             raise ValueError(f"{path}: ids are {ids.shape}, values {measured.shape}; both must be (K,)")
         if ids.size and not 0 <= ids.min() <= ids.max() < self._clients:
             raise ValueError(f"{path}: ids are 0 … {self._clients - 1}, not {ids.min()} … {ids.max()}")
-        if r == 0 and not ids.size:
+        return list(arrays.chunks(ids, measured, min(CHUNK, self._clients)))
+
+    def _splits(self, chunks: Mapping[str, list[Chunk]]) -> bool:
+        return self._path.stat().st_size <= COPIED_UP_TO and any(splits(self._held[path], len(new)) for path, new in chunks.items())
+
+    def _put_chunks(self, r: int, path: str, chunks: list[Chunk]) -> None:
+        column = self._columns[path]
+        if r == 0 and not chunks:
             column[0, 0] = np.nan
         # The library's own path decompresses, slices and compresses again: ten times the cost for a scattered cohort.
-        for start, chunk in arrays.chunks(ids, measured, column.chunks[1]):
+        for start, chunk in chunks:
             column.id.write_direct_chunk((r, start), chunk)
+        self._held[path] = self._held.get(path, 0) + max(len(chunks), int(r == 0))
 
     def _put_mask(self, r: int, mask: tuple[str, bytes]) -> None:
         if mask != self._mask:

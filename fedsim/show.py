@@ -1,0 +1,169 @@
+"""The summary of a run file that a person reads: what ran, how it went, what it cost and where the time went."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fedsim.record import Reader
+
+Array = NDArray[np.float64]
+LINES = 12  # rounds shown at most
+SCALES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def show(path: str | Path, console: Console) -> None:
+    """Prints the summary of the run file at `path`, also while it grows. Raises BadInput for what is no run file."""
+    run = Reader(path, time.sleep)
+    _headline(run, console)
+    if run.rounds < 0:
+        console.print("no round is complete yet")
+        return
+    for table in (_rounds(run), _facts(_totals(run) + _clients(run)), _facts(_timing(run))):
+        if table.row_count:
+            console.print()
+            console.print(table)
+
+
+def quantity(value: float, unit: str) -> str:
+    """Three digits and a prefix: 44,734,248 B is "44.7 MB"; not-a-number is "-"."""
+    if not np.isfinite(value):
+        return "-"
+    scale, prefix = next(((scale, prefix) for scale, prefix in SCALES if abs(value) >= scale), (1.0, ""))
+    scaled = value / scale
+    return f"{scaled:.{max(0, 2 - int(np.log10(max(abs(scaled), 1))))}f} {prefix}{unit}" if prefix else f"{scaled:.3g} {unit}"
+
+
+def share(value: float) -> str:
+    return f"{value:.1%}" if np.isfinite(value) else "-"
+
+
+def duration(seconds: float) -> str:
+    """ "0.42 s", "12.3 s", then "0:03:20"."""
+    if not np.isfinite(seconds):
+        return "-"
+    return f"{seconds:.3g} s" if seconds < 100 else str(timedelta(seconds=round(seconds)))
+
+
+def _headline(run: Reader, console: Console) -> None:
+    known = run.attributes
+    done, planned = max(known["rounds"], 0), known.get("rounds_planned", "?")
+    state = Text("finished", "green") if known["finished"] else Text(f"not finished: {done} of {planned} rounds", "yellow")
+    console.print(Text.assemble((run.path.name, "bold"), "  ", state))
+    ranks, hosts = known.get("ranks", 1), known.get("hosts", "")
+    console.print(
+        f"{known.get('method', '?')}, seed {known.get('seed', '?')}, {planned} rounds, {len(run.labels('client')):,} clients",
+        highlight=False,
+    )
+    where = f"{ranks} rank{'s' if ranks != 1 else ''}" + (f" on {hosts}" if hosts else "")
+    since = str(known.get("started_at", "?")).replace("T", " ")
+    console.print(f"{where}, since {since}, fedsim {known.get('fedsim_version', '?')}", style="dim", highlight=False)
+
+
+SHOWN: dict[str, tuple[str, Callable[[float], str]]] = {
+    "accuracy": ("accuracy", share),
+    "client_accuracy": ("of clients", share),
+    "loss": ("loss", lambda value: f"{value:.3f}" if np.isfinite(value) else "-"),
+    "train_loss": ("train loss", lambda value: f"{value:.3f}" if np.isfinite(value) else "-"),
+    "density": ("density", lambda value: f"{value:.3g}" if np.isfinite(value) else "-"),
+    "bytes": ("sent", lambda value: quantity(value, "B")),
+    "seconds": ("seconds", lambda value: f"{value:.3g}" if np.isfinite(value) else "-"),
+}
+
+
+def _rounds(run: Reader) -> Table:
+    """The first, every k-th and the last round; where some were evaluated, those."""
+    columns = {name: run.column(name) for name in run.names() if name in SHOWN}
+    columns["bytes"] = _bytes(run)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    shown = [name for name in SHOWN if name in columns and np.isfinite(columns[name]).any()]
+    for title in ("round", *(SHOWN[name][0] for name in shown)):
+        table.add_column(title, justify="right")
+    for r in _chosen(columns.get("accuracy", np.full(run.rounds + 1, np.nan))):
+        table.add_row(str(r), *(SHOWN[name][1](columns[name][r]) for name in shown))
+    return table
+
+
+def _chosen(accuracy: Array) -> list[int]:
+    """At most LINES rounds, evenly spread over those with an accuracy, with the first and the last of all."""
+    last = len(accuracy) - 1
+    candidates = np.flatnonzero(np.isfinite(accuracy)) if np.isfinite(accuracy).any() else np.arange(last + 1)
+    spread = candidates[np.linspace(0, len(candidates) - 1, min(LINES, len(candidates))).round().astype(int)]
+    return sorted({0, *spread.tolist(), last})
+
+
+def _bytes(run: Reader) -> Array:
+    """(rounds + 1,) sent up and down."""
+    sent = np.zeros(run.rounds + 1)
+    for name in {"bytes_up", "bytes_down"}.intersection(run.names()):
+        sent += np.nan_to_num(run.column(name))
+    return sent
+
+
+def _facts(rows: list[tuple[str, ...]]) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(style="dim")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _totals(run: Reader) -> list[tuple[str, ...]]:
+    """What the whole run cost, and its dearest client."""
+    has = {name: column for name in run.names() if np.isfinite(column := run.column(name)).any()}
+    rows: list[tuple[str, ...]] = []
+    if {"bytes_up", "bytes_down"} <= has.keys():
+        up, down = np.nansum(has["bytes_up"]), np.nansum(has["bytes_down"])
+        rows.append(("sent over the air", f"{quantity(up + down, 'B')}: {quantity(up, 'B')} up, {quantity(down, 'B')} down"))
+    if "train_flops" in has:
+        rows.append(("training", quantity(np.nansum(has["train_flops"]), "FLOP")))
+    for name, title, unit in (
+        ("max_client_flops", "busiest client", "FLOP in a round"),
+        ("max_client_memory", "largest client", "B of memory"),
+    ):
+        if name in has:
+            rows.append((title, quantity(np.nanmax(has[name]), unit)))
+    if "seconds" in has:
+        seconds = has["seconds"]
+        rows.append(("time", f"{duration(np.nansum(seconds))}, {duration(float(np.nanmedian(seconds)))} a round"))
+    return rows
+
+
+def _clients(run: Reader) -> list[tuple[str, ...]]:
+    """How the clients fare with the last model that they were evaluated on."""
+    measured = run.column("client_accuracy_macro") if "client_accuracy_macro" in run.names() else np.empty(0)
+    if "accuracy" not in run.names("clients") or not np.isfinite(measured).any():
+        return []
+    r = int(np.flatnonzero(np.isfinite(measured))[-1])
+    values = run.clients("accuracy", r)
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return []
+    spread = f"mean {share(values.mean())}, 10th percentile {share(np.percentile(values, 10))}, lowest {share(values.min())}"
+    return [(f"{len(values):,} clients, round {r}", spread)]
+
+
+def _timing(run: Reader) -> list[tuple[str, ...]]:
+    """The phases by their time, longest first, and their share; recording runs beside the others and is not added to them."""
+    spent = {name: float(np.nansum(run.timing(name))) for name in run.names("timing")}
+    total = sum(seconds for name, seconds in spent.items() if name != "record")
+    rows: list[tuple[str, ...]] = []
+    for name, seconds in sorted(spent.items(), key=lambda entry: -entry[1]):
+        if total > 0 and seconds > 0:
+            bar = "━" * max(1, round(30 * min(seconds / total, 1)))
+            rows.append(
+                (
+                    name,
+                    f"{duration(seconds):>8}",
+                    f"[cyan]{bar}[/] {seconds / total:.0%}" + (" beside the rest" if name == "record" else ""),
+                )
+            )
+    return rows

@@ -1,0 +1,107 @@
+"""fedsim_analysis: run files as tables, seeds as mean and interval; and it needs neither torch nor fedsim."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from fedsim.record import Record
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "analysis"))
+
+import fedsim_analysis
+from fedsim_analysis import compare, load
+from fedsim_analysis.compare import half_interval
+
+
+def write(path: Path, seed: int = 0, density: float = 0.1, accuracies: Any = (0.1, np.nan, 0.3), pack: int = 4, **more: Any) -> Path:
+    """A run of three clients; round r sends r bytes up, 10 r down and takes 2 s."""
+    job = f'name = "run{seed}"\nseed = {seed}\n[method]\nname = "fedtiny"\ndensity = {density}\n[execution]\npack = {pack}\n'
+    attributes = {"job": job, "seed": seed, "method": "fedtiny", "rounds_planned": len(accuracies) - 1, **more}
+    with Record.create(path, attributes=attributes, layers=["conv1", "fc"], clients=3) as record:
+        for r, accuracy in enumerate(accuracies):
+            values = {"accuracy": accuracy, "density": density, "bytes_up": r, "bytes_down": 10 * r, "seconds": 2.0}
+            values |= {"max_client_flops": 1e9 + r, "max_client_memory": 5e6 - r}
+            record.row(r, values, {"loss": (np.array([2]), np.array([r]))}, {"grown": np.array([r, 0])}, timing={"compute": 1.0})
+    return path
+
+
+def test_load_gives_tables(tmp_path: Path) -> None:
+    run = load(write(tmp_path / "a.h5"))
+    assert run.rounds.index.tolist() == [0, 1, 2]
+    assert run.rounds.bytes_down.tolist() == [0, 10, 20]
+    assert run.clients("loss").to_dict() == {2: {0: 0.0, 1: 1.0, 2: 2.0}}
+    assert run.layers("grown")["conv1"].tolist() == [0, 1, 2]
+    assert run.timing()["compute"].tolist() == [1, 1, 1]
+    assert run.units()["bytes_up"] == "B"
+    assert run.job["method"]["density"] == 0.1
+    with pytest.raises(KeyError, match=r"no clients/los; it has .*loss"):
+        run.clients("los")
+
+
+def test_rows_beyond_the_counter_are_not_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.h5")
+    import h5py
+
+    with h5py.File(path, "r+") as file:
+        file.attrs["rounds"] = 1
+    assert len(load(path).rounds) == 2
+    assert len(load(path).timing()) == 2
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        load(tmp_path / "none.h5")
+    with pytest.raises(ValueError, match="newer format"):
+        load(write(tmp_path / "a.h5", format_version=99))
+
+
+def test_runs_that_differ_in_seed_only_are_one_row(tmp_path: Path) -> None:
+    finals = (0.3, 0.4, 0.8)
+    paths = [write(tmp_path / f"{seed}.h5", seed, accuracies=(0.1, np.nan, final), pack=seed + 1) for seed, final in enumerate(finals)]
+    table = compare([*paths, write(tmp_path / "other.h5", density=0.01)])
+    assert table["method.density"].tolist() == [0.1, 0.01]
+    assert table.seeds.tolist() == [3, 1]
+    first = table.iloc[0]
+    low, high = stats.t.interval(0.95, 2, np.mean(finals), stats.sem(finals))
+    assert first.accuracy == pytest.approx(0.5)
+    assert first.accuracy_95 == pytest.approx((high - low) / 2, rel=1e-3)
+    assert first.accuracy_last_10 == pytest.approx(np.mean([(0.1 + final) / 2 for final in finals]))
+    assert (first.bytes, first.max_client_flops, first.max_client_memory, first.seconds) == (33, 1e9 + 2, 5e6, 6)
+    assert (first.density, first.density_95, first.unfinished) == (pytest.approx(0.1), pytest.approx(0), 3)
+    assert np.isnan(table.iloc[1].accuracy_95)
+
+
+def test_groups_may_be_chosen(tmp_path: Path) -> None:
+    paths = [write(tmp_path / f"{i}.h5", seed=i, density=density) for i, density in enumerate((0.1, 0.2))]
+    assert compare(paths, by=["method.name"]).seeds.tolist() == [2]
+    assert compare(paths)["method.density"].tolist() == [0.1, 0.2]
+
+
+def test_the_same_seed_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="one job with one seed, 0"):
+        compare([write(tmp_path / "a.h5"), write(tmp_path / "b.h5")])
+
+
+@pytest.mark.parametrize("n", [2, 3, 10, 31, 32, 100])
+def test_interval_is_student_s(n: int) -> None:
+    values = np.random.default_rng(n).normal(size=n)
+    low, high = stats.t.interval(0.95, n - 1, values.mean(), stats.sem(values))
+    assert half_interval(list(values)) == pytest.approx((high - low) / 2, rel=2e-3)
+
+
+def test_neither_torch_nor_fedsim_is_imported(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.h5")
+    code = "import sys, fedsim_analysis.__main__ as m; m.compare(sys.argv[1:]); assert not {'torch', 'fedsim'} & sys.modules.keys()"
+    folder = Path(fedsim_analysis.__file__).parents[1]
+    subprocess.run([sys.executable, "-c", code, path], cwd=folder, check=True)
+    told = subprocess.run(
+        [sys.executable, "-m", "fedsim_analysis", "compare", path], cwd=folder, check=True, capture_output=True, text=True
+    )
+    assert "fedtiny" in told.stdout

@@ -1,0 +1,98 @@
+"""The registry of methods: ours and a user's own, and what a job may say of them."""
+
+from __future__ import annotations
+
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedsim import methods
+from fedsim.fault import BadInput
+from fedsim.job import check, resolved
+
+MINE = '''
+"""A method of one's own."""
+from dataclasses import dataclass
+
+@dataclass(frozen=True)
+class Mine:
+    """Counts."""
+    hyper_lr: float = 0.001  # eta_h, step of the hypernetwork
+    keep: float = 0.8
+    density: float = 0.5     # d, kept share
+    layers: tuple[str, ...] = ()
+    def init(self, setting, public): return None
+    def round(self, setting, state, fleet, r): return state, {}
+    def deploy(self, setting, state, fleet, cohort): return {}, {}, None
+
+@dataclass(frozen=True)
+class Needy(Mine):
+    limit: int = 1
+    def __post_init__(self):
+        if self.limit > self.keep * 10: raise ValueError(f"limit = {self.limit} is more than ten times keep = {self.keep}")
+
+class Loose: pass
+'''
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    (tmp_path / "my_method.py").write_text(MINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "my_method:Mine"
+    sys.modules.pop("my_method", None)
+
+
+def fault(table: dict[str, Any]) -> str:
+    with pytest.raises(BadInput) as caught:
+        check(table, "x.toml")
+    return str(caught.value)
+
+
+def test_a_misspelt_field_of_a_method_is_named_beside_the_methods_own(mine: str) -> None:
+    line = fault({"method": {"name": mine, "hyperlr": 0.1}})
+    assert line.startswith(
+        "x.toml: [method] has no field 'hyperlr' (did you mean 'hyper_lr'?). my_method:Mine has: hyper_lr = 0.001, keep = 0.8"
+    )
+
+
+@pytest.mark.parametrize(("density", "fine"), [(0.0, False), (-0.5, False), (1.5, False), (float("nan"), False), (1, True), (1e-3, True)])
+def test_a_density_is_a_share_of_the_weights_in_every_method(mine: str, density: float, fine: bool) -> None:
+    table = {"method": {"name": mine, "density": density}}
+    if fine:
+        assert check(table).method.use.density == density
+    else:
+        assert "density" in fault(table)
+        assert "above 0 and at most 1" in fault(table)
+
+
+def test_a_method_of_ones_own_is_read_with_its_types(mine: str) -> None:
+    job = check({"method": {"name": mine, "layers": ["a", "b"], "keep": 1}})
+    assert asdict(job.method.use) == {"hyper_lr": 0.001, "keep": 1.0, "density": 0.5, "layers": ("a", "b")}
+    assert tomllib.loads(resolved(job))["method"] == {"name": mine, "hyper_lr": 0.001, "keep": 1.0, "density": 0.5, "layers": ["a", "b"]}
+
+
+def test_a_methods_own_checks_are_heard(mine: str) -> None:
+    assert fault({"method": {"name": "my_method:Needy", "limit": 9}}) == "x.toml: method: limit = 9 is more than ten times keep = 0.8"
+
+
+def test_a_class_that_is_no_method_is_refused(mine: str) -> None:
+    assert "it lacks @dataclass(frozen=True), init, round, deploy" in fault({"method": {"name": "my_method:Loose"}})
+    assert "my_method has no class 'Mien'; it has Mine, Needy, Loose" in fault({"method": {"name": "my_method:Mien"}})
+
+
+def test_hyperparameters_carry_the_comment_on_their_line(mine: str) -> None:
+    first, second, *_ = methods.parameters(methods.find(mine))
+    assert (first.name, first.kind, first.default, first.meaning) == ("hyper_lr", "float", 0.001, "eta_h, step of the hypernetwork")
+    assert second.meaning == ""
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_every_method_is_found_and_says_its_paper(name: str) -> None:
+    assert callable(methods.find(name)().round)
+    assert len(methods.about(name).splitlines()[0]) > 20

@@ -1,0 +1,90 @@
+"""show: the numbers a person reads are the numbers of the run file."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from fedsim.fault import BadInput
+from fedsim.record import Record
+from fedsim.show import duration, quantity, share, show
+
+
+def shown(path: Path) -> str:
+    console = Console(file=io.StringIO(), width=120)
+    show(path, console)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def run_file(path: Path, rounds: int, every: int = 5, finished: bool = True) -> Path:
+    ids = np.arange(10)
+    attributes = {
+        "method": "fedavg",
+        "seed": 7,
+        "rounds_planned": 60,
+        "ranks": 3,
+        "hosts": "n1,n2",
+        "started_at": "2026-01-02T03:04:05+00:00",
+    }
+    with Record.create(path, attributes=attributes, layers=["fc"], clients=10) as record:
+        for r in range(rounds + 1):
+            values = {"train_loss": 2 / (r + 1), "density": 0.1, "bytes_up": 1e6, "bytes_down": 2e6, "seconds": 0.5}
+            values |= {"train_flops": 4e9, "max_client_flops": 5e8, "max_client_memory": 3e6}
+            if r % every == 0:
+                values |= {"accuracy": r / 100, "loss": 1.0, "client_accuracy": 0.5, "client_accuracy_macro": 0.25}
+            accuracy = {"accuracy": (ids, ids / 10)} if r % every == 0 else {}
+            record.row(r, values, accuracy, timing={"compute": 0.3, "server": 0.1, "record": 0.02})
+        if finished:
+            record.finish({"w/fc": torch.ones(2)}, "0" * 64)
+    return path
+
+
+def test_a_finished_run(tmp_path: Path) -> None:
+    text = shown(run_file(tmp_path / "run.h5", 60))
+    for part in (
+        "run.h5  finished",
+        "fedavg, seed 7, 60 rounds, 10 clients",
+        "3 ranks on n1,n2",
+        "60.0%",
+        "183 MB: 61.0 MB up, 122 MB down",
+    ):
+        assert part in text
+    for part in (
+        "244 GFLOP",
+        "500 MFLOP in a round",
+        "3.00 MB of memory",
+        "30.5 s, 0.5 s a round",
+        "mean 45.0%, 10th percentile 9.0%, lowest 0.0%",
+    ):
+        assert part in text
+    assert "60.0%" in text
+    assert "10 clients, round 60" in text
+    assert len([line for line in text.splitlines() if line.strip()[:2].strip().isdigit()]) <= 16
+
+
+def test_a_run_that_grows_and_one_that_has_not_begun(tmp_path: Path) -> None:
+    assert "not finished: 7 of 60 rounds" in shown(run_file(tmp_path / "half.h5", 7, finished=False))
+    assert "no round is complete yet" in shown(run_file(tmp_path / "new.h5", -1, finished=False))
+
+
+def test_a_run_without_evaluation(tmp_path: Path) -> None:
+    text = shown(run_file(tmp_path / "run.h5", 3, every=1000))
+    assert "train loss" in text
+    assert "nan" not in text
+
+
+def test_no_run_file(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="there is no run file"):
+        show(tmp_path / "none.h5", Console(file=io.StringIO()))
+
+
+def test_numbers_are_told_in_three_digits() -> None:
+    told = {0: "0 B", 999: "999 B", 1000: "1.00 kB", 44_734_248: "44.7 MB", 8.3e13: "83.0 TB", float("nan"): "-"}
+    assert [quantity(value, "B") for value in told] == list(told.values())
+    assert [duration(v) for v in (0.4234, 12.34, 200)] == ["0.423 s", "12.3 s", "0:03:20"]
+    assert share(0.1234) == "12.3%"
