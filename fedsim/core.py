@@ -36,7 +36,9 @@ class Feed:
 
     def __post_init__(self) -> None:
         if (self.epochs > 0) == (self.steps > 0) or min(self.epochs, self.steps) < 0:
-            raise ValueError(f"a feed has epochs or steps, exactly one of them > 0; this one has epochs = {self.epochs}, steps = {self.steps}")
+            raise ValueError(
+                f"a feed has epochs or steps, exactly one of them > 0; this one has epochs = {self.epochs}, steps = {self.steps}"
+            )
         if self.split not in SPLITS:
             raise ValueError(f"a feed's split is one of {', '.join(SPLITS)}; not {self.split!r}")
         if self.charge not in ("train", "forward"):
@@ -130,12 +132,16 @@ class Fleet(Protocol):
 class Data(Protocol):
     """Labelled images, by index: uint8 until the fleet normalises a batch."""
 
-    name: str
-    shape: tuple[int, int, int]  # C, H, W
-    classes: int
-    mean: tuple[float, ...]  # per channel, of the training images over 255
-    std: tuple[float, ...]
-
+    @property
+    def name(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, int, int]: ...  # C, H, W
+    @property
+    def classes(self) -> int: ...
+    @property
+    def mean(self) -> tuple[float, ...]: ...  # per channel, of the training images over 255
+    @property
+    def std(self) -> tuple[float, ...]: ...
     def __len__(self) -> int: ...
     def images(self, index: Tensor) -> Tensor: ...  # (b,) int64 -> (b, C, H, W) uint8
     def labels(self, index: Tensor) -> Tensor: ...  # (b,) int64 -> (b,) int64
@@ -160,7 +166,9 @@ class Training:
     lr: float = 0.05  # eta
     momentum: float = 0.0
     decay: float = 0.0  # weight decay
-    schedule: str = "constant"  # over rounds: constant | cosine (to 0) | exponential (lr * factor^(r-1)) | step (* factor at each milestone)
+    schedule: str = (
+        "constant"  # over rounds: constant | cosine (to 0) | exponential (lr * factor^(r-1)) | step (* factor at each milestone)
+    )
     factor: float = 0.1
     milestones: tuple[float, ...] = (0.5, 0.75)  # shares of the rounds
     rounds: int = 1

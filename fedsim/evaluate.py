@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,11 +49,10 @@ def evaluate(parts: Parts, state: Any, fleet: LocalFleet, r: int) -> Score:
 def whose(parts: Parts, fleet: LocalFleet, r: int) -> list[int]:
     """The clients that are evaluated in round `r`: those of the job's choice that have test images."""
     setting, chosen = parts.setting, parts.job.evaluate.of(parts.setting.clients)
-    if chosen == "all":
-        every = range(setting.clients)
-    elif chosen == "cohort":
+    every: Iterable[int] = range(setting.clients)
+    if chosen == "cohort":
         every = fleet.pick(setting.cohort, max(r, 1))
-    else:
+    elif chosen != "all":
         every = np.random.default_rng((setting.seed, 0)).choice(setting.clients, chosen, replace=False).tolist()
     tests = parts.population.shards["test"]
     return sorted(client for client in every if tests.size(client))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import frexp
+from typing import Any
 
 import numba
 import numpy as np
@@ -49,7 +50,7 @@ def unit_of(value: Tensor, n: int) -> Unit:
 
 
 @numba.njit(cache=True, nogil=True)
-def _add(into, values, scale, limit):  # pragma: no cover - compiled
+def _add(into: Any, values: Any, scale: float, limit: float) -> bool:  # pragma: no cover - compiled
     """into += round(values · scale); False when a value is not finite or beyond the limit."""
     fine = True
     for i in range(values.size):
@@ -59,7 +60,7 @@ def _add(into, values, scale, limit):  # pragma: no cover - compiled
 
 
 @numba.njit(cache=True, nogil=True)
-def _add_limbs(into, values, coarse, fine, limit):  # pragma: no cover - compiled
+def _add_limbs(into: Any, values: Any, coarse: float, fine: float, limit: float) -> bool:  # pragma: no cover - compiled
     """into[0], into[1] += the two limbs of the values; False as in `_add`."""
     good = True
     for i in range(values.size):

@@ -69,12 +69,17 @@ def main(job: Job, out: Path, resume: str) -> int:
 
 
 def _made(job: Job, out: Path, resume: str, link: Link | None, brake: Brake) -> tuple[Parts, Start] | str:
-    """The parts and, on rank 0, where to begin; or what is wrong."""
+    """The parts and, on rank 0, where to begin; or what is wrong. Rank 0 goes first where data are downloaded."""
+    if link and link.rank and job.data.download:
+        link.told("")
     try:
         parts = assemble(job, link.node_rank() if link else 0, brake)
         return parts, begin(parts, out, resume) if not (link and link.rank) else Start(out)
     except BadInput as error:
         return str(error)
+    finally:
+        if link and not link.rank and job.data.download:
+            link.told("")
 
 
 def connect() -> Link | None:
@@ -129,7 +134,8 @@ def _lead(parts: Parts, start: Start, link: Link | None, hosts: list[str]) -> in
         code, message = 1, traceback.format_exc()
     progress.close()
     if message:
-        print(message, file=sys.stderr, flush=True)
+        sys.stderr.write(f"{message}\n")
+        sys.stderr.flush()
     if link and code == 1:
         link.abort(code)
     elif link:

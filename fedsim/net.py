@@ -35,7 +35,7 @@ class _Tapped(torch.autograd.Function):
         return weight.view_as(weight)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, None, None]:
         ctx.taps |= ctx.tap(ctx.layer, gradient)
         return gradient if ctx.wanted else None, None, None, None, None
 
@@ -98,7 +98,7 @@ class Net:
             self._training = train
         try:
             for where, slot, key in self._slots:
-                where[slot] = weights[key]  # type: ignore[assignment]
+                where[slot] = weights[key]
             yield call.buffers
         finally:
             self._empty()
@@ -114,7 +114,7 @@ class Net:
         return self._masked({key: tree[key] for key in self.weights}, tree)
 
     def __call__(self, tree: Tree, x: Tensor, train: bool = False, real: Tensor | None = None) -> tuple[Tensor, Tree]:
-        """(logits (B, classes), new running statistics) of x (B, C, H, W); in training mode the tree's statistics may be overwritten."""
+        """(logits (B, classes), new running statistics) of x (B, C, H, W); the tree stays as it is."""
         with self._filled(self.effective(tree), tree, train, real) as buffers:
             return self.module(x), buffers
 
@@ -156,7 +156,7 @@ class Net:
     def _gradient_direct(
         self, tree: Tree, batch: Batch, wanted: tuple[str, ...], loss: Loss, tap: Tap | None, tapped: dict[str, str], passed: bool
     ) -> tuple[Tensor, Tree, Tree, Tree]:
-        """By ordinary autograd: the running statistics are overwritten, taps happen within the backward pass."""
+        """By ordinary autograd; taps happen within the backward pass."""
         taps: Tree = {}
         weights = self.effective(tree)
         leaves = {key: weights[key].detach().requires_grad_() for key in wanted}
@@ -220,7 +220,7 @@ class Net:
         pure, self.pure = self.pure, True
         try:
             at = {key: weights[key] for key in vector}
-            _, back = torch.func.vjp(gradient, at)
+            back = torch.func.vjp(gradient, at)[1]
             return self._masked(back(self._masked(vector, tree))[0], tree)
         finally:
             self.pure = pure

@@ -34,7 +34,9 @@ class BatchNorm(nn.Module):
     def __init__(self, norm: nn.modules.batchnorm._BatchNorm, name: str, call: Call) -> None:
         super().__init__()
         if norm.momentum is None:
-            raise ValueError(f"{name}: a batch norm with momentum = None counts its batches, which clients cannot average; give it a number")
+            raise ValueError(
+                f"{name}: a batch norm with momentum = None counts its batches, which clients cannot average; give it a number"
+            )
         self.weight, self.bias = norm.weight, norm.bias
         self.eps, self.momentum = norm.eps, norm.momentum
         self.tracked = norm.track_running_stats
@@ -50,10 +52,11 @@ class BatchNorm(nn.Module):
         if call.real is not None or few:
             real = call.real if call.real is not None else x.new_ones(x.shape[0])
             return self._over_real(x, real, call)
-        if call.pure or mean is None:
+        if call.pure or mean is None or var is None:
             return self._pure(x, call)
+        mean, var = mean.clone(), var.clone()  # they may be the broadcast's, which no client may change
         out = F.batch_norm(x, mean, var, self.weight, self.bias, True, self.momentum, self.eps)
-        call.buffers |= {self.mean_key: mean, self.var_key: var}  # overwritten: a step spends its state
+        call.buffers |= {self.mean_key: mean, self.var_key: var}
         return out
 
     def _pure(self, x: Tensor, call: Call) -> Tensor:

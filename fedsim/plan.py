@@ -109,7 +109,7 @@ def seconds(parts: Parts, plan: Plan) -> float:
 
 def _short(work: Train) -> Train:
     """At most a few steps of the work, which are like all the others."""
-    return replace(work, feeds=tuple(replace(feed, epochs=0, steps=feed.steps and min(feed.steps, 5) or 5) for feed in work.feeds))
+    return replace(work, feeds=tuple(replace(feed, epochs=0, steps=(feed.steps and min(feed.steps, 5)) or 5) for feed in work.feeds))
 
 
 def _taken(path: Path) -> Plan:

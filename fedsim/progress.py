@@ -36,8 +36,12 @@ class Progress:
     def begin(self, plan: Plan) -> None:
         job, ranks = self.parts.job, f"{self.ranks} ranks" if self.ranks > 1 else "one process"
         layout = ", channels last" if plan.channels_last else ""
-        self.say(f"{job.name}: {job.method.name} on {job.data.name}, {self.parts.setting.clients:,} clients, cohort {self.parts.setting.cohort}")
+        self.say(
+            f"{job.name}: {job.method.name} on {job.data.name}, {self.parts.setting.clients:,} clients, cohort {self.parts.setting.cohort}"
+        )
         self.say(f"{ranks}, {plan.fleet} fleet in {plan.packs} packs{layout}, {plan.device}; writing {self.start.out}")
+        for warning in self.parts.population.record["warnings"]:
+            self.say(f"note: {warning}")
         if self.first > 0:
             self.say(f"going on after round {self.start.round}")
         self.began = time.monotonic()

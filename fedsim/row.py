@@ -23,9 +23,7 @@ class Row:
     timing: dict[str, float] = field(default_factory=dict)
 
 
-def row_of(
-    anatomy: Anatomy, bills: Mapping[int, Bill], score: Score | None, shared: Tree, before: Tree, found: Mapping[str, float]
-) -> Row:
+def row_of(anatomy: Anatomy, bills: Mapping[int, Bill], score: Score | None, shared: Tree, before: Tree, found: Mapping[str, float]) -> Row:
     """`shared` is what would be broadcast next, `before` the masks of the round before, `found` what the method records."""
     held = under(shared, "mask/")
     values = _sums(bills) | _densities(anatomy, held) | dict(found) | (score.rounds if score else {})

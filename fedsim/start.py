@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 from dataclasses import dataclass
@@ -55,6 +56,7 @@ class Start:
 def begin(parts: Parts, out: Path, resume: str) -> Start:
     """Looks at what stands at `out`. BadInput: a run that `resume` does not allow, of another job, or on another partition."""
     folder = folder_of(out)
+    out.with_name(out.name + ".new").unlink(missing_ok=True)  # a copy that a kill left behind
     if not out.exists():
         if resume == "must":
             raise BadInput(f"--resume must: there is no run file {out}")
@@ -95,6 +97,7 @@ def describe(parts: Parts, plan: Plan, hosts: list[str]) -> dict[str, Any]:
         "hosts": ",".join(sorted(set(hosts))),
         "torch_version": str(torch.__version__),
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "partition": json.dumps(parts.population.record, sort_keys=True),
         "partition_sha256": parts.population.sha256,
         "rounds_planned": parts.job.rounds,
     }

@@ -43,8 +43,9 @@ def test_the_sum_is_the_sum_of_the_rounded_values(values) -> None:
     shared = {"w/a": torch.ones(1)}
     one, two = summed(values, [list(range(len(values)))], shared).tolist()
     true = sum(map(Fraction, values))
-    assert abs(Fraction(one) - true) <= len(values) * Fraction(1, 2) / Fraction(unit_of(shared["w/a"], len(values)).scale) + abs(true) * Fraction(1, 2**52)
-    assert abs(Fraction(two) - true) <= len(values) * Fraction(1, 2**69) + abs(true) * Fraction(1, 2**52) + Fraction(1, 2**68)
+    unit, last = 1 / Fraction(unit_of(shared["w/a"], len(values)).scale), abs(true) * Fraction(1, 2**52)
+    assert abs(Fraction(one) - true) <= len(values) * unit / 2 + last
+    assert abs(Fraction(two) - true) <= (len(values) + 2) * Fraction(1, 2**69) + last
 
 
 @pytest.mark.parametrize(("largest", "n"), [(0.3, 1), (1.0, 10), (7.5, 360), (3.0, 1437), (100.0, 2**20)])

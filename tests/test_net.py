@@ -47,6 +47,14 @@ def test_outputs_are_the_modules_in_both_modes() -> None:
     assert torch.equal(torch_net[1].running_var, state["buf/1.running_var"])
 
 
+@pytest.mark.parametrize("pure", [False, True])
+def test_a_gradient_leaves_the_tree_as_it_was(pure) -> None:
+    net = double(Net(module()))
+    tree = fresh(net)
+    (net.under_vmap() if pure else net).gradient(tree, batch())
+    assert all(torch.equal(value, net.initial[key]) for key, value in tree.items())
+
+
 def test_the_given_module_stays_as_it_was() -> None:
     torch_net = module()
     before = copy.deepcopy(torch_net.state_dict())

@@ -26,7 +26,7 @@ def moved(x: Tensor, keys: Tensor, pad: int, flip: bool) -> Tensor:
 
 
 def cut_out(x: Tensor, keys: Tensor, hole: int) -> Tensor:
-    """A square of `hole` pixels set to 0 (Cutout, arXiv:1708.04552). Its centre is anywhere in the image, so parts of it may fall outside."""
+    """A square of `hole` pixels set to 0 (Cutout, arXiv:1708.04552). Its centre is anywhere, so parts of it may fall outside."""
     _, _, height, width = x.shape
     spot = draw.uniform(draw.fold(keys, "cutout"), 2) * torch.tensor([height, width], device=x.device)
     rows = torch.arange(height, device=x.device) - spot[:, :1].floor()  # (M, H)

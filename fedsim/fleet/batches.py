@@ -23,15 +23,22 @@ READY = 1 << 26  # bytes of float images of a pack up to which they are normalis
 class Population(Protocol):
     """Whose images a fleet reads; the data room makes it."""
 
-    train: Data
-    test: Data
-    shards: Mapping[str, Any]  # "train", "held", "test": .of(client) -> sorted indices, .size(client)
-    clients: int
-    augment: tuple[str, ...]
-    crop_pad: int
-    cutout: int
-    skew: Any  # None, or .noise(client) -> standard deviation and .angle(client) -> degrees
-
+    @property
+    def train(self) -> Data: ...
+    @property
+    def test(self) -> Data: ...
+    @property
+    def shards(self) -> Mapping[str, Any]: ...  # "train", "held", "test": .of(client) -> sorted indices, .size(client), .sizes()
+    @property
+    def clients(self) -> int: ...
+    @property
+    def augment(self) -> tuple[str, ...]: ...
+    @property
+    def crop_pad(self) -> int: ...
+    @property
+    def cutout(self) -> int: ...
+    @property
+    def skew(self) -> Any: ...  # None, or .noise(client) -> standard deviation and .angle(client) -> degrees
     def size(self, client: int) -> int: ...
 
 
@@ -79,12 +86,14 @@ def count_of(population: Population, feed: Feed, client: int) -> int:
 
 
 def steps_of(feed: Feed, count: int) -> int:
-    """Steps of the feed for a client with `count` images."""
-    return feed.steps or feed.epochs * -(-count // feed.batch)
+    """Steps of the feed for a client with `count` images; none without images."""
+    return 0 if count == 0 else feed.steps or feed.epochs * -(-count // feed.batch)
 
 
 def shown(feed: Feed, count: int) -> int:
     """Images that the feed shows the client in all, incomplete last batches at their true size."""
+    if count == 0:
+        return 0
     epochs, rest = divmod(steps_of(feed, count), -(-count // feed.batch))
     return epochs * count + rest * feed.batch
 
@@ -138,7 +147,7 @@ class Batches:
     def _plan(self) -> Tensor:
         """Which image every step sees: a fresh order every epoch for training, the stored order otherwise."""
         batch, most = self.feed.batch, max(self.steps)
-        per_epoch = [-(-count // batch) for count in self.counts]
+        per_epoch = [max(1, -(-count // batch)) for count in self.counts]
         width = max(self.counts)
         counts = torch.tensor(self.counts).unsqueeze(1)
         places = torch.arange(width)

@@ -19,8 +19,8 @@ from mpi4py import MPI
 from fedsim import plain
 from fedsim.exact import Sum
 from fedsim.fault import ClientFault, Stopped
-from fedsim.fleet.account import Account
 from fedsim.fleet import packed, serial
+from fedsim.fleet.account import Account
 from fedsim.fleet.local import Engine, LocalFleet
 from fedsim.fleet.order import Answer, Order, Pack, Site, steps
 from fedsim.tree import Tree
@@ -30,7 +30,20 @@ SHORT, LONG = 50e-6, 2e-3  # seconds between two looks at a request
 TEXT = 4096  # bytes of an error that is told at the start
 
 ENGINES: dict[str, Engine] = {"serial": serial.carry_out, "packed": packed.carry_out}
-DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.float64, torch.int64, torch.int32, torch.int16, torch.uint8, torch.bool, torch.float16, torch.bfloat16)}
+DTYPES = {
+    str(dtype): dtype
+    for dtype in (
+        torch.float32,
+        torch.float64,
+        torch.int64,
+        torch.int32,
+        torch.int16,
+        torch.uint8,
+        torch.bool,
+        torch.float16,
+        torch.bfloat16,
+    )
+}
 Layout = list[tuple[str, str, list[int]]]  # key, dtype, shape
 
 
@@ -60,7 +73,7 @@ def unflat(rows: Layout, buffer: np.ndarray, device: str = "cpu") -> Tree:
 class Link:
     """A communicator whose waiting does not burn a core."""
 
-    comm: MPI.Comm
+    comm: MPI.Intracomm
     clock: Callable[[], float]
     sleep: Callable[[float], None]
     teams: dict[int, MPI.Comm] = field(default_factory=dict)
@@ -202,7 +215,9 @@ class MPIFleet(LocalFleet):
         hands = deal(packs, weights, ranks)
         work, tensors = plain.dump(order.work)
         if tensors:
-            raise TypeError(f"{type(order.work).__name__} holds a tensor; a Work is a dataclass of plain numbers, tensors go into shared or own")
+            raise TypeError(
+                f"{type(order.work).__name__} holds a tensor; a Work is a dataclass of plain numbers, tensors go into shared or own"
+            )
         header = {"do": "run", "work": work, "r": order.r, "n": order.n, "shared": layout(order.shared), "ranks": ranks}
         header["packs"] = [[_told(packs[index]) for index in hand] for hand in hands]
         self.link.order(header)
@@ -212,7 +227,8 @@ class MPIFleet(LocalFleet):
         return team
 
     def _collect(self, order: Order, ranks: int) -> tuple[Answer, dict[str, list[int]]]:
-        answer, shapes, stopping = Answer(Sum(order.shared, order.n)), {}, False
+        answer, stopping = Answer(Sum(order.shared, order.n)), False
+        shapes: dict[str, list[int]] = {}
         waiting = set(range(1, ranks + 1))
 
         def arrived() -> set[int]:
@@ -345,5 +361,3 @@ class Rank:
         rows = [flat(tree) for client in clients for tree in (answer.each[client], answer.keep[client])]
         self.link.send({0: coded(header)}, REPLY)
         self.link.send({0: np.concatenate(rows) if rows else np.zeros(0, np.uint8)}, ROWS)
-
-

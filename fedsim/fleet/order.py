@@ -106,7 +106,9 @@ def images(site: Site, client: int) -> int:
 def batches(order: Order, site: Site, pack: Pack, feed: int, rows: list[int]) -> Batches:
     """The batches of a feed for the pack's clients at `rows`."""
     clients, calls = [pack.clients[i] for i in rows], [pack.calls[1 + feed][i] for i in rows]
-    return Batches(site.population, order.work.feeds[feed], clients, calls, Round(site.seed, order.r), site.device, site.dtype, site.channels_last)
+    return Batches(
+        site.population, order.work.feeds[feed], clients, calls, Round(site.seed, order.r), site.device, site.dtype, site.channels_last
+    )
 
 
 def sent(order: Order, site: Site, pack: Pack) -> Sent:

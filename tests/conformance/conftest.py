@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE)] if str(HERE) not in sys.path else []
+
+from runs import FLEETS, TABLE, images, run  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the user's images lie."""
+    made = tmp_path_factory.mktemp("conformance")
+    images(made)
+    return made
+
+
+@pytest.fixture(scope="session")
+def alone(folder: Path) -> dict[tuple[str, str], Path]:
+    """The run file of every line of the table on every fleet, in one process."""
+    threads = torch.get_num_threads()
+    made = {}
+    for name in TABLE:
+        for fleet in FLEETS:
+            made[name, fleet] = folder / "alone" / f"{name}-{fleet}.h5"
+            assert run(name, fleet, folder, made[name, fleet]) == 0
+    torch.set_num_threads(threads)
+    return made
+
+
+@pytest.fixture(scope="session")
+def ranks_environment() -> dict[str, str]:
+    """What mpirun needs for root and for more ranks than cores."""
+    return os.environ | {
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+        "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(HERE),
+    }

@@ -1,0 +1,96 @@
+"""The table of methods, and how one of them is run; also the program that `mpirun` starts: `python runs.py FOLDER`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from sklearn.datasets import load_digits
+
+HERE = Path(__file__).parent
+SIZES = (7, 10, 23, 16, 1)  # images of the clients, with a batch of 10: padded, exact, three steps, two, a lone image
+ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method of the table: one line each."""
+
+    method: str
+    fields: dict[str, Any] = field(default_factory=dict)
+    train: dict[str, Any] = field(default_factory=dict)
+    holdout: float = 0.0
+    budget: float | None = 1.0  # the whole density it may not exceed; None: it starts denser by definition
+
+
+TABLE = {
+    "fedavg": Case("fedavg"),
+    "fedprox": Case("fedprox", train={"mu": 0.5}),
+    "static-mask": Case("toys:StaticMask", {"density": 0.3}, budget=0.3),
+    "keeper": Case("toys:Keeper", holdout=0.2),
+    "prober": Case("toys:Prober", {"k": 5}),
+}
+FLEETS = ("serial", "packed")
+
+
+def images(folder: Path) -> Path:
+    """A user's own file: real digits of clients with SIZES images, and a test set."""
+    path = folder / "digits.h5"
+    if not path.exists():
+        digits = load_digits()
+        x, y = (digits.images * 15.9).astype(np.uint8), digits.target
+        n = sum(SIZES)
+        with h5py.File(path, "w") as file:
+            file["x"], file["y"], file["client"] = x[:n], y[:n], np.repeat(np.arange(len(SIZES)), SIZES)
+            file["x_test"], file["y_test"] = x[n : n + 60], y[n : n + 60]
+    return path
+
+
+def table(name: str, fleet: str, folder: Path) -> dict[str, Any]:
+    """The job of a line of the table, as its TOML file would say it."""
+    case = TABLE[name]
+    return {
+        "name": f"{name}-{fleet}",
+        "rounds": ROUNDS,
+        "data": {"name": "file", "path": str(images(folder)), "augment": ["crop", "flip", "cutout"], "crop_pad": 1, "cutout": 3},
+        "partition": {"name": "natural", "clients": 0, "least": 1, "holdout": case.holdout},
+        "cohort": {"size": 4},
+        "model": {"name": "cnn", "width": 4, "norm": "batch"},
+        "train": {"epochs": 2, "batch": 10, "lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3} | case.train,
+        "method": {"name": case.method} | case.fields,
+        "evaluate": {"every": 2, "batch": 32},
+        "execution": {"plan": "reference", "fleet": fleet, "pack": 4 if fleet == "serial" else 2, "device": "cpu"},
+    }
+
+
+def run(name: str, fleet: str, folder: Path, out: Path, stopped: Callable[[], bool] | None = None, change: dict | None = None) -> int:
+    """Runs one line of the table on this process's ranks; the exit code."""
+    from fedsim import job, launch
+
+    launch.SIGNALS = ()  # the test process keeps its own
+    made = job.check(table(name, fleet, folder) | (change or {}))
+    return launch.main(made, out, "auto") if stopped is None else stopping(made, out, stopped)
+
+
+def stopping(made: Any, out: Path, stopped: Callable[[], bool]) -> int:
+    """A run that `stopped` may end between two packs, as a signal would."""
+    from fedsim import launch
+    from fedsim.assemble import assemble
+    from fedsim.start import begin
+
+    parts = assemble(made, 0, stopped)
+    return launch._lead(parts, begin(parts, out, "auto"), None, ["here"])
+
+
+if __name__ == "__main__":
+    sys.path[:0] = [str(HERE)]
+    where = Path(sys.argv[1])
+    for line in TABLE:
+        for kind in FLEETS:
+            if code := run(line, kind, where, where / sys.argv[2] / f"{line}-{kind}.h5"):
+                sys.exit(code)

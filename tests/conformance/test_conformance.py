@@ -1,0 +1,180 @@
+"""Every method on every fleet on 1, 2, 3 and 5 ranks: the same answer; stopped and resumed = never stopped; budgets; zeros; bytes."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from runs import FLEETS, HERE, ROUNDS, TABLE, run
+
+from fedsim import wire
+from fedsim.record import Reader, read_model
+
+NAMES = list(TABLE)
+APART = ("seconds", "rank_bytes")  # what may differ between two runs of one job
+MPIRUN = shutil.which("mpirun", path=str(Path(sys.executable).parent)) or shutil.which("mpirun")
+
+
+def sha(path: Path) -> str:
+    return Reader(path).attributes["weights_sha256"]
+
+
+def rows(path: Path) -> dict[str, np.ndarray]:
+    reader = Reader(path)
+    every = {f"rounds/{name}": reader.column(name) for name in reader.names("rounds") if name not in APART}
+    every |= {f"clients/{name}": reader.clients(name) for name in reader.names("clients")}
+    return every | {f"layers/{name}": reader.layers(name) for name in reader.names("layers")}
+
+
+def same_rows(one: Path, other: Path) -> None:
+    mine, theirs = rows(one), rows(other)
+    assert mine.keys() == theirs.keys()
+    for name in mine:
+        np.testing.assert_array_equal(mine[name], theirs[name], err_msg=name)
+
+
+@pytest.fixture(scope="session", params=[1, 2, 3, 5])
+def ranks(request, folder, alone, ranks_environment) -> Path:
+    """All lines of the table on all fleets inside one mpirun."""
+    if MPIRUN is None:
+        pytest.fail("no mpirun here: pip install 'fedsim[mpi]'")
+    name = f"ranks{request.param}"
+    command = [MPIRUN, "-n", str(request.param), sys.executable, str(HERE / "runs.py"), str(folder), name]
+    done = subprocess.run(command, env=ranks_environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return folder / name
+
+
+@pytest.mark.parametrize("fleet", FLEETS)
+@pytest.mark.parametrize("name", NAMES)
+def test_ranks_change_no_bit(name, fleet, alone, ranks) -> None:
+    assert sha(ranks / f"{name}-{fleet}.h5") == sha(alone[name, fleet])
+    same_rows(ranks / f"{name}-{fleet}.h5", alone[name, fleet])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_packed_is_serial(name, alone) -> None:
+    """One float32 step agrees to about 1e-6; ROUNDS rounds of up to 6 steps with momentum amplify that by less than 100."""
+    serial, packed = (read_model(alone[name, fleet]) for fleet in FLEETS)
+    assert serial.keys() == packed.keys()
+    for prefix in ("w/", "buf/"):
+        largest = max(float(value.abs().max()) for key, value in serial.items() if key.startswith(prefix))
+        for key, value in serial.items():
+            if key.startswith(prefix):
+                assert float((value - packed[key]).abs().max()) <= 1e-4 * largest, key
+    for key, value in serial.items():
+        if key.startswith("mask/"):
+            assert torch.equal(value, packed[key])
+    mine, theirs = rows(alone[name, "serial"]), rows(alone[name, "packed"])
+    for column in ("rounds/bytes_up", "rounds/bytes_down", "rounds/train_flops", "clients/memory", "clients/samples"):
+        np.testing.assert_array_equal(mine[column], theirs[column], err_msg=column)
+
+
+@pytest.mark.parametrize("fleet", FLEETS)
+@pytest.mark.parametrize("name", NAMES)
+def test_stopped_and_resumed_is_never_stopped(name, fleet, alone, folder, tmp_path) -> None:
+    """Stopped at the 5th question whether to stop, which comes before a pack of round 1 or 2; then, resumed, at the 6th."""
+    out = tmp_path / "run.h5"
+    for after in (5, 6):
+        asked = iter(range(1000))
+        assert run(name, fleet, folder, out, stopped=lambda asked=asked, after=after: next(asked) >= after) == 3
+    assert Reader(out).rounds < ROUNDS
+    assert run(name, fleet, folder, out) == 0
+    assert sha(out) == sha(alone[name, fleet])
+    same_rows(out, alone[name, fleet])
+
+
+@pytest.mark.parametrize("fleet", FLEETS)
+@pytest.mark.parametrize("name", NAMES)
+def test_density_never_exceeds_the_budget(name, fleet, alone) -> None:
+    if TABLE[name].budget is not None:
+        assert Reader(alone[name, fleet]).column("density").max() <= TABLE[name].budget
+
+
+@pytest.mark.parametrize("fleet", FLEETS)
+@pytest.mark.parametrize("name", NAMES)
+def test_pruned_weights_are_exactly_zero(name, fleet, alone) -> None:
+    model = read_model(alone[name, fleet])
+    masks = [key for key in model if key.startswith("mask/")]
+    assert bool(masks) == (name == "static-mask")
+    for key in masks:
+        assert (model["w/" + key[5:]][~model[key]] == 0).all()
+        assert (model["w/" + key[5:]][model[key]] != 0).any()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_ledger_charges_what_would_be_encoded(name, alone, folder, tmp_path, monkeypatch) -> None:
+    """Every length that the ledger asks for is the length of the real encoding, which decodes to what was sent."""
+    seen = []
+    length = wire.length
+
+    def checked(tree, held=None, last=None):  # type: ignore[no-untyped-def]
+        travels = {key: value.float() if value.is_floating_point() else value for key, value in tree.items()}
+        travels = {key: value * (held or tree).get("mask/" + key[2:], 1) if key.startswith("w/") else value for key, value in travels.items()}
+        payload, header = wire.encode(travels, held, last)
+        assert len(payload) == length(tree, held, last)
+        back = wire.decode(payload, header, held, last)
+        assert all(torch.equal(back[key], travels[key]) for key in back)
+        seen.append(len(payload))
+        return len(payload)
+
+    monkeypatch.setattr(wire, "length", checked)
+    assert run(name, "serial", folder, tmp_path / "run.h5") == 0
+    assert sum(seen) > 0
+    same_rows(tmp_path / "run.h5", alone[name, "serial"])
+
+
+def test_a_static_masks_bytes_by_hand(alone) -> None:
+    """Dense first layer and free values 4 bytes each, kept weights 4, positions once to each client and again when they changed."""
+    reader = Reader(alone["static-mask", "serial"])
+    model = read_model(alone["static-mask", "serial"])
+    kept = sum(int(model[key].sum()) for key in model if key.startswith("mask/"))
+    sizes = [model[key].numel() for key in model if key.startswith("mask/")]
+    ones = [int(model[key].sum()) for key in model if key.startswith("mask/")]
+    others = sum(value.numel() for key, value in model.items() if key[:2] in ("w/", "bu") and "mask/" + key[2:] not in model)
+    positions = sum(min(4 * one, -(-size // 8)) for one, size in zip(ones, sizes, strict=True))
+    up = reader.clients("bytes_up", 1)
+    down = reader.clients("bytes_down", 1)
+    took = reader.clients("took_part", 1) == 1
+    assert took.sum() == 4
+    assert (up[took] == 4 * (kept + others)).all()
+    assert (down[took] == 4 * (kept + others) + positions).all()
+    later = np.nansum(reader.clients("took_part"), axis=0)
+    third = reader.clients("bytes_down", 3)
+    assert (third[reader.clients("took_part", 3) == 1] > 4 * (kept + others)).all()
+    assert later.max() == 3
+
+
+@pytest.mark.parametrize("fleet", FLEETS)
+def test_one_client_with_all_the_data_is_plain_sgd(fleet, folder, tmp_path) -> None:
+    """torch's own module and optimiser on the same batches give the same weights."""
+    from fedsim import models
+    from fedsim.assemble import assemble
+    from fedsim.fleet.batches import Batches, Round
+    from fedsim.job import check
+    from runs import table
+
+    made = table("fedavg", fleet, folder) | {
+        "data": {"name": "digits"},
+        "partition": {"name": "iid", "clients": 1},
+        "cohort": {"size": 1},
+        "rounds": 1,
+    }
+    out = tmp_path / "one.h5"
+    assert run("fedavg", fleet, folder, out, change=made) == 0
+    parts = assemble(check(made))
+    module = models.build(parts.job.model, (1, 8, 8), 10, parts.job.seed)
+    optimiser = torch.optim.SGD(module.parameters(), 0.05, 0.9, weight_decay=1e-3)
+    for step in Batches(parts.population, parts.setting.train.feed(), [0], [0], Round(0, 1), "cpu", torch.float32):
+        optimiser.zero_grad()
+        torch.nn.functional.cross_entropy(module(step.x[0]), step.y[0]).backward()
+        optimiser.step()
+    model, state = read_model(out), module.state_dict()
+    for key, value in model.items():
+        assert torch.allclose(value, state[key.partition("/")[2]], atol=2e-3), key
+    assert torch.allclose(model["w/fc2.weight"], state["fc2.weight"], atol=1e-4)
