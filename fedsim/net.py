@@ -5,15 +5,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedsim import masks, norms
-from fedsim.core import Batch
 from fedsim.tree import Tree, each
+
+if TYPE_CHECKING:
+    from fedsim.core import Batch
 
 Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 Tap = Callable[[str, Tensor], Tree]

@@ -115,7 +115,9 @@ def test_the_ledger_charges_what_would_be_encoded(name, alone, folder, tmp_path,
 
     def checked(tree, held=None, last=None):  # type: ignore[no-untyped-def]
         travels = {key: value.float() if value.is_floating_point() else value for key, value in tree.items()}
-        travels = {key: value * (held or tree).get("mask/" + key[2:], 1) if key.startswith("w/") else value for key, value in travels.items()}
+        travels = {
+            key: value * (held or tree).get("mask/" + key[2:], 1) if key.startswith("w/") else value for key, value in travels.items()
+        }
         payload, header = wire.encode(travels, held, last)
         assert len(payload) == length(tree, held, last)
         back = wire.decode(payload, header, held, last)
