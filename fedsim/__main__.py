@@ -100,6 +100,20 @@ def show(run: Annotated[Path, typer.Argument(metavar="RUN.h5", help="The run fil
 
 
 @app.command()
+def compare(runs: Annotated[list[Path], typer.Argument(metavar="RUN.h5...", help="Run files.")]) -> None:
+    """Compare run files: a row for each job, seeds as mean and 95 % interval."""
+    try:
+        from fedsim_analysis import compare
+    except ImportError as error:
+        raise BadInput(f"fedsim compare needs the extra `analysis` ({error}); pip install 'fedsim[analysis]'") from error
+    try:
+        table = compare(runs)
+    except (OSError, ValueError, KeyError) as error:
+        raise BadInput(str(error)) from error
+    Console(soft_wrap=True).print(table.to_string(index=False), highlight=False)
+
+
+@app.command()
 def bench(
     name: Annotated[str, typer.Argument(help="What to measure; round: seconds per round against a bare PyTorch loop.")] = "round",
     job: Annotated[list[Path] | None, typer.Option("--job", metavar="JOB.toml", help="A job to measure; may be given again.")] = None,

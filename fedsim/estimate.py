@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.table import Table
 
+from fedsim import ledger
 from fedsim.assemble import Parts, assemble
 from fedsim.fleet.local import LocalFleet
 from fedsim.fleet.order import Answer, Order, Pack, Site
@@ -55,23 +56,27 @@ def estimate(job: Job, console: Console) -> None:
         seen.append(row.values)
         if time.monotonic() - began > PATIENCE:
             break
-    setting, anatomy = parts.setting, parts.anatomy
-    console.print(f"{job.name}: {job.method.name} on {job.data.name}; the job is valid", highlight=False)
-    images = sum(parts.population.size(client) for client in range(min(setting.clients, 1000))) / min(setting.clients, 1000)
-    console.print(
-        f"{setting.clients:,} clients with {images:,.0f} training images each on average, {setting.cohort} a round, {setting.rounds} rounds; "
-        f"{anatomy.parameters:,} parameters, {2 * sum(layer.flops for layer in anatomy.layers) / 2e6:,.2f} MFLOP forward",
-        highlight=False,
-    )
-    console.print(_table(seen, setting.cohort))
-    missing = setting.rounds + 1 - len(seen)
+    for line in _told(parts):
+        console.print(line, highlight=False)
+    console.print(_table(seen, parts.setting.cohort))
+    for line in _summed(seen, parts.setting.rounds):
+        console.print(line, highlight=False)
+
+
+def _told(parts: Parts) -> Iterator[str]:
+    job, setting, anatomy = parts.job, parts.setting, parts.anatomy
+    yield f"{job.name}: {job.method.name} on {job.data.name}; the job is valid"
+    sizes = parts.population.shards["train"].sizes()
+    yield f"{setting.clients:,} clients of {sizes.min():,} to {sizes.max():,} training images, {setting.cohort} a round, {setting.rounds} rounds"
+    yield f"{anatomy.parameters:,} parameters, {ledger.forward_flops(anatomy) / 1e6:,.2f} MFLOP forward for an image"
+
+
+def _summed(seen: list[dict[str, float]], rounds: int) -> Iterator[str]:
+    missing = rounds + 1 - len(seen)
     if missing > 0:
-        console.print(f"rounds {len(seen)} to {setting.rounds} are taken to be like round {len(seen) - 1}", highlight=False)
-    total = {name: sum(row[name] for row in seen) + missing * seen[-1][name] for name in ("bytes_up", "bytes_down", "train_flops")}
-    console.print(
-        f"whole run: {total['bytes_up'] / 1e6:,.1f} MB up, {total['bytes_down'] / 1e6:,.1f} MB down, {total['train_flops'] / 1e12:,.3f} TFLOP",
-        highlight=False,
-    )
+        yield f"rounds {len(seen)} to {rounds} are taken to be like round {len(seen) - 1}"
+    up, down, flops = (sum(row[name] for row in seen) + missing * seen[-1][name] for name in ("bytes_up", "bytes_down", "train_flops"))
+    yield f"whole run: {up / 1e6:,.1f} MB up, {down / 1e6:,.1f} MB down, {flops / 1e12:,.3f} TFLOP of training"
 
 
 def _table(seen: list[dict[str, float]], cohort: int) -> Table:

@@ -1,4 +1,4 @@
-"""Evaluation: the deployed model on the global test set, in fixed shards that the fleet runs as pseudo-clients, and on each client's own."""
+"""Evaluation: the deployed model on the global test set, in fixed shards run as pseudo-clients, and on each client's own images."""
 
 from __future__ import annotations
 

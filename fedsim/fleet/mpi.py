@@ -21,6 +21,7 @@ from fedsim.exact import Sum
 from fedsim.fault import ClientFault, Stopped
 from fedsim.fleet import packed, serial
 from fedsim.fleet.account import Account
+from fedsim.fleet.flat import flat, layout, size_of, unflat
 from fedsim.fleet.local import Engine, LocalFleet
 from fedsim.fleet.order import Answer, Order, Pack, Site, steps
 from fedsim.tree import Tree
@@ -30,43 +31,6 @@ SHORT, LONG = 50e-6, 2e-3  # seconds between two looks at a request
 TEXT = 4096  # bytes of an error that is told at the start
 
 ENGINES: dict[str, Engine] = {"serial": serial.carry_out, "packed": packed.carry_out}
-DTYPES = {
-    str(dtype): dtype
-    for dtype in (
-        torch.float32,
-        torch.float64,
-        torch.int64,
-        torch.int32,
-        torch.int16,
-        torch.uint8,
-        torch.bool,
-        torch.float16,
-        torch.bfloat16,
-    )
-}
-Layout = list[tuple[str, str, list[int]]]  # key, dtype, shape
-
-
-def layout(tree: Tree) -> Layout:
-    return [(key, str(value.dtype), list(value.shape)) for key, value in tree.items()]
-
-
-def flat(tree: Tree) -> np.ndarray:
-    """All tensors as one buffer of bytes."""
-    parts = [value.detach().cpu().contiguous().flatten().view(torch.uint8) for value in tree.values()]
-    return torch.cat(parts).numpy() if parts else np.zeros(0, np.uint8)
-
-
-def unflat(rows: Layout, buffer: np.ndarray, device: str = "cpu") -> Tree:
-    """The inverse of `flat`; views of the buffer where the alignment allows."""
-    tree: Tree = {}
-    begin, whole = 0, torch.from_numpy(buffer)
-    for key, name, shape in rows:
-        dtype = DTYPES[name]
-        end = begin + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        tree[key] = whole[begin:end].clone().view(dtype).view(shape).to(device)
-        begin = end
-    return tree
 
 
 @dataclass
@@ -277,15 +241,11 @@ def _take(answer: Answer, header: dict[str, Any], rows: np.ndarray) -> None:
     begin = 0
     for client, each, keep in zip(header["clients"], header["each"], header["keep"], strict=True):
         for where, held in ((answer.each, each), (answer.keep, keep)):
-            end = begin + _size(held)
+            end = begin + size_of(held)
             where[client] = unflat(held, rows[begin:end])
             begin = end
     for name in ("loss", "ones", "up"):
         getattr(answer, name).update({int(client): value for client, value in header[name].items()})
-
-
-def _size(rows: Layout) -> int:
-    return sum(int(np.prod(shape, dtype=np.int64)) * DTYPES[name].itemsize for _, name, shape in rows)
 
 
 class Rank:
@@ -331,7 +291,7 @@ class Rank:
         for pack in told:
             parts = []
             for rows in (pack["own"], *(kept or [] for kept in pack["kept"])):
-                end = begin + _size(rows)
+                end = begin + size_of(rows)
                 parts.append(unflat(rows, buffer[begin:end], self.site.device))
                 begin = end
             kept = [None if rows is None else part for rows, part in zip(pack["kept"], parts[1:], strict=True)]

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from processes import HERE, TINY, Lab
+
+
+def laid_out(folder: Path) -> Lab:
+    (folder / "tiny.toml").write_text(TINY)
+    shutil.copy(HERE / "own.py", folder)
+    return Lab(folder)
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    """An empty folder with the tiny job; whatever still runs there at the end is ended."""
+    made = laid_out(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run file of the tiny job, never stopped, with its checkpoints beside it."""
+    made = laid_out(tmp_path_factory.mktemp("reference"))
+    ended = made.run()
+    assert ended.code == 0, ended.err
+    return made.folder / "run.h5"

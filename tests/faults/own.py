@@ -1,0 +1,100 @@
+"""A user's own methods, as they would stand beside the job: one that uses all a checkpoint must hold, and one that goes wrong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fedsim import draw
+from fedsim.core import Batch, Fleet, Report, Sent, Setting
+from fedsim.methods.fedavg import FedAvg, State
+from fedsim.net import Net
+from fedsim.tree import Tree, under
+from fedsim.works import Train
+
+
+@dataclass(frozen=True)
+class TrainHead(Train):
+    """Local training with a last layer that never leaves the client."""
+
+    def fresh(self, net: Net, sent: Sent) -> Tree:
+        return {"w/fc2.weight": sent.shared["w/fc2.weight"]}
+
+    def finish(self, net: Net, sent: Sent, state: Tree) -> Report:
+        return replace(super().finish(net, sent, state), keep=under(state, "w/fc2.weight"))
+
+
+@dataclass(frozen=True)
+class Lasting(FedAvg):
+    """Personal last layers, and a mask that is drawn anew every other round."""
+
+    def round(self, setting: Setting, state: State, fleet: Fleet, r: int) -> tuple[State, dict[str, float]]:
+        if r % 2 == 0:
+            state = replace(state, shared=_masked(state.shared, r))
+        if r == 0:
+            return state, {}
+        train = Train.at(setting, r)
+        work = TrainHead(train.feeds, train.lr, train.momentum, train.decay, train.aggregate)
+        reply = fleet.run(work, fleet.pick(setting.cohort, r), state.shared)
+        return State(*setting.aggregate.server(state.memory, state.shared, reply.total, setting)), {}
+
+
+def _masked(shared: Tree, r: int) -> Tree:
+    w = shared["w/fc1.weight"]
+    mask = draw.uniform(draw.key(r), w.numel()).view(w.shape) < 0.5
+    return shared | {"w/fc1.weight": w * mask, "mask/fc1.weight": mask}
+
+
+@dataclass(frozen=True)
+class Boom(Train):
+    """Local training that fails in client 5's second step of round 3."""
+
+    r: int = 0
+
+    def step(self, net: Net, sent: Sent, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
+        if self.r == 3 and sent.own["n/client"] == 5 and batch.t == 1:
+            raise ValueError("this is not what I wanted")
+        return super().step(net, sent, state, batch)
+
+
+@dataclass(frozen=True)
+class Lost(Train):
+    """Local training whose loss is no number for client 5 in round 3."""
+
+    r: int = 0
+
+    def step(self, net: Net, sent: Sent, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
+        state, loss = super().step(net, sent, state, batch)
+        return state, torch.where((sent.own["n/client"] == 5) & (batch.t == 1), loss * (float("nan") if self.r == 3 else 1.0), loss)
+
+
+@dataclass(frozen=True)
+class Garbled(Train):
+    """Local training that reports what no rank can send."""
+
+    r: int = 0
+
+    def finish(self, net: Net, sent: Sent, state: Tree) -> Report:
+        report = super().finish(net, sent, state)
+        return replace(report, each={"n/none": None}) if self.r == 3 else report  # type: ignore[dict-item]
+
+
+@dataclass(frozen=True)
+class Faulty(FedAvg):
+    """Goes wrong in round 3."""
+
+    where: str = "step"  # step | loss | report | round
+
+    def round(self, setting: Setting, state: State, fleet: Fleet, r: int) -> tuple[State, dict[str, float]]:
+        if r == 3 and self.where == "round":
+            raise KeyError("the line of the user")
+        if r == 0:
+            return state, {}
+        train = Train.at(setting, r)
+        made = {"step": Boom, "loss": Lost, "report": Garbled, "round": Train}[self.where]
+        work = made(train.feeds, train.lr, train.momentum, train.decay, train.aggregate, **({"r": r} if made is not Train else {}))
+        cohort = fleet.pick(setting.cohort, r)
+        reply = fleet.run(work, cohort, state.shared, {"n/client": torch.tensor(cohort)})
+        return State(*setting.aggregate.server(state.memory, state.shared, reply.total, setting)), {}

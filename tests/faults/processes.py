@@ -1,0 +1,194 @@
+"""Real processes to be killed, signalled and waited for; and what two run files of one job must have in common."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from fedsim.checkpoint import folder_of, latest
+from fedsim.fault import BadInput
+from fedsim.record import Reader
+
+HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
+MPIRUN = Path(sys.executable).with_name("mpirun")
+HANG = 90.0  # seconds, beyond which a process counts as hung
+UNLIKE = ("rounds/seconds", "rounds/rank_bytes")  # how a run was done, not what it found
+MEASURED = {"rounds": Reader.column, "clients": Reader.clients, "layers": Reader.layers}
+
+TINY = """
+name = "tiny"
+rounds = 8
+[data]
+name = "digits"
+[partition]
+name = "iid"
+clients = 10
+[cohort]
+size = 8
+[model]
+width = 4
+[train]
+batch = 16
+lr = 0.05
+[evaluate]
+every = 4
+[execution]
+plan = "reference"
+device = "cpu"
+[method]
+name = "own:Lasting"
+"""
+
+
+def environment() -> dict[str, str]:
+    """Ours, without a launcher's marks; Open MPI may run as root and put more ranks than cores."""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("OMPI_", "PMIX_", "PRTE_", "PMI_", "SLURM_"))}
+    allowed = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    return plain | allowed | {"PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@dataclass
+class Running:
+    """A command in a session of its own, so that all its processes are found again, whoever their parent is."""
+
+    folder: Path
+    command: list[str]
+    run: Path
+    process: subprocess.Popen[bytes] = field(init=False)
+
+    def __post_init__(self) -> None:
+        with (self.folder / "out.txt").open("wb") as out, (self.folder / "err.txt").open("wb") as err:
+            self.process = subprocess.Popen(
+                self.command, cwd=self.folder, env=environment(), stdout=out, stderr=err, start_new_session=True
+            )
+
+    def until(self, r: int) -> None:
+        """Waits for row `r`."""
+        give_up = time.monotonic() + HANG
+        while rows(self.run) < r:
+            assert self.process.poll() is None, f"ended before row {r}: {self._said('out.txt')}{self._said('err.txt')}"
+            assert time.monotonic() < give_up, f"no row {r} in {HANG} s"
+            time.sleep(0.002)
+
+    def members(self) -> list[int]:
+        """All living processes of the session."""
+        return [pid for pid, session, state in _processes() if session == self.process.pid and state != "Z"]
+
+    def rank(self, number: int) -> int:
+        """The process of a rank."""
+        mark = b"OMPI_COMM_WORLD_RANK=%d" % number
+        return next(pid for pid in self.members() if mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
+
+    def kill(self) -> None:
+        """Ends all processes at once, as a power failure would."""
+        for pid in self.members():
+            os.kill(pid, signal.SIGKILL)
+        self.ended()
+
+    def ended(self, within: float = HANG) -> Ended:
+        """Waits until the command and all its processes have ended."""
+        give_up = time.monotonic() + within
+        code = self.process.wait(within)
+        while self.members():
+            assert time.monotonic() < give_up, f"{self.command} ended and left processes behind"
+            time.sleep(0.01)
+        return Ended(code, self._said("out.txt"), self._said("err.txt"))
+
+    def _said(self, name: str) -> str:
+        return (self.folder / name).read_text()
+
+
+def _processes() -> Iterator[tuple[int, int, str]]:
+    """(process, its session, its state) of all there are."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            state, _, _, session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+        except OSError:
+            continue  # it has ended since
+        yield int(entry.name), int(session), state
+
+
+@dataclass
+class Lab:
+    """A folder with a job and the methods of its user."""
+
+    folder: Path
+    started: list[Running] = field(default_factory=list)
+
+    def start(self, *arguments: str, ranks: int = 0, run: str = "run.h5") -> Running:
+        """`fedsim run tiny.toml --out RUN …` on that many ranks; 0: without mpirun."""
+        if ranks and not MPIRUN.exists():
+            pytest.skip("needs the extra [mpi]")
+        launcher = [str(MPIRUN), "-n", str(ranks)] if ranks else []
+        command = [*launcher, sys.executable, "-m", "fedsim", "run", "tiny.toml", "--out", run, *arguments]
+        self.started.append(Running(self.folder, command, self.folder / run))
+        return self.started[-1]
+
+    def run(self, *arguments: str, ranks: int = 0, run: str = "run.h5", within: float = HANG) -> Ended:
+        return self.start(*arguments, ranks=ranks, run=run).ended(within)
+
+    def close(self) -> None:
+        """Ends what a failed test left running."""
+        for running in self.started:
+            running.kill()
+
+
+def rows(run: Path) -> int:
+    """The last row; -2 where there is no run file yet."""
+    try:
+        return Reader(run).rounds
+    except BadInput:
+        return -2
+
+
+def hash_of(run: Path) -> str:
+    """SHA-256 of the final weights; empty before the end."""
+    with h5py.File(run, "r", locking=False) as file:
+        return bytes(file.attrs["weights_sha256"]).decode().strip()
+
+
+def measured(run: Path) -> dict[str, np.ndarray]:
+    """All columns that say what a run found."""
+    reader = Reader(run, time.sleep)
+    columns = {f"{group}/{name}": read(reader, name) for group, read in MEASURED.items() for name in reader.names(group)}
+    return {name: column for name, column in columns.items() if name not in UNLIKE}
+
+
+def assert_same(run: Path, reference: Path) -> None:
+    """One run and one never stopped: the same weights, and the same rows."""
+    assert Reader(run).attributes["finished"]
+    assert hash_of(run) == hash_of(reference) != ""
+    found, expected = measured(run), measured(reference)
+    assert found.keys() == expected.keys()
+    for name, column in expected.items():
+        np.testing.assert_array_equal(found[name], column, err_msg=name)
+
+
+def assert_readable(run: Path, at_least: int) -> None:
+    """Rows up to `at_least` and more are there, with numbers in them, and a checkpoint that is one row behind at most."""
+    reader = Reader(run)
+    found, kept = reader.rounds, latest(folder_of(run))
+    assert found >= at_least
+    assert np.isfinite(reader.column("density")).sum() == found + 1
+    assert np.isfinite(reader.column("train_loss"))[1:].all()
+    assert kept is not None
+    assert kept.round in (found - 1, found)

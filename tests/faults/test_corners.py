@@ -1,0 +1,57 @@
+"""More ranks than there is work, cohorts of one client, clients of one image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+from processes import Lab, assert_same
+from sklearn.datasets import load_digits
+
+
+def users(path: Path, sizes: tuple[int, ...]) -> Path:
+    """Real digits of users with so many images each, and a test set."""
+    digits = load_digits()
+    x, y, n = (digits.images * 15.9).astype(np.uint8), digits.target, sum(sizes)
+    with h5py.File(path, "w") as file:
+        file["x"], file["y"], file["client"] = x[:n], y[:n], np.repeat(np.arange(len(sizes)), sizes)
+        file["x_test"], file["y_test"] = x[n : n + 60], y[n : n + 60]
+    return path
+
+
+def of_users(path: Path, cohort: int) -> list[str]:
+    """The tiny job on a user's own images."""
+    fields = {"data": {"name": "file", "path": path}, "partition": {"name": "natural", "clients": 0, "least": 1}, "cohort": {"size": cohort}}
+    return [word for section, held in fields.items() for key, value in held.items() for word in ("--set", f"{section}.{key}={value}")]
+
+
+def test_five_ranks_on_four_packs(lab: Lab, reference: Path) -> None:
+    ended = lab.run("--set", "execution.pack=4", ranks=5)
+    assert ended.code == 0, ended.err
+    assert "5 ranks, serial fleet in 4 packs" in ended.out
+    assert_same(lab.folder / "run.h5", reference)
+
+
+def test_a_cohort_of_one_on_more_ranks_than_clients_where_one_client_has_a_single_image(lab: Lab) -> None:
+    settings = ["--set", "rounds=4", "--set", "model.norm=batch", *of_users(users(lab.folder / "users.h5", (1, 7, 20)), cohort=1)]
+    alone, many = lab.run(*settings, run="alone.h5"), lab.run(*settings, ranks=5, run="many.h5")
+    assert (alone.code, many.code) == (0, 0), alone.err + many.err
+    assert_same(lab.folder / "many.h5", lab.folder / "alone.h5")
+
+
+def test_a_single_image_with_batch_norm_leaves_only_numbers(lab: Lab) -> None:
+    settings = ["--set", "rounds=2", "--set", "model.norm=batch", *of_users(users(lab.folder / "users.h5", (1, 1, 7)), cohort=3)]
+    ended = lab.run(*settings)
+    assert ended.code == 0, ended.err
+    with h5py.File(lab.folder / "run.h5", locking=False) as file:
+        values = [stored[()] for stored in _datasets(file["model"])]
+        assert np.isfinite(file["rounds/accuracy"][2])
+    assert values
+    assert all(np.isfinite(value).all() for value in values)
+
+
+def _datasets(group: h5py.Group) -> list[h5py.Dataset]:
+    found: list[h5py.Dataset] = []
+    group.visititems(lambda _, item: found.append(item) if isinstance(item, h5py.Dataset) else None)
+    return found
