@@ -67,7 +67,8 @@ def _told(parts: Parts) -> Iterator[str]:
     job, setting, anatomy = parts.job, parts.setting, parts.anatomy
     yield f"{job.name}: {job.method.name} on {job.data.name}; the job is valid"
     sizes = parts.population.shards["train"].sizes()
-    yield f"{setting.clients:,} clients of {sizes.min():,} to {sizes.max():,} training images, {setting.cohort} a round, {setting.rounds} rounds"
+    least, most = sizes.min(), sizes.max()
+    yield f"{setting.clients:,} clients of {least:,} to {most:,} training images, {setting.cohort} a round, {setting.rounds} rounds"
     yield f"{anatomy.parameters:,} parameters, {ledger.forward_flops(anatomy) / 1e6:,.2f} MFLOP forward for an image"
 
 

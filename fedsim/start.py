@@ -56,12 +56,12 @@ class Start:
 def begin(parts: Parts, out: Path, resume: str) -> Start:
     """Looks at what stands at `out`. BadInput: a run that `resume` does not allow, of another job, or on another partition."""
     folder = folder_of(out)
-    out.with_name(out.name + ".new").unlink(missing_ok=True)  # a copy that a kill left behind
     if not out.exists():
         if resume == "must":
             raise BadInput(f"--resume must: there is no run file {out}")
         checkpoint.clear(folder)
         return Start(out)
+    out.with_name(out.name + ".new").unlink(missing_ok=True)  # a copy that a kill left behind
     known = Reader(out).attributes
     _same_job(parts, out, known, resume)
     if known["finished"]:

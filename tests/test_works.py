@@ -136,7 +136,7 @@ def test_test_images_are_for_evaluation_alone() -> None:
     made = fleet(SerialFleet, people([2, 2]), linear())
     with pytest.raises(ValueError, match="only Evaluate may see"):
         made.run(Train((Feed("test", epochs=1),), 0.1), [0], made.site.net.initial)
-    with pytest.raises(ValueError, match="held-out images; set partition.holdout"):
+    with pytest.raises(ValueError, match="held-out images; set partition"):
         made.run(Train((Feed("held", epochs=1),), 0.1), [0], made.site.net.initial)
 
 

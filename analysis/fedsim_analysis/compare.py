@@ -28,7 +28,7 @@ def _last(run: Run, name: str) -> float:
 
 MEASURES: dict[str, Callable[[Run], float]] = {
     "accuracy": lambda run: _last(run, "accuracy"),
-    "accuracy_last_10": lambda run: float(run.rounds["accuracy"].dropna().tail(10).mean()),
+    "accuracy_last_10": lambda run: float(run.rounds["accuracy"].iloc[1:].dropna().tail(10).mean()),
     "density": lambda run: _last(run, "density"),
     "max_client_flops": lambda run: float(run.rounds["max_client_flops"].max()),
     "bytes": lambda run: float(run.rounds["bytes_up"].sum() + run.rounds["bytes_down"].sum()),

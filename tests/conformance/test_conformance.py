@@ -155,11 +155,12 @@ def test_a_static_masks_bytes_by_hand(alone) -> None:
 @pytest.mark.parametrize("fleet", FLEETS)
 def test_one_client_with_all_the_data_is_plain_sgd(fleet, folder, tmp_path) -> None:
     """torch's own module and optimiser on the same batches give the same weights."""
+    from runs import table
+
     from fedsim import models
     from fedsim.assemble import assemble
     from fedsim.fleet.batches import Batches, Round
     from fedsim.job import check
-    from runs import table
 
     made = table("fedavg", fleet, folder) | {
         "data": {"name": "digits"},
