@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import HERE, TINY, Lab
+from processes import HERE, TINY, Lab, rows
 
 
 def laid_out(folder: Path) -> Lab:
@@ -29,3 +29,14 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ended = made.run()
     assert ended.code == 0, ended.err
     return made.folder / "run.h5"
+
+
+@pytest.fixture(scope="session")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run file of the tiny job, killed after row 3 and before the last, with its checkpoints beside it."""
+    made = laid_out(tmp_path_factory.mktemp("killed"))
+    running = made.start()
+    running.until(3)
+    running.kill()
+    assert rows(running.run) in range(3, 8)
+    return running.run

@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
 from fedsim.checkpoint import folder_of, latest
 from fedsim.fault import BadInput
@@ -22,6 +24,7 @@ from fedsim.record import Reader
 HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
 MPIRUN = Path(sys.executable).with_name("mpirun")
 HANG = 90.0  # seconds, beyond which a process counts as hung
+SAID = ("out.txt", "err.txt")
 UNLIKE = ("rounds/seconds", "rounds/rank_bytes")  # how a run was done, not what it found
 MEASURED = {"rounds": Reader.column, "clients": Reader.clients, "layers": Reader.layers}
 
@@ -150,6 +153,40 @@ class Lab:
         """Ends what a failed test left running."""
         for running in self.started:
             running.kill()
+
+
+def users(path: Path, sizes: tuple[int, ...]) -> Path:
+    """Real digits of users with so many images each, and a test set."""
+    digits = load_digits()
+    x, y, n = (digits.images * 15.9).astype(np.uint8), digits.target, sum(sizes)
+    with h5py.File(path, "w") as file:
+        file["x"], file["y"], file["client"] = x[:n], y[:n], np.repeat(np.arange(len(sizes)), sizes)
+        file["x_test"], file["y_test"] = x[n : n + 60], y[n : n + 60]
+    return path
+
+
+def of_users(path: Path, cohort: int) -> list[str]:
+    """The tiny job on a user's own images."""
+    fields = {"data": {"name": "file", "path": path}, "partition": {"name": "natural", "clients": 0, "least": 1}, "cohort": {"size": cohort}}
+    return [word for section, held in fields.items() for key, value in held.items() for word in ("--set", f"{section}.{key}={value}")]
+
+
+@contextmanager
+def signals_kept() -> Iterator[None]:
+    """Gives this process its signal handlers back: a run has its own."""
+    names = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+    handlers = [signal.getsignal(name) for name in names]
+    try:
+        yield
+    finally:
+        for name, handler in zip(names, handlers, strict=True):
+            signal.signal(name, handler)
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """Every file of the folder but what a command says and Python compiles."""
+    files = [path for path in sorted(folder.rglob("*")) if "__pycache__" not in path.parts and path.name not in SAID]
+    return {str(path): path.read_bytes() if path.is_file() else b"" for path in files}
 
 
 def rows(run: Path) -> int:

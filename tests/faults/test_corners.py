@@ -2,28 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import h5py
 import numpy as np
-from processes import Lab, assert_same
-from sklearn.datasets import load_digits
-
-
-def users(path: Path, sizes: tuple[int, ...]) -> Path:
-    """Real digits of users with so many images each, and a test set."""
-    digits = load_digits()
-    x, y, n = (digits.images * 15.9).astype(np.uint8), digits.target, sum(sizes)
-    with h5py.File(path, "w") as file:
-        file["x"], file["y"], file["client"] = x[:n], y[:n], np.repeat(np.arange(len(sizes)), sizes)
-        file["x_test"], file["y_test"] = x[n : n + 60], y[n : n + 60]
-    return path
-
-
-def of_users(path: Path, cohort: int) -> list[str]:
-    """The tiny job on a user's own images."""
-    fields = {"data": {"name": "file", "path": path}, "partition": {"name": "natural", "clients": 0, "least": 1}, "cohort": {"size": cohort}}
-    return [word for section, held in fields.items() for key, value in held.items() for word in ("--set", f"{section}.{key}={value}")]
+from processes import Lab, assert_same, of_users, users
 
 
 def test_five_ranks_on_four_packs(lab: Lab, reference: Path) -> None:

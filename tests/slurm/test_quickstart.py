@@ -93,7 +93,7 @@ def test_a_submitted_job_spans_both_nodes_and_ends_with_the_weights_of_one_proce
 def test_a_job_that_is_stopped_ends_with_3_and_submitted_again_goes_on_to_the_same_weights(
     cluster: Cluster, submit: Callable[[], str], stop_after: Callable[..., Ended], tmp_path: Path
 ) -> None:
-    (tmp_path / "job.toml").write_text(JOB.format(rounds=60))
+    (tmp_path / "job.toml").write_text(JOB.format(rounds=30))
     warned = stop_after(1, "--batch", "--signal=USR1")  # what --signal=B:USR1@60 sends
     assert (warned.state, warned.code) == ("FAILED", 3), warned.out
     assert "all complete rounds" in warned.out

@@ -1,0 +1,202 @@
+"""Going on, or refusing to: checkpoints that are damaged, newer, missing or of another future, and run files that are not ours."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from hashlib import sha256
+from pathlib import Path
+
+import h5py
+import pytest
+import torch
+from processes import Ended, Lab, assert_same, hash_of, of_users, rows, signals_kept, snapshot, users
+
+from fedsim import __main__ as cli
+
+Console = Callable[..., Ended]
+
+
+@pytest.fixture
+def console(lab: Lab, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Console]:
+    """`fedsim run tiny.toml --out run.h5 …` in this process."""
+    monkeypatch.chdir(lab.folder)
+    monkeypatch.setattr("sys.path", [str(lab.folder)])
+    for name in cli.RANK:
+        monkeypatch.delenv(name, raising=False)
+
+    def call(*arguments: str) -> Ended:
+        monkeypatch.setattr("sys.argv", ["fedsim", "run", "tiny.toml", "--out", "run.h5", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return Ended(int(ended.value.code or 0), *capfd.readouterr())
+
+    threads = torch.get_num_threads()
+    with signals_kept():
+        yield call
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def refuses(console: Console, lab: Lab) -> Callable[..., str]:
+    """Exit code 2, one message, and the folder as it was."""
+
+    def call(*arguments: str) -> str:
+        before = snapshot(lab.folder)
+        ended = console(*arguments)
+        assert ended.code == 2, ended.err
+        assert ended.err.count("\n") == 1
+        assert snapshot(lab.folder) == before
+        return ended.err
+
+    return call
+
+
+@pytest.fixture
+def half(lab: Lab, killed: Path) -> Path:
+    """A run that was killed within its rounds 4 to 8, and its checkpoints."""
+    shutil.copy(killed, lab.folder)
+    shutil.copytree(killed.with_suffix(".checkpoint"), lab.folder / "run.checkpoint")
+    return lab.folder / "run.h5"
+
+
+def newest(run: Path) -> Path:
+    """The newest manifest."""
+    return max(run.with_suffix(".checkpoint").glob("*.json"))
+
+
+def goes_on(ended: Ended, after: int) -> None:
+    assert ended.code == 0, ended.err
+    assert f"going on after round {after}\n" in ended.out
+
+
+# Checkpoints
+
+
+def test_a_damaged_manifest_gives_way_to_the_one_before(console: Console, half: Path, reference: Path) -> None:
+    manifest = newest(half)
+    manifest.write_bytes(manifest.read_bytes()[:-40])
+    goes_on(console(), int(manifest.stem) - 1)
+    assert_same(half, reference)
+
+
+def test_damaged_tensors_give_way_to_the_ones_before(console: Console, half: Path, reference: Path) -> None:
+    manifest = newest(half)
+    tensors = manifest.with_name(f"{manifest.stem}.state.safetensors")
+    content = bytearray(tensors.read_bytes())
+    content[-1] ^= 1
+    tensors.write_bytes(content)
+    goes_on(console(), int(manifest.stem) - 1)
+    assert_same(half, reference)
+
+
+def test_checkpoints_that_are_all_damaged_are_told(refuses: Callable[..., str], half: Path) -> None:
+    for manifest in half.with_suffix(".checkpoint").glob("*.json"):
+        manifest.write_text("{}")
+    message = refuses()
+    assert "no checkpoint in run.checkpoint is whole" in message
+    assert "--out" in message
+
+
+def test_a_checkpoint_of_a_newer_format_is_refused(refuses: Callable[..., str], half: Path) -> None:
+    manifest = json.loads(newest(half).read_text())["manifest"] | {"format_version": 99, "fedsim_version": "9.9"}
+    seal = sha256(json.dumps(manifest).encode()).hexdigest()
+    newest(half).write_text(json.dumps({"sha256": seal, "manifest": manifest}))
+    message = refuses()
+    assert "was written by fedsim 9.9 in format 99" in message
+    assert "upgrade fedsim" in message
+
+
+def test_checkpoints_without_their_run_file_are_of_no_run(console: Console, refuses: Callable[..., str], half: Path, reference: Path) -> None:
+    half.unlink()
+    assert "there is no run file run.h5" in refuses("--resume", "must")
+    ended = console()
+    assert ended.code == 0, ended.err
+    assert "going on" not in ended.out
+    assert_same(half, reference)
+
+
+def test_rounds_without_their_checkpoints_are_not_thrown_away(refuses: Callable[..., str], half: Path) -> None:
+    shutil.rmtree(half.with_suffix(".checkpoint"))
+    message = refuses()
+    assert f"run.h5 holds {rows(half)} rounds, but the checkpoints to go on from are gone from run.checkpoint" in message
+    assert "--out" in message
+
+
+def test_checkpoints_beyond_the_run_file_are_told(refuses: Callable[..., str], half: Path) -> None:
+    with h5py.File(half, "r+", locking=False) as file:
+        file.attrs.modify("rounds", 1)
+    assert "run.h5 ends with round 1, before its checkpoint of round" in refuses()
+
+
+def test_a_finished_run_needs_no_checkpoints(console: Console, lab: Lab, reference: Path) -> None:
+    shutil.copy(reference, lab.folder)
+    ended = console("--resume", "must")
+    assert ended.code == 0, ended.err
+    assert "run.h5 is finished already" in ended.out
+    assert_same(lab.folder / "run.h5", reference)
+
+
+# Run files
+
+
+def test_a_run_of_another_job_is_not_touched(refuses: Callable[..., str], half: Path) -> None:
+    for resume in ("auto", "must", "never"):
+        message = refuses("--set", "seed=1", "--resume", resume)
+        assert f"run.h5 already holds another job (own:Lasting, seed 0, {rows(half)} of 8 rounds)" in message
+        assert "Choose another --out" in message
+
+
+def test_resume_never_refuses_a_run_and_says_how_to_go_on(refuses: Callable[..., str], half: Path) -> None:
+    assert "run.h5 already holds this job; leave out --resume never to go on with it" in refuses("--resume", "never")
+
+
+def test_a_run_file_that_is_cut_is_told(refuses: Callable[..., str], half: Path) -> None:
+    half.write_bytes(half.read_bytes()[:1000])
+    assert "run.h5 cannot be read" in refuses()
+
+
+def test_a_run_file_that_is_a_folder_is_told(refuses: Callable[..., str], lab: Lab) -> None:
+    (lab.folder / "run.h5").mkdir()
+    assert "run.h5" in refuses()
+
+
+def test_what_a_kill_left_aside_is_swept_away(console: Console, half: Path, reference: Path) -> None:
+    asides = [half.with_name("run.h5.new"), half.with_suffix(".checkpoint") / "000007.state.safetensors.new"]
+    for aside in asides:
+        aside.write_bytes(b"half a file")
+    assert console().code == 0
+    assert not any(aside.exists() for aside in asides)
+    assert_same(half, reference)
+
+
+def test_data_that_changed_under_a_run_are_refused(console: Console, refuses: Callable[..., str], lab: Lab) -> None:
+    path = users(lab.folder / "users.h5", (7, 20, 13))
+    settings = [*of_users(path, cohort=2), "--set", "rounds=2"]
+    assert console(*settings, "--set", "execution.time_limit=1e-9").code == 3
+    users(path, (8, 19, 13))
+    assert "run.h5 was made on another partition of the data than this job gives here" in refuses(*settings)
+    users(path, (7, 20, 13))
+    assert console(*settings).code == 0
+    assert hash_of(lab.folder / "run.h5")
+
+
+# Bad input on ranks
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--set", "data.name=cifar10", "--set", "data.root=nowhere"], "nowhere"),
+        (["--out", "tiny.toml/run.h5"], "tiny.toml/run.h5 cannot be written"),
+    ],
+    ids=["every rank finds it", "rank 0 finds it"],
+)
+def test_one_rank_speaks_and_nothing_is_left_behind(lab: Lab, arguments: list[str], said: str) -> None:
+    before = snapshot(lab.folder)
+    ended = lab.run(*arguments, ranks=3, within=30)
+    assert ended.code == 2
+    assert ended.err.count(said) == 1
+    assert "Traceback" not in ended.err
+    assert snapshot(lab.folder) == before
