@@ -40,8 +40,9 @@ class Parts:
         """The whole job as TOML."""
         return resolved(self.job)
 
-    def account(self) -> Account:
-        return Account(self.anatomy, self.population, self.job.train.momentum > 0)
+    def account(self, pack: int = 1) -> Account:
+        """The books of a run whose ranks train `pack` clients at once."""
+        return Account(self.anatomy, self.population, self.job.train.momentum > 0, pack)
 
 
 def device_of(job: Job, node_rank: int = 0) -> str:

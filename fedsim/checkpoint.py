@@ -78,10 +78,11 @@ def folder_of(run: str | Path) -> Path:
     return Path(run).with_suffix(".checkpoint")
 
 
-def save(folder: Path, r: int, state: Any, extra: Json, kept: Mapping[int, Tree] | None = None) -> None:
+def save(folder: Path, r: int, state: Any, extra: Json, kept: Mapping[int, Tree] | None = None) -> Kept:
     """The checkpoint of round `r` >= 0: `state` as `plain` dumps it, `extra` as JSON, `kept` of the clients touched since the last save.
 
-    Once this returns, `latest` gives this round, whatever happens to the machine; until then, the one before.
+    Returns the kept states of all clients ever visited, which may then leave the memory. Once it returns, `latest` gives this
+    round, whatever happens to the machine; until then, the one before.
     """
     folder.mkdir(parents=True, exist_ok=True)
     before = _before(folder, r)
@@ -93,9 +94,10 @@ def save(folder: Path, r: int, state: Any, extra: Json, kept: Mapping[int, Tree]
     _put(folder / f"{r:06d}.json", _seal(manifest))
     _sync(folder)
     _clean(folder, [manifest, before] if before else [manifest])
+    return Kept(folder, _places(manifest))
 
 
-def latest(folder: Path) -> Checkpoint | None:
+def latest(folder: Path, device: str = "cpu") -> Checkpoint | None:
     """The newest checkpoint whose files are all whole, or None in a folder without any.
 
     Raises BadInput where there are manifests but every one is damaged, and for one in a newer format than ours.
@@ -105,7 +107,7 @@ def latest(folder: Path) -> Checkpoint | None:
         try:
             manifest = _unseal(path)
             _verify(folder, manifest)
-            return _checkpoint(folder, manifest)
+            return _checkpoint(folder, manifest, device)
         except BadInput:
             raise
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -130,10 +132,14 @@ def _version() -> str:
         return "of no version (not installed)"
 
 
-def _checkpoint(folder: Path, manifest: Manifest) -> Checkpoint:
-    tensors = from_bytes((folder / f"{manifest['round']:06d}.state.safetensors").read_bytes())
-    places = {client: name for name, clients in manifest["kept"].items() for client in clients}
-    return Checkpoint(manifest["round"], load(manifest["state"], tensors), manifest["extra"], Kept(folder, places))
+def _places(manifest: Manifest) -> dict[int, str]:
+    return {client: name for name, clients in manifest["kept"].items() for client in clients}
+
+
+def _checkpoint(folder: Path, manifest: Manifest, device: str) -> Checkpoint:
+    stored = from_bytes((folder / f"{manifest['round']:06d}.state.safetensors").read_bytes())
+    tensors = {name: tensor.to(device) for name, tensor in stored.items()}
+    return Checkpoint(manifest["round"], load(manifest["state"], tensors), manifest["extra"], Kept(folder, _places(manifest)))
 
 
 def _manifests(folder: Path) -> list[Path]:

@@ -8,6 +8,8 @@ import sys
 import time
 import traceback
 from collections import ChainMap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,15 +59,30 @@ def main(job: Job, out: Path, resume: str) -> int:
     limit = job.execution.time_limit
     brake = Brake(None if limit is None or (link and link.rank) else 60 * limit)
     brake.listen()
-    made = _made(job, out, resume, link, brake)
+    with _together(link):
+        made = _made(job, out, resume, link, brake)
     told = [text for text in (link.told(made if isinstance(made, str) else "") if link else [made]) if text and isinstance(text, str)]
     if told:
         if link and link.rank:
             return 2  # rank 0 says it
         raise BadInput(told[0])
     assert not isinstance(made, str)
-    hosts = link.told(host()) if link else [host()]
-    return _serve(made[0], link) if link and link.rank else _lead(*made, link, hosts)
+    with _together(link):
+        hosts = link.told(host()) if link else [host()]
+        return _serve(made[0], link) if link and link.rank else _lead(*made, link, hosts)
+
+
+@contextmanager
+def _together(link: Link | None) -> Iterator[None]:
+    """What goes wrong on this rank ends every rank, lest the others wait for it for ever."""
+    try:
+        yield
+    except BaseException:
+        if link:
+            traceback.print_exc()
+            sys.stderr.flush()
+            link.abort(1)
+        raise
 
 
 def _made(job: Job, out: Path, resume: str, link: Link | None, brake: Brake) -> tuple[Parts, Start] | str:
@@ -108,13 +125,7 @@ def _serve(parts: Parts, link: Link) -> int:
     """A rank that trains."""
     from fedsim.fleet.mpi import Rank
 
-    try:
-        return Rank(parts.site, link).serve()
-    except BaseException:
-        traceback.print_exc()
-        sys.stderr.flush()
-        link.abort(1)
-        raise
+    return Rank(parts.site, link).serve()
 
 
 def _lead(parts: Parts, start: Start, link: Link | None, hosts: list[str]) -> int:
@@ -160,9 +171,10 @@ def _fleet(parts: Parts, plan: Plan, link: Link | None, start: Start) -> LocalFl
     """The fleet of the plan, in this process or on the other ranks."""
     kept: Any = {} if start.checkpoint is None else ChainMap({}, start.checkpoint.kept)  # type: ignore[arg-type]
     site = replace(parts.site, channels_last=plan.channels_last)
+    account = parts.account(plan.pack(parts.setting.cohort))
     if link is None:
-        return FLEETS[plan.fleet](site, parts.account(), plan.packs, time.perf_counter, kept)
+        return FLEETS[plan.fleet](site, account, plan.packs, time.perf_counter, kept)
     from fedsim.fleet.mpi import MPIFleet
 
     link.order({"do": "plan", "fleet": plan.fleet, "channels_last": plan.channels_last})
-    return MPIFleet(site, parts.account(), plan.packs, link, kept)
+    return MPIFleet(site, account, plan.packs, link, kept)

@@ -38,6 +38,10 @@ class Plan:
     dtype: str = "float32"
     torch: str = str(torch.__version__)
 
+    def pack(self, cohort: int) -> int:
+        """Clients that are trained at once."""
+        return -(-cohort // self.packs) if self.fleet == "packed" else 1
+
     def text(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)
 

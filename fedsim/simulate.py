@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import ChainMap
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -26,12 +27,16 @@ class Scribe:
         self.parts, self.record, self.start = parts, record, start
         self.extra = {"plan": plan, "job_sha256": parts.identity}
         self.seconds = 0.0  # of the last write
+        self.kept: dict[int, Tree] = {}  # touched since the last checkpoint
 
-    def write(self, r: int, row: Row, state: Any, kept: dict[int, Tree]) -> None:
+    def write(self, r: int, row: Row, state: Any, kept: dict[int, Tree], fleet: LocalFleet) -> None:
+        """`state` and the `kept` that clients touched are those at the end of round `r`; once saved, `kept` is read from the disk."""
         began = time.perf_counter()
         self.record.row(r, row.values, row.clients, row.layers, row.masks, row.timing)
+        self.kept |= kept
         if r % self.parts.job.execution.checkpoint_every == 0 or r == self.parts.job.rounds:
-            checkpoint.save(self.start.folder, r, state, self.extra, kept)
+            saved = checkpoint.save(self.start.folder, r, state, self.extra, self.kept)
+            fleet.kept, self.kept = ChainMap({}, saved), {}  # type: ignore[arg-type]
         self.seconds = time.perf_counter() - began
 
 
@@ -49,9 +54,10 @@ def simulate(parts: Parts, fleet: LocalFleet, scribe: Scribe, start: Start, prog
         ended = time.perf_counter()
         row = row_of(parts.anatomy, fleet.account.bills, score, method.deploy(setting, state, fleet, [])[0], masks, found)
         row.timing.update(timing, server=trained - began - sum(timing.values()), evaluate=ended - trained, record=scribe.seconds)
-        row.values.update(seconds=time.perf_counter() - began, rank_bytes=fleet.rank_bytes - rank_bytes)
+        row.values.update(executed_memory=fleet.account.executed, rank_bytes=fleet.rank_bytes - rank_bytes)
+        row.values["seconds"] = time.perf_counter() - began
         masks = row.masks
-        fleet.later(partial(scribe.write, r, row, *_to_keep(state, fleet)))
+        fleet.later(partial(scribe.write, r, row, *_to_keep(state, fleet), fleet))
         progress.advance(r, row)
     fleet.drain()
     model = under(method.deploy(setting, state, fleet, [])[0], "w/", "buf/", "mask/", "gate/")
@@ -63,7 +69,7 @@ def _to_keep(state: Any, fleet: LocalFleet) -> tuple[Any, dict[int, Tree]]:
     kept = {client: fleet.kept[client] for client in sorted(fleet.touched)}
     fleet.touched.clear()
     received = fleet.account.received
-    return (state, replace(received, versions=list(received.versions), of=dict(received.of))), kept
+    return (state, replace(received, versions=dict(received.versions), of=dict(received.of))), kept
 
 
 def _resumed(start: Start, fleet: LocalFleet) -> Any:

@@ -66,11 +66,21 @@ def begin(parts: Parts, out: Path, resume: str) -> Start:
     _same_job(parts, out, known, resume)
     if known["finished"]:
         return Start(out, finished=True)
-    found = checkpoint.latest(folder)
+    found = checkpoint.latest(folder, parts.site.device)
     if found is None:
-        out.unlink()  # killed before its first checkpoint: no round of it is lost
+        _abandon(out, known["rounds"], folder)
         return Start(out)
     return Start(out, found)
+
+
+def _abandon(out: Path, rounds: int, folder: Path) -> None:
+    """Removes a run file that was killed before its first checkpoint; BadInput where rounds would be lost with it."""
+    if rounds > 0:
+        raise BadInput(
+            f"{out} holds {rounds} rounds, but the checkpoints to go on from are gone from {folder};"
+            f" put them back, choose another --out, or remove {out} to start afresh"
+        )
+    out.unlink()
 
 
 def _same_job(parts: Parts, out: Path, known: dict[str, Any], resume: str) -> None:

@@ -53,6 +53,6 @@ def measured(parts: Parts, console: Console) -> tuple[list[float], list[float]]:
                 shared = parts.method.deploy(parts.setting, state, fleet, [])[0]
                 row = row_of(parts.anatomy, fleet.account.bills, None, shared, {}, found)
                 rounds.append(time.perf_counter() - began)
-                scribe.write(r, row, (state, fleet.account.received), {})
+                scribe.write(r, row, (state, fleet.account.received), {}, fleet)
                 writes.append(scribe.seconds)
     return rounds[1:], writes[1:]

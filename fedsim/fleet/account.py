@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from zlib import crc32
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from fedsim import ledger, wire
 from fedsim.fleet.batches import Population, count_of, shown
@@ -30,37 +32,55 @@ class Bill:
 
 @dataclass
 class Received:
-    """Masks that clients hold already: a version number a client, and each version once."""
+    """Masks that clients hold already: a version number a client, and each version that somebody holds once, as bits."""
 
-    versions: list[Tree] = field(default_factory=list)
+    versions: dict[int, Tree] = field(default_factory=dict)
     of: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._prices: dict[tuple[int, int], int] = {}  # (held version, sent version) -> bytes
+        self._newest: Tree = {}
+        self._prices: dict[tuple[int, int], int] = {}  # (held version, newest version) -> bytes
 
-    def version(self, masks: Tree) -> int:
-        """The number of these masks; a new one when they differ from the newest."""
-        newest = self.versions[-1] if self.versions else None
-        if newest is None or newest.keys() != masks.keys() or any(not newest[key].equal(masks[key]) for key in masks):
-            self.versions.append({key: mask.clone() for key, mask in masks.items()})
-        return len(self.versions) - 1
+    def version(self, masks: Tree) -> None:
+        """Takes note of the masks that are sent now: a new version when they differ from the newest."""
+        number = max(self.versions, default=-1)
+        packed = {key: _packed(mask) for key, mask in masks.items()}
+        newest = self.versions.get(number, {})
+        if newest.keys() != packed.keys() or any(not newest[key].equal(packed[key]) for key in packed):
+            number, self._prices = number + 1, {}
+            held = set(self.of.values())
+            self.versions = {old: bits for old, bits in self.versions.items() if old in held} | {number: packed}
+        self._newest = masks
 
-    def price(self, client: int, version: int) -> int:
-        """Bytes that bring the client's masks up to `version`; afterwards it holds them."""
-        held = self.of.get(client, -1)
-        if held == version:
+    def price(self, client: int) -> int:
+        """Bytes that bring the client's masks up to the newest version; afterwards it holds them."""
+        held, newest = self.of.get(client, -1), max(self.versions)
+        if held == newest:
             return 0
-        if (held, version) not in self._prices:
-            self._prices[held, version] = wire.length(self.versions[version], last=self.versions[held] if held >= 0 else {})
-        self.of[client] = version
-        return self._prices[held, version]
+        if (held, newest) not in self._prices:
+            old = self.versions.get(held, {})
+            last = {key: _unpacked(old[key], mask) for key, mask in self._newest.items() if key in old}
+            self._prices[held, newest] = wire.length(self._newest, last=last)
+        self.of[client] = newest
+        return self._prices[held, newest]
+
+
+def _packed(mask: Tensor) -> Tensor:
+    return torch.from_numpy(np.packbits(mask.flatten().cpu().numpy()))
+
+
+def _unpacked(bits: Tensor, like: Tensor) -> Tensor:
+    """The mask of these bits, in the shape and place of another."""
+    return torch.from_numpy(np.unpackbits(bits.cpu().numpy(), count=like.numel()).astype(bool)).view(like.shape).to(like.device)
 
 
 class Account:
     """The bills of the round in progress."""
 
-    def __init__(self, anatomy: ledger.Anatomy, population: Population, momentum: bool) -> None:
+    def __init__(self, anatomy: ledger.Anatomy, population: Population, momentum: bool, pack: int = 1) -> None:
         self.anatomy, self.population = anatomy, population
+        self.pack = pack  # clients that a rank trains at once
+        self.executed = 0  # bytes, the most that a rank holds in a step of this round
         self.slots = int(momentum)  # values of the optimiser per parameter
         self.bills: dict[int, Bill] = {}
         self.received = Received()
@@ -69,6 +89,7 @@ class Account:
 
     def open(self) -> None:
         self.bills = {}
+        self.executed = 0
         self._sent = {}
         self._own = {}
 
@@ -95,6 +116,8 @@ class Account:
             bill.train_flops += ledger.feed_flops(self.anatomy, images, kept, feed.charge, feed.dense).total
             memory = ledger.memory(self.anatomy, kept, min(feed.batch, images), self.slots, feed.dense)
             bill.memory = max(bill.memory, memory.total)
+            held = ledger.executed(self.anatomy, min(feed.batch, images), list(kept), bool(self.slots), self.pack)
+            self.executed = max(self.executed, held.total)
 
     def _down(self, shared: Tree, clients: Sequence[int]) -> np.ndarray:
         """(K,) bytes of the broadcast that each client does not hold yet."""
@@ -108,8 +131,8 @@ class Account:
             sizes += head.size * np.array([client not in holders for client in clients])
             self._sent[head.key] = (value, holders | set(clients))
         if masks:
-            version = self.received.version(masks)
-            sizes += np.array([self.received.price(client, version) for client in clients])
+            self.received.version(masks)
+            sizes += np.array([self.received.price(client) for client in clients])
         return sizes
 
     def _down_own(self, client: int, row: Tree, held: Tree) -> int:

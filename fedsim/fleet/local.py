@@ -71,7 +71,8 @@ class LocalFleet:
         kept = {client: kept for client, kept in answer.keep.items() if kept}
         self.kept.update(kept)
         self.touched |= kept.keys()
-        return Reply(answer.total.value(), tree.stack(answer.each[client] for client in clients))
+        total, each = answer.total.value(), tree.stack(answer.each[client] for client in clients)
+        return Reply(*(tree.each(lambda value: value.to(self.site.device), part) for part in (total, each)))
 
     def drain(self) -> None:
         """Does what is still to be done later."""

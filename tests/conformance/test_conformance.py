@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import FLEETS, HERE, ROUNDS, TABLE, run
+from runs import FLEETS, HERE, ROUNDS, TABLE, run, table
 
 from fedsim import wire
 from fedsim.record import Reader, read_model
@@ -89,6 +89,16 @@ def test_stopped_and_resumed_is_never_stopped(name, fleet, alone, folder, tmp_pa
     same_rows(out, alone[name, fleet])
 
 
+def test_kept_states_of_rounds_without_a_checkpoint_are_in_the_next(alone, folder, tmp_path) -> None:
+    out, name = tmp_path / "run.h5", ("keeper", "serial")
+    seldom = {"execution": table(*name, folder)["execution"] | {"checkpoint_every": 2}}
+    asked = iter(range(1000))
+    assert run(*name, folder, out, lambda: next(asked) >= 25, change=seldom) == 3
+    assert Reader(out).rounds == 2
+    assert run(*name, folder, out, change=seldom) == 0
+    assert sha(out) == sha(alone[name])
+
+
 @pytest.mark.parametrize("fleet", FLEETS)
 @pytest.mark.parametrize("name", NAMES)
 def test_density_never_exceeds_the_budget(name, fleet, alone) -> None:
@@ -155,8 +165,6 @@ def test_a_static_masks_bytes_by_hand(alone) -> None:
 @pytest.mark.parametrize("fleet", FLEETS)
 def test_one_client_with_all_the_data_is_plain_sgd(fleet, folder, tmp_path) -> None:
     """torch's own module and optimiser on the same batches give the same weights."""
-    from runs import table
-
     from fedsim import models
     from fedsim.assemble import assemble
     from fedsim.fleet.batches import Batches, Round

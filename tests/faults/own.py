@@ -1,11 +1,13 @@
-"""A user's own methods, as they would stand beside the job: one that uses all a checkpoint must hold, and one that goes wrong."""
+"""A user's own methods, as they would stand beside the job: one that uses all a checkpoint must hold, and what goes wrong."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedsim import draw
 from fedsim.core import Batch, Fleet, Report, Sent, Setting
@@ -79,6 +81,19 @@ class Garbled(Train):
     def finish(self, net: Net, sent: Sent, state: Tree) -> Report:
         report = super().finish(net, sent, state)
         return replace(report, each={"n/none": None}) if self.r == 3 else report  # type: ignore[dict-item]
+
+
+class Heavy(nn.Sequential):
+    """A model that fits into the memory of every rank but the second."""
+
+    def named_parameters(self, *arguments: Any, **named: Any) -> Any:
+        if os.environ.get("OMPI_COMM_WORLD_RANK") == "1":
+            raise MemoryError("no room on this rank")
+        return super().named_parameters(*arguments, **named)
+
+
+def heavy(shape: tuple[int, int, int], classes: int) -> nn.Module:
+    return Heavy(nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], classes))
 
 
 @dataclass(frozen=True)

@@ -167,8 +167,8 @@ def users(path: Path, sizes: tuple[int, ...]) -> Path:
 
 def of_users(path: Path, cohort: int) -> list[str]:
     """The tiny job on a user's own images."""
-    fields = {"data": {"name": "file", "path": path}, "partition": {"name": "natural", "clients": 0, "least": 1}, "cohort": {"size": cohort}}
-    return [word for section, held in fields.items() for key, value in held.items() for word in ("--set", f"{section}.{key}={value}")]
+    fields = {"data.name": "file", "data.path": path, "partition.name": "natural", "partition.clients": 0, "partition.least": 1}
+    return [word for key, value in (fields | {"cohort.size": cohort}).items() for word in ("--set", f"{key}={value}")]
 
 
 @contextmanager

@@ -46,3 +46,9 @@ def test_a_loss_that_is_no_number_names_client_round_and_step(lab: Lab) -> None:
 
 def test_a_report_that_cannot_be_sent_ends_the_job(lab: Lab) -> None:
     assert re.search(r"^\[rank [12], .*round 3.*\] TypeError: ", failing(lab, "report", ranks=3).err, re.M)
+
+
+def test_an_exception_on_one_rank_while_it_starts_ends_the_job(lab: Lab) -> None:
+    ended = lab.run("--set", "model.factory=own:heavy", "--set", "method.name=fedavg", ranks=3, within=30)
+    assert ended.code == 1
+    assert "MemoryError: no room on this rank" in ended.err

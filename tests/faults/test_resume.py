@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -22,7 +23,7 @@ Console = Callable[..., Ended]
 def console(lab: Lab, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Console]:
     """`fedsim run tiny.toml --out run.h5 …` in this process."""
     monkeypatch.chdir(lab.folder)
-    monkeypatch.setattr("sys.path", [str(lab.folder)])
+    monkeypatch.setattr("sys.path", list(sys.path))
     for name in cli.RANK:
         monkeypatch.delenv(name, raising=False)
 
@@ -108,7 +109,9 @@ def test_a_checkpoint_of_a_newer_format_is_refused(refuses: Callable[..., str], 
     assert "upgrade fedsim" in message
 
 
-def test_checkpoints_without_their_run_file_are_of_no_run(console: Console, refuses: Callable[..., str], half: Path, reference: Path) -> None:
+def test_checkpoints_without_their_run_file_are_of_no_run(
+    console: Console, refuses: Callable[..., str], half: Path, reference: Path
+) -> None:
     half.unlink()
     assert "there is no run file run.h5" in refuses("--resume", "must")
     ended = console()
