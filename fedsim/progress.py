@@ -31,7 +31,7 @@ class Progress:
         self._bar: Bar | None = None
 
     def say(self, line: str) -> None:
-        self.console.print(line, highlight=False)
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def begin(self, plan: Plan) -> None:
         job, ranks = self.parts.job, f"{self.ranks} ranks" if self.ranks > 1 else "one process"

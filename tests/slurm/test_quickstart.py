@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import pytest
@@ -15,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "slurm" / "quickstart.sbatch"
 
 JOB = """
-rounds = {rounds}
+rounds = 20
 [data]
 name = "digits"
 [partition]
@@ -33,13 +34,29 @@ device = "cpu"
 """
 
 
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The job file."""
+    path = tmp_path_factory.mktemp("job") / "job.toml"
+    path.write_text(JOB)
+    return path
+
+
+@pytest.fixture(scope="module")
+def weights(job: Path) -> object:
+    """The hash of the weights of the same job without SLURM, in one process."""
+    out = job.with_name("alone.h5")
+    command = [sys.executable, "-m", "fedsim", "run", str(job), "--out", str(out)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=60)
+    return attributes(out)["weights_sha256"]
+
+
 @pytest.fixture
-def submit(cluster: Cluster, tmp_path: Path) -> Callable[[], str]:
-    """Submits the script from the repository, as a user does, for the job in `tmp_path`."""
+def submit(cluster: Cluster, job: Path, tmp_path: Path) -> Callable[[], str]:
+    """Submits the script from the repository, as a user does."""
 
     def call() -> str:
-        variables = {"JOB": str(tmp_path / "job.toml"), "OUT": str(tmp_path / "run.h5"), "VENV": sys.prefix}
-        return cluster.submit(SCRIPT, cwd=ROOT, **variables)
+        return cluster.submit(SCRIPT, cwd=ROOT, JOB=str(job), OUT=str(tmp_path / "run.h5"), VENV=sys.prefix)
 
     return call
 
@@ -57,7 +74,7 @@ def stop_after(cluster: Cluster, submit: Callable[[], str], tmp_path: Path) -> C
     return call
 
 
-def attributes(run: Path) -> dict[str, object]:
+def attributes(run: Path) -> dict[str, Any]:
     """The attributes of a run file; none of one that is not there yet, or is being written."""
     try:
         with h5py.File(run, locking=False) as file:
@@ -66,44 +83,34 @@ def attributes(run: Path) -> dict[str, object]:
         return {}
 
 
-def weights_without_slurm(folder: Path) -> object:
-    """The hash of the same job's weights, run here in one process."""
-    out = folder / "alone.h5"
-    command = [sys.executable, "-m", "fedsim", "run", str(folder / "job.toml"), "--out", str(out)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=60)
-    return attributes(out)["weights_sha256"]
-
-
 def test_a_submitted_job_spans_both_nodes_and_ends_with_the_weights_of_one_process(
-    cluster: Cluster, submit: Callable[[], str], tmp_path: Path
+    cluster: Cluster, submit: Callable[[], str], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    (tmp_path / "job.toml").write_text(JOB.format(rounds=6))
     job = submit()
-    expected = weights_without_slurm(tmp_path)
+    weights = request.getfixturevalue("weights")  # while the job runs
     ended = cluster.wait(job)
     assert (ended.state, ended.code, ended.nodes) == ("COMPLETED", 0, "one,two"), ended.out
     run = attributes(tmp_path / "run.h5")
     assert run["finished"]
     assert run["ranks"] == 3
-    assert run["weights_sha256"] == expected
-    assert "round 5/6  accuracy" in ended.out
+    assert run["weights_sha256"] == weights
+    assert "round 20/20  accuracy" in ended.out
     assert all(sign.isprintable() or sign == "\n" for sign in ended.out)
 
 
 def test_a_job_that_is_stopped_ends_with_3_and_submitted_again_goes_on_to_the_same_weights(
-    cluster: Cluster, submit: Callable[[], str], stop_after: Callable[..., Ended], tmp_path: Path
+    cluster: Cluster, submit: Callable[[], str], stop_after: Callable[..., Ended], weights: object, tmp_path: Path
 ) -> None:
-    (tmp_path / "job.toml").write_text(JOB.format(rounds=30))
     warned = stop_after(1, "--batch", "--signal=USR1")  # what --signal=B:USR1@60 sends
     assert (warned.state, warned.code) == ("FAILED", 3), warned.out
     assert "all complete rounds" in warned.out
     kept = attributes(tmp_path / "run.h5")
     assert not kept["finished"]
 
-    lost = stop_after(int(str(kept["rounds"])) + 1, "--signal=USR1")  # to the steps alone: the daemons of mpirun die of it
+    lost = stop_after(kept["rounds"] + 1, "--signal=USR1")  # to the steps alone: the daemons of mpirun die of it
     assert (lost.state, lost.code) == ("FAILED", 3), lost.out
 
     ended = cluster.wait(submit())
     assert (ended.state, ended.code) == ("COMPLETED", 0), ended.out
     assert "going on after round" in ended.out
-    assert attributes(tmp_path / "run.h5")["weights_sha256"] == weights_without_slurm(tmp_path)
+    assert attributes(tmp_path / "run.h5")["weights_sha256"] == weights
