@@ -1,0 +1,64 @@
+"""The quickstart as a user runs it, and what the README says one should see."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import xarray
+
+from fedsim.record import Reader, read_model
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+TOLD = re.compile(r"^ +(\d+) +([\d.]+)% +([\d.]+)% +([\d.]+) ", re.MULTILINE)  # round, accuracy, of clients, loss
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The run file, and what was printed, of the recipe's own command in a folder of its own."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    shutil.copytree(ROOT / "jobs", folder / "jobs")
+    shutil.copy(ROOT / "Makefile", folder)
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    made = ["make", "-o", f"{BIN.parent}/.run", "quickstart", f"VENV={BIN.parent}"]  # -o: what is installed stays as it is
+    done = subprocess.run(made, cwd=folder, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[0] == f"{BIN}/mpirun -n 3 {BIN}/fedsim run jobs/quickstart.toml"
+    return folder / "runs" / "quickstart.h5", done.stdout
+
+
+def test_it_ends_with_what_the_readme_says(quickstart) -> None:
+    printed, promised = (TOLD.findall(text) for text in (quickstart[1], (ROOT / "README.md").read_text()))
+    assert [row[0] for row in printed] == [row[0] for row in promised] == ["0", "5", "10", "15", "20"]
+    for mine, theirs in zip(printed, promised, strict=True):
+        assert abs(float(mine[1]) - float(theirs[1])) <= 2.0, "another torch may move a few images; the README should be brought up to date"
+
+
+def test_its_output_is_plain_lines(quickstart) -> None:
+    assert "\x1b" not in quickstart[1]
+    assert "3 ranks" in quickstart[1]
+
+
+def test_its_run_file_is_whole(quickstart) -> None:
+    reader = Reader(quickstart[0])
+    assert (reader.attributes["finished"], reader.rounds, reader.attributes["ranks"]) == (True, 20, 3)
+    assert len(reader.attributes["weights_sha256"]) == 64
+    with xarray.open_dataset(quickstart[0], group="rounds", engine="h5netcdf") as rounds:
+        assert rounds.accuracy.dims == ("round",)
+        assert float(rounds.accuracy[20]) > 0.95
+    model = read_model(quickstart[0])
+    assert model["w/conv1.weight"].shape == (32, 1, 3, 3)
+    free = sum(value.numel() for value in model.values())
+    assert (reader.column("bytes_up")[1:] == 10 * 4 * free).all()
+
+
+def test_the_other_jobs_are_valid() -> None:
+    from fedsim.job import load
+
+    for path in sorted(ROOT.glob("jobs/**/*.toml")):
+        load(path)
