@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from fedsim.fleet.mpi import Link
 
 LAUNCHED = ("OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK", "PMI_SIZE", "MPI_LOCALNRANKS")  # a launcher of MPI ranks sets one of them
+SAID = 1.0  # seconds that a launcher is left to pass on the last words
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -79,10 +80,16 @@ def _together(link: Link | None) -> Iterator[None]:
         yield
     except BaseException:
         if link:
-            traceback.print_exc()
-            sys.stderr.flush()
-            link.abort(1)
+            _abort(link, traceback.format_exc())
         raise
+
+
+def _abort(link: Link, message: str) -> None:
+    """Says why, and ends every rank. A launcher drops what it has not passed on when it is told to abort, hence the pause."""
+    sys.stderr.write(message)
+    sys.stderr.flush()
+    time.sleep(SAID)
+    link.abort(1)
 
 
 def _made(job: Job, out: Path, resume: str, link: Link | None, brake: Brake) -> tuple[Parts, Start] | str:
@@ -144,12 +151,12 @@ def _lead(parts: Parts, start: Start, link: Link | None, hosts: list[str]) -> in
     except Exception:
         code, message = 1, traceback.format_exc()
     progress.close()
+    if link and code == 1:
+        _abort(link, f"{message}\n")
     if message:
         sys.stderr.write(f"{message}\n")
         sys.stderr.flush()
-    if link and code == 1:
-        link.abort(code)
-    elif link:
+    if link:
         link.order({"do": "end", "code": code})
     if code == 0:
         progress.show()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -79,7 +80,15 @@ class Place:
     clients: Sequence[int]
     stage: str = "start"
 
-    def fault(self, error: Exception) -> ClientFault:
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """What goes wrong inside is told with its rank, client, round and step."""
+        try:
+            yield
+        except Exception as error:
+            raise self._fault(error) from error
+
+    def _fault(self, error: Exception) -> ClientFault:
         who = f"client {self.clients[0]}" if len(self.clients) == 1 else f"clients {', '.join(map(str, self.clients))}"
         work = type(self.order.work).__name__
         return ClientFault(f"[rank {self.rank}, {who}, round {self.order.r}, {work}.{self.stage}] {type(error).__name__}: {error}")

@@ -28,7 +28,7 @@ def carry_out(order: Order, pack: Pack, site: Site) -> Answer:
     order = replace(order, net=order.net.under_vmap())
     place = Place(order, site.rank, pack.clients)
     answer = Answer(Sum(order.shared, order.n))
-    try:
+    with place.told():
         held = _with_kept(order, pack, sent(order, site, pack), place)
         place.stage = "start"
         state = _laid_out(_mapped(order.work.start, order, held))
@@ -36,13 +36,11 @@ def carry_out(order: Order, pack: Pack, site: Site) -> Answer:
         place.stage = "finish"
         total, each, keep = _mapped(_finished(order), order, held, state)
         answer.total.add(total, pack.clients, held.n.tolist())
-    except Exception as error:
-        raise place.fault(error) from error
-    for i, client in enumerate(pack.clients):
-        answer.each[client], answer.keep[client] = tree.clone(tree.row(each, i)), tree.clone(tree.row(keep, i))
-        answer.loss[client] = losses[i]
-    if charged(order):
-        _charge(answer, pack, held, state, total | each)
+        for i, client in enumerate(pack.clients):
+            answer.each[client], answer.keep[client] = tree.clone(tree.row(each, i)), tree.clone(tree.row(keep, i))
+            answer.loss[client] = losses[i]
+        if charged(order):
+            _charge(answer, pack, held, state, total | each)
     return answer
 
 

@@ -36,24 +36,26 @@ def _carried_out(order: Order, pack: Pack, site: Site, idle: bool) -> Answer:
     bytes_up: int | None = None
     for i, client in enumerate(pack.clients):
         place = Place(order, site.rank, [client])
-        try:
+        with place.told():
             one = _with_kept(order, row_of(held, i), pack.kept[i], place)
-            state, loss = _work(order, runs, i, one, buffers, place)
+            state, answer.loss[client] = _work(order, runs, i, one, buffers, place)
             place.stage = "finish"
             report = order.work.finish(order.net, one, state)
             answer.total.add({key: value[None] for key, value in report.total.items()}, [client], [int(one.n)])
-        except Exception as error:
-            raise place.fault(error) from error
-        answer.each[client], answer.keep[client] = tree.clone(report.each), tree.clone(report.keep)
-        answer.loss[client] = loss
-        if charged(order):
-            private = masks_of_one(one.own, one.kept, state)
-            if private:
-                answer.ones[client] = ones(one.tree(state))
-            if bytes_up is None or private:
-                bytes_up = _bytes_up(report, one.tree(state))
-            answer.up[client] = bytes_up
+            answer.each[client], answer.keep[client] = tree.clone(report.each), tree.clone(report.keep)
+            if charged(order):
+                bytes_up = _charge(answer, client, one, state, report, bytes_up)
     return answer
+
+
+def _charge(answer: Answer, client: int, one: Sent, state: Tree, report: Report, before: int | None) -> int:
+    """Notes the client's bytes up, and its masks if it has some for itself; without them its bytes are those of the client before."""
+    seen = one.tree(state)
+    private = masks_of_one(one.own, one.kept, state)
+    if private:
+        answer.ones[client] = ones(seen)
+    answer.up[client] = wire.length(report.total | report.each, seen) if before is None or private else before
+    return answer.up[client]
 
 
 def _with_kept(order: Order, one: Sent, kept: Tree | None, place: Place) -> Sent:
@@ -107,10 +109,6 @@ def _laid_out(start: Tree, buffers: Tree) -> Tree:
         else:
             buffers[key] = value.clone(memory_format=torch.contiguous_format)
     return {key: buffers[key] for key in start}
-
-
-def _bytes_up(report: Report, held: Tree) -> int:
-    return wire.length(report.total | report.each, held)
 
 
 class SerialFleet(LocalFleet):

@@ -89,6 +89,15 @@ def test_stopped_and_resumed_is_never_stopped(name, fleet, alone, folder, tmp_pa
     same_rows(out, alone[name, fleet])
 
 
+@pytest.mark.parametrize("fleet", FLEETS)
+def test_kept_state_comes_back_at_the_next_visit(fleet, alone) -> None:
+    """Every client counts its own visits in what it keeps."""
+    reader = Reader(alone["keeper", fleet])
+    took = reader.clients("took_part") == 1
+    for r in range(1, ROUNDS + 1):
+        assert reader.column("visits")[r] == took[1 : r + 1].sum(0)[took[r]].sum()
+
+
 def test_kept_states_of_rounds_without_a_checkpoint_are_in_the_next(alone, folder, tmp_path) -> None:
     out, name = tmp_path / "run.h5", ("keeper", "serial")
     seldom = {"execution": table(*name, folder)["execution"] | {"checkpoint_every": 2}}

@@ -15,7 +15,7 @@ def failing(lab: Lab, where: str, ranks: int = 0) -> Ended:
     """The tiny job with a method that goes wrong in round 3."""
     cohort = ("--set", "cohort.size=10")  # client 5 is in every round
     running = lab.start("--set", "method.name=own:Faulty", "--set", f"method.where={where}", *cohort, ranks=ranks)
-    running.until(1)
+    running.until(2)
     ended = running.ended(within=AT_ONCE)
     assert ended.code == 1, ended.err
     assert rows(lab.folder / "run.h5") == 2

@@ -35,7 +35,7 @@ def test_three_ranks_killed_and_resumed_are_a_run_never_stopped(lab: Lab, refere
 def test_a_run_killed_again_and_again_is_a_run_never_stopped(lab: Lab, reference: Path) -> None:
     instant = random.Random(0)
     for r in (1, 3, 4):
-        kill_after(lab.start(), r, instant.uniform(0, 0.1))
+        kill_after(lab.start("--set", "execution.checkpoint_every=2"), r, instant.uniform(0, 0.1))
     ended = lab.run("--resume", "must")
     assert ended.code == 0, ended.err
     assert "going on after round" in ended.out
