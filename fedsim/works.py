@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from fedsim import aggregate
 from fedsim.core import Batch, Feed, Report, Sent, Setting, Work
-from fedsim.tree import Tree, renamed, under, zeros
+from fedsim.net import cross_entropy
+from fedsim.tree import Tree, renamed, under, weigh, zeros
 
 if TYPE_CHECKING:
     from fedsim.net import Net
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
 def _real(batch: Batch) -> Tensor:
     """(B,) 1 for every real image."""
     return torch.ones_like(batch.y, dtype=batch.x.dtype) if batch.real is None else batch.real
+
+
+def _nothing(sent: Sent) -> Tensor:
+    """(), a sum that begins."""
+    return torch.zeros((), dtype=torch.float64, device=sent.n.device)
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,44 @@ class Train(Work):
 
 
 @dataclass(frozen=True)
+class Statistics(Work):
+    """Running statistics of norms moved by forward passes in training mode; total: images · statistics, and images seen."""
+
+    feeds: tuple[Feed, ...]
+
+    def start(self, net: Net, sent: Sent) -> Tree:
+        return under(sent.tree({}), "buf/") | {aggregate.COUNT: _nothing(sent)}
+
+    def step(self, net: Net, sent: Sent, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
+        logits, buffers = net(sent.tree(state), batch.x, True, batch.real)
+        seen = state[aggregate.COUNT] + _real(batch).sum().double()
+        return state | buffers | {aggregate.COUNT: seen}, cross_entropy(logits, batch.y, batch.real)
+
+    def finish(self, net: Net, sent: Sent, state: Tree) -> Report:
+        seen = state[aggregate.COUNT]
+        return Report(weigh(seen, under(state, "buf/")) | {aggregate.COUNT: seen})
+
+
+@dataclass(frozen=True)
+class Loss(Work):
+    """Cross-entropy in evaluation mode; total: its sum over the images seen, and their number."""
+
+    feeds: tuple[Feed, ...]
+
+    def start(self, net: Net, sent: Sent) -> Tree:
+        return {"loss/sum": _nothing(sent), aggregate.COUNT: _nothing(sent)}
+
+    def step(self, net: Net, sent: Sent, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
+        logits, _ = net(sent.tree(state), batch.x, False, batch.real)
+        mean, seen = cross_entropy(logits, batch.y, batch.real), _real(batch).sum().double()
+        found = {"loss/sum": mean * seen, aggregate.COUNT: seen}
+        return {key: state[key] + value for key, value in found.items()}, mean
+
+    def finish(self, net: Net, sent: Sent, state: Tree) -> Report:
+        return Report(state)
+
+
+@dataclass(frozen=True)
 class Evaluate(Work):
     """A method's deployed model on test images; total and each: correct, loss (summed) and images."""
 
@@ -67,8 +111,7 @@ class Evaluate(Work):
         return cls((Feed("test", epochs=1, batch=batch, augment=False, charge="forward"),), method)
 
     def start(self, net: Net, sent: Sent) -> Tree:
-        nothing = torch.zeros((), dtype=torch.float64, device=sent.n.device)
-        return {"n/correct": nothing, "n/images": nothing.clone(), "loss/sum": nothing.clone()}
+        return {"n/correct": _nothing(sent), "n/images": _nothing(sent), "loss/sum": _nothing(sent)}
 
     def step(self, net: Net, sent: Sent, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
         logits, _ = net(self.method.model_of(net, sent), batch.x, False, batch.real)

@@ -19,7 +19,7 @@ from fedsim.fleet.order import Site, cut
 from fedsim.fleet.packed import PackedFleet
 from fedsim.fleet.serial import SerialFleet
 from fedsim.net import Net
-from fedsim.works import Evaluate, Train
+from fedsim.works import Evaluate, Loss, Statistics, Train
 
 FLEETS = [SerialFleet, PackedFleet]
 
@@ -157,6 +157,34 @@ def test_evaluation_counts_every_test_image_once(kind) -> None:
     assert total["n/images"].item() == 23
     assert total["n/correct"].item() == (logits.argmax(-1) == labels).sum().item()
     assert torch.allclose(total["loss/sum"], nn.functional.cross_entropy(logits, labels, reduction="sum"), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", FLEETS)
+def test_statistics_move_by_the_closed_form_and_are_averaged_by_images(kind) -> None:
+    """A full batch has constant statistics b, so j passes move s to b + (s - b) 0.9^j; the mean over clients is by images."""
+    sizes, passes = [30, 10], 4
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(16, 3)).double()
+    made = fleet(kind, people(sizes), module)
+    work = Statistics((Feed("train", epochs=passes, batch=100, augment=False, charge="forward"),))
+    total = made.run(work, [0, 1], made.site.net.initial).total
+    x = (people(sizes).train.images(torch.arange(40)).double() / 255 - 0.5) / 0.25
+    expected = torch.zeros(2, dtype=torch.float64)
+    for part, n in ((x[:30], 30), (x[30:], 10)):
+        b = torch.stack([part.mean(), part.var()])
+        expected += n / 40 * (b + (torch.tensor([0.0, 1.0]) - b) * 0.9**passes)
+    found = torch.stack([total[f"buf/0.running_{name}"].squeeze() / total[COUNT] for name in ("mean", "var")])
+    assert torch.allclose(found, expected, atol=1e-8)
+    assert total[COUNT].item() == passes * 40
+
+
+@pytest.mark.parametrize("kind", FLEETS)
+def test_loss_is_the_mean_over_all_images(kind) -> None:
+    made = fleet(kind, people([7, 5]), linear())
+    total = made.run(Loss((Feed("train", epochs=1, batch=3, augment=False, charge="forward"),)), [0, 1], made.site.net.initial).total
+    x = (people([7, 5]).train.images(torch.arange(12)).double() / 255 - 0.5) / 0.25
+    expected = nn.functional.cross_entropy(linear()(x), people([7, 5]).train.labels(torch.arange(12)))
+    assert torch.allclose(total["loss/sum"] / total[COUNT], expected.detach(), atol=1e-12)
 
 
 def order_of(batches: Batches, k: int) -> list[int]:
