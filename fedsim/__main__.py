@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 RANK = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID")  # what launchers call a process's number
 PATIENCE = 10.0  # seconds that another rank leaves to rank 0 to say the same thing first
 
+BENCHES = """round: against a bare PyTorch loop; ranks: two client ranks against one; record: the share of recording;
+population: a million clients against a thousand."""
+
 app = typer.Typer(
     name="fedsim",
     help="Simulates federated network pruning: jobs in TOML, MPI ranks as federated devices, one HDF5 file per run.",
@@ -100,22 +103,35 @@ def show(run: Annotated[Path, typer.Argument(metavar="RUN.h5", help="The run fil
 
 
 @app.command()
-def compare(runs: Annotated[list[Path], typer.Argument(metavar="RUN.h5...", help="Run files.")]) -> None:
-    """Compare run files: a row for each job, seeds as mean and 95 % interval."""
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN.h5...", help="Run files.")],
+    csv: Annotated[bool, typer.Option("--csv", help="All figures as they are, comma-separated.")] = False,
+) -> None:
+    """Compare run files: a row for each job, seeds as mean and 95 % interval.
+
+    accuracy_last_10 is the mean over the last 10 evaluations, the untrained model left out.
+    """
+    if missing := [str(run) for run in runs if not run.exists()]:
+        raise BadInput(f"there is no run file {missing[0]}")
     try:
         from fedsim_analysis import compare
+        from fedsim_analysis.compare import readable
     except ImportError as error:
         raise BadInput(f"fedsim compare needs the extra `analysis` ({error}); pip install 'fedsim[analysis]'") from error
     try:
         table = compare(runs)
     except (OSError, ValueError, KeyError) as error:
         raise BadInput(str(error)) from error
-    Console(soft_wrap=True).print(table.to_string(index=False), highlight=False)
+    text = table.to_csv(index=False).rstrip() if csv else readable(table).to_string(index=False)
+    Console(soft_wrap=True).print(text, highlight=False, markup=False)
 
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="What to measure; round: seconds per round against a bare PyTorch loop.")] = "round",
+    name: Annotated[
+        str,
+        typer.Argument(help=BENCHES),
+    ] = "round",
     job: Annotated[list[Path] | None, typer.Option("--job", metavar="JOB.toml", help="A job to measure; may be given again.")] = None,
     settings: Settings = None,
 ) -> int | None:

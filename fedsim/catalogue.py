@@ -30,7 +30,7 @@ def _all() -> Table:
 
 
 def _parameters(method: type) -> Table:
-    table = Table("\\[method]", "type", "default", "meaning", box=None, header_style="bold", pad_edge=False)
+    table = Table("field", "type", "default", "meaning", box=None, header_style="bold", pad_edge=False)
     for each in methods.parameters(method):
         table.add_row(each.name, each.kind, "needed" if each.default is MISSING else written(each.default), each.meaning)
     return table

@@ -74,8 +74,8 @@ class Kept(Mapping[int, Tree]):
 
 
 def folder_of(run: str | Path) -> Path:
-    """RUN.checkpoint/ of RUN.h5."""
-    return Path(run).with_suffix(".checkpoint")
+    """RUN.h5.checkpoint/ beside RUN.h5: the whole name, so that no two runs share a folder."""
+    return Path(run).with_name(Path(run).name + ".checkpoint")
 
 
 def save(folder: Path, r: int, state: Any, extra: Json, kept: Mapping[int, Tree] | None = None) -> Kept:

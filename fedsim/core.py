@@ -216,7 +216,7 @@ class Method(Protocol[State]):
         ...
 
     def deploy(self, setting: Setting, state: State, fleet: Fleet, cohort: Sequence[int]) -> tuple[Tree, Tree, Net | None]:
-        """shared, own (a row per client of the cohort), and the network in use after a permanent cut."""
+        """shared, own (a row per client of the cohort, which may be empty), and the network in use after a permanent cut."""
         ...
 
     def model_of(self, net: Net, sent: Sent) -> Tree:

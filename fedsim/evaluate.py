@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from fedsim.assemble import Parts
+from fedsim.exact import COHORT
 from fedsim.fleet.batches import test_shards
 from fedsim.fleet.local import LocalFleet
 from fedsim.tree import Tree
@@ -41,7 +43,9 @@ def evaluate(parts: Parts, state: Any, fleet: LocalFleet, r: int) -> Score:
     rounds = {"accuracy": _share(whole), "loss": float(whole["loss/sum"] / whole["n/images"])}
     if not clients:
         return Score(rounds, {})
-    each = fleet.run(work, clients, shared, own, net).each
+    parts_of = [slice(begin, begin + COHORT) for begin in range(0, len(clients), COHORT)]
+    replies = [fleet.run(work, clients[part], shared, {key: rows[part] for key, rows in own.items()}, net).each for part in parts_of]
+    each = {key: torch.cat([reply[key] for reply in replies]) for key in replies[0]}
     scores, columns = _per_client(each, np.array(clients))
     return Score(rounds | scores, columns)
 
@@ -64,6 +68,10 @@ def _per_client(each: Tree, clients: np.ndarray) -> tuple[dict[str, float], Colu
     scores = {
         "client_accuracy": float(correct.sum() / images.sum()),
         "client_accuracy_macro": float(accuracy.mean()),
+        "client_accuracy_std": float(accuracy.std()),
+        "client_accuracy_min": float(accuracy.min()),
+        "client_accuracy_p10": float(np.percentile(accuracy, 10)),
+        "clients_tested": len(clients),
     }
     return scores, {"accuracy": (clients, accuracy), "loss": (clients, losses / images)}
 

@@ -105,9 +105,7 @@ class Sum:
         Raises ValueError, naming client and key, for a value that is not finite or beyond its range, and for a key that is
         not float64 or changes its shape.
         """
-        self.clients += len(clients)
-        if self.clients > COHORT:
-            raise ValueError(f"a cohort of more than {COHORT} clients cannot be summed exactly")
+        self._count(len(clients))
         for key, values in rows.items():
             if values.dtype != torch.float64:
                 raise ValueError(f"total {key!r} is {values.dtype}; a total is float64 (tree.weigh gives it)")
@@ -115,6 +113,11 @@ class Sum:
             for value, client, images in zip(values, clients, n, strict=True):
                 if not self._add_one(key, into, value.reshape(-1), images):
                     raise ValueError(self._fault(key, value, client, images))
+
+    def _count(self, more: int) -> None:
+        self.clients += more
+        if self.clients > COHORT:
+            raise ValueError(f"a cohort of more than {COHORT:,} clients cannot be summed exactly")
 
     def _part(self, key: str, shape: torch.Size) -> Tensor:
         if key not in self.parts:
@@ -149,7 +152,7 @@ class Sum:
                 self.parts[key] += part
             else:
                 self.parts[key] = part.clone()
-        self.clients += other.clients
+        self._count(other.clients)
 
     def value(self) -> Tree:
         """The sums in float64, one rounding each."""

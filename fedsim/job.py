@@ -42,6 +42,7 @@ from fedsim.fault import BadInput
 from fedsim.models import ModelSettings
 
 SMALL_COHORT = 10  # clients per round when the job does not say
+COHORT = 16_384  # clients a round: what fedsim.exact can sum, which is too heavy to import here
 ALL_CLIENTS = 1_000  # up to this many are evaluated one by one when the job does not say
 WHERE_NOT_WHAT = ("execution", "data.root", "data.download")  # may differ between two runs of one job
 
@@ -72,6 +73,8 @@ class Cohort(Section):
         size = min(SMALL_COHORT, clients) if self.size is None else self.size
         if size > clients:
             raise BadInput(f"[cohort] size = {size} is more than the population; there are {clients} clients")
+        if size > COHORT:
+            raise BadInput(f"[cohort] size = {size}; at most {COHORT:,} clients a round can be summed exactly")
         return size
 
 
@@ -303,7 +306,7 @@ def _override(table: dict[str, Any], item: str) -> None:
     except tomllib.TOMLDecodeError:
         value = text.strip()
     _put(table, key.strip(), value)
-    table["sweep"] = {swept: values for swept, values in _flat(table.get("sweep", {})).items() if swept != key.strip()}
+    table["sweep"] = {swept: values for swept, values in flat(table.get("sweep", {})).items() if swept != key.strip()}
 
 
 def _put(table: dict[str, Any], key: str, value: Any) -> None:
@@ -315,21 +318,23 @@ def _put(table: dict[str, Any], key: str, value: Any) -> None:
     table[field] = value
 
 
-def _flat(sweep: Any, prefix: str = "") -> Any:
-    """[sweep] with keys "section.field", however the file nested them."""
-    if not isinstance(sweep, dict):
-        return sweep
-    flat: dict[str, Any] = {}
-    for key, value in sweep.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+def flat(table: Any, prefix: str = "") -> Any:
+    """A table with keys "section.field", however it is nested."""
+    if not isinstance(table, dict):
+        return table
+    entries: dict[str, Any] = {}
+    for key, value in table.items():
+        entries |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return entries
 
 
 def _settled(table: dict[str, Any], where: str) -> dict[str, Any]:
-    """The table with its sweep flattened and the fields that an alias of a method fixes."""
+    """The table with its sweep flattened and the fields that others fix: an alias of a method, a natural partition."""
     table = deepcopy(table)
-    table["sweep"] = _flat(table.get("sweep", {}))
+    table["sweep"] = flat(table.get("sweep", {}))
     table.setdefault("method", {})  # so that its absence is told like an absent name
+    if isinstance(dealt := table.get("partition"), dict) and dealt.get("name") == "natural":
+        dealt.setdefault("clients", 0)  # one for each user, unless the job wants them merged
     name = table["method"].get("name") if isinstance(table.get("method"), dict) else None
     alias = methods.ALIASES.get(str(name))
     for key, value in alias.fixed.items() if alias else ():

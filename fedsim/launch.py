@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 LAUNCHED = ("OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK", "PMI_SIZE", "MPI_LOCALNRANKS")  # a launcher of MPI ranks sets one of them
 SAID = 1.0  # seconds that a launcher is left to pass on the last words
+LAUNCHERS = ("mpirun", "mpiexec", "prterun", "prted", "orted", "srun", "slurmstepd", "hydra_pmi_proxy")
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -123,9 +124,17 @@ def _terminal(link: Link | None) -> bool:
     if link is None:
         return sys.stdout.isatty()
     try:
-        return str(Path(f"/proc/{os.getppid()}/fd/1").readlink()).startswith(("/dev/pts/", "/dev/tty"))
+        return str(Path(f"/proc/{_launcher(os.getppid())}/fd/1").readlink()).startswith(("/dev/pts/", "/dev/tty"))
     except OSError:
         return False
+
+
+def _launcher(process: int) -> int:
+    """The nearest process above that launches ranks: a wrapper may stand between."""
+    name = Path(f"/proc/{process}/comm").read_text().strip()
+    if name in LAUNCHERS:
+        return process
+    return _launcher(int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1]))
 
 
 def _serve(parts: Parts, link: Link) -> int:
@@ -165,6 +174,8 @@ def _lead(parts: Parts, start: Start, link: Link | None, hosts: list[str]) -> in
 
 def _run(parts: Parts, start: Start, link: Link | None, hosts: list[str], progress: Progress) -> None:
     plan = start.plan or resolve(parts, progress.say)
+    if other := plan.unlike(parts):
+        progress.say(f"note: the run goes on under the plan it began with; the job and this machine say {other}")
     fleet = _fleet(parts, plan, link, start)
     with start.record(parts, plan, hosts) as record:
         progress.begin(plan)

@@ -98,6 +98,8 @@ def swap(module: nn.Module, call: Call) -> None:
     for name, layer in list(module.named_modules()):
         if isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0:
             raise ValueError(f"{name}: dropout draws from the global generator, so no two fleets would agree; set p = 0")
+        if isinstance(layer, nn.modules.instancenorm._InstanceNorm) and layer.track_running_stats:
+            raise ValueError(f"{name}: an instance norm with running statistics changes them in place; set track_running_stats = False")
         if isinstance(layer, nn.modules.batchnorm._BatchNorm) and not isinstance(layer, TORCH_NORMS):
             raise ValueError(f"{name}: {type(layer).__name__} synchronises or is lazy; use torch.nn.BatchNorm2d")
         if isinstance(layer, TORCH_NORMS):

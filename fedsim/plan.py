@@ -38,6 +38,19 @@ class Plan:
     dtype: str = "float32"
     torch: str = str(torch.__version__)
 
+    def unlike(self, parts: Parts) -> str:
+        """In what the plan differs from what the job asks for and this machine has; empty where it does not."""
+        execution, device = parts.job.execution, parts.site.device.partition(":")[0]
+        layout = "channels_last" if self.channels_last else "contiguous"
+        asked: dict[str, tuple[object, object]] = {
+            "fleet": (execution.fleet, self.fleet),
+            "pack": (execution.pack, self.packs),
+            "layout": (execution.layout, layout),
+            "device": (device, self.device),
+            "torch": (str(torch.__version__), self.torch),
+        }
+        return ", ".join(f"{name} {wanted} (plan: {mine})" for name, (wanted, mine) in asked.items() if wanted not in (None, mine))
+
     def pack(self, cohort: int) -> int:
         """Clients that are trained at once."""
         return -(-cohort // self.packs) if self.fleet == "packed" else 1

@@ -6,12 +6,15 @@ import time
 from datetime import timedelta
 from math import isnan
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
+from rich.table import Column as Fixed
 
 from fedsim.assemble import Parts
 from fedsim.plan import Plan
+from fedsim.record import Reader
 from fedsim.row import Row
 from fedsim.start import Start
 
@@ -27,7 +30,7 @@ class Progress:
         self.rounds = parts.job.rounds
         self.began, self.first = time.monotonic(), start.round + 1
         self.bytes = 0.0
-        self.accuracy = float("nan")
+        self.accuracy, self.tried = float("nan"), 0  # the last known, and of which round
         self._bar: Bar | None = None
 
     def say(self, line: str) -> None:
@@ -36,25 +39,35 @@ class Progress:
     def begin(self, plan: Plan) -> None:
         job, ranks = self.parts.job, f"{self.ranks} ranks" if self.ranks > 1 else "one process"
         layout = ", channels last" if plan.channels_last else ""
-        self.say(
-            f"{job.name}: {job.method.name} on {job.data.name}, {self.parts.setting.clients:,} clients, cohort {self.parts.setting.cohort}"
-        )
-        self.say(f"{ranks}, {plan.fleet} fleet in {plan.packs} packs{layout}, {plan.device}; writing {self.start.out}")
+        setting = self.parts.setting
+        self.say(f"{job.name}: {job.method.name} on {job.data.name}, {setting.clients:,} clients, cohort {setting.cohort}")
+        packs = f"{min(plan.packs, setting.cohort)} packs of clients"
+        self.say(f"{ranks}, {plan.fleet} fleet, {packs}{layout}, {plan.device}; writing {self.start.out}")
         for warning in self.parts.population.record["warnings"]:
             self.say(f"note: {warning}")
         if self.first > 0:
-            self.say(f"going on after round {self.start.round}")
+            self._go_on()
         self.began = time.monotonic()
         if self.console.is_terminal:
-            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+            columns = (BarColumn(12), MofNCompleteColumn(table_column=Fixed(no_wrap=True, min_width=7)), TextColumn("{task.description}"))
             self._bar = Bar(*columns, console=self.console)
             self._bar.add_task("", total=self.rounds, completed=max(self.first - 1, 0))
             self._bar.start()
 
+    def _go_on(self) -> None:
+        """What the rounds before came to."""
+        self.say(f"going on after round {self.start.round}")
+        reader = Reader(self.start.out)
+        self.bytes = float(reader.column("bytes_up").sum() + reader.column("bytes_down").sum())
+        known = reader.column("accuracy")
+        if len(tried := np.flatnonzero(~np.isnan(known))):
+            self.accuracy, self.tried = float(known[tried[-1]]), int(tried[-1])
+
     def advance(self, r: int, row: Row) -> None:
         """Tells of round `r`."""
         self.bytes += row.values["bytes_up"] + row.values["bytes_down"]
-        self.accuracy = row.values.get("accuracy", self.accuracy)
+        if "accuracy" in row.values:
+            self.accuracy, self.tried = row.values["accuracy"], r
         text = self._text(r, row)
         if self._bar:
             self._bar.update(self._bar.task_ids[0], completed=r, description=text)
@@ -65,8 +78,10 @@ class Progress:
         spent = time.monotonic() - self.began
         each = spent / (r - self.first + 1)
         left = timedelta(seconds=round(each * (self.rounds - r)))
-        accuracy = "      " if isnan(self.accuracy) else f"{self.accuracy:6.1%}"
-        return f"accuracy {accuracy}  density {row.values['density']:.3f}  {self.bytes / 1e6:,.1f} MB  {each:.2f} s/round  {left} left"
+        accuracy = "" if isnan(self.accuracy) else f"accuracy {self.accuracy:.1%}  "
+        if accuracy and self.tried != r:
+            accuracy = f"accuracy {self.accuracy:.1%} (round {self.tried})  "
+        return f"{accuracy}density {row.values['density']:.3f}  {self.bytes / 1e6:,.1f} MB  {each:.2f} s/round  {left} left"
 
     def close(self) -> None:
         if self._bar:

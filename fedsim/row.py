@@ -51,7 +51,11 @@ def _kept(held: Tree) -> dict[str, int]:
 
 def _densities(anatomy: Anatomy, held: Tree) -> dict[str, float]:
     kept = _kept(held)
-    return {"density": ledger.density(anatomy, kept), "density_maskable": ledger.density_maskable(anatomy, kept)}
+    return {
+        "density": ledger.density(anatomy, kept),
+        "density_maskable": ledger.density_maskable(anatomy, kept),
+        "inference_flops": ledger.forward_flops(anatomy, kept),
+    }
 
 
 def _layers(anatomy: Anatomy, held: Tree, before: Tree) -> dict[str, np.ndarray]:

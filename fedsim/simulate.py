@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import ChainMap
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -68,8 +67,7 @@ def _to_keep(state: Any, fleet: LocalFleet) -> tuple[Any, dict[int, Tree]]:
     """What a checkpoint of this moment holds: the method's state and the masks clients hold, and the kept states that changed."""
     kept = {client: fleet.kept[client] for client in sorted(fleet.touched)}
     fleet.touched.clear()
-    received = fleet.account.received
-    return (state, replace(received, versions=dict(received.versions), of=dict(received.of))), kept
+    return (state, fleet.account.received.copy()), kept
 
 
 def _resumed(start: Start, fleet: LocalFleet) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
+import tomllib
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -17,6 +18,7 @@ from fedsim import checkpoint
 from fedsim.assemble import Parts
 from fedsim.checkpoint import Checkpoint, folder_of
 from fedsim.fault import BadInput
+from fedsim.job import flat
 from fedsim.plan import Plan
 from fedsim.record import Reader, Record
 
@@ -46,7 +48,7 @@ class Start:
     def record(self, parts: Parts, plan: Plan, hosts: list[str]) -> Record:
         """The run file, open for the next row."""
         if self.checkpoint is not None:
-            return Record.resume(self.out, self.round)
+            return Record.resume(self.out, self.round, where(hosts))
         counts = parts.population.counts()
         layers = [layer.name for layer in parts.anatomy.layers]
         attributes = describe(parts, plan, hosts)
@@ -67,6 +69,8 @@ def begin(parts: Parts, out: Path, resume: str) -> Start:
     if known["finished"]:
         return Start(out, finished=True)
     found = checkpoint.latest(folder, parts.site.device)
+    if found is not None and found.extra["job_sha256"] != parts.identity:
+        raise BadInput(f"the checkpoints in {folder} are not of the run in {out}; choose another --out, or remove both to start afresh")
     if found is None:
         _abandon(out, known["rounds"], folder)
         return Start(out)
@@ -86,11 +90,18 @@ def _abandon(out: Path, rounds: int, folder: Path) -> None:
 def _same_job(parts: Parts, out: Path, known: dict[str, Any], resume: str) -> None:
     if known.get("job_sha256") != parts.identity:
         about = f"{known['method']}, seed {known['seed']}, {max(known['rounds'], 0)} of {known['rounds_planned']} rounds"
-        raise BadInput(f"{out} already holds another job ({about}); its own job file goes on with it. Choose another --out")
+        raise BadInput(f"{out} already holds another job ({about}; {_differences(known['job'], parts.resolved)}). Choose another --out")
     if resume == "never":
         raise BadInput(f"{out} already holds this job; leave out --resume never to go on with it, or choose another --out")
     if known["partition_sha256"] != parts.population.sha256:
         raise BadInput(f"{out} was made on another partition of the data than this job gives here; is it the same data set?")
+
+
+def _differences(theirs: str, mine: str) -> str:
+    """In which fields two resolved jobs differ."""
+    one, other = (flat(tomllib.loads(text)) for text in (theirs, mine))
+    fields = [key for key in sorted(one | other) if one.get(key) != other.get(key) and not key.startswith("execution.")]
+    return ", ".join(f"there {key} = {one.get(key)!r}, here {other.get(key)!r}" for key in fields[:3]) + (" …" if len(fields) > 3 else "")
 
 
 def describe(parts: Parts, plan: Plan, hosts: list[str]) -> dict[str, Any]:
@@ -103,14 +114,17 @@ def describe(parts: Parts, plan: Plan, hosts: list[str]) -> dict[str, Any]:
         "plan": plan.text(),
         "seed": parts.job.seed,
         "method": parts.job.method.name,
-        "ranks": len(hosts),
-        "hosts": ",".join(sorted(set(hosts))),
-        "torch_version": str(torch.__version__),
+        **where(hosts),
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "partition": json.dumps(parts.population.record, sort_keys=True),
         "partition_sha256": parts.population.sha256,
         "rounds_planned": parts.job.rounds,
     }
+
+
+def where(hosts: list[str]) -> dict[str, Any]:
+    """The attributes that a resumed run brings up to date."""
+    return {"ranks": len(hosts), "hosts": ",".join(sorted(set(hosts))), "torch_version": str(torch.__version__)}
 
 
 def host() -> str:

@@ -23,6 +23,7 @@ from torch import Tensor
 from fedsim import masks
 from fedsim.tree import Tree
 
+VALUE = 4  # bytes of a float32 or an int32
 FREE = ("n/", "vote/", "seed/")
 PRICED = ("w/", "opt/", "buf/", "grad/", "loss/", "mask/", "top/", "index/", "gate/")
 

@@ -62,7 +62,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_the_folder_stands_beside_the_run_file() -> None:
-    assert folder_of("runs/a.h5") == Path("runs/a.checkpoint")
+    assert folder_of("runs/a.h5") == Path("runs/a.h5.checkpoint")
 
 
 def test_nothing_saved_is_none(tmp_path: Path) -> None:
@@ -259,3 +259,8 @@ def test_clear_removes_the_checkpoints_and_nothing_else(folder: Path) -> None:
     clear(folder)
     assert not folder.exists()
     clear(folder)
+
+
+def test_no_two_runs_share_a_folder() -> None:
+    names = ["runs/a.h5", "runs/a.hdf5", "runs/a", "runs/lr0.1", "runs/lr0.5", "runs/lr0.1.h5"]
+    assert len({folder_of(name) for name in names}) == len(names)

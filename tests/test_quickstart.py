@@ -9,8 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import xarray
 
+from fedsim.data import DataSettings
+from fedsim.data.partition import PartitionSettings
+from fedsim.data.population import populate
+from fedsim.export import module_of
 from fedsim.record import Reader, read_model
 
 ROOT = Path(__file__).parents[1]
@@ -55,6 +60,15 @@ def test_its_run_file_is_whole(quickstart) -> None:
     assert model["w/conv1.weight"].shape == (32, 1, 3, 3)
     free = sum(value.numel() for value in model.values())
     assert (reader.column("bytes_up")[1:] == 10 * 4 * free).all()
+
+
+def test_its_model_is_a_plain_torch_module_with_the_recorded_accuracy(quickstart) -> None:
+    module = module_of(quickstart[0])
+    test = populate(DataSettings(), PartitionSettings(), 0).test
+    every = torch.arange(len(test))
+    x = (test.images(every).float() / 255 - torch.tensor(test.mean).view(-1, 1, 1)) / torch.tensor(test.std).view(-1, 1, 1)
+    right = (module(x).argmax(-1) == test.labels(every)).float().mean()
+    assert abs(float(right) - Reader(quickstart[0]).column("accuracy")[-1]) < 1e-6
 
 
 def test_the_other_jobs_are_valid() -> None:

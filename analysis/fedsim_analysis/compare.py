@@ -56,6 +56,29 @@ def compare(paths: Iterable[str | Path], by: Sequence[str] | None = None) -> pd.
     return pd.DataFrame([{**{name: jobs[key].get(name) for name in shown}, **_row(runs)} for key, runs in groups.items()])
 
 
+SHOWN = {  # how a measure is read: factor, digits, unit
+    "accuracy": (100, 1, "%"),
+    "accuracy_last_10": (100, 1, "%"),
+    "density": (1, 4, ""),
+    "max_client_flops": (1e-9, 2, "GFLOP"),
+    "bytes": (1e-6, 1, "MB"),
+    "max_client_memory": (1e-6, 2, "MB"),
+    "seconds": (1, 1, "s"),
+}
+
+
+def readable(table: pd.DataFrame) -> pd.DataFrame:
+    """`compare`'s table for people: a measure and its interval in one column, "97.7 ± 2.4 %"."""
+    shown = table[[name for name in table.columns if name not in SHOWN and not name.endswith("_95")]].copy()
+    for name, (factor, digits, unit) in SHOWN.items():
+        means, halves = table[name] * factor, table[f"{name}_95"] * factor
+        shown[name] = [
+            "-" if np.isnan(mean) else f"{mean:,.{digits}f}{'' if np.isnan(half) else f' ± {half:,.{digits}f}'} {unit}".rstrip()
+            for mean, half in zip(means, halves, strict=True)
+        ]
+    return shown
+
+
 def half_interval(values: Sequence[float]) -> float:
     """Half the 95 % confidence interval of the mean, by Student's t; NaN of fewer than two values."""
     n = len(values)
@@ -97,5 +120,5 @@ def _distinct(runs: list[Run]) -> None:
     for run in runs:
         seed = run.attributes["seed"]
         if seed in seen:
-            raise ValueError(f"{seen[seed]} and {run.path} are one job with one seed, {seed}: leave one out, or tell them apart with `by`")
+            raise ValueError(f"{seen[seed]} and {run.path} are one job with one seed, {seed}: leave one out")
         seen[seed] = run.path

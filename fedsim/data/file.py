@@ -55,6 +55,10 @@ def _part(file: h5py.File, path: str, ending: str) -> Part:
     x = _array(file, path, "x" + ending)
     if x.dtype != np.uint8 or x.ndim not in (3, 4) or 0 in x.shape:
         raise BadInput(f"[data] {path}: x{ending} is {x.shape} {x.dtype}; it must be (n, C, H, W) or (n, H, W) uint8, and not empty")
+    if x.ndim == 4 and x.shape[3] in (1, 3) and x.shape[1] not in (1, 3):
+        raise BadInput(
+            f"[data] {path}: x{ending} is {x.shape}, which looks like (n, H, W, C); it must be (n, C, H, W): x.transpose(0, 3, 1, 2)"
+        )
     y = _column(file, path, "y" + ending, len(x))
     if y.min() < 0:
         raise BadInput(f"[data] {path}: y{ending} has the label {int(y.min())}; labels count from 0")

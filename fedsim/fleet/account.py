@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from zlib import crc32
 
@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim import ledger, wire
+from fedsim import ledger, masks, wire
 from fedsim.fleet.batches import Population, count_of, shown
 from fedsim.fleet.order import Answer, Order
 from fedsim.masks import ones
 from fedsim.tree import Tree, under
+
+BACKWARD = ("gradients", "dense_gradient", "optimiser", "activations")  # memory that a forward pass does without
 
 
 @dataclass
@@ -36,10 +38,15 @@ class Received:
 
     versions: dict[int, Tree] = field(default_factory=dict)
     of: dict[int, int] = field(default_factory=dict)
+    own: dict[int, dict[str, int]] = field(default_factory=dict)  # client -> key -> checksum of a mask sent to it alone
 
     def __post_init__(self) -> None:
         self._newest: Tree = {}
         self._prices: dict[tuple[int, int], int] = {}  # (held version, newest version) -> bytes
+
+    def copy(self) -> Received:
+        """What stands here now, whatever is sent next."""
+        return Received(dict(self.versions), dict(self.of), {client: dict(marks) for client, marks in self.own.items()})
 
     def version(self, masks: Tree) -> None:
         """Takes note of the masks that are sent now: a new version when they differ from the newest."""
@@ -84,8 +91,8 @@ class Account:
         self.slots = int(momentum)  # values of the optimiser per parameter
         self.bills: dict[int, Bill] = {}
         self.received = Received()
-        self._sent: dict[str, tuple[object, set[int]]] = {}  # key -> the tensor of this round, and who has it
-        self._own: dict[int, dict[str, int]] = {}  # client -> key -> checksum of what it was sent for itself
+        self._sent: dict[str, list[tuple[Tensor, Tensor | None, set[int]]]] = {}  # key -> tensors of this round, their masks, who has them
+        self._own: dict[int, dict[str, int]] = {}  # client -> key -> checksum of what it was sent for itself in this round
 
     def open(self) -> None:
         self.bills = {}
@@ -93,52 +100,70 @@ class Account:
         self._sent = {}
         self._own = {}
 
-    def charge(self, order: Order, clients: Sequence[int], own: Tree, kept: Mapping[int, Tree], answer: Answer) -> None:
+    def charge(self, order: Order, clients: Sequence[int], own: Tree, answer: Answer) -> None:
         """Adds one run of a work to the bills."""
         held = ones(order.shared)
-        down = self._down(order.shared, clients)
+        down = self._down(order.shared, clients, answer.arrived)
         for i, client in enumerate(clients):
             bill = self.bills.setdefault(client, Bill())
-            row = {key: value[i] for key, value in own.items()}
-            bill.bytes_down += down[i] + self._down_own(client, row, order.shared | kept.get(client, {}))
+            bill.bytes_down += int(down[i]) + self._down_own(client, {key: value[i] for key, value in own.items()}, order.shared)
             bill.bytes_up += answer.up[client]
-            counts = held | answer.ones.get(client, {})
-            self._compute(bill, order, client, counts)
-            if order.work.feeds:
+            self._compute(bill, order, client, held | answer.ones.get(client, {}))
+            if any(feed.charge == "train" for feed in order.work.feeds):
                 bill.loss = answer.loss[client]
 
     def _compute(self, bill: Bill, order: Order, client: int, counts: dict[str, int]) -> None:
         kept = {name.removesuffix(".weight"): count for name, count in counts.items()}
         bill.density = ledger.density(self.anatomy, kept)
         for feed in order.work.feeds:
+            trains = feed.charge == "train"
             images = shown(feed, count_of(self.population, feed, client))
-            bill.samples += images
+            bill.samples += images if trains else 0
             bill.train_flops += ledger.feed_flops(self.anatomy, images, kept, feed.charge, feed.dense).total
             memory = ledger.memory(self.anatomy, kept, min(feed.batch, images), self.slots, feed.dense)
-            bill.memory = max(bill.memory, memory.total)
+            bill.memory = max(bill.memory, (memory if trains else memory.without(*BACKWARD)).total)
             held = ledger.executed(self.anatomy, min(feed.batch, images), list(kept), bool(self.slots), self.pack)
-            self.executed = max(self.executed, held.total)
+            self.executed = max(self.executed, held.total if trains else 0)
 
-    def _down(self, shared: Tree, clients: Sequence[int]) -> np.ndarray:
-        """(K,) bytes of the broadcast that each client does not hold yet."""
+    def _down(self, shared: Tree, clients: Sequence[int], arrived: dict[int, dict[str, int]]) -> np.ndarray:
+        """(K,) bytes of the broadcast that each client does not hold yet; `arrived` counts the masks it has for itself."""
         sizes = np.zeros(len(clients), dtype=np.int64)
-        masks = under(shared, "mask/")
-        for head in wire.heads({key: value for key, value in shared.items() if key not in masks}, masks):
-            value = shared[head.key]
-            before, holders = self._sent.get(head.key, (None, set()))
-            if before is not value:
-                holders = set()
-            sizes += head.size * np.array([client not in holders for client in clients])
-            self._sent[head.key] = (value, holders | set(clients))
-        if masks:
-            self.received.version(masks)
+        held = under(shared, "mask/")
+        for head in wire.heads({key: value for key, value in shared.items() if key not in held}, held):
+            mask = masks.key_of(head.key)
+            holders = self._holders(head.key, shared[head.key], shared.get(mask))
+            prices = [head.size] * len(clients)
+            if arrived and head.key.startswith(("w/", "opt/")):
+                prices = [_own_price(arrived.get(client, {}), mask, head.size) for client in clients]
+            sizes += np.array([0 if client in holders else price for client, price in zip(clients, prices, strict=True)])
+            holders.update(clients)
+        if held:
+            self.received.version(held)
             sizes += np.array([self.received.price(client) for client in clients])
         return sizes
 
-    def _down_own(self, client: int, row: Tree, held: Tree) -> int:
-        """Bytes of what is sent to this client alone, but for what it received in this round already."""
-        seen = self._own.setdefault(client, {})
+    def _holders(self, key: str, value: Tensor, mask: Tensor | None) -> set[int]:
+        """Who received this very tensor under this very mask in this round."""
+        for before, under_mask, holders in self._sent.setdefault(key, []):
+            if before is value and under_mask is mask:
+                return holders
+        self._sent[key].append((value, mask, set()))
+        return self._sent[key][-1][2]
+
+    def _down_own(self, client: int, row: Tree, shared: Tree) -> int:
+        """Bytes of what is sent to this client alone, but for what it received in this round already, and masks it has had before."""
+        if not row:
+            return 0
         marks = {key: crc32(value.cpu().contiguous().numpy().tobytes()) for key, value in row.items()}
-        new = {key: value for key, value in row.items() if seen.get(key) != marks[key]}
-        seen.update(marks)
-        return wire.length(new, held | row)
+        had = self._own.setdefault(client, {}) | self.received.own.get(client, {})
+        new = {key: value for key, value in row.items() if had.get(key) != marks[key]}
+        self._own[client].update(marks)
+        if lasting := {key: mark for key, mark in marks.items() if key.startswith("mask/")}:
+            self.received.own[client] = self.received.own.get(client, {}) | lasting
+        return wire.length(new, shared | row)
+
+
+def _own_price(arrived: dict[str, int], mask: str, size: int) -> int:
+    """Bytes of a weight under a mask of the client's own."""
+    name = mask.removeprefix("mask/")
+    return wire.VALUE * arrived[name] if name in arrived else size

@@ -145,7 +145,7 @@ class Batches:
             row[:count] = row[draw.permutation(key, size)[:count].sort().values].clone()
 
     def _plan(self) -> Tensor:
-        """Which image every step sees: a fresh order every epoch for training, the stored order otherwise."""
+        """Which image every step sees: a fresh order every epoch; test images in their stored order."""
         batch, most = self.feed.batch, max(self.steps)
         per_epoch = [max(1, -(-count // batch)) for count in self.counts]
         width = max(self.counts)
@@ -164,7 +164,7 @@ class Batches:
 
     def _order(self, epoch: int, width: int, counts: Tensor) -> Tensor:
         places = torch.arange(width).expand(len(self.steps), width)
-        if self.feed.split != "train":
+        if self.feed.split == "test":
             return places
         keys = draw.key(self.key.seed, self.feed.split, self.key.r, self.calls, self.clients, epoch)
         numbers = draw.bits(keys, width)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from fedsim import tree
 from fedsim.core import Reply, Work
-from fedsim.exact import Sum
+from fedsim.exact import COHORT, Sum
 from fedsim.fault import Stopped
 from fedsim.fleet.account import Account
 from fedsim.fleet.order import Answer, Order, Pack, Site, charged, cut, images
@@ -19,6 +20,19 @@ from fedsim.tree import Tree
 from fedsim.works import Evaluate
 
 Engine = Callable[[Order, Pack, Site], Answer]
+
+
+class Shelf(Sequence[Tree | None]):
+    """The kept states of some clients, taken from where they lie when they are asked for."""
+
+    def __init__(self, kept: Mapping[int, Tree], clients: list[int]) -> None:
+        self.kept, self.clients = kept, clients
+
+    def __len__(self) -> int:
+        return len(self.clients)
+
+    def __getitem__(self, i: Any) -> Any:
+        return [self.kept.get(client) for client in self.clients[i]] if isinstance(i, slice) else self.kept.get(self.clients[i])
 
 
 class LocalFleet:
@@ -67,10 +81,11 @@ class LocalFleet:
         with torch.no_grad():
             answer = self._carried_out(order, self._packed(order, clients, own or {}))
         if charged(order):
-            self.account.charge(order, clients, own or {}, self.kept, answer)
-        kept = {client: kept for client, kept in answer.keep.items() if kept}
-        self.kept.update(kept)
-        self.touched |= kept.keys()
+            self.account.charge(order, clients, own or {}, answer)
+        for client, keep in answer.keep.items():
+            if keep:
+                self.kept[client] = (self.kept.get(client) or {}) | keep
+                self.touched.add(client)
         total, each = answer.total.value(), tree.stack(answer.each[client] for client in clients)
         return Reply(*(tree.each(lambda value: value.to(self.site.device), part) for part in (total, each)))
 
@@ -93,7 +108,7 @@ class LocalFleet:
             rows = slice(begin, begin + len(part))
             begin += len(part)
             mine = {key: value[rows] for key, value in own.items()}
-            packs.append(Pack(part, mine, [self.kept.get(client) for client in part], [counts[rows] for counts in calls]))
+            packs.append(Pack(part, mine, Shelf(self.kept, part), [counts[rows] for counts in calls]))
         return packs
 
     def _counted(self, work: Work, clients: list[int]) -> list[list[int]]:
@@ -112,6 +127,8 @@ class LocalFleet:
                 raise ValueError(f"{type(work).__name__} asks for test images, which only Evaluate may see")
             if feed.split == "held" and not self.site.population.shards["held"].sizes().any():
                 raise ValueError(f"{type(work).__name__} asks for held-out images; set partition.holdout above 0")
+        if len(clients) > COHORT:
+            raise ValueError(f"a cohort of {len(clients):,} clients; at most {COHORT:,} can be summed exactly")
         short = [key for key, value in own.items() if len(value) != len(clients)]
         if short:
             raise ValueError(f"own {short[0]!r} has {len(own[short[0]])} rows for a cohort of {len(clients)}")

@@ -177,6 +177,10 @@ class MPIFleet(LocalFleet):
     def _send(self, order: Order, packs: list[Pack], ranks: int) -> MPI.Comm:
         weights = [sum(sum(steps(order, self.site, client)) for client in pack.clients) for pack in packs]
         hands = deal(packs, weights, ranks)
+        if order.net is not self.site.net:
+            raise ValueError(
+                f"{type(order.work).__name__} is to run on another net than the job's, which does not travel between ranks yet"
+            )
         work, tensors = plain.dump(order.work)
         if tensors:
             raise TypeError(
@@ -244,7 +248,7 @@ def _take(answer: Answer, header: dict[str, Any], rows: np.ndarray) -> None:
             end = begin + size_of(held)
             where[client] = unflat(held, rows[begin:end])
             begin = end
-    for name in ("loss", "ones", "up"):
+    for name in ("loss", "ones", "arrived", "up"):
         getattr(answer, name).update({int(client): value for client, value in header[name].items()})
 
 
@@ -317,7 +321,7 @@ class Rank:
         clients = list(answer.each)
         header = {"clients": clients, "each": [layout(answer.each[client]) for client in clients]}
         header |= {"keep": [layout(answer.keep[client]) for client in clients], "total": answer.total.layout()}
-        header |= {"loss": answer.loss, "ones": answer.ones, "up": answer.up} | reply
+        header |= {"loss": answer.loss, "ones": answer.ones, "arrived": answer.arrived, "up": answer.up} | reply
         rows = [flat(tree) for client in clients for tree in (answer.each[client], answer.keep[client])]
         self.link.send({0: coded(header)}, REPLY)
         self.link.send({0: np.concatenate(rows) if rows else np.zeros(0, np.uint8)}, ROWS)

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim import draw
+from fedsim import draw, wire
 from fedsim.core import Sent, Work
 from fedsim.exact import Sum
 from fedsim.fault import ClientFault
 from fedsim.fleet.batches import Batches, Population, Round, count_of, steps_of, test_images
+from fedsim.masks import ones
 from fedsim.net import Net
-from fedsim.tree import Tree, row
+from fedsim.tree import Tree, row, under
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Pack:
 
     clients: list[int]
     own: Tree  # (K, …)
-    kept: list[Tree | None]  # None: never visited
+    kept: Sequence[Tree | None]  # None: never visited
     calls: list[list[int]]  # of the work, then of each feed's split: earlier uses by each client in this round
 
 
@@ -63,11 +64,12 @@ class Answer:
     keep: dict[int, Tree] = field(default_factory=dict)
     loss: dict[int, float] = field(default_factory=dict)  # mean over the client's steps
     ones: dict[int, dict[str, int]] = field(default_factory=dict)  # kept weights, where a client has masks of its own
+    arrived: dict[int, dict[str, int]] = field(default_factory=dict)  # the same, when its work began
     up: dict[int, int] = field(default_factory=dict)  # bytes of the report
 
     def merge(self, other: Answer) -> None:
         self.total.merge(other.total)
-        for name in ("each", "keep", "loss", "ones", "up"):
+        for name in ("each", "keep", "loss", "ones", "arrived", "up"):
             getattr(self, name).update(getattr(other, name))
 
 
@@ -91,7 +93,10 @@ class Place:
     def _fault(self, error: Exception) -> ClientFault:
         who = f"client {self.clients[0]}" if len(self.clients) == 1 else f"clients {', '.join(map(str, self.clients))}"
         work = type(self.order.work).__name__
-        return ClientFault(f"[rank {self.rank}, {who}, round {self.order.r}, {work}.{self.stage}] {type(error).__name__}: {error}")
+        told = f"{type(error).__name__}: {error}"
+        if "vmap" in told and "data-dependent" in told:
+            told = f"a Work may not branch on a tensor's value (torch.where chooses); the packed fleet says {told}"
+        return ClientFault(f"[rank {self.rank}, {who}, round {self.order.r}, {work}.{self.stage}] {told}")
 
 
 def cut(cohort: Sequence[int], packs: int) -> list[list[int]]:
@@ -147,6 +152,33 @@ def charged(order: Order) -> bool:
 def masks_of_one(*trees: Tree) -> bool:
     """Whether a client has masks that the cohort does not share."""
     return any(key.startswith("mask/") for held in trees for key in held)
+
+
+def charge(answer: Answer, client: int, one: Sent, state: Tree, report: Tree, before: int | None) -> int:
+    """Notes the client's bytes up, and its masks if it has some for itself; without them its bytes are those of the client before.
+
+    `report` is all that reaches the server; a mask in it is priced against the one that the client arrived with.
+    """
+    seen, private = one.tree(state), masks_of_one(one.own, one.kept, state)
+    if private:
+        answer.arrived[client] = ones(one.own | one.kept)
+        answer.ones[client] = ones(seen)
+    if before is None or private:
+        before = wire.length(report, seen, under(one.tree({}), "mask/"))
+    answer.up[client] = before
+    return before
+
+
+def unchanged(start: Tree, state: Tree) -> None:
+    """Raises where a state no longer has the keys, shapes and dtypes that `start` fixed."""
+    if start.keys() != state.keys():
+        odd = sorted(start.keys() ^ state.keys())
+        raise KeyError(f"{', '.join(odd)}: start fixes the keys of the state, and a step neither adds nor drops one")
+    for key, value in start.items():
+        mine = state[key]
+        if mine.shape != value.shape or mine.dtype != value.dtype:
+            what = f"{tuple(value.shape)} {value.dtype}"
+            raise TypeError(f"state {key!r} is {tuple(mine.shape)} {mine.dtype}; start made it {what}, which it keeps")
 
 
 def finite(losses: Tensor, clients: Sequence[int], place: Place) -> None:

@@ -13,34 +13,61 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from fedsim import tree, wire
+from fedsim import masks, tree
 from fedsim.core import Batch, Sent
 from fedsim.exact import Sum
 from fedsim.fleet.batches import Step
 from fedsim.fleet.local import LocalFleet
-from fedsim.fleet.order import Answer, Order, Pack, Place, Site, batches, charged, finite, masks_of_one, row_of, sent
-from fedsim.masks import ones
+from fedsim.fleet.order import Answer, Order, Pack, Place, Site, batches, charge, charged, finite, row_of, sent, unchanged
 from fedsim.tree import Tree
 
 
 def carry_out(order: Order, pack: Pack, site: Site) -> Answer:
-    """The pack's answer, all clients at once."""
+    """The pack's answer, clients whose kept states are alike at once."""
     order = replace(order, net=order.net.under_vmap())
+    answer = Answer(Sum(order.shared, order.n))
+    for part in _alike(order, pack, site):
+        answer.merge(_stacked(order, part, site))
+    return answer
+
+
+def _alike(order: Order, pack: Pack, site: Site) -> list[Pack]:
+    """The pack in parts whose kept states, first ones filled in, have the same keys, shapes and dtypes."""
+    with Place(order, site.rank, pack.clients, "fresh").told():
+        fresh = _mapped(order.work.fresh, order, sent(order, site, pack))
+        rows = [tree.row(fresh, i) | (kept or {}) for i, kept in enumerate(pack.kept)]
+    groups: dict[object, list[int]] = {}
+    for i, kept in enumerate(rows):
+        groups.setdefault(tuple((key, kept[key].shape, kept[key].dtype) for key in sorted(kept)), []).append(i)
+    return [
+        Pack(
+            [pack.clients[i] for i in group],
+            {key: value[group] for key, value in pack.own.items()} if len(group) < len(rows) else pack.own,
+            [rows[i] for i in group],
+            [[calls[i] for i in group] for calls in pack.calls],
+        )
+        for group in groups.values()
+    ]
+
+
+def _stacked(order: Order, pack: Pack, site: Site) -> Answer:
     place = Place(order, site.rank, pack.clients)
     answer = Answer(Sum(order.shared, order.n))
     with place.told():
-        held = _with_kept(order, pack, sent(order, site, pack), place)
+        held = replace(sent(order, site, pack), kept=tree.stack([kept or {} for kept in pack.kept]))
         place.stage = "start"
         state = _laid_out(_mapped(order.work.start, order, held))
+        masks.check(row_of(held, 0).tree(tree.row(state, 0)))
         losses = _losses(order, site, pack, held, state, place)
         place.stage = "finish"
         total, each, keep = _mapped(_finished(order), order, held, state)
         answer.total.add(total, pack.clients, held.n.tolist())
+        before = None
         for i, client in enumerate(pack.clients):
             answer.each[client], answer.keep[client] = tree.clone(tree.row(each, i)), tree.clone(tree.row(keep, i))
             answer.loss[client] = losses[i]
-        if charged(order):
-            _charge(answer, pack, held, state, total | each)
+            if charged(order):
+                before = charge(answer, client, row_of(held, i), tree.row(state, i), tree.row(total | each, i), before)
     return answer
 
 
@@ -51,14 +78,6 @@ def _mapped(function: Any, order: Order, held: Sent, *trees: Any) -> Any:
         return function(order.net, Sent(held.shared, own, kept, n, steps, key), *rows)
 
     return vmap(one)(held.own, held.kept, held.n, held.steps, held.key, *trees)
-
-
-def _with_kept(order: Order, pack: Pack, held: Sent, place: Place) -> Sent:
-    """Kept states stacked; clients never visited get their first one."""
-    place.stage = "fresh"
-    fresh = _mapped(order.work.fresh, order, held) if any(kept is None for kept in pack.kept) else {}
-    rows = [tree.row(fresh, i) if kept is None else kept for i, kept in enumerate(pack.kept)]
-    return replace(held, kept=tree.stack(rows))
 
 
 def _laid_out(start: Tree) -> Tree:
@@ -124,22 +143,13 @@ def _step(order: Order, feed: int, step: Step, held: Sent, state: Tree, numbers:
 
 
 def _keep(state: Tree, new: Tree) -> None:
-    """The new values in the old buffers; a step that wrote in place has nothing to copy."""
-    for key, value in new.items():
-        if value.data_ptr() != state[key].data_ptr():
-            state[key].copy_(value)
-
-
-def _charge(answer: Answer, pack: Pack, held: Sent, state: Tree, report: Tree) -> None:
-    """Bytes up, and masks that a client has for itself."""
-    private = masks_of_one(held.own, held.kept, state)
-    for i, client in enumerate(pack.clients):
-        if private or i == 0:
-            seen = row_of(held, i).tree(tree.row(state, i))
-            size = wire.length(tree.row(report, i), seen)
-        if private:
-            answer.ones[client] = ones(seen)
-        answer.up[client] = size
+    """The new values in the old buffers; a step that wrote in place has nothing to copy, one that exchanged tensors copies first."""
+    unchanged(state, new)
+    places = {value.data_ptr() for value in state.values()}
+    moved = {key: value for key, value in new.items() if value.data_ptr() != state[key].data_ptr()}
+    moved = {key: value.clone() if value.data_ptr() in places else value for key, value in moved.items()}
+    for key, value in moved.items():
+        state[key].copy_(value)
 
 
 class PackedFleet(LocalFleet):

@@ -8,13 +8,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fedsim import tree, wire
-from fedsim.core import Batch, Report, Sent
+from fedsim import masks, tree
+from fedsim.core import Batch, Sent
 from fedsim.exact import Sum
 from fedsim.fleet.batches import Batches
 from fedsim.fleet.local import LocalFleet
-from fedsim.fleet.order import Answer, Order, Pack, Place, Site, batches, charged, finite, masks_of_one, row_of, sent
-from fedsim.masks import ones
+from fedsim.fleet.order import Answer, Order, Pack, Place, Site, batches, charge, charged, finite, row_of, sent, unchanged
 from fedsim.tree import Tree
 
 
@@ -44,23 +43,13 @@ def _carried_out(order: Order, pack: Pack, site: Site, idle: bool) -> Answer:
             answer.total.add({key: value[None] for key, value in report.total.items()}, [client], [int(one.n)])
             answer.each[client], answer.keep[client] = tree.clone(report.each), tree.clone(report.keep)
             if charged(order):
-                bytes_up = _charge(answer, client, one, state, report, bytes_up)
+                bytes_up = charge(answer, client, one, state, report.total | report.each, bytes_up)
     return answer
-
-
-def _charge(answer: Answer, client: int, one: Sent, state: Tree, report: Report, before: int | None) -> int:
-    """Notes the client's bytes up, and its masks if it has some for itself; without them its bytes are those of the client before."""
-    seen = one.tree(state)
-    private = masks_of_one(one.own, one.kept, state)
-    if private:
-        answer.ones[client] = ones(seen)
-    answer.up[client] = wire.length(report.total | report.each, seen) if before is None or private else before
-    return answer.up[client]
 
 
 def _with_kept(order: Order, one: Sent, kept: Tree | None, place: Place) -> Sent:
     place.stage = "fresh"
-    return replace(one, kept=order.work.fresh(order.net, one) if kept is None else kept)
+    return replace(one, kept=order.work.fresh(order.net, one) | (kept or {}))
 
 
 class _Runs:
@@ -85,7 +74,9 @@ class _Runs:
 def _work(order: Order, runs: _Runs, i: int, one: Sent, buffers: Tree, place: Place) -> tuple[Tree, float]:
     """The last state and the mean loss over all steps."""
     place.stage = "start"
-    state = _laid_out(order.work.start(order.net, one), buffers)
+    start = order.work.start(order.net, one)
+    masks.check(one.tree(start))
+    state = _laid_out(start, buffers)
     losses: list[Tensor] = []
     for feed in range(len(order.work.feeds)):
         place.stage = f"begin {feed}"
@@ -94,6 +85,7 @@ def _work(order: Order, runs: _Runs, i: int, one: Sent, buffers: Tree, place: Pl
             place.stage = f"step {t}"
             state, loss = order.work.step(order.net, one, state, batch)
             losses.append(loss)
+    unchanged(start, state)
     if not losses:
         return state, float("nan")
     every = torch.stack(losses)

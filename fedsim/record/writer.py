@@ -70,14 +70,15 @@ class Record:
         return cls(path)
 
     @classmethod
-    def resume(cls, path: str | Path, r: int) -> Record:
-        """The run file with `r` as its last row (-1: none), later rows cut. Raises BadInput where it ends before `r`."""
+    def resume(cls, path: str | Path, r: int, attributes: Attributes | None = None) -> Record:
+        """The run file with `r` as its last row (-1: none), later rows cut and some `attributes` new. BadInput where it ends before `r`."""
         done = Reader(path).rounds
         if done < r:
             raise BadInput(f"{path} ends with round {done}, before its checkpoint of round {r}; choose another --out to start afresh")
         record = cls(path)
         with record._aside():
             record._cut(r)
+            record._file.attrs.update(attributes or {})
         record._count()
         return record
 

@@ -25,13 +25,14 @@ class Case:
     fields: dict[str, Any] = field(default_factory=dict)
     train: dict[str, Any] = field(default_factory=dict)
     holdout: float = 0.0
+    masked: bool = False  # the server's model has masks
     budget: float | None = 1.0  # the whole density it may not exceed; None: it starts denser by definition
 
 
 TABLE = {
     "fedavg": Case("fedavg"),
     "fedprox": Case("fedprox", train={"mu": 0.5}),
-    "static-mask": Case("toys:StaticMask", {"density": 0.3}, budget=0.3),
+    "static-mask": Case("toys:StaticMask", {"density": 0.3}, masked=True, budget=0.3),
     "keeper": Case("toys:Keeper", holdout=0.2),
     "prober": Case("toys:Prober", {"k": 5}),
 }
@@ -63,7 +64,7 @@ def table(name: str, fleet: str, folder: Path) -> dict[str, Any]:
         "model": {"name": "cnn", "width": 4, "norm": "batch"},
         "train": {"epochs": 2, "batch": 10, "lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3} | case.train,
         "method": {"name": case.method} | case.fields,
-        "evaluate": {"every": 2, "batch": 32},
+        "evaluate": {"every": 1, "batch": 32},
         "execution": {"plan": "reference", "fleet": fleet, "pack": 4 if fleet == "serial" else 2, "device": "cpu"},
     }
 

@@ -15,6 +15,7 @@ import torch
 from processes import Ended, Lab, assert_same, hash_of, of_users, rows, signals_kept, snapshot, users
 
 from fedsim import __main__ as cli
+from fedsim.checkpoint import folder_of
 
 Console = Callable[..., Ended]
 
@@ -58,13 +59,13 @@ def refuses(console: Console, lab: Lab) -> Callable[..., str]:
 def half(lab: Lab, killed: Path) -> Path:
     """A run that was killed within its rounds 4 to 8, and its checkpoints."""
     shutil.copy(killed, lab.folder)
-    shutil.copytree(killed.with_suffix(".checkpoint"), lab.folder / "run.checkpoint")
+    shutil.copytree(folder_of(killed), lab.folder / "run.h5.checkpoint")
     return lab.folder / "run.h5"
 
 
 def newest(run: Path) -> Path:
     """The newest manifest."""
-    return max(run.with_suffix(".checkpoint").glob("*.json"))
+    return max(folder_of(run).glob("*.json"))
 
 
 def goes_on(ended: Ended, after: int) -> None:
@@ -93,10 +94,10 @@ def test_damaged_tensors_give_way_to_the_ones_before(console: Console, half: Pat
 
 
 def test_checkpoints_that_are_all_damaged_are_told(refuses: Callable[..., str], half: Path) -> None:
-    for manifest in half.with_suffix(".checkpoint").glob("*.json"):
+    for manifest in folder_of(half).glob("*.json"):
         manifest.write_text("{}")
     message = refuses()
-    assert "no checkpoint in run.checkpoint is whole" in message
+    assert "no checkpoint in run.h5.checkpoint is whole" in message
     assert "--out" in message
 
 
@@ -121,9 +122,9 @@ def test_checkpoints_without_their_run_file_are_of_no_run(
 
 
 def test_rounds_without_their_checkpoints_are_not_thrown_away(refuses: Callable[..., str], half: Path) -> None:
-    shutil.rmtree(half.with_suffix(".checkpoint"))
+    shutil.rmtree(folder_of(half))
     message = refuses()
-    assert f"run.h5 holds {rows(half)} rounds, but the checkpoints to go on from are gone from run.checkpoint" in message
+    assert f"run.h5 holds {rows(half)} rounds, but the checkpoints to go on from are gone from run.h5.checkpoint" in message
     assert "--out" in message
 
 
@@ -147,7 +148,7 @@ def test_a_finished_run_needs_no_checkpoints(console: Console, lab: Lab, referen
 def test_a_run_of_another_job_is_not_touched(refuses: Callable[..., str], half: Path) -> None:
     for resume in ("auto", "must", "never"):
         message = refuses("--set", "seed=1", "--resume", resume)
-        assert f"run.h5 already holds another job (own:Lasting, seed 0, {rows(half)} of 8 rounds)" in message
+        assert f"run.h5 already holds another job (own:Lasting, seed 0, {rows(half)} of 8 rounds; there " in message
         assert "Choose another --out" in message
 
 
@@ -166,7 +167,7 @@ def test_a_run_file_that_is_a_folder_is_told(refuses: Callable[..., str], lab: L
 
 
 def test_what_a_kill_left_aside_is_swept_away(console: Console, half: Path, reference: Path) -> None:
-    asides = [half.with_name("run.h5.new"), half.with_suffix(".checkpoint") / "000007.state.safetensors.new"]
+    asides = [half.with_name("run.h5.new"), folder_of(half) / "000007.state.safetensors.new"]
     for aside in asides:
         aside.write_bytes(b"half a file")
     assert console().code == 0
