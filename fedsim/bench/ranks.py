@@ -1,6 +1,7 @@
 """`fedsim bench ranks`: rounds per second of two client ranks over those of one, by the run files of real `mpirun`s in turn.
 
-Rank 0 serves and must leave the cores to the others: with two cores the ratio is at most 2.
+Beside it, what the machine itself allows: two runs of one process each, which share nothing, at once against one alone. Rank 0
+serves and must leave the cores to the others; what is lost against the machine's own figure is fedsim's.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -22,24 +24,27 @@ from fedsim.record import Reader
 
 DEFAULT = ("jobs/bench/medium.toml",)
 REPEATS = 3
-COUNTS = (2, 3)  # ranks, rank 0 included
 
 
 def main(jobs: list[Job], console: Console) -> int:
     """Prints a row per job."""
     table = Table(title=f"seconds per round by ranks, median of {REPEATS} runs", title_justify="left")
-    for name in ("job", *(f"{count - 1} client rank{'s' * (count > 2)}" for count in COUNTS), "ratio", "lowest", "highest"):
+    for name in ("job", "1 client rank", "2 client ranks", "ratio", "lowest", "highest", "two processes apart"):
         table.add_column(name, justify="left" if name == "job" else "right")
     for job in jobs or [load(Path(name)) for name in DEFAULT]:
-        pairs = [tuple(seconds(job, ranks) for ranks in COUNTS) for _ in range(REPEATS)]
-        ratios = sorted(one / two for one, two in pairs)
-        table.add_row(
-            job.name,
-            *(f"{median(pair[i] for pair in pairs):.4f}" for i in range(2)),
-            *(f"{ratio:.3f}" for ratio in (median(ratios), ratios[0], ratios[-1])),
-        )
+        runs = [(seconds(job, 2), seconds(job, 3), seconds(job, 1), apart(job)) for _ in range(REPEATS)]
+        ratios = sorted(one / two for one, two, _, _ in runs)
+        limit = median(2 * alone / both for _, _, alone, both in runs)
+        figures = (median(ratios), ratios[0], ratios[-1], limit)
+        table.add_row(job.name, *(f"{median(run[i] for run in runs):.4f}" for i in range(2)), *(f"{figure:.3f}" for figure in figures))
     console.print(table)
     return 0
+
+
+def apart(job: Job) -> float:
+    """Median seconds of a round while another run of the same job goes on beside it."""
+    with ThreadPoolExecutor(2) as pool:
+        return median(pool.map(lambda _: seconds(job, 1), range(2)))
 
 
 def seconds(job: Job, ranks: int) -> float:

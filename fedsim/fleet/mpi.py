@@ -2,14 +2,14 @@
 
 An order is a header (JSON bytes, broadcast), the shared tree as one buffer (broadcast), and to each rank what is its clients'
 own or kept. Packs are dealt once, whole, to ranks. Every rank answers with a header and one buffer of rows; the totals, int64
-partial sums as one flat buffer, are reduced. Nothing is pickled. A rank that waits asks and sleeps, so that it burns no core.
+partial sums as one flat buffer, are added in pairs. Nothing is pickled. A rank that waits asks and sleeps, so that it burns no core.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, MutableMapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from fedsim.fleet.local import Engine, LocalFleet
 from fedsim.fleet.order import Answer, Order, Pack, Site, steps
 from fedsim.tree import Tree
 
-OWN, REPLY, ROWS, GO, STOP = range(1, 6)  # tags
+OWN, REPLY, ROWS, GO, STOP, TOTAL = range(1, 7)  # tags
 SHORT, LONG = 50e-6, 2e-3  # seconds between two looks at a request
 TEXT = 4096  # bytes of an error that is told at the start
 
@@ -40,7 +40,6 @@ class Link:
     comm: MPI.Intracomm
     clock: Callable[[], float]
     sleep: Callable[[float], None]
-    teams: dict[int, MPI.Comm] = field(default_factory=dict)
     bytes: int = 0  # sent and received by this rank
 
     def until(self, done: Callable[[], Any], asked: Callable[[], None] = lambda: None) -> Any:
@@ -52,14 +51,23 @@ class Link:
         return answer
 
     def wait(self, request: MPI.Request, *buffers: np.ndarray | None) -> None:
-        """Until the request is done; it is given its buffers, which must live that long (mpi4py lets go of a reduction's)."""
+        """Until the request is done; it is given its buffers, which must live that long."""
         self.until(request.Test)
 
-    def total(self, team: MPI.Comm, mine: np.ndarray) -> np.ndarray:
-        """The sum over the team, on its rank 0; zeros elsewhere."""
-        whole = np.zeros_like(mine)
-        self.wait(team.Ireduce(mine, whole, op=MPI.SUM, root=0), mine, whole)
-        return whole
+    def total(self, mine: np.ndarray, ranks: int) -> np.ndarray:
+        """The int64 sum over ranks 0 … `ranks`, on rank 0: pairs add, then pairs of pairs.
+
+        MPI's own reduction comes in many small pieces, each of which would wait for the next look.
+        """
+        step = 1
+        while step <= ranks:
+            if self.rank & step:
+                self.send({self.rank - step: mine.view(np.uint8)}, TOTAL)
+                break
+            if self.rank + step <= ranks:
+                mine = mine + self.receive(self.rank + step, TOTAL).view(np.int64)
+            step *= 2
+        return mine
 
     def order(self, header: dict[str, Any]) -> None:
         """Sends every rank what to do: {"do": "plan" | "run" | "end", …}."""
@@ -88,13 +96,6 @@ class Link:
         self.wait(self.comm.Irecv(buffer, source=rank, tag=tag), buffer)
         self.bytes += buffer.nbytes
         return buffer
-
-    def team(self, size: int) -> MPI.Comm:
-        """Rank 0 and the first `size` others."""
-        if size not in self.teams:
-            group = self.comm.Get_group().Incl(list(range(size + 1)))
-            self.teams[size] = self.comm.Create_group(group)
-        return self.teams[size]
 
     def told(self, mine: str) -> list[str]:
         """A text of every rank, on every rank; the first TEXT bytes of each."""
@@ -162,19 +163,19 @@ class MPIFleet(LocalFleet):
     def _carried_out(self, order: Order, packs: list[Pack]) -> Answer:
         begin = self.link.clock()
         ranks = min(self.link.comm.size - 1, len(packs))
-        team = self._send(order, packs, ranks)
+        self._send(order, packs, ranks)
         sent = self.link.clock()
         self.drain()
         answer, shapes = self._collect(order, ranks)
         computed = self.link.clock()
-        self._reduce(answer, shapes, team, ranks)
+        self._reduce(answer, shapes, ranks)
         self.timing["broadcast"] += sent - begin
         self.timing["compute"] += computed - sent
         self.timing["reduce"] += self.link.clock() - computed
         self.rank_bytes = self.link.bytes
         return answer
 
-    def _send(self, order: Order, packs: list[Pack], ranks: int) -> MPI.Comm:
+    def _send(self, order: Order, packs: list[Pack], ranks: int) -> None:
         weights = [sum(sum(steps(order, self.site, client)) for client in pack.clients) for pack in packs]
         hands = deal(packs, weights, ranks)
         if order.net is not self.site.net:
@@ -190,9 +191,7 @@ class MPIFleet(LocalFleet):
         header["packs"] = [[_told(packs[index]) for index in hand] for hand in hands]
         self.link.order(header)
         self.link.share(flat(order.shared))
-        team = self.link.team(ranks)
         self.link.send({rank + 1: _private([packs[i] for i in hand]) for rank, hand in enumerate(hands)}, OWN)
-        return team
 
     def _collect(self, order: Order, ranks: int) -> tuple[Answer, dict[str, list[int]]]:
         answer, stopping = Answer(Sum(order.shared, order.n)), False
@@ -223,10 +222,10 @@ class MPIFleet(LocalFleet):
             raise Stopped
         return answer, shapes
 
-    def _reduce(self, answer: Answer, shapes: dict[str, list[int]], team: MPI.Comm, ranks: int) -> None:
-        size = sum(int(np.prod(shape)) for shape in shapes.values())
-        whole = self.link.total(team, np.zeros(size, dtype=np.int64))
-        self.link.bytes += whole.nbytes * ranks
+    def _reduce(self, answer: Answer, shapes: dict[str, list[int]], ranks: int) -> None:
+        size, before = sum(int(np.prod(shape)) for shape in shapes.values()), self.link.bytes
+        whole = self.link.total(np.zeros(size, dtype=np.int64), ranks)
+        self.link.bytes = before + whole.nbytes * ranks
         answer.total.take(shapes, torch.from_numpy(whole), len(answer.each))
 
 
@@ -280,13 +279,12 @@ class Rank:
         me = self.link.comm.rank
         if me > header["ranks"]:
             return
-        team = self.link.team(header["ranks"])
         order = Order(plain.load(header["work"], {}), self.site.net, shared, header["r"], header["n"])
         packs = self._packs(header["packs"][me - 1])
         answer, reply = self._answer(order, packs)
         self._reply(answer, reply)
         if self.link.receive(0, GO)[0]:
-            self.link.total(team, answer.total.flat().numpy())
+            self.link.total(answer.total.flat().numpy(), header["ranks"])
         while self.link.comm.Iprobe(source=0, tag=STOP):
             self.link.receive(0, STOP)
 
