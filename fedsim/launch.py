@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.console import Console
 
+from fedsim import memory
 from fedsim.assemble import Parts, assemble
 from fedsim.fault import BadInput, ClientFault, Stopped
 from fedsim.fleet.local import LocalFleet
@@ -57,6 +58,7 @@ class Brake:
 def main(job: Job, out: Path, resume: str) -> int:
     """Runs the job on this rank; the exit code."""
     torch.set_num_threads(job.execution.threads)
+    memory.hold()
     link = connect()
     limit = job.execution.time_limit
     brake = Brake(None if limit is None or (link and link.rank) else 60 * limit)

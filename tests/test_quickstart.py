@@ -71,6 +71,20 @@ def test_its_model_is_a_plain_torch_module_with_the_recorded_accuracy(quickstart
     assert abs(float(right) - Reader(quickstart[0]).column("accuracy")[-1]) < 1e-6
 
 
+def test_the_readmes_python_reads_it(quickstart, monkeypatch) -> None:
+    """The blocks as they stand: reading the run file, and the method, which runs at its density."""
+    monkeypatch.chdir(quickstart[0].parents[1])
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    method, reading = blocks
+    exec(compile(reading, "README.md", "exec"), {})
+    Path("mine.py").write_text(method)
+    few = ["--set", "rounds=2", "--set", "evaluate.every=0", "--out", "mine.h5"]
+    command = [str(BIN / "fedsim"), "run", "jobs/quickstart.toml", "--set", "method.name=mine:Magnitude", *few]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert abs(Reader("mine.h5").column("density_maskable")[-1] - 0.2) < 1e-3
+
+
 def test_the_other_jobs_are_valid() -> None:
     from fedsim.job import load
 

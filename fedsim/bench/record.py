@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from fedsim import memory
 from fedsim.assemble import Parts, assemble
 from fedsim.job import Job, load
 from fedsim.plan import FLEETS, resolve
@@ -26,6 +27,7 @@ REPEATS = 12
 def main(jobs: list[Job], console: Console) -> int:
     """Prints a row per job."""
     torch.set_num_threads(1)
+    memory.hold()
     table = Table(title=f"recording and checkpointing every round, median of {REPEATS}", title_justify="left")
     for name in ("job", "round, s", "row and checkpoint, s", "share"):
         table.add_column(name, justify="left" if name == "job" else "right")

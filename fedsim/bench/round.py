@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn import functional as F
 
-from fedsim import models
+from fedsim import memory, models
 from fedsim.assemble import Parts, assemble
 from fedsim.fleet.local import LocalFleet
 from fedsim.job import Job, load
@@ -29,6 +29,7 @@ REPEATS = 7
 def main(jobs: list[Job], console: Console) -> int:
     """Prints a row per job."""
     torch.set_num_threads(1)
+    memory.hold()
     table = Table(title=f"seconds per round, one thread, median of {REPEATS}; torch {torch.__version__}", title_justify="left")
     for name in ("job", "plan", "bare loop", "engine", "ratio", "lowest", "highest"):
         table.add_column(name, justify="left" if name in ("job", "plan") else "right")

@@ -196,10 +196,10 @@ class MPIFleet(LocalFleet):
     def _collect(self, order: Order, ranks: int) -> tuple[Answer, dict[str, list[int]]]:
         answer, stopping = Answer(Sum(order.shared, order.n)), False
         shapes: dict[str, list[int]] = {}
-        waiting = set(range(1, ranks + 1))
+        status = MPI.Status()
 
-        def arrived() -> set[int]:
-            return {rank for rank in waiting if self.link.comm.Iprobe(source=rank, tag=REPLY)}
+        def arrived() -> bool:
+            return self.link.comm.Iprobe(source=MPI.ANY_SOURCE, tag=REPLY, status=status)
 
         def stop() -> None:
             nonlocal stopping
@@ -207,15 +207,15 @@ class MPIFleet(LocalFleet):
                 stopping = True
                 self.link.send({rank: np.zeros(1, np.uint8) for rank in range(1, ranks + 1)}, STOP)
 
-        while waiting:
-            for rank in self.link.until(arrived, stop):
-                header = json.loads(self.link.receive(rank, REPLY).tobytes())
-                waiting.remove(rank)
-                if "fault" in header:
-                    raise ClientFault(header["fault"])
-                stopping |= header["stopped"]
-                _take(answer, header, self.link.receive(rank, ROWS))
-                shapes = header["total"] or shapes
+        for _ in range(ranks):
+            self.link.until(arrived, stop)
+            rank = status.Get_source()
+            header = json.loads(self.link.receive(rank, REPLY).tobytes())
+            if "fault" in header:
+                raise ClientFault(header["fault"])
+            stopping |= header["stopped"]
+            _take(answer, header, self.link.receive(rank, ROWS))
+            shapes = header["total"] or shapes
         go = np.array([0 if stopping else 1], dtype=np.uint8)
         self.link.send(dict.fromkeys(range(1, ranks + 1), go), GO)
         if stopping:
