@@ -146,7 +146,7 @@ class Batches:
 
     def _plan(self) -> Tensor:
         """Which image every step sees: a fresh order every epoch; test images in their stored order."""
-        batch, most = self.feed.batch, max(self.steps)
+        batch, most = min(self.feed.batch, max(1, *self.counts)), max(self.steps)
         per_epoch = [max(1, -(-count // batch)) for count in self.counts]
         width = max(self.counts)
         counts = torch.tensor(self.counts).unsqueeze(1)

@@ -10,7 +10,7 @@ import torch
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE)] if str(HERE) not in sys.path else []
 
-from runs import FLEETS, TABLE, images, run  # noqa: E402
+from cases import FLEETS, TABLE, images, run  # noqa: E402
 
 
 @pytest.fixture(scope="session")

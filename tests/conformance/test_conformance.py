@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import FLEETS, HERE, ROUNDS, TABLE, run, table
+from cases import FLEETS, HERE, ROUNDS, TABLE, run, table
 
 from fedsim import wire
 from fedsim.record import Reader, read_model
@@ -45,7 +45,7 @@ def ranks(request, folder, alone, ranks_environment) -> Path:
     if MPIRUN is None:
         pytest.fail("no mpirun here: pip install 'fedsim[mpi]'")
     name = f"ranks{request.param}"
-    command = [MPIRUN, "-n", str(request.param), sys.executable, str(HERE / "runs.py"), str(folder), name]
+    command = [MPIRUN, "-n", str(request.param), sys.executable, str(HERE / "cases.py"), str(folder), name]
     done = subprocess.run(command, env=ranks_environment, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return folder / name
