@@ -13,6 +13,10 @@ export PRTE_MCA_rmaps_default_mapping_policy := :oversubscribe
 export OMP_NUM_THREADS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
+# Debian keeps a part of Python's venv in a package of its own, which root can fetch.
+DEBIAN_VENV = { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get -qq update && \
+  apt-get -qq install -y python3-venv >/dev/null && $(PYTHON) -m venv --clear $(VENV); }
+
 .PHONY: quickstart test check clean
 
 quickstart: $(VENV)/.run
@@ -42,6 +46,6 @@ $(VENV)/.dev: $(VENV)/.made pyproject.toml
 $(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "fedsim needs Python 3.11 or newer; '$(PYTHON)' is not. Name one: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 2; }
-	@$(PYTHON) -m venv $(VENV) || \
+	@$(PYTHON) -m venv $(VENV) || $(DEBIAN_VENV) || \
 	  { echo "'$(PYTHON) -m venv' does not work here; on Debian: apt install python3-venv"; exit 2; }
 	touch $@
