@@ -31,8 +31,9 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     shutil.copytree(ROOT / "jobs", folder / "jobs")
     shutil.copy(ROOT / "Makefile", folder)
     shutil.copy(ROOT / "pyproject.toml", folder)
-    plain = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}  # these tests run under make too
-    made = ["make", "--no-print-directory", "-o", f"{BIN.parent}/.run", "quickstart", f"VENV={BIN.parent}"]  # -o: what is installed stays as it is
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    # Without make's own variables, since these tests run under make too; -o: what is installed stays as it is.
+    made = ["make", "--no-print-directory", "-o", f"{BIN.parent}/.run", "quickstart", f"VENV={BIN.parent}"]
     done = subprocess.run(made, cwd=folder, env=plain, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[0] == f"{BIN}/mpirun -n 3 {BIN}/fedsim run jobs/quickstart.toml"
