@@ -11,7 +11,7 @@ import torch
 
 from fedsim.assemble import Parts
 from fedsim.exact import COHORT
-from fedsim.fleet.batches import test_shards
+from fedsim.fleet.batches import evaluation_shards
 from fedsim.fleet.local import LocalFleet
 from fedsim.tree import Tree
 from fedsim.works import Evaluate
@@ -39,7 +39,7 @@ def evaluate(parts: Parts, state: Any, fleet: LocalFleet, r: int) -> Score:
     work = Evaluate.of(parts.method, parts.job.evaluate.batch)
     shared, own, net = parts.method.deploy(parts.setting, state, fleet, clients)
     first = parts.setting.clients
-    whole = fleet.run(work, range(first, first + test_shards(parts.population)), shared, net=net).total
+    whole = fleet.run(work, range(first, first + evaluation_shards(parts.population)), shared, net=net).total
     rounds = {"accuracy": _share(whole), "loss": float(whole["loss/sum"] / whole["n/images"])}
     if not clients:
         return Score(rounds, {})

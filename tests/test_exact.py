@@ -111,3 +111,12 @@ def test_the_accelerators_arithmetic_is_the_processors(values) -> None:
     exact._add_limbs(mine.numpy(), numbers.numpy(), exact.COARSE, exact.FINE, exact.LARGEST)
     exact._add_limbs_torch(theirs, numbers, exact.COARSE, exact.FINE, exact.LARGEST)
     assert torch.equal(mine, theirs)
+
+
+def test_merged_parts_of_too_large_a_cohort_are_refused(monkeypatch) -> None:
+    monkeypatch.setattr(exact, "COHORT", 3)
+    total, part = Sum({}, 2), Sum({}, 2)
+    part.add({"n/images": torch.ones(2, 1).double()}, [0, 1], [1, 1])
+    total.merge(part)
+    with pytest.raises(ValueError, match="more than 3 clients"):
+        total.merge(part)

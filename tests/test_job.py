@@ -311,3 +311,18 @@ def test_a_million_clients_differ_from_a_thousand_in_number_only() -> None:
     assert (million.pop("name"), thousand.pop("name")) == ("million", "thousand")
     assert million.pop("evaluate")["every"] == thousand.pop("evaluate")["every"] == 0
     assert million == thousand
+
+
+def test_a_natural_partition_has_a_client_for_each_user_unless_the_job_says_otherwise() -> None:
+    table = {"method": {"name": "fedavg"}, "data": {"name": "file", "path": "own.h5"}, "partition": {"name": "natural"}}
+    assert check(table).partition.clients == 0
+    assert check(table | {"partition": {"name": "natural", "clients": 4}}).partition.clients == 4
+
+
+def test_a_cohort_beyond_the_exact_sum_is_refused() -> None:
+    from fedsim import exact, job
+
+    assert job.COHORT == exact.COHORT
+    table = {"method": {"name": "fedavg"}, "partition": {"name": "blocks", "clients": 40_000}, "cohort": {"size": 20_000}}
+    with pytest.raises(BadInput, match="at most 16,384"):
+        check(table)

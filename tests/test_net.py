@@ -21,6 +21,14 @@ def module(norm: bool = True) -> nn.Module:
     return nn.Sequential(*layers).double()
 
 
+def pruned(torch_net: nn.Module) -> torch.Tensor:
+    """The mask under which the last layer's weights have just been set to 0."""
+    mask = torch.rand(5, 144, generator=torch.Generator().manual_seed(1)) < 0.3
+    with torch.no_grad():
+        torch_net[4].weight.mul_(mask)
+    return mask
+
+
 def double(net: Net) -> Net:
     return net.to("cpu", torch.float64)
 
@@ -82,9 +90,7 @@ def test_a_masked_gradient_is_that_of_the_masked_network(pure) -> None:
     torch_net, one = module(), batch()
     net = double(Net(torch_net))
     net = net.under_vmap() if pure else net
-    mask = torch.rand(5, 144, generator=torch.Generator().manual_seed(1)) < 0.3
-    with torch.no_grad():
-        torch_net[4].weight.mul_(mask)
+    mask = pruned(torch_net)
     F.cross_entropy(torch_net(one.x), one.y).backward()
     _, gradient, _, _ = net.gradient(fresh(net) | {"mask/4.weight": mask}, one)
     assert torch.allclose(gradient["w/4.weight"], torch_net[4].weight.grad * mask, atol=1e-12)
@@ -97,9 +103,7 @@ def test_taps_see_the_dense_gradient_of_the_effective_weight(pure, wrt) -> None:
     torch_net, one = module(), batch()
     net = double(Net(torch_net))
     net = net.under_vmap() if pure else net
-    mask = torch.rand(5, 144, generator=torch.Generator().manual_seed(1)) < 0.3
-    with torch.no_grad():
-        torch_net[4].weight.mul_(mask)
+    mask = pruned(torch_net)
     F.cross_entropy(torch_net(one.x), one.y).backward()
     tree = fresh(net) | {"mask/4.weight": mask}
     _, gradient, _, taps = net.gradient(tree, one, wrt=wrt, tap=lambda layer, g: {f"grad/{layer}": g.clone()}, layers=("0", "4"))
@@ -239,7 +243,13 @@ def test_a_tied_weight_has_one_key() -> None:
 
 @pytest.mark.parametrize(
     ("layer", "message"),
-    [(nn.Dropout(0.5), "dropout"), (nn.BatchNorm2d(2, momentum=None), "momentum = None"), (nn.SyncBatchNorm(2), "SyncBatchNorm")],
+    [
+    [
+        (nn.Dropout(0.5), "dropout"),
+        (nn.BatchNorm2d(2, momentum=None), "momentum = None"),
+        (nn.SyncBatchNorm(2), "SyncBatchNorm"),
+        (nn.InstanceNorm2d(2, track_running_stats=True), "instance norm"),
+    ],
 )
 def test_layers_that_no_fleet_could_agree_on_are_refused(layer, message) -> None:
     with pytest.raises(ValueError, match=message):

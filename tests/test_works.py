@@ -148,9 +148,9 @@ def test_evaluation_counts_every_test_image_once(kind) -> None:
 
     population = people([10, 13])
     made = fleet(kind, population, linear())
-    from fedsim.fleet.batches import test_shards
+    from fedsim.fleet.batches import evaluation_shards
 
-    shards = range(population.clients, population.clients + test_shards(population))
+    shards = range(population.clients, population.clients + evaluation_shards(population))
     total = made.run(Evaluate.of(Method(), batch=4), shards, made.site.net.initial).total
     x = (population.test.images(torch.arange(23)).double() / 255 - 0.5) / 0.25
     logits, labels = linear()(x), population.test.labels(torch.arange(23))

@@ -64,18 +64,18 @@ class Round:
 def images_of(population: Population, split: str, client: int) -> np.ndarray:
     """A client's images in a split as sorted indices; clients beyond the population are fixed shards of the global test set."""
     if client >= population.clients:
-        return test_images(population, client)
+        return evaluation_images(population, client)
     return population.shards["train" if split == "probe" else split].of(client)
 
 
-def test_shards(population: Population) -> int:
+def evaluation_shards(population: Population) -> int:
     """Number of shards of the global test set: enough for many ranks, never empty."""
     return min(len(population.test), max(8, min(64, -(-len(population.test) // 256))))
 
 
-def test_images(population: Population, client: int) -> np.ndarray:
+def evaluation_images(population: Population, client: int) -> np.ndarray:
     """The global test images of a pseudo-client."""
-    cuts = np.linspace(0, len(population.test), test_shards(population) + 1).astype(np.int64)
+    cuts = np.linspace(0, len(population.test), evaluation_shards(population) + 1).astype(np.int64)
     return np.arange(cuts[client - population.clients], cuts[client - population.clients + 1])
 
 

@@ -14,7 +14,7 @@ from fedsim import draw, wire
 from fedsim.core import Sent, Work
 from fedsim.exact import Sum
 from fedsim.fault import ClientFault
-from fedsim.fleet.batches import Batches, Population, Round, count_of, steps_of, test_images
+from fedsim.fleet.batches import Batches, Population, Round, count_of, evaluation_images, steps_of
 from fedsim.masks import ones
 from fedsim.net import Net
 from fedsim.tree import Tree, row, under
@@ -114,7 +114,7 @@ def images(site: Site, client: int) -> int:
     population = site.population
     if client < population.clients:
         return population.size(client)
-    return len(test_images(population, client))
+    return len(evaluation_images(population, client))
 
 
 def batches(order: Order, site: Site, pack: Pack, feed: int, rows: list[int]) -> Batches:

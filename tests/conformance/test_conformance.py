@@ -13,7 +13,8 @@ import pytest
 import torch
 from cases import FLEETS, HERE, ROUNDS, TABLE, run, table
 
-from fedsim import wire
+from fedsim import checkpoint, wire
+from fedsim.fault import BadInput
 from fedsim.record import Reader, read_model
 
 NAMES = list(TABLE)
@@ -88,6 +89,24 @@ def test_stopped_and_resumed_is_never_stopped(name, fleet, alone, folder, tmp_pa
     assert run(name, fleet, folder, out) == 0
     assert sha(out) == sha(alone[name, fleet])
     same_rows(out, alone[name, fleet])
+
+
+def test_many_clients_are_evaluated_in_parts_alike(alone, folder, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("fedsim.evaluate.COHORT", 2)
+    assert run("fedavg", "serial", folder, tmp_path / "run.h5") == 0
+    same_rows(tmp_path / "run.h5", alone["fedavg", "serial"])
+
+
+def test_a_run_does_not_go_on_from_another_jobs_checkpoint(folder, tmp_path, capsys) -> None:
+    """Nor under another plan unsaid."""
+    out, asked = tmp_path / "run.h5", iter(range(1000))
+    assert run("fedavg", "serial", folder, out, lambda: next(asked) >= 25) == 3
+    assert run("fedavg", "serial", folder, out, lambda: True, change={"execution": {"plan": "reference", "fleet": "packed"}}) == 3
+    assert "fleet packed (plan: serial)" in capsys.readouterr().out
+    found = checkpoint.latest(checkpoint.folder_of(out))
+    checkpoint.save(checkpoint.folder_of(out), found.round, found.state, found.extra | {"job_sha256": "another's"})
+    with pytest.raises(BadInput, match="are not of the run in"):
+        run("fedavg", "serial", folder, out)
 
 
 @pytest.mark.parametrize("fleet", FLEETS)
