@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -11,10 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cases import FLEETS, HERE, ROUNDS, TABLE, run, table
+from cases import FLEETS, HERE, ROUNDS, SIZES, TABLE, run, table
 
 from fedsim import checkpoint, wire
+from fedsim.assemble import assemble
 from fedsim.fault import BadInput
+from fedsim.job import check
 from fedsim.record import Reader, read_model
 
 NAMES = list(TABLE)
@@ -89,6 +92,24 @@ def test_stopped_and_resumed_is_never_stopped(name, fleet, alone, folder, tmp_pa
     assert run(name, fleet, folder, out) == 0
     assert sha(out) == sha(alone[name, fleet])
     same_rows(out, alone[name, fleet])
+
+
+def test_the_clients_accuracy_is_by_images_and_the_macro_by_clients(alone, folder) -> None:
+    tests = assemble(check(table("fedavg", "serial", folder))).population.shards["test"].sizes()
+    reader = Reader(alone["fedavg", "serial"])
+    each, tested = reader.clients("accuracy", ROUNDS), tests > 0
+    assert reader.column("client_accuracy")[-1] == pytest.approx((each[tested] * tests[tested]).sum() / tests.sum())
+    assert reader.column("client_accuracy_macro")[-1] == pytest.approx(each[tested].mean())
+    assert reader.column("client_accuracy_min")[-1] == pytest.approx(each[tested].min())
+    assert len(set(tests.tolist())) > 1
+
+
+def test_a_checkpoint_rewrites_the_kept_states_of_its_round_alone(alone) -> None:
+    path = alone["keeper", "serial"]
+    manifest = json.loads(max(checkpoint.folder_of(path).glob("*.json")).read_text())["manifest"]
+    took = np.flatnonzero(Reader(path).clients("took_part", ROUNDS) == 1)
+    assert manifest["kept"][f"{ROUNDS:06d}.kept.safetensors"] == took.tolist()
+    assert len(took) < len(SIZES)
 
 
 def test_many_clients_are_evaluated_in_parts_alike(alone, folder, tmp_path, monkeypatch) -> None:
@@ -193,9 +214,7 @@ def test_a_static_masks_bytes_by_hand(alone) -> None:
 def test_one_client_with_all_the_data_is_plain_sgd(fleet, folder, tmp_path) -> None:
     """torch's own module and optimiser on the same batches give the same weights."""
     from fedsim import models
-    from fedsim.assemble import assemble
     from fedsim.fleet.batches import Batches, Round
-    from fedsim.job import check
 
     made = table("fedavg", fleet, folder) | {
         "data": {"name": "digits"},
