@@ -81,16 +81,15 @@ class BatchNorm(nn.Module):
             out = out * self.weight.view(shape) + self.bias.view(shape)
         unbiased = var.detach() * count / (count - 1).clamp(min=1)
         old = call.tree[self.var_key] if self.tracked else unbiased
-        self._move(call, mean.detach(), torch.where(count < 2, old, unbiased), stay=count < 2)
+        self._move(call, mean.detach(), torch.where(count < 2, old, unbiased))
         return out
 
-    def _move(self, call: Call, mean: Tensor, var: Tensor, stay: Tensor | None = None) -> None:
+    def _move(self, call: Call, mean: Tensor, var: Tensor) -> None:
         if not self.tracked:
             return
         old_mean, old_var = call.tree[self.mean_key], call.tree[self.var_key]
-        moved = old_var + self.momentum * (var - old_var)
         call.buffers[self.mean_key] = old_mean + self.momentum * (mean - old_mean)
-        call.buffers[self.var_key] = moved if stay is None else torch.where(stay, old_var, moved)
+        call.buffers[self.var_key] = old_var + self.momentum * (var - old_var)
 
 
 def swap(module: nn.Module, call: Call) -> None:
