@@ -42,7 +42,7 @@ class Parts:
 
     def account(self, pack: int = 1) -> Account:
         """The books of a run whose ranks train `pack` clients at once."""
-        return Account(self.anatomy, self.population, self.job.train.momentum > 0, pack)
+        return Account(self.anatomy, self.population, self.setting.train.feed(), self.job.train.momentum > 0, pack)
 
 
 def device_of(job: Job, node_rank: int = 0) -> str:

@@ -33,6 +33,7 @@ class Feed:
     share: float = 1.0  # of the split, at least one batch
     charge: str = "train"  # what the ledger prices per image: train | forward
     dense: tuple[str, ...] = ()  # layers whose weight gradient is formed at all positions ("*" = all)
+    dense_steps: int = 0  # in so many of its last steps; 0: in all
 
     def __post_init__(self) -> None:
         if (self.epochs > 0) == (self.steps > 0) or min(self.epochs, self.steps) < 0:
@@ -99,6 +100,7 @@ class Work(Protocol):
     """One client's work, a frozen dataclass of plain numbers: to send an order is to send a value."""
 
     feeds: tuple[Feed, ...]  # run in this order
+    beside: int = 0  # bytes that the described client holds meanwhile beside this work's own model, for the ledger
 
     def fresh(self, net: Net, sent: Sent) -> Tree:
         """Kept state of a client never visited."""
@@ -124,8 +126,8 @@ class Fleet(Protocol):
 
     def run(self, work: Work, cohort: Sequence[int], shared: Tree, own: Tree | None = None, net: Net | None = None) -> Reply: ...
 
-    def pick(self, k: int, r: int) -> list[int]:
-        """`k` distinct non-empty clients, sorted: a function of the seed and the round."""
+    def pick(self, k: int | None, r: int) -> list[int]:
+        """`k` (None: all) distinct non-empty clients, sorted: a function of the seed and the round."""
         ...
 
 

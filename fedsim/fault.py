@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 
 class BadInput(ValueError):
     """The job, the data or the command line asks for what cannot be: exit code 2, one clear message, nothing written."""
@@ -13,3 +15,11 @@ class ClientFault(RuntimeError):
 
 class Stopped(Exception):
     """A signal or a time limit ended the run; the checkpoint of the last complete round stands: exit code 3."""
+
+
+def within(settings: object, **ranges: tuple[float, float]) -> None:
+    """ValueError for a field of `settings` that is outside of its range (low, high), ends included; None is left alone."""
+    for name, (low, high) in ranges.items():
+        value = getattr(settings, name)
+        if value is not None and not low <= value <= high:
+            raise ValueError(f"{name} = {value}; it is {f'at least {low}' if high == inf else f'from {low} to {high}'}")

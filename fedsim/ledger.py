@@ -121,11 +121,13 @@ def layer_flops(anatomy: Anatomy, kept: Kept = DENSE) -> dict[str, int]:
     return {layer.name: 2 * counts[layer.name] * layer.positions for layer in anatomy.layers}
 
 
-def feed_flops(anatomy: Anatomy, images: int, kept: Kept = DENSE, charge: str = "train", dense: Sequence[str] = ()) -> Terms:
+def feed_flops(
+    anatomy: Anatomy, images: int, kept: Kept = DENSE, charge: str = "train", dense: Sequence[str] = (), dense_images: int | None = None
+) -> Terms:
     """What `images` images cost (an image seen in two epochs counts twice).
 
     forward f_S; with charge "train" backward 2 f_S, and dense_gradient f_l - d_l f_l of the layers in `dense` ("*" = all), whose weight
-    gradient is formed at all positions: together 2 f_S + f_S of the others + f_D of these.
+    gradient is formed at all positions for `dense_images` of them (None: all): together 2 f_S + f_S of the others + f_D of these.
     """
     if charge not in ("train", "forward"):
         raise ValueError(f"a feed's charge is train or forward; not {charge!r}")
@@ -134,7 +136,7 @@ def feed_flops(anatomy: Anatomy, images: int, kept: Kept = DENSE, charge: str = 
     if charge == "train":
         names = _named(anatomy, dense)
         extra = sum(layer.flops - sparse[layer.name] for layer in anatomy.layers if layer.name in names)
-        terms |= {"backward": 2 * terms["forward"], "dense_gradient": images * extra}
+        terms |= {"backward": 2 * terms["forward"], "dense_gradient": extra * (images if dense_images is None else dense_images)}
     return terms
 
 
@@ -192,7 +194,12 @@ def size_bits(anatomy: Anatomy, kept: Kept = DENSE, encoding: str = "bitmask") -
 def position_bytes(anatomy: Anatomy, kept: Kept) -> int:
     """I: where the kept weights stand, for each masked layer the cheaper of an index list and a bit per weight."""
     ones(anatomy, kept)
-    return sum(min(VALUE * kept[a.name], -(-a.weights // 8)) for a in anatomy.layers if a.name in kept)
+    return sum(positions(kept[a.name], a.weights) for a in anatomy.layers if a.name in kept)
+
+
+def positions(kept: int, weights: int) -> int:
+    """Bytes that say where the kept ones of `weights` weights stand."""
+    return min(VALUE * kept, -(-weights // 8))
 
 
 def _entropy(p: float) -> float:
@@ -212,12 +219,14 @@ def memory(
     at_once: bool = False,
     top: int = 0,
     personal: int = 0,
+    beside: int = 0,
 ) -> Terms:
     """Bytes that the described client would hold while it trains: sparse storage, 32-bit indices or bitmasks.
 
     slots: values of the optimiser per parameter (SGD 0, with momentum 1, Adam 2). dense: layers whose gradient is formed at all
     positions ("*" = all), one after the other, or `at_once` where it is uploaded. top: entries of the top-k buffers (value and index).
-    personal: bytes of state of its own. Without the activations of the batch it is `memory(…).without("activations")`.
+    personal: bytes of state of its own. beside: bytes of other models that it holds meanwhile. Without the activations of the
+    batch it is `memory(…).without("activations")`.
     """
     nnz = sum(ones(anatomy, kept).values())
     formed = [layer.weights for layer in anatomy.layers if layer.name in _named(anatomy, dense)]
@@ -229,6 +238,7 @@ def memory(
         optimiser=VALUE * slots * (nnz + anatomy.free),
         top=2 * VALUE * top,
         personal=personal,
+        beside=beside,
         activations=_activations(anatomy, batch),
     )
 

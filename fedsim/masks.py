@@ -1,10 +1,21 @@
-"""Masks: which weights are kept. A mask is bool, stands beside its weight under "mask/", and is counted, never inferred from zeros."""
+"""Masks: which weights are kept. A mask is bool, stands beside its weight under "mask/", and is counted, never inferred from zeros.
+
+Every choice is exact in number and depends on values alone: of equal scores the lower flat position goes first.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from math import ceil, floor
+
 import torch
+from torch import Tensor
 
 from fedsim.tree import Tree
+
+CHUNK = 1 << 14  # positions of a gradient that are ranked at once
+_LAST = 2**31 - 1  # a tensor has fewer positions than that
+_NEVER = -(2**63)  # a key below that of every score
 
 
 def key_of(key: str) -> str:
@@ -34,3 +45,61 @@ def check(tree: Tree) -> None:
         weight = tree.get("w/" + name)
         if weight is not None and weight.shape != mask.shape:
             raise ValueError(f"mask {name!r} is {tuple(mask.shape)}, its weight is {tuple(weight.shape)}")
+
+
+def rank(score: Tensor) -> Tensor:
+    """(N,) flat positions of `score` from its largest value to its smallest; ValueError for a score that is not finite."""
+    flat = score.flatten()
+    if not bool(flat.isfinite().all()):
+        raise ValueError(f"a score is {flat[~flat.isfinite()][0].item()}; only finite scores can be ranked")
+    return flat.sort(descending=True, stable=True).indices
+
+
+def first(ranking: Tensor, k: int, shape: torch.Size) -> Tensor:
+    """The mask of `shape` that keeps the first `k` positions of a ranking."""
+    mask = torch.zeros(len(ranking), dtype=torch.bool, device=ranking.device)
+    mask[ranking[:k]] = True
+    return mask.view(shape)
+
+
+def top(score: Tensor, k: int) -> Tensor:
+    """1 at the `k` largest entries of `score`."""
+    return first(rank(score), k, score.shape)
+
+
+def budget(sizes: Mapping[str, int], density: float) -> int:
+    """Weights that the masked layers may keep at a whole density: floor(d n) - n_1, the first of `sizes` (layer -> weights) being dense.
+
+    ValueError where that is less than one for each layer.
+    """
+    (name, dense), *masked = sizes.items()
+    whole = sum(sizes.values())
+    left = floor(density * whole + 1e-9) - dense
+    if left < len(masked):
+        least = ceil(1e4 * (dense + len(masked)) / whole) / 1e4
+        raise ValueError(
+            f"density = {density} leaves {max(left, 0)} of {whole:,} weights for the {len(masked)} layers to be pruned, each needs one:"
+            f" {name} stays dense with {dense:,}. Take at least {least}"
+        )
+    return left
+
+
+def largest(g: Tensor, mask: Tensor, k: int, chunk: int = CHUNK) -> tuple[Tensor, Tensor]:
+    """(index (k,) int32, value (k,) float32) of the `k` largest |g| among pruned positions, largest first; k is at most their number.
+
+    A stream: g is read chunk by chunk into a buffer of k entries, so that no second tensor of g's size is made. Fit for `vmap`.
+    """
+    flat, pruned = g.flatten(), ~mask.flatten()
+    best = torch.full((k,), _NEVER, dtype=torch.int64, device=g.device)
+    for begin in range(0, flat.shape[0], max(chunk, k)):
+        part = slice(begin, begin + max(chunk, k))
+        found = torch.where(pruned[part], _keys(flat[part].abs(), begin), _NEVER)
+        best = torch.cat([best, found]).topk(k).values
+    index = _LAST - (best & 0xFFFFFFFF)
+    return index.to(torch.int32), flat[index].float()
+
+
+def _keys(score: Tensor, begin: int) -> Tensor:
+    """(n,) int64 keys in the order of the scores (>= 0), equal ones by falling position: the bits of a float32 sort as it does."""
+    position = torch.arange(begin, begin + score.shape[0], device=score.device)
+    return (score.float().view(torch.int32).long() << 32) | (_LAST - position)

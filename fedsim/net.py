@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedsim import masks, norms
+from fedsim.models.anatomy import WEIGHTED
 from fedsim.tree import Tree, each
 
 if TYPE_CHECKING:
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
 
 Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 Tap = Callable[[str, Tensor], Tree]
+Forward = Callable[[Tree, list[Tree]], tuple[Tensor, Tree]]  # of leaves and probes: loss, running statistics
+Found = tuple[Tensor, Tree, list[Tree], Tree]  # loss, gradients of leaves, of probes, running statistics
 
 
 def cross_entropy(logits: Tensor, y: Tensor, real: Tensor | None) -> Tensor:
@@ -29,23 +34,52 @@ def cross_entropy(logits: Tensor, y: Tensor, real: Tensor | None) -> Tensor:
 
 
 class _Tapped(torch.autograd.Function):
-    """The identity; in backward the dense gradient is handed to `tap` as soon as it exists, and passed on only if it is wanted."""
+    """The identity. In backward the dense gradient is handed to `tap` as soon as it exists, and passed on only if it is wanted.
+
+    What the tap returns is the gradient of its probes: so it comes back as a value of the call, under `vmap` too.
+    """
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, layer: str, tap: Tap, taps: Tree, wanted: bool) -> Tensor:
-        ctx.layer, ctx.tap, ctx.taps, ctx.wanted = layer, tap, taps, wanted
+    def forward(weight: Tensor, tap: Callable[[Tensor], Tree], wanted: bool, *probes: Tensor) -> Tensor:
         return weight.view_as(weight)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, None, None]:
-        ctx.taps |= ctx.tap(ctx.layer, gradient)
-        return gradient if ctx.wanted else None, None, None, None, None
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, ctx.tap, ctx.wanted, *probes = inputs
+        ctx.dtypes = [probe.dtype for probe in probes]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        found = ctx.tap(gradient.detach())
+        values = [value.to(dtype) for value, dtype in zip(found.values(), ctx.dtypes, strict=True)]
+        return gradient if ctx.wanted else None, None, None, *values
+
+
+@dataclass
+class _Tap:
+    """A layer whose dense gradient is looked at while it exists."""
+
+    key: str  # of its weight
+    see: Callable[[Tensor], Tree]
+    like: Tree  # what `see` returns
+    passed: bool  # whether the gradient is wanted besides
+
+    @property
+    def probes(self) -> Tree:
+        """Zeros whose gradients are what `see` returns; a float64 holds every position exactly."""
+        return {name: torch.zeros_like(value, dtype=torch.float64) for name, value in self.like.items()}
+
+    def value(self, gradients: Tree) -> Tree:
+        return {name: gradients[name].to(value.dtype) for name, value in self.like.items()}
 
 
 class Net:
     """A module without values: they come from the tree of each call.
 
-    Keys: "w/NAME" for every parameter, "buf/NAME" for the running statistics of norms. `initial` holds the module's own values.
+    Keys: "w/NAME" for every parameter, "buf/NAME" for the running statistics of norms. `initial` holds the module's own values,
+    `sizes` the weights of its conv and linear layers, in state_dict order: all layers but the first may be pruned (`maskable`).
     Net leaves the module it is given as it was.
     """
 
@@ -62,6 +96,8 @@ class Net:
         self._slots = [(where, slot, "w/" + name) for where, slot, name in self._slots if where[slot] is not None]
         self._tie()
         self.weights = tuple(key for key in self.initial if key.startswith("w/"))
+        weighted = [name for name, layer in self.module.named_modules() if isinstance(layer, WEIGHTED)]
+        self.sizes = {name: self.initial[f"w/{name}.weight"].numel() for name in weighted if f"w/{name}.weight" in self.weights}
         self._mask_keys = {key: masks.key_of(key) for key in self.weights}
         self.pure = False
         self._training = True
@@ -73,6 +109,11 @@ class Net:
         for where, slot, key in self._slots:
             first.setdefault(id(where[slot]), key)
         self._slots = [(where, slot, first[id(where[slot])]) for where, slot, key in self._slots]
+
+    @property
+    def maskable(self) -> tuple[str, ...]:
+        """The conv and linear layers that methods prune: all but the first."""
+        return tuple(self.sizes)[1:]
 
     def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Net:
         """The same net with its initial values and constants on another device."""
@@ -92,9 +133,9 @@ class Net:
             where[slot] = None
 
     @contextmanager
-    def _filled(self, weights: Tree, tree: Tree, train: bool, real: Tensor | None) -> Iterator[Tree]:
+    def _filled(self, weights: Tree, tree: Tree, train: bool, real: Tensor | None, momentum: float | None = None) -> Iterator[Tree]:
         call = self._call
-        call.tree, call.train, call.real, call.pure, call.buffers = tree, train, real, self.pure, {}
+        call.tree, call.train, call.real, call.momentum, call.pure, call.buffers = tree, train, real, momentum, self.pure, {}
         if train is not self._training:
             self.module.train(train)
             self._training = train
@@ -115,9 +156,14 @@ class Net:
         """The weights as the layers use them: mask · w."""
         return self._masked({key: tree[key] for key in self.weights}, tree)
 
-    def __call__(self, tree: Tree, x: Tensor, train: bool = False, real: Tensor | None = None) -> tuple[Tensor, Tree]:
-        """(logits (B, classes), new running statistics) of x (B, C, H, W); the tree stays as it is."""
-        with self._filled(self.effective(tree), tree, train, real) as buffers:
+    def __call__(
+        self, tree: Tree, x: Tensor, train: bool = False, real: Tensor | None = None, momentum: float | None = None
+    ) -> tuple[Tensor, Tree]:
+        """(logits (B, classes), new running statistics) of x (B, C, H, W); the tree stays as it is.
+
+        momentum: of the running statistics, in place of each norm's own.
+        """
+        with self._filled(self.effective(tree), tree, train, real, momentum) as buffers:
             return self.module(x), buffers
 
     def gradient(
@@ -133,60 +179,71 @@ class Net:
         """(mean loss, gradient, running statistics, taps) of one batch in training mode.
 
         wrt="w": the masked gradient of every weight, plus `extra` (masked too), under "w/"; None: nothing but what is tapped.
-        tap(layer, g) is called for each name in `layers` with the dense gradient g of its effective weight; what it returns is
-        collected in taps. Outside of `vmap`, with wrt=None, g is freed before the next layer's gradient is formed.
+        tap(layer, g) is called for each name in `layers` with the dense gradient g of its effective weight, as soon as it exists;
+        what it returns is collected in taps. With wrt=None g is freed before the next layer's gradient is formed.
         """
         if wrt not in ("w", None):
             raise ValueError(f"wrt = {wrt!r}: this net has no gates; differentiate 'w', or None for the tapped layers alone")
-        tapped = {self._key_of(layer): layer for layer in (layers if tap is not None else ())}
-        wanted = self.weights if wrt == "w" else tuple(tapped)
-        find = self._gradient_pure if self.pure else self._gradient_direct
-        value, dense, buffers, taps = find(tree, batch, wanted, loss, tap, tapped, wrt == "w")
-        if wrt is None:
-            return value, {}, buffers, taps
+        value, dense, buffers, taps = self._differentiated(tree, batch, wrt == "w", loss, tap, layers if tap else ())
         if extra:
             dense = {key: g + extra[key] if key in extra else g for key, g in dense.items()}
         return value, self._masked(dense, tree), buffers, taps
 
-    def _key_of(self, layer: str) -> str:
-        key = f"w/{layer}.weight"
-        if key not in self.weights:
-            names = ", ".join(key[2:].removesuffix(".weight") for key in self.weights if key.endswith(".weight"))
-            raise ValueError(f"no layer {layer!r} to tap; the net has {names}")
-        return key
-
-    def _gradient_direct(
-        self, tree: Tree, batch: Batch, wanted: tuple[str, ...], loss: Loss, tap: Tap | None, tapped: dict[str, str], passed: bool
+    def _differentiated(
+        self, tree: Tree, batch: Batch, wanted: bool, loss: Loss, tap: Tap | None, layers: Sequence[str]
     ) -> tuple[Tensor, Tree, Tree, Tree]:
-        """By ordinary autograd; taps happen within the backward pass."""
-        taps: Tree = {}
+        """Loss, the dense gradient of every weight where it is `wanted`, running statistics, taps."""
         weights = self.effective(tree)
-        leaves = {key: weights[key].detach().requires_grad_() for key in wanted}
-        with torch.enable_grad():
-            used = {**weights, **leaves}
-            for key, layer in tapped.items():
-                used[key] = _Tapped.apply(leaves[key], layer, tap, taps, passed)
-            with self._filled(used, tree, True, batch.real) as buffers:
-                value = loss(self.module(batch.x), batch.y, batch.real)
-            if leaves:
-                found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=passed)
-        return value.detach(), dict(zip(leaves, found, strict=True)) if passed else {}, buffers, taps
+        tapped = [self._tap(weights, layer, tap, wanted) for layer in layers] if tap else []
 
-    def _gradient_pure(
-        self, tree: Tree, batch: Batch, wanted: tuple[str, ...], loss: Loss, tap: Tap | None, tapped: dict[str, str], passed: bool
-    ) -> tuple[Tensor, Tree, Tree, Tree]:
-        """By torch.func, for calls under `vmap`."""
-        weights = self.effective(tree)
-
-        def forward(leaves: Tree) -> tuple[Tensor, Tree]:
-            with self._filled({**weights, **leaves}, tree, True, batch.real) as buffers:
+        def forward(leaves: Tree, probes: list[Tree]) -> tuple[Tensor, Tree]:
+            with self._filled({**weights, **leaves}, tree, True, batch.real) as buffers, self._tapping(tapped, probes):
                 return loss(self.module(batch.x), batch.y, batch.real), buffers
 
-        dense, (value, buffers) = torch.func.grad_and_value(forward, has_aux=True)({key: weights[key] for key in wanted})
-        taps: Tree = {}
-        for key, layer in tapped.items():
-            taps |= tap(layer, dense[key])  # type: ignore[misc]
+        find = _by_func if self.pure else _by_autograd
+        value, dense, seen, buffers = find(forward, weights if wanted else {}, [tap.probes for tap in tapped])
+        taps = {name: value for tap, found in zip(tapped, seen, strict=True) for name, value in tap.value(found).items()}
         return value, dense, buffers, taps
+
+    def _tap(self, weights: Tree, layer: str, tap: Tap, passed: bool) -> _Tap:
+        key = f"w/{layer}.weight"
+        if key not in weights:
+            names = ", ".join(key[2:].removesuffix(".weight") for key in self.weights if key.endswith(".weight"))
+            raise ValueError(f"no layer {layer!r} to tap; the net has {names}")
+        see = partial(tap, layer)
+        return _Tap(key, see, see(torch.zeros_like(weights[key])), passed)
+
+    @contextmanager
+    def _tapping(self, taps: list[_Tap], probes: list[Tree]) -> Iterator[None]:
+        """Wraps each tapped weight where it is first used.
+
+        Autograd runs what was made last first: wrapped any earlier, the dense gradients would wait for each other.
+        """
+        waiting = {tap.key: (tap, held) for tap, held in zip(taps, probes, strict=True)}
+
+        def wrap(key: str, *_: Any) -> None:
+            if key not in waiting:
+                return
+            tap, held = waiting.pop(key)
+            places = [(where, slot) for where, slot, name in self._slots if name == key]
+            wrapped = _Tapped.apply(places[0][0][places[0][1]], tap.see, tap.passed, *held.values())
+            for where, slot in places:
+                where[slot] = wrapped
+
+        hooks = [layer.register_forward_pre_hook(partial(wrap, tap.key)) for tap in taps for layer in self._users(tap.key)]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if waiting:
+            name = next(iter(waiting))[2:].removesuffix(".weight")
+            raise ValueError(f"layer {name!r} cannot be tapped: the model uses its weight without calling the layer")
+
+    def _users(self, key: str) -> list[nn.Module]:
+        """The layers that hold the weight."""
+        places = [where for where, _, name in self._slots if name == key]
+        return [layer for layer in self.module.modules() if any(layer._parameters is where for where in places)]
 
     def descend(self, state: Tree, gradient: Tree, lr: float | Tensor, momentum: float = 0.0, decay: float = 0.0) -> Tree:
         """`state` after one step of torch.optim.SGD along the (masked) `gradient`; overwrites "w/" and "opt/momentum/" in it.
@@ -226,6 +283,23 @@ class Net:
             return self._masked(back(self._masked(vector, tree))[0], tree)
         finally:
             self.pure = pure
+
+
+def _by_autograd(forward: Forward, leaves: Tree, probes: list[Tree]) -> Found:
+    """By ordinary autograd."""
+    leaves, *probes = [{key: value.detach().requires_grad_() for key, value in tree.items()} for tree in (leaves, *probes)]
+    every = [value for tree in (leaves, *probes) for value in tree.values()]
+    with torch.enable_grad():
+        value, buffers = forward(leaves, probes)
+    found = iter(torch.autograd.grad(value, every, allow_unused=True, materialize_grads=True) if every else ())
+    dense, *seen = [{key: next(found) for key in tree} for tree in (leaves, *probes)]
+    return value.detach(), dense, seen, buffers
+
+
+def _by_func(forward: Forward, leaves: Tree, probes: list[Tree]) -> Found:
+    """By torch.func, for calls under `vmap`."""
+    (dense, seen), (value, buffers) = torch.func.grad_and_value(forward, argnums=(0, 1), has_aux=True)(leaves, probes)
+    return value, dense, seen, buffers
 
 
 class _InTurn:

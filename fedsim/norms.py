@@ -24,6 +24,7 @@ class Call:
     tree: Tree = field(default_factory=dict)
     train: bool = False
     real: Tensor | None = None  # (B,)
+    momentum: float | None = None  # of running statistics; None: each norm's own
     pure: bool = False  # under a transform: nothing may be overwritten
     buffers: Tree = field(default_factory=dict)
 
@@ -38,10 +39,15 @@ class BatchNorm(nn.Module):
                 f"{name}: a batch norm with momentum = None counts its batches, which clients cannot average; give it a number"
             )
         self.weight, self.bias = norm.weight, norm.bias
-        self.eps, self.momentum = norm.eps, norm.momentum
+        self.eps, self.own = norm.eps, norm.momentum
         self.tracked = norm.track_running_stats
         self.mean_key, self.var_key = f"buf/{name}.running_mean", f"buf/{name}.running_var"
         self.call = [call]  # in a list: not a submodule, not copied into the module's own state
+
+    @property
+    def momentum(self) -> float:
+        """Share of a batch in the running statistics."""
+        return self.own if self.call[0].momentum is None else self.call[0].momentum
 
     def forward(self, x: Tensor) -> Tensor:
         call = self.call[0]

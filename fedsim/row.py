@@ -39,6 +39,7 @@ def _sums(bills: Mapping[int, Bill]) -> dict[str, float]:
         "train_loss": sum(bill.loss * bill.samples for bill in trained) / samples if samples else float("nan"),
         "train_flops": sum(bill.train_flops for bill in every),
         "max_client_flops": max((bill.train_flops for bill in every), default=0),
+        "max_client_flops_share": max((bill.train_flops / bill.dense_flops for bill in every if bill.dense_flops), default=0),
         "bytes_up": sum(bill.bytes_up for bill in every),
         "bytes_down": sum(bill.bytes_down for bill in every),
         "max_client_memory": max((bill.memory for bill in every), default=0),

@@ -25,11 +25,12 @@ from fedsim.record import Reader, Record
 
 @dataclass(frozen=True)
 class Start:
-    """The run file, and the checkpoint to go on from, if there is one."""
+    """The run file, and the checkpoint to go on from or the method's first state."""
 
     out: Path
     checkpoint: Checkpoint | None = None
     finished: bool = False
+    state: Any = None
 
     @property
     def folder(self) -> Path:
@@ -56,13 +57,14 @@ class Start:
 
 
 def begin(parts: Parts, out: Path, resume: str) -> Start:
-    """Looks at what stands at `out`. BadInput: a run that `resume` does not allow, of another job, or on another partition."""
+    """Looks at what stands at `out`. BadInput: a run that `resume` does not allow, of another job, on another partition, or that the
+    method refuses."""
     folder = folder_of(out)
     if not out.exists():
         if resume == "must":
             raise BadInput(f"--resume must: there is no run file {out}")
         checkpoint.clear(folder)
-        return Start(out)
+        return _afresh(parts, out)
     out.with_name(out.name + ".new").unlink(missing_ok=True)  # a copy that a kill left behind
     known = Reader(out).attributes
     _same_job(parts, out, known, resume)
@@ -73,8 +75,13 @@ def begin(parts: Parts, out: Path, resume: str) -> Start:
         raise BadInput(f"the checkpoints in {folder} are not of the run in {out}; choose another --out, or remove both to start afresh")
     if found is None:
         _abandon(out, known["rounds"], folder)
-        return Start(out)
+        return _afresh(parts, out)
     return Start(out, found)
+
+
+def _afresh(parts: Parts, out: Path) -> Start:
+    """The method's first state is made before anything is measured or written: it may refuse the job."""
+    return Start(out, state=parts.method.init(parts.setting, parts.population.public()))
 
 
 def _abandon(out: Path, rounds: int, folder: Path) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedsim import aggregate
+from fedsim import aggregate, masks
 from fedsim.core import Batch, Feed, Report, Sent, Setting, Work
 from fedsim.net import cross_entropy
 from fedsim.tree import Tree, renamed, under, weigh, zeros
@@ -62,16 +64,63 @@ class Train(Work):
 
 
 @dataclass(frozen=True)
+class TrainAndProbe(Train):
+    """Train, and in the feed that has `dense` layers the largest dense gradients among their pruned positions.
+
+    A feed after the first only probes, at the trained weights. each: top/index/LAYER and top/value/LAYER (a,), and n/images ().
+    A layer's gradient goes through a buffer of exactly a entries as soon as it exists, and is freed.
+    """
+
+    moves: Mapping[str, int] = field(default_factory=dict)  # a_t^l of the layers in `dense`
+
+    @classmethod
+    def growing(cls, setting: Setting, r: int, moves: Mapping[str, int], last_step: bool = False) -> TrainAndProbe:
+        """Round `r`, probed on one more mini-batch at the trained weights; or, `last_step`, on the last one before its step."""
+        train, layers = Train.at(setting, r), tuple(moves)
+        feed = train.feeds[0]
+        probe = replace(feed, epochs=0, steps=1, dense=layers)
+        feeds = (replace(feed, dense=layers, dense_steps=1),) if last_step else (feed, probe)
+        return cls(feeds, train.lr, train.momentum, train.decay, train.aggregate, moves)
+
+    def start(self, net: Net, sent: Sent) -> Tree:
+        """Before any gradient is seen, one pruned weight is as good as another."""
+        weights, seen = under(sent.tree({}), "w/"), super().start(net, sent)
+        for layer in self.moves:
+            seen |= self._top(sent, layer, torch.ones_like(weights[f"w/{layer}.weight"]))
+        return seen
+
+    def step(self, net: Net, sent: Sent, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
+        layers, trains = self.feeds[batch.feed].dense, batch.feed == 0
+        if not layers:
+            return super().step(net, sent, state, batch)
+        extra = self.aggregate.extra(sent, state) if trains else None
+        tap = partial(self._top, sent)
+        loss, gradient, buffers, taps = net.gradient(sent.tree(state), batch, "w" if trains else None, extra=extra, tap=tap, layers=layers)
+        if not trains:
+            return state | taps, loss
+        return net.descend(state | buffers | taps, gradient, self.lr, self.momentum, self.decay), loss
+
+    def finish(self, net: Net, sent: Sent, state: Tree) -> Report:
+        return replace(super().finish(net, sent, state), each=under(state, "top/") | {aggregate.COUNT: sent.n})
+
+    def _top(self, sent: Sent, layer: str, g: Tensor) -> Tree:
+        index, value = masks.largest(g, sent.tree({})[f"mask/{layer}.weight"], self.moves[layer])
+        return {f"top/index/{layer}": index, f"top/value/{layer}": value}
+
+
+@dataclass(frozen=True)
 class Statistics(Work):
     """Running statistics of norms moved by forward passes in training mode; total: images · statistics, and images seen."""
 
     feeds: tuple[Feed, ...]
+    momentum: float | None = None  # of the running statistics; None: each norm's own
+    beside: int = 0
 
     def start(self, net: Net, sent: Sent) -> Tree:
         return under(sent.tree({}), "buf/") | {aggregate.COUNT: _nothing(sent)}
 
     def step(self, net: Net, sent: Sent, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
-        logits, buffers = net(sent.tree(state), batch.x, True, batch.real)
+        logits, buffers = net(sent.tree(state), batch.x, True, batch.real, self.momentum)
         seen = state[aggregate.COUNT] + _real(batch).sum().double()
         return state | buffers | {aggregate.COUNT: seen}, cross_entropy(logits, batch.y, batch.real)
 
@@ -85,6 +134,7 @@ class Loss(Work):
     """Cross-entropy in evaluation mode; total: its sum over the images seen, and their number."""
 
     feeds: tuple[Feed, ...]
+    beside: int = 0
 
     def start(self, net: Net, sent: Sent) -> Tree:
         return {"loss/sum": _nothing(sent), aggregate.COUNT: _nothing(sent)}

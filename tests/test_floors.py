@@ -9,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "fedsim"
 FLOORS = (
-    {"tree", "draw", "masks", "gates", "net", "norms", "wire", "kernels", "exact", "ledger", "models", "fault"},
-    {"core", "works", "aggregate", "plain"},
+    {"tree", "draw", "masks", "adjust", "gates", "net", "norms", "wire", "kernels", "exact", "ledger", "models", "fault"},
+    {"core", "works", "server", "aggregate", "plain"},
     {"methods", "fleet", "data", "record", "checkpoint"},
 )
 TOP = 3

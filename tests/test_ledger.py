@@ -182,7 +182,7 @@ def test_resnet18_travels_as_the_specification_has_it(resnet18: Anatomy) -> None
 
 def test_memory_by_hand() -> None:
     nnz = 216 + 100 + 16
-    found = ledger.memory(SMALL, KEPT, batch=4, slots=1, dense=("wide", "head"), top=12, personal=7)
+    found = ledger.memory(SMALL, KEPT, batch=4, slots=1, dense=("wide", "head"), top=12, personal=7, beside=9)
     assert found == {
         "weights": 4 * (nnz + 58 + 48),
         "positions": 144 + 20,
@@ -191,6 +191,7 @@ def test_memory_by_hand() -> None:
         "optimiser": 4 * (nnz + 58),
         "top": 8 * 12,
         "personal": 7,
+        "beside": 9,
         "activations": 4 * 10_000 + 200,
     }
     assert found.total == sum(found.values())

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from fedsim import ledger, masks, wire
-from fedsim.fleet.batches import Population, count_of, shown
+from fedsim.core import Feed
+from fedsim.fleet.batches import Population, count_of, shown, shown_last
 from fedsim.fleet.order import Answer, Order
 from fedsim.masks import ones
 from fedsim.tree import Tree, under
@@ -27,6 +28,7 @@ class Bill:
     loss: float = float("nan")  # mean training loss of its last work
     density: float = float("nan")  # whole density of what it trained
     train_flops: int = 0
+    dense_flops: int = 0  # of the job's local training with the dense model, the measure of the above
     bytes_up: int = 0
     bytes_down: int = 0
     memory: int = 0  # model figure, bytes, the largest of the round
@@ -84,8 +86,9 @@ def _unpacked(bits: Tensor, like: Tensor) -> Tensor:
 class Account:
     """The bills of the round in progress."""
 
-    def __init__(self, anatomy: ledger.Anatomy, population: Population, momentum: bool, pack: int = 1) -> None:
+    def __init__(self, anatomy: ledger.Anatomy, population: Population, local: Feed, momentum: bool, pack: int = 1) -> None:
         self.anatomy, self.population = anatomy, population
+        self.local = local  # the job's local training
         self.pack = pack  # clients that a rank trains at once
         self.executed = 0  # bytes, the most that a rank holds in a step of this round
         self.slots = int(momentum)  # values of the optimiser per parameter
@@ -108,22 +111,36 @@ class Account:
             bill = self.bills.setdefault(client, Bill())
             bill.bytes_down += int(down[i]) + self._down_own(client, {key: value[i] for key, value in own.items()}, order.shared)
             bill.bytes_up += answer.up[client]
-            self._compute(bill, order, client, held | answer.ones.get(client, {}))
+            self._compute(bill, order, client, held | answer.ones.get(client, {}), _entries(answer.each[client]))
             if any(feed.charge == "train" for feed in order.work.feeds):
                 bill.loss = answer.loss[client]
 
-    def _compute(self, bill: Bill, order: Order, client: int, counts: dict[str, int]) -> None:
+    def _compute(self, bill: Bill, order: Order, client: int, counts: dict[str, int], top: int) -> None:
+        """`top`: entries of the buffers that the client's largest gradients went through."""
         kept = {name.removesuffix(".weight"): count for name, count in counts.items()}
         bill.density = ledger.density(self.anatomy, kept)
+        bill.dense_flops = ledger.feed_flops(self.anatomy, self._shown(self.local, client)).total
         for feed in order.work.feeds:
             trains = feed.charge == "train"
-            images = shown(feed, count_of(self.population, feed, client))
+            images = self._shown(feed, client)
+            seen = shown_last(feed, count_of(self.population, feed, client), feed.dense_steps) if feed.dense_steps else images
             bill.samples += images if trains else 0
-            bill.train_flops += ledger.feed_flops(self.anatomy, images, kept, feed.charge, feed.dense).total
-            memory = ledger.memory(self.anatomy, kept, min(feed.batch, images), self.slots, feed.dense)
+            bill.train_flops += ledger.feed_flops(self.anatomy, images, kept, feed.charge, feed.dense, seen).total
+            memory = ledger.memory(
+                self.anatomy,
+                kept,
+                min(feed.batch, images),
+                self.slots,
+                feed.dense,
+                top=top if feed.dense else 0,
+                beside=order.work.beside,
+            )
             bill.memory = max(bill.memory, (memory if trains else memory.without(*BACKWARD)).total)
             held = ledger.executed(self.anatomy, min(feed.batch, images), list(kept), bool(self.slots), self.pack)
             self.executed = max(self.executed, held.total if trains else 0)
+
+    def _shown(self, feed: Feed, client: int) -> int:
+        return shown(feed, count_of(self.population, feed, client))
 
     def _down(self, shared: Tree, clients: Sequence[int], arrived: dict[int, dict[str, int]]) -> np.ndarray:
         """(K,) bytes of the broadcast that each client does not hold yet; `arrived` counts the masks it has for itself."""
@@ -161,6 +178,11 @@ class Account:
         if lasting := {key: mark for key, mark in marks.items() if key.startswith("mask/")}:
             self.received.own[client] = self.received.own.get(client, {}) | lasting
         return wire.length(new, shared | row)
+
+
+def _entries(each: Tree) -> int:
+    """Entries, index and value, of what is under "top/"."""
+    return sum(value.numel() for value in under(each, "top/").values()) // 2
 
 
 def _own_price(arrived: dict[str, int], mask: str, size: int) -> int:

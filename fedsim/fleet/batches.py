@@ -6,7 +6,7 @@ Shapes: K clients of the pack, A of them still active at a step, S steps, B imag
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -96,6 +96,14 @@ def shown(feed: Feed, count: int) -> int:
         return 0
     epochs, rest = divmod(steps_of(feed, count), -(-count // feed.batch))
     return epochs * count + rest * feed.batch
+
+
+def shown_last(feed: Feed, count: int, last: int) -> int:
+    """Images of the feed's `last` steps."""
+    if count == 0:
+        return 0
+    before = steps_of(feed, count) - last
+    return shown(feed, count) - (shown(replace(feed, epochs=0, steps=before), count) if before > 0 else 0)
 
 
 class Batches:

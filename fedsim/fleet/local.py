@@ -60,9 +60,11 @@ class LocalFleet:
         self._calls.clear()
         self.account.open()
 
-    def pick(self, k: int, r: int) -> list[int]:
-        """`k` distinct non-empty clients, sorted: a function of the seed and the round, the same for every method."""
+    def pick(self, k: int | None, r: int) -> list[int]:
+        """`k` (None: all) distinct non-empty clients, sorted: a function of the seed and the round, the same for every method."""
         filled = self.site.population.clients if self._filled is None else len(self._filled)
+        if k is None:
+            return list(range(filled)) if self._filled is None else self._filled.tolist()
         if k > filled:
             raise ValueError(f"a cohort of {k} of {filled} clients that have images")
         chosen = np.random.default_rng((self.site.seed, r)).choice(filled, k, replace=False)

@@ -1,0 +1,196 @@
+"""FedTiny: Huang et al., "Distributed Pruning Towards Tiny Neural Networks in Federated Learning", ICDCS 2023, arXiv:2212.01977.
+
+Adaptive batch-norm selection: the server prunes a model, pretrained on a few public images, in C ways; clients re-estimate the
+running statistics of each candidate on their own images, and the one of lowest loss is taken. Progressive pruning: every
+Delta R rounds one block of layers, from the output to the input, exchanges its smallest weights for the pruned positions of
+largest gradient, of which a client sends a few.
+
+Paper -> code:  Theta -> w,  m -> mask,  d_target -> density,  C -> pool,  D_s -> public,  a_t^l -> moves,  g~ -> votes,
+                Delta R -> adjust_every,  R_stop -> stop,  K -> clients,  E -> train.epochs,  B -> train.batch,  eta -> train.lr
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import ceil, inf
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fedsim import adjust, draw, ledger, masks, server, tree
+from fedsim.aggregate import COUNT
+from fedsim.core import Data, Feed, Fleet, Method, Setting
+from fedsim.exact import COHORT
+from fedsim.fault import BadInput, within
+from fedsim.net import Net
+from fedsim.tree import Tree, under
+from fedsim.works import Loss, Statistics, Train, TrainAndProbe
+
+DRAWS = 10_000  # of layer densities for one candidate
+
+
+@dataclass(frozen=True)
+class State:
+    shared: Tree  # the broadcast: w, running statistics, masks; dense until the candidates are drawn in round 0
+    memory: Tree  # of the aggregation
+
+
+@dataclass(frozen=True)
+class FedTiny(Method[State]):
+    """Selects a sparse model by batch-norm statistics, then moves its masks while it trains."""
+
+    density: float = 0.01  # d_target, kept share of all conv and linear weights, the dense first layer included
+    selection: Literal["bn", "vanilla", "none"] = "bn"  # vanilla: judged with the server's statistics; none: the first candidate
+    pool: int | None = None  # C, candidates; None: ceil(0.1 / density), at most pool_cap
+    pool_cap: int = 100  # candidates
+    spread: float = 0.5  # layer densities are drawn within 1 - spread … 1 + spread times the density of the masked layers
+    tol: float = 0.02  # a candidate's whole density is within (1 - tol) density … density
+    tol_two_sided: bool = False  # the authors' window: within tol on either side, the first layer not counted; exceeds the density
+    pretrain_epochs: int = 3  # of the server on its public images (partition.public, per class)
+    probe_share: float = 0.1  # of a client's images, at least one batch: those it selects on
+    bn_passes: int = 10  # over them, for each candidate's statistics
+    bn_momentum: float = 0.1  # 1 - gamma, share of a batch in the statistics
+    selection_clients: int | None = None  # that select; None: all
+    adjust_every: int = 10  # Delta R, rounds
+    stop: int = 100  # R_stop, the last round that may adjust; 0: never
+    alpha: float = 0.15  # a_t^l = alpha (1 + cos(pi r / R_stop)) n_l weights of a layer move
+    blocks: int | Literal["stages", "layer", "all"] = 5  # so many contiguous blocks (fewer where there are fewer layers)
+    order: Literal["backward", "forward"] = "backward"  # backward: from the output to the input
+    growth: Literal["batch", "last_step"] = "batch"  # gradient of a batch after local training, or of its last one before the step
+    rounding: Literal["floor", "ceil"] = "floor"  # of a_t^l
+    uniform: bool = False  # votes count alike; false: by a client's number of images
+
+    def __post_init__(self) -> None:
+        within(self, spread=(0, 1), tol=(0, 1), probe_share=(1e-9, 1), bn_momentum=(1e-9, 1), alpha=(0, 0.5), pretrain_epochs=(0, inf))
+        within(self, pool=(1, inf), pool_cap=(1, inf), bn_passes=(1, inf), selection_clients=(1, inf), adjust_every=(1, inf), stop=(0, inf))
+        if isinstance(self.blocks, int):
+            within(self, blocks=(1, inf))
+
+    def init(self, setting: Setting, public: Data | None) -> State:
+        self._check(setting, public)
+        shared = server.pretrained(setting, public, self.pretrain_epochs) if public else setting.net.initial
+        return State(shared, setting.aggregate.begin(shared))
+
+    def round(self, setting: Setting, state: State, fleet: Fleet, r: int) -> tuple[State, dict[str, float]]:
+        if r == 0:
+            return self._selected(setting, state, fleet)
+        block, moves = self._moves(setting.net, state.shared, r)
+        work = TrainAndProbe.growing(setting, r, moves, self.growth == "last_step") if moves else Train.at(setting, r)
+        reply = fleet.run(work, fleet.pick(setting.cohort, r), setting.aggregate.shared(state.memory, state.shared))
+        shared, memory = setting.aggregate.server(state.memory, state.shared, reply.total, setting)
+        moved = 0
+        if moves:
+            n = torch.ones_like(reply.each[COUNT]) if self.uniform else reply.each[COUNT]
+            shared, moved = adjust.swapped(shared, reply.each, moves, n / n.sum())
+        return State(shared, memory), {"lr": work.lr, "adjusted": moved} | ({"block": block} if block else {})
+
+    def deploy(self, setting: Setting, state: State, fleet: Fleet, cohort: Sequence[int]) -> tuple[Tree, Tree, Net | None]:
+        return state.shared, {}, None
+
+    # ---- adaptive batch-norm selection
+
+    def _selected(self, setting: Setting, state: State, fleet: Fleet) -> tuple[State, dict[str, float]]:
+        """The candidate of lowest loss, the first of equals, with the statistics that its clients agreed on."""
+        pool = self._pool(setting)[: 1 if self.selection == "none" else None]
+        ranking = {layer: masks.rank(state.shared[f"w/{layer}.weight"].abs()) for layer in setting.net.maskable}
+        stored = sum(_stored(counts, ranking) for counts in pool)
+        losses: list[float] = []
+        for counts in pool:
+            candidate = _pruned(state.shared, ranking, counts)
+            candidate, loss = (candidate, 0.0) if self.selection == "none" else self._judged(setting, candidate, fleet, stored)
+            if all(loss < other for other in losses):
+                chosen = candidate
+            losses.append(loss)
+        found: dict[str, float] = {"candidates": len(pool), "candidate": losses.index(min(losses)) + 1}
+        if self.selection != "none":
+            found |= {"candidate_loss": min(losses), "pool_loss": sum(losses) / len(losses)}
+        return State(chosen, setting.aggregate.begin(chosen)), found
+
+    def _judged(self, setting: Setting, candidate: Tree, fleet: Fleet, stored: int) -> tuple[Tree, float]:
+        """The candidate with the clients' mean statistics, and their mean loss on it, both by images seen."""
+        clients = fleet.pick(self.selection_clients, 0)
+        feed = Feed("probe", epochs=1, batch=setting.train.batch, augment=False, share=self.probe_share, charge="forward")
+        if self.selection == "bn":
+            passes = Statistics((replace(feed, epochs=self.bn_passes),), self.bn_momentum, stored)
+            total = fleet.run(passes, clients, candidate).total
+            candidate = candidate | tree.mean(total, total[COUNT].clamp(min=1), under(candidate, "buf/"))  # an estimate's clients see none
+        total = fleet.run(Loss((feed,), stored), clients, candidate).total
+        return candidate, float(total["loss/sum"] / total[COUNT].clamp(min=1))
+
+    def _pool(self, setting: Setting) -> list[dict[str, int]]:
+        """Kept weights of every layer, for each candidate: layer densities are drawn until the whole density is in the window."""
+        sizes = setting.net.sizes
+        count = self.pool or min(ceil(0.1 / self.density - 1e-9), self.pool_cap)
+        return [self._drawn(sizes, draw.key(setting.seed, "pool", c)) for c in range(count)]
+
+    def _drawn(self, sizes: Mapping[str, int], key: Tensor) -> dict[str, int]:
+        (_, first), *rest = sizes.items()
+        layers, n = [layer for layer, _ in rest], torch.tensor([size for _, size in rest])
+        whole = first + int(n.sum())
+        budget = self.density * whole if self.tol_two_sided else masks.budget(sizes, self.density)
+        least, most = (1 - self.tol) * self.density * whole - first, budget
+        if self.tol_two_sided:
+            least, most = (1 - self.tol) * budget, (1 + self.tol) * budget
+        for draws in torch.arange(DRAWS).split(500):
+            u = draw.uniform(draw.fold(key, draws), len(layers)).double()
+            share = budget / n.sum() * (1 + 2 * self.spread * (u - 0.5))  # d_l
+            counts = (share * n).floor().long().clamp(min=1).minimum(n)  # (draws, L)
+            fits = ((counts.sum(1) >= least) & (counts.sum(1) <= most)).nonzero()
+            if len(fits):
+                return dict(zip(layers, counts[int(fits[0])].tolist(), strict=True))
+        told = ", ".join(f"{layer} {size:,}" for layer, size in sizes.items())
+        raise ValueError(
+            f"density = {self.density}: none of {DRAWS:,} draws was within tol = {self.tol} of it; weights of the layers: {told}"
+        )
+
+    # ---- progressive pruning
+
+    def _moves(self, net: Net, shared: Tree, r: int) -> tuple[int, dict[str, int]]:
+        """The block that round `r` adjusts, 1 nearest the input (0: none), and a_t^l of those of its layers that move."""
+        if not adjust.due(r, self.adjust_every, self.stop):
+            return 0, {}
+        blocks = self._blocks(net)
+        j = (r // self.adjust_every - 1) % len(blocks)  # adjustments before this one
+        block = len(blocks) - j if self.order == "backward" else j + 1
+        held = {layer: shared[f"mask/{layer}.weight"] for layer in blocks[block - 1]}
+        moves = {
+            layer: adjust.moves(int(mask.sum()), mask.numel(), self.alpha, r, self.stop, self.rounding == "ceil")
+            for layer, mask in held.items()
+        }
+        return block, {layer: k for layer, k in moves.items() if k}
+
+    def _blocks(self, net: Net) -> list[list[str]]:
+        if self.blocks == "stages":
+            return adjust.stages(net.maskable)
+        count = {"layer": len(net.maskable), "all": 1}.get(str(self.blocks), self.blocks)
+        return adjust.groups(net.maskable, int(count))
+
+    # ---- what cannot be
+
+    def _check(self, setting: Setting, public: Data | None) -> None:
+        """BadInput for a job that leaves a layer without a weight, has no statistics to select by, or no images to prune by."""
+        if self.selection == "bn" and not any(key.endswith("running_var") for key in setting.net.initial):
+            raise BadInput('[method] selection = "bn" needs batch norms: take model.norm = "batch", or selection = "vanilla" or "none"')
+        if public is None and self.pretrain_epochs:
+            raise BadInput("fedtiny prunes a model pretrained on public images: set partition.public = 5 (a class), or pretrain_epochs = 0")
+        most = min(setting.clients, COHORT)
+        if self.selection != "none" and (self.selection_clients or setting.clients) > most:
+            raise BadInput(f"[method] selection_clients: of {setting.clients:,} clients at most {most:,} can select")
+        try:
+            self._blocks(setting.net)
+            self._pool(setting)
+        except ValueError as error:
+            raise BadInput(f"[method] {error}") from error
+
+
+def _stored(counts: Mapping[str, int], ranking: Tree) -> int:
+    """Bytes of a candidate that a client stores sparse: values and positions."""
+    return sum(ledger.VALUE * kept + ledger.positions(kept, len(ranking[layer])) for layer, kept in counts.items())
+
+
+def _pruned(shared: Tree, ranking: Tree, counts: Mapping[str, int]) -> Tree:
+    """The model with the largest weights of every layer."""
+    held = {f"mask/{layer}.weight": masks.first(ranking[layer], k, shared[f"w/{layer}.weight"].shape) for layer, k in counts.items()}
+    return masks.apply(shared, held) | held

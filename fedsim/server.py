@@ -1,0 +1,44 @@
+"""What the server does with its own public images, before any client takes part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from fedsim import draw
+from fedsim.core import Batch, Data, Setting
+from fedsim.tree import Tree, clone, renamed, under, zeros
+
+
+def pretrained(setting: Setting, public: Data, epochs: int) -> Tree:
+    """The initial model after `epochs` of the job's own SGD (its rate in round 1, its batch, no augmentation) on `public`."""
+    net, rate = setting.net, setting.train.at(1)
+    state = clone(net.initial)
+    state |= renamed(zeros(under(state, "w/")), "w/", "opt/momentum/") if rate.momentum else {}
+    with torch.no_grad():
+        for batch in batches(setting, public, epochs):
+            _, gradient, buffers, _ = net.gradient(state, batch)
+            state = net.descend(state | buffers, gradient, rate.lr, rate.momentum, rate.decay)
+    return under(state, "w/", "buf/")
+
+
+def batches(setting: Setting, public: Data, epochs: int) -> Iterator[Batch]:
+    """The public images in the job's batches, in a fresh order every epoch."""
+    x, y = images(setting, public)
+    orders = [draw.permutation(draw.key(setting.seed, "public", epoch), len(y)) for epoch in range(epochs)]
+    parts = [part for order in orders for part in order.split(setting.train.batch)]
+    steps = torch.tensor(len(parts), device=y.device)
+    for t, part in enumerate(parts):
+        part = part.to(y.device)
+        yield Batch(x[part], y[part], None, torch.tensor(t, device=y.device), steps)
+
+
+def images(setting: Setting, public: Data) -> tuple[Tensor, Tensor]:
+    """All of them: x (n, C, H, W) normalised, y (n,), where the net's values are."""
+    like = next(iter(setting.net.initial.values()))
+    every = torch.arange(len(public))
+    mean, std = (torch.tensor(values, dtype=like.dtype).view(-1, 1, 1) for values in (public.mean, public.std))
+    x = public.images(every).to(like.dtype).div_(255).sub_(mean).div_(std)
+    return x.to(like.device), public.labels(every).to(like.device)
