@@ -21,6 +21,8 @@ DEBIAN_VENV = { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get
 
 quickstart: $(VENV)/.run
 	$(MPIRUN) -n $(RANKS) $(BIN)/fedsim run jobs/quickstart.toml
+	$(MPIRUN) -n $(RANKS) $(BIN)/fedsim run jobs/quickstart_dense.toml
+	$(BIN)/fedsim compare runs/quickstart.h5 runs/quickstart_dense.h5
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest

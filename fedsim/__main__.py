@@ -69,11 +69,36 @@ def run(
     """Run a job, alone or under `mpirun -n RANKS` (rank 0 serves, the others train)."""
     loaded = _load(job, settings)
     if loaded.sweep:
-        raise BadInput(f"{job}: [sweep] makes {_count(loaded)} runs and `fedsim run` does one: fix each swept field, {_fixes(loaded)}")
+        fixes = f"fix each swept field, {_fixes(loaded)}"
+        raise BadInput(f"{job}: [sweep] makes {_count(loaded)} runs and `fedsim run` does one: `fedsim sweep {job}` does all, or {fixes}")
     from fedsim import launch
 
     with _told_of(job):
         return launch.main(loaded, out or Path("runs") / f"{loaded.name}.h5", resume)
+
+
+@app.command()
+def sweep(
+    jobs: Annotated[list[Path], typer.Argument(metavar="JOB.toml...", help="Job files; what lists under [sweep] make of each.")],
+    settings: Settings = None,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the run files go, each by the name of its run.")] = Path("runs"),
+    processes: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Runs at a time; as many as cores may be used when not given.")
+    ] = None,
+) -> int:
+    """Do all runs of jobs on this machine, one a core, and compare them; called again, it goes on where it stopped."""
+    loaded = [_load(job, settings) for job in jobs]
+    from fedsim.sweep import sweep
+
+    console = Console()
+    code, files = sweep(loaded, out, processes, console)
+    if code != 3 and files:
+        try:
+            text = _compared(files)
+        except BadInput as error:
+            text = f"no table: {error}"
+        console.print(f"\n{text}", highlight=False, markup=False, soft_wrap=True)
+    return code
 
 
 @app.command()
@@ -109,21 +134,25 @@ def compare(
 ) -> None:
     """Compare run files: a row for each job, seeds as mean and 95 % interval.
 
-    accuracy_last_10 is the mean over the last 10 evaluations, the untrained model left out.
+    The figures are in --csv as they are; there accuracy_last_10 is the mean over the last 10 evaluations, the untrained model left out.
     """
-    if missing := [str(run) for run in runs if not run.exists()]:
+    if missing := [str(run) for run in runs if not run.is_file()]:
         raise BadInput(f"there is no run file {missing[0]}")
+    Console(soft_wrap=True).print(_compared(runs, csv), highlight=False, markup=False)
+
+
+def _compared(runs: list[Path], csv: bool = False) -> str:
+    """The table of `fedsim compare`."""
     try:
         from fedsim_analysis import compare
-        from fedsim_analysis.compare import readable
+        from fedsim_analysis.compare import tell
     except ImportError as error:
         raise BadInput(f"fedsim compare needs the extra `analysis` ({error}); pip install 'fedsim[analysis]'") from error
     try:
         table = compare(runs)
     except (OSError, ValueError, KeyError) as error:
         raise BadInput(str(error)) from error
-    text = table.to_csv(index=False).rstrip() if csv else readable(table).to_string(index=False)
-    Console(soft_wrap=True).print(text, highlight=False, markup=False)
+    return table.to_csv(index=False).rstrip() if csv else tell(table)
 
 
 @app.command()

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fedsim import models
+from fedsim import descent, models
 from fedsim.core import Setting
 from fedsim.data.population import Population, populate
 from fedsim.fault import BadInput
@@ -42,7 +42,8 @@ class Parts:
 
     def account(self, pack: int = 1) -> Account:
         """The books of a run whose ranks train `pack` clients at once."""
-        return Account(self.anatomy, self.population, self.setting.train.feed(), self.job.train.momentum > 0, pack)
+        train = self.setting.train
+        return Account(self.anatomy, self.population, train.feed(), descent.slots(train.momentum, train.optimiser), pack)
 
 
 def device_of(job: Job, node_rank: int = 0) -> str:

@@ -151,11 +151,12 @@ class Data(Protocol):
 
 @dataclass(frozen=True)
 class Rate:
-    """The numbers of SGD in one round."""
+    """The numbers of the local optimiser in one round."""
 
     lr: float
     momentum: float
     decay: float
+    optimiser: str = "sgd"
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,7 @@ class Training:
     lr: float = 0.05  # eta
     momentum: float = 0.0
     decay: float = 0.0  # weight decay
+    optimiser: str = "sgd"  # sgd | adam
     schedule: str = (
         "constant"  # over rounds: constant | cosine (to 0) | exponential (lr * factor^(r-1)) | step (* factor at each milestone)
     )
@@ -185,7 +187,7 @@ class Training:
             "exponential": self.factor ** (r - 1),
             "step": self.factor ** sum(done >= m for m in self.milestones),
         }[self.schedule]
-        return Rate(self.lr * scale, self.momentum, self.decay)
+        return Rate(self.lr * scale, self.momentum, self.decay, self.optimiser)
 
     def feed(self) -> Feed:
         """The feed of ordinary local training."""

@@ -87,6 +87,7 @@ class Train(Section):
     lr: NotNegative = Training.lr
     momentum: Annotated[float, Field(ge=0, lt=1)] = Training.momentum
     weight_decay: NotNegative = Training.decay
+    optimiser: Literal["sgd", "adam"] = "sgd"
     schedule: Literal["constant", "cosine", "exponential", "step"] = "constant"  # over rounds
     factor: Positive = Training.factor  # of exponential (each round) and step (at each milestone)
     milestones: tuple[Share, ...] = Training.milestones  # shares of the rounds
@@ -99,6 +100,12 @@ class Train(Section):
         if name not in AGGREGATES:
             raise ValueError(f"[train] aggregate = {name!r} is not known. There are: {', '.join(AGGREGATES)}")
         return name
+
+    @model_validator(mode="after")
+    def _plain_adam(self) -> Train:
+        if self.optimiser == "adam" and self.momentum:
+            raise ValueError(f'[train] optimiser = "adam" has moments of its own; leave out momentum = {self.momentum}')
+        return self
 
     @model_validator(mode="after")
     def _one_length(self) -> Train:

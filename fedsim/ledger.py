@@ -243,7 +243,7 @@ def memory(
     )
 
 
-def executed(anatomy: Anatomy, batch: int, masked: Sequence[str] = (), momentum: bool = False, pack: int = 1) -> Terms:
+def executed(anatomy: Anatomy, batch: int, masked: Sequence[str] = (), slots: int = 0, pack: int = 1) -> Terms:
     """Bytes that this program holds for a pack of clients in one step of masked dense training, in float32.
 
     masked: layers that have a mask ("*" = all), which costs a byte per weight and the product of mask and weight.
@@ -253,7 +253,7 @@ def executed(anatomy: Anatomy, batch: int, masked: Sequence[str] = (), momentum:
     terms = {
         "weights": VALUE * (anatomy.parameters + anatomy.buffers),
         "gradients": VALUE * anatomy.parameters,
-        "momentum": VALUE * anatomy.parameters * momentum,
+        "optimiser": VALUE * slots * anatomy.parameters,
         "masks": hidden,
         "effective": VALUE * hidden,
         "activations": _activations(anatomy, batch),

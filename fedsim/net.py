@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedsim import masks, norms
+from fedsim import descent, masks, norms
 from fedsim.models.anatomy import WEIGHTED
 from fedsim.tree import Tree, each
 
@@ -245,25 +245,16 @@ class Net:
         places = [where for where, _, name in self._slots if name == key]
         return [layer for layer in self.module.modules() if any(layer._parameters is where for where in places)]
 
-    def descend(self, state: Tree, gradient: Tree, lr: float | Tensor, momentum: float = 0.0, decay: float = 0.0) -> Tree:
-        """`state` after one step of torch.optim.SGD along the (masked) `gradient`; overwrites "w/" and "opt/momentum/" in it.
+    def descend(
+        self, state: Tree, gradient: Tree, lr: float | Tensor, momentum: float = 0.0, decay: float = 0.0, optimiser: str = "sgd"
+    ) -> Tree:
+        """`state` after one step of torch.optim.SGD or Adam along the (masked) `gradient`; overwrites "w/" and "opt/" in it.
 
         Pruned weights stay exactly 0: their gradient is 0, and so are the weight that decays and the momentum that moves.
         """
-        w = [state[key] for key in gradient]
-        g = list(gradient.values())
-        rows = _InTurn if self.pure or isinstance(lr, Tensor) else torch
-        if decay:
-            g = list(rows._foreach_add(g, w, alpha=decay))
-        if momentum:
-            kept = [state["opt/momentum/" + key[2:]] for key in gradient]
-            rows._foreach_mul_(kept, momentum)
-            rows._foreach_add_(kept, g, alpha=1.0)
-            g = kept
-        if isinstance(lr, Tensor):
-            g, lr = [lr * step for step in g], 1.0
-        rows._foreach_add_(w, g, alpha=-lr)
-        return state
+        if optimiser == "adam":
+            return descent.adam(state, gradient, lr, decay)
+        return descent.sgd(state, gradient, lr, momentum, decay, self.pure)
 
     def hessian_vector(self, tree: Tree, batch: Batch, vector: Tree, loss: Loss = cross_entropy) -> Tree:
         """H · vector of the masked loss, for the keys of `vector`, by differentiating twice; running statistics are left alone."""
@@ -300,21 +291,3 @@ def _by_func(forward: Forward, leaves: Tree, probes: list[Tree]) -> Found:
     """By torch.func, for calls under `vmap`."""
     (dense, seen), (value, buffers) = torch.func.grad_and_value(forward, argnums=(0, 1), has_aux=True)(leaves, probes)
     return value, dense, seen, buffers
-
-
-class _InTurn:
-    """torch._foreach_* one tensor at a time: the foreach kernels have no `vmap` rule."""
-
-    @staticmethod
-    def _foreach_add(tensors: list[Tensor], others: list[Tensor], alpha: float) -> list[Tensor]:
-        return [torch.add(tensor, other, alpha=alpha) for tensor, other in zip(tensors, others, strict=True)]
-
-    @staticmethod
-    def _foreach_add_(tensors: list[Tensor], others: list[Tensor], alpha: float) -> None:
-        for tensor, other in zip(tensors, others, strict=True):
-            tensor.add_(other, alpha=alpha)
-
-    @staticmethod
-    def _foreach_mul_(tensors: list[Tensor], factor: float) -> None:
-        for tensor in tensors:
-            tensor.mul_(factor)

@@ -43,6 +43,7 @@ def _sums(bills: Mapping[int, Bill]) -> dict[str, float]:
         "bytes_up": sum(bill.bytes_up for bill in every),
         "bytes_down": sum(bill.bytes_down for bill in every),
         "max_client_memory": max((bill.memory for bill in every), default=0),
+        "max_client_model_memory": max((bill.model_memory for bill in every), default=0),
     }
 
 

@@ -7,20 +7,20 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from fedsim import draw
+from fedsim import descent, draw
 from fedsim.core import Batch, Data, Setting
-from fedsim.tree import Tree, clone, renamed, under, zeros
+from fedsim.tree import Tree, clone, under
 
 
 def pretrained(setting: Setting, public: Data, epochs: int) -> Tree:
-    """The initial model after `epochs` of the job's own SGD (its rate in round 1, its batch, no augmentation) on `public`."""
+    """The initial model after `epochs` of the job's own optimiser (its rate in round 1, its batch, no augmentation) on `public`."""
     net, rate = setting.net, setting.train.at(1)
     state = clone(net.initial)
-    state |= renamed(zeros(under(state, "w/")), "w/", "opt/momentum/") if rate.momentum else {}
+    state |= descent.fresh(under(state, "w/"), rate.momentum, rate.optimiser)
     with torch.no_grad():
         for batch in batches(setting, public, epochs):
             _, gradient, buffers, _ = net.gradient(state, batch)
-            state = net.descend(state | buffers, gradient, rate.lr, rate.momentum, rate.decay)
+            state = net.descend(state | buffers, gradient, rate.lr, rate.momentum, rate.decay, rate.optimiser)
     return under(state, "w/", "buf/")
 
 

@@ -125,15 +125,38 @@ def _totals(run: Reader) -> list[tuple[str, ...]]:
         rows.append(("sent over the air", f"{quantity(up + down, 'B')}: {quantity(up, 'B')} up, {quantity(down, 'B')} down"))
     if "train_flops" in has:
         rows.append(("training", quantity(np.nansum(has["train_flops"]), "FLOP")))
-    for name, title, unit in (
-        ("max_client_flops", "busiest client", "FLOP in a round"),
-        ("max_client_memory", "largest client", "B of memory"),
-    ):
-        if name in has:
-            rows.append((title, quantity(np.nanmax(has[name]), unit)))
+    if "max_client_flops" in has:
+        rows.append(("busiest client", _busiest(has)))
+    if "max_client_memory" in has:
+        rows.append(("largest client", quantity(_most(has["max_client_memory"]), "B of memory")))
     if "seconds" in has:
         seconds = has["seconds"]
         rows.append(("time", f"{duration(np.nansum(seconds))}, {duration(float(np.nanmedian(seconds)))} a round"))
+    return rows + _pruning(has)
+
+
+def _busiest(has: dict[str, Array]) -> str:
+    """The most that a client computes in a training round, also as a share of its training of the dense model."""
+    told = quantity(_most(has["max_client_flops"][1:]), "FLOP in a round")
+    of_dense = _most(has.get("max_client_flops_share", np.empty(0))[1:])
+    return f"{told}, {share(of_dense)} of dense training" if np.isfinite(of_dense) else told
+
+
+def _most(values: Array) -> float:
+    return float(np.nanmax(values)) if np.isfinite(values).any() else float("nan")
+
+
+def _pruning(has: dict[str, Array]) -> list[tuple[str, ...]]:
+    """What was selected in round 0, and how many weights changed places since."""
+    rows: list[tuple[str, ...]] = []
+    first = [f"busiest client {quantity(flops, 'FLOP')}" for flops in has.get("max_client_flops", np.empty(0))[:1] if flops > 0]
+    if {"candidate", "candidates", "candidate_loss"} <= has.keys():
+        number, pool, loss = (has[name][0] for name in ("candidate", "candidates", "candidate_loss"))
+        rows.append(("selection", "; ".join([f"candidate {number:.0f} of {pool:.0f}, loss {loss:.3f}", *first])))
+    elif first:
+        rows.append(("before round 1", first[0]))
+    if "adjusted" in has and (moved := np.nan_to_num(has["adjusted"])).any():
+        rows.append(("adjustments", f"{np.count_nonzero(moved)} rounds, {moved.sum():,.0f} weights moved in all"))
     return rows
 
 

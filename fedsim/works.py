@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedsim import aggregate, masks
+from fedsim import aggregate, descent, masks
 from fedsim.core import Batch, Feed, Report, Sent, Setting, Work
 from fedsim.net import cross_entropy
-from fedsim.tree import Tree, renamed, under, weigh, zeros
+from fedsim.tree import Tree, under, weigh
 
 if TYPE_CHECKING:
     from fedsim.net import Net
@@ -32,19 +32,20 @@ def _nothing(sent: Sent) -> Tensor:
 
 @dataclass(frozen=True)
 class Train(Work):
-    """Local SGD from the broadcast with a fresh optimiser; total: n · w, n · running statistics, n."""
+    """Local SGD (or Adam) from the broadcast with a fresh optimiser; total: n · w, n · running statistics, n."""
 
     feeds: tuple[Feed, ...]
     lr: float  # eta
     momentum: float = 0.0
     decay: float = 0.0  # weight decay
     aggregate: Any = field(default_factory=aggregate.FedAvg)
+    optimiser: str = "sgd"
 
     @classmethod
     def at(cls, setting: Setting, r: int) -> Train:
         """The job's local training in round `r`."""
         rate = setting.train.at(r)
-        return cls((setting.train.feed(),), rate.lr, rate.momentum, rate.decay, setting.aggregate)
+        return cls((setting.train.feed(),), rate.lr, rate.momentum, rate.decay, setting.aggregate, rate.optimiser)
 
     def fresh(self, net: Net, sent: Sent) -> Tree:
         return self.aggregate.fresh(net, sent)
@@ -52,12 +53,15 @@ class Train(Work):
     def start(self, net: Net, sent: Sent) -> Tree:
         held = sent.tree({})
         w = net.effective(held)
-        momentum = renamed(zeros(w), "w/", "opt/momentum/") if self.momentum else {}
-        return w | under(held, "buf/") | momentum
+        return w | under(held, "buf/") | descent.fresh(w, self.momentum, self.optimiser)
 
     def step(self, net: Net, sent: Sent, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
         loss, gradient, buffers, _ = net.gradient(sent.tree(state), batch, extra=self.aggregate.extra(sent, state))
-        return net.descend(state | buffers, gradient, self.lr, self.momentum, self.decay), loss
+        return self.descend(net, state | buffers, gradient), loss
+
+    def descend(self, net: Net, state: Tree, gradient: Tree) -> Tree:
+        """The optimiser's step."""
+        return net.descend(state, gradient, self.lr, self.momentum, self.decay, self.optimiser)
 
     def finish(self, net: Net, sent: Sent, state: Tree) -> Report:
         return self.aggregate.report(sent, state)
@@ -80,7 +84,7 @@ class TrainAndProbe(Train):
         feed = train.feeds[0]
         probe = replace(feed, epochs=0, steps=1, dense=layers)
         feeds = (replace(feed, dense=layers, dense_steps=1),) if last_step else (feed, probe)
-        return cls(feeds, train.lr, train.momentum, train.decay, train.aggregate, moves)
+        return cls(feeds, train.lr, train.momentum, train.decay, train.aggregate, train.optimiser, moves)
 
     def start(self, net: Net, sent: Sent) -> Tree:
         """Before any gradient is seen, one pruned weight is as good as another."""
@@ -98,7 +102,7 @@ class TrainAndProbe(Train):
         loss, gradient, buffers, taps = net.gradient(sent.tree(state), batch, "w" if trains else None, extra=extra, tap=tap, layers=layers)
         if not trains:
             return state | taps, loss
-        return net.descend(state | buffers | taps, gradient, self.lr, self.momentum, self.decay), loss
+        return self.descend(net, state | buffers | taps, gradient), loss
 
     def finish(self, net: Net, sent: Sent, state: Tree) -> Report:
         return replace(super().finish(net, sent, state), each=under(state, "top/") | {aggregate.COUNT: sent.n})

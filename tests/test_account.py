@@ -24,7 +24,7 @@ TRAIN = Train((Feed("train", epochs=1, batch=4, augment=False),), 0.1)
 def charged(kind: type, sizes: list[int], module: nn.Module | None = None):  # type: ignore[no-untyped-def]
     module = (module or linear()).float()
     population = people(sizes)
-    account = Account(models.anatomy(module, (1, 4, 4)), population, TRAIN.feeds[0], momentum=False)
+    account = Account(models.anatomy(module, (1, 4, 4)), population, TRAIN.feeds[0], slots=0)
     made = kind(Site(Net(module), population, 0), account, 2, lambda: 0.0)
     made.open(1)
     return made, account

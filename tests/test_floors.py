@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "fedsim"
 FLOORS = (
-    {"tree", "draw", "masks", "adjust", "gates", "net", "norms", "wire", "kernels", "exact", "ledger", "models", "fault"},
+    {"tree", "draw", "masks", "adjust", "descent", "gates", "net", "norms", "wire", "kernels", "exact", "ledger", "models", "fault"},
     {"core", "works", "server", "aggregate", "plain"},
     {"methods", "fleet", "data", "record", "checkpoint"},
 )

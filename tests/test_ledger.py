@@ -220,17 +220,17 @@ def test_terms_add_by_name() -> None:
 
 
 def test_what_a_pack_holds_is_what_its_clients_hold() -> None:
-    one = ledger.executed(SMALL, 4, ("wide",), momentum=True)
+    one = ledger.executed(SMALL, 4, ("wide",), slots=1)
     assert one == {
         "weights": 4 * (1528 + 58 + 48),
         "gradients": 4 * 1586,
-        "momentum": 4 * 1586,
+        "optimiser": 4 * 1586,
         "masks": 1152,
         "effective": 4 * 1152,
         "activations": 40_200,
         "transient": 1200,
     }
-    assert ledger.executed(SMALL, 4, ("wide",), momentum=True, pack=7) == {name: 7 * value for name, value in one.items()}
+    assert ledger.executed(SMALL, 4, ("wide",), slots=1, pack=7) == {name: 7 * value for name, value in one.items()}
 
 
 def highest(step: object) -> int:
@@ -267,7 +267,7 @@ def test_executed_memory_is_within_a_tenth_of_the_measured_peak(name: str, norm:
         net.descend(state, gradient, 0.01, 0.9)
 
     before = sum(value.numel() * value.element_size() for value in [*state.values(), *masks.values(), images.x])
-    analytic = ledger.executed(found, batch, ("*",) if masked else (), momentum=True)
+    analytic = ledger.executed(found, batch, ("*",) if masked else (), slots=1)
     assert analytic.total == pytest.approx(before + highest(step), rel=0.1)
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from torch.func import vmap
 from torch.nn import functional as F
 
+from fedsim import descent
 from fedsim.core import Batch
 from fedsim.net import Net, cross_entropy
 from fedsim.tree import each, under
@@ -153,6 +154,36 @@ def test_descend_is_torch_sgd(pure, lr, momentum, decay, tensor_rate) -> None:
         state = net.descend(state | buffers, gradient, torch.tensor(lr, dtype=torch.float64) if tensor_rate else lr, momentum, decay)
     for name, parameter in torch_net.named_parameters():
         assert torch.allclose(state["w/" + name], parameter, atol=1e-10)
+
+
+@pytest.mark.parametrize("pure", [False, True])
+@pytest.mark.parametrize("decay", [0.0, 1e-2])
+def test_descend_is_torch_adam(pure, decay) -> None:
+    torch_net = module()
+    net = double(Net(torch_net))
+    net = net.under_vmap() if pure else net
+    optimiser = torch.optim.Adam(torch_net.parameters(), 0.01, weight_decay=decay)
+    state = fresh(net) | descent.fresh(under(fresh(net), "w/"), 0.0, "adam")
+    for step in range(4):
+        one = batch(seed=step)
+        optimiser.zero_grad()
+        F.cross_entropy(torch_net(one.x), one.y).backward()
+        optimiser.step()
+        _, gradient, buffers, _ = net.gradient(state, one)
+        state = net.descend(state | buffers, gradient, 0.01, decay=decay, optimiser="adam")
+    for name, parameter in torch_net.named_parameters():
+        assert torch.allclose(state["w/" + name], parameter, atol=1e-9)
+
+
+def test_nothing_moves_a_pruned_weight_under_adam() -> None:
+    net = double(Net(module()))
+    mask = torch.rand(5, 144, generator=torch.Generator().manual_seed(1)) < 0.3
+    state = fresh(net) | descent.fresh(under(fresh(net), "w/"), 0.0, "adam")
+    state["w/4.weight"] = state["w/4.weight"] * mask
+    for step in range(5):
+        _, gradient, buffers, _ = net.gradient(state | {"mask/4.weight": mask}, batch(seed=step))
+        state = net.descend(state | buffers, gradient, 0.1, decay=1e-2, optimiser="adam")
+    assert (state["w/4.weight"][~mask] == 0).all()
 
 
 def test_nothing_moves_a_pruned_weight() -> None:

@@ -36,7 +36,7 @@ def people(sizes: list[int], users: list[int] | None = None) -> Population:
 
 def fleet(kind: type, population: Population, module: nn.Module, packs: int = 2):  # type: ignore[no-untyped-def]
     net = Net(module).to("cpu", torch.float64)
-    account = Account(ledger.Anatomy((), 0, 0, 0), population, Training().feed(), False)
+    account = Account(ledger.Anatomy((), 0, 0, 0), population, Training().feed(), 0)
     account.charge = lambda *_: None  # type: ignore[method-assign]
     made = kind(Site(net, population, 0, dtype=torch.float64), account, packs, lambda: 0.0)
     made.open(1)

@@ -2,9 +2,9 @@
 
 import sys
 
-from fedsim_analysis.compare import compare, readable
+from fedsim_analysis.compare import compare, tell
 
 if __name__ == "__main__":
     if len(sys.argv) < 3 or sys.argv[1] != "compare":
         sys.exit("usage: python -m fedsim_analysis compare RUN.h5 …")
-    sys.stdout.write(readable(compare(sys.argv[2:])).to_string(index=False) + "\n")
+    sys.stdout.write(tell(compare(sys.argv[2:])) + "\n")

@@ -26,11 +26,18 @@ def _last(run: Run, name: str) -> float:
     return float(measured.iloc[-1]) if len(measured) else np.nan
 
 
+def _most(run: Run, name: str, first: int) -> float:
+    """The largest value of a column from round `first` on; NaN in files that have none."""
+    return float(run.rounds[name].loc[first:].max()) if name in run.rounds else np.nan
+
+
 MEASURES: dict[str, Callable[[Run], float]] = {
     "accuracy": lambda run: _last(run, "accuracy"),
     "accuracy_last_10": lambda run: float(run.rounds["accuracy"].iloc[1:].dropna().tail(10).mean()),
     "density": lambda run: _last(run, "density"),
     "max_client_flops": lambda run: float(run.rounds["max_client_flops"].max()),
+    "max_client_flops_share": lambda run: _most(run, "max_client_flops_share", 1),
+    "max_client_flops_share_with_round_0": lambda run: _most(run, "max_client_flops_share", 0),
     "bytes": lambda run: float(run.rounds["bytes_up"].sum() + run.rounds["bytes_down"].sum()),
     "max_client_memory": lambda run: float(run.rounds["max_client_memory"].max()),
     "seconds": lambda run: float(run.rounds["seconds"].sum()),
@@ -52,31 +59,69 @@ def compare(paths: Iterable[str | Path], by: Sequence[str] | None = None) -> pd.
         key = json.dumps(job, sort_keys=True, default=str)
         groups.setdefault(key, []).append(run)
         jobs[key] = job
-    shown = list(by) if by else _differing(list(jobs.values()))
-    return pd.DataFrame([{**{name: jobs[key].get(name) for name in shown}, **_row(runs)} for key, runs in groups.items()])
+    shown = [name for name in by or _differing(list(jobs.values())) if name != "rounds"]  # which every row has
+    told = pd.DataFrame([{name: job.get(name) for name in shown} for job in jobs.values()], dtype=object)  # 10 stays 10 beside None
+    return told.join(pd.DataFrame([_row(runs) for runs in groups.values()]))
 
 
-SHOWN = {  # how a measure is read: factor, digits, unit
-    "accuracy": (100, 1, "%"),
-    "accuracy_last_10": (100, 1, "%"),
-    "density": (1, 4, ""),
-    "max_client_flops": (1e-9, 2, "GFLOP"),
-    "bytes": (1e-6, 1, "MB"),
-    "max_client_memory": (1e-6, 2, "MB"),
-    "seconds": (1, 1, "s"),
-}
+LEGEND = """accuracy: of the last model, mean ± 95 % interval over seeds. training: FLOPs of the busiest client in a
+training round, as a share of its training of the dense model. sent: up and down, by all clients in all
+rounds. memory: of the largest client."""
+
+
+def tell(table: pd.DataFrame) -> str:
+    """`compare`'s table as text, and what its columns mean."""
+    return f"{readable(table).to_string(index=False)}\n\n{LEGEND}"
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """`compare`'s table for people: a measure and its interval in one column, "97.7 ± 2.4 %"."""
-    shown = table[[name for name in table.columns if name not in SHOWN and not name.endswith("_95")]].copy()
-    for name, (factor, digits, unit) in SHOWN.items():
-        means, halves = table[name] * factor, table[f"{name}_95"] * factor
-        shown[name] = [
-            "-" if np.isnan(mean) else f"{mean:,.{digits}f}{'' if np.isnan(half) else f' ± {half:,.{digits}f}'} {unit}".rstrip()
-            for mean, half in zip(means, halves, strict=True)
-        ]
+    """`compare`'s table for people: the fields that tell the jobs apart, the seeds, and seven measures in units of their size."""
+    known = {"seeds", "rounds", "unfinished", *MEASURES}
+    fields = [name for name in table.columns if name not in known and not name.endswith("_95")]
+    shown = pd.DataFrame({title: [_plain(value) for value in table[name]] for name, title in _titles(fields).items()})
+    shown["seeds"] = table["seeds"]
+    for name, wanted in {"rounds": table["rounds"].nunique() > 1, "unfinished": table["unfinished"].any()}.items():
+        if wanted:
+            shown[name] = table[name]
+    shown["accuracy"] = [_percent(mean, half) for mean, half in zip(table["accuracy"], table["accuracy_95"], strict=True)]
+    shown["density"] = [_told("{:.3g}", value) for value in table["density"]]
+    trained, first = table["max_client_flops_share"], table["max_client_flops_share_with_round_0"]
+    shown["training"] = [_told("{:.3g} %", 100 * value) for value in trained]
+    if (first > trained).any():
+        shown["with round 0"] = [_told("{:.3g} %", 100 * value) for value in first]
+    shown["sent"] = [_bytes(value) for value in table["bytes"]]
+    shown["memory"] = [_bytes(value) for value in table["max_client_memory"]]
+    shown["time"] = [_told("{:,.1f} s", value) for value in table["seconds"]]
     return shown
+
+
+def _titles(fields: Sequence[str]) -> dict[str, str]:
+    """A field's heading: without its section, where that leaves no doubt; "method.name" is the method."""
+    ends = [name.removesuffix(".name").rpartition(".")[2] for name in fields]
+    taken = {*MEASURES, "training", "sent", "memory", "time"}
+    return {name: name if ends.count(end) > 1 or end in taken else end for name, end in zip(fields, ends, strict=True)}
+
+
+def _plain(value: Any) -> str:
+    return "-" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _told(how: str, value: float) -> str:
+    return "-" if np.isnan(value) else how.format(value)
+
+
+def _percent(mean: float, half: float) -> str:
+    return _told("{:.1f}", 100 * mean) + ("" if np.isnan(half) else f" ± {100 * half:.1f}") + ("" if np.isnan(mean) else " %")
+
+
+def _bytes(value: float) -> str:
+    """Three digits and a prefix: 44,734,248 is "44.7 MB"."""
+    if np.isnan(value):
+        return "-"
+    rounded = float(f"{value:.3g}")
+    power = max((power for power in range(1, 5) if rounded >= 1000**power), default=0)
+    scaled = rounded / 1000**power
+    return f"{scaled:.{max(0, 2 - int(np.log10(scaled)))}f} {'kMGT'[power - 1]}B" if power else f"{rounded:.0f} B"
 
 
 def half_interval(values: Sequence[float]) -> float:
@@ -100,9 +145,16 @@ def _fields(job: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _differing(jobs: list[dict[str, Any]]) -> list[str]:
-    """The fields that tell the jobs apart, the method's name always first."""
+    """The fields that tell the jobs apart, the method's name always first. A method's own field is held against jobs of that method
+    alone: that another method has none says nothing that its name does not say."""
     names = dict.fromkeys(name for job in jobs for name in job)
-    return list(dict.fromkeys(["method.name", *(name for name in names if any(job.get(name) != jobs[0].get(name) for job in jobs))]))
+    return list(dict.fromkeys(["method.name", *(name for name in names if _differs(name, jobs))]))
+
+
+def _differs(name: str, jobs: list[dict[str, Any]]) -> bool:
+    alone = name.startswith("method.") and name != "method.name"
+    first: dict[Any, dict[str, Any]] = {}
+    return any(job.get(name) != first.setdefault(job.get("method.name") if alone else None, job).get(name) for job in jobs)
 
 
 def _row(runs: list[Run]) -> dict[str, Any]:

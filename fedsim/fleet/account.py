@@ -32,6 +32,7 @@ class Bill:
     bytes_up: int = 0
     bytes_down: int = 0
     memory: int = 0  # model figure, bytes, the largest of the round
+    model_memory: int = 0  # the same without activations
 
 
 @dataclass
@@ -86,12 +87,12 @@ def _unpacked(bits: Tensor, like: Tensor) -> Tensor:
 class Account:
     """The bills of the round in progress."""
 
-    def __init__(self, anatomy: ledger.Anatomy, population: Population, local: Feed, momentum: bool, pack: int = 1) -> None:
+    def __init__(self, anatomy: ledger.Anatomy, population: Population, local: Feed, slots: int, pack: int = 1) -> None:
         self.anatomy, self.population = anatomy, population
         self.local = local  # the job's local training
         self.pack = pack  # clients that a rank trains at once
         self.executed = 0  # bytes, the most that a rank holds in a step of this round
-        self.slots = int(momentum)  # values of the optimiser per parameter
+        self.slots = slots  # values of the optimiser per parameter
         self.bills: dict[int, Bill] = {}
         self.received = Received()
         self._sent: dict[str, list[tuple[Tensor, Tensor | None, set[int]]]] = {}  # key -> tensors of this round, their masks, who has them
@@ -135,8 +136,10 @@ class Account:
                 top=top if feed.dense else 0,
                 beside=order.work.beside,
             )
-            bill.memory = max(bill.memory, (memory if trains else memory.without(*BACKWARD)).total)
-            held = ledger.executed(self.anatomy, min(feed.batch, images), list(kept), bool(self.slots), self.pack)
+            memory = memory if trains else memory.without(*BACKWARD)
+            bill.memory = max(bill.memory, memory.total)
+            bill.model_memory = max(bill.model_memory, memory.without("activations").total)
+            held = ledger.executed(self.anatomy, min(feed.batch, images), list(kept), self.slots, self.pack)
             self.executed = max(self.executed, held.total if trains else 0)
 
     def _shown(self, feed: Feed, client: int) -> int:

@@ -76,7 +76,7 @@ class FedTiny(Method[State]):
     def round(self, setting: Setting, state: State, fleet: Fleet, r: int) -> tuple[State, dict[str, float]]:
         if r == 0:
             return self._selected(setting, state, fleet)
-        block, moves = self._moves(setting.net, state.shared, r)
+        block, moves = self.adjustment(setting.net, state.shared, r)
         work = TrainAndProbe.growing(setting, r, moves, self.growth == "last_step") if moves else Train.at(setting, r)
         reply = fleet.run(work, fleet.pick(setting.cohort, r), setting.aggregate.shared(state.memory, state.shared))
         shared, memory = setting.aggregate.server(state.memory, state.shared, reply.total, setting)
@@ -147,7 +147,7 @@ class FedTiny(Method[State]):
 
     # ---- progressive pruning
 
-    def _moves(self, net: Net, shared: Tree, r: int) -> tuple[int, dict[str, int]]:
+    def adjustment(self, net: Net, shared: Tree, r: int) -> tuple[int, dict[str, int]]:
         """The block that round `r` adjusts, 1 nearest the input (0: none), and a_t^l of those of its layers that move."""
         if not adjust.due(r, self.adjust_every, self.stop):
             return 0, {}

@@ -25,6 +25,7 @@ COLUMNS: dict[str, Column] = {
     "rounds/bytes_up": Column("B", "sent by all clients of the cohort"),
     "rounds/bytes_down": Column("B", "sent to all clients of the cohort"),
     "rounds/max_client_memory": Column("B", "training memory of the client that needs most, by the ledger"),
+    "rounds/max_client_model_memory": Column("B", "the same without the activations of a batch"),
     "rounds/executed_memory": Column("B", "what this program holds for the clients that a rank trains at once, in one step, by the ledger"),
     "rounds/client_accuracy": Column("1", "right over all images of the clients' test shards"),
     "rounds/client_accuracy_macro": Column("1", "unweighted mean over clients of the accuracy on their test shards"),

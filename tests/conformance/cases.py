@@ -29,9 +29,18 @@ class Case:
     budget: float | None = 1.0  # the whole density it may not exceed; None: it starts denser by definition
 
 
+TINY = {"density": 0.3, "pool": 2, "pretrain_epochs": 0, "adjust_every": 1, "stop": 4, "probe_share": 0.5, "bn_passes": 2}
 TABLE = {
     "fedavg": Case("fedavg"),
     "fedprox": Case("fedprox", train={"mu": 0.5}),
+    "fedtiny": Case("fedtiny", TINY, masked=True, budget=0.3),
+    "fedtiny-last-step": Case(
+        "fedtiny",
+        TINY | {"growth": "last_step", "selection": "vanilla"},
+        {"optimiser": "adam", "lr": 0.003, "momentum": 0.0},
+        masked=True,
+        budget=0.3,
+    ),
     "static-mask": Case("toys:StaticMask", {"density": 0.3}, masked=True, budget=0.3),
     "keeper": Case("toys:Keeper", holdout=0.2),
     "prober": Case("toys:Prober", {"k": 5}),
