@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import MISSING
 
 from rich.console import Console
@@ -17,9 +18,19 @@ def show(name: str | None, console: Console) -> None:
         console.print(_all())
         return
     method = methods.find(name)
-    console.print(methods.about(name), markup=False, highlight=False)
+    console.print(_flowing(methods.about(name)), markup=False, highlight=False)
     console.print()
     console.print(_parameters(method) if methods.parameters(method) else "No hyperparameters of its own; see [train].", markup=False)
+
+
+def _flowing(text: str) -> str:
+    """A docstring without the line ends inside of its paragraphs, so that the terminal breaks the lines; indented lines stay."""
+    return re.sub(r"(?<=\S)\n(?=\S)", " ", text)
+
+
+def _kind(written: str) -> str:
+    """A type as a job's author reads it: Literal['a', 'b'] is "a" | "b"."""
+    return re.sub(r"Literal\[(.*?)\]", lambda found: found[1].replace("'", '"').replace(", ", " | "), written)
 
 
 def _all() -> Table:
@@ -32,5 +43,5 @@ def _all() -> Table:
 def _parameters(method: type) -> Table:
     table = Table("field", "type", "default", "meaning", box=None, header_style="bold", pad_edge=False)
     for each in methods.parameters(method):
-        table.add_row(each.name, each.kind, "needed" if each.default is MISSING else written(each.default), each.meaning)
+        table.add_row(each.name, _kind(each.kind), "needed" if each.default is MISSING else written(each.default), each.meaning)
     return table

@@ -66,8 +66,10 @@ def sweep(jobs: Sequence[Job], folder: Path, processes: int | None, console: Con
     runs = plan(jobs, folder)
     brake = Brake()
     brake.listen()
+    processes = min(processes or _processes(runs), len(runs))
     with Tally(runs, console) as tally:
-        _carry_out(runs, processes or _processes(runs), brake, tally)
+        tally.say(f"{len(runs)} run{'s' * (len(runs) > 1)} in {processes} process{'es' * (processes > 1)}; writing {folder}")
+        _carry_out(runs, processes, brake, tally)
     return tally.close(brake.signalled), [run.out for run in runs if tally.holds(run)]
 
 
@@ -94,7 +96,7 @@ def _processes(runs: Sequence[Run]) -> int:
 def _carry_out(runs: Sequence[Run], processes: int, brake: Brake, tally: Tally) -> None:
     """Hands out the runs until none is left, or a signal came and those in flight have stopped."""
     waiting, busy = deque(runs), list[Worker]()
-    free = [Worker() for _ in range(min(processes, len(runs)))]
+    free = [Worker() for _ in range(processes)]
     try:
         while waiting or busy:
             if brake():
@@ -114,6 +116,8 @@ def _carry_out(runs: Sequence[Run], processes: int, brake: Brake, tally: Tally) 
     finally:
         for worker in busy:
             worker.process.terminate()
+        for worker in (*free, *busy):
+            worker.pipe.close()
         for worker in (*free, *busy):
             worker.end()
 
@@ -234,24 +238,27 @@ class Tally:
         return run.out.exists() and run.out in self.outcomes and self.outcomes[run.out].code != 2
 
     def close(self, signalled: bool) -> int:
-        """Says on the error stream what failed and why; the exit code."""
-        done = sum(outcome.code == 0 for outcome in self.outcomes.values())
+        """Says on the error stream what failed and why, and whether something is left to do; the exit code."""
         failed = [(run, outcome) for run in self.runs if (outcome := self.outcomes.get(run.out)) and outcome.code in (1, 2)]
+        done = sum(outcome.code == 0 for outcome in self.outcomes.values())
+        stopped = done + len(failed) < len(self.runs)
         told = [f"{len(failed)} of {len(self.runs)} runs failed:"] if failed else []
         told += [f"{run.name}: {outcome.message}" for run, outcome in failed]
-        stopped = signalled or any(outcome.code == 3 for outcome in self.outcomes.values())
         if stopped:
             told.append(f"stopped; {done} of {len(self.runs)} runs are done, and {AGAIN}")
         sys.stderr.write("".join(f"{line}\n" for line in told))
         sys.stderr.flush()
-        return 3 if signalled else min((outcome.code for _, outcome in failed), default=3 if stopped else 0)
+        if stopped and signalled:
+            return 3
+        return min((outcome.code for _, outcome in failed), default=3 if stopped else 0)
 
 
 def _told(run: Run, outcome: Outcome) -> str:
     if outcome.code == 3:
         return f"stopped after round {_rounds(run)}"
     if outcome.code:
-        return f"failed: {outcome.message.splitlines()[-1]}"
+        lines = outcome.message.splitlines() or ["?"]
+        return f"failed: {lines[-1 if lines[0].startswith('Traceback') else 0]}"
     return f"accuracy {_accuracy(run.out):>6.1%}  " + ("finished already" if outcome.already else f"{outcome.seconds:.1f} s")
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from fedsim import methods
+from fedsim import catalogue, methods
 from fedsim.fault import BadInput
 from fedsim.job import check, resolved
 
@@ -96,3 +97,13 @@ def test_hyperparameters_carry_the_comment_on_their_line(mine: str) -> None:
 def test_every_method_is_found_and_says_its_paper(name: str) -> None:
     assert callable(methods.find(name)().round)
     assert len(methods.about(name).splitlines()[0]) > 20
+
+
+def test_the_catalogue_reads_like_prose(capsys) -> None:
+    """Paragraphs flow, choices are listed as a job writes them."""
+    catalogue.show("fedtiny", Console(width=200))
+    told = capsys.readouterr().out
+    assert "in C ways; clients re-estimate the running statistics" in " ".join(told.split("\n")[2:4])
+    assert 'int | "stages" | "layer" | "all"' in told
+    assert "Literal" not in told
+    assert "\nPaper -> code:" in told

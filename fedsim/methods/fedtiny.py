@@ -82,7 +82,7 @@ class FedTiny(Method[State]):
         shared, memory = setting.aggregate.server(state.memory, state.shared, reply.total, setting)
         moved = 0
         if moves:
-            n = torch.ones_like(reply.each[COUNT]) if self.uniform else reply.each[COUNT]
+            n = (torch.ones_like(reply.each[COUNT]) if self.uniform else reply.each[COUNT]).double()
             shared, moved = adjust.swapped(shared, reply.each, moves, n / n.sum())
         return State(shared, memory), {"lr": work.lr, "adjusted": moved} | ({"block": block} if block else {})
 

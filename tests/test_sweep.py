@@ -1,0 +1,321 @@
+"""fedsim sweep: every run once, the same as by `fedsim run`, whatever befalls the others; and no process is left behind."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from fedsim import job, launch
+from fedsim.fault import BadInput
+from fedsim.job import Job
+from fedsim.launch import LAUNCHED, SIGNALS
+from fedsim.record import Reader
+from fedsim.sweep import Outcome, Run, Tally, plan, sweep
+
+HANG = 60.0  # seconds after which a process is taken for lost
+FAKE = {"name": "fake", "channels": 1, "size": 8, "classes": 4, "train": 120, "test": 40}
+TABLE = {
+    "rounds": 2,
+    "data": FAKE,
+    "partition": {"name": "iid", "clients": 4},
+    "model": {"width": 4},
+    "train": {"batch": 10},
+    "execution": {"plan": "reference", "device": "cpu"},
+    "method": {"name": "fedavg"},
+}
+GATED = """
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedsim.methods.fedavg import FedAvg
+from fedsim.works import Train
+
+
+@dataclass(frozen=True)
+class Gated(FedAvg):
+    def round(self, setting, state, fleet, r):
+        if r == 2:
+            Path(f"at-work-{setting.seed}").write_text(str(os.getpid()))
+        while r == 2 and not Path("open").exists():
+            fleet.run(Train.at(setting, r), [0], setting.aggregate.shared(state.memory, state.shared))
+        return super().round(setting, state, fleet, r)
+"""
+
+
+def made(name: str, **more: object) -> Job:
+    return job.check({**TABLE, "name": name, **more})
+
+
+@contextmanager
+def signals_kept() -> Iterator[None]:
+    """A sweep listens to signals of its own."""
+    before = {name: signal.getsignal(name) for name in SIGNALS}
+    yield
+    for name, handler in before.items():
+        signal.signal(name, handler)
+
+
+def swept(folder: Path, *jobs: Job) -> tuple[int, list[Path], str]:
+    """The exit code, the files and what was printed, by two processes."""
+    console = Console(file=io.StringIO(), width=200)
+    with signals_kept():
+        code, files = sweep(jobs, folder, 2, console)
+    return code, files, console.file.getvalue()  # type: ignore[attr-defined]
+
+
+# What is to be done
+
+
+def test_runs_are_those_of_all_jobs_each_in_its_file(tmp_path: Path) -> None:
+    jobs = [made("a", sweep={"seed": [0, 1], "train.lr": [0.1, 0.2]}), made("b")]
+    names = ["a-seed0-lr0.1", "a-seed0-lr0.2", "a-seed1-lr0.1", "a-seed1-lr0.2", "b"]
+    assert [run.out for run in plan(jobs, tmp_path)] == [tmp_path / f"{name}.h5" for name in names]
+
+
+def test_what_cannot_be_is_told_before_anything_begins(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"two runs would write .*/a\.h5"):
+        plan([made("a"), made("a", seed=1)], tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(BadInput, match=r"--out .*file"):
+        plan([made("a")], tmp_path / "file")
+    (tmp_path / "a.h5").touch()
+    with pytest.raises(BadInput, match=r"a\.h5 cannot be read"):
+        plan([made("a")], tmp_path)
+
+
+@pytest.mark.parametrize("name", LAUNCHED)
+def test_it_is_not_for_mpirun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "1")
+    with pytest.raises(BadInput, match="without mpirun"):
+        sweep([made("a")], tmp_path / "runs", 1, Console(file=io.StringIO()))
+    assert list(tmp_path.iterdir()) == []
+
+
+# What is told
+
+
+@pytest.mark.parametrize(
+    ("codes", "signalled", "code"),
+    [
+        ((0, 0, 0), False, 0),
+        ((0, 0, 0), True, 0),  # the signal came when all was done
+        ((0, 2, 0), False, 2),
+        ((0, 2, 1), False, 1),
+        ((0, 3, 0), False, 3),  # by its time limit
+        ((1, 3, 0), False, 1),
+        ((1, 3, 0), True, 3),
+        ((0,), True, 3),  # the others never began
+    ],
+)
+def test_the_exit_code_is_the_worst_of_the_runs(tmp_path: Path, codes: tuple[int, ...], signalled: bool, code: int) -> None:
+    tally = Tally(runs := [Run(made(name), tmp_path / f"{name}.h5") for name in "abc"], Console(file=io.StringIO()))
+    tally.outcomes = {run.out: Outcome(each) for run, each in zip(runs, codes, strict=False)}
+    assert tally.close(signalled) == code
+
+
+def test_a_terminal_sees_how_far_it_is(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    run = Run(made("a"), tmp_path / "a.h5")
+    with Tally([run, Run(made("b"), tmp_path / "b.h5")], console) as tally:
+        tally.add(run, Outcome(2, "what is wrong\nand more"))
+        tally.look([])
+        tally.bar.refresh()
+        assert tally.bar.tasks[0].percentage == 50
+    told = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "1/2 runs" in told
+    assert "a  failed: what is wrong" in told
+
+
+# Runs
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Job], tuple[int, list[Path], str]]:
+    folder = tmp_path_factory.mktemp("sweep")
+    jobs = [made("a", sweep={"seed": [0, 1]}), made("b", seed=2)]
+    return folder, jobs, swept(folder, *jobs)
+
+
+def test_a_run_of_a_sweep_is_the_run_alone(done, tmp_path: Path) -> None:
+    folder, jobs, (code, files, _) = done
+    assert code == 0
+    assert files == [folder / "a-seed0.h5", folder / "a-seed1.h5", folder / "b.h5"]
+    for alone, file in zip([*job.runs(jobs[0]), jobs[1]], files, strict=True):
+        with signals_kept():
+            assert launch.main(alone, tmp_path / file.name, "auto") == 0
+        mine, its = (Reader(path).attributes for path in (tmp_path / file.name, file))
+        assert its["finished"]
+        assert [mine[name] for name in ("weights_sha256", "job_sha256", "seed")] == [
+            its[name] for name in ("weights_sha256", "job_sha256", "seed")
+        ]
+
+
+def test_it_says_a_line_for_each_run_and_nothing_of_what_they_say(done) -> None:
+    first, *lines = done[2][2].splitlines()
+    assert first == f"3 runs in 2 processes; writing {done[0]}"
+    accuracies = {path.stem: Reader(path).column("accuracy")[-1] for path in done[2][1]}
+    assert sorted(line.rpartition("  ")[0] for line in lines) == [
+        f"{name:<7}  accuracy {value:>6.1%}" for name, value in sorted(accuracies.items())
+    ]
+
+
+def test_what_is_finished_is_left_as_it_is(done) -> None:
+    folder, jobs, (_, files, _) = done
+    before = [path.read_bytes() for path in files]
+    code, again, said = swept(folder, *jobs)
+    assert (code, again, said.count("finished already")) == (0, files, 3)
+    assert [path.read_bytes() for path in files] == before
+
+
+def test_a_file_of_another_job_is_refused_before_anything_begins(done) -> None:
+    folder, jobs, _ = done
+    with pytest.raises(BadInput, match=r"b\.h5 already holds another job: choose another --out"):
+        plan([jobs[0], made("b", seed=3)], folder)
+
+
+def test_a_run_that_fails_leaves_the_others_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    bad = made("bad", model={"factory": "nowhere:make"})
+    wild = made("wild", model={"width": 4, "norm": "none"}, train={"batch": 10, "lr": 1e30}, rounds=50)
+    code, files, said = swept(tmp_path, bad, wild, made("good"))
+    out, err = capfd.readouterr()
+    assert code == 1
+    assert files == [tmp_path / "wild.h5", tmp_path / "good.h5"]
+    assert "good  accuracy" in said
+    assert "bad   failed: " in said
+    assert "wild  failed: [rank 0, client " in said
+    assert out == ""
+    assert err.startswith("2 of 3 runs failed:\nbad: ")
+    assert "nowhere" in err
+    assert "wild: [rank 0, client " in err
+    assert "Traceback" not in err
+
+
+# Signals and deaths, met by runs that wait in their second round until they are let go
+
+
+class Gate:
+    """A sweep of three runs by two processes, as a command in a folder and a session of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "gated.py").write_text(GATED)
+        table = {key: value for key, value in TABLE.items() if key != "method"}
+        (folder / "job.toml").write_text(toml(table) + '[method]\nname = "gated:Gated"\n[sweep]\nseed = [0, 1, 2]\n')
+        self.begin()
+
+    def begin(self) -> None:
+        command = [sys.executable, "-m", "fedsim", "sweep", "job.toml", "--processes", "2", "--out", "."]
+        plain = {name: value for name, value in os.environ.items() if name not in LAUNCHED}
+        root = str(Path(launch.__file__).parents[1])
+        self.process = subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env=plain | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def worker(self, seed: int) -> int:
+        """The process at work on a run, once it is."""
+        mark, give_up = self.folder / f"at-work-{seed}", time.monotonic() + HANG
+        while not (mark.exists() and mark.read_text()):
+            assert self.process.poll() is None, self.process.communicate()
+            assert time.monotonic() < give_up, f"seed {seed} has not begun in {HANG} s"
+            time.sleep(0.01)
+        return int(mark.read_text())
+
+    def open(self) -> None:
+        (self.folder / "open").touch()
+
+    def ended(self) -> tuple[int, str, str]:
+        """The exit code and both streams, once all processes of the session have gone."""
+        out, err = self.process.communicate(timeout=HANG)
+        self.gone()
+        return self.process.returncode, out, err
+
+    def gone(self) -> None:
+        give_up = time.monotonic() + HANG
+        while left := living(self.process.pid):
+            assert time.monotonic() < give_up, f"left behind: {left}"
+            time.sleep(0.01)
+
+
+def toml(table: dict[str, object]) -> str:
+    import tomli_w
+
+    return tomli_w.dumps(table)
+
+
+def living(session: int) -> list[int]:
+    """The processes of a session, those left out that only wait to be forgotten."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            state, _, _, its = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+        except OSError:
+            continue  # it has ended since
+        found += [int(entry.name)] * (int(its) == session and state != "Z")
+    return found
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Gate]:
+    gate = Gate(tmp_path)
+    yield gate
+    for process in living(gate.process.pid):
+        os.kill(process, signal.SIGKILL)
+    gate.process.communicate()
+
+
+@pytest.mark.parametrize("everybody", [False, True], ids=["SIGTERM", "Ctrl-C"])
+def test_a_signal_stops_all_gently_and_the_same_command_goes_on(gate: Gate, everybody: bool) -> None:
+    gate.worker(0), gate.worker(1)
+    if everybody:
+        os.killpg(gate.process.pid, signal.SIGINT)
+    else:
+        os.kill(gate.process.pid, signal.SIGTERM)
+    code, out, err = gate.ended()
+    assert (code, err) == (3, "stopped; 0 of 3 runs are done, and the same command goes on from there\n")
+    assert out.count("stopped after round 1") == 2
+    assert [Reader(gate.folder / f"job-seed{seed}.h5").rounds for seed in (0, 1)] == [1, 1]
+    assert not (gate.folder / "job-seed2.h5").exists()
+    if everybody:
+        return
+    gate.open()
+    gate.begin()
+    assert gate.ended()[0] == 0
+    assert all(Reader(gate.folder / f"job-seed{seed}.h5").attributes["finished"] for seed in range(3))
+
+
+def test_a_worker_that_dies_loses_its_run_alone(gate: Gate) -> None:
+    lost = gate.worker(0)
+    gate.worker(1)
+    os.kill(lost, signal.SIGKILL)
+    gate.worker(2)  # by a process that takes its place
+    gate.open()
+    code, out, err = gate.ended()
+    assert code == 1
+    assert "1 of 3 runs failed:\njob-seed0: lost: its process was killed by SIGKILL; its checkpoint stands" in err
+    assert [Reader(gate.folder / f"job-seed{seed}.h5").attributes["finished"] for seed in range(3)] == [False, True, True]
+    assert "unfinished" not in err
+    assert "job-seed0  failed: lost" in out
+
+
+def test_no_worker_outlives_a_sweep_that_was_killed(gate: Gate) -> None:
+    gate.worker(0), gate.worker(1)
+    gate.process.kill()
+    gate.gone()
+    assert [Reader(gate.folder / f"job-seed{seed}.h5").rounds for seed in (0, 1)] == [1, 1]
