@@ -1,7 +1,8 @@
 """The sum over clients that does not depend on order or grouping (DESIGN promise 1): float64 values, rounded once to int64.
 
-A key that stands in `shared`, M its largest magnitude there, has the unit 2^(ceil(log2(N · max(M, 1) · 2^10)) - 62), N the
-number of images of the cohort; client k may hand back at most n_k · max(M, 1) · 2^10. Every other key has two limbs, of units
+A key that stands in `shared`, M its largest magnitude there, has the unit 2^(ceil(log2(N · max(M, 1) · 2^20)) - 62), N the
+number of images of the cohort; client k may hand back at most n_k · max(M, 1) · 2^20: the running variance behind
+a filter that has just grown its only weight jumps by ten thousands. Every other key has two limbs, of units
 2^-20 and 2^-68, and |value| < 2^28. Integers then add without rounding, so ranks and packs cannot matter.
 """
 
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from fedsim.tree import Tree
 
-HEADROOM = 2.0**10  # how far a value may grow beyond its largest broadcast magnitude
+HEADROOM = 2.0**20  # how far a value may grow beyond its largest broadcast magnitude
 COARSE, FINE = 2.0**20, 2.0**68  # values per unit of the two limbs
 LARGEST = 2.0**28
 COHORT = 16_384  # clients whose two-limb values cannot overflow

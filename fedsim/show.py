@@ -125,7 +125,7 @@ def _totals(run: Reader) -> list[tuple[str, ...]]:
         rows.append(("sent over the air", f"{quantity(up + down, 'B')}: {quantity(up, 'B')} up, {quantity(down, 'B')} down"))
     if "train_flops" in has:
         rows.append(("training", quantity(np.nansum(has["train_flops"]), "FLOP")))
-    if "max_client_flops" in has:
+    if np.isfinite(has.get("max_client_flops", np.empty(0))[1:]).any():
         rows.append(("busiest client", _busiest(has)))
     if "max_client_memory" in has:
         rows.append(("largest client", quantity(_most(has["max_client_memory"]), "B of memory")))

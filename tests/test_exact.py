@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim import exact
-from fedsim.exact import Sum, unit_of
+from fedsim.exact import HEADROOM, Sum, unit_of
 
 VALUES = st.lists(st.floats(-1e3, 1e3, allow_nan=False, width=64), min_size=2, max_size=12)
 
@@ -51,21 +51,21 @@ def test_the_sum_is_the_sum_of_the_rounded_values(values) -> None:
 @pytest.mark.parametrize(("largest", "n"), [(0.3, 1), (1.0, 10), (7.5, 360), (3.0, 1437), (100.0, 2**20)])
 def test_the_unit_is_the_one_of_the_promise(largest, n) -> None:
     unit = unit_of(torch.tensor([-largest, 0.1]), n)
-    assert unit.scale == 2.0 ** (62 - ceil(log2(n * max(torch.tensor(largest).item(), 1.0) * 1024)))
+    assert unit.scale == 2.0 ** (62 - ceil(log2(n * max(torch.tensor(largest).item(), 1.0) * HEADROOM)))
 
 
 def test_a_power_of_two_needs_no_bit_more() -> None:
-    assert unit_of(torch.ones(1), 4).scale == 2.0 ** (62 - 12)
+    assert unit_of(torch.ones(1), 4).scale == 2.0 ** (62 - 22)
 
 
 def test_the_largest_allowed_sum_does_not_overflow() -> None:
     n = [3, 5, 8]
     total = Sum({"w/a": torch.ones(1)}, sum(n))
-    total.add({"w/a": torch.tensor([[1024.0 * k] for k in n], dtype=torch.float64)}, [0, 1, 2], n)
-    assert total.value()["w/a"].item() == 1024.0 * 16
+    total.add({"w/a": torch.tensor([[HEADROOM * k] for k in n], dtype=torch.float64)}, [0, 1, 2], n)
+    assert total.value()["w/a"].item() == HEADROOM * 16
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1e300, 1024.0 * 2 + 1])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1e300, HEADROOM * 2 + 1])
 def test_a_value_that_cannot_be_summed_names_client_and_key(bad) -> None:
     total = Sum({"w/a": torch.ones(3)}, 9)
     rows = torch.tensor([[0.0, 1.0, 2.0], [0.0, bad, 0.0]], dtype=torch.float64)
