@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fedsim.job import Job
 
 RANK = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID")  # what launchers call a process's number
+INTERRUPTED = 130  # what typer makes of Ctrl-C
 PATIENCE = 10.0  # seconds that another rank leaves to rank 0 to say the same thing first
 
 BENCHES = """round: against a bare PyTorch loop; ranks: two client ranks against one; record: the share of recording;
@@ -79,7 +80,7 @@ def run(
 
 @app.command()
 def sweep(
-    jobs: Annotated[list[Path], typer.Argument(metavar="JOB.toml...", help="Job files; what lists under [sweep] make of each.")],
+    jobs: Annotated[list[Path], typer.Argument(metavar="JOB.toml...", help="Job files; the section sweep of each makes its runs.")],
     settings: Settings = None,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the run files go, each by the name of its run.")] = Path("runs"),
     processes: Annotated[
@@ -231,7 +232,9 @@ def _usage(error: typer.TyperException) -> int:
 def _outcome() -> int:
     """Runs the command line; the exit code."""
     try:
-        return app(standalone_mode=False) or 0
+        if (code := app(standalone_mode=False) or 0) == INTERRUPTED:
+            raise KeyboardInterrupt
+        return code
     except typer.TyperException as error:
         return _usage(error)
     except BadInput as error:

@@ -60,7 +60,7 @@ class Outcome:
 
 
 def sweep(jobs: Sequence[Job], folder: Path, processes: int | None, console: Console) -> tuple[int, list[Path]]:
-    """Carries out all runs of the jobs; the exit code, and the run files that hold rounds. Raises BadInput before any run begins."""
+    """Carries out all runs of the jobs; the exit code, and the run files there are. Raises BadInput before any run begins."""
     if any(name in os.environ for name in LAUNCHED):
         raise BadInput("fedsim sweep starts its own processes on one machine: call it without mpirun")
     runs = plan(jobs, folder)
@@ -70,7 +70,7 @@ def sweep(jobs: Sequence[Job], folder: Path, processes: int | None, console: Con
     with Tally(runs, console) as tally:
         tally.say(f"{len(runs)} run{'s' * (len(runs) > 1)} in {processes} process{'es' * (processes > 1)}; writing {folder}")
         _carry_out(runs, processes, brake, tally)
-    return tally.close(brake.signalled), [run.out for run in runs if tally.holds(run)]
+    return tally.close(brake.signalled), [run.out for run in runs if run.out.exists()]
 
 
 def plan(jobs: Sequence[Job], folder: Path) -> list[Run]:
@@ -232,10 +232,6 @@ class Tally:
         if self.console.is_terminal:
             done = sum(run.job.rounds for run in self.runs if run.out in self.outcomes) + sum(map(_rounds, busy))
             self.bar.update(self.task, completed=done, description=f"{len(self.outcomes)}/{len(self.runs)} runs")
-
-    def holds(self, run: Run) -> bool:
-        """Whether the run has come to a file of its own."""
-        return run.out.exists() and run.out in self.outcomes and self.outcomes[run.out].code != 2
 
     def close(self, signalled: bool) -> int:
         """Says on the error stream what failed and why, and whether something is left to do; the exit code."""

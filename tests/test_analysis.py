@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tomli_w
+import torch
 from scipy import stats
 
 from fedsim.record import Record
@@ -17,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "analysis"))
 
 import fedsim_analysis
 from fedsim_analysis import compare, load
-from fedsim_analysis.compare import half_interval
+from fedsim_analysis.compare import half_interval, readable, tell
 
 
 def write(path: Path, seed: int = 0, density: float = 0.1, accuracies: Any = (0.1, np.nan, 0.3), pack: int = 4, **more: Any) -> Path:
@@ -76,12 +78,66 @@ def test_runs_that_differ_in_seed_only_are_one_row(tmp_path: Path) -> None:
     assert (first.bytes, first.max_client_flops, first.max_client_memory, first.seconds) == (33, 1e9 + 2, 5e6, 6)
     assert (first.density, first.density_95, first.unfinished) == (pytest.approx(0.1), pytest.approx(0), 3)
     assert np.isnan(table.iloc[1].accuracy_95)
+    assert np.isnan(first.max_client_flops_share)  # not in these files
 
 
 def test_groups_may_be_chosen(tmp_path: Path) -> None:
     paths = [write(tmp_path / f"{i}.h5", seed=i, density=density) for i, density in enumerate((0.1, 0.2))]
     assert compare(paths, by=["method.name"]).seeds.tolist() == [2]
     assert compare(paths)["method.density"].tolist() == [0.1, 0.2]
+
+
+def run_of(path: Path, method: dict[str, Any], accuracy: float, shares: Any, seed: int = 0, **top: Any) -> Path:
+    """A run whose clients compute `shares` of dense training, round by round from 0, and send 1.5 MB each way in each."""
+    job = {"name": path.stem, "seed": seed, **top, "method": method}
+    with Record.create(path, attributes={"job": tomli_w.dumps(job), "seed": seed}, layers=["fc"], clients=2) as record:
+        for r, share in enumerate(shares):
+            values = {"accuracy": accuracy, "density": 0.0995, "bytes_up": 1.5e6, "bytes_down": 1.5e6, "seconds": 2.0}
+            values |= {"max_client_flops": share * 1e9, "max_client_flops_share": share, "max_client_memory": 193_160}
+            record.row(r, values)
+        record.finish({"w/fc": torch.ones(1)}, "0" * 64)
+    return path
+
+
+def test_the_table_for_people(tmp_path: Path) -> None:
+    tiny = {"name": "fedtiny", "density": 0.1, "alpha": 0.15, "stop": 100}
+    paths = [run_of(tmp_path / f"tiny{seed}.h5", tiny, 0.5 + seed / 10, [0.3, 0.2, 0.1], seed) for seed in (0, 1)]
+    paths.append(run_of(tmp_path / "none.h5", tiny | {"stop": 0, "pool": 1}, 0.4, [0.0, 0.25]))
+    paths.append(run_of(tmp_path / "dense.h5", {"name": "fedavg"}, 0.9, [0.0, 1.0], train={"lr": 0.2}))
+    rows = readable(compare(paths)).to_dict("records")
+    same = {"density": "0.0995", "memory": "193 kB"}
+    assert rows == [
+        same
+        | {"method": "fedtiny", "stop": "100", "pool": "-", "lr": "-", "seeds": 2, "rounds": 2, "accuracy": "55.0 ± 63.5 %"}
+        | {"training": "20 %", "with round 0": "30 %", "sent": "9.00 MB", "time": "6.0 s"},
+        same
+        | {"method": "fedtiny", "stop": "0", "pool": "1", "lr": "-", "seeds": 1, "rounds": 1, "accuracy": "40.0 %"}
+        | {"training": "25 %", "with round 0": "25 %", "sent": "6.00 MB", "time": "4.0 s"},
+        same
+        | {"method": "fedavg", "stop": "-", "pool": "-", "lr": "0.2", "seeds": 1, "rounds": 1, "accuracy": "90.0 %"}
+        | {"training": "100 %", "with round 0": "100 %", "sent": "6.00 MB", "time": "4.0 s"},
+    ]
+
+
+def test_the_table_shows_what_differs_and_no_more(tmp_path: Path) -> None:
+    tiny = {"name": "fedtiny", "density": 0.1, "blocks": 5}
+    one, other = (run_of(tmp_path / f"{d}.h5", tiny | {"density": d}, 0.5, [0.0, 0.1]) for d in (0.1, 0.01))
+    measures = ["accuracy", "density", "training", "sent", "memory", "time"]
+    assert list(readable(compare([one]))) == ["method", "seeds", *measures]
+    assert list(readable(compare([one, other]))) == ["method", "method.density", "seeds", *measures]  # density is a measure's name too
+    assert list(readable(compare([write(tmp_path / "half.h5")]))) == ["method", "seeds", "unfinished", *measures]
+
+
+def test_a_measure_that_a_file_lacks_is_told_as_such(tmp_path: Path) -> None:
+    row = readable(compare([write(tmp_path / "old.h5", accuracies=(np.nan,))])).iloc[0]
+    assert (row.accuracy, row.training, row.sent) == ("-", "-", "0 B")
+
+
+def test_the_text_says_what_its_columns_mean(tmp_path: Path) -> None:
+    head, row, _, *legend = tell(compare([run_of(tmp_path / "a.h5", {"name": "fedavg"}, 0.9, [0.0, 1.0])])).splitlines()
+    assert head.split() == ["method", "seeds", "accuracy", "density", "training", "sent", "memory", "time"]
+    assert row.split()[0] == "fedavg"
+    assert all(f"{name}: " in "\n".join(legend) for name in ("accuracy", "training", "sent", "memory"))
 
 
 def test_the_same_seed_twice_is_refused(tmp_path: Path) -> None:

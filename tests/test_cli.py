@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -92,7 +93,9 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 # The command line itself
 
 
-@pytest.mark.parametrize("arguments", [["run"], ["run", "--foo"], ["fly"], ["run", "a.toml", "--resume", "perhaps"]])
+@pytest.mark.parametrize(
+    "arguments", [["run"], ["run", "--foo"], ["fly"], ["run", "a.toml", "--resume", "perhaps"], ["sweep", "a.toml", "--processes", "0"]]
+)
 def test_a_mistyped_command_line_ends_with_2_and_the_usage(refuses: Callable[..., str], arguments: list[str]) -> None:
     assert "Usage: " in refuses(*arguments)
 
@@ -108,7 +111,7 @@ def test_help_names_every_command_and_loads_nothing_heavy() -> None:
         "import sys; from fedsim import __main__ as m; sys.argv[1:] = ['--help']\ntry: m.main()\nfinally: assert 'torch' not in sys.modules"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert all(command in ended.stdout for command in ("run", "estimate", "methods", "show", "bench"))
+    assert all(command in ended.stdout for command in ("run", "sweep", "estimate", "methods", "show", "bench"))
 
 
 def test_python_m_fedsim_is_the_same_program() -> None:
@@ -140,6 +143,11 @@ def test_the_exit_code_says_how_it_ended(fedsim: Callable[..., Ended], monkeypat
         assert fedsim("run") == Ended(code, "", f"{error}\n")
 
 
+def test_ctrl_c_before_anything_has_begun(fedsim: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "_load", lambda *_: signal.raise_signal(signal.SIGINT))
+    assert fedsim("estimate", "small.toml") == Ended(3, "", "stopped\n")
+
+
 def test_another_rank_leaves_the_word_to_rank_0(fedsim: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[float] = []
     monkeypatch.setattr(cli.time, "sleep", waited.append)
@@ -161,7 +169,7 @@ def test_another_rank_leaves_the_word_to_rank_0(fedsim: Callable[..., Ended], mo
         (["--set", "cohort.size=5"], "[cohort] size = 5 is more than the population; there are 4 clients"),
         (["--set", "model.match='params'", "--set", "model.match_density=0"], "match_density is in (0, 1]"),
         (["--set", "method.name=fedagv"], "did you mean 'fedavg'?"),
-        (["--set", "sweep.seed=[0, 1]"], "[sweep] makes 2 runs and `fedsim run` does one"),
+        (["--set", "sweep.seed=[0, 1]"], "[sweep] makes 2 runs and `fedsim run` does one: `fedsim sweep small.toml` does all"),
     ],
 )
 def test_a_wrong_job_is_one_message(refuses: Callable[..., str], arguments: list[str], said: str) -> None:
@@ -264,6 +272,28 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_what_was(fedsim: Ca
     with h5py.File(tmp_path / "runs/small.h5", locking=False) as file:
         assert 0 <= file.attrs["rounds"] < 50
         assert not file.attrs["finished"]
+
+
+def test_a_sweep_of_two_jobs_ends_in_one_table(fedsim: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "smaller.toml").write_text(SMALL.replace("width = 4", "width = 2"))
+    command = ["sweep", "small.toml", "smaller.toml", "--set", "sweep.seed=[0, 1]", "--processes", "1", "--out", "there"]
+    first = fedsim(*command)
+    assert first.code == 0, first.err
+    assert sorted(path.name for path in tmp_path.glob("there/*.h5")) == [f"small{er}-seed{seed}.h5" for er in ("", "er") for seed in (0, 1)]
+    table = first.out.split("\n\n")[1]
+    assert [line.split()[:3] for line in table.splitlines()] == [["method", "width", "seeds"], ["fedavg", "4", "2"], ["fedavg", "2", "2"]]
+    assert table == fedsim("compare", *sorted(map(str, tmp_path.glob("there/*.h5")))).out.split("\n\n")[0]
+    monkeypatch.setitem(sys.modules, "fedsim_analysis", None)
+    without = fedsim(*command)
+    assert without.code == 0
+    assert without.out.count("finished already") == 4
+    assert "no table: fedsim compare needs the extra `analysis`" in without.out
+
+
+def test_a_sweep_refuses_before_anything_begins(refuses: Callable[..., str]) -> None:
+    assert "two runs would write" in refuses("sweep", "small.toml", "small.toml")
+    message = refuses("sweep", "small.toml", "--set", 'sweep.train.lr=[0.1, "fast"]')
+    assert message.startswith('small.toml, run small-lrfast of [sweep]: [train] lr = "fast"')
 
 
 def test_estimate_says_bytes_and_computes_nothing(fedsim: Callable[..., Ended], tmp_path: Path) -> None:

@@ -67,6 +67,33 @@ def test_a_finished_run(tmp_path: Path) -> None:
     assert len([line for line in text.splitlines() if line.strip()[:2].strip().isdigit()]) <= 16
 
 
+def pruned(path: Path, rows: list[dict[str, float]]) -> str:
+    with Record.create(path, attributes={"rounds_planned": len(rows) - 1}, layers=["fc"], clients=10) as record:
+        for r, values in enumerate(rows):
+            record.row(r, values)
+    return " ".join(shown(path).split())
+
+
+def test_the_busiest_client_is_told_beside_dense_training_and_selection_by_itself(tmp_path: Path) -> None:
+    first = {"max_client_flops": 3.3e8, "max_client_flops_share": 0.5, "candidates": 10, "candidate": 3, "candidate_loss": 2.0625}
+    rounds = [{"max_client_flops": flops, "max_client_flops_share": flops / 1e9, "adjusted": k} for flops, k in ((1.57e8, 0), (1e8, 1200))]
+    text = pruned(tmp_path / "a.h5", [first, *rounds, rounds[1] | {"adjusted": 34}])
+    assert "busiest client 157 MFLOP in a round, 15.7% of dense training" in text
+    assert "selection candidate 3 of 10, loss 2.062; busiest client 330 MFLOP" in text
+    assert "adjustments 2 rounds, 1,234 weights moved in all" in text
+
+
+def test_nothing_is_told_of_pruning_that_did_not_happen(tmp_path: Path) -> None:
+    text = pruned(tmp_path / "a.h5", [{"max_client_flops": 0, "candidates": 1, "candidate": 1}, {"max_client_flops": 1e6, "adjusted": 0}])
+    assert "busiest client 1.00 MFLOP in a round" in text
+    assert not any(word in text for word in ("dense", "selection", "adjustments", "before round 1"))
+    assert "before round 1 busiest client 2.00 kFLOP" in pruned(tmp_path / "b.h5", [{"max_client_flops": 2e3}, {"max_client_flops": 1e6}])
+
+
+def test_only_round_0_is_there(tmp_path: Path) -> None:
+    assert "busiest client - in a round" not in pruned(tmp_path / "a.h5", [{"max_client_flops": 2e3, "max_client_flops_share": 0.1}])
+
+
 def test_a_run_that_grows_and_one_that_has_not_begun(tmp_path: Path) -> None:
     assert "not finished: 7 of 60 rounds" in shown(run_file(tmp_path / "half.h5", 7, finished=False))
     assert "no round is complete yet" in shown(run_file(tmp_path / "new.h5", -1, finished=False))
