@@ -98,6 +98,8 @@ def swapped(shared: Tree, each: Tree, moves: Mapping[str, int], weight: Tensor) 
         name = f"{layer}.weight"
         mask, w = shared["mask/" + name], shared["w/" + name]
         score = votes(each[f"top/index/{layer}"], each[f"top/value/{layer}"], weight, w.numel())
+        if not bool(score.isfinite().all()):
+            raise ValueError(f"the clients' gradients of layer {layer!r} are not finite; a lower train.lr may help")
         changed["mask/" + name], changed["w/" + name], moved = swap(mask, w, score, k)
         total += moved
     return shared | changed, total

@@ -67,7 +67,11 @@ def assemble(job: Job, node_rank: int = 0, stopped: Callable[[], bool] = lambda:
         net = Net(module).to(device)
     except ValueError as error:
         raise BadInput(f"[model] {job.model.name or job.model.factory}: {error}") from error
-    cohort = job.cohort.of(population.clients)
+    cohort, filled = job.cohort.of(population.clients), int((population.shards["train"].sizes() > 0).sum())
+    if cohort > filled:
+        raise BadInput(
+            f"[cohort] size = {cohort}, and {filled} of {population.clients} clients have images; partition.least gives each some"
+        )
     job.evaluate.of(population.clients)
     training = job.train.training(job.rounds, augment=bool(population.augment))
     setting = Setting(net, training, job.train.aggregation(), job.rounds, cohort, population.clients, job.seed)

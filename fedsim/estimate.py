@@ -1,7 +1,8 @@
 """`fedsim estimate`: checks a job and predicts bytes, FLOPs and memory, without training.
 
 The job's own method runs on a fleet whose clients begin and end their work but take no step: what travels and what is charged
-depends on shapes, masks and numbers of images alone, so the prediction is what the run file will say.
+depends on shapes, masks and numbers of images alone, so the prediction is what the run file will say; where clients choose between
+models, for the first of them.
 """
 
 from __future__ import annotations

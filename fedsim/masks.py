@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedsim.tree import Tree
 
-CHUNK = 1 << 14  # positions of a gradient that are ranked at once
+CHUNK = 1 << 11  # positions of a gradient that are ranked at once
 _LAST = 2**31 - 1  # a tensor has fewer positions than that
 _NEVER = -(2**63)  # a key below that of every score
 
@@ -91,8 +91,9 @@ def largest(g: Tensor, mask: Tensor, k: int, chunk: int = CHUNK) -> tuple[Tensor
     """
     flat, pruned = g.flatten(), ~mask.flatten()
     best = torch.full((k,), _NEVER, dtype=torch.int64, device=g.device)
-    for begin in range(0, flat.shape[0], max(chunk, k)):
-        part = slice(begin, begin + max(chunk, k))
+    chunk = max(chunk, k // 8)  # a long buffer is gone through less often
+    for begin in range(0, flat.shape[0], chunk):
+        part = slice(begin, begin + chunk)
         found = torch.where(pruned[part], _keys(flat[part].abs(), begin), _NEVER)
         best = torch.cat([best, found]).topk(k).values
     index = _LAST - (best & 0xFFFFFFFF)

@@ -1,146 +1,25 @@
-"""FedTiny against its specification: the pool, the selection and the adjusting rounds, each beside plain torch and plain loops."""
+"""FedTiny's round 0 against its specification: the public images, the pool and the selection, beside plain torch and plain loops."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from dataclasses import dataclass, field
-from math import ceil, cos, floor, pi
+from math import floor
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from small_world import FLEETS, World, batches, drawn, kept, loaded, small, stored, world
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedsim import models, server
-from fedsim.aggregate import FedAvg
+from fedsim import server
 from fedsim.assemble import assemble
-from fedsim.core import Feed, Setting, Training
+from fedsim.core import Feed, Training
 from fedsim.data.images import Stored
-from fedsim.data.partition import PartitionSettings
-from fedsim.data.population import Population, divide
 from fedsim.fault import BadInput
-from fedsim.fleet.account import Account
-from fedsim.fleet.batches import Batches, Round
-from fedsim.fleet.order import Site
-from fedsim.fleet.packed import PackedFleet
-from fedsim.fleet.serial import SerialFleet
 from fedsim.job import check
-from fedsim.methods import fedavg
-from fedsim.methods.fedtiny import FedTiny, State
-from fedsim.net import Net
+from fedsim.methods.fedtiny import FedTiny
 from fedsim.tree import Tree, under
-
-FLEETS = [SerialFleet, PackedFleet]
-SLOW = Training(batch=4, epochs=2, lr=0.1, momentum=0.9, decay=1e-3)
-
-
-@dataclass
-class Seen:
-    """One order that the method gave, and what came back."""
-
-    r: int
-    work: Any
-    clients: list[int]
-    shared: Tree
-    reply: Any
-
-
-@dataclass
-class World:
-    """A few clients, and a fleet that notes what passes through it."""
-
-    setting: Setting
-    fleet: Any
-    population: Population
-    seen: list[Seen] = field(default_factory=list)
-
-    def play(self, method: FedTiny, rounds: int, public: Stored | None = None, state: State | None = None) -> tuple[State, list[dict]]:
-        """The state after round `rounds`, and what each round recorded: from round 0, or from round 1 of a given state."""
-        found: list[dict] = []
-        begin = 1 if state else 0
-        state = state or method.init(self.setting, public)
-        for r in range(begin, rounds + 1):
-            self.fleet.open(r)
-            state, told = method.round(self.setting, state, self.fleet, r)
-            found.append(told)
-        return state, found
-
-
-def noting(kind: type, world: list[World]) -> type:
-    class Noting(kind):  # type: ignore[misc, valid-type]
-        def run(self, work, cohort, shared, own=None, net=None):  # type: ignore[no-untyped-def]
-            reply = super().run(work, cohort, shared, own, net)
-            world[0].seen.append(Seen(self.r, work, sorted(cohort), shared, reply))
-            return reply
-
-    return Noting
-
-
-def small() -> nn.Module:
-    """36 weights in the first layer, then 216, 240 and 30."""
-    torch.manual_seed(1)
-    layers = {"conv1": nn.Conv2d(1, 4, 3, padding=1, bias=False), "norm1": nn.BatchNorm2d(4), "relu1": nn.ReLU()}
-    layers |= {"conv2": nn.Conv2d(4, 6, 3, stride=2, padding=1, bias=False), "norm2": nn.BatchNorm2d(6), "relu2": nn.ReLU()}
-    layers |= {"flatten": nn.Flatten(), "fc1": nn.Linear(24, 10), "relu3": nn.ReLU(), "fc2": nn.Linear(10, 3)}
-    return nn.Sequential(OrderedDict(layers))
-
-
-def drawn(sizes: list[int], seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Images, labels and owners."""
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randint(0, 256, (sum(sizes), 1, 4, 4), generator=generator, dtype=torch.uint8)
-    return x, torch.randint(0, 3, (sum(sizes),), generator=generator), torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
-
-
-def stored(x: Tensor, y: Tensor, owners: Tensor | None = None, mean: float = 0.5, std: float = 0.25) -> Stored:
-    return Stored("own", x, y, 3, (mean,), (std,), owners)
-
-
-def world(data: Stored, module: nn.Module | None = None, kind: type = SerialFleet, training: Training = SLOW, cohort: int | None = None) -> World:
-    """Clients with the images of their own, in float64."""
-    module = module or small()
-    population = divide(data, data, PartitionSettings(name="natural", clients=0, least=1, test="global"), 0)
-    anatomy = models.anatomy(module, data.shape)
-    net = Net(module).to("cpu", torch.float64)
-    made: list[World] = []
-    account = Account(anatomy, population, training.feed(), training.momentum > 0)
-    fleet = noting(kind, made)(Site(net, population, 0, dtype=torch.float64), account, 2, lambda: 0.0)
-    setting = Setting(net, training, FedAvg(), 10, cohort or population.clients, population.clients, 0)
-    made.append(World(setting, fleet, population))
-    return made[0]
-
-
-def masked(setting: Setting, share: float = 0.4, seed: int = 3) -> State:
-    """A sparse model with random masks, random weights and random running statistics."""
-    generator = torch.Generator().manual_seed(seed)
-    shared = dict(setting.net.initial)
-    for key, value in under(shared, "buf/").items():
-        shared[key] = value + torch.rand(value.shape, generator=generator)
-    for layer in setting.net.maskable:
-        name = f"{layer}.weight"
-        shared["mask/" + name] = torch.rand(shared["w/" + name].shape, generator=generator) < share
-        shared["w/" + name] = shared["w/" + name] * shared["mask/" + name]
-    return State(shared, {})
-
-
-def loaded(module: nn.Module, tree: Tree) -> nn.Module:
-    """The module with the values of a tree, in float64."""
-    values = {key.partition("/")[2]: value for key, value in under(tree, "w/", "buf/").items()}
-    module = module.double()
-    module.load_state_dict(values, strict=False)
-    return module
-
-
-def batches(made: World, feed: Feed, k: int, r: int, call: int) -> list[tuple[Tensor, Tensor]]:
-    steps = Batches(made.population, feed, [k], [call], Round(0, r), "cpu", torch.float64)
-    return [(step.x[0], step.y[0]) for step in steps]
-
-
-def kept(shared: Tree) -> dict[str, int]:
-    return {key[5:].removesuffix(".weight"): int(mask.sum()) for key, mask in under(shared, "mask/").items()}
-
 
 # ---- before the clients: public images, pretraining, the pool
 
@@ -248,7 +127,8 @@ def test_the_pool_may_be_capped_or_given() -> None:
 
 def test_the_authors_window_counts_the_first_layer_as_pruned_and_lets_it_in_afterwards() -> None:
     made = world(stored(*drawn([4, 4])))
-    counts = [sum(kept(one).values()) for one in pool_of(made, FedTiny(density=0.5, pool=40, tol_two_sided=True, selection="vanilla", pretrain_epochs=0))]
+    method = FedTiny(density=0.5, pool=40, tol_two_sided=True, selection="vanilla", pretrain_epochs=0)
+    counts = [sum(kept(candidate).values()) for candidate in pool_of(made, method)]
     assert all(0.98 * 0.5 * 522 <= count <= 1.02 * 0.5 * 522 for count in counts)
     assert min(counts) < 0.5 * 522 < max(counts)
     assert min(count + 36 for count in counts) > 0.5 * 522
@@ -315,8 +195,11 @@ def test_check_3_a_running_value_moves_by_the_closed_form(kind, passes) -> None:
     assert var == pytest.approx(6 + (1 - 6) * 0.9**passes, abs=1e-9)
 
 
-def judged_by_hand(made: World, candidate: Tree, passes: int, first_call: int, share: float) -> tuple[Tree, list[float], list[int], list[int]]:
-    """The clients' mean statistics of a candidate (left as they are where there are no passes); and of each client its mean loss, right answers, images."""
+Judged = tuple[Tree, list[float], list[int], list[int]]
+
+
+def judged_by_hand(made: World, candidate: Tree, passes: int, first_call: int, share: float) -> Judged:
+    """The clients' mean statistics of a candidate, its own where there are no passes; each client's mean loss, right answers, images."""
     clients = range(made.setting.clients)
     feed = Feed("probe", epochs=1, batch=made.setting.train.batch, share=share, augment=False)
     walk = Feed("probe", epochs=max(passes, 1), batch=feed.batch, share=share, augment=False)
@@ -399,10 +282,16 @@ def test_check_2_permuting_clients_changes_nothing() -> None:
 
 
 def test_of_equal_candidates_the_first_is_taken() -> None:
-    """No spread draws the same layers six times."""
-    made = world(stored(*drawn([4, 4])))
-    _, (found,) = made.play(FedTiny(density=0.4, pool=6, spread=0.0, tol=0.1, selection="vanilla", pretrain_epochs=0), 0)
+    """A last layer of zeros gives every image the loss log 3, whatever the layers before keep."""
+    module = small()
+    for value in module.fc2.parameters():
+        nn.init.zeros_(value)
+    made = world(stored(*drawn([4, 4])), module)
+    state, (found,) = made.play(FedTiny(density=0.4, pool=6, selection="vanilla", pretrain_epochs=0), 0)
     assert (found["candidates"], found["candidate"]) == (6, 1)
+    assert found["candidate_loss"] == pytest.approx(np.log(3), abs=1e-6)
+    assert kept(state.shared) == kept(made.seen[0].shared)
+    assert kept(state.shared) not in [kept(seen.shared) for seen in made.seen[1:]]
 
 
 def test_vanilla_selection_judges_with_the_servers_statistics_and_none_asks_nobody() -> None:

@@ -120,17 +120,19 @@ class Account:
         """`top`: entries of the buffers that the client's largest gradients went through."""
         kept = {name.removesuffix(".weight"): count for name, count in counts.items()}
         bill.density = ledger.density(self.anatomy, kept)
-        bill.dense_flops = ledger.feed_flops(self.anatomy, self._shown(self.local, client)).total
+        usual = shown(self.local, count_of(self.population, self.local, client))
+        bill.dense_flops = ledger.feed_flops(self.anatomy, usual).total
         for feed in order.work.feeds:
             trains = feed.charge == "train"
-            images = self._shown(feed, client)
-            seen = shown_last(feed, count_of(self.population, feed, client), feed.dense_steps) if feed.dense_steps else images
+            count = count_of(self.population, feed, client)
+            images, batch = shown(feed, count), min(feed.batch, count)
+            seen = shown_last(feed, count, feed.dense_steps) if feed.dense_steps else images
             bill.samples += images if trains else 0
             bill.train_flops += ledger.feed_flops(self.anatomy, images, kept, feed.charge, feed.dense, seen).total
             memory = ledger.memory(
                 self.anatomy,
                 kept,
-                min(feed.batch, images),
+                batch,
                 self.slots,
                 feed.dense,
                 top=top if feed.dense else 0,
@@ -139,11 +141,8 @@ class Account:
             memory = memory if trains else memory.without(*BACKWARD)
             bill.memory = max(bill.memory, memory.total)
             bill.model_memory = max(bill.model_memory, memory.without("activations").total)
-            held = ledger.executed(self.anatomy, min(feed.batch, images), list(kept), self.slots, self.pack)
+            held = ledger.executed(self.anatomy, batch, list(kept), self.slots, self.pack)
             self.executed = max(self.executed, held.total if trains else 0)
-
-    def _shown(self, feed: Feed, client: int) -> int:
-        return shown(feed, count_of(self.population, feed, client))
 
     def _down(self, shared: Tree, clients: Sequence[int], arrived: dict[int, dict[str, int]]) -> np.ndarray:
         """(K,) bytes of the broadcast that each client does not hold yet; `arrived` counts the masks it has for itself."""

@@ -82,7 +82,7 @@ def evaluation_images(population: Population, client: int) -> np.ndarray:
 def count_of(population: Population, feed: Feed, client: int) -> int:
     """Number of images that the feed shows the client in one epoch."""
     whole = len(images_of(population, feed.split, client))
-    return whole if feed.share == 1 else min(whole, max(int(feed.share * whole), min(feed.batch, whole)))
+    return whole if feed.share == 1 else min(whole, max(int(feed.share * whole + 1e-9), min(feed.batch, whole)))
 
 
 def steps_of(feed: Feed, count: int) -> int:
@@ -151,6 +151,7 @@ class Batches:
         keys = draw.key(self.key.seed, "share", self.clients)
         for row, size, count, key in zip(self.images, whole, self.counts, keys, strict=True):
             row[:count] = row[draw.permutation(key, size)[:count].sort().values].clone()
+        self.images = self.images[:, : max(self.counts)].contiguous()
 
     def _plan(self) -> Tensor:
         """Which image every step sees: a fresh order every epoch; test images in their stored order."""
@@ -179,9 +180,10 @@ class Batches:
         return torch.where(places < counts, numbers, torch.iinfo(torch.int64).max).argsort(dim=-1, stable=True)
 
     def _ready(self) -> Tensor | None:
-        """All images of the pack as normalised floats, when they are few and are not augmented."""
+        """All images of the pack as normalised floats, when they are few, are not augmented, and most of them are shown."""
         size = self.images.numel() * int(np.prod(self.data.shape)) * 4
-        if self.augmented or self.population.skew is not None or size > READY:
+        few = self.plan.shape[1] * self.feed.batch < self.images.shape[1]
+        if self.augmented or self.population.skew is not None or size > READY or few:
             return None
         return self._normalised(self._float(self.images.flatten()))
 

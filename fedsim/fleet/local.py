@@ -12,7 +12,7 @@ import torch
 from fedsim import tree
 from fedsim.core import Reply, Work
 from fedsim.exact import COHORT, Sum
-from fedsim.fault import Stopped
+from fedsim.fault import BadInput, Stopped
 from fedsim.fleet.account import Account
 from fedsim.fleet.order import Answer, Order, Pack, Site, charged, cut, images
 from fedsim.net import Net
@@ -66,7 +66,7 @@ class LocalFleet:
         if k is None:
             return list(range(filled)) if self._filled is None else self._filled.tolist()
         if k > filled:
-            raise ValueError(f"a cohort of {k} of {filled} clients that have images")
+            raise BadInput(f"{k} clients are to take part, and {filled} have images; partition.least gives every client some")
         chosen = np.random.default_rng((self.site.seed, r)).choice(filled, k, replace=False)
         return np.sort(chosen if self._filled is None else self._filled[chosen]).tolist()
 
