@@ -28,7 +28,7 @@ INTERRUPTED = 130  # what typer makes of Ctrl-C
 PATIENCE = 10.0  # seconds that another rank leaves to rank 0 to say the same thing first
 
 BENCHES = """round: against a bare PyTorch loop; ranks: two client ranks against one; record: the share of recording;
-population: a million clients against a thousand."""
+population: a million clients against a thousand; adjust: a round of FedTiny that adjusts against one that does not."""
 
 app = typer.Typer(
     name="fedsim",
@@ -104,7 +104,7 @@ def sweep(
 
 @app.command()
 def estimate(job: JobFile, settings: Settings = None) -> None:
-    """Check a job and predict bytes, FLOPs and memory per client and round, without training."""
+    """Check a job and predict bytes, FLOPs and memory per client and round, without training any client."""
     loaded = _load(job, settings)
     from fedsim.estimate import estimate
 
@@ -165,7 +165,7 @@ def bench(
     job: Annotated[list[Path] | None, typer.Option("--job", metavar="JOB.toml", help="A job to measure; may be given again.")] = None,
     settings: Settings = None,
 ) -> int | None:
-    """Measure speed against the bare PyTorch loop, in one process and one run."""
+    """Measure speed and memory, as ratios to a reference in the same run."""
     known = _benches()
     if name not in known:
         raise BadInput(f"fedsim bench {name}: there is no such measurement. There are: {', '.join(known)}")

@@ -44,6 +44,8 @@ class Feed:
             raise ValueError(f"a feed's split is one of {', '.join(SPLITS)}; not {self.split!r}")
         if self.charge not in ("train", "forward"):
             raise ValueError(f"a feed's charge is train or forward; not {self.charge!r}")
+        if self.dense_steps < 0 or (self.dense_steps and not self.dense):
+            raise ValueError(f"a feed has dense_steps >= 0, of its dense layers; this one has {self.dense_steps} of {self.dense}")
         if self.batch < 1 or not 0 < self.share <= 1:
             raise ValueError(f"a feed has batch >= 1 and share in (0, 1]; this one has batch = {self.batch}, share = {self.share}")
 
@@ -100,7 +102,7 @@ class Work(Protocol):
     """One client's work, a frozen dataclass of plain numbers: to send an order is to send a value."""
 
     feeds: tuple[Feed, ...]  # run in this order
-    beside: int = 0  # bytes that the described client holds meanwhile beside this work's own model, for the ledger
+    beside: int = 0  # bytes that the described client holds meanwhile beside the model at work, for the ledger
 
     def fresh(self, net: Net, sent: Sent) -> Tree:
         """Kept state of a client never visited."""

@@ -91,7 +91,7 @@ def largest(g: Tensor, mask: Tensor, k: int, chunk: int = CHUNK) -> tuple[Tensor
     """
     flat, pruned = g.flatten(), ~mask.flatten()
     best = torch.full((k,), _NEVER, dtype=torch.int64, device=g.device)
-    chunk = max(chunk, k // 8)  # a long buffer is gone through less often
+    chunk = max(chunk, k // 8, len(flat) // 64)  # long buffers and layers are gone through in fewer steps
     for begin in range(0, flat.shape[0], chunk):
         part = slice(begin, begin + chunk)
         found = torch.where(pruned[part], _keys(flat[part].abs(), begin), _NEVER)

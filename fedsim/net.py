@@ -33,7 +33,7 @@ def cross_entropy(logits: Tensor, y: Tensor, real: Tensor | None) -> Tensor:
     return (F.cross_entropy(logits, y, reduction="none") * real).sum() / real.sum()
 
 
-class _Tapped(torch.autograd.Function):
+class _HandOver(torch.autograd.Function):
     """The identity. In backward the dense gradient is handed to `tap` as soon as it exists, and passed on only if it is wanted.
 
     What the tap returns is the gradient of its probes: so it comes back as a value of the call, under `vmap` too.
@@ -58,7 +58,7 @@ class _Tapped(torch.autograd.Function):
 
 
 @dataclass
-class _Tap:
+class _TappedLayer:
     """A layer whose dense gradient is looked at while it exists."""
 
     key: str  # of its weight
@@ -194,27 +194,27 @@ class Net:
     ) -> tuple[Tensor, Tree, Tree, Tree]:
         """Loss, the dense gradient of every weight where it is `wanted`, running statistics, taps."""
         weights = self.effective(tree)
-        tapped = [self._tap(weights, layer, tap, wanted) for layer in layers] if tap else []
+        tapped = [self._tapped_layer(weights, layer, tap, wanted) for layer in layers] if tap else []
 
         def forward(leaves: Tree, probes: list[Tree]) -> tuple[Tensor, Tree]:
             with self._filled({**weights, **leaves}, tree, True, batch.real) as buffers, self._tapping(tapped, probes):
                 return loss(self.module(batch.x), batch.y, batch.real), buffers
 
         find = _by_func if self.pure else _by_autograd
-        value, dense, seen, buffers = find(forward, weights if wanted else {}, [tap.probes for tap in tapped])
-        taps = {name: value for tap, found in zip(tapped, seen, strict=True) for name, value in tap.value(found).items()}
+        value, dense, seen, buffers = find(forward, weights if wanted else {}, [layer.probes for layer in tapped])
+        taps = {name: value for layer, found in zip(tapped, seen, strict=True) for name, value in layer.value(found).items()}
         return value, dense, buffers, taps
 
-    def _tap(self, weights: Tree, layer: str, tap: Tap, passed: bool) -> _Tap:
+    def _tapped_layer(self, weights: Tree, layer: str, tap: Tap, passed: bool) -> _TappedLayer:
         key = f"w/{layer}.weight"
         if key not in weights:
             names = ", ".join(key[2:].removesuffix(".weight") for key in self.weights if key.endswith(".weight"))
             raise ValueError(f"no layer {layer!r} to tap; the net has {names}")
         see = partial(tap, layer)
-        return _Tap(key, see, see(torch.zeros_like(weights[key])), passed)
+        return _TappedLayer(key, see, see(torch.zeros_like(weights[key])), passed)
 
     @contextmanager
-    def _tapping(self, taps: list[_Tap], probes: list[Tree]) -> Iterator[None]:
+    def _tapping(self, taps: list[_TappedLayer], probes: list[Tree]) -> Iterator[None]:
         """Wraps each tapped weight where it is first used.
 
         Autograd runs what was made last first: wrapped any earlier, the dense gradients would wait for each other.
@@ -226,7 +226,7 @@ class Net:
                 return
             tap, held = waiting.pop(key)
             places = [(where, slot) for where, slot, name in self._slots if name == key]
-            wrapped = _Tapped.apply(places[0][0][places[0][1]], tap.see, tap.passed, *held.values())
+            wrapped = _HandOver.apply(places[0][0][places[0][1]], tap.see, tap.passed, *held.values())
             for where, slot in places:
                 where[slot] = wrapped
 

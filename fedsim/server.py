@@ -9,11 +9,15 @@ from torch import Tensor
 
 from fedsim import descent, draw
 from fedsim.core import Batch, Data, Setting
+from fedsim.fault import BadInput
 from fedsim.tree import Tree, clone, under
 
 
 def pretrained(setting: Setting, public: Data, epochs: int) -> Tree:
-    """The initial model after `epochs` of the job's own optimiser (its rate in round 1, its batch, no augmentation) on `public`."""
+    """The initial model after `epochs` of the job's own optimiser (its rate in round 1, its batch) on `public`, not augmented.
+
+    BadInput where it diverges.
+    """
     net, rate = setting.net, setting.train.at(1)
     state = clone(net.initial)
     state |= descent.fresh(under(state, "w/"), rate.momentum, rate.optimiser)
@@ -21,7 +25,10 @@ def pretrained(setting: Setting, public: Data, epochs: int) -> Tree:
         for batch in batches(setting, public, epochs):
             _, gradient, buffers, _ = net.gradient(state, batch)
             state = net.descend(state | buffers, gradient, rate.lr, rate.momentum, rate.decay, rate.optimiser)
-    return under(state, "w/", "buf/")
+    trained = under(state, "w/", "buf/")
+    if bad := [key for key, value in trained.items() if not bool(value.isfinite().all())]:
+        raise BadInput(f"pretraining on the public images diverged ({bad[0]} is not finite): a lower train.lr may help")
+    return trained
 
 
 def batches(setting: Setting, public: Data, epochs: int) -> Iterator[Batch]:

@@ -126,20 +126,15 @@ def _totals(run: Reader) -> list[tuple[str, ...]]:
     if "train_flops" in has:
         rows.append(("training", quantity(np.nansum(has["train_flops"]), "FLOP")))
     if np.isfinite(has.get("max_client_flops", np.empty(0))[1:]).any():
-        rows.append(("busiest client", _busiest(has)))
+        rows.append(("busiest client", quantity(_most(has["max_client_flops"][1:]), "FLOP in a round")))
+    if np.isfinite(of_dense := _most(has.get("max_client_flops_share", np.empty(0))[1:])):
+        rows.append(("of dense training", f"at most {share(of_dense)} of a client's own"))
     if "max_client_memory" in has:
         rows.append(("largest client", quantity(_most(has["max_client_memory"]), "B of memory")))
     if "seconds" in has:
         seconds = has["seconds"]
         rows.append(("time", f"{duration(np.nansum(seconds))}, {duration(float(np.nanmedian(seconds)))} a round"))
     return rows + _pruning(has)
-
-
-def _busiest(has: dict[str, Array]) -> str:
-    """The most that a client computes in a training round, also as a share of its training of the dense model."""
-    told = quantity(_most(has["max_client_flops"][1:]), "FLOP in a round")
-    of_dense = _most(has.get("max_client_flops_share", np.empty(0))[1:])
-    return f"{told}, {share(of_dense)} of dense training" if np.isfinite(of_dense) else told
 
 
 def _most(values: Array) -> float:

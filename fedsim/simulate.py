@@ -42,7 +42,7 @@ class Scribe:
 def simulate(parts: Parts, fleet: LocalFleet, scribe: Scribe, start: Start, progress: Progress) -> None:
     """Runs every round that is still to be done, and stores the final model."""
     setting, method, rounds = parts.setting, parts.method, parts.job.rounds
-    state = _resumed(start, fleet) if start.checkpoint else start.state
+    state = _resumed(start, fleet) if start.checkpoint else start.state.pop()
     masks = under(method.deploy(setting, state, fleet, [])[0], "mask/")
     for r in range(start.round + 1, rounds + 1):
         began, timing, rank_bytes = time.perf_counter(), dict(fleet.timing), fleet.rank_bytes

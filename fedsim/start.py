@@ -6,7 +6,7 @@ import json
 import socket
 import subprocess
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -30,7 +30,7 @@ class Start:
     out: Path
     checkpoint: Checkpoint | None = None
     finished: bool = False
-    state: Any = None
+    state: list[Any] = field(default_factory=list)  # the method's first, until it is taken
 
     @property
     def folder(self) -> Path:
@@ -81,7 +81,7 @@ def begin(parts: Parts, out: Path, resume: str) -> Start:
 
 def _afresh(parts: Parts, out: Path) -> Start:
     """The method's first state is made before anything is measured or written: it may refuse the job."""
-    return Start(out, state=parts.method.init(parts.setting, parts.population.public()))
+    return Start(out, state=[parts.method.init(parts.setting, parts.population.public())])
 
 
 def _abandon(out: Path, rounds: int, folder: Path) -> None:

@@ -244,9 +244,9 @@ def resnet20() -> Net:
     return Net(models.build(models.ModelSettings("resnet20"), (3, 32, 32), 10, 0))
 
 
-def moves_of(net: Net, tree: Tree, layers: Sequence[str]) -> dict[str, int]:
+def moves_of(net: Net, tree: Tree, layers: Sequence[str], alpha: float = 0.15) -> dict[str, int]:
     counts = kept(tree)
-    return {layer: adjust.moves(counts[layer], net.sizes[layer], 0.15, 10, 100) for layer in layers}
+    return {layer: adjust.moves(counts[layer], net.sizes[layer], alpha, 10, 100) for layer in layers}
 
 
 def peak_of_probe(net: Net, tree: Tree, batch: Batch, moves: dict[str, int], chunk: int) -> int:
@@ -283,10 +283,10 @@ def test_check_16_a_probe_needs_its_buffers_and_one_gradient_more_than_the_backw
     """
     tree, batch = pruned(resnet20), images(2, (3, 32, 32), 10)
     for layers in (*adjust.groups(resnet20.maskable, 5), list(resnet20.maskable)):
-        moves = moves_of(resnet20, tree, layers)
+        moves = moves_of(resnet20, tree, layers, alpha=0.02)  # few, so that the bound has no room for a second gradient
         more = peak_of_probe(resnet20, tree, batch, moves, CHUNK) - peak_of_backward(resnet20, tree, batch, layers)
         largest = max(resnet20.sizes[layer] for layer in layers)
-        bound = 40 * sum(moves.values()) + 5 * largest + 48 * (CHUNK + max(moves.values()))
+        bound = 40 * sum(moves.values()) + 5 * largest + 48 * (max(CHUNK, largest // 64) + max(moves.values()))
         assert more <= bound
     assert bound < 4 * sum(resnet20.sizes.values())  # the dense gradient of the whole model would not fit
 

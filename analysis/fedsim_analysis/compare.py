@@ -64,14 +64,17 @@ def compare(paths: Iterable[str | Path], by: Sequence[str] | None = None) -> pd.
     return told.join(pd.DataFrame([_row(runs) for runs in groups.values()]))
 
 
-LEGEND = """accuracy: of the last model, mean ± 95 % interval over seeds. training: FLOPs of the busiest client in a
-training round, as a share of its training of the dense model. sent: up and down, by all clients in all
-rounds. memory: of the largest client."""
+LEGEND = """accuracy: of the last model, mean ± 95 % interval over seeds. density: kept share of the weights. training: FLOPs of
+a client in a round over those of its training of the dense model, the most of all clients and rounds{first}.
+sent: up and down, by all clients in all rounds. memory: of the largest client while it trains, by the ledger."""
+FIRST = "; with round 0: the selection too"
 
 
 def tell(table: pd.DataFrame) -> str:
     """`compare`'s table as text, and what its columns mean."""
-    return f"{readable(table).to_string(index=False)}\n\n{LEGEND}"
+    shown = readable(table)
+    legend = LEGEND.format(first=FIRST if "with round 0" in shown else "")
+    return f"{shown.to_string(index=False)}\n\n{legend}"
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:

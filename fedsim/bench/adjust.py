@@ -23,9 +23,11 @@ from torch.profiler import ProfilerActivity, profile
 from fedsim import memory
 from fedsim.assemble import Parts, assemble
 from fedsim.core import Work
+from fedsim.fault import BadInput
 from fedsim.fleet.order import Order, Pack, images
 from fedsim.fleet.serial import carry_out
 from fedsim.job import Job, load
+from fedsim.methods.fedtiny import FedTiny
 from fedsim.plan import FLEETS, Plan, resolve
 from fedsim.tree import Tree
 from fedsim.works import Train, TrainAndProbe
@@ -45,6 +47,7 @@ def main(jobs: list[Job], console: Console) -> int:
     for name in ("job", "block", "plain", "adjusting", "more", "buffers and a layer's gradient"):
         rises.add_column(name, justify="left" if name == "job" else "right")
     for job in jobs or [load(Path(name)) for name in DEFAULT]:
+        _check(job)
         parts = assemble(job)
         plan = resolve(parts, console.print)
         seconds, shared = _rounds(parts, plan)
@@ -53,6 +56,12 @@ def main(jobs: list[Job], console: Console) -> int:
             rises.add_row(job.name, *row)
     console.print(times, rises)
     return 0
+
+
+def _check(job: Job) -> None:
+    method = job.method.use
+    if not (isinstance(method, FedTiny) and method.adjust_every == 2 and method.stop > job.rounds >= 4 and job.rounds % 2 == 0):
+        raise BadInput(f"{job.name}: fedsim bench adjust needs fedtiny with adjust_every = 2 and stop > rounds, and 4, 6, 8 … rounds")
 
 
 def _rounds(parts: Parts, plan: Plan) -> tuple[list[float], Tree]:

@@ -136,7 +136,7 @@ class Account:
                 self.slots,
                 feed.dense,
                 top=top if feed.dense else 0,
-                beside=order.work.beside,
+                beside=getattr(order.work, "beside", 0),  # a Work need not inherit from core.Work
             )
             memory = memory if trains else memory.without(*BACKWARD)
             bill.memory = max(bill.memory, memory.total)

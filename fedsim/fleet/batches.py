@@ -175,7 +175,8 @@ class Batches:
         places = torch.arange(width).expand(len(self.steps), width)
         if self.feed.split == "test":
             return places
-        keys = draw.key(self.key.seed, self.feed.split, self.key.r, self.calls, self.clients, epoch)
+        calls = 0 if self.feed.split == "probe" else self.calls  # models that are compared are compared on the same batches
+        keys = draw.key(self.key.seed, self.feed.split, self.key.r, calls, self.clients, epoch)
         numbers = draw.bits(keys, width)
         return torch.where(places < counts, numbers, torch.iinfo(torch.int64).max).argsort(dim=-1, stable=True)
 

@@ -23,7 +23,7 @@ from fedsim import adjust, draw, ledger, masks, server, tree
 from fedsim.aggregate import COUNT
 from fedsim.core import Data, Feed, Fleet, Method, Setting
 from fedsim.exact import COHORT
-from fedsim.fault import BadInput, within
+from fedsim.fault import TINY, BadInput, within
 from fedsim.net import Net
 from fedsim.tree import Tree, under
 from fedsim.works import Loss, Statistics, Train, TrainAndProbe
@@ -63,8 +63,9 @@ class FedTiny(Method[State]):
     uniform: bool = False  # votes count alike; false: by a client's number of images
 
     def __post_init__(self) -> None:
-        within(self, spread=(0, 1), tol=(0, 1), probe_share=(1e-9, 1), bn_momentum=(1e-9, 1), alpha=(0, 0.5), pretrain_epochs=(0, inf))
-        within(self, pool=(1, inf), pool_cap=(1, inf), bn_passes=(1, inf), selection_clients=(1, inf), adjust_every=(1, inf), stop=(0, inf))
+        within(self, density=(TINY, 1), spread=(0, 1), tol=(0, 1), probe_share=(TINY, 1), bn_momentum=(TINY, 1), alpha=(0, 0.5))
+        within(self, pool=(1, inf), pool_cap=(1, inf), bn_passes=(1, inf), selection_clients=(1, inf), adjust_every=(1, inf))
+        within(self, pretrain_epochs=(0, inf), stop=(0, inf))
         if isinstance(self.blocks, int):
             within(self, blocks=(1, inf))
 
@@ -159,7 +160,7 @@ class FedTiny(Method[State]):
             layer: adjust.moves(int(mask.sum()), mask.numel(), self.alpha, r, self.stop, self.rounding == "ceil")
             for layer, mask in held.items()
         }
-        return block, {layer: k for layer, k in moves.items() if k}
+        return block if any(moves.values()) else 0, {layer: k for layer, k in moves.items() if k}
 
     def _blocks(self, net: Net) -> list[list[str]]:
         if self.blocks == "stages":
@@ -186,7 +187,7 @@ class FedTiny(Method[State]):
 
 
 def _stored(counts: Mapping[str, int], ranking: Tree) -> int:
-    """Bytes of a candidate that a client stores sparse: values and positions."""
+    """Bytes of a candidate that a client stores sparse, values and positions, and expands when its turn comes."""
     return sum(ledger.VALUE * kept + ledger.positions(kept, len(ranking[layer])) for layer, kept in counts.items())
 
 

@@ -44,7 +44,7 @@ COLUMNS: dict[str, Column] = {
     "rounds/pool_loss": Column("nat", "the same, its mean over all candidates"),
     "rounds/seconds": Column("s", "wall time of the round"),
     "clients/took_part": Column("1", "1 where the client was in the cohort"),
-    "clients/samples": Column("1", "training images seen in the round, repetitions counted"),
+    "clients/samples": Column("1", "training images seen in the round, repetitions and growth batches counted"),
     "clients/accuracy": Column("1", "accuracy of the client's model on its own test shard"),
     "clients/loss": Column("nat", "mean cross-entropy on its own test shard"),
     "clients/train_loss": Column("nat", "mean loss over its local steps"),

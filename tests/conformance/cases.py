@@ -25,6 +25,7 @@ class Case:
     fields: dict[str, Any] = field(default_factory=dict)
     train: dict[str, Any] = field(default_factory=dict)
     holdout: float = 0.0
+    public: int = 0
     masked: bool = False  # the server's model has masks
     budget: float | None = 1.0  # the whole density it may not exceed; None: it starts denser by definition
 
@@ -33,7 +34,7 @@ TINY = {"density": 0.3, "pool": 2, "pretrain_epochs": 0, "adjust_every": 1, "sto
 TABLE = {
     "fedavg": Case("fedavg"),
     "fedprox": Case("fedprox", train={"mu": 0.5}),
-    "fedtiny": Case("fedtiny", TINY, masked=True, budget=0.3),
+    "fedtiny": Case("fedtiny", TINY | {"pretrain_epochs": 1}, public=1, masked=True, budget=0.3),
     "fedtiny-last-step": Case(
         "fedtiny",
         TINY | {"growth": "last_step", "selection": "vanilla"},
@@ -68,7 +69,7 @@ def table(name: str, fleet: str, folder: Path) -> dict[str, Any]:
         "name": f"{name}-{fleet}",
         "rounds": ROUNDS,
         "data": {"name": "file", "path": str(images(folder)), "augment": ["crop", "flip", "cutout"], "crop_pad": 1, "cutout": 3},
-        "partition": {"name": "natural", "clients": 0, "least": 1, "holdout": case.holdout},
+        "partition": {"name": "natural", "clients": 0, "least": 1, "holdout": case.holdout, "public": case.public},
         "cohort": {"size": 4},
         "model": {"name": "cnn", "width": 4, "norm": "batch"},
         "train": {"epochs": 2, "batch": 10, "lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3} | case.train,
