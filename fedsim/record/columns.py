@@ -1,4 +1,4 @@
-"""The columns of a run file: their names, units and meaning. A method may record more; these are the engine's own."""
+"""The columns of a run file: their names, units and meaning. A method may record more: these are the engine's own, and some of methods."""
 
 from __future__ import annotations
 
@@ -36,12 +36,6 @@ COLUMNS: dict[str, Column] = {
     "rounds/inference_flops": Column("FLOP", "one forward pass of the server's model for one image"),
     "rounds/rank_bytes": Column("B", "exchanged between ranks: traffic of the simulator, not of the federation"),
     "rounds/lr": Column("1", "learning rate of the local steps"),
-    "rounds/adjusted": Column("1", "weights that left and as many that entered the masks in an adjustment"),
-    "rounds/block": Column("1", "block of layers that was adjusted, 1 nearest the input"),
-    "rounds/candidates": Column("1", "models that the clients chose from"),
-    "rounds/candidate": Column("1", "the chosen one, counted from 1"),
-    "rounds/candidate_loss": Column("nat", "mean cross-entropy of the chosen one over the clients' images of the selection"),
-    "rounds/pool_loss": Column("nat", "the same, its mean over all candidates"),
     "rounds/seconds": Column("s", "wall time of the round"),
     "clients/took_part": Column("1", "1 where the client was in the cohort"),
     "clients/samples": Column("1", "training images seen in the round, repetitions and growth batches counted"),
@@ -63,3 +57,13 @@ COLUMNS: dict[str, Column] = {
     "timing/evaluate": Column("s", "evaluation"),
     "timing/record": Column("s", "writing the previous round's row and checkpoint"),
 }
+
+OF_METHODS: dict[str, Column] = {
+    "rounds/adjusted": Column("1", "weights that left and as many that entered the masks in an adjustment"),
+    "rounds/block": Column("1", "block of layers that was adjusted, 1 nearest the input"),
+    "rounds/candidates": Column("1", "models that the clients chose from"),
+    "rounds/candidate": Column("1", "the chosen one, counted from 1"),
+    "rounds/candidate_loss": Column("nat", "mean cross-entropy of the chosen one over the clients' images of the selection"),
+    "rounds/pool_loss": Column("nat", "the same, its mean over all candidates"),
+}
+"""What methods share the names of; a column is made when a method first records it."""
