@@ -93,7 +93,12 @@ def run_of(path: Path, method: dict[str, Any], accuracy: float, shares: Any, see
     with Record.create(path, attributes={"job": tomli_w.dumps(job), "seed": seed}, layers=["fc"], clients=2) as record:
         for r, share in enumerate(shares):
             values = {"accuracy": accuracy, "density": 0.0995, "bytes_up": 1.5e6, "bytes_down": 1.5e6, "seconds": 2.0}
-            values |= {"max_client_flops": share * 1e9, "max_client_flops_share": share, "max_client_memory": 193_160}
+            values |= {
+                "max_client_flops": share * 1e9,
+                "max_client_flops_share": share,
+                "max_client_memory": 193_160,
+                "max_client_model_memory": 4_000,
+            }
             record.row(r, values)
         record.finish({"w/fc": torch.ones(1)}, "0" * 64)
     return path
@@ -105,7 +110,7 @@ def test_the_table_for_people(tmp_path: Path) -> None:
     paths.append(run_of(tmp_path / "none.h5", tiny | {"stop": 0, "pool": 1}, 0.4, [0.0, 0.25]))
     paths.append(run_of(tmp_path / "dense.h5", {"name": "fedavg"}, 0.9, [0.0, 1.0], train={"lr": 0.2}))
     rows = readable(compare(paths)).to_dict("records")
-    same = {"density": "0.0995", "memory": "193 kB"}
+    same = {"density": "0.0995", "memory": "193 kB", "model memory": "4.00 kB"}
     assert rows == [
         same
         | {"method": "fedtiny", "stop": "100", "pool": "-", "lr": "-", "seeds": 2, "rounds": 2, "accuracy": "55.0 ± 63.5 %"}
@@ -122,7 +127,7 @@ def test_the_table_for_people(tmp_path: Path) -> None:
 def test_the_table_shows_what_differs_and_no_more(tmp_path: Path) -> None:
     tiny = {"name": "fedtiny", "density": 0.1, "blocks": 5}
     one, other = (run_of(tmp_path / f"{d}.h5", tiny | {"density": d}, 0.5, [0.0, 0.1]) for d in (0.1, 0.01))
-    measures = ["accuracy", "density", "training", "sent", "memory", "time"]
+    measures = ["accuracy", "density", "training", "sent", "memory", "model memory", "time"]
     assert list(readable(compare([one]))) == ["method", "seeds", *measures]
     assert list(readable(compare([one, other]))) == ["method", "method.density", "seeds", *measures]  # density is a measure's name too
     assert list(readable(compare([write(tmp_path / "half.h5")]))) == ["method", "seeds", "unfinished", *measures]
@@ -135,9 +140,9 @@ def test_a_measure_that_a_file_lacks_is_told_as_such(tmp_path: Path) -> None:
 
 def test_the_text_says_what_its_columns_mean(tmp_path: Path) -> None:
     head, row, _, *legend = tell(compare([run_of(tmp_path / "a.h5", {"name": "fedavg"}, 0.9, [0.0, 1.0])])).splitlines()
-    assert head.split() == ["method", "seeds", "accuracy", "density", "training", "sent", "memory", "time"]
+    assert head.split() == ["method", "seeds", "accuracy", "density", "training", "sent", "memory", "model", "memory", "time"]
     assert row.split()[0] == "fedavg"
-    assert all(f"{name}: " in "\n".join(legend) for name in ("accuracy", "training", "sent", "memory"))
+    assert all(f"{name}: " in "\n".join(legend) for name in ("accuracy", "training", "sent", "memory", "model memory"))
 
 
 def test_the_same_seed_twice_is_refused(tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ MEASURES: dict[str, Callable[[Run], float]] = {
     "max_client_flops_share_with_round_0": lambda run: _most(run, "max_client_flops_share", 0),
     "bytes": lambda run: float(run.rounds["bytes_up"].sum() + run.rounds["bytes_down"].sum()),
     "max_client_memory": lambda run: float(run.rounds["max_client_memory"].max()),
+    "max_client_model_memory": lambda run: _most(run, "max_client_model_memory", 0),
     "seconds": lambda run: float(run.rounds["seconds"].sum()),
 }
 
@@ -66,7 +67,8 @@ def compare(paths: Iterable[str | Path], by: Sequence[str] | None = None) -> pd.
 
 LEGEND = """accuracy: of the last model, mean ± 95 % interval over seeds. density: kept share of the weights. training: FLOPs of
 a client in a round over those of its training of the dense model, the most of all clients and rounds{first}.
-sent: up and down, by all clients in all rounds. memory: of the largest client while it trains, by the ledger."""
+sent: up and down, by all clients in all rounds. memory: of the largest client, by the ledger; model memory: the same
+without the activations of a batch."""
 FIRST = "; with round 0: the selection too"
 
 
@@ -78,7 +80,7 @@ def tell(table: pd.DataFrame) -> str:
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """`compare`'s table for people: the fields that tell the jobs apart, the seeds, and seven measures in units of their size."""
+    """`compare`'s table for people: the fields that tell the jobs apart, the seeds, and eight measures in units of their size."""
     known = {"seeds", "rounds", "unfinished", *MEASURES}
     fields = [name for name in table.columns if name not in known and not name.endswith("_95")]
     shown = pd.DataFrame({title: [_plain(value) for value in table[name]] for name, title in _titles(fields).items()})
@@ -94,6 +96,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
         shown["with round 0"] = [_told("{:.3g} %", 100 * value) for value in first]
     shown["sent"] = [_bytes(value) for value in table["bytes"]]
     shown["memory"] = [_bytes(value) for value in table["max_client_memory"]]
+    shown["model memory"] = [_bytes(value) for value in table["max_client_model_memory"]]
     shown["time"] = [_told("{:,.1f} s", value) for value in table["seconds"]]
     return shown
 
@@ -101,7 +104,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
 def _titles(fields: Sequence[str]) -> dict[str, str]:
     """A field's heading: without its section, where that leaves no doubt; "method.name" is the method."""
     ends = [name.removesuffix(".name").rpartition(".")[2] for name in fields]
-    taken = {*MEASURES, "training", "sent", "memory", "time"}
+    taken = {*MEASURES, "training", "sent", "memory", "model memory", "time"}
     return {name: name if ends.count(end) > 1 or end in taken else end for name, end in zip(fields, ends, strict=True)}
 
 
