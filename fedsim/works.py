@@ -105,7 +105,8 @@ class TrainAndProbe(Train):
         return self.descend(net, state | buffers | taps, gradient), loss
 
     def finish(self, net: Net, sent: Sent, state: Tree) -> Report:
-        return replace(super().finish(net, sent, state), each=under(state, "top/") | {aggregate.COUNT: sent.n})
+        report = super().finish(net, sent, state)
+        return replace(report, each=report.each | under(state, "top/") | {aggregate.COUNT: sent.n})
 
     def _top(self, sent: Sent, layer: str, g: Tensor) -> Tree:
         index, value = masks.largest(g, sent.tree({})[f"mask/{layer}.weight"], self.moves[layer])

@@ -96,7 +96,9 @@ def bare(parts: Parts) -> Callable[[], object]:
         total = {key: torch.zeros_like(value, dtype=torch.float32) for key, value in shared.items()}
         for x, y in zip(images, labels, strict=True):
             module.load_state_dict(shared)
-            optimiser = torch.optim.SGD(module.parameters(), train.lr, train.momentum, weight_decay=train.decay)
+            optimiser: torch.optim.Optimizer = torch.optim.SGD(module.parameters(), train.lr, train.momentum, weight_decay=train.decay)
+            if train.optimiser == "adam":
+                optimiser = torch.optim.Adam(module.parameters(), train.lr, weight_decay=train.decay)
             for _ in range(train.epochs):
                 for rows in torch.randperm(len(y)).split(train.batch):
                     optimiser.zero_grad()
