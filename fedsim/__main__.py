@@ -130,15 +130,18 @@ def show(run: Annotated[Path, typer.Argument(metavar="RUN.h5", help="The run fil
 
 @app.command()
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN.h5...", help="Run files.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN.h5...", help="Run files, or folders of them.")],
     csv: Annotated[bool, typer.Option("--csv", help="All figures as they are, comma-separated.")] = False,
 ) -> None:
     """Compare run files: a row for each job, seeds as mean and 95 % interval.
 
     The figures are in --csv as they are; there accuracy_last_10 is the mean over the last 10 evaluations, the untrained model left out.
     """
+    runs = [file for run in runs for file in (sorted(run.glob("*.h5")) if run.is_dir() else [run])]
     if missing := [str(run) for run in runs if not run.is_file()]:
         raise BadInput(f"there is no run file {missing[0]}")
+    if not runs:
+        raise BadInput("no run files in there; fedsim compare takes RUN.h5 files, or folders that hold some")
     Console(soft_wrap=True).print(_compared(runs, csv), highlight=False, markup=False)
 
 

@@ -18,7 +18,9 @@ from fedsim.tree import Tree
 
 
 def due(r: int, every: int, stop: int) -> bool:
-    """Whether round `r`, counted from 1, adjusts."""
+    """Whether round `r`, counted from 1, adjusts. ValueError where `every` is below 1."""
+    if every < 1:
+        raise ValueError(f"an adjustment every {every} rounds; at least 1")
     return r % every == 0 and r <= stop
 
 

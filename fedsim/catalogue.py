@@ -28,6 +28,11 @@ def _flowing(text: str) -> str:
     return re.sub(r"(?<=\S)\n(?=\S)", " ", text)
 
 
+def _default(value: object) -> str:
+    """As a job writes it; what may be left out alone is a dash."""
+    return "needed" if value is MISSING else "-" if value is None else written(value)
+
+
 def _kind(written: str) -> str:
     """A type as a job's author reads it: Literal['a', 'b'] is "a" | "b"."""
     return re.sub(r"Literal\[(.*?)\]", lambda found: found[1].replace("'", '"').replace(", ", " | "), written)
@@ -43,5 +48,5 @@ def _all() -> Table:
 def _parameters(method: type) -> Table:
     table = Table("field", "type", "default", "meaning", box=None, header_style="bold", pad_edge=False)
     for each in methods.parameters(method):
-        table.add_row(each.name, _kind(each.kind), "needed" if each.default is MISSING else written(each.default), each.meaning)
+        table.add_row(each.name, _kind(each.kind), _default(each.default), each.meaning)
     return table

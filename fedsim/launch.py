@@ -24,6 +24,7 @@ from fedsim.fleet.local import LocalFleet
 from fedsim.job import Job
 from fedsim.plan import FLEETS, Plan, resolve
 from fedsim.progress import Progress
+from fedsim.record import Reader
 from fedsim.simulate import Scribe, simulate
 from fedsim.start import Start, begin, host
 
@@ -158,7 +159,7 @@ def _lead(parts: Parts, start: Start, link: Link | None, hosts: list[str]) -> in
     except BadInput as error:
         code, message = 2, str(error)
     except ClientFault as fault:
-        code, message = 1, f"{fault}\n{start.out} keeps the rounds before"
+        code, message = 1, f"{fault}\n{_left(start)}"
     except Exception:
         code, message = 1, traceback.format_exc()
     progress.close()
@@ -172,6 +173,12 @@ def _lead(parts: Parts, start: Start, link: Link | None, hosts: list[str]) -> in
     if code == 0:
         progress.show()
     return code
+
+
+def _left(start: Start) -> str:
+    """What stands after a fault."""
+    rounds = Reader(start.out).rounds if start.out.exists() else -1
+    return f"{start.out} keeps the rounds before" if rounds >= 0 else "no round was complete"
 
 
 def _run(parts: Parts, start: Start, link: Link | None, hosts: list[str], progress: Progress) -> None:

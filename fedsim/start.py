@@ -19,6 +19,7 @@ from fedsim.assemble import Parts
 from fedsim.checkpoint import Checkpoint, folder_of
 from fedsim.fault import BadInput
 from fedsim.job import flat
+from fedsim.methods import source_sha256
 from fedsim.plan import Plan
 from fedsim.record import Reader, Record
 
@@ -97,14 +98,26 @@ def _abandon(out: Path, rounds: int, folder: Path) -> None:
 def _same_job(parts: Parts, out: Path, known: dict[str, Any], resume: str) -> None:
     if known.get("job_sha256") != parts.identity:
         about = f"{known['method']}, seed {known['seed']}, {max(known['rounds'], 0)} of {known['rounds_planned']} rounds"
-        raise BadInput(f"{out} already holds another job ({about}; {_differences(known['job'], parts.resolved)}). Choose another --out")
+        raise BadInput(f"{out} already holds another job ({about}; {differences(known['job'], parts.resolved)}). Choose another --out")
+    if known.get("own_code_sha256", "") != _own_code(parts):
+        own = " or ".join(name for name in _own_names(parts) if name and ":" in name)
+        raise BadInput(f"{out} was made by other code of {own}; choose another --out, or remove it to start afresh")
     if resume == "never":
         raise BadInput(f"{out} already holds this job; leave out --resume never to go on with it, or choose another --out")
     if known["partition_sha256"] != parts.population.sha256:
         raise BadInput(f"{out} was made on another partition of the data than this job gives here; is it the same data set?")
 
 
-def _differences(theirs: str, mine: str) -> str:
+def _own_names(parts: Parts) -> tuple[str | None, ...]:
+    return parts.job.method.name, parts.job.model.factory
+
+
+def _own_code(parts: Parts) -> str:
+    """What a user's own method and model say, so that a run does not go on under other code."""
+    return source_sha256(*_own_names(parts))
+
+
+def differences(theirs: str, mine: str) -> str:
     """In which fields two resolved jobs differ."""
     one, other = (flat(tomllib.loads(text)) for text in (theirs, mine))
     fields = [key for key in sorted(one | other) if one.get(key) != other.get(key) and not key.startswith("execution.")]
@@ -119,6 +132,7 @@ def describe(parts: Parts, plan: Plan, hosts: list[str]) -> dict[str, Any]:
         "job": parts.resolved,
         "job_sha256": parts.identity,
         "plan": plan.text(),
+        "own_code_sha256": _own_code(parts),
         "seed": parts.job.seed,
         "method": parts.job.method.name,
         **where(hosts),

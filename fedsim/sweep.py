@@ -27,10 +27,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from fedsim import launch
 from fedsim.fault import BadInput
-from fedsim.job import Job, identity
+from fedsim.job import Job, identity, resolved
 from fedsim.job import runs as runs_of
 from fedsim.launch import LAUNCHED, SIGNALS, Brake
 from fedsim.record import Reader
+from fedsim.start import differences
 
 LOOK = 0.5  # seconds between two looks at the signals and at the rounds done
 AGAIN = "the same command goes on from there"
@@ -83,7 +84,10 @@ def plan(jobs: Sequence[Job], folder: Path) -> list[Run]:
         raise BadInput(f"two runs would write {folder / twice[0]}.h5: give the jobs different names, or sweep them into different folders")
     if others := [run.out for run in planned if run.out.exists() and Reader(run.out).attributes.get("job_sha256") != identity(run.job)]:
         more = f", and {len(others) - 1} more do" if len(others) > 1 else ""
-        raise BadInput(f"{others[0]} already holds another job{more}: choose another --out FOLDER")
+        theirs, run = Reader(others[0]).attributes.get("job", ""), next(run for run in planned if run.out == others[0])
+        raise BadInput(
+            f"{others[0]} already holds another job ({differences(theirs, resolved(run.job))}){more}: choose another --out FOLDER"
+        )
     return planned
 
 

@@ -79,17 +79,23 @@ class TrainAndProbe(Train):
 
     @classmethod
     def growing(cls, setting: Setting, r: int, moves: Mapping[str, int], last_step: bool = False) -> TrainAndProbe:
-        """Round `r`, probed on one more mini-batch at the trained weights; or, `last_step`, on the last one before its step."""
-        train, layers = Train.at(setting, r), tuple(moves)
-        feed = train.feeds[0]
-        probe = replace(feed, epochs=0, steps=1, dense=layers)
-        feeds = (replace(feed, dense=layers, dense_steps=1),) if last_step else (feed, probe)
+        """Round `r`, plain training where nothing moves, probed on one more mini-batch at the trained weights.
+
+        last_step: probed on the last mini-batch of the training instead, before its step.
+        """
+        train, moves = Train.at(setting, r), {layer: k for layer, k in moves.items() if k}
+        feeds, layers = train.feeds, tuple(moves)
+        if moves:
+            probe = replace(feeds[0], epochs=0, steps=1, dense=layers)
+            feeds = (replace(feeds[0], dense=layers, dense_steps=1),) if last_step else (*feeds, probe)
         return cls(feeds, train.lr, train.momentum, train.decay, train.aggregate, train.optimiser, moves)
 
     def start(self, net: Net, sent: Sent) -> Tree:
         """Before any gradient is seen, one pruned weight is as good as another."""
         weights, seen = under(sent.tree({}), "w/"), super().start(net, sent)
-        for layer in self.moves:
+        for layer, k in self.moves.items():
+            if not 0 < k <= net.sizes.get(layer, 0):
+                raise ValueError(f"{k} moves of layer {layer!r}; there can be 1 to its pruned weights, of layers {', '.join(net.maskable)}")
             seen |= self._top(sent, layer, torch.ones_like(weights[f"w/{layer}.weight"]))
         return seen
 

@@ -327,6 +327,19 @@ def test_a_method_and_a_model_of_ones_own_are_found_in_the_folder(fedsim: Callab
     settings = ["--set", "method.name=my_room:Mine", "--set", "method.keep=0.5", "--set", "model.factory=my_room:make"]
     ended = fedsim("run", "small.toml", *settings)
     assert ended.code == 0, ended.err
+    assert fedsim("run", "small.toml", *settings).code == 0
+    (tmp_path / "my_room.py").write_text(MINE + "# another thought\n")
+    ended = fedsim("run", "small.toml", *settings)
+    assert ended.code == 2
+    assert "was made by other code of my_room:Mine or my_room:make; choose another --out" in ended.err
+
+
+def test_compare_takes_folders(fedsim: Callable[..., Ended], refuses: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "no run files in there" in refuses("compare", "empty")
+    for seed in ("0", "1"):
+        assert fedsim("run", "small.toml", "--set", f"seed={seed}", "--out", f"both/{seed}.h5").code == 0
+    assert fedsim("compare", "both").out == fedsim("compare", "both/0.h5", "both/1.h5").out
 
 
 @pytest.mark.skipif(not Path(sys.executable).with_name("mpirun").exists(), reason="needs the extra [mpi]")

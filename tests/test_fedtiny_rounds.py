@@ -15,9 +15,11 @@ from torch.nn import functional as F
 from fedsim import models, server
 from fedsim.aggregate import FedAvg, FedProx
 from fedsim.core import Training
+from fedsim.fault import ClientFault
 from fedsim.methods import fedavg
 from fedsim.methods.fedtiny import FedTiny
 from fedsim.tree import Tree, under
+from fedsim.works import Train, TrainAndProbe
 
 ADAM = Training(batch=4, epochs=2, lr=0.01, decay=1e-3, optimiser="adam")
 ALWAYS = FedTiny(density=0.6, adjust_every=1, stop=8, pretrain_epochs=0, selection="none")
@@ -121,6 +123,25 @@ def test_the_probe_changes_nothing_that_is_trained() -> None:
     for other in totals[1:]:
         assert other.keys() == totals[0].keys()
         assert all(torch.equal(value, other[key]) for key, value in totals[0].items())
+
+
+@pytest.mark.parametrize("last_step", [False, True])
+def test_where_nothing_moves_a_probing_round_is_a_plain_one(last_step) -> None:
+    made = world(stored(*drawn([5, 11])))
+    shared = masked(made.setting).shared
+    for work in (Train.at(made.setting, 2), TrainAndProbe.growing(made.setting, 2, {"fc1": 0}, last_step)):
+        made.fleet.open(2)
+        made.fleet.run(work, [0, 1], shared)
+    plain, probing = (seen.reply for seen in made.seen)
+    assert all(torch.equal(value, probing.total[key]) for key, value in plain.total.items())
+    assert list(probing.each) == ["n/images"]
+
+
+@pytest.mark.parametrize("moves", [{"conv9": 1}, {"fc2": 10_000}])
+def test_moves_that_cannot_be_are_named(moves) -> None:
+    made = world(stored(*drawn([5, 11])))
+    with pytest.raises(ClientFault, match=f"moves of layer '{next(iter(moves))}'; there can be 1 to its pruned weights, of layers conv2"):
+        made.fleet.run(TrainAndProbe.growing(made.setting, 2, moves), [0, 1], masked(made.setting).shared)
 
 
 # ---- many rounds

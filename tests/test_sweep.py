@@ -178,7 +178,7 @@ def test_what_is_finished_is_left_as_it_is(done) -> None:
 
 def test_a_file_of_another_job_is_refused_before_anything_begins(done) -> None:
     folder, jobs, _ = done
-    with pytest.raises(BadInput, match=r"b\.h5 already holds another job: choose another --out"):
+    with pytest.raises(BadInput, match=r"b\.h5 already holds another job \(there seed = 2, here 3\): choose another --out"):
         plan([jobs[0], made("b", seed=3)], folder)
 
 

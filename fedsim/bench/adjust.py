@@ -44,7 +44,7 @@ def main(jobs: list[Job], console: Console) -> int:
     for name in ("job", "plan", "plain, s", "adjusting, s", "ratio", "lowest", "highest"):
         times.add_column(name, justify="left" if name in ("job", "plan") else "right")
     rises = Table(title="rise of the allocator's level for one client, bytes", title_justify="left")
-    for name in ("job", "block", "plain", "adjusting", "more", "buffers and a layer's gradient"):
+    for name in ("job", "block", "plain", "adjusting", "more", "buffers and a layer's gradient", "ratio"):
         rises.add_column(name, justify="left" if name == "job" else "right")
     for job in jobs or [load(Path(name)) for name in DEFAULT]:
         _check(job)
@@ -95,7 +95,11 @@ def _risen(parts: Parts, shared: Tree) -> list[tuple[str, ...]]:
         if moves and block not in rows:
             adjusting = rise(partial(_visit, parts, TrainAndProbe.growing(parts.setting, 1, moves), shared))
             bound = 8 * sum(moves.values()) + 4 * max(parts.setting.net.sizes[layer] for layer in moves)
-            rows[block] = (str(block), *(f"{figure:,}" for figure in (plain, adjusting, adjusting - plain, bound)))
+            rows[block] = (
+                str(block),
+                *(f"{figure:,}" for figure in (plain, adjusting, adjusting - plain, bound)),
+                f"{(adjusting - plain) / bound:.2f}",
+            )
     return [rows[block] for block in sorted(rows)]
 
 

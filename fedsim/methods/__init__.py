@@ -10,7 +10,9 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from difflib import get_close_matches
+from hashlib import sha256
 from importlib import import_module
+from pathlib import Path
 from pkgutil import iter_modules
 from types import MappingProxyType, ModuleType
 from typing import Any
@@ -64,6 +66,13 @@ def find(name: str) -> type:
         hint = f" (did you mean {close[0]!r}?)" if close else ""
         raise BadInput(f'[method] name = {name!r} is not known{hint}. There are: {", ".join(names())}; or "package.module:Class"')
     return _only(import_module(f"{__name__}.{ALIASES[name].method if name in ALIASES else name}"))
+
+
+def source_sha256(*names: str | None) -> str:
+    """SHA-256 of the files of a user's own "package.module:name"s; empty where every name is fedsim's."""
+    own = [name for name in names if name and ":" in name]
+    files = [Path(inspect.getfile(import_module(name.partition(":")[0]))) for name in own]
+    return sha256(b"\n".join(file.read_bytes() for file in files)).hexdigest() if files else ""
 
 
 def about(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The table of methods, and how one of them is run; also the program that `mpirun` starts: `python cases.py FOLDER`."""
+"""The table of methods, and how one of them is run; also the program that `mpirun` starts: `python cases.py FOLDER NAME`."""
 
 from __future__ import annotations
 
