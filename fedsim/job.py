@@ -102,15 +102,11 @@ class Train(Section):
         return name
 
     @model_validator(mode="after")
-    def _plain_adam(self) -> Train:
-        if self.optimiser == "adam" and self.momentum:
-            raise ValueError(f'[train] optimiser = "adam" has moments of its own; leave out momentum = {self.momentum}')
-        return self
-
-    @model_validator(mode="after")
-    def _one_length(self) -> Train:
+    def _fits_together(self) -> Train:
         if self.epochs and self.steps:
             raise ValueError(f"[train] has epochs = {self.epochs} and steps = {self.steps}; give one of them")
+        if self.optimiser == "adam" and self.momentum:
+            raise ValueError(f'[train] optimiser = "adam" has moments of its own; leave out momentum = {self.momentum}')
         return self
 
     def training(self, rounds: int, augment: bool) -> Training:

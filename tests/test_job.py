@@ -205,6 +205,7 @@ def test_a_misspelt_section_and_a_field_without_its_section() -> None:
         ({"train": {"milestones": [0.5, 2.0]}}, "[train] milestones = [0.5, 2.0]: should be a list, each a number, above 0, below 1"),
         ({"train": {"aggregate": "sum"}}, "[train] aggregate = 'sum' is not known. There are: fedavg, fedprox"),
         ({"train": {"epochs": 1, "steps": 2}}, "[train] has epochs = 1 and steps = 2; give one of them"),
+        ({"train": {"optimiser": "adam", "momentum": 0.9}}, '[train] optimiser = "adam" has moments of its own; leave out momentum = 0.9'),
         ({"cohort": {"size": 11}}, "[cohort] size = 11 is more than the population; there are 10 clients"),
         ({"evaluate": {"clients": 11}}, "[evaluate] clients = 11 is more than the population; there are 10 clients"),
         ({"evaluate": {"clients": "some"}}, '[evaluate] clients = "some": should be "all" or "cohort" or a whole number, at least 1'),
