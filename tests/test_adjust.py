@@ -198,3 +198,15 @@ def test_only_the_layers_that_move_change_each_by_its_own_votes() -> None:
 def test_three_tenths_of_the_kept_weights_is_the_most_that_moves_by_default() -> None:
     for kept in range(1, 200):
         assert adjust.moves(kept, 10_000, 0.15, 1, 1_000_000) <= floor(0.3 * kept + 1e-9)
+
+
+def test_an_adjustment_every_0_rounds_is_refused() -> None:
+    with pytest.raises(ValueError, match="every 0 rounds; at least 1"):
+        adjust.due(3, 0, 10)
+
+
+def test_votes_that_are_not_finite_name_their_layer() -> None:
+    shared = {"w/fc.weight": torch.ones(2, 2), "mask/fc.weight": torch.tensor([[True, False], [True, False]])}
+    each = {"top/index/fc": torch.tensor([[1]]), "top/value/fc": torch.tensor([[float("inf")]])}
+    with pytest.raises(ValueError, match="gradients of layer 'fc' are not finite"):
+        adjust.swapped(shared, each, {"fc": 1}, torch.ones(1))

@@ -145,7 +145,9 @@ def test_the_exit_code_says_how_it_ended(fedsim: Callable[..., Ended], monkeypat
 
 def test_ctrl_c_before_anything_has_begun(fedsim: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "_load", lambda *_: signal.raise_signal(signal.SIGINT))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a run in this process may have left its own
     assert fedsim("estimate", "small.toml") == Ended(3, "", "stopped\n")
+    signal.signal(signal.SIGINT, before)
 
 
 def test_another_rank_leaves_the_word_to_rank_0(fedsim: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,6 +334,16 @@ def test_a_method_and_a_model_of_ones_own_are_found_in_the_folder(fedsim: Callab
     ended = fedsim("run", "small.toml", *settings)
     assert ended.code == 2
     assert "was made by other code of my_room:Mine or my_room:make; choose another --out" in ended.err
+
+
+def test_a_fault_in_round_0_says_that_no_round_was_complete(fedsim: Callable[..., Ended], tmp_path: Path) -> None:
+    (tmp_path / "falls.py").write_text(
+        MINE + "\n\nclass Falls(Mine):\n    def model_of(self, net, sent):\n        raise ZeroDivisionError\n"
+    )
+    ended = fedsim("run", "small.toml", "--set", "method.name=falls:Falls")
+    assert ended.code == 1
+    assert "ZeroDivisionError" in ended.err
+    assert "no round was complete" in ended.err
 
 
 def test_compare_takes_folders(fedsim: Callable[..., Ended], refuses: Callable[..., str], tmp_path: Path) -> None:

@@ -70,6 +70,11 @@ def fedsim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
         (["method.density=0.001"], "leaves 0 of 4,932 weights for the 3 layers to be pruned, each needs one: conv1 stays dense with 36"),
         (["method.density=0.0079"], "0.0079 leaves 2 of 4,932 weights for the 3 layers to be pruned, each needs one"),
         (["method.density=0.0"], "above 0 and at most 1"),
+        (["train.lr=1e30"], "pretraining on the public images diverged"),
+        (
+            ["partition.name='dirichlet_class'", "partition.alpha=0.001", "partition.least=0", "partition.clients=30", "cohort.size=30"],
+            "[cohort] size = 30, and ",
+        ),
         (["method.density=0.5", "method.tol=0", "method.spread=0.99", "model.width=5"], "none of 10,000 draws"),
         (["model.norm='none'"], 'selection = "vanilla" or "none"'),
         (["model.norm='group'"], 'selection = "vanilla" or "none"'),

@@ -9,10 +9,11 @@ from torch import nn
 
 from fedsim import ledger, tree
 from fedsim.aggregate import COUNT, FedAvg, FedProx
-from fedsim.core import Feed, Rate, Setting, Training
+from fedsim.core import Feed, Rate, Report, Setting, Training
 from fedsim.data.images import Stored
 from fedsim.data.partition import PartitionSettings
 from fedsim.data.population import Population, divide
+from fedsim.fault import BadInput
 from fedsim.fleet.account import Account
 from fedsim.fleet.batches import Batches, Round, shown
 from fedsim.fleet.order import Site, cut
@@ -281,3 +282,50 @@ def test_schedules(schedule, expected) -> None:
 def test_a_feed_that_cannot_be_is_refused(wrong) -> None:
     with pytest.raises(ValueError, match="a feed"):
         Feed(**wrong)
+
+
+class Unrelated:
+    """A Work by its verbs alone."""
+
+    feeds = (Feed("train", epochs=1, batch=2),)
+
+    def fresh(self, net, sent):  # type: ignore[no-untyped-def]
+        return {}
+
+    def start(self, net, sent):  # type: ignore[no-untyped-def]
+        return {"w/bias": sent.tree({})[net.weights[-1]].clone()}
+
+    def begin(self, net, sent, state, feed):  # type: ignore[no-untyped-def]
+        return state
+
+    def step(self, net, sent, state, batch):  # type: ignore[no-untyped-def]
+        return state, batch.x.mean()
+
+    def finish(self, net, sent, state):  # type: ignore[no-untyped-def]
+        return Report({COUNT: sent.n.double()})
+
+
+@pytest.mark.parametrize("kind", [SerialFleet, PackedFleet])
+def test_a_work_need_not_inherit_from_work(kind) -> None:
+    made = fleet(kind, people([2, 6]), linear())
+    assert float(made.run(Unrelated(), [0, 1], made.site.net.initial).total[COUNT]) == 8
+
+
+@pytest.mark.parametrize(("split", "alike"), [("probe", True), ("train", False)])
+def test_a_probe_sees_the_same_batches_at_every_call(split, alike) -> None:
+    population, feed = people([9]), Feed(split, epochs=2, batch=2, augment=False)
+    first, second = (Batches(population, feed, [0], [call], Round(0, 1), "cpu", torch.float64) for call in (0, 1))
+    assert torch.equal(first.plan, second.plan) is alike
+
+
+@pytest.mark.parametrize("fields", [{"dense_steps": -1, "dense": ("fc",)}, {"dense_steps": 1}])
+def test_a_feed_forms_dense_gradients_in_steps_that_it_has_layers_for(fields) -> None:
+    with pytest.raises(ValueError, match="dense_steps >= 0, of its dense layers"):
+        Feed("train", epochs=1, **fields)
+
+
+def test_a_cohort_of_more_clients_than_have_images_is_told() -> None:
+    made = fleet(SerialFleet, people([2, 2]), linear())
+    with pytest.raises(BadInput, match="3 clients are to take part, and 2 have images"):
+        made.pick(3, 1)
+    assert made.pick(None, 1) == [0, 1]
