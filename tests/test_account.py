@@ -196,3 +196,31 @@ def test_works_keep_beside_each_other_and_packs_mix_new_clients_with_old(kind) -
     assert seen == [[0, 0], [0, 0], [0, 1, 1, 0], [1, 1, 0, 0], []]
     assert sorted(made.kept[1]) == ["n/a", "n/b"]
     assert ledger.VALUE == 4
+
+
+class Unrelated:
+    """A Work by its verbs alone."""
+
+    feeds = (Feed("train", epochs=1, batch=2),)
+
+    def fresh(self, net, sent):  # type: ignore[no-untyped-def]
+        return {}
+
+    def start(self, net, sent):  # type: ignore[no-untyped-def]
+        return {"w/bias": sent.tree({})[net.weights[-1]].clone()}
+
+    def begin(self, net, sent, state, feed):  # type: ignore[no-untyped-def]
+        return state
+
+    def step(self, net, sent, state, batch):  # type: ignore[no-untyped-def]
+        return state, batch.x.mean()
+
+    def finish(self, net, sent, state):  # type: ignore[no-untyped-def]
+        return Report({"n/images": sent.n.double()})
+
+
+@pytest.mark.parametrize("kind", FLEETS)
+def test_a_work_need_not_inherit_from_work(kind) -> None:
+    made, account = charged(kind, [2, 6])
+    assert float(made.run(Unrelated(), [0, 1], made.site.net.initial).total["n/images"]) == 8
+    assert account.bills[1].train_flops > account.bills[0].train_flops > 0

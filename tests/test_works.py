@@ -9,7 +9,7 @@ from torch import nn
 
 from fedsim import ledger, tree
 from fedsim.aggregate import COUNT, FedAvg, FedProx
-from fedsim.core import Feed, Rate, Report, Setting, Training
+from fedsim.core import Feed, Rate, Setting, Training
 from fedsim.data.images import Stored
 from fedsim.data.partition import PartitionSettings
 from fedsim.data.population import Population, divide
@@ -282,33 +282,6 @@ def test_schedules(schedule, expected) -> None:
 def test_a_feed_that_cannot_be_is_refused(wrong) -> None:
     with pytest.raises(ValueError, match="a feed"):
         Feed(**wrong)
-
-
-class Unrelated:
-    """A Work by its verbs alone."""
-
-    feeds = (Feed("train", epochs=1, batch=2),)
-
-    def fresh(self, net, sent):  # type: ignore[no-untyped-def]
-        return {}
-
-    def start(self, net, sent):  # type: ignore[no-untyped-def]
-        return {"w/bias": sent.tree({})[net.weights[-1]].clone()}
-
-    def begin(self, net, sent, state, feed):  # type: ignore[no-untyped-def]
-        return state
-
-    def step(self, net, sent, state, batch):  # type: ignore[no-untyped-def]
-        return state, batch.x.mean()
-
-    def finish(self, net, sent, state):  # type: ignore[no-untyped-def]
-        return Report({COUNT: sent.n.double()})
-
-
-@pytest.mark.parametrize("kind", [SerialFleet, PackedFleet])
-def test_a_work_need_not_inherit_from_work(kind) -> None:
-    made = fleet(kind, people([2, 6]), linear())
-    assert float(made.run(Unrelated(), [0, 1], made.site.net.initial).total[COUNT]) == 8
 
 
 @pytest.mark.parametrize(("split", "alike"), [("probe", True), ("train", False)])
