@@ -28,7 +28,8 @@ INTERRUPTED = 130  # what typer makes of Ctrl-C
 PATIENCE = 10.0  # seconds that another rank leaves to rank 0 to say the same thing first
 
 BENCHES = """round: against a bare PyTorch loop; ranks: two client ranks against one; record: the share of recording;
-population: a million clients against a thousand; adjust: a round of FedTiny that adjusts against one that does not."""
+population: a million clients against a thousand; adjust: a round of FedTiny that adjusts against one that does not;
+gates: half of the channels by compaction against a hand-built network of these widths."""
 
 app = typer.Typer(
     name="fedsim",
@@ -126,6 +127,21 @@ def show(run: Annotated[Path, typer.Argument(metavar="RUN.h5", help="The run fil
     from fedsim.show import show
 
     show(run, Console())
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN.h5", help="The file of a finished run.")],
+    to: Annotated[str, typer.Option(metavar="FORM", help="torch: a plain torch module, which loads without fedsim.")] = "torch",
+    client: Annotated[int | None, typer.Option(metavar="K", help="The sub-network of this client.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="RUN.pt, or RUN.clientK.pt, when not given.")] = None,
+) -> None:
+    """Write the network that a run ended with, or one client's smaller one, as other tools read it."""
+    from fedsim.export import FORMS, export
+
+    if to not in FORMS:
+        raise BadInput(f"--to {to}: fedsim export writes {', '.join(FORMS)}")
+    export(run, client, out, Console())
 
 
 @app.command()

@@ -74,5 +74,7 @@ def assemble(job: Job, node_rank: int = 0, stopped: Callable[[], bool] = lambda:
         )
     job.evaluate.of(population.clients)
     training = job.train.training(job.rounds, augment=bool(population.augment))
-    setting = Setting(net, training, job.train.aggregation(), job.rounds, cohort, population.clients, job.seed)
+    setting = Setting(
+        net, training, job.train.aggregation(), job.rounds, cohort, population.clients, job.seed, anatomy, job.partition.holdout
+    )
     return Parts(job, population, anatomy, setting, job.method.use, Site(net, population, job.seed, device, stopped=stopped))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from fedsim.ledger import Anatomy
     from fedsim.net import Net
 
 Tree = dict[str, Tensor]
@@ -31,7 +32,7 @@ class Feed:
     batch: int = 64  # images
     augment: bool = True
     share: float = 1.0  # of the split, at least one batch
-    charge: str = "train"  # what the ledger prices per image: train | forward
+    charge: str = "train"  # what the ledger prices per image: train | forward | inputs (forward, and gradients of inputs alone)
     dense: tuple[str, ...] = ()  # layers whose weight gradient is formed at all positions ("*" = all)
     dense_steps: int = 0  # in so many of its last steps; 0: in all
 
@@ -42,8 +43,8 @@ class Feed:
             )
         if self.split not in SPLITS:
             raise ValueError(f"a feed's split is one of {', '.join(SPLITS)}; not {self.split!r}")
-        if self.charge not in ("train", "forward"):
-            raise ValueError(f"a feed's charge is train or forward; not {self.charge!r}")
+        if self.charge not in CHARGES:
+            raise ValueError(f"a feed's charge is one of {', '.join(CHARGES)}; not {self.charge!r}")
         if self.dense_steps < 0 or (self.dense_steps and not self.dense):
             raise ValueError(f"a feed has dense_steps >= 0, of its dense layers; this one has {self.dense_steps} of {self.dense}")
         if self.batch < 1 or not 0 < self.share <= 1:
@@ -51,6 +52,7 @@ class Feed:
 
 
 SPLITS = ("train", "held", "probe", "test")
+CHARGES = ("train", "forward", "inputs")
 
 
 @dataclass(frozen=True)
@@ -207,6 +209,8 @@ class Setting:
     cohort: int  # clients per round
     clients: int
     seed: int
+    anatomy: Anatomy  # of the net: its layers, their positions
+    holdout: float = 0.0  # share of every client's images that is held out
 
 
 State = TypeVar("State")

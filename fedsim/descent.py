@@ -47,13 +47,16 @@ def sgd(state: Tree, gradient: Tree, lr: float | Tensor, momentum: float, decay:
     return state
 
 
-def adam(state: Tree, gradient: Tree, lr: float | Tensor, decay: float) -> Tree:
-    """One step of torch.optim.Adam."""
+def adam(state: Tree, gradient: Tree, lr: float | Tensor, decay: float, decoupled: bool = False) -> Tree:
+    """One step of torch.optim.Adam; with `decoupled` decay of torch.optim.AdamW (Loshchilov and Hutter 2019)."""
     steps = state[STEPS] + 1
     first_bias, second_bias = 1 - BETA1**steps, 1 - BETA2**steps
     for key, g in gradient.items():
         w, first, second = state[key], state["opt/first/" + key[2:]], state["opt/second/" + key[2:]]
-        g = g + decay * w if decay else g
+        if decay and decoupled:
+            w.mul_(1 - lr * decay)
+        elif decay:
+            g = g + decay * w
         first.add_((1 - BETA1) * (g - first))
         second.add_((1 - BETA2) * (g * g - second))
         step = lr / first_bias * first / ((second / second_bias).sqrt() + EPS)

@@ -44,7 +44,8 @@ def rows(parts: Parts) -> Iterator[Row]:
     for r in range(setting.rounds + 1):
         fleet.open(r)
         state, found = method.round(setting, state, fleet, r)
-        row = row_of(parts.anatomy, fleet.account.bills, None, method.deploy(setting, state, fleet, [])[0], masks, found)
+        shared, _, net = method.deploy(setting, state, fleet, [])
+        row = row_of(parts.anatomy, fleet.account.bills, None, shared, masks, found, net or setting.net)
         masks = row.masks
         yield row
 

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from fedsim import personal
 from fedsim.assemble import Parts
 from fedsim.exact import COHORT
 from fedsim.fleet.batches import evaluation_shards
 from fedsim.fleet.local import LocalFleet
+from fedsim.gates import GATES
+from fedsim.net import Net
+from fedsim.record import Gates
 from fedsim.tree import Tree
 from fedsim.works import Evaluate
 
 Columns = dict[str, tuple[np.ndarray, np.ndarray]]
+BLOCK = 4_096  # clients whose gates are asked for at once
+GATES_UP_TO = 100_000  # clients, all of whose gates are stored at the end of a run
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,7 @@ class Score:
 
     rounds: dict[str, float]
     clients: Columns
+    gates: Gates | None = None
 
 
 def due(parts: Parts, r: int) -> bool:
@@ -47,7 +54,36 @@ def evaluate(parts: Parts, state: Any, fleet: LocalFleet, r: int) -> Score:
     replies = [fleet.run(work, clients[part], shared, {key: rows[part] for key, rows in own.items()}, net).each for part in parts_of]
     each = {key: torch.cat([reply[key] for reply in replies]) for key in replies[0]}
     scores, columns = _per_client(each, np.array(clients))
-    return Score(rounds | scores, columns)
+    return _personal(parts, Score(rounds | scores, columns), net or parts.setting.net, shared, own)
+
+
+def _personal(parts: Parts, score: Score, net: Net, shared: Tree, own: Tree) -> Score:
+    """The score, and where clients have sub-networks of their own what these are."""
+    ids, accuracy = score.clients["accuracy"]
+    gates = personal.gates_of(net, own, ids.tolist())
+    if gates is None:
+        return score
+    rounds, columns = personal.of_clients(net, parts.anatomy, shared, own[GATES])
+    rounds["client_worst"] = int(ids[accuracy.argmin()])
+    mine = {name: (ids, values) for name, values in columns.items()}
+    return replace(score, rounds=score.rounds | rounds, clients=score.clients | mine, gates=gates)
+
+
+def final_gates(parts: Parts, state: Any, fleet: LocalFleet) -> Gates | None:
+    """The gates of all clients with images, or of those evaluated last where there are more than GATES_UP_TO clients."""
+    shards, setting = parts.population.shards, parts.setting
+    if setting.clients <= GATES_UP_TO:
+        clients = np.flatnonzero(shards["train"].sizes() + shards["test"].sizes()).tolist()
+    else:
+        clients = whose(parts, fleet, parts.job.rounds)
+    found: list[Gates] = []
+    for begin in range(0, len(clients), BLOCK):
+        block = clients[begin : begin + BLOCK]
+        _, own, net = parts.method.deploy(setting, state, fleet, block)
+        if (gates := personal.gates_of(net or setting.net, own, block)) is None:
+            return None
+        found.append(gates)
+    return Gates(np.array(clients), np.concatenate([gates.hard for gates in found]), found[0].groups) if found else None
 
 
 def whose(parts: Parts, fleet: LocalFleet, r: int) -> list[int]:

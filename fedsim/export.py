@@ -1,33 +1,162 @@
-"""From a run file to a plain torch module."""
+"""From a run file to a plain torch module: the network that a run ended with, or the smaller one of a client."""
 
 from __future__ import annotations
 
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor, fx, nn
 
-from fedsim import models
-from fedsim.assemble import assemble
+from fedsim import ledger, masks, models, personal
+from fedsim.data.population import populate
 from fedsim.fault import BadInput
-from fedsim.job import check
-from fedsim.record import Reader, read_model
+from fedsim.gates import GATES
+from fedsim.job import Job, check
+from fedsim.ledger import Anatomy
+from fedsim.net import Net
+from fedsim.record import Reader
+from fedsim.tree import Tree, under
+
+FORMS = ("torch",)
+LIBRARIES = ("torch", "_operator", "math", "builtins")  # where the functions of a plain module may come from
 
 
-def module_of(path: Path | str) -> nn.Module:
-    """The final model of a finished run in evaluation mode, pruned weights exactly 0; BadInput for a run without one.
+@dataclass(frozen=True)
+class Final:
+    """The network of a finished run, and its values."""
 
-    Its data set must be where the job says, since that knows the shape of the images and the number of classes.
+    net: Net  # after a permanent cut
+    tree: Tree  # w/, buf/, mask/, and the gate in force
+    anatomy: Anatomy  # of the original network
+    note: str = ""  # in what it differs from the network that was evaluated
+
+    @property
+    def module(self) -> nn.Module:
+        """As ordinary torch layers in evaluation mode, masked weights exactly 0, physically small."""
+        net, tree = self.net, masks.apply(under(self.tree, "w/", "buf/"), under(self.tree, "mask/"))
+        if GATES in self.tree:
+            kept = net.channels.kept(self.tree[GATES])
+            net, tree = net.cut(kept), net.narrow(tree, kept)
+        return net.plain(tree)
+
+    @property
+    def flops(self) -> int:
+        """Of an image, masks and gates counted."""
+        return ledger.forward_flops(self.anatomy, personal.in_use(self.net, self.anatomy, self.tree))
+
+
+def module_of(path: Path | str, client: int | None = None) -> nn.Module:
+    """The final model of a finished run in evaluation mode, or a client's sub-network; BadInput where there is none.
+
+    Its layers are torch's own where torch.fx can trace it. Its data set must be where the job says, since that knows the shape of
+    the images and the number of classes.
     """
-    known = Reader(path).attributes
+    return _traced(final(path, client).module)[0]
+
+
+def final(path: Path | str, client: int | None = None) -> Final:
+    """What a finished run ended with, for one client with that client's gates."""
+    reader = Reader(path)
+    known = reader.attributes
     if not known["finished"]:
         raise BadInput(f"{path} holds no final model yet: {known['rounds']} of {known['rounds_planned']} rounds are done")
-    parts = assemble(check(tomllib.loads(known["job"]), str(path)))
-    data = parts.population.train
-    module = models.build(parts.job.model, data.shape, data.classes, parts.job.seed)
-    tree = read_model(path)
-    values = {key.partition("/")[2]: value for key, value in tree.items() if key.startswith(("w/", "buf/"))}
-    missing, unknown = module.load_state_dict(values, strict=False)
-    if unknown or [name for name in missing if not name.endswith("num_batches_tracked")]:
-        raise BadInput(f"{path}: the model in the file is not the job's: {', '.join([*unknown, *missing])}")
-    return module.eval()
+    gate = {} if client is None else {GATES: _gate_of(reader, client)}
+    job = check(tomllib.loads(known["job"]), str(path))
+    data = populate(job.data, job.partition, job.seed).train
+    module = models.build(job.model, data.shape, data.classes, job.seed)
+    tree = reader.model()
+    net = Net(module)
+    try:
+        kept = {key.removeprefix("index/"): value for key, value in tree.items() if key.startswith("index/")}
+        net = net.cut(kept) if kept else net
+        found = Final(net, under(tree, "w/", "buf/", "mask/", "gate/") | gate, models.anatomy(module, data.shape), _note(job, tree | gate))
+        net.plain(found.tree)
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise BadInput(f"{path}: the model in the file is not the job's: {error}") from error
+    return found
+
+
+def _note(job: Job, tree: Tree) -> str:
+    if GATES not in tree or getattr(job.method.use, "norm_over", "kept") == "kept":
+        return ""
+    return 'note: under norm_over = "all" norms saw the closed channels too, which are not here any more: outputs differ a little'
+
+
+def _gate_of(reader: Reader, client: int) -> Tensor:
+    """(n,) the client's own gate; BadInput where it has none."""
+    clients = len(reader.labels("client"))
+    if not 0 <= client < clients:
+        raise BadInput(f"{reader.path} has no client {client}; its clients are 0 to {clients - 1}")
+    ids, hard = reader.gates()
+    if not len(ids):
+        raise BadInput(
+            f"{reader.path}: client {client} has no network of its own, since this run gave its clients no gates;"
+            " leave out --client for the network that all share"
+        )
+    if client not in ids:
+        some = ", ".join(map(str, ids[:10])) + (" …" if len(ids) > 10 else "")
+        raise BadInput(f"{reader.path} holds no network of client {client}; it has those of the clients {some}")
+    return torch.from_numpy(hard[int(np.flatnonzero(ids == client)[0])])
+
+
+def _traced(module: nn.Module) -> tuple[nn.Module, str]:
+    """(the module of torch's own layers alone, "") or (the module itself, why it needs its class)."""
+    try:
+        traced = fx.symbolic_trace(module.eval())
+    except Exception as error:  # whatever a user's own forward raises when it is given no numbers
+        return module, f"torch.fx cannot trace it ({type(error).__name__}: {error})"
+    calls = {node.target for node in traced.graph.nodes if node.op == "call_function"}
+    if own := [call for call in calls if getattr(call, "__module__", "").partition(".")[0] not in LIBRARIES]:
+        return module, f"it calls {own[0].__module__}.{own[0].__name__}"
+    return traced.eval(), ""
+
+
+def export(path: Path, client: int | None, out: Path | None, console: Console) -> None:
+    """Writes the final model of the run at `path`, or of one of its clients, and says what it wrote."""
+    out = out or path.with_suffix(".pt" if client is None else f".client{client}.pt")
+    if out.exists() and (out.is_dir() or out.samefile(path)):
+        raise BadInput(f"--out {out}: {'a folder' if out.is_dir() else 'the run file itself'} cannot be written over; choose another")
+    found = final(path, client)
+    module, why = _traced(found.module)
+    _save(module, out)
+    for line in _told(found, module, path, client):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print(f"wrote {out}: " + _how(out, module, why), highlight=False, markup=False, soft_wrap=True)
+
+
+def _save(module: nn.Module, out: Path) -> None:
+    aside = out.with_name(out.name + ".new")
+    try:
+        aside.touch()
+    except OSError as error:
+        raise BadInput(f"{out} cannot be written: {error.strerror}; choose another --out") from None
+    torch.save(module, aside)
+    aside.rename(out)
+
+
+def _how(out: Path, module: nn.Module, why: str) -> str:
+    load = f'torch.load("{out}", weights_only=False)'
+    if not why:
+        return f"{load}, without fedsim"
+    kind = type(module)
+    return f"{load} where {kind.__module__}.{kind.__qualname__} can be imported, since {why}"
+
+
+def _told(found: Final, module: nn.Module, path: Path, client: int | None) -> list[str]:
+    """Parameters, FLOPs and accuracy."""
+    count, whole = sum(value.numel() for value in module.parameters()), found.anatomy.parameters
+    full = ledger.forward_flops(found.anatomy)
+    lines = [
+        f"{count:,} of {whole:,} parameters ({count / whole:.1%})",
+        f"{found.flops:,} of {full:,} FLOP an image ({found.flops / full:.1%})",
+    ]
+    reader = Reader(path)
+    accuracy = reader.column("accuracy") if client is None else reader.clients("accuracy")[:, client]
+    if len(measured := np.flatnonzero(np.isfinite(accuracy))):
+        where = "the global test set" if client is None else "its own test images"
+        lines.append(f"accuracy {accuracy[measured[-1]]:.1%} on {where} (round {measured[-1]})")
+    return lines + ([found.note] if found.note else [])

@@ -190,6 +190,10 @@ def _run(parts: Parts, start: Start, link: Link | None, hosts: list[str], progre
         progress.begin(plan)
         try:
             simulate(parts, fleet, Scribe(parts, record, start, plan.text()), start, progress)
+        except BadInput:
+            if record.rounds < 0:  # a method may refuse in round 0, and then nothing is left behind
+                start.out.unlink()
+            raise
         finally:
             fleet.drain()
 

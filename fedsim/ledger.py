@@ -15,6 +15,7 @@ from math import log2
 from types import MappingProxyType
 
 VALUE = 4  # bytes of a float32
+CHARGES = ("train", "forward", "inputs")
 ENCODINGS = ("dense", "bitmask", "coordinate", "csr32", "csr16", "entropy", "affine8")
 
 Kept = Mapping[str, int]
@@ -126,13 +127,16 @@ def feed_flops(
 ) -> Terms:
     """What `images` images cost (an image seen in two epochs counts twice).
 
-    forward f_S; with charge "train" backward 2 f_S, and dense_gradient f_l - d_l f_l of the layers in `dense` ("*" = all), whose weight
-    gradient is formed at all positions for `dense_images` of them (None: all): together 2 f_S + f_S of the others + f_D of these.
+    forward f_S; with charge "inputs" backward f_S, the gradients of inputs alone; with "train" backward 2 f_S, and dense_gradient
+    f_l - d_l f_l of the layers in `dense` ("*" = all), whose weight gradient is formed at all positions for `dense_images` of them
+    (None: all): together 2 f_S + f_S of the others + f_D of these.
     """
-    if charge not in ("train", "forward"):
-        raise ValueError(f"a feed's charge is train or forward; not {charge!r}")
+    if charge not in CHARGES:
+        raise ValueError(f"a feed's charge is one of {', '.join(CHARGES)}; not {charge!r}")
     sparse = layer_flops(anatomy, kept)
     terms = Terms(forward=images * sum(sparse.values()))
+    if charge == "inputs":
+        terms |= {"backward": terms["forward"]}
     if charge == "train":
         names = _named(anatomy, dense)
         extra = sum(layer.flops - sparse[layer.name] for layer in anatomy.layers if layer.name in names)

@@ -5,25 +5,29 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from fedsim import descent, masks, norms
-from fedsim.models.anatomy import WEIGHTED
-from fedsim.tree import Tree, each
+from fedsim import descent, masks, norms, trace
+from fedsim.autodiff import by_autograd, by_func
+from fedsim.channels import Channels, filled, standardised_of
+from fedsim.gates import GATES
+from fedsim.models.anatomy import WEIGHTED, per_channel
+from fedsim.models.layers import standardised
+from fedsim.taps import Slots, TappedLayer, tapping, tied
+from fedsim.trace import Group
+from fedsim.tree import Tree, each, under
 
 if TYPE_CHECKING:
     from fedsim.core import Batch
 
 Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 Tap = Callable[[str, Tensor], Tree]
-Forward = Callable[[Tree, list[Tree]], tuple[Tensor, Tree]]  # of leaves and probes: loss, running statistics
-Found = tuple[Tensor, Tree, list[Tree], Tree]  # loss, gradients of leaves, of probes, running statistics
+WRT = ("w", "gate")
 
 
 def cross_entropy(logits: Tensor, y: Tensor, real: Tensor | None) -> Tensor:
@@ -33,82 +37,41 @@ def cross_entropy(logits: Tensor, y: Tensor, real: Tensor | None) -> Tensor:
     return (F.cross_entropy(logits, y, reduction="none") * real).sum() / real.sum()
 
 
-class _HandOver(torch.autograd.Function):
-    """The identity. In backward the dense gradient is handed to `tap` as soon as it exists, and passed on only if it is wanted.
-
-    What the tap returns is the gradient of its probes: so it comes back as a value of the call, under `vmap` too.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(weight: Tensor, tap: Callable[[Tensor], Tree], wanted: bool, *probes: Tensor) -> Tensor:
-        return weight.view_as(weight)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, ctx.tap, ctx.wanted, *probes = inputs
-        ctx.dtypes = [probe.dtype for probe in probes]
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        found = ctx.tap(gradient.detach())
-        values = [value.to(dtype) for value, dtype in zip(found.values(), ctx.dtypes, strict=True)]
-        return gradient if ctx.wanted else None, None, None, *values
-
-
-@dataclass
-class _TappedLayer:
-    """A layer whose dense gradient is looked at while it exists."""
-
-    key: str  # of its weight
-    see: Callable[[Tensor], Tree]
-    like: Tree  # what `see` returns
-    passed: bool  # whether the gradient is wanted besides
-
-    @property
-    def probes(self) -> Tree:
-        """Zeros whose gradients are what `see` returns; a float64 holds every position exactly."""
-        return {name: torch.zeros_like(value, dtype=torch.float64) for name, value in self.like.items()}
-
-    def value(self, gradients: Tree) -> Tree:
-        return {name: gradients[name].to(value.dtype) for name, value in self.like.items()}
-
-
 class Net:
     """A module without values: they come from the tree of each call.
 
     Keys: "w/NAME" for every parameter, "buf/NAME" for the running statistics of norms. `initial` holds the module's own values,
     `sizes` the weights of its conv and linear layers, in state_dict order: all layers but the first may be pruned (`maskable`).
     Net leaves the module it is given as it was.
+
+    Where the tree has a gate, "gate/channels" (n,) over all its `channels`, it is multiplied in. A hard one (bool) runs
+    physically smaller where it can, under `vmap` masked: the same but for rounding. `kept` says which channels a cut net has left.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, kept: Tree | None = None) -> None:
         self._call = norms.Call()
-        self.module = copy.deepcopy(module).train()
-        self.initial: Tree = {"w/" + name: value.detach().clone() for name, value in self.module.named_parameters()}
-        for name, value in self.module.named_buffers():
+        self._given = copy.deepcopy(module).train()
+        self.initial: Tree = {"w/" + name: value.detach() for name, value in self._given.named_parameters()}
+        for name, value in self._given.named_buffers():
             if value.is_floating_point():
-                self.initial["buf/" + name] = value.detach().clone()
+                self.initial["buf/" + name] = value.detach()
+        self.module = copy.deepcopy(self._given)
         norms.swap(self.module, self._call)
         slots = self.module.named_modules(remove_duplicate=False)
-        self._slots = [(layer._parameters, slot, f"{name}.{slot}".lstrip(".")) for name, layer in slots for slot in layer._parameters]
-        self._slots = [(where, slot, "w/" + name) for where, slot, name in self._slots if where[slot] is not None]
-        self._tie()
+        self._slots: Slots = [
+            (layer._parameters, slot, f"{name}.{slot}".lstrip(".")) for name, layer in slots for slot in layer._parameters
+        ]
+        self._slots = tied([(where, slot, "w/" + name) for where, slot, name in self._slots if where[slot] is not None])
         self.weights = tuple(key for key in self.initial if key.startswith("w/"))
-        weighted = [name for name, layer in self.module.named_modules() if isinstance(layer, WEIGHTED)]
-        self.sizes = {name: self.initial[f"w/{name}.weight"].numel() for name in weighted if f"w/{name}.weight" in self.weights}
+        weighted = [name for name, layer in self.module.named_modules() if isinstance(layer, (*WEIGHTED, norms.Standardised))]
+        self.shapes = {name: tuple(self.initial[f"w/{name}.weight"].shape) for name in weighted if f"w/{name}.weight" in self.weights}
+        self.sizes = {name: self.initial[f"w/{name}.weight"].numel() for name in self.shapes}
         self._mask_keys = {key: masks.key_of(key) for key in self.weights}
+        self.kept: Tree = kept or {}
+        self._cuts: list[Net] = []
         self.pure = False
         self._training = True
         self._empty()
-
-    def _tie(self) -> None:
-        """A parameter that stands at two places has one key."""
-        first: dict[int, str] = {}
-        for where, slot, key in self._slots:
-            first.setdefault(id(where[slot]), key)
-        self._slots = [(where, slot, first[id(where[slot])]) for where, slot, key in self._slots]
 
     @property
     def maskable(self) -> tuple[str, ...]:
@@ -119,6 +82,7 @@ class Net:
         """The same net with its initial values and constants on another device."""
         moved = copy.copy(self)
         moved.initial = each(lambda value: value.to(device, dtype), self.initial)
+        moved._cuts = []
         moved.module.to(device, dtype)
         return moved
 
@@ -127,6 +91,72 @@ class Net:
         twin = copy.copy(self)
         twin.pure = True
         return twin
+
+    # ---- channels
+
+    @cached_property
+    def _traced(self) -> tuple[fx.Graph, tuple[Group, ...]]:
+        return trace.found(self._given)
+
+    @cached_property
+    def channels(self) -> Channels:
+        """The channels that gates open and close; ValueError for a model without any."""
+        return Channels(self._traced[1], self.shapes, standardised_of(self._given))
+
+    @cached_property
+    def _gated(self) -> fx.GraphModule:
+        """The module with its gates, on the same layers; made while they are empty."""
+        made, places = trace.gated(self.module, *self._traced, lambda group: norms.Gate(group, self._call))
+        self._slots += [(where, slot, "w/" + name) for where, slot, name in places if f"w/{name}" in self.initial]
+        return made
+
+    def used(self, tree: Tree) -> dict[str, int]:
+        """Weights in use of every layer that a mask, a hard gate or an earlier cut makes smaller, by layer."""
+        gate, held = tree.get(GATES), under(tree, "mask/")
+        if gate is not None and not gate.is_floating_point():
+            kept = self.channels.kept(gate)
+            whole, held = self.channels.used(self.channels.open(gate[None])[0]), self.channels.cut(held, kept)
+        else:
+            whole = self.channels.used(self.channels.widths) if self.kept else {}
+        return whole | {key.removesuffix(".weight"): count for key, count in masks.ones(held).items()}
+
+    def per_channel(self, shape: tuple[int, ...]) -> list[int]:
+        """Bytes saved for backward per image of `shape` and open channel, for each group."""
+        owners = {node: group.name for group in self.channels.groups for node in group.nodes}
+        found = per_channel(self._given, shape, self._traced[0], owners)
+        return [found[group.name] for group in self.channels.groups]
+
+    def cut(self, kept: Tree) -> Net:
+        """A physically smaller net of the kept channels (group -> positions, of this net's), its initial values cut as well.
+
+        Asked again for the same channels it gives the same net.
+        """
+        self.channels.kept(self.channels.gate(kept))  # at least one in every group
+        kept = {name: index.cpu() for name, index in kept.items()}
+        for small in self._cuts:
+            if all(torch.equal(small.kept[name], index) for name, index in kept.items()):
+                return small
+        like = next(iter(self.initial.values()))
+        self._cuts[:] = [Net(self.channels.narrowed(self._given, kept), kept).to(like.device, like.dtype)]
+        return self._cuts[0]
+
+    def narrow(self, tree: Tree, kept: Tree, removed: bool = True) -> Tree:
+        """The values of a tree for the cut net. Standardised filters go on counting what they lose, unless not `removed`."""
+        return self.channels.cut(tree, kept) | (self.channels.lost(tree, kept) if removed else {})
+
+    def folded(self, tree: Tree) -> Tree:
+        """The tree with every standardised filter ready for use in the place of the stored one."""
+        ready = {f"w/{name}.weight": self._ready(tree, name) for name in standardised_of(self._given)}
+        return {key: ready.get(key, value) for key, value in tree.items()}
+
+    def _ready(self, tree: Tree, layer: str) -> Tensor:
+        return standardised(tree[f"w/{layer}.weight"], tree.get(f"buf/{layer}.removed"))
+
+    def plain(self, tree: Tree) -> nn.Module:
+        """The values of a tree as a torch module in evaluation mode, standardised filters as those of ordinary convolutions."""
+        return filled(self._given, self.folded(tree))
+
+    # ---- calls
 
     def _empty(self) -> None:
         for where, slot, _ in self._slots:
@@ -147,6 +177,70 @@ class Net:
             self._empty()
             call.tree, call.real = {}, None
 
+    def _forward(
+        self,
+        weights: Tree,
+        tree: Tree,
+        x: Tensor,
+        train: bool,
+        real: Tensor | None,
+        momentum: float | None = None,
+        tapped: Sequence[TappedLayer] = (),
+        probes: Sequence[Tree] = (),
+    ) -> tuple[Tensor, Tree]:
+        """Logits, and new running statistics."""
+        gate = tree.get(GATES)
+        if gate is None:
+            with self._filled(weights, tree, train, real, momentum) as buffers, tapping(self.module, self._slots, tapped, probes):
+                return self.module(x), buffers
+        if gate.dtype == torch.bool and not self.pure and not tapped:
+            return self._compact(weights, tree, x, train, real, momentum)
+        gates, module = self.channels.split(gate), self._gated
+        taps = tapping(self.module, self._slots, tapped, probes)
+        with self._filled(weights, tree, train, real, momentum) as buffers, taps, self._gates(gates):
+            logits = module(x)
+        return logits, self.channels.stayed(buffers, tree, gates) if gate.dtype == torch.bool else buffers
+
+    @contextmanager
+    def _gates(self, gates: Tree) -> Iterator[None]:
+        """Gates multiply; norms look through hard ones."""
+        hard = next(iter(gates.values())).dtype == torch.bool
+        self._call.gates, self._call.kept = gates, {norm: gates[group] for norm, group in self.channels.norms.items() if hard}
+        try:
+            yield
+        finally:
+            self._call.gates, self._call.kept = {}, {}
+
+    def _compact(
+        self, weights: Tree, tree: Tree, x: Tensor, train: bool, real: Tensor | None, momentum: float | None
+    ) -> tuple[Tensor, Tree]:
+        """The kept channels alone: the same layers, filled with what is cut from the stored weights."""
+        kept = self.channels.kept(tree[GATES])
+        ready = {
+            f"w/{name}.weight": standardised(weights[f"w/{name}.weight"], tree.get(f"buf/{name}.removed"))
+            for name in self.channels.standardised
+        }
+        small = self.channels.cut(weights | ready, kept)
+        statistics = self.channels.cut(under(tree, "buf/"), kept)
+        with self._filled(small, statistics, train, real, momentum) as buffers, self._thin(kept):
+            logits = self.module(x)
+        return logits, self.channels.spread(buffers, tree, kept)
+
+    @contextmanager
+    def _thin(self, kept: Tree) -> Iterator[None]:
+        """Depth-wise convolutions of so many channels, and standardised filters that are so already."""
+        layers: dict[Any, str] = {self.module.get_submodule(name): group for name, group in self.channels.depthwise.items()}
+        before = {layer: layer.groups for layer in layers}
+        self._call.cut = True
+        try:
+            for layer, group in layers.items():
+                layer.groups = len(kept[group])
+            yield
+        finally:
+            self._call.cut = False
+            for layer, groups in before.items():
+                layer.groups = groups
+
     def _masked(self, values: Tree, tree: Tree) -> Tree:
         """Every value whose mask stands in the tree, times that mask."""
         held = {key: tree[mask] for key, mask in self._mask_keys.items() if mask in tree}
@@ -163,14 +257,23 @@ class Net:
 
         momentum: of the running statistics, in place of each norm's own.
         """
-        with self._filled(self.effective(tree), tree, train, real, momentum) as buffers:
-            return self.module(x), buffers
+        return self._forward(self.effective(tree), tree, x, train, real, momentum)
+
+    def energy(self, tree: Tree, x: Tensor, real: Tensor | None = None, power: int = 2) -> Tensor:
+        """(n,) sum over images and positions of every channel's |activation|^power, in evaluation mode."""
+        module, self._call.energy, self._call.power = self._gated, {}, power
+        try:
+            with self._filled(self.effective(tree), tree, False, real):
+                module(x)
+            return torch.cat([self._call.energy[group.name] for group in self.channels.groups])
+        finally:
+            self._call.energy = None
 
     def gradient(
         self,
         tree: Tree,
         batch: Batch,
-        wrt: str | None = "w",
+        wrt: str | tuple[str, ...] | None = "w",
         loss: Loss = cross_entropy,
         extra: Tree | None = None,
         tap: Tap | None = None,
@@ -178,72 +281,45 @@ class Net:
     ) -> tuple[Tensor, Tree, Tree, Tree]:
         """(mean loss, gradient, running statistics, taps) of one batch in training mode.
 
-        wrt="w": the masked gradient of every weight, plus `extra` (masked too), under "w/"; None: nothing but what is tapped.
+        wrt="w": the masked gradient of every weight, plus `extra` (masked too), under "w/"; "gate": that of the tree's soft gate,
+        under its key, summed over all places where a channel is gated; ("w", "gate"): both; None: nothing but what is tapped.
         tap(layer, g) is called for each name in `layers` with the dense gradient g of its effective weight, as soon as it exists;
         what it returns is collected in taps. With wrt=None g is freed before the next layer's gradient is formed.
         """
-        if wrt not in ("w", None):
-            raise ValueError(f"wrt = {wrt!r}: this net has no gates; differentiate 'w', or None for the tapped layers alone")
-        value, dense, buffers, taps = self._differentiated(tree, batch, wrt == "w", loss, tap, layers if tap else ())
+        wanted = (wrt,) if isinstance(wrt, str) else wrt or ()
+        if unknown := set(wanted) - set(WRT):
+            raise ValueError(f"wrt = {wrt!r}: {unknown.pop()!r} is none of {', '.join(WRT)}; None differentiates the tapped layers alone")
+        if "gate" in wanted and not (GATES in tree and tree[GATES].is_floating_point()):
+            raise ValueError(f"wrt = {wrt!r}: the tree has no soft gate {GATES!r} to differentiate; a hard one has no gradient")
+        value, dense, buffers, taps = self._differentiated(tree, batch, wanted, loss, tap, layers if tap else ())
         if extra:
             dense = {key: g + extra[key] if key in extra else g for key, g in dense.items()}
         return value, self._masked(dense, tree), buffers, taps
 
     def _differentiated(
-        self, tree: Tree, batch: Batch, wanted: bool, loss: Loss, tap: Tap | None, layers: Sequence[str]
+        self, tree: Tree, batch: Batch, wanted: Sequence[str], loss: Loss, tap: Tap | None, layers: Sequence[str]
     ) -> tuple[Tensor, Tree, Tree, Tree]:
-        """Loss, the dense gradient of every weight where it is `wanted`, running statistics, taps."""
+        """Loss, the dense gradient of what is `wanted`, running statistics, taps."""
         weights = self.effective(tree)
-        tapped = [self._tapped_layer(weights, layer, tap, wanted) for layer in layers] if tap else []
+        tapped = [self._tapped_layer(weights, layer, tap, "w" in wanted) for layer in layers] if tap else []
+        at = (weights if "w" in wanted else {}) | ({GATES: tree[GATES]} if "gate" in wanted else {})
 
         def forward(leaves: Tree, probes: list[Tree]) -> tuple[Tensor, Tree]:
-            with self._filled({**weights, **leaves}, tree, True, batch.real) as buffers, self._tapping(tapped, probes):
-                return loss(self.module(batch.x), batch.y, batch.real), buffers
+            logits, buffers = self._forward({**weights, **leaves}, {**tree, **leaves}, batch.x, True, batch.real, None, tapped, probes)
+            return loss(logits, batch.y, batch.real), buffers
 
-        find = _by_func if self.pure else _by_autograd
-        value, dense, seen, buffers = find(forward, weights if wanted else {}, [layer.probes for layer in tapped])
+        find = by_func if self.pure else by_autograd
+        value, dense, seen, buffers = find(forward, at, [layer.probes for layer in tapped])
         taps = {name: value for layer, found in zip(tapped, seen, strict=True) for name, value in layer.value(found).items()}
         return value, dense, buffers, taps
 
-    def _tapped_layer(self, weights: Tree, layer: str, tap: Tap, passed: bool) -> _TappedLayer:
+    def _tapped_layer(self, weights: Tree, layer: str, tap: Tap, passed: bool) -> TappedLayer:
         key = f"w/{layer}.weight"
         if key not in weights:
             names = ", ".join(key[2:].removesuffix(".weight") for key in self.weights if key.endswith(".weight"))
             raise ValueError(f"no layer {layer!r} to tap; the net has {names}")
         see = partial(tap, layer)
-        return _TappedLayer(key, see, see(torch.zeros_like(weights[key])), passed)
-
-    @contextmanager
-    def _tapping(self, taps: list[_TappedLayer], probes: list[Tree]) -> Iterator[None]:
-        """Wraps each tapped weight where it is first used.
-
-        Autograd runs what was made last first: wrapped any earlier, the dense gradients would wait for each other.
-        """
-        waiting = {tap.key: (tap, held) for tap, held in zip(taps, probes, strict=True)}
-
-        def wrap(key: str, *_: Any) -> None:
-            if key not in waiting:
-                return
-            tap, held = waiting.pop(key)
-            places = [(where, slot) for where, slot, name in self._slots if name == key]
-            wrapped = _HandOver.apply(places[0][0][places[0][1]], tap.see, tap.passed, *held.values())
-            for where, slot in places:
-                where[slot] = wrapped
-
-        hooks = [layer.register_forward_pre_hook(partial(wrap, tap.key)) for tap in taps for layer in self._users(tap.key)]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-        if waiting:
-            name = next(iter(waiting))[2:].removesuffix(".weight")
-            raise ValueError(f"layer {name!r} cannot be tapped: the model uses its weight without calling the layer")
-
-    def _users(self, key: str) -> list[nn.Module]:
-        """The layers that hold the weight."""
-        places = [where for where, _, name in self._slots if name == key]
-        return [layer for layer in self.module.modules() if any(layer._parameters is where for where in places)]
+        return TappedLayer(key, see, see(torch.zeros_like(weights[key])), passed)
 
     def descend(
         self, state: Tree, gradient: Tree, lr: float | Tensor, momentum: float = 0.0, decay: float = 0.0, optimiser: str = "sgd"
@@ -258,36 +334,16 @@ class Net:
 
     def hessian_vector(self, tree: Tree, batch: Batch, vector: Tree, loss: Loss = cross_entropy) -> Tree:
         """H · vector of the masked loss, for the keys of `vector`, by differentiating twice; running statistics are left alone."""
+        if not self.pure:
+            return self.under_vmap().hessian_vector(tree, batch, vector, loss)
         weights = self.effective(tree)
 
         def gradient(leaves: Tree) -> Tree:
             def forward(inner: Tree) -> Tensor:
-                with self._filled({**weights, **inner}, tree, True, batch.real):
-                    return loss(self.module(batch.x), batch.y, batch.real)
+                logits, _ = self._forward({**weights, **inner}, tree, batch.x, True, batch.real)
+                return loss(logits, batch.y, batch.real)
 
             return torch.func.grad(forward)(leaves)
 
-        pure, self.pure = self.pure, True
-        try:
-            at = {key: weights[key] for key in vector}
-            back = torch.func.vjp(gradient, at)[1]
-            return self._masked(back(self._masked(vector, tree))[0], tree)
-        finally:
-            self.pure = pure
-
-
-def _by_autograd(forward: Forward, leaves: Tree, probes: list[Tree]) -> Found:
-    """By ordinary autograd."""
-    leaves, *probes = [{key: value.detach().requires_grad_() for key, value in tree.items()} for tree in (leaves, *probes)]
-    every = [value for tree in (leaves, *probes) for value in tree.values()]
-    with torch.enable_grad():
-        value, buffers = forward(leaves, probes)
-    found = iter(torch.autograd.grad(value, every, allow_unused=True, materialize_grads=True) if every else ())
-    dense, *seen = [{key: next(found) for key in tree} for tree in (leaves, *probes)]
-    return value.detach(), dense, seen, buffers
-
-
-def _by_func(forward: Forward, leaves: Tree, probes: list[Tree]) -> Found:
-    """By torch.func, for calls under `vmap`."""
-    (dense, seen), (value, buffers) = torch.func.grad_and_value(forward, argnums=(0, 1), has_aux=True)(leaves, probes)
-    return value, dense, seen, buffers
+        back = torch.func.vjp(gradient, {key: weights[key] for key in vector})[1]
+        return self._masked(back(self._masked(vector, tree))[0], tree)

@@ -1,4 +1,4 @@
-"""Batch norm as Net runs it: a pure function of the tree, over the real images of a padded batch only.
+"""Layers as Net runs them: pure functions of the tree, over the real images of a padded batch and the kept channels only.
 
 Running statistics are read from the tree and handed back; torch's module would change its own buffers, which a client that is
 one row of a pack does not have.
@@ -7,11 +7,13 @@ one row of a pack does not have.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedsim.models.layers import StandardisedConv2d, standardised
 from fedsim.tree import Tree
 
 TORCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -26,6 +28,11 @@ class Call:
     real: Tensor | None = None  # (B,)
     momentum: float | None = None  # of running statistics; None: each norm's own
     pure: bool = False  # under a transform: nothing may be overwritten
+    gates: Tree = field(default_factory=dict)  # group -> (C,)
+    kept: Tree = field(default_factory=dict)  # norm -> (C,) hard gate of its channels
+    cut: bool = False  # the weights are narrower than the stored ones, standardised filters ready for use
+    energy: Tree | None = None  # group -> (C,) sum of |activation|^power, where it is asked for
+    power: int = 2
     buffers: Tree = field(default_factory=dict)
 
 
@@ -98,15 +105,80 @@ class BatchNorm(nn.Module):
         call.buffers[self.var_key] = old_var + self.momentum * (var - old_var)
 
 
+class GroupNorm(nn.Module):
+    """Stands where torch's group norm of one group stood; under a hard gate its statistics are those of the kept channels."""
+
+    def __init__(self, norm: nn.GroupNorm, name: str, call: Call) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps, self.name = norm.weight, norm.bias, norm.eps, name
+        self.num_groups = 1
+        self.call = [call]
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = self.call[0].kept.get(self.name)
+        if gate is None:
+            return F.group_norm(x, 1, self.weight, self.bias, self.eps)
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        axes = list(range(1, x.dim()))
+        held = gate.to(x.dtype).view(shape)
+        count = held.sum() * (x[0].numel() / x.shape[1])
+        mean = (x * held).sum(axes, keepdim=True) / count
+        centred = x - mean
+        var = (centred.square() * held).sum(axes, keepdim=True) / count
+        out = centred * (var + self.eps).rsqrt()
+        return out if self.weight is None else out * self.weight.view(shape) + self.bias.view(shape)
+
+
+class Standardised(nn.Module):
+    """Stands where a weight-standardised convolution stood. The stored filter is standardised, whatever is cut from it later."""
+
+    def __init__(self, conv: StandardisedConv2d, name: str, call: Call) -> None:
+        super().__init__()
+        self.weight, self.bias, self.removed_key = conv.weight, conv.bias, f"buf/{name}.removed"
+        self.stride, self.padding, self.dilation, self.groups = conv.stride, conv.padding, conv.dilation, conv.groups
+        self.call = [call]
+
+    def forward(self, x: Tensor) -> Tensor:
+        call = self.call[0]
+        weight = self.weight if call.cut else standardised(self.weight, call.tree.get(self.removed_key))
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class Gate(nn.Module):
+    """Multiplies a group's channels by its gate, where there is one."""
+
+    def __init__(self, group: str, call: Call) -> None:
+        super().__init__()
+        self.group, self.call = group, [call]
+
+    def forward(self, x: Tensor) -> Tensor:
+        call = self.call[0]
+        if call.energy is not None:
+            real = 1.0 if call.real is None else call.real.to(x.dtype).view([-1] + [1] * (x.dim() - 1))
+            found = (x.abs() ** call.power * real).sum([axis for axis in range(x.dim()) if axis != 1])
+            call.energy[self.group] = call.energy[self.group] + found if self.group in call.energy else found
+        gate = call.gates.get(self.group)
+        return x if gate is None else x * gate.to(x.dtype).view([1, -1] + [1] * (x.dim() - 2))
+
+
+OURS: tuple[tuple[Any, Any], ...] = ((TORCH_NORMS, BatchNorm), (nn.GroupNorm, GroupNorm), (StandardisedConv2d, Standardised))
+
+
 def swap(module: nn.Module, call: Call) -> None:
-    """Puts a BatchNorm of ours in the place of every batch norm of `module`, and refuses layers that draw numbers of their own."""
-    for name, layer in list(module.named_modules()):
+    """Puts layers of ours in the place of batch norms, group norms of one group and standardised convolutions.
+
+    ValueError for layers that draw numbers of their own or change themselves.
+    """
+    made: dict[nn.Module, nn.Module] = {}
+    for name, layer in list(module.named_modules(remove_duplicate=False)):
         if isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0:
             raise ValueError(f"{name}: dropout draws from the global generator, so no two fleets would agree; set p = 0")
         if isinstance(layer, nn.modules.instancenorm._InstanceNorm) and layer.track_running_stats:
             raise ValueError(f"{name}: an instance norm with running statistics changes them in place; set track_running_stats = False")
         if isinstance(layer, nn.modules.batchnorm._BatchNorm) and not isinstance(layer, TORCH_NORMS):
             raise ValueError(f"{name}: {type(layer).__name__} synchronises or is lazy; use torch.nn.BatchNorm2d")
-        if isinstance(layer, TORCH_NORMS):
-            parent = module.get_submodule(name.rpartition(".")[0])
-            setattr(parent, name.rpartition(".")[2], BatchNorm(layer, name, call))
+        for kind, own in OURS:
+            if isinstance(layer, kind) and (kind is not nn.GroupNorm or layer.num_groups == 1):
+                setattr(
+                    module.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], made.setdefault(layer, own(layer, name, call))
+                )

@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+from torch import Tensor
 
-from fedsim import ledger, masks
+from fedsim import ledger, masks, personal
 from fedsim.evaluate import Columns, Score
 from fedsim.fleet.account import Bill
 from fedsim.ledger import Anatomy
+from fedsim.net import Net
+from fedsim.record import Gates
 from fedsim.tree import Tree, under
 
 
@@ -21,14 +24,29 @@ class Row:
     layers: dict[str, np.ndarray] = field(default_factory=dict)
     masks: Tree = field(default_factory=dict)
     timing: dict[str, float] = field(default_factory=dict)
+    gates: Gates | None = None  # of clients, where they have some of their own
 
 
-def row_of(anatomy: Anatomy, bills: Mapping[int, Bill], score: Score | None, shared: Tree, before: Tree, found: Mapping[str, float]) -> Row:
-    """`shared` is what would be broadcast next, `before` the masks of the round before, `found` what the method records."""
+def row_of(
+    anatomy: Anatomy,
+    bills: Mapping[int, Bill],
+    score: Score | None,
+    shared: Tree,
+    before: Tree,
+    found: Mapping[str, float],
+    net: Net | None = None,
+) -> Row:
+    """`shared` is what would be broadcast next, `before` the masks of the round before, `found` what the method records.
+
+    net: in use, for a model that may be cut or gated; `anatomy` is always the original network's.
+    """
     held = under(shared, "mask/")
-    values = _sums(bills) | _densities(anatomy, held) | dict(found) | (score.rounds if score else {})
-    clients = _columns(bills) | (score.clients if score else {})
-    return Row(values, clients, _layers(anatomy, held, before), held)
+    kept = personal.in_use(net, anatomy, shared) if net else _kept(held)
+    values = _sums(bills) | _densities(anatomy, kept) | (personal.sizes(net, anatomy, shared) if net else {}) | dict(found)
+    layers = _layers(anatomy, kept, held, before)
+    if score is None:
+        return Row(values, _columns(bills), layers, held)
+    return Row(values | score.rounds, _columns(bills) | score.clients, layers, held, gates=score.gates)
 
 
 def _sums(bills: Mapping[int, Bill]) -> dict[str, float]:
@@ -51,8 +69,7 @@ def _kept(held: Tree) -> dict[str, int]:
     return {name.removesuffix(".weight"): count for name, count in masks.ones(held).items()}
 
 
-def _densities(anatomy: Anatomy, held: Tree) -> dict[str, float]:
-    kept = _kept(held)
+def _densities(anatomy: Anatomy, kept: Mapping[str, int]) -> dict[str, float]:
     return {
         "density": ledger.density(anatomy, kept),
         "density_maskable": ledger.density_maskable(anatomy, kept),
@@ -60,15 +77,22 @@ def _densities(anatomy: Anatomy, held: Tree) -> dict[str, float]:
     }
 
 
-def _layers(anatomy: Anatomy, held: Tree, before: Tree) -> dict[str, np.ndarray]:
-    """Density, and how many weights came and went since the round before."""
-    shares = ledger.densities(anatomy, _kept(held))
+def _layers(anatomy: Anatomy, kept: Mapping[str, int], held: Tree, before: Tree) -> dict[str, np.ndarray]:
+    """Density, and how many weights came to masks and left them since the round before."""
+    shares = ledger.densities(anatomy, kept)
     grown, pruned = np.zeros(len(shares)), np.zeros(len(shares))
     for place, name in enumerate(shares):
         now, then = held.get(f"mask/{name}.weight"), before.get(f"mask/{name}.weight")
         if now is not None and then is not None and now is not then:
-            grown[place], pruned[place] = int((now & ~then).sum()), int((then & ~now).sum())
+            grown[place], pruned[place] = _moved(now, then)
     return {"density": np.array(list(shares.values())), "grown": grown, "pruned": pruned}
+
+
+def _moved(now: Tensor, then: Tensor) -> tuple[int, int]:
+    """Weights that came and that went; a cut only takes."""
+    if now.shape != then.shape:
+        return 0, int(then.sum()) - int(now.sum())
+    return int((now & ~then).sum()), int((then & ~now).sum())
 
 
 def _columns(bills: Mapping[int, Bill]) -> Columns:

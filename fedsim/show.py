@@ -134,7 +134,7 @@ def _totals(run: Reader) -> list[tuple[str, ...]]:
     if "seconds" in has:
         seconds = has["seconds"]
         rows.append(("time", f"{duration(np.nansum(seconds))}, {duration(float(np.nanmedian(seconds)))} a round"))
-    return rows + _pruning(has)
+    return rows + _pruning(has) + _smaller(has)
 
 
 def _most(values: Array) -> float:
@@ -155,6 +155,23 @@ def _pruning(has: dict[str, Array]) -> list[tuple[str, ...]]:
     return rows
 
 
+def _smaller(has: dict[str, Array]) -> list[tuple[str, ...]]:
+    """What a cut left of the network, and the clients' own sub-networks, as last recorded."""
+    rows: list[tuple[str, ...]] = []
+    if {"inference_share", "parameters", "parameters_share"} <= has.keys():
+        flops, count, part = (_last(has[name]) for name in ("inference_share", "parameters", "parameters_share"))
+        rows.append(("network", f"{share(flops)} of the FLOPs, {count:,.0f} of {count / part:,.0f} parameters"))
+    if "client_inference_share" in has:
+        overlap = f", overlap {share(_last(has['client_overlap']))}" if "client_overlap" in has else ""
+        rows.append(("sub-networks", f"{share(_last(has['client_inference_share']))} of the FLOPs{overlap}"))
+    return rows
+
+
+def _last(values: Array) -> float:
+    """The last measured one."""
+    return float(values[np.isfinite(values)][-1])
+
+
 def _clients(run: Reader) -> list[tuple[str, ...]]:
     """How the clients fare with the last model that they were evaluated on."""
     measured = run.column("client_accuracy_macro") if "client_accuracy_macro" in run.names() else np.empty(0)
@@ -162,10 +179,12 @@ def _clients(run: Reader) -> list[tuple[str, ...]]:
         return []
     r = int(np.flatnonzero(np.isfinite(measured))[-1])
     values = run.clients("accuracy", r)
+    worst = run.column("client_worst")[r] if "client_worst" in run.names() else np.nan
     values = values[np.isfinite(values)]
     if not len(values):
         return []
     spread = f"mean {share(values.mean())}, 10th percentile {share(np.percentile(values, 10))}, lowest {share(values.min())}"
+    spread += f" (client {worst:.0f})" if np.isfinite(worst) else ""
     return [(f"{len(values):,} clients, round {r}", spread)]
 
 

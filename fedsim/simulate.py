@@ -9,9 +9,10 @@ from typing import Any
 
 from fedsim import checkpoint, tree
 from fedsim.assemble import Parts
-from fedsim.evaluate import due, evaluate
+from fedsim.evaluate import due, evaluate, final_gates
 from fedsim.fleet.account import Received
 from fedsim.fleet.local import LocalFleet
+from fedsim.net import Net
 from fedsim.progress import Progress
 from fedsim.record import Record
 from fedsim.row import Row, row_of
@@ -31,7 +32,7 @@ class Scribe:
     def write(self, r: int, row: Row, state: Any, kept: dict[int, Tree], fleet: LocalFleet) -> None:
         """`state` and the `kept` that clients touched are those at the end of round `r`; once saved, `kept` is read from the disk."""
         began = time.perf_counter()
-        self.record.row(r, row.values, row.clients, row.layers, row.masks, row.timing)
+        self.record.row(r, row.values, row.clients, row.layers, row.masks, row.timing, row.gates)
         self.kept |= kept
         if r % self.parts.job.execution.checkpoint_every == 0 or r == self.parts.job.rounds:
             saved = checkpoint.save(self.start.folder, r, state, self.extra, self.kept)
@@ -51,7 +52,8 @@ def simulate(parts: Parts, fleet: LocalFleet, scribe: Scribe, start: Start, prog
         trained, timing = time.perf_counter(), {name: fleet.timing[name] - timing[name] for name in timing}
         score = evaluate(parts, state, fleet, r) if due(parts, r) else None
         ended = time.perf_counter()
-        row = row_of(parts.anatomy, fleet.account.bills, score, method.deploy(setting, state, fleet, [])[0], masks, found)
+        shared, _, net = method.deploy(setting, state, fleet, [])
+        row = row_of(parts.anatomy, fleet.account.bills, score, shared, masks, found, net or setting.net)
         row.timing.update(timing, server=trained - began - sum(timing.values()), evaluate=ended - trained, record=scribe.seconds)
         row.values.update(executed_memory=fleet.account.executed, rank_bytes=fleet.rank_bytes - rank_bytes)
         row.values["seconds"] = time.perf_counter() - began
@@ -59,8 +61,14 @@ def simulate(parts: Parts, fleet: LocalFleet, scribe: Scribe, start: Start, prog
         fleet.later(partial(scribe.write, r, row, *_to_keep(state, fleet), fleet))
         progress.advance(r, row)
     fleet.drain()
-    model = under(method.deploy(setting, state, fleet, [])[0], "w/", "buf/", "mask/", "gate/")
-    scribe.record.finish(model, tree.sha256_of(model))
+    model = _model(*method.deploy(setting, state, fleet, []))
+    scribe.record.finish(model, tree.sha256_of(model), final_gates(parts, state, fleet))
+
+
+def _model(shared: Tree, own: Tree, net: Net | None) -> Tree:
+    """What the run file keeps of a deployed model: its values, and after a cut which channels of the original network they are."""
+    index = {f"index/{group}": kept for group, kept in net.kept.items()} if net else {}
+    return under(shared, "w/", "buf/", "mask/", "gate/") | index
 
 
 def _to_keep(state: Any, fleet: LocalFleet) -> tuple[Any, dict[int, Tree]]:

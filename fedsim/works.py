@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from fedsim.net import Net
 
 
+CORRECT = "n/correct"
+
+
 def _real(batch: Batch) -> Tensor:
     """(B,) 1 for every real image."""
     return torch.ones_like(batch.y, dtype=batch.x.dtype) if batch.real is None else batch.real
@@ -142,18 +145,19 @@ class Statistics(Work):
 
 @dataclass(frozen=True)
 class Loss(Work):
-    """Cross-entropy in evaluation mode; total: its sum over the images seen, and their number."""
+    """Cross-entropy in evaluation mode; total: its sum over the images seen, how many are classified rightly, and their number."""
 
     feeds: tuple[Feed, ...]
     beside: int = 0
 
     def start(self, net: Net, sent: Sent) -> Tree:
-        return {"loss/sum": _nothing(sent), aggregate.COUNT: _nothing(sent)}
+        return {"loss/sum": _nothing(sent), CORRECT: _nothing(sent), aggregate.COUNT: _nothing(sent)}
 
     def step(self, net: Net, sent: Sent, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
         logits, _ = net(sent.tree(state), batch.x, False, batch.real)
         mean, seen = cross_entropy(logits, batch.y, batch.real), _real(batch).sum().double()
-        found = {"loss/sum": mean * seen, aggregate.COUNT: seen}
+        right = ((logits.argmax(-1) == batch.y) * _real(batch)).sum().double()
+        found = {"loss/sum": mean * seen, CORRECT: right, aggregate.COUNT: seen}
         return {key: state[key] + value for key, value in found.items()}, mean
 
     def finish(self, net: Net, sent: Sent, state: Tree) -> Report:
@@ -172,14 +176,14 @@ class Evaluate(Work):
         return cls((Feed("test", epochs=1, batch=batch, augment=False, charge="forward"),), method)
 
     def start(self, net: Net, sent: Sent) -> Tree:
-        return {"n/correct": _nothing(sent), "n/images": _nothing(sent), "loss/sum": _nothing(sent)}
+        return {CORRECT: _nothing(sent), "n/images": _nothing(sent), "loss/sum": _nothing(sent)}
 
     def step(self, net: Net, sent: Sent, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
         logits, _ = net(self.method.model_of(net, sent), batch.x, False, batch.real)
         real = _real(batch)
         losses = F.cross_entropy(logits, batch.y, reduction="none") * real
         correct = (logits.argmax(-1) == batch.y) * real
-        found = {"n/correct": correct, "n/images": real, "loss/sum": losses}
+        found = {CORRECT: correct, "n/images": real, "loss/sum": losses}
         return {key: state[key] + value.sum().double() for key, value in found.items()}, losses.sum() / real.sum()
 
     def finish(self, net: Net, sent: Sent, state: Tree) -> Report:

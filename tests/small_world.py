@@ -102,7 +102,7 @@ def world(
     made: list[World] = []
     account = Account(anatomy, population, training.feed(), descent.slots(training.momentum, training.optimiser))
     fleet = noting(kind, made)(Site(net, population, 0, dtype=torch.float64), account, 2, lambda: 0.0)
-    setting = Setting(net, training, FedAvg(), 10, cohort or population.clients, population.clients, 0)
+    setting = Setting(net, training, FedAvg(), 10, cohort or population.clients, population.clients, 0, None)
     made.append(World(setting, fleet, population))
     return made[0]
 

@@ -9,8 +9,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "fedsim"
 FLOORS = (
-    {"tree", "draw", "masks", "adjust", "descent", "gates", "net", "norms", "wire", "kernels", "exact", "ledger", "models", "fault"},
-    {"core", "works", "server", "aggregate", "plain"},
+    {"tree", "draw", "masks", "adjust", "descent", "gates", "net", "norms", "wire", "kernels", "exact", "ledger", "models", "fault"}
+    | {"trace", "channels", "autodiff", "taps", "hypernet", "constraint", "cotrain"},
+    {"core", "works", "server", "aggregate", "plain", "gated", "choosing", "phases"},
     {"methods", "fleet", "data", "record", "checkpoint"},
 )
 TOP = 3

@@ -132,7 +132,7 @@ def test_an_unknown_layer_or_gate_is_named() -> None:
     net = double(Net(module()))
     with pytest.raises(ValueError, match="no layer 'conv9' to tap; the net has 0, 1, 4"):
         net.gradient(fresh(net), batch(), tap=lambda layer, g: {}, layers=("conv9",))
-    with pytest.raises(ValueError, match="no gates"):
+    with pytest.raises(ValueError, match="no soft gate 'gate/channels'"):
         net.gradient(fresh(net), batch(), wrt="gate")
 
 

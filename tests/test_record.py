@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsim.fault import BadInput
-from fedsim.record import COLUMNS, Column, Reader, Record, arrays, layout, read_model, writer
+from fedsim.record import COLUMNS, Column, Gates, Reader, Record, arrays, layout, read_model, writer
 
 ATTRIBUTES = {"job": 'name = "a"\n', "method": "fedavg", "seed": 3, "rounds_planned": 60, "fedsim_version": "0.1"}
 
@@ -221,6 +221,68 @@ def test_masks_pack_and_unpack(shapes: list[list[int]], seed: int) -> None:
     assert all(torch.equal(back[key], masks[key]) for key in masks)
 
 
+# --- gates of clients
+
+
+def hard(seed: int, clients: tuple[int, ...] = (1, 3), groups: tuple[int, ...] = (9, 4)) -> Gates:
+    generator = np.random.default_rng(seed)
+    names = {f"conv{i}": size for i, size in enumerate(groups)}
+    return Gates(np.array(clients), generator.random((len(clients), sum(groups))) < 0.5, names)
+
+
+@pytest.fixture
+def gated(tmp_path: Path) -> Path:
+    """Gates at rounds 1 to 5: new ones at 1, 3 (other bits), 4 (a smaller network) and 5 (other clients)."""
+    given = [None, hard(0), hard(0), hard(1), hard(1, groups=(5, 3)), hard(1, (0, 1, 4), (5, 3))]
+    with create(tmp_path / "gated.h5") as record:
+        for r, gates in enumerate(given):
+            record.row(r, {"loss": 1.0}, gates=gates)
+        record.row(6, {"loss": 1.0})
+        record.finish({"w/fc": torch.ones(1)}, "0" * 64, hard(2, (0, 1, 2, 3, 4), (5, 3)))
+    return tmp_path / "gated.h5"
+
+
+def stored(path: Path) -> list[str]:
+    with h5py.File(path, locking=False) as file:
+        return sorted(file["clients_masks"])
+
+
+def test_gates_are_stored_where_they_changed(gated: Path) -> None:
+    run = Reader(gated)
+    assert stored(gated) == ["1", "3", "4", "5", "final"]
+    for r, expected in ((1, hard(0)), (2, hard(0)), (3, hard(1)), (4, hard(1, groups=(5, 3))), (6, hard(1, (0, 1, 4), (5, 3)))):
+        ids, bits = run.gates(r)
+        assert Gates(ids, bits, run.groups(r)).same(expected)
+    assert Gates(*run.gates(), run.groups()).same(hard(2, (0, 1, 2, 3, 4), (5, 3)))
+    assert [part.size for part in run.gates(0)] == [0, 0]
+    assert run.groups(0) == {}
+    with h5py.File(gated, locking=False) as file:
+        assert file["clients_masks/1/gates"].shape == (2, 2)  # 13 bits
+        assert file["clients_masks/1"].attrs["n"] == 13
+
+
+def test_a_run_without_gates_has_none(path: Path) -> None:
+    with h5py.File(path, locking=False) as file:
+        assert "clients_masks" not in file
+    assert [part.size for part in Reader(path).gates()] == [0, 0]
+
+
+def test_resume_cuts_later_gates(gated: Path) -> None:
+    with Record.resume(gated, 3) as record:
+        record.row(4, {}, gates=hard(1))  # no change against round 3
+        record.row(5, {}, gates=hard(7))
+    assert stored(gated) == ["1", "3", "5"]
+    run = Reader(gated)
+    assert Gates(*run.gates(4), run.groups(4)).same(hard(1))
+    assert Gates(*run.gates(), run.groups()).same(hard(7))  # the run has not finished
+
+
+def test_xarray_opens_a_file_with_gates(gated: Path) -> None:
+    with xarray.open_datatree(gated, engine="h5netcdf", phony_dims="sort") as tree:
+        assert tree["clients_masks/final"].gates.shape == (5, 1)
+        assert tree["clients_masks/5"].clients.values.tolist() == [0, 1, 4]
+
+
 # --- bad input
 
 
@@ -373,7 +435,13 @@ def write_row(record: Record, r: int) -> None:
     measured = {"loss": (IDS, IDS + value(r))} | ({"accuracy": (IDS, IDS + value(r))} if late else {})
     values = {"loss": value(r)} | ({"accuracy": value(r)} if late else {}) | ({f"new{r}": value(r)} if r in (20, 21) else {})
     record.row(
-        r, values, measured, {"density": np.full(2, value(r))}, {"mask/a": torch.arange(40) % (1 + r // 5) == 0}, {"compute": value(r)}
+        r,
+        values,
+        measured,
+        {"density": np.full(2, value(r))},
+        {"mask/a": torch.arange(40) % (1 + r // 5) == 0},
+        {"compute": value(r)},
+        hard(r // 7) if r >= 7 else None,
     )
 
 
@@ -394,7 +462,11 @@ def check(path: Path) -> int:
             assert np.isnan(found[:, [0, 300, 598]]).all()
         assert [r for r in (20, 21) if f"new{r}" in file["rounds"] and r <= rounds] == [r for r in (20, 21) if r <= rounds]
         assert sorted(int(name) for name in file["masks"] if int(name) <= rounds) == list(range(0, rounds + 1, 5))
-        assert not file.attrs["finished"] or "model/w/a" in file
+        gates = [int(name) for name in file.get("clients_masks", ()) if name != "final" and int(name) <= rounds]
+        assert sorted(gates) == list(range(7, rounds + 1, 7))
+        for r in gates:
+            assert (file[f"clients_masks/{r}/gates"][()] == np.packbits(hard(r // 7).hard, axis=1)).all()
+        assert not file.attrs["finished"] or ("model/w/a" in file and "clients_masks/final" in file)
         return rounds
 
 
@@ -433,7 +505,7 @@ def test_every_cut_of_the_writing_leaves_all_counted_rows_whole(tmp_path: Path, 
         with Record.resume(path, ROWS - 20) as record:
             for r in range(ROWS - 19, ROWS - 10):
                 write_row(record, r)
-            record.finish({"w/a": torch.ones(3)}, "0" * 64)
+            record.finish({"w/a": torch.ones(3)}, "0" * 64, hard(99))
 
     changes = recorded(tmp_path, monkeypatch, act)
     assert len(changes) > 500

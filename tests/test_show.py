@@ -90,6 +90,22 @@ def test_nothing_is_told_of_pruning_that_did_not_happen(tmp_path: Path) -> None:
     assert "before round 1 busiest client 2.00 kFLOP" in pruned(tmp_path / "b.h5", [{"max_client_flops": 2e3}, {"max_client_flops": 1e6}])
 
 
+def test_smaller_networks_are_told_as_last_recorded(tmp_path: Path) -> None:
+    first = {"client_inference_share": 1.0, "client_overlap": 1.0}
+    cut = {"inference_share": 0.8, "parameters": 683_018, "parameters_share": 683_018 / 853_018}
+    text = pruned(tmp_path / "a.h5", [first, {"client_inference_share": 0.498, "client_overlap": 0.83} | cut, {"train_loss": 1.0}])
+    assert "network 80.0% of the FLOPs, 683,018 of 853,018 parameters" in text
+    assert "sub-networks 49.8% of the FLOPs, overlap 83.0%" in text
+    assert "sub-networks 50.0% of the FLOPs" in pruned(tmp_path / "b.h5", [{"client_inference_share": 0.5}])
+    assert "network" not in pruned(tmp_path / "c.h5", [{"train_loss": 1.0}])
+
+
+def test_the_worst_client_is_named_where_it_is_known(tmp_path: Path) -> None:
+    with Record.create(tmp_path / "a.h5", attributes={"rounds_planned": 0}, layers=["fc"], clients=10) as record:
+        record.row(0, {"client_accuracy_macro": 0.5, "client_worst": 7}, {"accuracy": (np.array([3, 7]), np.array([0.75, 0.25]))})
+    assert "lowest 25.0% (client 7)" in shown(tmp_path / "a.h5")
+
+
 def test_only_round_0_is_there(tmp_path: Path) -> None:
     assert "busiest client - in a round" not in pruned(tmp_path / "a.h5", [{"max_client_flops": 2e3, "max_client_flops_share": 0.1}])
 

@@ -53,7 +53,7 @@ def averaged(kind: type, sizes: list[int], work: Train, packs: int = 2) -> tree.
     made = fleet(kind, people(sizes), linear(), packs)
     shared = made.site.net.initial
     total = made.run(work, range(len(sizes)), shared).total
-    setting = Setting(made.site.net, Training(), work.aggregate, 1, len(sizes), len(sizes), 0)
+    setting = Setting(made.site.net, Training(), work.aggregate, 1, len(sizes), len(sizes), 0, None)
     return work.aggregate.server({}, shared, total, setting)[0]
 
 

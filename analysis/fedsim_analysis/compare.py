@@ -21,7 +21,9 @@ T = (
 
 
 def _last(run: Run, name: str) -> float:
-    """The last measured value of a column."""
+    """The last measured value of a column; NaN in files that have none."""
+    if name not in run.rounds:
+        return np.nan
     measured = run.rounds[name].dropna()
     return float(measured.iloc[-1]) if len(measured) else np.nan
 
@@ -34,6 +36,9 @@ def _most(run: Run, name: str, first: int) -> float:
 MEASURES: dict[str, Callable[[Run], float]] = {
     "accuracy": lambda run: _last(run, "accuracy"),
     "accuracy_last_10": lambda run: float(run.rounds["accuracy"].iloc[1:].dropna().tail(10).mean()),
+    "client_accuracy_macro": lambda run: _last(run, "client_accuracy_macro"),
+    "client_accuracy_min": lambda run: _last(run, "client_accuracy_min"),
+    "client_inference_share": lambda run: _last(run, "client_inference_share"),
     "density": lambda run: _last(run, "density"),
     "max_client_flops": lambda run: float(run.rounds["max_client_flops"].max()),
     "max_client_flops_share": lambda run: _most(run, "max_client_flops_share", 1),
@@ -43,6 +48,9 @@ MEASURES: dict[str, Callable[[Run], float]] = {
     "max_client_model_memory": lambda run: _most(run, "max_client_model_memory", 0),
     "seconds": lambda run: float(run.rounds["seconds"].sum()),
 }
+
+
+PERSONAL_TITLES = {"clients": "client_accuracy_macro", "lowest": "client_accuracy_min", "their FLOPs": "client_inference_share"}
 
 
 def compare(paths: Iterable[str | Path], by: Sequence[str] | None = None) -> pd.DataFrame:
@@ -68,19 +76,27 @@ def compare(paths: Iterable[str | Path], by: Sequence[str] | None = None) -> pd.
 LEGEND = """accuracy: of the last model, mean ± 95 % interval over seeds. density: kept share of the weights. training: FLOPs of
 a client in a round over those of its training of the dense model, the most of all clients and rounds{first}.
 sent: up and down, by all clients in all rounds. memory: of the largest client, by the ledger; model memory: the same
-without the activations of a batch."""
+without the activations of a batch.{personal}"""
+PERSONAL = """ clients, lowest: mean and least accuracy of the clients on their own test
+images. their FLOPs: of one forward pass of a client's sub-network over one of the original network, mean over clients."""
 FIRST = "; with round 0: the selection too"
 
 
 def tell(table: pd.DataFrame) -> str:
     """`compare`'s table as text, and what its columns mean."""
     shown = readable(table)
-    legend = LEGEND.format(first=FIRST if "with round 0" in shown else "")
+    legend = LEGEND.format(
+        first=FIRST if "with round 0" in shown else "",
+        personal=PERSONAL if "their FLOPs" in shown else "",
+    )
     return f"{shown.to_string(index=False)}\n\n{legend}"
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """`compare`'s table for people: the fields that tell the jobs apart, the seeds, and eight measures in units of their size."""
+    """`compare`'s table for people: the fields that tell the jobs apart, the seeds, and measures in units of their size.
+
+    Of the clients' own accuracy where a run gave its clients sub-networks.
+    """
     known = {"seeds", "rounds", "unfinished", *MEASURES}
     fields = [name for name in table.columns if name not in known and not name.endswith("_95")]
     shown = pd.DataFrame({title: [_plain(value) for value in table[name]] for name, title in _titles(fields).items()})
@@ -89,6 +105,9 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
         if wanted:
             shown[name] = table[name]
     shown["accuracy"] = [_percent(mean, half) for mean, half in zip(table["accuracy"], table["accuracy_95"], strict=True)]
+    if table["client_inference_share"].notna().any():
+        for title, name in PERSONAL_TITLES.items():
+            shown[title] = [_percent(mean, half) for mean, half in zip(table[name], table[f"{name}_95"], strict=True)]
     shown["density"] = [_told("{:.3g}", value) for value in table["density"]]
     trained, first = table["max_client_flops_share"], table["max_client_flops_share_with_round_0"]
     shown["training"] = [_told("{:.3g} %", 100 * value) for value in trained]
@@ -104,7 +123,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
 def _titles(fields: Sequence[str]) -> dict[str, str]:
     """A field's heading: without its section, where that leaves no doubt; "method.name" is the method."""
     ends = [name.removesuffix(".name").rpartition(".")[2] for name in fields]
-    taken = {*MEASURES, "training", "sent", "memory", "model memory", "time"}
+    taken = {*MEASURES, *PERSONAL_TITLES, "training", "sent", "memory", "model memory", "time"}
     return {name: name if ends.count(end) > 1 or end in taken else end for name, end in zip(fields, ends, strict=True)}
 
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from zlib import crc32
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim import ledger, masks, wire
+from fedsim import ledger, masks, models, wire
 from fedsim.core import Feed
-from fedsim.fleet.batches import Population, count_of, shown, shown_last
+from fedsim.fleet.batches import Population, count_of, shown, shown_last, steps_of
 from fedsim.fleet.order import Answer, Order
-from fedsim.masks import ones
+from fedsim.net import Net
 from fedsim.tree import Tree, under
 
-BACKWARD = ("gradients", "dense_gradient", "optimiser", "activations")  # memory that a forward pass does without
+NO_STEP = ("gradients", "dense_gradient", "optimiser")
+UNUSED = {"train": (), "inputs": NO_STEP, "forward": (*NO_STEP, "activations")}  # memory that each kind of pass does without
 
 
 @dataclass
@@ -97,6 +99,7 @@ class Account:
         self.received = Received()
         self._sent: dict[str, list[tuple[Tensor, Tensor | None, set[int]]]] = {}  # key -> tensors of this round, their masks, who has them
         self._own: dict[int, dict[str, int]] = {}  # client -> key -> checksum of what it was sent for itself in this round
+        self._known: tuple[Net, ledger.Anatomy, list[int]] | None = None
 
     def open(self) -> None:
         self.bills = {}
@@ -104,45 +107,74 @@ class Account:
         self._sent = {}
         self._own = {}
 
-    def charge(self, order: Order, clients: Sequence[int], own: Tree, answer: Answer) -> None:
+    def charge(self, order: Order, clients: Sequence[int], sent: Tree, answer: Answer) -> None:
         """Adds one run of a work to the bills."""
-        held = ones(order.shared)
+        held = order.net.used(under(order.shared, "mask/"))
         down = self._down(order.shared, clients, answer.arrived)
         for i, client in enumerate(clients):
             bill = self.bills.setdefault(client, Bill())
-            bill.bytes_down += int(down[i]) + self._down_own(client, {key: value[i] for key, value in own.items()}, order.shared)
+            bill.bytes_down += int(down[i]) + self._down_own(client, {key: value[i] for key, value in sent.items()}, order.shared)
             bill.bytes_up += answer.up[client]
-            self._compute(bill, order, client, held | answer.ones.get(client, {}), _entries(answer.each[client]))
+            own = {name.removesuffix(".weight"): count for name, count in answer.ones.get(client, {}).items()}
+            self._compute(bill, order, client, held | own, answer.open.get(client), _entries(answer.each[client]))
             if any(feed.charge == "train" for feed in order.work.feeds):
                 bill.loss = answer.loss[client]
 
-    def _compute(self, bill: Bill, order: Order, client: int, counts: dict[str, int], top: int) -> None:
-        """`top`: entries of the buffers that the client's largest gradients went through."""
-        kept = {name.removesuffix(".weight"): count for name, count in counts.items()}
-        bill.density = ledger.density(self.anatomy, kept)
+    def _compute(self, bill: Bill, order: Order, client: int, kept: dict[str, int], open: list[list[int]] | None, top: int) -> None:
+        """`kept`: weights of every layer that is not whole; `open`: channels under hard gates; `top`: entries of the buffers that the
+        client's largest gradients went through."""
+        each = [kept | order.net.channels.used(row) for row in open] if open else [kept]  # step after step, or the same in all
+        bill.density = sum(ledger.density(self.anatomy, used) for used in each) / len(each)
         usual = shown(self.local, count_of(self.population, self.local, client))
         bill.dense_flops = ledger.feed_flops(self.anatomy, usual).total
         for feed in order.work.feeds:
             trains = feed.charge == "train"
             count = count_of(self.population, feed, client)
             images, batch = shown(feed, count), min(feed.batch, count)
-            seen = shown_last(feed, count, feed.dense_steps) if feed.dense_steps else images
             bill.samples += images if trains else 0
-            bill.train_flops += ledger.feed_flops(self.anatomy, images, kept, feed.charge, feed.dense, seen).total
-            memory = ledger.memory(
-                self.anatomy,
-                kept,
-                batch,
-                self.slots,
-                feed.dense,
-                top=top if feed.dense else 0,
-                beside=getattr(order.work, "beside", 0),  # a Work need not inherit from core.Work
-            )
-            memory = memory if trains else memory.without(*BACKWARD)
+            bill.train_flops += self._flops(feed, count, each)
+            memory = self._memory(order, feed, batch, kept, open, top if feed.dense else 0)
+            memory = memory.without(*UNUSED[feed.charge])
             bill.memory = max(bill.memory, memory.total)
             bill.model_memory = max(bill.model_memory, memory.without("activations").total)
-            held = ledger.executed(self.anatomy, batch, list(kept), self.slots, self.pack)
+            held = ledger.executed(self.anatomy_of(order.net), batch, list(_masked(order, kept)), self.slots, self.pack)
             self.executed = max(self.executed, held.total if trains else 0)
+
+    def _flops(self, feed: Feed, count: int, each: list[dict[str, int]]) -> int:
+        """Of a feed with `count` images an epoch; `each`: weights in use at every step, or at all."""
+        images = shown(feed, count)
+        if len(each) == 1:
+            seen = shown_last(feed, count, feed.dense_steps) if feed.dense_steps else images
+            return ledger.feed_flops(self.anatomy, images, each[0], feed.charge, feed.dense, seen).total
+        ends = [shown_last(feed, count, last) for last in range(steps_of(feed, count) + 1)]  # images of the last steps
+        shares = [more - less for less, more in pairwise(ends)][::-1]
+        return sum(ledger.feed_flops(self.anatomy, n, used, feed.charge).total for n, used in zip(shares, each, strict=True))
+
+    def _memory(self, order: Order, feed: Feed, batch: int, kept: dict[str, int], open: list[list[int]] | None, top: int) -> ledger.Terms:
+        """The described client's: under gates it holds the whole model, and gradients and activations of the open channels."""
+        beside = getattr(order.work, "beside", 0)  # a Work need not inherit from core.Work
+        anatomy, masked = self.anatomy_of(order.net), _masked(order, kept)
+        memory = ledger.memory(anatomy, masked, batch, self.slots, feed.dense, top=top, beside=beside)
+        if not open:
+            return memory
+        widths, per = order.net.channels.widths, self._per_channel(order.net)
+        closed = [sum((width - row[i]) * per[i] for i, width in enumerate(widths)) for row in open]
+        used = [ledger.memory(anatomy, masked | order.net.channels.used(row))["gradients"] for row in open]
+        return ledger.Terms(memory | {"gradients": max(used), "activations": memory["activations"] - batch * min(closed)})
+
+    def anatomy_of(self, net: Net) -> ledger.Anatomy:
+        """The job's own, or that of what a cut has left."""
+        return self._of_cut(net)[0] if net.kept else self.anatomy
+
+    def _per_channel(self, net: Net) -> list[int]:
+        return self._of_cut(net)[1]
+
+    def _of_cut(self, net: Net) -> tuple[ledger.Anatomy, list[int]]:
+        """The anatomy of a net, and the bytes its activations lose with every closed channel; remembered for the last net."""
+        if self._known is None or self._known[0] is not net:
+            shape = self.population.train.shape
+            self._known = net, models.anatomy(net.plain(net.initial), shape), net.per_channel(shape)
+        return self._known[1:]
 
     def _down(self, shared: Tree, clients: Sequence[int], arrived: dict[int, dict[str, int]]) -> np.ndarray:
         """(K,) bytes of the broadcast that each client does not hold yet; `arrived` counts the masks it has for itself."""
@@ -180,6 +212,12 @@ class Account:
         if lasting := {key: mark for key, mark in marks.items() if key.startswith("mask/")}:
             self.received.own[client] = self.received.own.get(client, {}) | lasting
         return wire.length(new, shared | row)
+
+
+def _masked(order: Order, kept: dict[str, int]) -> dict[str, int]:
+    """Of the weights in use, those of layers with a mask."""
+    whole = order.net.used({})
+    return {layer: count for layer, count in kept.items() if whole.get(layer) != count}
 
 
 def _entries(each: Tree) -> int:

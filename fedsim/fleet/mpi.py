@@ -178,16 +178,13 @@ class MPIFleet(LocalFleet):
     def _send(self, order: Order, packs: list[Pack], ranks: int) -> None:
         weights = [sum(sum(steps(order, self.site, client)) for client in pack.clients) for pack in packs]
         hands = deal(packs, weights, ranks)
-        if order.net is not self.site.net:
-            raise ValueError(
-                f"{type(order.work).__name__} is to run on another net than the job's, which does not travel between ranks yet"
-            )
         work, tensors = plain.dump(order.work)
         if tensors:
             raise TypeError(
                 f"{type(order.work).__name__} holds a tensor; a Work is a dataclass of plain numbers, tensors go into shared or own"
             )
         header = {"do": "run", "work": work, "r": order.r, "n": order.n, "shared": layout(order.shared), "ranks": ranks}
+        header["kept"] = {group: index.tolist() for group, index in order.net.kept.items()}
         header["packs"] = [[_told(packs[index]) for index in hand] for hand in hands]
         self.link.order(header)
         self.link.share(flat(order.shared))
@@ -247,7 +244,7 @@ def _take(answer: Answer, header: dict[str, Any], rows: np.ndarray) -> None:
             end = begin + size_of(held)
             where[client] = unflat(held, rows[begin:end])
             begin = end
-    for name in ("loss", "ones", "arrived", "up"):
+    for name in ("loss", "ones", "arrived", "open", "up"):
         getattr(answer, name).update({int(client): value for client, value in header[name].items()})
 
 
@@ -279,7 +276,9 @@ class Rank:
         me = self.link.comm.rank
         if me > header["ranks"]:
             return
-        order = Order(plain.load(header["work"], {}), self.site.net, shared, header["r"], header["n"])
+        kept = {group: torch.tensor(index, device=self.site.device) for group, index in header["kept"].items()}
+        net = self.site.net.cut(kept) if kept else self.site.net
+        order = Order(plain.load(header["work"], {}), net, shared, header["r"], header["n"])
         packs = self._packs(header["packs"][me - 1])
         answer, reply = self._answer(order, packs)
         self._reply(answer, reply)
@@ -319,7 +318,7 @@ class Rank:
         clients = list(answer.each)
         header = {"clients": clients, "each": [layout(answer.each[client]) for client in clients]}
         header |= {"keep": [layout(answer.keep[client]) for client in clients], "total": answer.total.layout()}
-        header |= {"loss": answer.loss, "ones": answer.ones, "arrived": answer.arrived, "up": answer.up} | reply
+        header |= {"loss": answer.loss, "ones": answer.ones, "arrived": answer.arrived, "open": answer.open, "up": answer.up} | reply
         rows = [flat(tree) for client in clients for tree in (answer.each[client], answer.keep[client])]
         self.link.send({0: coded(header)}, REPLY)
         self.link.send({0: np.concatenate(rows) if rows else np.zeros(0, np.uint8)}, ROWS)

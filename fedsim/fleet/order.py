@@ -15,6 +15,7 @@ from fedsim.core import Sent, Work
 from fedsim.exact import Sum
 from fedsim.fault import ClientFault
 from fedsim.fleet.batches import Batches, Population, Round, count_of, evaluation_images, steps_of
+from fedsim.gates import GATES
 from fedsim.masks import ones
 from fedsim.net import Net
 from fedsim.tree import Tree, row, under
@@ -65,11 +66,12 @@ class Answer:
     loss: dict[int, float] = field(default_factory=dict)  # mean over the client's steps
     ones: dict[int, dict[str, int]] = field(default_factory=dict)  # kept weights, where a client has masks of its own
     arrived: dict[int, dict[str, int]] = field(default_factory=dict)  # the same, when its work began
+    open: dict[int, list[list[int]]] = field(default_factory=dict)  # channels of every group under hard gates, step after step
     up: dict[int, int] = field(default_factory=dict)  # bytes of the report
 
     def merge(self, other: Answer) -> None:
         self.total.merge(other.total)
-        for name in ("each", "keep", "loss", "ones", "arrived", "up"):
+        for name in ("each", "keep", "loss", "ones", "arrived", "open", "up"):
             getattr(self, name).update(getattr(other, name))
 
 
@@ -154,8 +156,8 @@ def masks_of_one(*trees: Tree) -> bool:
     return any(key.startswith("mask/") for held in trees for key in held)
 
 
-def charge(answer: Answer, client: int, one: Sent, state: Tree, report: Tree, before: int | None) -> int:
-    """Notes the client's bytes up, and its masks if it has some for itself; without them its bytes are those of the client before.
+def charge(answer: Answer, net: Net, client: int, one: Sent, state: Tree, report: Tree, before: int | None) -> int:
+    """Notes the client's bytes up, its hard gates, and its masks if it has some; without them its bytes are those of the client before.
 
     `report` is all that reaches the server; a mask in it is priced against the one that the client arrived with.
     """
@@ -163,10 +165,18 @@ def charge(answer: Answer, client: int, one: Sent, state: Tree, report: Tree, be
     if private:
         answer.arrived[client] = ones(one.own | one.kept)
         answer.ones[client] = ones(seen)
+    if (gates := _hard(seen)) is not None:
+        answer.open[client] = net.channels.open(gates)
     if before is None or private:
         before = wire.length(report, seen, under(one.tree({}), "mask/"))
     answer.up[client] = before
     return before
+
+
+def _hard(held: Tree) -> Tensor | None:
+    """(S, n) the hard gates of all steps, or the one for all of them."""
+    gates = held["gate/steps"] if "gate/steps" in held else held[GATES][None] if GATES in held else None
+    return gates if gates is not None and gates.dtype == torch.bool else None
 
 
 def unchanged(start: Tree, state: Tree) -> None:

@@ -67,7 +67,7 @@ def _stacked(order: Order, pack: Pack, site: Site) -> Answer:
             answer.each[client], answer.keep[client] = tree.clone(tree.row(each, i)), tree.clone(tree.row(keep, i))
             answer.loss[client] = losses[i]
             if charged(order):
-                before = charge(answer, client, row_of(held, i), tree.row(state, i), tree.row(total | each, i), before)
+                before = charge(answer, order.net, client, row_of(held, i), tree.row(state, i), tree.row(total | each, i), before)
     return answer
 
 

@@ -43,7 +43,7 @@ def _carried_out(order: Order, pack: Pack, site: Site, idle: bool) -> Answer:
             answer.total.add({key: value[None] for key, value in report.total.items()}, [client], [int(one.n)])
             answer.each[client], answer.keep[client] = tree.clone(report.each), tree.clone(report.keep)
             if charged(order):
-                bytes_up = charge(answer, client, one, state, report.total | report.each, bytes_up)
+                bytes_up = charge(answer, order.net, client, one, state, report.total | report.each, bytes_up)
     return answer
 
 

@@ -101,7 +101,10 @@ def _make(settings: ModelSettings, shape: Shape, classes: int, width: int | None
     family = _family(settings, shape)
     full = settings.width or family.width
     width = width or full
-    return family.make(Form(shape, classes, width, settings.norm, settings.standardise, Fraction(width, full)))
+    form = Form(
+        shape, classes, width, settings.norm, settings.standardise, settings.norm_weight, settings.detach_shortcut, Fraction(width, full)
+    )
+    return family.make(form)
 
 
 def _family(settings: ModelSettings, shape: Shape) -> Family:

@@ -9,11 +9,12 @@ log-probabilities and the label. Only modules are seen: a functional call inside
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from fedsim.ledger import VALUE, Anatomy, Layer
 
@@ -49,6 +50,43 @@ def anatomy(module: nn.Module, shape: tuple[int, ...]) -> Anatomy:
     )
 
 
+def per_channel(module: nn.Module, shape: tuple[int, ...], graph: fx.Graph, owners: Mapping[str, str]) -> dict[str, int]:
+    """Bytes saved for backward per image and channel, for each group: `owners` says whose channels a node of the `graph` hands on.
+
+    The sum over groups, each times its channels, is the part of `anatomy`'s activations that gates make smaller.
+    """
+    module = copy.deepcopy(module).train()
+    seen = _Seen({layer: _layer(name, layer) for name, layer in module.named_modules() if isinstance(layer, WEIGHTED)})
+    for layer in module.modules():
+        layer.register_forward_hook(seen.after)
+    device = next((value.device for value in module.parameters()), torch.device("cpu"))
+    walk = _Walk(fx.GraphModule(module, graph), owners)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        walk.run(torch.zeros(BATCH, *shape, device=device))
+    found: dict[str, int] = {}
+    for storage, saved in seen.shares:
+        if storage in walk.owner:
+            group, channels = walk.owner[storage]
+            found[group] = found.get(group, 0) + saved // channels
+    return found
+
+
+class _Walk(fx.Interpreter):
+    """Notes whose channels each storage holds."""
+
+    def __init__(self, module: fx.GraphModule, owners: Mapping[str, str]) -> None:
+        super().__init__(module, garbage_collect_values=False)
+        self.owners = owners
+        self.owner: dict[int, tuple[str, int]] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, Tensor) and n.name in self.owners:
+            storage = result.untyped_storage()._cdata
+            self.owner.setdefault(storage, (self.owners[n.name], result.shape[1]))
+        return result
+
+
 def _layer(name: str, layer: nn.Module) -> Layer:
     weight = layer.get_parameter("weight")
     return Layer(name, weight.numel(), 0, tuple(weight.shape), 0)
@@ -60,6 +98,7 @@ class _Seen:
     def __init__(self, layers: dict[nn.Module, Layer]) -> None:
         self.layers = layers
         self.storages: dict[int, Tensor] = {}  # the tensor is held, so that its storage's address stays its own
+        self.shares: list[tuple[int, int]] = []  # a storage, and bytes per image that are saved of it or like it
         self.saved = 0  # bytes per image
         self.vectors = 0  # bytes per batch
         self.highest = 0  # bytes per image: what is saved up to a layer, and the gradients of its output and its input
@@ -77,7 +116,11 @@ class _Seen:
         storage = tensor.untyped_storage()
         if storage._cdata not in self.storages:
             self.storages[storage._cdata] = tensor
-            self.saved += storage.nbytes() // BATCH
+            self.add(tensor, storage.nbytes() // BATCH)
+
+    def add(self, like: Tensor, bytes: int) -> None:
+        self.shares.append((like.untyped_storage()._cdata, bytes))
+        self.saved += bytes
 
     def _use(self, module: nn.Module, output: Tensor) -> None:
         """A layer that is used twice has the positions of both uses."""
@@ -96,7 +139,7 @@ def _output(seen: _Seen, module: nn.Module, x: Tensor, y: Tensor) -> None:
 
 def _relu6(seen: _Seen, module: nn.Module, x: Tensor, y: Tensor) -> None:
     if module.inplace:  # a copy of what it overwrites
-        seen.saved += VALUE * y[0].numel()
+        seen.add(y, VALUE * y[0].numel())
     else:
         seen.save(x)
 
@@ -112,7 +155,7 @@ def _group_norm(seen: _Seen, module: nn.Module, x: Tensor, y: Tensor) -> None:
 
 
 def _indices(seen: _Seen, module: nn.Module, x: Tensor, y: Tensor) -> None:
-    seen.saved += LABEL * y[0].numel()
+    seen.add(y, LABEL * y[0].numel())
 
 
 def _adaptive(seen: _Seen, module: nn.Module, x: Tensor, y: Tensor) -> None:

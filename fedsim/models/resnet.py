@@ -26,7 +26,7 @@ class Block(nn.Module):
         self.relu1 = nn.ReLU()
         self.conv2 = form.conv(outside, outside)
         self.norm2 = form.normed(outside)
-        self.shortcut = Shortcut(inside, outside, stride)
+        self.shortcut = Shortcut(inside, outside, stride, form.detach_shortcut)
         self.relu2 = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:

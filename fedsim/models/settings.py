@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
 
 from fedsim.fault import BadInput
 
@@ -18,6 +19,8 @@ class ModelSettings:
     width: int | None = None  # channels of the first convolution, all others in proportion; None: the model's own
     norm: str = "batch"  # batch | group (one group: all channels of an image) | none
     standardise: bool = False  # weight-standardised convolutions
+    norm_weight: float = 1.0  # where the scales of norms start
+    detach_shortcut: bool = False  # no gradient through the down-sampling shortcuts of resnet8/20/32/56
     match: str | None = None  # a small dense model whose params | flops | memory are at most match_density of the full one's
     match_density: float = 1.0
     factory: str | None = None  # "package.module:function", called as function(shape=(C, H, W), classes=…), in place of name
@@ -31,6 +34,10 @@ class ModelSettings:
             raise BadInput(f"model.match_density is in (0, 1]; not {self.match_density}")
         if self.match is None and self.match_density != 1:
             raise BadInput(f"model.match_density = {self.match_density} needs model.match: one of {', '.join(MATCHES)}")
+        if not isfinite(self.norm_weight) or self.norm_weight <= 0:
+            raise BadInput(f"model.norm_weight is above 0; not {self.norm_weight}")
+        if self.factory is not None and (self.norm_weight != 1 or self.detach_shortcut):
+            raise BadInput("model.norm_weight and model.detach_shortcut are of the models of fedsim; one from model.factory has its own")
         if self.width is not None and self.width < 1:
             raise BadInput(f"model.width is at least 1; not {self.width}")
         if self.factory is not None and self.match is not None:

@@ -65,5 +65,16 @@ OF_METHODS: dict[str, Column] = {
     "rounds/candidate": Column("1", "the chosen one, counted from 1"),
     "rounds/candidate_loss": Column("nat", "mean cross-entropy of the chosen one over the clients' images of the selection"),
     "rounds/pool_loss": Column("nat", "the same, its mean over all candidates"),
+    "rounds/inference_share": Column("1", "one forward pass of the server's cut or gated model over one of the original network"),
+    "rounds/parameters": Column("1", "parameters of the server's cut or gated model that are in use"),
+    "rounds/parameters_share": Column("1", "the same over those of the original network"),
+    "rounds/client_inference_flops": Column("FLOP", "one forward pass of a client's sub-network for one image, mean over clients"),
+    "rounds/client_inference_share": Column("1", "the same over one forward pass of the original network"),
+    "rounds/client_parameters": Column("1", "parameters of a client's sub-network, mean over clients"),
+    "rounds/client_overlap": Column("1", "channels that two clients' sub-networks share over those that either has, mean over pairs"),
+    "rounds/client_worst": Column("1", "number of the client of lowest accuracy on its test shard, the first of equals"),
+    "clients/inference_flops": Column("FLOP", "one forward pass of the client's sub-network for one image"),
+    "clients/parameters": Column("1", "parameters of the client's sub-network"),
+    "clients/gates_open": Column("1", "share of its gates that are open, of the network in use"),
 }
 """What methods share the names of; a column is made when a method first records it."""

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.fault import BadInput
-from fedsim.record import arrays
+from fedsim.record import arrays, subnets
 from fedsim.record.columns import Column
 from fedsim.record.layout import last_mask, mask_of, names, opened
+from fedsim.record.subnets import Gates
 
 Tree = dict[str, Tensor]
 Result = TypeVar("Result")
@@ -72,6 +73,24 @@ class Reader:
         """The mask in force after round `r`; empty where none was stored."""
         layout, packed = self._read(lambda file: last_mask(file, min(r, int(file.attrs["rounds"]))))
         return arrays.unpack(layout, packed)
+
+    def gates(self, r: int | None = None) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """(clients (K,), their hard gates (K, n)) in force after round `r`, by default at the end; empty where none were stored."""
+        found = self._gates(r)
+        return (found.clients, found.hard) if found else (np.empty(0, np.int64), np.empty((0, 0), bool))
+
+    def groups(self, r: int | None = None) -> dict[str, int]:
+        """Layer -> channels, in the order of `gates`, of the network in use then."""
+        found = self._gates(r)
+        return found.groups if found else {}
+
+    def _gates(self, r: int | None) -> Gates | None:
+        def gates(file: h5py.File) -> Gates | None:
+            rounds = int(file.attrs["rounds"])
+            final = subnets.read(file, subnets.FINAL) if r is None and file.attrs["finished"] else None
+            return final or subnets.last(file, rounds if r is None else min(r, rounds))
+
+        return self._read(gates)
 
     def counts(self) -> NDArray[np.int32] | None:
         """(client, class) training images, or None where they were left out."""

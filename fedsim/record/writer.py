@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.fault import BadInput
-from fedsim.record import arrays
+from fedsim.record import arrays, subnets
 from fedsim.record.columns import COLUMNS, OF_METHODS, Column
 from fedsim.record.layout import CHUNK, DIMENSIONS, Attributes, add_column, last_mask, lay_out, mask_of, names, splits, writable
 from fedsim.record.reader import Reader
+from fedsim.record.subnets import Gates
 
 Tree = dict[str, Tensor]
 Chunk = tuple[int, bytes]  # first client, compressed values
@@ -33,6 +34,8 @@ class Record:
     into place, and in place there are only appended chunks, which no trusted row depends on. Beyond `COPIED_UP_TO`, splits are
     done in place too: a kill within that millisecond may damage a column.
     """
+
+    _gates: Gates | None  # last stored
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
@@ -95,8 +98,9 @@ class Record:
         layers: Mapping[str, NDArray[Any]] | None = None,
         masks: Tree | None = None,
         timing: Mapping[str, float] | None = None,
+        gates: Gates | None = None,
     ) -> None:
-        """Row `r`, the one after the last: `clients` maps a name to (ids, values), `masks` is stored where it changed.
+        """Row `r`, the one after the last: `clients` maps a name to (ids, values), `masks` and `gates` are stored where they changed.
 
         A name not declared before is added, with NaN in the rows that lack it.
         """
@@ -106,18 +110,24 @@ class Record:
         row = {f"{group}/{name}": value for group, entries in groups.items() for name, value in entries.items()}
         mask = arrays.pack(masks) if masks else self._mask
         chunks = {path: self._chunks(path, *value) for path, value in row.items() if path.startswith("clients/")}
-        appends = mask == self._mask and row.keys() <= self._columns.keys() and not self._splits(chunks)
+        moved = gates is not None and not gates.same(self._gates)
+        appends = mask == self._mask and not moved and row.keys() <= self._columns.keys() and not self._splits(chunks)
         with nullcontext() if appends else self._aside():
             self._extend(r + 1)
             self._put(r, row, chunks)
             self._put_mask(r, mask)
+            if gates is not None and moved:
+                subnets.put(self._file, str(r), gates)
+                self._gates = gates
             self._file.flush()
             self._file.attrs.modify("rounds", r)
             self._file.flush()
 
-    def finish(self, model: Tree, weights_sha256: str) -> None:
-        """Stores the final weights and marks the run as finished."""
+    def finish(self, model: Tree, weights_sha256: str, gates: Gates | None = None) -> None:
+        """Stores the final weights, and gates of clients, and marks the run as finished."""
         with self._aside():
+            if gates is not None:
+                subnets.put(self._file, subnets.FINAL, gates)
             for key, value in model.items():
                 _put_tensor(self._file.require_group("model"), key, value, model)
             self._file.attrs.modify("weights_sha256", np.bytes_(weights_sha256))
@@ -138,6 +148,7 @@ class Record:
         self._columns = {f"{group}/{name}": self._file[group][name] for group in DIMENSIONS for name in names(self._file, group)}
         self._wide = {group: tuple(self._file[name].shape[0] for name in scales[1:]) for group, scales in DIMENSIONS.items()}
         self._mask = last_mask(self._file, self.rounds)
+        self._gates = subnets.last(self._file, self.rounds)
 
     def _count(self) -> None:
         """The chunks that each column of the clients holds; kept up by every row."""
@@ -168,7 +179,8 @@ class Record:
             del self._file[later]
         if "model" in self._file:
             del self._file["model"]
-        self._mask = last_mask(self._file, r)
+        subnets.cut(self._file, r)
+        self._mask, self._gates = last_mask(self._file, r), subnets.last(self._file, r)
 
     def _extend(self, rows: int) -> None:
         self._file["round"].resize(rows, axis=0)

@@ -31,6 +31,8 @@ class Case:
 
 
 TINY = {"density": 0.3, "pool": 2, "pretrain_epochs": 0, "adjust_every": 1, "stop": 4, "probe_share": 0.5, "bn_passes": 2}
+GATED = {"cotrain": 2, "warmup": 0, "hyper_interval": 1, "hyper_lr": 0.05, "unseen": "accept"}
+STEPS = {"epochs": None, "steps": 3}
 TABLE = {
     "fedavg": Case("fedavg"),
     "fedprox": Case("fedprox", train={"mu": 0.5}),
@@ -42,9 +44,13 @@ TABLE = {
         masked=True,
         budget=0.3,
     ),
+    "dwfnp": Case("dwfnp", GATED, STEPS, holdout=0.2),
+    "dwfnp-client": Case("dwfnp", GATED | {"hypernet": "client", "finetune": "static", "norm_over": "all"}, STEPS, holdout=0.2),
+    "structured": Case("structured", {"choice": "fl1", "cotrain": 2}, STEPS),
     "static-mask": Case("toys:StaticMask", {"density": 0.3}, masked=True, budget=0.3),
     "keeper": Case("toys:Keeper", holdout=0.2),
     "prober": Case("toys:Prober", {"k": 5}),
+    "gated": Case("toys:Gated"),
 }
 FLEETS = ("serial", "packed")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fedsim import draw
+from fedsim import draw, gates
 from fedsim.aggregate import COUNT
 from fedsim.core import Batch, Data, Feed, Fleet, Method, Report, Sent, Setting, Work
 from fedsim.net import Net
@@ -138,3 +138,52 @@ class Prober(Method[State]):
 
     def deploy(self, setting: Setting, state: State, fleet: Fleet, cohort: Sequence[int]) -> tuple[Tree, Tree, Net | None]:
         return state.shared, {}, None
+
+
+@dataclass(frozen=True)
+class GatedState:
+    shared: Tree
+    kept: Tree  # group -> channels left for good; empty before the cut
+
+
+@dataclass(frozen=True)
+class Gated(Method[GatedState]):
+    """Every client trains a fixed sub-network of its own; what none may use is cut for good after round 2."""
+
+    keep: float = 0.75  # of every group's channels, for good
+    own: float = 0.6  # chance of a channel in a client's sub-network
+
+    def init(self, setting: Setting, public: Data | None) -> GatedState:
+        return GatedState(setting.net.initial, {})
+
+    def net(self, setting: Setting, state: GatedState) -> Net:
+        return setting.net.cut(state.kept) if state.kept else setting.net
+
+    def base(self, setting: Setting) -> Tensor:
+        """(n,) the channels that stay, the same ones in every run."""
+        channels = setting.net.channels
+        order = [draw.permutation(draw.key(setting.seed, "base", place), size) for place, size in enumerate(channels.widths)]
+        return torch.cat([mine < max(2, int(self.keep * size)) for mine, size in zip(order, channels.widths, strict=True)])
+
+    def gates(self, setting: Setting, state: GatedState, cohort: Sequence[int]) -> Tree:
+        """Within what stays; after the cut its channels alone."""
+        if not cohort:
+            return {}
+        within = self.base(setting)
+        u = draw.uniform(draw.key(setting.seed, "own", 0, 0, torch.tensor(sorted(cohort))), setting.net.channels.n)
+        hard = gates.never_empty(u < self.own, u, setting.net.channels.widths, within.expand(len(u), -1))
+        return {gates.GATES: hard[:, within] if state.kept else hard}
+
+    def round(self, setting: Setting, state: GatedState, fleet: Fleet, r: int) -> tuple[GatedState, dict[str, float]]:
+        if r == 0:
+            return state, {}
+        cohort, net = fleet.pick(setting.cohort, r), self.net(setting, state)
+        reply = fleet.run(Train.at(setting, r), cohort, state.shared, self.gates(setting, state, cohort), net)
+        state = replace(state, shared=trained(setting, state.shared, reply.total))
+        if r == 2:
+            kept = net.channels.kept(self.base(setting))
+            state = GatedState(net.narrow(state.shared, kept), kept)
+        return state, {}
+
+    def deploy(self, setting: Setting, state: GatedState, fleet: Fleet, cohort: Sequence[int]) -> tuple[Tree, Tree, Net | None]:
+        return state.shared, self.gates(setting, state, cohort), self.net(setting, state) if state.kept else None

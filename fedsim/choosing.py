@@ -1,0 +1,154 @@
+"""The server's side of co-training: gates for a cohort, and how the hypernetworks learn from it, on the server or on the clients.
+
+Shapes: K clients of a cohort, n gates of the whole network, n' <= n of what a cut has left. Every draw is a function of (seed,
+round, step, client, kind), so that server and clients, and any number of ranks, draw the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from fedsim import cotrain, draw, tree
+from fedsim.aggregate import COUNT
+from fedsim.core import Feed, Fleet
+from fedsim.cotrain import EMBEDDING, Cotraining, Table
+from fedsim.fault import BadInput
+from fedsim.gated import FINE, GRADIENT, GateGradient, HypernetStep
+from fedsim.gates import GATES
+from fedsim.tree import Tree
+
+BLOCK = 4096  # clients whose gates are worked out at once
+
+
+@dataclass(frozen=True)
+class Masks:
+    """What the server knows of gates."""
+
+    hyper: Tree  # theta_b and theta_d with AdamW's moments
+    table: Table  # embeddings of the clients ever visited, with theirs
+    base: Tensor  # (n,) bool, what the cut has left; all ones before it
+    cut: bool = False
+
+
+@dataclass(frozen=True)
+class Choosing:
+    """How gates are chosen and learned."""
+
+    rule: Cotraining
+    seed: int
+    targets: float | tuple[float, ...]  # p_d, for all clients or for each
+    personal: bool
+    lr: float
+    decay: float
+    sample: bool  # gates in use are hard draws; false: mean noise
+    averaged: bool  # with clients that train copies, the table is averaged too
+
+    def begin(self) -> Masks:
+        return Masks(self.rule.fresh(self.seed, self.personal), Table.empty(), torch.ones(self.rule.flops.n, dtype=torch.bool))
+
+    def check(self, clients: int) -> None:
+        """BadInput for budgets that cannot be met."""
+        targets = self.targets if isinstance(self.targets, tuple) else (self.targets,)
+        if len(targets) not in (1, clients):
+            raise BadInput(f"[method] keep_client has {len(targets)} shares for {clients:,} clients: one for all, or one for each")
+        least = self.rule.flops.least
+        for name, share in (("keep", self.rule.keep), *(("keep_client", share) for share in targets if self.personal)):
+            if not least <= share <= 1:
+                raise BadInput(f"[method] {name} = {share}: with one channel in every group {least:.4f} remain; it is {least:.4f} … 1")
+        if self.personal and max(targets) > self.rule.keep:
+            raise BadInput(
+                f"[method] keep_client = {max(targets)}: a client uses part of the base, which keeps {self.rule.keep} of the FLOPs"
+            )
+
+    # ---- gates
+
+    def base(self, masks: Masks) -> Tensor:
+        """(n,) bool v: the base in use, after the cut what is left of it."""
+        if masks.cut:
+            return masks.base
+        o = self.rule.base(masks.hyper, self.rule.z(self.seed))
+        return self.rule.hard(o, None, draw.key(self.seed, "base in use")) if self.sample else self.rule.mean(o)
+
+    def choices(self, masks: Masks, clients: Sequence[int]) -> Tensor:
+        """(K, n) bool m_i in use, inside of the base."""
+        base, parts = self.base(masks), []
+        for begin in range(0, len(clients), BLOCK):
+            block = list(clients[begin : begin + BLOCK])
+            o = self.rule.choice(masks.hyper, self._rows(masks, block)[EMBEDDING])
+            assert o is not None
+            keys = draw.key(self.seed, "gates in use", torch.tensor(block))
+            parts.append(self.rule.hard(None, o, keys, base) if self.sample else self.rule.mean(o, base))
+        return torch.cat(parts)
+
+    def steps(self, masks: Masks, clients: Sequence[int], r: int, steps: int) -> Tensor:
+        """(K, S, n) bool, independent hard draws of v * u_i for every local step."""
+        o, choice = self._logits(masks, clients)
+        _, keys = self._keys("train", clients, r)
+        keys = draw.fold(keys.unsqueeze(1), torch.arange(steps))  # (K, S)
+        return self.rule.hard(o, None if choice is None else choice.unsqueeze(1), keys)
+
+    def soft(self, masks: Masks, clients: Sequence[int], r: int) -> Tensor:
+        """(K, n) soft u_i, to train under and learn from after the cut."""
+        choice, (_, keys) = self.rule.choice(masks.hyper, self._rows(masks, clients)[EMBEDDING]), self._keys("finetune", clients, r)
+        assert choice is not None
+        return self.rule.choices(choice, keys)
+
+    # ---- learning
+
+    def learnt(
+        self, masks: Masks, fleet: Fleet, shared: Tree, clients: Sequence[int], when: tuple[int, int], feed: Feed, lr: float
+    ) -> Masks:
+        """After one step: the clients tell d_i, how their losses change with their soft gates. `lr` of the base, `when` round and step."""
+        o, choice = self._logits(masks, clients)
+        key, keys = self._keys("learn", clients, *when)
+        reply = fleet.run(GateGradient((feed,)), clients, shared, {GATES: self.rule.soft(o, choice, keys)})
+        d, z, targets = reply.each[GRADIENT].cpu(), self.rule.z(self.seed), self._targets(clients)
+        return self._stepped(masks, clients, partial(self.rule.loss, z=z, keys=keys, key=key, targets=targets, d=d), lr)
+
+    def learnt_by_clients(
+        self, masks: Masks, fleet: Fleet, shared: Tree, clients: Sequence[int], when: tuple[int, int], feed: Feed, lr: float
+    ) -> Masks:
+        """After one step of every client's own copy, averaged."""
+        key, keys = self._keys("learn", clients, *when)
+        rows = self._rows(masks, clients) if self.personal else {}
+        own = {"seed/keys": keys, "n/target": self._targets(clients)} | cotrain.sent_row(rows)
+        sent = shared | masks.hyper | {"seed/z": self.rule.z(self.seed), "seed/base": key}
+        reply = fleet.run(HypernetStep((feed,), self.rule, lr, self.lr, self.decay), clients, sent, own)
+        hyper = tree.mean(reply.total | tree.renamed(reply.total, FINE, ""), reply.total[COUNT], masks.hyper)
+        mine = cotrain.apart(reply.each)[1]
+        if self.averaged:
+            mine = tree.each(lambda new, old: old + (new - old) / len(clients), mine, rows)
+        return replace(masks, hyper=hyper, table=masks.table.put(clients, mine) if rows else masks.table)
+
+    def learnt_within(self, masks: Masks, clients: Sequence[int], r: int, d: Tensor) -> Masks:
+        """After one step on the d (K, n') of soft gates that the weights were trained under, after the cut."""
+        full = torch.zeros(len(clients), self.rule.flops.n).index_copy(1, masks.base.nonzero().flatten(), d.cpu())
+        keys, targets = self._keys("finetune", clients, r)[1], self._targets(clients)
+        return self._stepped(masks, clients, partial(self.rule.loss_within, within=masks.base, keys=keys, targets=targets, d=full), 0.0)
+
+    def _stepped(self, masks: Masks, clients: Sequence[int], loss: Callable[[Tree], Tensor], lr: float) -> Masks:
+        rows = self._rows(masks, clients) if self.personal else {}
+        hyper, rows = cotrain.step(masks.hyper, rows, cotrain.gradient(loss, masks.hyper, rows), lr, self.lr, self.decay)
+        return replace(masks, hyper=hyper, table=masks.table.put(clients, rows) if rows else masks.table)
+
+    def _logits(self, masks: Masks, clients: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        rows = self._rows(masks, clients) if self.personal else {}
+        return self.rule.base(masks.hyper, self.rule.z(self.seed)), self.rule.choice(masks.hyper, rows.get(EMBEDDING))
+
+    def _rows(self, masks: Masks, clients: Sequence[int]) -> Tree:
+        return masks.table.of(clients, self.rule.embeddings(self.seed, torch.tensor(clients)))
+
+    def _keys(self, purpose: str, clients: Sequence[int], *when: int) -> tuple[Tensor, Tensor]:
+        """A key for all, and one for each client (K,)."""
+        key = draw.key(self.seed, purpose, *when)
+        return key, draw.fold(key, torch.tensor(clients))
+
+    def _targets(self, clients: Sequence[int]) -> Tensor:
+        """(K,) p_i."""
+        every = self.targets
+        return torch.tensor([every[client] for client in clients] if isinstance(every, tuple) else [every] * len(clients))

@@ -1,0 +1,137 @@
+"""Works through gates: gradients of gates, training under gates, channels' energy, and hypernetworks that a client trains itself.
+
+"gate/channels" (n,) is one gate for all of a work's steps, "gate/steps" (S, n) one for each. Hard ones are bool, soft ones float.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fedsim import aggregate, cotrain, tree
+from fedsim.core import Batch, Feed, Report, Sent, Work
+from fedsim.cotrain import EMBEDDING, Cotraining
+from fedsim.gates import GATES
+from fedsim.tree import Tree, row, under
+from fedsim.works import Train
+
+if TYPE_CHECKING:
+    from fedsim.net import Net
+
+STEPS = "gate/steps"
+GRADIENT = "grad/gates"
+FINE = "grad/"  # before the keys of what is summed to 2^-68
+
+
+@dataclass(frozen=True)
+class GateGradient(Work):
+    """The loss's gradient in the client's soft gate, the mean over the steps; each: grad/gates (n,). No weight moves."""
+
+    feeds: tuple[Feed, ...]
+
+    def start(self, net: Net, sent: Sent) -> Tree:
+        return {GRADIENT: torch.zeros_like(sent.own[GATES])}
+
+    def step(self, net: Net, sent: Sent, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
+        loss, gradient, _, _ = net.gradient(sent.tree(state), batch, "gate")
+        return {GRADIENT: state[GRADIENT] + gradient[GATES] / batch.T}, loss
+
+    def finish(self, net: Net, sent: Sent, state: Tree) -> Report:
+        return Report({aggregate.COUNT: torch.ones_like(sent.n, dtype=torch.float64)}, state)
+
+
+@dataclass(frozen=True)
+class TrainGated(Train):
+    """Train under gates, from the broadcast's momentum; total: its means' terms, and those of the momentum.
+
+    A soft gate is learned from as well: each: grad/gates (n,), the mean over the steps.
+    """
+
+    uniform: bool = True  # clients count alike; false: by their number of images
+    carried: bool = True  # the momentum goes on from round to round; false: it begins at 0
+    norm_over: str = "kept"  # all: norms see closed channels too, as in published code; then nothing runs compacted
+
+    def start(self, net: Net, sent: Sent) -> Tree:
+        state = super().start(net, sent)
+        if self.carried:
+            state |= {key: value for key, value in under(sent.shared, "opt/").items() if key in state}
+        return state | ({GRADIENT: torch.zeros_like(sent.own[GATES])} if _soft(sent) else {})
+
+    def step(self, net: Net, sent: Sent, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
+        held = sent.tree(state)
+        if STEPS in held:
+            held[GATES] = held.pop(STEPS).index_select(0, batch.t.view(1))[0]
+        if GATES in held and self.norm_over == "all":
+            held[GATES] = held[GATES].to(batch.x.dtype)
+        wrt = ("w", "gate") if _soft(sent) else "w"
+        loss, gradient, buffers, _ = net.gradient(held, batch, wrt, extra=self.aggregate.extra(sent, state))
+        if _soft(sent):
+            state = state | {GRADIENT: state[GRADIENT] + gradient.pop(GATES) / batch.T}
+        return self.descend(net, state | buffers, gradient), loss
+
+    def finish(self, net: Net, sent: Sent, state: Tree) -> Report:
+        n = torch.ones_like(sent.n) if self.uniform else sent.n
+        report = self.aggregate.report(replace(sent, n=n), state)
+        moved = tree.weigh(n, under(state, "opt/")) if self.carried else {}
+        return Report(report.total | moved, report.each | under(state, GRADIENT), report.keep)
+
+
+def _soft(sent: Sent) -> bool:
+    return GATES in sent.own and sent.own[GATES].is_floating_point()
+
+
+@dataclass(frozen=True)
+class Energy(Work):
+    """The sum of squared activations of every channel over a client's images, by image; total: n · energy, and n."""
+
+    feeds: tuple[Feed, ...]
+    power: int = 2  # 1: of absolute values
+
+    def start(self, net: Net, sent: Sent) -> Tree:
+        return {"loss/energy": torch.zeros(net.channels.n, dtype=torch.float64, device=sent.n.device)}
+
+    def step(self, net: Net, sent: Sent, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
+        found = net.energy(sent.tree({}), batch.x, batch.real, self.power).double()
+        return {"loss/energy": state["loss/energy"] + found}, found.sum() * 0
+
+    def finish(self, net: Net, sent: Sent, state: Tree) -> Report:
+        return Report(state | {aggregate.COUNT: sent.n.double()})
+
+
+@dataclass(frozen=True)
+class HypernetStep(Work):
+    """One AdamW step of a client's own copy of the hypernetworks, on its own loss at soft gates that it draws itself.
+
+    own: its embedding with AdamW's moments (`cotrain.sent_row`), "seed/keys" (), "n/target" (). total: both hypernetworks and their
+    moments under "grad/", clients alike; each: the embedding and its moments.
+    """
+
+    feeds: tuple[Feed, ...]
+    rule: Cotraining
+    lr_base: float
+    lr_client: float
+    decay: float
+
+    def start(self, net: Net, sent: Sent) -> Tree:
+        return cotrain.apart(sent.shared)[0] | cotrain.sent_row(cotrain.apart(sent.own)[1])
+
+    def step(self, net: Net, sent: Sent, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
+        hyper, mine = cotrain.apart(state)
+        rows = {key: value.unsqueeze(0) for key, value in mine.items()}
+        keys, z = sent.own["seed/keys"].view(1), sent.shared["seed/z"]
+        m = self.rule.soft(self.rule.base(hyper, z), self.rule.choice(hyper, rows.get(EMBEDDING)), keys)
+        loss, gradient, _, _ = net.gradient(sent.shared | {GATES: m[0]}, batch, "gate")
+        key, targets, d = sent.shared["seed/base"], sent.own["n/target"].view(1), gradient[GATES].unsqueeze(0)
+        found = cotrain.gradient(partial(self.rule.loss, z=z, keys=keys, key=key, targets=targets, d=d), hyper, rows)
+        hyper, rows = cotrain.step(hyper, rows, found, self.lr_base, self.lr_client, self.decay)
+        return hyper | cotrain.sent_row(row(rows, 0)), loss
+
+    def finish(self, net: Net, sent: Sent, state: Tree) -> Report:
+        hyper, mine = cotrain.apart(state)
+        # not under the broadcast's keys, whose sums are rounded at a unit of 1e-10: second moments are smaller than that
+        total = {key if key.startswith("n/") else FINE + key: value.double() for key, value in hyper.items()}
+        return Report(total | {aggregate.COUNT: torch.ones_like(sent.n, dtype=torch.float64)}, cotrain.sent_row(mine))

@@ -1,0 +1,197 @@
+"""DWFNP: "Device-Wise Federated Network Pruning", CVPR 2024. What no client needs is cut; each client runs its own part of the rest.
+
+Two hypernetworks draw gates for the channels: one for the base network, which all clients share, and one, fed with an embedding per
+client, for the client's own sub-network. They and the weights are trained in turn (co-training); then the base is cut for good, and
+the smaller network is fine-tuned under the clients' gates. Every client runs a FLOPs share `keep_client` of the whole.
+
+Paper -> code:  W -> w,  v -> base, u_i -> choice, m_i = v * u_i -> gate,  z -> z, e_i -> embedding,  theta_b, theta_d -> hyper,
+                p -> keep, p_d -> keep_client,  T -> cotrain.Cotraining.flops,  r_W -> train.steps,  E0 -> warmup
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from math import inf
+from typing import Literal
+
+from torch import Tensor
+
+from fedsim.aggregate import COUNT
+from fedsim.choosing import Choosing, Masks
+from fedsim.constraint import Flops
+from fedsim.core import Data, Feed, Fleet, Method, Sent, Setting
+from fedsim.cotrain import Cotraining
+from fedsim.fault import TINY, BadInput, within
+from fedsim.gated import GRADIENT, STEPS
+from fedsim.gates import GATES
+from fedsim.net import Net
+from fedsim.phases import CutOnce, all_seen
+from fedsim.tree import Tree, under
+from fedsim.works import CORRECT, Loss
+
+
+@dataclass(frozen=True)
+class Best:
+    shared: Tree
+    masks: Masks
+    accuracy: float  # on held-out images
+
+
+@dataclass(frozen=True)
+class State:
+    shared: Tree  # the broadcast: w, running statistics, averaged momentum
+    memory: Tree  # of the aggregation
+    masks: Masks
+    kept: Tree = field(default_factory=dict)  # group -> positions of the channels that the cut has left; empty before it
+    best: Best | None = None  # with report = "best"
+
+
+@dataclass(frozen=True)
+class DWFNP(CutOnce, Method[State]):
+    """Prunes channels by a base network for all and a sub-network for each client."""
+
+    keep: float = 0.8  # p, FLOPs share of the gated layers that the base keeps
+    keep_client: float | tuple[float, ...] = 0.5  # p_d, share of the whole that a client uses; or one for every client
+    personal: bool = True  # false: the base alone ("static"), no sub-networks of clients
+    freeze: bool = False  # no weight steps between warm-up and cut ("one-shot"): masks are learned on a trained, frozen network
+    hypernet: Literal["server", "client"] = "server"  # client: clients train copies, which are averaged (the authors' way)
+    warmup: int | None = None  # E0, rounds of weights alone; None: a tenth of the rounds before the cut
+    hyper_interval: int = 5  # local steps: masks learn in rounds whose number of steps is a multiple
+    hyper_steps: int = 1  # steps of the hypernetworks in such a round
+    hyper_split: Literal["held", "overlap"] = "held"  # images that masks learn from: held out, or a tenth that weights are trained on too
+    hyper_lr: float = 1e-3  # AdamW, of theta_b (a tenth of it in the second half of co-training), theta_d and the embeddings
+    hyper_decay: float = 1e-2  # AdamW's decoupled weight decay
+    embed_sync: Literal["owner", "mean"] = "owner"  # with hypernet = "client"; mean: the table is averaged, a change divided by the clients
+    tau: float = 0.4  # temperature of the Gumbel-sigmoid
+    bias: float = 3.0  # b, added to the logits: at the start every channel is kept
+    reg: Literal["two_sided", "one_sided"] = "two_sided"  # whether the FLOPs are also pulled up to the target
+    slope: float = 1.0  # s, of the regulariser below its target (the authors: 10 for MobileNetV2)
+    depthwise: Literal["squared", "true"] = "squared"  # FLOPs of depth-wise layers: c^2 / C as in the authors' code, or c
+    mask_eval: Literal["mean", "sample"] = "mean"  # gates for cut and evaluation: noise replaced by its mean, or one hard draw
+    finetune: Literal["dynamic", "static"] = "dynamic"  # after the cut theta_d goes on learning, or the clients' gates stay
+    unseen: Literal["refuse", "accept"] = (
+        "refuse"  # clients in no cohort while masks are learned: their gates come from untrained embeddings
+    )
+    report: Literal["last", "best"] = "last"  # best: by accuracy on held-out images in the second half of fine-tuning
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        within(self, keep=(TINY, 1), tau=(TINY, inf), hyper_interval=(1, inf), hyper_steps=(1, inf), hyper_lr=(0, inf))
+        within(self, hyper_decay=(0, inf), warmup=(0, inf), slope=(0, inf))
+
+    def init(self, setting: Setting, public: Data | None) -> State:
+        self.check(setting)
+        self._check(setting)
+        shared = under(setting.net.initial, "w/", "buf/")
+        return State(shared, setting.aggregate.begin(shared), self.choosing(setting).begin())
+
+    def round(self, setting: Setting, state: State, fleet: Fleet, r: int) -> tuple[State, dict[str, float]]:
+        choosing = self.choosing(setting)
+        found: dict[str, float] = {}
+        if r == 0:
+            if self.personal and self.unseen == "refuse":
+                all_seen(setting, fleet, (r for r in range(1, self.cut_after(setting) + 1) if self.learns(setting, r)))
+            return state, found
+        last, cohort = self.cut_after(setting), fleet.pick(setting.cohort, r)
+        if self.learns(setting, r):
+            learn = choosing.learnt_by_clients if self.hypernet == "client" else choosing.learnt
+            lr = self.hyper_lr * (0.1 if 2 * r > last else 1.0)
+            for j in range(self.hyper_steps):
+                state = replace(state, masks=learn(state.masks, fleet, state.shared, cohort, (r, j), self._feed(setting), lr))
+        if not (self.freeze and self.warm(setting) < r <= last):
+            state, found = self._trained(setting, state, fleet, cohort, r)
+        if r == last:
+            state = self._cut(setting, state)
+        if self.report == "best" and 2 * (r - last) > setting.rounds - last:
+            state = self._better(setting, state, fleet, cohort)
+        return state, found | {"base_flops_share": float(choosing.rule.flops.share(choosing.base(state.masks)))}
+
+    def deploy(self, setting: Setting, state: State, fleet: Fleet, cohort: Sequence[int]) -> tuple[Tree, Tree, Net | None]:
+        choosing, model = self.choosing(setting), state.best or state
+        shared, masks = under(model.shared, "w/", "buf/"), model.masks
+        own = {GATES: self._left(state, choosing.choices(masks, cohort))} if self.personal and len(cohort) else {}
+        if state.kept:
+            return shared, own, setting.net.cut(state.kept)
+        return shared | {GATES: choosing.base(masks)}, own, None
+
+    def model_of(self, net: Net, sent: Sent) -> Tree:
+        held = sent.tree({})
+        return held | {GATES: held[GATES].float()} if GATES in held and self.norm_over == "all" else held
+
+    # ---- phases
+
+    def warm(self, setting: Setting) -> int:
+        """E0: the last round in which weights are trained alone."""
+        return self.cut_after(setting) // 10 if self.warmup is None else self.warmup
+
+    def learns(self, setting: Setting, r: int) -> bool:
+        """Whether round `r` has a step of the hypernetworks beside the weights' (after the cut the weights' own steps are theirs)."""
+        return self.warm(setting) < r <= self.cut_after(setting) and r * setting.train.steps % self.hyper_interval == 0
+
+    def _trained(self, setting: Setting, state: State, fleet: Fleet, cohort: list[int], r: int) -> tuple[State, dict[str, float]]:
+        """Local training under hard gates, drawn anew for every step; after the cut under soft ones, which go on learning."""
+        choosing, work, masks = self.choosing(setting), self.training(setting, r), state.masks
+        own, net = {}, None
+        if not state.kept and r > self.warm(setting):
+            own = {STEPS: choosing.steps(masks, cohort, r, setting.train.steps)}
+        elif state.kept:
+            net = setting.net.cut(state.kept)
+            dynamic = self.finetune == "dynamic"
+            gate = (choosing.soft if dynamic else lambda *_: choosing.choices(masks, cohort))(masks, cohort, r) if self.personal else None
+            own = {} if gate is None else {GATES: self._left(state, gate)}
+        reply = fleet.run(work, cohort, setting.aggregate.shared(state.memory, state.shared), own, net)
+        shared, memory = self.averaged(setting, state.shared, state.memory, reply)
+        if GRADIENT in reply.each:
+            masks = choosing.learnt_within(masks, cohort, r, reply.each[GRADIENT])
+        return replace(state, shared=shared, memory=memory, masks=masks), {"lr": work.lr}
+
+    def _cut(self, setting: Setting, state: State) -> State:
+        """The base for good: a smaller network, whose optimiser begins afresh."""
+        base = self.choosing(setting).base(state.masks)
+        kept = setting.net.channels.kept(base)
+        shared = self.cut(setting, state.shared, kept)
+        masks = replace(state.masks, base=base, cut=True)
+        return State(shared, setting.aggregate.begin(shared), masks, kept)
+
+    def _left(self, state: State, gate: Tensor) -> Tensor:
+        """(…, n') of (…, n): the gates of the channels that the cut has left."""
+        return gate[..., state.masks.base] if state.kept else gate
+
+    def _better(self, setting: Setting, state: State, fleet: Fleet, cohort: list[int]) -> State:
+        """With the model of this round, if it classifies more held-out images of the cohort rightly than the best before."""
+        shared, own, net = self.deploy(setting, replace(state, best=None), fleet, cohort)
+        total = fleet.run(Loss((replace(self._feed(setting), steps=0, epochs=1, charge="forward"),)), cohort, shared, own, net).total
+        accuracy = float(total[CORRECT] / total[COUNT])
+        better = state.best is None or accuracy > state.best.accuracy
+        return replace(state, best=Best(shared, state.masks, accuracy)) if better else state
+
+    # ---- what it is made of
+
+    def choosing(self, setting: Setting) -> Choosing:
+        """How gates are drawn and learned."""
+        flops = Flops.of(setting.net.channels, setting.anatomy, self.depthwise == "squared")
+        rule = Cotraining(flops, self.tau, self.bias, self.keep, self.slope, self.reg == "two_sided")
+        sample, averaged = self.mask_eval == "sample", self.embed_sync == "mean"
+        return Choosing(rule, setting.seed, self.keep_client, self.personal, self.hyper_lr, self.hyper_decay, sample, averaged)
+
+    def _feed(self, setting: Setting) -> Feed:
+        """A batch of the images that masks learn from."""
+        overlap = self.hyper_split == "overlap"
+        share, split = (0.1, "probe") if overlap else (1.0, "held")
+        return Feed(split, steps=1, batch=setting.train.batch, augment=setting.train.augment, share=share, charge="inputs")
+
+    # ---- what cannot be
+
+    def _check(self, setting: Setting) -> None:
+        """BadInput for phases without rounds, masks without images, and budgets that cannot be met."""
+        last, warm = self.cut_after(setting), self.warm(setting)
+        if not setting.train.steps:
+            raise BadInput("[train] dwfnp draws gates for every local step: set train.steps = 5, in place of epochs")
+        if not any(self.learns(setting, r) for r in range(warm + 1, last + 1)):
+            raise BadInput(
+                f"[method] masks never learn: warmup = {warm}, the cut after round {last}, hyper_interval = {self.hyper_interval}"
+            )
+        if self.hyper_split == "held" and not setting.holdout:
+            raise BadInput('dwfnp learns its masks on held-out images: set partition.holdout = 0.1, or hyper_split = "overlap"')
+        self.choosing(setting).check(setting.clients)

@@ -1,0 +1,137 @@
+"""Structured baselines of device-wise pruning: dense training, one cut to a share of the FLOPs, fine-tuning of what is left.
+
+uniform: every gated layer keeps the same share of its channels, those whose filters have the largest L1 norm. random: as many, drawn.
+fl1: channels of all layers in one order of their feature norm, measured by the clients; the smallest go, `prune_size` at a time
+(after gaosh/DWNP, whose mistakes are left out: the very smallest channel goes too, images count alike, no layer is emptied).
+
+Paper -> code:  p -> keep,  T -> constraint.Flops,  R(r, p) <= 0.05 -> r <= 1.025 p
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import exp, inf
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fedsim import draw
+from fedsim.aggregate import COUNT
+from fedsim.constraint import Flops
+from fedsim.core import Data, Feed, Fleet, Method, Setting
+from fedsim.exact import COHORT
+from fedsim.fault import TINY, BadInput, within
+from fedsim.gated import Energy
+from fedsim.net import Net
+from fedsim.phases import CutOnce
+from fedsim.tree import Tree, under
+
+SLACK = exp(0.05 / 2)  # of r over p where R(r, p) = 2 log(r / p) is 0.05
+
+
+@dataclass(frozen=True)
+class State:
+    shared: Tree  # the broadcast: w, running statistics, averaged momentum
+    memory: Tree  # of the aggregation
+    kept: Tree = field(default_factory=dict)  # group -> positions of the channels that the cut has left; empty before it
+
+
+@dataclass(frozen=True)
+class Structured(CutOnce, Method[State]):
+    """Cuts one network for all clients, once."""
+
+    choice: Literal["uniform", "random", "fl1"] = "uniform"  # which channels stay
+    keep: float = 0.5  # p, FLOPs share of the gated layers that stays
+    strict: bool = False  # with fl1: r <= p; false: R(r, p) <= 0.05
+    prune_size: int = 10  # with fl1: channels removed at a time
+    norm: Literal["l2", "l1"] = "l2"  # with fl1: squared or absolute activations
+    depthwise: Literal["squared", "true"] = "squared"  # FLOPs of depth-wise layers: c^2 / C as in the authors' code, or c
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        within(self, keep=(TINY, 1), prune_size=(1, inf))
+
+    def init(self, setting: Setting, public: Data | None) -> State:
+        self.check(setting)
+        least = self._flops(setting).least
+        if self.keep < least:
+            raise BadInput(f"[method] keep = {self.keep}: with one channel in every group {least:.4f} remain; it is {least:.4f} … 1")
+        shared = under(setting.net.initial, "w/", "buf/")
+        return State(shared, setting.aggregate.begin(shared))
+
+    def round(self, setting: Setting, state: State, fleet: Fleet, r: int) -> tuple[State, dict[str, float]]:
+        if r == 0:
+            return state, {}
+        work, net = self.training(setting, r), setting.net.cut(state.kept) if state.kept else None
+        sent = setting.aggregate.shared(state.memory, state.shared)
+        reply = fleet.run(work, fleet.pick(setting.cohort, r), sent, net=net)
+        state = State(*self.averaged(setting, state.shared, state.memory, reply), state.kept)
+        found = {"lr": work.lr}
+        if r == self.cut_after(setting):
+            gate = self.chosen(setting, state.shared, fleet, r)
+            found["base_flops_share"] = float(self._flops(setting).share(gate))
+            kept = setting.net.channels.kept(gate)
+            shared = self.cut(setting, state.shared, kept)
+            state = State(shared, setting.aggregate.begin(shared), kept)
+        return state, found
+
+    def deploy(self, setting: Setting, state: State, fleet: Fleet, cohort: Sequence[int]) -> tuple[Tree, Tree, Net | None]:
+        return under(state.shared, "w/", "buf/"), {}, setting.net.cut(state.kept) if state.kept else None
+
+    # ---- which channels stay
+
+    def chosen(self, setting: Setting, shared: Tree, fleet: Fleet, r: int) -> Tensor:
+        """(n,) bool."""
+        if self.choice == "fl1":
+            return self._by_features(setting, self._importance(setting, shared, fleet, r))
+        groups, counts = setting.net.channels.groups, self.uniform(self._flops(setting))
+        if self.choice == "random":
+            scores = [draw.uniform(draw.key(setting.seed, "channels", i), group.size) for i, group in enumerate(groups)]
+        else:
+            scores = [shared[f"w/{group.name}.weight"].abs().flatten(1).sum(1) for group in groups]
+        return torch.cat([_largest(score.cpu(), count) for score, count in zip(scores, counts, strict=True)])
+
+    def uniform(self, flops: Flops) -> list[int]:
+        """round(s C_l) >= 1 channels of every group, s the largest with r <= p."""
+        steps = sorted({1.0, *((j + 0.5) / width + 1e-9 for width in flops.widths for j in range(width))})
+
+        def widths(s: float) -> list[int]:
+            return [min(width, max(1, round(s * width))) for width in flops.widths]
+
+        def share(s: float) -> float:
+            return float(
+                flops.share(torch.cat([_largest(torch.arange(width), c) for width, c in zip(flops.widths, widths(s), strict=True)]))
+            )
+
+        fits = bisect_right(steps, self.keep + 1e-12, key=share)
+        return widths(steps[fits - 1] if fits else 0.0)
+
+    def _importance(self, setting: Setting, shared: Tree, fleet: Fleet, r: int) -> Tensor:
+        """(n,) feature norms, their mean over all clients' training images, each summed over its positions."""
+        feed = Feed("train", epochs=1, batch=setting.train.batch, augment=False, charge="forward")
+        clients = fleet.pick(None if setting.clients <= COHORT else setting.cohort, r)
+        total = fleet.run(Energy((feed,), 2 if self.norm == "l2" else 1), clients, under(shared, "w/", "buf/")).total
+        return (total["loss/energy"] / total[COUNT]).cpu()
+
+    def _by_features(self, setting: Setting, importance: Tensor) -> Tensor:
+        """What is left when the smallest go until the share fits; the best of a group stays, and its cost counts."""
+        flops = self._flops(setting)
+        best = torch.cat([part == part.max() for part in importance.split(list(flops.widths))])
+        order = importance.masked_fill(best, inf).argsort(stable=True)[: int((~best).sum())]
+        gate = torch.ones(flops.n, dtype=torch.bool)
+        for part in order.split(self.prune_size):
+            if float(flops.share(gate)) <= self.keep * (1 if self.strict else SLACK):
+                break
+            gate[part] = False
+        return gate
+
+    def _flops(self, setting: Setting) -> Flops:
+        return Flops.of(setting.net.channels, setting.anatomy, self.depthwise == "squared")
+
+
+def _largest(score: Tensor, count: int) -> Tensor:
+    """(C,) bool, the `count` largest, of equals the first."""
+    return torch.zeros(len(score), dtype=torch.bool).index_fill(0, score.argsort(descending=True, stable=True)[:count], True)

@@ -1,0 +1,61 @@
+"""The gates of clients in a run file: /clients_masks/ROUND, where they changed, and /clients_masks/final, at its end.
+
+gates (K, ceil(n / 8))  packed bits, the first gate in the highest      clients (K,)  whose
+attributes: n, and `groups`, JSON of [layer, channels] in the order of the gates, of the network in use
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+GROUP = "clients_masks"
+FINAL = "final"
+
+
+@dataclass(frozen=True)
+class Gates:
+    """Hard gates of some clients."""
+
+    clients: NDArray[np.int64]  # (K,)
+    hard: NDArray[np.bool_]  # (K, n)
+    groups: dict[str, int]  # layer -> channels; their sum is n
+
+    def same(self, other: Gates | None) -> bool:
+        if other is None or list(self.groups.items()) != list(other.groups.items()):
+            return False
+        return np.array_equal(self.clients, other.clients) and np.array_equal(self.hard, other.hard)
+
+
+def put(file: h5py.File, name: str, gates: Gates) -> None:
+    """Stores gates under a round's number, or FINAL."""
+    place = file.require_group(f"{GROUP}/{name}")
+    place.attrs.update({"n": gates.hard.shape[1], "groups": json.dumps(list(gates.groups.items()))})
+    # Neither named "client" nor with its scale: xarray refuses a tree in which a group has fewer clients than its parents.
+    place.create_dataset("clients", data=gates.clients.astype(np.int64))
+    place.create_dataset("gates", data=np.packbits(gates.hard, axis=1))
+
+
+def last(file: h5py.File, r: int) -> Gates | None:
+    """The gates in force after round `r`; None where none were stored."""
+    rounds = [int(name) for name in file.get(GROUP, ()) if name != FINAL and int(name) <= r]
+    return read(file, str(max(rounds))) if rounds else None
+
+
+def read(file: h5py.File, name: str) -> Gates | None:
+    """The gates stored under a name; None where there are none."""
+    if f"{GROUP}/{name}" not in file:
+        return None
+    place = file[f"{GROUP}/{name}"]
+    hard = np.unpackbits(place["gates"][()], axis=1, count=int(place.attrs["n"])).astype(bool)
+    return Gates(place["clients"][()], hard, dict(json.loads(place.attrs["groups"])))
+
+
+def cut(file: h5py.File, r: int) -> None:
+    """Forgets what came after round `r`."""
+    for later in [name for name in file.get(GROUP, ()) if name == FINAL or int(name) > r]:
+        del file[f"{GROUP}/{later}"]
