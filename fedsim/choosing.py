@@ -85,6 +85,12 @@ class Choosing:
             parts.append(self.rule.hard(None, o, keys, base) if self.sample else self.rule.mean(o, base))
         return torch.cat(parts)
 
+    def shares(self, masks: Masks, clients: Sequence[int]) -> dict[str, float]:
+        """T / T_tot of the base in use, and the mean of the clients'."""
+        share = self.rule.flops.share
+        mine = {"client_flops_share": float(share(self.choices(masks, clients)).mean())} if self.personal else {}
+        return {"base_flops_share": float(share(self.base(masks)))} | mine
+
     def steps(self, masks: Masks, clients: Sequence[int], r: int, steps: int) -> Tensor:
         """(K, S, n) bool, independent hard draws of v * u_i for every local step."""
         o, choice = self._logits(masks, clients)

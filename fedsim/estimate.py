@@ -22,6 +22,7 @@ from fedsim.job import Job
 from fedsim.row import Row, row_of
 from fedsim.tree import under
 
+ALIKE = 0.05  # of a cost: less is told as no change
 PATIENCE = 20.0  # seconds after which the rest of the rounds is taken to be like the last
 
 
@@ -83,16 +84,21 @@ def _summed(seen: list[dict[str, float]], rounds: int) -> Iterator[str]:
 
 
 def _table(seen: list[dict[str, float]], cohort: int) -> Table:
-    """A line wherever the costs change."""
-    table = Table(title="per client and round", title_justify="left")
+    """A line wherever a cost changes by more than ALIKE."""
+    table = Table(title=f"per client and round, to within {ALIKE:.0%}", title_justify="left")
     for name in ("rounds", "up, MB", "down, MB", "training, GFLOP (largest)", "memory, MB (largest)", "density"):
         table.add_column(name, justify="right")
     begin = 0
     for r in range(1, len(seen) + 1):
-        if r == len(seen) or _costs(seen[r], cohort) != _costs(seen[begin], cohort):
+        if r == len(seen) or not _alike(seen[r], seen[begin]):
             table.add_row(f"{begin}" if r - 1 == begin else f"{begin} to {r - 1}", *_costs(seen[begin], cohort))
             begin = r
     return table
+
+
+def _alike(row: dict[str, float], first: dict[str, float]) -> bool:
+    names = ("bytes_up", "bytes_down", "max_client_flops", "max_client_memory", "density")
+    return all(abs(row[name] - first[name]) <= ALIKE * first[name] for name in names)
 
 
 def _costs(row: dict[str, float], cohort: int) -> tuple[str, ...]:

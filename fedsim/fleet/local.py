@@ -79,9 +79,10 @@ class LocalFleet:
         clients = sorted(cohort)
         self._check(work, clients, own or {})
         n = sum(images(self.site, client) for client in clients)
+        shared, sent = (tree.each(lambda value: value.to(self.site.device), part) for part in (shared, own or {}))
         order = Order(work, net or self.site.net, shared, self.r, n)
         with torch.no_grad():
-            answer = self._carried_out(order, self._packed(order, clients, own or {}))
+            answer = self._carried_out(order, self._packed(order, clients, sent))
         if charged(order):
             self.account.charge(order, clients, own or {}, answer)
         for client, keep in answer.keep.items():

@@ -59,7 +59,7 @@ class DWFNP(CutOnce, Method[State]):
     warmup: int | None = None  # E0, rounds of weights alone; None: a tenth of the rounds before the cut
     hyper_interval: int = 5  # local steps: masks learn in rounds whose number of steps is a multiple
     hyper_steps: int = 1  # steps of the hypernetworks in such a round
-    hyper_split: Literal["held", "overlap"] = "held"  # images that masks learn from: held out, or a tenth that weights are trained on too
+    hyper_split: Literal["held", "overlap"] = "held"  # images that masks learn from: held out, or a tenth of those weights see too
     hyper_lr: float = 1e-3  # AdamW, of theta_b (a tenth of it in the second half of co-training), theta_d and the embeddings
     hyper_decay: float = 1e-2  # AdamW's decoupled weight decay
     embed_sync: Literal["owner", "mean"] = "owner"  # with hypernet = "client"; mean: the table is averaged, a change divided by the clients
@@ -70,9 +70,7 @@ class DWFNP(CutOnce, Method[State]):
     depthwise: Literal["squared", "true"] = "squared"  # FLOPs of depth-wise layers: c^2 / C as in the authors' code, or c
     mask_eval: Literal["mean", "sample"] = "mean"  # gates for cut and evaluation: noise replaced by its mean, or one hard draw
     finetune: Literal["dynamic", "static"] = "dynamic"  # after the cut theta_d goes on learning, or the clients' gates stay
-    unseen: Literal["refuse", "accept"] = (
-        "refuse"  # clients in no cohort while masks are learned: their gates come from untrained embeddings
-    )
+    unseen: Literal["refuse", "accept"] = "refuse"  # clients in no cohort while masks are learned, and so with untrained embeddings
     report: Literal["last", "best"] = "last"  # best: by accuracy on held-out images in the second half of fine-tuning
 
     def __post_init__(self) -> None:
@@ -105,7 +103,7 @@ class DWFNP(CutOnce, Method[State]):
             state = self._cut(setting, state)
         if self.report == "best" and 2 * (r - last) > setting.rounds - last:
             state = self._better(setting, state, fleet, cohort)
-        return state, found | {"base_flops_share": float(choosing.rule.flops.share(choosing.base(state.masks)))}
+        return state, found | choosing.shares(state.masks, cohort)
 
     def deploy(self, setting: Setting, state: State, fleet: Fleet, cohort: Sequence[int]) -> tuple[Tree, Tree, Net | None]:
         choosing, model = self.choosing(setting), state.best or state

@@ -65,6 +65,8 @@ OF_METHODS: dict[str, Column] = {
     "rounds/candidate": Column("1", "the chosen one, counted from 1"),
     "rounds/candidate_loss": Column("nat", "mean cross-entropy of the chosen one over the clients' images of the selection"),
     "rounds/pool_loss": Column("nat", "the same, its mean over all candidates"),
+    "rounds/base_flops_share": Column("1", "T / T_tot: FLOPs of the gated layers that the base keeps, over all of theirs"),
+    "rounds/client_flops_share": Column("1", "the same of what a client of the cohort uses, their mean"),
     "rounds/inference_share": Column("1", "one forward pass of the server's cut or gated model over one of the original network"),
     "rounds/parameters": Column("1", "parameters of the server's cut or gated model that are in use"),
     "rounds/parameters_share": Column("1", "the same over those of the original network"),
