@@ -128,12 +128,13 @@ class Choosing:
         hyper = tree.mean(reply.total | tree.renamed(reply.total, FINE, ""), reply.total[COUNT], masks.hyper)
         mine = cotrain.apart(reply.each)[1]
         if self.averaged:
-            mine = tree.each(lambda new, old: old + (new - old) / len(clients), mine, rows)
+            moved = tree.each(lambda new, old: old + (new - old) / len(clients), tree.under(mine, "w/", "opt/"), rows)
+            mine = mine | moved
         return replace(masks, hyper=hyper, table=masks.table.put(clients, mine) if rows else masks.table)
 
     def learnt_within(self, masks: Masks, clients: Sequence[int], r: int, d: Tensor) -> Masks:
         """After one step on the d (K, n') of soft gates that the weights were trained under, after the cut."""
-        full = torch.zeros(len(clients), self.rule.flops.n).index_copy(1, masks.base.nonzero().flatten(), d.cpu())
+        full = d.cpu().new_zeros(len(clients), self.rule.flops.n).index_copy(1, masks.base.nonzero().flatten(), d.cpu())
         keys, targets = self._keys("finetune", clients, r)[1], self._targets(clients)
         return self._stepped(masks, clients, partial(self.rule.loss_within, within=masks.base, keys=keys, targets=targets, d=full), 0.0)
 

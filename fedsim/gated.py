@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 STEPS = "gate/steps"
 GRADIENT = "grad/gates"
+UNIT = 2.0**20  # of energies, whose sums over many images are large
 FINE = "grad/"  # before the keys of what is summed to 2^-68
 
 
@@ -86,7 +87,7 @@ def _soft(sent: Sent) -> bool:
 
 @dataclass(frozen=True)
 class Energy(Work):
-    """The sum of squared activations of every channel over a client's images, by image; total: n · energy, and n."""
+    """The squared activations of every channel, summed over positions; total: n · their mean over a client's images, in UNITs, and n."""
 
     feeds: tuple[Feed, ...]
     power: int = 2  # 1: of absolute values
@@ -99,7 +100,7 @@ class Energy(Work):
         return {"loss/energy": state["loss/energy"] + found}, found.sum() * 0
 
     def finish(self, net: Net, sent: Sent, state: Tree) -> Report:
-        return Report(state | {aggregate.COUNT: sent.n.double()})
+        return Report({"loss/energy": state["loss/energy"] / UNIT, aggregate.COUNT: sent.n.double()})
 
 
 @dataclass(frozen=True)

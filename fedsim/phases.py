@@ -54,7 +54,8 @@ class CutOnce:
 
     def averaged(self, setting: Setting, shared: Tree, memory: Tree, reply: Reply) -> tuple[Tree, Tree]:
         """The next broadcast and memory: weights and running statistics by the job's aggregation, the momentum's mean beside."""
-        momentum = {key: (value / reply.total[COUNT]).float() for key, value in under(reply.total, "opt/").items()}
+        moved = under(reply.total, "opt/momentum/")
+        momentum = {key: (value / reply.total[COUNT]).to(shared["w/" + key[13:]].dtype) for key, value in moved.items()}
         shared, memory = setting.aggregate.server(memory, shared, reply.total, setting)
         return shared | momentum, memory
 

@@ -149,12 +149,14 @@ class Loss(Work):
 
     feeds: tuple[Feed, ...]
     beside: int = 0
+    method: Any = None  # for model_of, where the client does not use what it is sent as it is
 
     def start(self, net: Net, sent: Sent) -> Tree:
         return {"loss/sum": _nothing(sent), CORRECT: _nothing(sent), aggregate.COUNT: _nothing(sent)}
 
     def step(self, net: Net, sent: Sent, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
-        logits, _ = net(sent.tree(state), batch.x, False, batch.real)
+        held = sent.tree(state) if self.method is None else self.method.model_of(net, sent)
+        logits, _ = net(held, batch.x, False, batch.real)
         mean, seen = cross_entropy(logits, batch.y, batch.real), _real(batch).sum().double()
         right = ((logits.argmax(-1) == batch.y) * _real(batch)).sum().double()
         found = {"loss/sum": mean * seen, CORRECT: right, aggregate.COUNT: seen}

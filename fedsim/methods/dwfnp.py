@@ -94,7 +94,7 @@ class DWFNP(CutOnce, Method[State]):
         last, cohort = self.cut_after(setting), fleet.pick(setting.cohort, r)
         if self.learns(setting, r):
             learn = choosing.learnt_by_clients if self.hypernet == "client" else choosing.learnt
-            lr = self.hyper_lr * (0.1 if 2 * r > last else 1.0)
+            lr = self.hyper_lr * (0.1 if 2 * (r - 1) >= last else 1.0)
             for j in range(self.hyper_steps):
                 state = replace(state, masks=learn(state.masks, fleet, state.shared, cohort, (r, j), self._feed(setting), lr))
         if not (self.freeze and self.warm(setting) < r <= last):
@@ -159,7 +159,8 @@ class DWFNP(CutOnce, Method[State]):
     def _better(self, setting: Setting, state: State, fleet: Fleet, cohort: list[int]) -> State:
         """With the model of this round, if it classifies more held-out images of the cohort rightly than the best before."""
         shared, own, net = self.deploy(setting, replace(state, best=None), fleet, cohort)
-        total = fleet.run(Loss((replace(self._feed(setting), steps=0, epochs=1, charge="forward"),)), cohort, shared, own, net).total
+        feed = replace(self._feed(setting), steps=0, epochs=1, augment=False, charge="forward")
+        total = fleet.run(Loss((feed,), method=self), cohort, shared, own, net).total
         accuracy = float(total[CORRECT] / total[COUNT])
         better = state.best is None or accuracy > state.best.accuracy
         return replace(state, best=Best(shared, state.masks, accuracy)) if better else state
@@ -179,8 +180,6 @@ class DWFNP(CutOnce, Method[State]):
         share, split = (0.1, "probe") if overlap else (1.0, "held")
         return Feed(split, steps=1, batch=setting.train.batch, augment=setting.train.augment, share=share, charge="inputs")
 
-    # ---- what cannot be
-
     def _check(self, setting: Setting) -> None:
         """BadInput for phases without rounds, masks without images, and budgets that cannot be met."""
         last, warm = self.cut_after(setting), self.warm(setting)
@@ -192,4 +191,8 @@ class DWFNP(CutOnce, Method[State]):
             )
         if self.hyper_split == "held" and not setting.holdout:
             raise BadInput('dwfnp learns its masks on held-out images: set partition.holdout = 0.1, or hyper_split = "overlap"')
+        if self.embed_sync == "mean" and self.hypernet == "server":
+            raise BadInput('[method] embed_sync = "mean" needs hypernet = "client": on the server every embedding has its own row')
+        if self.report == "best" and last == setting.rounds:
+            raise BadInput('[method] report = "best" chooses among the rounds after the cut: take cotrain < rounds')
         self.choosing(setting).check(setting.clients)

@@ -24,7 +24,7 @@ from fedsim.constraint import Flops
 from fedsim.core import Data, Feed, Fleet, Method, Setting
 from fedsim.exact import COHORT
 from fedsim.fault import TINY, BadInput, within
-from fedsim.gated import Energy
+from fedsim.gated import UNIT, Energy
 from fedsim.net import Net
 from fedsim.phases import CutOnce
 from fedsim.tree import Tree, under
@@ -114,12 +114,12 @@ class Structured(CutOnce, Method[State]):
         feed = Feed("train", epochs=1, batch=setting.train.batch, augment=False, charge="forward")
         clients = fleet.pick(None if setting.clients <= COHORT else setting.cohort, r)
         total = fleet.run(Energy((feed,), 2 if self.norm == "l2" else 1), clients, under(shared, "w/", "buf/")).total
-        return (total["loss/energy"] / total[COUNT]).cpu()
+        return (total["loss/energy"] * UNIT / total[COUNT]).cpu()
 
     def _by_features(self, setting: Setting, importance: Tensor) -> Tensor:
         """What is left when the smallest go until the share fits; the best of a group stays, and its cost counts."""
         flops = self._flops(setting)
-        best = torch.cat([part == part.max() for part in importance.split(list(flops.widths))])
+        best = torch.cat([_largest(part, 1) for part in importance.split(list(flops.widths))])
         order = importance.masked_fill(best, inf).argsort(stable=True)[: int((~best).sum())]
         gate = torch.ones(flops.n, dtype=torch.bool)
         for part in order.split(self.prune_size):
