@@ -13,8 +13,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fedsim import cotrain, draw, tree
+from fedsim import cotrain, draw, ledger, tree
 from fedsim.aggregate import COUNT
+from fedsim.constraint import Flops
 from fedsim.core import Feed, Fleet
 from fedsim.cotrain import EMBEDDING, Cotraining, Table
 from fedsim.fault import BadInput
@@ -23,6 +24,13 @@ from fedsim.gates import GATES
 from fedsim.tree import Tree
 
 BLOCK = 4096  # clients whose gates are worked out at once
+
+
+def reachable(flops: Flops, name: str, share: float) -> None:
+    """BadInput for a FLOPs share that cannot be met."""
+    if not flops.least <= share <= 1:
+        least = f"{flops.least:.4f}"
+        raise BadInput(f"[method] {name} = {share}: with one channel in every group {least} remain; it is {least} … 1")
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,7 @@ class Choosing:
 
     rule: Cotraining
     seed: int
-    targets: float | tuple[float, ...]  # p_d, for all clients or for each
+    targets: tuple[float, ...]  # p_d, one for all clients or one for each
     personal: bool
     lr: float
     decay: float
@@ -53,13 +61,11 @@ class Choosing:
 
     def check(self, clients: int) -> None:
         """BadInput for budgets that cannot be met."""
-        targets = self.targets if isinstance(self.targets, tuple) else (self.targets,)
+        targets = self.targets
         if len(targets) not in (1, clients):
             raise BadInput(f"[method] keep_client has {len(targets)} shares for {clients:,} clients: one for all, or one for each")
-        least = self.rule.flops.least
         for name, share in (("keep", self.rule.keep), *(("keep_client", share) for share in targets if self.personal)):
-            if not least <= share <= 1:
-                raise BadInput(f"[method] {name} = {share}: with one channel in every group {least:.4f} remain; it is {least:.4f} … 1")
+            reachable(self.rule.flops, name, share)
         if self.personal and max(targets) > self.rule.keep:
             raise BadInput(
                 f"[method] keep_client = {max(targets)}: a client uses part of the base, which keeps {self.rule.keep} of the FLOPs"
@@ -124,9 +130,10 @@ class Choosing:
         rows = self._rows(masks, clients) if self.personal else {}
         own = {"seed/keys": keys, "n/target": self._targets(clients)} | cotrain.sent_row(rows)
         sent = shared | masks.hyper | {"seed/z": self.rule.z(self.seed), "seed/base": key}
-        reply = fleet.run(HypernetStep((feed,), self.rule, lr, self.lr, self.decay), clients, sent, own)
-        hyper = tree.mean(reply.total | tree.renamed(reply.total, FINE, ""), reply.total[COUNT], masks.hyper)
-        mine = cotrain.apart(reply.each)[1]
+        beside = ledger.VALUE * (tree.size(masks.hyper) + tree.size(tree.under(masks.hyper, "w/")))  # with moments, and gradients
+        reply = fleet.run(HypernetStep((feed,), self.rule, lr, self.lr, self.decay, beside), clients, sent, own)
+        total, every = (tree.each(lambda value: value.cpu(), part) for part in (reply.total, reply.each))
+        hyper, mine = tree.mean(total | tree.renamed(total, FINE, ""), total[COUNT], masks.hyper), cotrain.apart(every)[1]
         if self.averaged:
             moved = tree.each(lambda new, old: old + (new - old) / len(clients), tree.under(mine, "w/", "opt/"), rows)
             mine = mine | moved
@@ -157,5 +164,4 @@ class Choosing:
 
     def _targets(self, clients: Sequence[int]) -> Tensor:
         """(K,) p_i."""
-        every = self.targets
-        return torch.tensor([every[client] for client in clients] if isinstance(every, tuple) else [every] * len(clients))
+        return torch.tensor([self.targets[client if len(self.targets) > 1 else 0] for client in clients])

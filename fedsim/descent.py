@@ -1,6 +1,7 @@
 """The steps of local optimisers, masked: torch.optim.SGD's and torch.optim.Adam's, on trees, in place.
 
-Adam: Kingma and Ba, ICLR 2015, arXiv:1412.6980, with the paper's constants; weight decay is added to the gradient, as torch does.
+Adam: Kingma and Ba, ICLR 2015, arXiv:1412.6980, with the paper's constants; weight decay is added to the gradient, as torch does,
+or, decoupled, taken off the weight (AdamW).
 """
 
 from __future__ import annotations

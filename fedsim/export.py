@@ -81,9 +81,11 @@ def final(path: Path | str, client: int | None = None) -> Final:
 
 
 def _note(job: Job, tree: Tree) -> str:
-    if GATES not in tree or getattr(job.method.use, "norm_over", "kept") == "kept":
+    if GATES not in tree or getattr(job.method.use, "norm_over", "kept") == "kept" or job.model.norm != "group":
         return ""
-    return 'note: under norm_over = "all" norms saw the closed channels too, which are not here any more: outputs differ a little'
+    return (
+        'note: under norm_over = "all" norms saw the closed channels too, which are not here any more: outputs and accuracy differ a little'
+    )
 
 
 def _gate_of(reader: Reader, client: int) -> Tensor:

@@ -116,6 +116,7 @@ class HypernetStep(Work):
     lr_base: float
     lr_client: float
     decay: float
+    beside: int = 0  # bytes of the hypernetworks, their moments and gradients
 
     def start(self, net: Net, sent: Sent) -> Tree:
         return cotrain.apart(sent.shared)[0] | cotrain.sent_row(cotrain.apart(sent.own)[1])

@@ -44,8 +44,8 @@ class Net:
     `sizes` the weights of its conv and linear layers, in state_dict order: all layers but the first may be pruned (`maskable`).
     Net leaves the module it is given as it was.
 
-    Where the tree has a gate, "gate/channels" (n,) over all its `channels`, it is multiplied in. A hard one (bool) runs
-    physically smaller where it can, under `vmap` masked: the same but for rounding. `kept` says which channels a cut net has left.
+    Where the tree has a gate, "gate/channels" (n,) over all its `channels`, it is multiplied in. A hard one (bool) runs physically
+    smaller, under `vmap` masked: the same but for rounding. `kept`: what a cut net has left of the first one's channels.
     """
 
     def __init__(self, module: nn.Module, kept: Tree | None = None) -> None:
@@ -133,11 +133,12 @@ class Net:
         """
         self.channels.kept(self.channels.gate(kept))  # at least one in every group
         kept = {name: index.cpu() for name, index in kept.items()}
+        whole = {name: self.kept[name][index] if self.kept else index for name, index in kept.items()}
         for small in self._cuts:
-            if all(torch.equal(small.kept[name], index) for name, index in kept.items()):
+            if all(torch.equal(small.kept[name], index) for name, index in whole.items()):
                 return small
         like = next(iter(self.initial.values()))
-        self._cuts[:] = [Net(self.channels.narrowed(self._given, kept), kept).to(like.device, like.dtype)]
+        self._cuts[:] = [Net(self.channels.narrowed(self._given, kept), whole).to(like.device, like.dtype)]
         return self._cuts[0]
 
     def narrow(self, tree: Tree, kept: Tree, removed: bool = True) -> Tree:

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from math import inf
-from typing import Literal
+from typing import Any, Literal
 
 from fedsim.aggregate import COUNT
-from fedsim.core import Fleet, Rate, Reply, Setting
+from fedsim.core import Feed, Fleet, Rate, Reply, Setting
 from fedsim.fault import BadInput, within
 from fedsim.gated import TrainGated
+from fedsim.net import Net
 from fedsim.tree import Tree, under
+from fedsim.works import CORRECT, Loss
+
+JUDGES = 1_000  # clients at most whose held-out images choose the best model
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,9 @@ class CutOnce:
     finetune_schedule: Literal["constant", "cosine", "step"] = "cosine"  # over the rounds after the cut
     finetune_warmup: int = 0  # rounds after the cut in which its learning rate rises
     weights: Literal["uniform", "samples"] = "uniform"  # how the clients' weights are averaged
-    momentum: Literal["averaged", "reset"] = "averaged"  # averaged and sent with the weights; reset: begins at 0 in every round
+    momentum: Literal["averaged", "reset"] = (
+        "averaged"  # averaged and sent with the weights; reset: begins at 0 in every round (as Adam's do)
+    )
     norm_over: Literal["kept", "all"] = "kept"  # channels a norm sees under a hard gate; all: the authors' way, masked dense only
     fold_ws: bool = False  # with norm_over = "all": filters are standardised before the cut and stored so
 
@@ -55,7 +61,9 @@ class CutOnce:
     def averaged(self, setting: Setting, shared: Tree, memory: Tree, reply: Reply) -> tuple[Tree, Tree]:
         """The next broadcast and memory: weights and running statistics by the job's aggregation, the momentum's mean beside."""
         moved = under(reply.total, "opt/momentum/")
-        momentum = {key: (value / reply.total[COUNT]).to(shared["w/" + key[13:]].dtype) for key, value in moved.items()}
+        momentum = {
+            key: (value / reply.total[COUNT]).to(shared["w/" + key.removeprefix("opt/momentum/")].dtype) for key, value in moved.items()
+        }
         shared, memory = setting.aggregate.server(memory, shared, reply.total, setting)
         return shared | momentum, memory
 
@@ -82,3 +90,11 @@ def all_seen(setting: Setting, fleet: Fleet, rounds: Iterable[int]) -> None:
             f"{len(missing):,} of {setting.clients:,} clients (the first: {min(missing)}) are in no cohort while masks are learned:"
             ' sub-networks of untrained embeddings. Take a larger cohort.size, more rounds, or unseen = "accept"'
         )
+
+
+def judged(method: Any, feed: Feed, fleet: Fleet, judges: list[int], model: tuple[Tree, Tree, Net | None]) -> float:
+    """Share of the judges' images of the feed's split that a deployed model classifies rightly, as they use it."""
+    shared, own, net = model
+    every = replace(feed, steps=0, epochs=1, augment=False, charge="forward")
+    total = fleet.run(Loss((every,), method=method), judges, shared, own, net).total
+    return float(total[CORRECT] / total[COUNT].clamp(min=1))

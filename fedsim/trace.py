@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -71,6 +71,7 @@ class _Flow:
     space: _Space
     gated: bool = False  # since the last layer that made or mixed it
     flat: bool = False  # (B, features)
+    folded: bool = False  # maybe several features a channel
     maker: str = ""  # the layer that made it
 
 
@@ -123,8 +124,8 @@ class _Reading:
         if type(layer) in POOLS:
             return flow
         if type(layer) is nn.Flatten and (layer.start_dim, layer.end_dim) == (1, -1):
-            return _Flow(flow.space, flow.gated, True, flow.maker)
-        if (type(layer) in NORMS or (type(layer) is nn.GroupNorm and layer.num_groups == 1)) and not flow.gated:
+            return _Flow(flow.space, flow.gated, True, True, flow.maker)
+        if (type(layer) in NORMS or (type(layer) is nn.GroupNorm and layer.num_groups == 1)) and not (flow.gated or flow.folded):
             flow.space.rows += _names(name, layer)
             flow.space.norms.append(name)
             self.touched[name] = [flow.space]
@@ -140,7 +141,7 @@ class _Reading:
         if groups > 1 and groups == outside and inside == 1 and flow.space.size == outside:
             flow.space.rows += _names(name, layer)
             flow.space.depthwise.append(name)
-            return _Flow(flow.space, False, False, name)
+            return _Flow(flow.space, False, maker=name)
         if groups > 1:
             return self._fixed([flow], name)
         if flow.maker == "":
@@ -153,7 +154,7 @@ class _Reading:
                 flow.space.why = flow.space.why or f"{name} reads them before any activation"
         made.rows += _names(name, layer)
         self.touched[name].append(made)
-        return _Flow(made, False, isinstance(layer, nn.Linear), name)
+        return _Flow(made, False, isinstance(layer, nn.Linear), maker=name)
 
     def _function(self, node: fx.Node, flows: list[_Flow]) -> _Flow:
         if len(flows) == 1 and node.target in ACTIVATING:
@@ -161,14 +162,16 @@ class _Reading:
         if len(flows) == 1 and node.target in POOLING:
             return flows[0]
         if len(flows) == 1 and _flattens(node):
-            return _Flow(flows[0].space, flows[0].gated, True, flows[0].maker)
+            return _Flow(flows[0].space, flows[0].gated, True, True, flows[0].maker)
         self.streams |= node.target in ADDING and len(flows) > 1
         return self._fixed(flows, node.name)
 
     def _activated(self, node: fx.Node, flow: _Flow) -> _Flow:
+        if flow.folded and not flow.gated:
+            return self._fixed([flow], node.name)
         if not flow.gated:
             flow.space.points.append(node.name)
-        return _Flow(flow.space, True, flow.flat, flow.maker)
+        return replace(flow, gated=True)
 
     def _end(self, flows: list[_Flow]) -> None:
         for flow in flows:

@@ -43,31 +43,36 @@ Run = Callable[[], Tensor]
 Line = tuple[str, str, str, float | None]  # what is measured; its run, that of what it is compared with, the ratio not to pass
 
 TRAINING: tuple[Line, ...] = (
-    ("training step, half of the channels, over hand-built", "half", "hand-built half", LIMIT),
-    ("the same over the full network's", "half", "full", None),
-    ("hand-built half over hand-built full", "hand-built half", "hand-built full", None),
-    ("another gate at every step over one gate", "fresh", "half", None),
+    ("step, cut / built", "half", "hand-built half", LIMIT),
+    ("step, cut / full", "half", "full", None),
+    ("step, built / full", "hand-built half", "hand-built full", None),
+    ("step, fresh / cut", "fresh", "half", None),
 )
 INFERENCE: tuple[Line, ...] = (
-    ("inference of the exported half, over hand-built", "exported", "hand-built half", LIMIT),
-    ("the same over the full network's", "exported", "full", None),
+    ("inference, cut / built", "exported", "hand-built half", LIMIT),
+    ("inference, cut / full", "exported", "full", None),
 )
+LEGEND = """cut: a client's gated training step, compacted; fresh: the same under another gate
+at every step; built: a hand-built torch network of the same widths; full: the whole
+network. Milliseconds, and their ratio: median, lowest and highest."""
 
 
 def main(jobs: list[Job], console: Console) -> int:
-    """Prints a row per job and comparison."""
+    """Prints a table per job."""
     torch.set_num_threads(1)
     memory.hold()
-    table = Table(title=f"half of the channels, one thread, median of {REPEATS}; torch {torch.__version__}", title_justify="left")
-    for name in ("job", "what", "batch", "ours, ms", "other, ms", "ratio", "lowest", "highest", "target"):
-        table.add_column(name, justify="left" if name in ("job", "what") else "right")
     for job in jobs or [load(Path(name)) for name in DEFAULT]:
         case = Case.of(assemble(job))
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        for name in ("", "batch", "ms", "over", "ratio", "lowest", "highest", "target"):
+            table.add_column(name, justify="right" if name else "left")
         model = f"{job.model.name or job.model.factory}{', standardised' if job.model.standardise else ''}"
         for batch, lines, runs in _measurements(case):
             for row in _compared(lines, interleaved(runs, case.device)):
-                table.add_row(model, row[0], str(batch), *row[1:])
-    console.print(table)
+                table.add_row(row[0], str(batch), *row[1:])
+        told = f"{model}, half of the channels, one thread, median of {REPEATS}; torch {torch.__version__}"
+        console.print(told, table, "", sep="\n", highlight=False)
+    console.print(LEGEND, highlight=False)
     return 0
 
 

@@ -120,10 +120,10 @@ class Account:
             if any(feed.charge == "train" for feed in order.work.feeds):
                 bill.loss = answer.loss[client]
 
-    def _compute(self, bill: Bill, order: Order, client: int, kept: dict[str, int], open: list[list[int]] | None, top: int) -> None:
-        """`kept`: weights of every layer that is not whole; `open`: channels under hard gates; `top`: entries of the buffers that the
+    def _compute(self, bill: Bill, order: Order, client: int, kept: dict[str, int], opened: list[list[int]] | None, top: int) -> None:
+        """`kept`: weights of every layer that is not whole; `opened`: channels under hard gates; `top`: entries of the buffers that the
         client's largest gradients went through."""
-        each = [kept | order.net.channels.used(row) for row in open] if open else [kept]  # step after step, or the same in all
+        each = [kept | order.net.channels.used(row) for row in opened] if opened else [kept]  # step after step, or the same in all
         bill.density = sum(ledger.density(self.anatomy, used) for used in each) / len(each)
         usual = shown(self.local, count_of(self.population, self.local, client))
         bill.dense_flops = ledger.feed_flops(self.anatomy, usual).total
@@ -133,7 +133,7 @@ class Account:
             images, batch = shown(feed, count), min(feed.batch, count)
             bill.samples += images if trains else 0
             bill.train_flops += self._flops(feed, count, each)
-            memory = self._memory(order, feed, batch, kept, open, top if feed.dense else 0)
+            memory = self._memory(order, feed, batch, kept, opened, top if feed.dense else 0)
             memory = memory.without(*UNUSED[feed.charge])
             bill.memory = max(bill.memory, memory.total)
             bill.model_memory = max(bill.model_memory, memory.without("activations").total)
@@ -148,18 +148,18 @@ class Account:
             return ledger.feed_flops(self.anatomy, images, each[0], feed.charge, feed.dense, seen).total
         ends = [shown_last(feed, count, last) for last in range(steps_of(feed, count) + 1)]  # images of the last steps
         shares = [more - less for less, more in pairwise(ends)][::-1]
-        return sum(ledger.feed_flops(self.anatomy, n, used, feed.charge).total for n, used in zip(shares, each, strict=True))
+        return sum(ledger.feed_flops(self.anatomy, n, used, feed.charge).total for n, used in zip(shares, each, strict=False))
 
-    def _memory(self, order: Order, feed: Feed, batch: int, kept: dict[str, int], open: list[list[int]] | None, top: int) -> ledger.Terms:
+    def _memory(self, order: Order, feed: Feed, batch: int, kept: dict[str, int], opened: list[list[int]] | None, top: int) -> ledger.Terms:
         """The described client's: under gates it holds the whole model, and gradients and activations of the open channels."""
         beside = getattr(order.work, "beside", 0)  # a Work need not inherit from core.Work
         anatomy, masked = self.anatomy_of(order.net), _masked(order, kept)
         memory = ledger.memory(anatomy, masked, batch, self.slots, feed.dense, top=top, beside=beside)
-        if not open:
+        if not opened:
             return memory
         widths, per = order.net.channels.widths, self._per_channel(order.net)
-        closed = [sum((width - row[i]) * per[i] for i, width in enumerate(widths)) for row in open]
-        used = [ledger.memory(anatomy, masked | order.net.channels.used(row))["gradients"] for row in open]
+        closed = [sum((width - row[i]) * per[i] for i, width in enumerate(widths)) for row in opened]
+        used = [ledger.memory(anatomy, masked | order.net.channels.used(row))["gradients"] for row in opened]
         return ledger.Terms(memory | {"gradients": max(used), "activations": memory["activations"] - batch * min(closed)})
 
     def anatomy_of(self, net: Net) -> ledger.Anatomy:

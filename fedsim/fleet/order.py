@@ -15,6 +15,7 @@ from fedsim.core import Sent, Work
 from fedsim.exact import Sum
 from fedsim.fault import ClientFault
 from fedsim.fleet.batches import Batches, Population, Round, count_of, evaluation_images, steps_of
+from fedsim.gated import STEPS
 from fedsim.gates import GATES
 from fedsim.masks import ones
 from fedsim.net import Net
@@ -175,7 +176,7 @@ def charge(answer: Answer, net: Net, client: int, one: Sent, state: Tree, report
 
 def _hard(held: Tree) -> Tensor | None:
     """(S, n) the hard gates of all steps, or the one for all of them."""
-    gates = held["gate/steps"] if "gate/steps" in held else held[GATES][None] if GATES in held else None
+    gates = held[STEPS] if STEPS in held else held[GATES][None] if GATES in held else None
     return gates if gates is not None and gates.dtype == torch.bool else None
 
 

@@ -17,7 +17,6 @@ from typing import Literal
 
 from torch import Tensor
 
-from fedsim.aggregate import COUNT
 from fedsim.choosing import Choosing, Masks
 from fedsim.constraint import Flops
 from fedsim.core import Data, Feed, Fleet, Method, Sent, Setting
@@ -26,9 +25,8 @@ from fedsim.fault import TINY, BadInput, within
 from fedsim.gated import GRADIENT, STEPS
 from fedsim.gates import GATES
 from fedsim.net import Net
-from fedsim.phases import CutOnce, all_seen
+from fedsim.phases import JUDGES, CutOnce, all_seen, judged
 from fedsim.tree import Tree, under
-from fedsim.works import CORRECT, Loss
 
 
 @dataclass(frozen=True)
@@ -55,9 +53,9 @@ class DWFNP(CutOnce, Method[State]):
     keep_client: float | tuple[float, ...] = 0.5  # p_d, share of the whole that a client uses; or one for every client
     personal: bool = True  # false: the base alone ("static"), no sub-networks of clients
     freeze: bool = False  # no weight steps between warm-up and cut ("one-shot"): masks are learned on a trained, frozen network
-    hypernet: Literal["server", "client"] = "server"  # client: clients train copies, which are averaged (the authors' way)
+    hypernet: Literal["server", "client"] = "server"  # client: until the cut clients train copies, which are averaged (the authors' way)
     warmup: int | None = None  # E0, rounds of weights alone; None: a tenth of the rounds before the cut
-    hyper_interval: int = 5  # local steps: masks learn in rounds whose number of steps is a multiple
+    hyper_interval: int = 5  # local steps: until the cut masks learn in rounds whose number of steps is a multiple
     hyper_steps: int = 1  # steps of the hypernetworks in such a round
     hyper_split: Literal["held", "overlap"] = "held"  # images that masks learn from: held out, or a tenth of those weights see too
     hyper_lr: float = 1e-3  # AdamW, of theta_b (a tenth of it in the second half of co-training), theta_d and the embeddings
@@ -102,8 +100,8 @@ class DWFNP(CutOnce, Method[State]):
         if r == last:
             state = self._cut(setting, state)
         if self.report == "best" and 2 * (r - last) > setting.rounds - last:
-            state = self._better(setting, state, fleet, cohort)
-        return state, found | choosing.shares(state.masks, cohort)
+            state = self._better(setting, state, fleet)
+        return state, found | choosing.shares((state.best or state).masks, cohort)
 
     def deploy(self, setting: Setting, state: State, fleet: Fleet, cohort: Sequence[int]) -> tuple[Tree, Tree, Net | None]:
         choosing, model = self.choosing(setting), state.best or state
@@ -130,14 +128,12 @@ class DWFNP(CutOnce, Method[State]):
     def _trained(self, setting: Setting, state: State, fleet: Fleet, cohort: list[int], r: int) -> tuple[State, dict[str, float]]:
         """Local training under hard gates, drawn anew for every step; after the cut under soft ones, which go on learning."""
         choosing, work, masks = self.choosing(setting), self.training(setting, r), state.masks
-        own, net = {}, None
+        own, net = {}, setting.net.cut(state.kept) if state.kept else None
         if not state.kept and r > self.warm(setting):
             own = {STEPS: choosing.steps(masks, cohort, r, setting.train.steps)}
-        elif state.kept:
-            net = setting.net.cut(state.kept)
-            dynamic = self.finetune == "dynamic"
-            gate = (choosing.soft if dynamic else lambda *_: choosing.choices(masks, cohort))(masks, cohort, r) if self.personal else None
-            own = {} if gate is None else {GATES: self._left(state, gate)}
+        elif state.kept and self.personal:
+            gate = choosing.soft(masks, cohort, r) if self.finetune == "dynamic" else choosing.choices(masks, cohort)
+            own = {GATES: self._left(state, gate)}
         reply = fleet.run(work, cohort, setting.aggregate.shared(state.memory, state.shared), own, net)
         shared, memory = self.averaged(setting, state.shared, state.memory, reply)
         if GRADIENT in reply.each:
@@ -156,14 +152,13 @@ class DWFNP(CutOnce, Method[State]):
         """(…, n') of (…, n): the gates of the channels that the cut has left."""
         return gate[..., state.masks.base] if state.kept else gate
 
-    def _better(self, setting: Setting, state: State, fleet: Fleet, cohort: list[int]) -> State:
-        """With the model of this round, if it classifies more held-out images of the cohort rightly than the best before."""
-        shared, own, net = self.deploy(setting, replace(state, best=None), fleet, cohort)
-        feed = replace(self._feed(setting), steps=0, epochs=1, augment=False, charge="forward")
-        total = fleet.run(Loss((feed,), method=self), cohort, shared, own, net).total
-        accuracy = float(total[CORRECT] / total[COUNT])
+    def _better(self, setting: Setting, state: State, fleet: Fleet) -> State:
+        """With the model of this round, if it classifies more held-out images rightly than the best before."""
+        judges = fleet.pick(None, 0)[:JUDGES]
+        model = self.deploy(setting, replace(state, best=None), fleet, judges)
+        accuracy = judged(self, self._feed(setting), fleet, judges, model)
         better = state.best is None or accuracy > state.best.accuracy
-        return replace(state, best=Best(shared, state.masks, accuracy)) if better else state
+        return replace(state, best=Best(model[0], state.masks, accuracy)) if better else state
 
     # ---- what it is made of
 
@@ -171,8 +166,9 @@ class DWFNP(CutOnce, Method[State]):
         """How gates are drawn and learned."""
         flops = Flops.of(setting.net.channels, setting.anatomy, self.depthwise == "squared")
         rule = Cotraining(flops, self.tau, self.bias, self.keep, self.slope, self.reg == "two_sided")
+        targets = self.keep_client if isinstance(self.keep_client, tuple) else (self.keep_client,)
         sample, averaged = self.mask_eval == "sample", self.embed_sync == "mean"
-        return Choosing(rule, setting.seed, self.keep_client, self.personal, self.hyper_lr, self.hyper_decay, sample, averaged)
+        return Choosing(rule, setting.seed, targets, self.personal, self.hyper_lr, self.hyper_decay, sample, averaged)
 
     def _feed(self, setting: Setting) -> Feed:
         """A batch of the images that masks learn from."""

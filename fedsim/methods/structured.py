@@ -20,10 +20,11 @@ from torch import Tensor
 
 from fedsim import draw
 from fedsim.aggregate import COUNT
+from fedsim.choosing import reachable
 from fedsim.constraint import Flops
 from fedsim.core import Data, Feed, Fleet, Method, Setting
 from fedsim.exact import COHORT
-from fedsim.fault import TINY, BadInput, within
+from fedsim.fault import TINY, within
 from fedsim.gated import UNIT, Energy
 from fedsim.net import Net
 from fedsim.phases import CutOnce
@@ -56,9 +57,7 @@ class Structured(CutOnce, Method[State]):
 
     def init(self, setting: Setting, public: Data | None) -> State:
         self.check(setting)
-        least = self._flops(setting).least
-        if self.keep < least:
-            raise BadInput(f"[method] keep = {self.keep}: with one channel in every group {least:.4f} remain; it is {least:.4f} … 1")
+        reachable(self._flops(setting), "keep", self.keep)
         shared = under(setting.net.initial, "w/", "buf/")
         return State(shared, setting.aggregate.begin(shared))
 
