@@ -221,6 +221,8 @@ UNCUTTABLE = {
         ),
         "cat needs them all",
     ),
+    "activation behind flattening": (line(nn.Flatten(), nn.ReLU(), nn.Linear(256, CLASSES)), "2 needs them all"),
+    "norm behind flattening": (line(nn.Flatten(), nn.BatchNorm1d(256), nn.ReLU(), nn.Linear(256, CLASSES)), "2 needs them all"),
     "control flow": (Model(lambda m, x: m.fc(x.flatten(1) if x.sum() > 0 else -x.flatten(1)), fc=nn.Linear(128, 3)), "cannot trace"),
 }
 

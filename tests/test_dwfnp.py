@@ -60,6 +60,14 @@ def test_what_the_messages_advise_is_taken() -> None:
         DWFNP(**{"hyper_interval": 1} | fields).init(gated().setting, None)
 
 
+def test_one_share_in_a_list_is_for_all_clients() -> None:
+    made = gated()
+    one, same = (DWFNP(keep_client=share).choosing(made.setting) for share in (0.5, (0.5,)))
+    assert one == same
+    assert one._targets([0, 2]).tolist() == [0.5, 0.5]
+    assert DWFNP(keep_client=(0.2, 0.3, 0.4, 0.5)).choosing(made.setting)._targets([1, 3]).tolist() == pytest.approx([0.3, 0.5])
+
+
 def test_what_the_job_must_bring() -> None:
     with pytest.raises(BadInput, match=re.escape("set train.steps = 5, in place of epochs")):
         DWFNP(hyper_interval=1).init(gated(training=Training(epochs=2, batch=4)).setting, None)

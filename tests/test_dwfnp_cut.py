@@ -143,6 +143,25 @@ def test_the_best_model_on_held_out_images_is_reported() -> None:
     assert same(last.shared, state.shared)
 
 
+def test_the_best_model_is_judged_by_the_same_clients_in_every_round() -> None:
+    """Whoever took part."""
+    made = gated((12, 9, 10), rounds=6, cohort=1, holdout=0.3)
+    made.play(DWFNP(cotrain=4, report="best", unseen="accept", **QUICK), 6)
+    scored = [seen for seen in made.seen if type(seen.work).__name__ == "Loss"]
+    assert [seen.clients for seen in scored] == [[0, 1, 2]]
+    assert {tuple(seen.clients) for seen in made.seen} > {(0, 1, 2)}
+
+
+def test_the_memory_of_a_client_with_hypernetworks_counts_them() -> None:
+    server, client = (gated((12, 9), rounds=3) for _ in range(2))
+    for made, where in ((server, "server"), (client, "client")):
+        made.play(DWFNP(cotrain=3, hypernet=where, **QUICK), 2)
+    hyper = next(seen.shared for seen in client.seen if type(seen.work).__name__ == "HypernetStep")
+    held = sum(value.numel() for key, value in hyper.items() if "/base/" in key or "/client/" in key)
+    learned = sum(value.numel() for key, value in hyper.items() if key.startswith(("w/base/", "w/client/")))
+    assert client.fleet.account.bills[0].memory >= 4 * (held + learned) > server.fleet.account.bills[0].memory
+
+
 # ---- the cut itself
 
 

@@ -345,3 +345,14 @@ def activations(name: str, group: str) -> list[str]:
     """Where a group's channels are active: after the first convolution of a block, or after its expansion and its filters."""
     block = group.removesuffix(".conv1").removesuffix(".0.0")
     return [f"{block}.relu1"] if name == "resnet8" else [f"{block}.0.2", f"{block}.1.2"]
+
+
+def test_a_net_cut_twice_knows_what_is_left_of_the_first() -> None:
+    _, net, _ = drawn("cnn", "group")
+    first = net.channels.kept(hard(net))
+    small = net.cut(first)
+    second = {name: torch.arange(0, len(index), 2) for name, index in first.items()}
+    left = small.cut(second).kept
+    assert all(torch.equal(left[name], index[::2]) for name, index in first.items())
+    assert net.cut(left).initial.keys() == small.cut(second).initial.keys()
+    assert all(torch.equal(value, small.cut(second).initial[key]) for key, value in net.cut(left).initial.items())
