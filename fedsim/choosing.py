@@ -108,7 +108,7 @@ class Choosing:
         """(K, n) soft u_i, to train under and learn from after the cut."""
         choice, (_, keys) = self.rule.choice(masks.hyper, self._rows(masks, clients)[EMBEDDING]), self._keys("finetune", clients, r)
         assert choice is not None
-        return self.rule.choices(choice, keys)
+        return self.rule.soft_choice(choice, keys)
 
     # ---- learning
 

@@ -84,8 +84,8 @@ class Cotraining:
         u = self._drawn(choice, keys, "u")
         return gates.never_empty(u >= 0.5, u, self.widths, v)
 
-    def choices(self, choice: Tensor, keys: Tensor) -> Tensor:
-        """(K, n) soft u_i."""
+    def soft_choice(self, choice: Tensor, keys: Tensor) -> Tensor:
+        """(K, n) soft u_i alone, for a base that is cut."""
         return self._drawn(choice, keys, "u")
 
     def mean(self, o: Tensor, within: Tensor | None = None) -> Tensor:
@@ -118,7 +118,7 @@ class Cotraining:
         """mean_i <d_i, u_i> + mean_i 2 R(T(v * u'_i), p_i), after the cut to v = `within` (n,); d is 0 outside of it."""
         choice = self.choice(w, w.get(EMBEDDING))
         assert choice is not None, "only clients' gates learn after the cut"
-        told = (d * self._drawn(choice, keys, "u")).sum(-1).mean()
+        told = (d * self.soft_choice(choice, keys)).sum(-1).mean()
         u = gates.straight(self._drawn(choice, keys, "client"), self.widths, within)
         return told + self.penalty(within * u, targets).mean()
 

@@ -1,4 +1,4 @@
-"""Gates: one number a channel. Soft in (0, 1) while masks are learned, hard in {0, 1} (bool) where a channel is used or not.
+"""Gates: one number a channel. Soft in (0, 1) while masks are learned, hard in {0, 1} (bool) where a channel is used or not (DWFNP, 3.3).
 
 Drawn from logits by the Gumbel-sigmoid: y = sigmoid((o + g + b) / tau), g = -log(-log U). A hard draw is 1[y >= 0.5] with the
 gradient of y (straight-through); the mean-noise mask puts Euler's constant, the mean of g, in the place of the draw.

@@ -99,9 +99,14 @@ class Net:
         return trace.found(self._given)
 
     @cached_property
+    def _standardised(self) -> frozenset[str]:
+        """Layers whose filters are."""
+        return standardised_of(self._given)
+
+    @cached_property
     def channels(self) -> Channels:
         """The channels that gates open and close; ValueError for a model without any."""
-        return Channels(self._traced[1], self.shapes, standardised_of(self._given))
+        return Channels(self._traced[1], self.shapes, self._standardised)
 
     @cached_property
     def _gated(self) -> fx.GraphModule:
@@ -147,11 +152,8 @@ class Net:
 
     def folded(self, tree: Tree) -> Tree:
         """The tree with every standardised filter ready for use in the place of the stored one."""
-        ready = {f"w/{name}.weight": self._ready(tree, name) for name in standardised_of(self._given)}
+        ready = {f"w/{name}.weight": standardised(tree[f"w/{name}.weight"], tree.get(f"buf/{name}.removed")) for name in self._standardised}
         return {key: ready.get(key, value) for key, value in tree.items()}
-
-    def _ready(self, tree: Tree, layer: str) -> Tensor:
-        return standardised(tree[f"w/{layer}.weight"], tree.get(f"buf/{layer}.removed"))
 
     def plain(self, tree: Tree) -> nn.Module:
         """The values of a tree as a torch module in evaluation mode, standardised filters as those of ordinary convolutions."""
@@ -217,13 +219,8 @@ class Net:
     ) -> tuple[Tensor, Tree]:
         """The kept channels alone: the same layers, filled with what is cut from the stored weights."""
         kept = self.channels.kept(tree[GATES])
-        ready = {
-            f"w/{name}.weight": standardised(weights[f"w/{name}.weight"], tree.get(f"buf/{name}.removed"))
-            for name in self.channels.standardised
-        }
-        small = self.channels.cut(weights | ready, kept)
-        statistics = self.channels.cut(under(tree, "buf/"), kept)
-        with self._filled(small, statistics, train, real, momentum) as buffers, self._thin(kept):
+        small = self.channels.cut(self.folded(under(tree, "buf/") | weights), kept)
+        with self._filled(small, small, train, real, momentum) as buffers, self._thin(kept):
             logits = self.module(x)
         return logits, self.channels.spread(buffers, tree, kept)
 

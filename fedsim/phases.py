@@ -27,10 +27,8 @@ class CutOnce:
     finetune_schedule: Literal["constant", "cosine", "step"] = "cosine"  # over the rounds after the cut
     finetune_warmup: int = 0  # rounds after the cut in which its learning rate rises
     weights: Literal["uniform", "samples"] = "uniform"  # how the clients' weights are averaged
-    momentum: Literal["averaged", "reset"] = (
-        "averaged"  # averaged and sent with the weights; reset: begins at 0 in every round (as Adam's do)
-    )
-    norm_over: Literal["kept", "all"] = "kept"  # channels a norm sees under a hard gate; all: the authors' way, masked dense only
+    momentum: Literal["averaged", "reset"] = "averaged"  # averaged with the weights; reset: from 0 in every round, as Adam's moments
+    norm_over: Literal["kept", "all"] = "kept"  # channels a norm sees under a gate; all: masked dense, FLOPs told as if saved
     fold_ws: bool = False  # with norm_over = "all": filters are standardised before the cut and stored so
 
     def __post_init__(self) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
-from small_world import World, drawn, stored
+from small_world import Seen, World, drawn, noting, stored
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -31,29 +31,6 @@ SHAPE, CLASSES = (1, 4, 4), 3
 WIDTHS = (4, 8, 16)  # of resnet8's three gated layers at width 4
 SGD = Training(epochs=0, steps=3, batch=4, lr=0.1, momentum=0.9, decay=1e-3)
 QUICK = {"warmup": 0, "hyper_interval": 1, "hyper_lr": 0.02, "bias": 0.5}  # masks that learn at once, and close channels from the start
-
-
-@dataclass
-class Seen:
-    """One order that the method gave, and what came back."""
-
-    r: int
-    work: Any
-    clients: list[int]
-    shared: Tree
-    own: Tree
-    net: Net | None
-    reply: Any
-
-
-def noting(kind: type, seen: list[Seen]) -> type:
-    class Noting(kind):  # type: ignore[misc, valid-type]
-        def run(self, work, cohort, shared, own=None, net=None):  # type: ignore[no-untyped-def]
-            reply = super().run(work, cohort, shared, own, net)
-            seen.append(Seen(self.r, work, sorted(cohort), shared, own or {}, net, reply))
-            return reply
-
-    return Noting
 
 
 def module_of(model: str = "resnet8", norm: str = "group", standardise: bool = False) -> nn.Module:

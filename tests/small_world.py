@@ -36,6 +36,8 @@ class Seen:
     work: Any
     clients: list[int]
     shared: Tree
+    own: Tree
+    net: Net | None
     reply: Any
 
 
@@ -60,11 +62,13 @@ class World:
         return state, found
 
 
-def noting(kind: type, world: list[World]) -> type:
+def noting(kind: type, seen: list[Seen]) -> type:
+    """The fleet, which notes its orders."""
+
     class Noting(kind):  # type: ignore[misc, valid-type]
         def run(self, work, cohort, shared, own=None, net=None):  # type: ignore[no-untyped-def]
             reply = super().run(work, cohort, shared, own, net)
-            world[0].seen.append(Seen(self.r, work, sorted(cohort), shared, reply))
+            seen.append(Seen(self.r, work, sorted(cohort), shared, own or {}, net, reply))
             return reply
 
     return Noting
@@ -99,12 +103,11 @@ def world(
     population = divide(data, data, PartitionSettings(name="natural", clients=0, least=1, test="global"), 0)
     anatomy = models.anatomy(module, data.shape)
     net = Net(module).to("cpu", torch.float64)
-    made: list[World] = []
+    seen: list[Seen] = []
     account = Account(anatomy, population, training.feed(), descent.slots(training.momentum, training.optimiser))
-    fleet = noting(kind, made)(Site(net, population, 0, dtype=torch.float64), account, 2, lambda: 0.0)
+    fleet = noting(kind, seen)(Site(net, population, 0, dtype=torch.float64), account, 2, lambda: 0.0)
     setting = Setting(net, training, FedAvg(), 10, cohort or population.clients, population.clients, 0, None)
-    made.append(World(setting, fleet, population))
-    return made[0]
+    return World(setting, fleet, population, seen)
 
 
 def masked(setting: Setting, share: float = 0.4, seed: int = 3) -> State:

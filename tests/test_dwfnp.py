@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from console import console
 from gated_world import FULL, QUICK, WIDTHS, batches, cost, gated, states
 from torch import nn
 
-from fedsim import __main__ as cli
-from fedsim import job
+from fedsim import estimate, job
 from fedsim.assemble import Parts, assemble
 from fedsim.core import Feed, Training
 from fedsim.estimate import IdleFleet
@@ -57,7 +56,8 @@ def test_what_the_messages_advise_is_taken() -> None:
         {"keep": 0.4, "personal": False},
         {"hyper_interval": 6},
     ):
-        DWFNP(**{"hyper_interval": 1} | fields).init(gated().setting, None)
+        state = DWFNP(**{"hyper_interval": 1} | fields).init(gated().setting, None)
+        assert not state.masks.cut
 
 
 def test_one_share_in_a_list_is_for_all_clients() -> None:
@@ -113,20 +113,7 @@ cotrain = 1
 
 @pytest.fixture
 def fedsim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
-    """The console script in this process, in a folder that holds the smoke job: its exit code and what it says on the error stream."""
-    (tmp_path / "smoke.toml").write_text(SMOKE)
-    monkeypatch.chdir(tmp_path)
-    for name in cli.RANK:
-        monkeypatch.delenv(name, raising=False)
-
-    def call(command: str, *settings: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["fedsim", command, "smoke.toml", *(a for s in settings for a in ("--set", s))])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return int(ended.value.code or 0), capfd.readouterr().err
-
-    return call
+    return console(SMOKE, tmp_path, monkeypatch, capfd)
 
 
 @pytest.mark.parametrize("command", ["run", "estimate"])
@@ -301,3 +288,11 @@ def test_check_18_masks_learn_from_images_that_weights_never_see() -> None:
         assert not train & held
         assert train
         assert held
+
+
+@pytest.mark.parametrize(("change", "lines"), [(0.0, ["0 to 3"]), (0.04, ["0 to 3"]), (0.06, ["0 to 1", "2 to 3"])])
+def test_an_estimate_tells_a_cost_anew_where_it_changes_by_more_than_a_twentieth(change, lines) -> None:
+    first = {"bytes_up": 1e6, "bytes_down": 1e6, "max_client_flops": 1e9, "max_client_memory": 1e6, "density": 0.5}
+    later = first | {"max_client_flops": 1e9 * (1 + change)}
+    table = estimate._table([first, first, later, later], 10)
+    assert list(table.columns[0].cells) == lines

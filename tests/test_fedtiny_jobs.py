@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from console import console
 
-from fedsim import __main__ as cli
 from fedsim.record import Reader, read_model
 
 SMOKE = """
@@ -46,21 +46,7 @@ pool = 3
 
 @pytest.fixture
 def fedsim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
-    """The console script in this process, in a folder that holds the smoke job: its exit code and what it says on the error stream."""
-    (tmp_path / "smoke.toml").write_text(SMOKE)
-    monkeypatch.chdir(tmp_path)
-    for name in cli.RANK:
-        monkeypatch.delenv(name, raising=False)
-
-    def call(command: str, *settings: str) -> tuple[int, str]:
-        overrides = [argument for setting in settings for argument in ("--set", setting)]
-        monkeypatch.setattr(sys, "argv", ["fedsim", command, "smoke.toml", *overrides])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return int(ended.value.code or 0), capfd.readouterr().err
-
-    return call
+    return console(SMOKE, tmp_path, monkeypatch, capfd)
 
 
 @pytest.mark.parametrize("command", ["run", "estimate"])

@@ -26,7 +26,7 @@ from gated_world import (
 from small_world import FLEETS
 from torch.nn import functional as F
 
-from fedsim import cotrain, draw, gates
+from fedsim import cotrain, draw, gates, ledger
 from fedsim.aggregate import COUNT
 from fedsim.core import Feed
 from fedsim.cotrain import EMBEDDING
@@ -279,3 +279,13 @@ def test_never_empty_where_nothing_would_be_kept() -> None:
         for part in gate.view(-1, 28).split([4, 8, 16], 1):
             assert bool((part.sum(1) == 1).all())
     assert gates.EULER == 0.57721
+
+
+def test_a_feed_longer_than_its_gates_is_charged_at_the_last_of_them() -> None:
+    """9 images in batches of 4: steps of 4, 4, 1 and 4 images; gates for two of them."""
+    made = gated((9,), holdout=0.0)
+    account, net = made.fleet.account, made.setting.net
+    few, many = (net.channels.used([width, 8, 16]) for width in (1, 3))
+    f, g = (ledger.forward_flops(account.anatomy, used) for used in (few, many))
+    assert account._flops(Feed("train", steps=4, batch=4), 9, [few, many]) == 3 * (4 * f + (4 + 1 + 4) * g)
+    assert account._flops(Feed("train", steps=4, batch=4, charge="inputs"), 9, [few, many]) == 2 * (4 * f + (4 + 1 + 4) * g)

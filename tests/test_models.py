@@ -439,3 +439,42 @@ def test_a_layer_used_twice_counts_twice() -> None:
     found = anatomy(net, IMAGE)
     assert [layer.positions for layer in found.layers] == [2 * 1024, 1]
     assert ledger.forward_flops(found) == counted(net, backward=False)
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+@pytest.mark.parametrize("name", ["resnet8", "resnet18", "mobilenet_v2", "cnn", "vgg11"])
+def test_the_scales_of_norms_start_where_the_job_says(name, norm) -> None:
+    scales = [m.weight for m in model(name, norm=norm, norm_weight=0.5).modules() if isinstance(m, nn.BatchNorm2d | nn.GroupNorm)]
+    assert scales
+    assert all(bool((scale == 0.5).all()) for scale in scales)
+    assert all(bool((m.weight == 1).all()) for m in model(name, norm=norm).modules() if isinstance(m, nn.BatchNorm2d | nn.GroupNorm))
+
+
+def test_a_detached_shortcut_gives_the_same_outputs_and_no_gradient() -> None:
+    """The shortcuts that halve the image alone; the others are the residual stream itself."""
+    whole, cut = (model("resnet8", norm="group", detach_shortcut=detached) for detached in (False, True))
+    x = torch.randn(2, *IMAGE)
+    assert torch.equal(whole(x), cut(x))
+    for block, flows in (("layer1.0", True), ("layer2.0", False), ("layer3.0", False)):
+        shortcut = cut.get_submodule(f"{block}.shortcut")
+        at = torch.randn(2, shortcut_inputs(cut, block), 8, 8, requires_grad=True)
+        assert shortcut(at).requires_grad == flows
+        assert whole.get_submodule(f"{block}.shortcut")(at).requires_grad
+
+
+def shortcut_inputs(module: nn.Module, block: str) -> int:
+    return int(module.get_submodule(f"{block}.conv1").in_channels)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"norm_weight": 0.0}, "model.norm_weight is above 0; not 0.0"),
+        ({"norm_weight": float("inf")}, "model.norm_weight is above 0; not inf"),
+        ({"factory": "a:b", "norm_weight": 0.5}, "are of the models of fedsim"),
+        ({"factory": "a:b", "detach_shortcut": True}, "are of the models of fedsim"),
+    ],
+)
+def test_settings_of_norms_and_shortcuts_that_cannot_be(settings, said) -> None:
+    with pytest.raises(BadInput, match=said):
+        ModelSettings(**settings)

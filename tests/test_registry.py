@@ -107,3 +107,9 @@ def test_the_catalogue_reads_like_prose(capsys) -> None:
     assert 'int | "stages" | "layer" | "all"' in told
     assert "Literal" not in told
     assert "\nPaper -> code:" in told
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_every_hyperparameter_says_what_it_means(name) -> None:
+    """A comment that the formatter put on a line of its own is lost to `fedsim methods`."""
+    assert [each.name for each in methods.parameters(methods.find(name)) if not each.meaning] == []

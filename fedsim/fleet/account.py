@@ -141,14 +141,15 @@ class Account:
             self.executed = max(self.executed, held.total if trains else 0)
 
     def _flops(self, feed: Feed, count: int, each: list[dict[str, int]]) -> int:
-        """Of a feed with `count` images an epoch; `each`: weights in use at every step, or at all."""
+        """Of a feed with `count` images an epoch; `each`: weights in use at every step (the last one's in those beyond), or at all."""
         images = shown(feed, count)
         if len(each) == 1:
             seen = shown_last(feed, count, feed.dense_steps) if feed.dense_steps else images
             return ledger.feed_flops(self.anatomy, images, each[0], feed.charge, feed.dense, seen).total
         ends = [shown_last(feed, count, last) for last in range(steps_of(feed, count) + 1)]  # images of the last steps
         shares = [more - less for less, more in pairwise(ends)][::-1]
-        return sum(ledger.feed_flops(self.anatomy, n, used, feed.charge).total for n, used in zip(shares, each, strict=False))
+        used = [each[min(step, len(each) - 1)] for step in range(len(shares))]
+        return sum(ledger.feed_flops(self.anatomy, n, kept, feed.charge).total for n, kept in zip(shares, used, strict=True))
 
     def _memory(self, order: Order, feed: Feed, batch: int, kept: dict[str, int], opened: list[list[int]] | None, top: int) -> ledger.Terms:
         """The described client's: under gates it holds the whole model, and gradients and activations of the open channels."""

@@ -87,7 +87,7 @@ class DWFNP(CutOnce, Method[State]):
         found: dict[str, float] = {}
         if r == 0:
             if self.personal and self.unseen == "refuse":
-                all_seen(setting, fleet, (r for r in range(1, self.cut_after(setting) + 1) if self.learns(setting, r)))
+                all_seen(setting, fleet, (later for later in range(1, self.cut_after(setting) + 1) if self.learns(setting, later)))
             return state, found
         last, cohort = self.cut_after(setting), fleet.pick(setting.cohort, r)
         if self.learns(setting, r):

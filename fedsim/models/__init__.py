@@ -101,10 +101,12 @@ def _make(settings: ModelSettings, shape: Shape, classes: int, width: int | None
     family = _family(settings, shape)
     full = settings.width or family.width
     width = width or full
-    form = Form(
-        shape, classes, width, settings.norm, settings.standardise, settings.norm_weight, settings.detach_shortcut, Fraction(width, full)
-    )
-    return family.make(form)
+    form = Form(shape, classes, width, settings.norm, settings.standardise, settings.detach_shortcut, Fraction(width, full))
+    module = family.make(form)
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d | nn.GroupNorm):
+            nn.init.constant_(layer.weight, settings.norm_weight)
+    return module
 
 
 def _family(settings: ModelSettings, shape: Shape) -> Family:

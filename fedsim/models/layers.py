@@ -93,7 +93,6 @@ class Form:
     width: int  # channels of the first convolution
     norm: str = "batch"
     standardise: bool = False
-    norm_weight: float = 1.0
     detach_shortcut: bool = False
     shrink: Fraction = Fraction(1)  # how much narrower than asked for a matched model is
 
@@ -105,11 +104,9 @@ class Form:
 
     def normed(self, channels: int) -> nn.Module:
         """The norm that follows a convolution."""
-        if self.norm == "none":
-            return nn.Identity()
-        made = nn.BatchNorm2d(channels) if self.norm == "batch" else nn.GroupNorm(1, channels)
-        nn.init.constant_(made.weight, self.norm_weight)
-        return made
+        if self.norm == "batch":
+            return nn.BatchNorm2d(channels)
+        return nn.GroupNorm(1, channels) if self.norm == "group" else nn.Identity()
 
     def hidden(self, units: int) -> int:
         """A hidden width that `width` does not set, in a matched model as much narrower as the rest."""
