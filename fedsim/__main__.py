@@ -27,7 +27,8 @@ RANK = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID")  # what
 INTERRUPTED = 130  # what typer makes of Ctrl-C
 PATIENCE = 10.0  # seconds that another rank leaves to rank 0 to say the same thing first
 
-BENCHES = """round: against a bare PyTorch loop; ranks: two client ranks against one; record: the share of recording;
+BENCHES = """round: against a bare PyTorch loop; ranks: two client ranks against one; scale: traffic and
+seconds by ranks and cohort, projected to 1,024 ranks; record: the share of recording;
 population: a million clients against a thousand; adjust: a round of FedTiny that adjusts against one that does not;
 gates: half of the channels by compaction against a hand-built network of these widths."""
 

@@ -56,9 +56,17 @@ def device_of(job: Job, node_rank: int = 0) -> str:
     return f"cuda:{node_rank % torch.cuda.device_count()}"
 
 
+def _occupy(device: str, share: float) -> None:
+    """Makes the device this process's own choice, of whose memory it takes `share` at most."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.set_device(device)
+        torch.cuda.set_per_process_memory_fraction(share, device)
+
+
 def assemble(job: Job, node_rank: int = 0, stopped: Callable[[], bool] = lambda: False) -> Parts:
     """The parts of a job. BadInput says what in the job or its data cannot be."""
     device = device_of(job, node_rank)
+    _occupy(device, job.execution.memory_share)
     population = populate(job.data, job.partition, job.seed)
     shape, classes = population.train.shape, population.train.classes
     module = models.build(job.model, shape, classes, job.seed)

@@ -10,11 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from math import prod
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fedsim.models.layers import StandardisedConv2d, moments, unstandardised
+from fedsim.narrow import Block, cuttable
 from fedsim.trace import NORMS, Group
 from fedsim.tree import Tree
 
@@ -101,6 +104,13 @@ class Channels:
         """The tree with every tensor narrowed to the kept channels: "w/…", "buf/…", "mask/…", "opt/momentum/…" alike."""
         return {key: _narrow(value, self._places.get(_tensor(key), ()), kept) for key, value in tree.items()}
 
+    def blocks(self, weights: Tree, kept: Tree) -> dict[str, Block]:
+        """Where the kept channels are in those of the weights that can be cut by a kernel; standardised filters are not among them."""
+        index = {group: part.cpu().numpy() for group, part in kept.items()}
+        stored = {f"w/{layer}.weight" for layer in self.standardised}
+        places = {key: self._places.get(_tensor(key)) for key, value in weights.items() if cuttable(value) and key not in stored}
+        return {key: _block(weights[key].shape, found, index) for key, found in places.items() if found}
+
     def lost(self, tree: Tree, kept: Tree) -> Tree:
         """ "buf/LAYER.removed" (out, 3) of the standardised layers that lose input channels: what goes on counting in their filters."""
         found = {}
@@ -184,6 +194,15 @@ def _narrow(value: Tensor, places: Sequence[Place], kept: Tree) -> Tensor:
         else:
             value = value.index_select(axis, index)
     return value
+
+
+def _block(shape: Sequence[int], places: Sequence[Place], index: dict[str, Any]) -> Block:
+    held = {axis: (index[group], each) for axis, group, each in places}
+    if len(shape) == 1:
+        return Block((1, shape[0], 1), np.zeros(1, np.int64), held[0][0])
+    columns, each = held.get(1, (np.arange(shape[1]), 1))
+    rows = held[0][0] if 0 in held else np.arange(shape[0])
+    return Block((shape[0], shape[1] // each, each * prod(shape[2:])), rows, columns)
 
 
 def standardised_of(module: nn.Module) -> frozenset[str]:

@@ -6,9 +6,14 @@ or, decoupled, taken off the weight (AdamW).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from fedsim.kernels.step import sgd as step
+from fedsim.kernels.step import steps
+from fedsim.narrow import Narrow
 from fedsim.tree import Tree, renamed, zeros
 
 OPTIMISERS = ("sgd", "adam")
@@ -32,19 +37,27 @@ def slots(momentum: float, optimiser: str = "sgd") -> int:
 
 def sgd(state: Tree, gradient: Tree, lr: float | Tensor, momentum: float, decay: float, pure: bool = False) -> Tree:
     """One step of torch.optim.SGD; `pure` for calls under `vmap`."""
-    w = [state[key] for key in gradient]
-    g = list(gradient.values())
-    rows = _InTurn if pure or isinstance(lr, Tensor) else torch
+    if isinstance(gradient, Narrow):
+        gradient = gradient.step(state, float(lr), momentum, decay)
+    if not (pure or isinstance(lr, Tensor)):
+        alone = {key: g for key, g in gradient.items() if steps(g)}
+        for key, g in alone.items():
+            step(state[key], state.get("opt/momentum/" + key[2:]) if momentum else None, g, lr, momentum, decay)
+        gradient = {key: g for key, g in gradient.items() if key not in alone} if alone else gradient
+        if not gradient:
+            return state
+    w, moves = [state[key] for key in gradient], list(gradient.values())
+    rows: Any = _InTurn if pure or isinstance(lr, Tensor) else torch
     if decay:
-        g = list(rows._foreach_add(g, w, alpha=decay))
+        moves = list(rows._foreach_add(moves, w, alpha=decay))
     if momentum:
         kept = [state["opt/momentum/" + key[2:]] for key in gradient]
         rows._foreach_mul_(kept, momentum)
-        rows._foreach_add_(kept, g, alpha=1.0)
-        g = kept
+        rows._foreach_add_(kept, moves, alpha=1.0)
+        moves = kept
     if isinstance(lr, Tensor):
-        g, lr = [lr * step for step in g], 1.0
-    rows._foreach_add_(w, g, alpha=-lr)
+        moves, lr = [lr * move for move in moves], 1.0
+    rows._foreach_add_(w, moves, alpha=-lr)
     return state
 
 

@@ -61,6 +61,15 @@ def _add(into: Any, values: Any, scale: float, limit: float) -> bool:  # pragma:
 
 
 @numba.njit(cache=True, nogil=True)
+def _add_rows(into: Any, rows: Any, scale: float, limits: Any) -> int:  # pragma: no cover - compiled
+    """`_add` row after row; the first one that cannot be added, or -1."""
+    for k in range(len(rows)):
+        if not _add(into, rows[k], scale, limits[k]):
+            return k
+    return -1
+
+
+@numba.njit(cache=True, nogil=True)
 def _add_limbs(into: Any, values: Any, coarse: float, fine: float, limit: float) -> bool:  # pragma: no cover - compiled
     """into[0], into[1] += the two limbs of the values; False as in `_add`."""
     good = True
@@ -70,6 +79,15 @@ def _add_limbs(into: Any, values: Any, coarse: float, fine: float, limit: float)
         into[0, i] += np.int64(head)
         into[1, i] += np.int64(np.rint((values[i] - head / coarse) * fine))
     return good
+
+
+@numba.njit(cache=True, nogil=True)
+def _add_limbs_rows(into: Any, rows: Any, coarse: float, fine: float, limit: float) -> int:  # pragma: no cover - compiled
+    """`_add_limbs` row after row; as `_add_rows`."""
+    for k in range(len(rows)):
+        if not _add_limbs(into, rows[k], coarse, fine, limit):
+            return k
+    return -1
 
 
 def _add_torch(into: Tensor, values: Tensor, scale: float, limit: float) -> bool:
@@ -85,12 +103,18 @@ def _add_limbs_torch(into: Tensor, values: Tensor, coarse: float, fine: float, l
     return bool((values.abs() < limit).all())
 
 
+def _add_on_device(unit: Unit, into: Tensor, row: Tensor, images: int) -> bool:
+    if unit.bound is None:
+        return _add_limbs_torch(into, row, COARSE, FINE, LARGEST)
+    return _add_torch(into[0], row, unit.scale, unit.bound * images)
+
+
 class Sum:
     """Partial sums of named values as int64, for a cohort of `n` images that was sent `shared`."""
 
-    def __init__(self, shared: Tree, n: int) -> None:
+    def __init__(self, shared: Tree, n: int, units: dict[str, Unit] | None = None) -> None:
         self._shared, self._n = shared, n
-        self._units: dict[str, Unit] = {}
+        self._units: dict[str, Unit] = {} if units is None else units  # found when they are asked for; sums of one order may share them
         self.parts: Tree = {}  # key -> (limbs, …) int64
         self.clients = 0
 
@@ -111,9 +135,8 @@ class Sum:
             if values.dtype != torch.float64:
                 raise ValueError(f"total {key!r} is {values.dtype}; a total is float64 (tree.weigh gives it)")
             into = self._part(key, values.shape[1:])
-            for value, client, images in zip(values, clients, n, strict=True):
-                if not self._add_one(key, into, value.reshape(-1), images):
-                    raise ValueError(self._fault(key, value, client, images))
+            if (bad := self._add(key, into, values.reshape(len(clients), values.shape[1:].numel()), n)) >= 0:
+                raise ValueError(self._fault(key, values[bad], clients[bad], n[bad]))
 
     def _count(self, more: int) -> None:
         self.clients += more
@@ -128,17 +151,15 @@ class Sum:
             raise ValueError(f"total {key!r} is {tuple(shape)} here and {tuple(self.parts[key].shape[1:])} for an earlier client")
         return self.parts[key].view(self.unit(key).limbs, -1)
 
-    def _add_one(self, key: str, into: Tensor, value: Tensor, images: int) -> bool:
+    def _add(self, key: str, into: Tensor, rows: Tensor, n: Sequence[int]) -> int:
+        """The first row that cannot be added, or -1."""
         unit = self.unit(key)
         if into.is_cuda:
-            value = value.to(into.device)
-            if unit.bound is None:
-                return _add_limbs_torch(into, value, COARSE, FINE, LARGEST)
-            return _add_torch(into[0], value, unit.scale, unit.bound * images)
-        value = value.cpu().contiguous()
+            return next((k for k, row in enumerate(rows.to(into.device)) if not _add_on_device(unit, into, row, n[k])), -1)
+        values = rows.cpu().contiguous().numpy()
         if unit.bound is None:
-            return _add_limbs(into.numpy(), value.numpy(), COARSE, FINE, LARGEST)
-        return _add(into[0].numpy(), value.numpy(), unit.scale, unit.bound * images)
+            return _add_limbs_rows(into.numpy(), values, COARSE, FINE, LARGEST)
+        return _add_rows(into[0].numpy(), values, unit.scale, unit.bound * np.asarray(n, np.float64))
 
     def _fault(self, key: str, value: Tensor, client: int, images: int) -> str:
         bound = self.unit(key).bound

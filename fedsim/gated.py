@@ -69,7 +69,7 @@ class TrainGated(Train):
         if GATES in held and self.norm_over == "all":
             held[GATES] = held[GATES].to(batch.x.dtype)
         wrt = ("w", "gate") if _soft(sent) else "w"
-        loss, gradient, buffers, _ = net.gradient(held, batch, wrt, extra=self.aggregate.extra(sent, state))
+        loss, gradient, buffers, _ = net.gradient(held, batch, wrt, extra=self.aggregate.extra(sent, state), narrow=True)
         if _soft(sent):
             state = state | {GRADIENT: state[GRADIENT] + gradient.pop(GATES) / batch.T}
         return self.descend(net, state | buffers, gradient), loss

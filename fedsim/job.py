@@ -50,8 +50,6 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Number = Annotated[int, Field(ge=1)]
-
-
 PLANS = '"auto", "reference" or the run file whose plan is taken (RUN.h5)'
 SWEEP = 'a list of values for each field, for example "train.lr" = [0.1, 0.05]'
 FILE_NAME = "a text that can name a file: not empty, without /"
@@ -141,11 +139,15 @@ class Execution(Section):
     """[execution]: how it is computed; None is left to the plan."""
 
     plan: Annotated[str, Field(pattern=r"^(auto|reference|.+\.h5)$", description=PLANS)] = "auto"
-    fleet: Literal["serial", "packed"] | None = None
+    fleet: Literal["serial", "packed", "graphed"] | None = None
     pack: Number | None = None  # packs that a cohort is cut into
     layout: Literal["contiguous", "channels_last"] | None = None
+    kernels: Literal["dense", "sparse"] | None = None  # of layers with a mask; None: by their density, as measured
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    dtype: Literal["float32"] = "float32"
+    dtype: Literal["float32", "tf32", "bfloat16"] = "float32"  # of convolutions and products; weights, norms and losses stay float32
+    stacked: Literal["grouped", "matmul"] | None = None  # how the convolutions of a pack are computed
+    memory_share: Annotated[float, Field(gt=0, le=1)] = 1.0  # of a GPU's memory that one rank may take; R ranks on it: 1 / R
+    cuda_mpi: Literal["auto", "on", "off"] = "auto"  # whether MPI is handed tensors on the GPU, or copies of them on the host
     threads: Number = 1  # per rank
     checkpoint_every: Number = 1  # rounds
     time_limit: Positive | None = None  # minutes

@@ -10,7 +10,7 @@ import traceback
 from collections import ChainMap
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -182,7 +182,7 @@ def _left(start: Start) -> str:
 
 
 def _run(parts: Parts, start: Start, link: Link | None, hosts: list[str], progress: Progress) -> None:
-    plan = start.plan or resolve(parts, progress.say)
+    plan = start.plan or resolve(parts, progress.say, start.state[0])
     if other := plan.unlike(parts):
         progress.say(f"note: the run goes on under the plan it began with; the job and this machine say {other}")
     fleet = _fleet(parts, plan, link, start)
@@ -201,11 +201,15 @@ def _run(parts: Parts, start: Start, link: Link | None, hosts: list[str], progre
 def _fleet(parts: Parts, plan: Plan, link: Link | None, start: Start) -> LocalFleet:
     """The fleet of the plan, in this process or on the other ranks."""
     kept: Any = {} if start.checkpoint is None else ChainMap({}, start.checkpoint.kept)  # type: ignore[arg-type]
-    site = replace(parts.site, channels_last=plan.channels_last)
-    account = parts.account(plan.pack(parts.setting.cohort))
+    site, account = plan.settled(parts.site), parts.account(plan.pack(parts.setting.cohort))
     if link is None:
         return FLEETS[plan.fleet](site, account, plan.packs, time.perf_counter, kept)
     from fedsim.fleet.mpi import MPIFleet
+    from fedsim.fleet.passage import Passage
 
-    link.order({"do": "plan", "fleet": plan.fleet, "channels_last": plan.channels_last})
+    wanted = parts.job.execution.cuda_mpi
+    told = {"fleet": plan.fleet, "channels_last": plan.channels_last, "dtype": plan.dtype, "stacked": plan.stacked}
+    told |= {"sparse": plan.sparse, "cuda_mpi": wanted}
+    link.order({"do": "plan"} | told)
+    link.passage = Passage.of(site.device, wanted)
     return MPIFleet(site, account, plan.packs, link, kept)

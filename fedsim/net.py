@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Container, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, cast
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedsim import descent, masks, norms, trace
+from fedsim import descent, masks
 from fedsim.autodiff import by_autograd, by_func
-from fedsim.channels import Channels, filled, standardised_of
+from fedsim.calls import Calls
+from fedsim.channels import filled
 from fedsim.gates import GATES
-from fedsim.models.anatomy import WEIGHTED, per_channel
-from fedsim.models.layers import standardised
-from fedsim.taps import Slots, TappedLayer, tapping, tied
-from fedsim.trace import Group
+from fedsim.kernels import stacked
+from fedsim.kernels.pattern import Pattern
+from fedsim.kernels.step import spread
+from fedsim.models.anatomy import per_channel
+from fedsim.narrow import Narrow
+from fedsim.taps import TappedLayer
 from fedsim.tree import Tree, each, under
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ def cross_entropy(logits: Tensor, y: Tensor, real: Tensor | None) -> Tensor:
     return (F.cross_entropy(logits, y, reduction="none") * real).sum() / real.sum()
 
 
-class Net:
+class Net(Calls):
     """A module without values: they come from the tree of each call.
 
     Keys: "w/NAME" for every parameter, "buf/NAME" for the running statistics of norms. `initial` holds the module's own values,
@@ -46,32 +48,17 @@ class Net:
 
     Where the tree has a gate, "gate/channels" (n,) over all its `channels`, it is multiplied in. A hard one (bool) runs physically
     smaller, under `vmap` masked: the same but for rounding. `kept`: what a cut net has left of the first one's channels.
+
+    Where the tree has masks and `use` has told what layers cost, those that keep few weights run on these alone.
     """
 
     def __init__(self, module: nn.Module, kept: Tree | None = None) -> None:
-        self._call = norms.Call()
-        self._given = copy.deepcopy(module).train()
-        self.initial: Tree = {"w/" + name: value.detach() for name, value in self._given.named_parameters()}
-        for name, value in self._given.named_buffers():
-            if value.is_floating_point():
-                self.initial["buf/" + name] = value.detach()
-        self.module = copy.deepcopy(self._given)
-        norms.swap(self.module, self._call)
-        slots = self.module.named_modules(remove_duplicate=False)
-        self._slots: Slots = [
-            (layer._parameters, slot, f"{name}.{slot}".lstrip(".")) for name, layer in slots for slot in layer._parameters
-        ]
-        self._slots = tied([(where, slot, "w/" + name) for where, slot, name in self._slots if where[slot] is not None])
+        super().__init__(module)
         self.weights = tuple(key for key in self.initial if key.startswith("w/"))
-        weighted = [name for name, layer in self.module.named_modules() if isinstance(layer, (*WEIGHTED, norms.Standardised))]
-        self.shapes = {name: tuple(self.initial[f"w/{name}.weight"].shape) for name in weighted if f"w/{name}.weight" in self.weights}
         self.sizes = {name: self.initial[f"w/{name}.weight"].numel() for name in self.shapes}
         self._mask_keys = {key: masks.key_of(key) for key in self.weights}
         self.kept: Tree = kept or {}
         self._cuts: list[Net] = []
-        self.pure = False
-        self._training = True
-        self._empty()
 
     @property
     def maskable(self) -> tuple[str, ...]:
@@ -93,27 +80,6 @@ class Net:
         return twin
 
     # ---- channels
-
-    @cached_property
-    def _traced(self) -> tuple[fx.Graph, tuple[Group, ...]]:
-        return trace.found(self._given)
-
-    @cached_property
-    def _standardised(self) -> frozenset[str]:
-        """Layers whose filters are."""
-        return standardised_of(self._given)
-
-    @cached_property
-    def channels(self) -> Channels:
-        """The channels that gates open and close; ValueError for a model without any."""
-        return Channels(self._traced[1], self.shapes, self._standardised)
-
-    @cached_property
-    def _gated(self) -> fx.GraphModule:
-        """The module with its gates, on the same layers; made while they are empty."""
-        made, places = trace.gated(self.module, *self._traced, lambda group: norms.Gate(group, self._call))
-        self._slots += [(where, slot, "w/" + name) for where, slot, name in places if f"w/{name}" in self.initial]
-        return made
 
     def used(self, tree: Tree) -> dict[str, int]:
         """Weights in use of every layer that a mask, a hard gate or an earlier cut makes smaller, by layer."""
@@ -144,16 +110,13 @@ class Net:
                 return small
         like = next(iter(self.initial.values()))
         self._cuts[:] = [Net(self.channels.narrowed(self._given, kept), whole).to(like.device, like.dtype)]
+        self._cuts[0].lower(self.low)
+        self._cuts[0].stack(self.stacked)
         return self._cuts[0]
 
     def narrow(self, tree: Tree, kept: Tree, removed: bool = True) -> Tree:
         """The values of a tree for the cut net. Standardised filters go on counting what they lose, unless not `removed`."""
         return self.channels.cut(tree, kept) | (self.channels.lost(tree, kept) if removed else {})
-
-    def folded(self, tree: Tree) -> Tree:
-        """The tree with every standardised filter ready for use in the place of the stored one."""
-        ready = {f"w/{name}.weight": standardised(tree[f"w/{name}.weight"], tree.get(f"buf/{name}.removed")) for name in self._standardised}
-        return {key: ready.get(key, value) for key, value in tree.items()}
 
     def plain(self, tree: Tree) -> nn.Module:
         """The values of a tree as a torch module in evaluation mode, standardised filters as those of ordinary convolutions."""
@@ -161,87 +124,35 @@ class Net:
 
     # ---- calls
 
-    def _empty(self) -> None:
-        for where, slot, _ in self._slots:
-            where[slot] = None
+    def _narrowed(self, tree: Tree, batch: Batch, loss: Loss) -> tuple[Tensor, Narrow, Tree, Tree]:
+        """`gradient` under a hard gate, with respect to what is cut from the stored weights."""
+        weights, kept = {key: tree[key] for key in self.weights}, self.channels.kept(tree[GATES])
+        blocks = self.channels.blocks(weights, kept)
 
-    @contextmanager
-    def _filled(self, weights: Tree, tree: Tree, train: bool, real: Tensor | None, momentum: float | None = None) -> Iterator[Tree]:
-        call = self._call
-        call.tree, call.train, call.real, call.momentum, call.pure, call.buffers = tree, train, real, momentum, self.pure, {}
-        if train is not self._training:
-            self.module.train(train)
-            self._training = train
-        try:
-            for where, slot, key in self._slots:
-                where[slot] = weights[key]
-            yield call.buffers
-        finally:
-            self._empty()
-            call.tree, call.real = {}, None
+        def forward(leaves: Tree, _: list[Tree]) -> tuple[Tensor, Tree]:
+            logits, buffers = self._compact(leaves, tree, kept, batch.x, True, batch.real, None, blocks)
+            return loss(logits, batch.y, batch.real), buffers
 
-    def _forward(
-        self,
-        weights: Tree,
-        tree: Tree,
-        x: Tensor,
-        train: bool,
-        real: Tensor | None,
-        momentum: float | None = None,
-        tapped: Sequence[TappedLayer] = (),
-        probes: Sequence[Tree] = (),
-    ) -> tuple[Tensor, Tree]:
-        """Logits, and new running statistics."""
+        leaves = weights | {key: block.cut(weights[key]) for key, block in blocks.items()}
+        value, found, _, buffers = by_autograd(forward, leaves, [])
+        return value, Narrow(found, blocks), buffers, {}
+
+    def _narrows(self, tree: Tree) -> bool:
+        """Whether the tree's gate leaves a smaller network without masks."""
         gate = tree.get(GATES)
-        if gate is None:
-            with self._filled(weights, tree, train, real, momentum) as buffers, tapping(self.module, self._slots, tapped, probes):
-                return self.module(x), buffers
-        if gate.dtype == torch.bool and not self.pure and not tapped:
-            return self._compact(weights, tree, x, train, real, momentum)
-        gates, module = self.channels.split(gate), self._gated
-        taps = tapping(self.module, self._slots, tapped, probes)
-        with self._filled(weights, tree, train, real, momentum) as buffers, taps, self._gates(gates):
-            logits = module(x)
-        return logits, self.channels.stayed(buffers, tree, gates) if gate.dtype == torch.bool else buffers
+        return (
+            gate is not None and gate.dtype == torch.bool and not self.pure and not any(mask in tree for mask in self._mask_keys.values())
+        )
 
-    @contextmanager
-    def _gates(self, gates: Tree) -> Iterator[None]:
-        """Gates multiply; norms look through hard ones."""
-        hard = next(iter(gates.values())).dtype == torch.bool
-        self._call.gates, self._call.kept = gates, {norm: gates[group] for norm, group in self.channels.norms.items() if hard}
-        try:
-            yield
-        finally:
-            self._call.gates, self._call.kept = {}, {}
+    def _in_use(self, tree: Tree, patterns: dict[str, Pattern]) -> Tree:
+        """The effective weights; of a layer with a pattern its kept values (nnz,)."""
+        kept = {f"w/{layer}.weight": pattern for layer, pattern in patterns.items()}
+        values = {key: kept[key].values(tree[key]) if key in kept else tree[key] for key in self.weights}
+        return self._masked(values, tree, kept)
 
-    def _compact(
-        self, weights: Tree, tree: Tree, x: Tensor, train: bool, real: Tensor | None, momentum: float | None
-    ) -> tuple[Tensor, Tree]:
-        """The kept channels alone: the same layers, filled with what is cut from the stored weights."""
-        kept = self.channels.kept(tree[GATES])
-        small = self.channels.cut(self.folded(under(tree, "buf/") | weights), kept)
-        with self._filled(small, small, train, real, momentum) as buffers, self._thin(kept):
-            logits = self.module(x)
-        return logits, self.channels.spread(buffers, tree, kept)
-
-    @contextmanager
-    def _thin(self, kept: Tree) -> Iterator[None]:
-        """Depth-wise convolutions of so many channels, and standardised filters that are so already."""
-        layers: dict[Any, str] = {self.module.get_submodule(name): group for name, group in self.channels.depthwise.items()}
-        before = {layer: layer.groups for layer in layers}
-        self._call.cut = True
-        try:
-            for layer, group in layers.items():
-                layer.groups = len(kept[group])
-            yield
-        finally:
-            self._call.cut = False
-            for layer, groups in before.items():
-                layer.groups = groups
-
-    def _masked(self, values: Tree, tree: Tree) -> Tree:
-        """Every value whose mask stands in the tree, times that mask."""
-        held = {key: tree[mask] for key, mask in self._mask_keys.items() if mask in tree}
+    def _masked(self, values: Tree, tree: Tree, done: Container[str] = ()) -> Tree:
+        """Every value whose mask stands in the tree, times that mask; those in `done` have it already."""
+        held = {key: tree[mask] for key, mask in self._mask_keys.items() if mask in tree and key not in done}
         return {key: value * held[key] if key in held else value for key, value in values.items()} if held else values
 
     def effective(self, tree: Tree) -> Tree:
@@ -255,7 +166,9 @@ class Net:
 
         momentum: of the running statistics, in place of each norm's own.
         """
-        return self._forward(self.effective(tree), tree, x, train, real, momentum)
+        patterns = self.sparse(tree)
+        with self._innermost(patterns):
+            return self._forward(self._in_use(tree, patterns), tree, x, train, real, momentum)
 
     def energy(self, tree: Tree, x: Tensor, real: Tensor | None = None, power: int = 2) -> Tensor:
         """(n,) sum over images and positions of every channel's |activation|^power, in evaluation mode."""
@@ -276,6 +189,7 @@ class Net:
         extra: Tree | None = None,
         tap: Tap | None = None,
         layers: Sequence[str] = (),
+        narrow: bool = False,
     ) -> tuple[Tensor, Tree, Tree, Tree]:
         """(mean loss, gradient, running statistics, taps) of one batch in training mode.
 
@@ -283,22 +197,39 @@ class Net:
         under its key, summed over all places where a channel is gated; ("w", "gate"): both; None: nothing but what is tapped.
         tap(layer, g) is called for each name in `layers` with the dense gradient g of its effective weight, as soon as it exists;
         what it returns is collected in taps. With wrt=None g is freed before the next layer's gradient is formed.
+        narrow: under a hard gate the gradient may be a Narrow one, for `descend` alone.
         """
         wanted = (wrt,) if isinstance(wrt, str) else wrt or ()
         if unknown := set(wanted) - set(WRT):
             raise ValueError(f"wrt = {wrt!r}: {unknown.pop()!r} is none of {', '.join(WRT)}; None differentiates the tapped layers alone")
         if "gate" in wanted and not (GATES in tree and tree[GATES].is_floating_point()):
             raise ValueError(f"wrt = {wrt!r}: the tree has no soft gate {GATES!r} to differentiate; a hard one has no gradient")
-        value, dense, buffers, taps = self._differentiated(tree, batch, wanted, loss, tap, layers if tap else ())
+        layers = layers if tap else ()
+        if narrow and wanted == ("w",) and not (extra or layers) and self._narrows(tree):
+            return self._narrowed(tree, batch, loss)
+        patterns = self.sparse(tree, layers)
+        with self._innermost(patterns):
+            value, dense, buffers, taps = self._differentiated(tree, batch, wanted, loss, tap, layers, patterns)
+        done = {key: pattern for layer, pattern in patterns.items() if (key := f"w/{layer}.weight") in dense}
+        dense |= {key: spread(pattern, dense[key]) for key, pattern in done.items()}
         if extra:
             dense = {key: g + extra[key] if key in extra else g for key, g in dense.items()}
-        return value, self._masked(dense, tree), buffers, taps
+        return value, self._masked(dense, tree, done.keys() - (extra or {}).keys()), buffers, taps
 
     def _differentiated(
-        self, tree: Tree, batch: Batch, wanted: Sequence[str], loss: Loss, tap: Tap | None, layers: Sequence[str]
+        self,
+        tree: Tree,
+        batch: Batch,
+        wanted: Sequence[str],
+        loss: Loss,
+        tap: Tap | None,
+        layers: Sequence[str],
+        patterns: dict[str, Pattern],
     ) -> tuple[Tensor, Tree, Tree, Tree]:
-        """Loss, the dense gradient of what is `wanted`, running statistics, taps."""
-        weights = self.effective(tree)
+        """Loss, the gradient of what is `wanted` (dense, but for layers with a pattern), running statistics, taps."""
+        weights = self._in_use(tree, patterns)
+        if self._stacks(tree, batch, wanted, loss) and not layers:
+            return *stacked.gradient(cast(stacked.Program, self._product or self._program), weights, batch), {}, {}
         tapped = [self._tapped_layer(weights, layer, tap, "w" in wanted) for layer in layers] if tap else []
         at = (weights if "w" in wanted else {}) | ({GATES: tree[GATES]} if "gate" in wanted else {})
 
@@ -310,6 +241,12 @@ class Net:
         value, dense, seen, buffers = find(forward, at, [layer.probes for layer in tapped])
         taps = {name: value for layer, found in zip(tapped, seen, strict=True) for name, value in layer.value(found).items()}
         return value, dense, buffers, taps
+
+    def _stacks(self, tree: Tree, batch: Batch, wanted: Sequence[str], loss: Loss) -> bool:
+        """Whether a pack's gradients are those of one program of stacked layers."""
+        plain = tuple(wanted) == ("w",) and loss is cross_entropy and GATES not in tree
+        grouped = self._program is not None and self.low is None and batch.x.device.type == "cpu"
+        return self.pure and plain and (grouped or self._product is not None)
 
     def _tapped_layer(self, weights: Tree, layer: str, tap: Tap, passed: bool) -> TappedLayer:
         key = f"w/{layer}.weight"
@@ -327,6 +264,7 @@ class Net:
         Pruned weights stay exactly 0: their gradient is 0, and so are the weight that decays and the momentum that moves.
         """
         if optimiser == "adam":
+            gradient = gradient.whole(state) if isinstance(gradient, Narrow) else gradient
             return descent.adam(state, gradient, lr, decay)
         return descent.sgd(state, gradient, lr, momentum, decay, self.pure)
 

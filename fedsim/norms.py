@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedsim.innermost import batch_norm, group_norm, takes
+from fedsim.kernels.pattern import Pattern
 from fedsim.models.layers import StandardisedConv2d, standardised
 from fedsim.tree import Tree
 
@@ -30,6 +32,7 @@ class Call:
     pure: bool = False  # under a transform: nothing may be overwritten
     gates: Tree = field(default_factory=dict)  # group -> (C,)
     kept: Tree = field(default_factory=dict)  # norm -> (C,) hard gate of its channels
+    patterns: dict[str, Pattern] = field(default_factory=dict)  # layers that run on their kept values alone, images innermost
     cut: bool = False  # the weights are narrower than the stored ones, standardised filters ready for use
     energy: Tree | None = None  # group -> (C,) sum of |activation|^power, where it is asked for
     power: int = 2
@@ -60,16 +63,27 @@ class BatchNorm(nn.Module):
         call = self.call[0]
         mean, var = (call.tree[self.mean_key], call.tree[self.var_key]) if self.tracked else (None, None)
         if not call.train and mean is not None:
-            return F.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps)
+            flat = x.movedim(0, -1).reshape(1, x.shape[1], -1) if call.patterns and takes(x) else x  # a view of images innermost
+            out = F.batch_norm(flat, mean, var, self.weight, self.bias, False, 0.0, self.eps)
+            return out if flat is x else out.view(*x.shape[1:], -1).movedim(-1, 0)
         few = x.numel() == x.shape[1]
         if call.real is not None or few:
             real = call.real if call.real is not None else x.new_ones(x.shape[0])
             return self._over_real(x, real, call)
+        if call.patterns and takes(x):
+            return self._inner(x, call)
         if call.pure or mean is None or var is None:
             return self._pure(x, call)
         mean, var = mean.clone(), var.clone()  # they may be the broadcast's, which no client may change
         out = F.batch_norm(x, mean, var, self.weight, self.bias, True, self.momentum, self.eps)
         call.buffers |= {self.mean_key: mean, self.var_key: var}
+        return out
+
+    def _inner(self, x: Tensor, call: Call) -> Tensor:
+        """For images that lie innermost."""
+        out, mean, var = batch_norm(x, self.weight, self.bias, self.eps)
+        count = x.numel() / x.shape[1]
+        self._move(call, mean, var * (count / (count - 1)))
         return out
 
     def _pure(self, x: Tensor, call: Call) -> Tensor:
@@ -118,6 +132,8 @@ class GroupNorm(nn.Module):
         gate = self.call[0].kept.get(self.name)
         if gate is None and x[0].numel() == 1:  # torch refuses a single value, whose deviation is 0
             gate = x.new_ones(1)
+        if gate is None and self.call[0].patterns and takes(x):
+            return group_norm(x, self.weight, self.bias, self.eps)
         if gate is None:
             return F.group_norm(x, 1, self.weight, self.bias, self.eps)
         shape = [1, -1] + [1] * (x.dim() - 2)
@@ -143,7 +159,8 @@ class Standardised(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         call = self.call[0]
         weight = self.weight if call.cut else standardised(self.weight, call.tree.get(self.removed_key))
-        return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.conv2d(x, weight.to(x.dtype), bias, self.stride, self.padding, self.dilation, self.groups)
 
 
 class Gate(nn.Module):

@@ -24,6 +24,7 @@ class Row:
     layers: dict[str, np.ndarray] = field(default_factory=dict)
     masks: Tree = field(default_factory=dict)
     timing: dict[str, float] = field(default_factory=dict)
+    speed: dict[str, float] = field(default_factory=dict)
     gates: Gates | None = None  # of clients, where they have some of their own
 
 
@@ -63,6 +64,20 @@ def _sums(bills: Mapping[int, Bill]) -> dict[str, float]:
         "max_client_memory": max((bill.memory for bill in every), default=0),
         "max_client_model_memory": max((bill.model_memory for bill in every), default=0),
     }
+
+
+def speeds(bills: Mapping[int, Bill], batch: int, seconds: Mapping[str, float], moved: Mapping[str, int]) -> dict[str, float]:
+    """What was achieved per second of a phase by all ranks together: FLOPs of the ledger, and bytes; `moved`: those of other phases.
+
+    A training step writes and reads at least once each what its client holds by the ledger: weights, gradients, optimiser and the
+    activations of its batch. A step on fewer than `batch` images counts as that part of a step, so the bytes err on the low side.
+    """
+    every = bills.values()
+    done = {f"{phase}_bytes": (phase, float(count)) for phase, count in moved.items()}
+    done["compute_flops"] = "compute", sum(bill.train_flops for bill in every)
+    done["compute_dense_flops"] = "compute", sum(bill.dense_flops for bill in every if bill.samples)
+    done["compute_bytes"] = "compute", sum(2 * bill.memory * bill.samples / batch for bill in every)
+    return {name: count / seconds[phase] for name, (phase, count) in done.items() if count and seconds[phase] > 0}
 
 
 def _kept(held: Tree) -> dict[str, int]:

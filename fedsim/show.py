@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +12,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fedsim.bottleneck import beside, bottleneck
 from fedsim.record import Reader
+from fedsim.told import duration, quantity, share
 
 Array = NDArray[np.float64]
 LINES = 12  # rounds shown at most
-SCALES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def show(path: str | Path, console: Console) -> None:
@@ -31,26 +31,8 @@ def show(path: str | Path, console: Console) -> None:
         if table.row_count:
             console.print()
             console.print(table)
-
-
-def quantity(value: float, unit: str) -> str:
-    """Three digits and a prefix: 44,734,248 B is "44.7 MB"; not-a-number is "-"."""
-    if not np.isfinite(value):
-        return "-"
-    scale, prefix = next(((scale, prefix) for scale, prefix in SCALES if abs(value) >= scale), (1.0, ""))
-    scaled = value / scale
-    return f"{scaled:.{max(0, 2 - int(np.log10(max(abs(scaled), 1))))}f} {prefix}{unit}" if prefix else f"{scaled:.3g} {unit}"
-
-
-def share(value: float) -> str:
-    return f"{value:.1%}" if np.isfinite(value) else "-"
-
-
-def duration(seconds: float) -> str:
-    """ "0.42 s", "12.3 s", then "0:03:20"."""
-    if not np.isfinite(seconds):
-        return "-"
-    return f"{seconds:.3g} s" if seconds < 100 else str(timedelta(seconds=round(seconds)))
+    if found := bottleneck(run):
+        console.print(Text.assemble(("\nnext bottleneck  ", "dim"), found), soft_wrap=True)
 
 
 def _headline(run: Reader, console: Console) -> None:
@@ -189,9 +171,10 @@ def _clients(run: Reader) -> list[tuple[str, ...]]:
 
 
 def _timing(run: Reader) -> list[tuple[str, ...]]:
-    """The phases by their time, longest first, and their share; recording runs beside the others and is not added to them."""
+    """The phases by their time, longest first, and their share; what runs beside the others is not added to them."""
     spent = {name: float(np.nansum(run.timing(name))) for name in run.names("timing")}
-    total = sum(seconds for name, seconds in spent.items() if name != "record")
+    aside = beside(run)
+    total = sum(seconds for name, seconds in spent.items() if name not in aside)
     rows: list[tuple[str, ...]] = []
     for name, seconds in sorted(spent.items(), key=lambda entry: -entry[1]):
         if total > 0 and seconds > 0:
@@ -200,7 +183,7 @@ def _timing(run: Reader) -> list[tuple[str, ...]]:
                 (
                     name,
                     f"{duration(seconds):>8}",
-                    f"[cyan]{bar}[/] {seconds / total:.0%}" + (" beside the rest" if name == "record" else ""),
+                    f"[cyan]{bar}[/] {seconds / total:.0%}" + (" beside the rest" if name in aside else ""),
                 )
             )
     return rows

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import ChainMap
+from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
-from fedsim import checkpoint, tree
+from fedsim import checkpoint, roof, tree
 from fedsim.assemble import Parts
 from fedsim.evaluate import due, evaluate, final_gates
 from fedsim.fleet.account import Received
@@ -15,9 +16,11 @@ from fedsim.fleet.local import LocalFleet
 from fedsim.net import Net
 from fedsim.progress import Progress
 from fedsim.record import Record
-from fedsim.row import Row, row_of
+from fedsim.row import Row, row_of, speeds
 from fedsim.start import Start
 from fedsim.tree import Tree, under
+
+Number = TypeVar("Number", int, float)
 
 
 class Scribe:
@@ -26,18 +29,18 @@ class Scribe:
     def __init__(self, parts: Parts, record: Record, start: Start, plan: str) -> None:
         self.parts, self.record, self.start = parts, record, start
         self.extra = {"plan": plan, "job_sha256": parts.identity}
-        self.seconds = 0.0  # of the last write
+        self.seconds, self.bytes = 0.0, 0  # of the last write
         self.kept: dict[int, Tree] = {}  # touched since the last checkpoint
 
     def write(self, r: int, row: Row, state: Any, kept: dict[int, Tree], fleet: LocalFleet) -> None:
         """`state` and the `kept` that clients touched are those at the end of round `r`; once saved, `kept` is read from the disk."""
-        began = time.perf_counter()
-        self.record.row(r, row.values, row.clients, row.layers, row.masks, row.timing, row.gates)
+        began, before = time.perf_counter(), roof.written()
+        self.record.row(r, row.values, row.clients, row.layers, row.masks, row.timing, row.gates, row.speed)
         self.kept |= kept
         if r % self.parts.job.execution.checkpoint_every == 0 or r == self.parts.job.rounds:
             saved = checkpoint.save(self.start.folder, r, state, self.extra, self.kept)
             fleet.kept, self.kept = ChainMap({}, saved), {}  # type: ignore[arg-type]
-        self.seconds = time.perf_counter() - began
+        self.seconds, self.bytes = time.perf_counter() - began, roof.written() - before
 
 
 def simulate(parts: Parts, fleet: LocalFleet, scribe: Scribe, start: Start, progress: Progress) -> None:
@@ -46,16 +49,17 @@ def simulate(parts: Parts, fleet: LocalFleet, scribe: Scribe, start: Start, prog
     state = _resumed(start, fleet) if start.checkpoint else start.state.pop()
     masks = under(method.deploy(setting, state, fleet, [])[0], "mask/")
     for r in range(start.round + 1, rounds + 1):
-        began, timing, rank_bytes = time.perf_counter(), dict(fleet.timing), fleet.rank_bytes
+        began, timing, moved, traffic = time.perf_counter(), dict(fleet.timing), dict(fleet.moved), dict(fleet.traffic)
         fleet.open(r)
         state, found = method.round(setting, state, fleet, r)
-        trained, timing = time.perf_counter(), {name: fleet.timing[name] - timing[name] for name in timing}
+        trained, timing, moved = time.perf_counter(), _since(timing, fleet.timing), _since(moved, fleet.moved)
         score = evaluate(parts, state, fleet, r) if due(parts, r) else None
         ended = time.perf_counter()
         shared, _, net = method.deploy(setting, state, fleet, [])
         row = row_of(parts.anatomy, fleet.account.bills, score, shared, masks, found, net or setting.net)
         row.timing.update(timing, server=trained - began - sum(timing.values()), evaluate=ended - trained, record=scribe.seconds)
-        row.values.update(executed_memory=fleet.account.executed, rank_bytes=fleet.rank_bytes - rank_bytes)
+        row.speed.update(speeds(fleet.account.bills, parts.job.train.batch, row.timing, moved | {"record": scribe.bytes}))
+        row.values.update(_since(traffic, fleet.traffic), executed_memory=fleet.account.executed)
         row.values["seconds"] = time.perf_counter() - began
         masks = row.masks
         fleet.later(partial(scribe.write, r, row, *_to_keep(state, fleet), fleet))
@@ -63,6 +67,11 @@ def simulate(parts: Parts, fleet: LocalFleet, scribe: Scribe, start: Start, prog
     fleet.drain()
     model = _model(*method.deploy(setting, state, fleet, []))
     scribe.record.finish(model, tree.sha256_of(model), final_gates(parts, state, fleet))
+
+
+def _since(before: Mapping[str, Number], now: Mapping[str, Number]) -> dict[str, Number]:
+    """By how much each of some growing numbers has grown."""
+    return {name: now[name] - before[name] for name in now}
 
 
 def _model(shared: Tree, own: Tree, net: Net | None) -> Tree:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from fedsim import checkpoint
+from fedsim import checkpoint, roof
 from fedsim.assemble import Parts
 from fedsim.checkpoint import Checkpoint, folder_of
 from fedsim.fault import BadInput
@@ -50,7 +50,7 @@ class Start:
     def record(self, parts: Parts, plan: Plan, hosts: list[str]) -> Record:
         """The run file, open for the next row."""
         if self.checkpoint is not None:
-            return Record.resume(self.out, self.round, where(hosts))
+            return Record.resume(self.out, self.round, where(parts, plan, hosts))
         counts = parts.population.counts()
         layers = [layer.name for layer in parts.anatomy.layers]
         attributes = describe(parts, plan, hosts)
@@ -135,7 +135,7 @@ def describe(parts: Parts, plan: Plan, hosts: list[str]) -> dict[str, Any]:
         "own_code_sha256": _own_code(parts),
         "seed": parts.job.seed,
         "method": parts.job.method.name,
-        **where(hosts),
+        **where(parts, plan, hosts),
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "partition": json.dumps(parts.population.record, sort_keys=True),
         "partition_sha256": parts.population.sha256,
@@ -143,9 +143,11 @@ def describe(parts: Parts, plan: Plan, hosts: list[str]) -> dict[str, Any]:
     }
 
 
-def where(hosts: list[str]) -> dict[str, Any]:
-    """The attributes that a resumed run brings up to date."""
-    return {"ranks": len(hosts), "hosts": ",".join(sorted(set(hosts))), "torch_version": str(torch.__version__)}
+def where(parts: Parts, plan: Plan, hosts: list[str]) -> dict[str, Any]:
+    """The attributes that a resumed run brings up to date; the peaks are those of one rank, per second."""
+    peaks = roof.peaks(parts.site.device, plan.dtype)
+    told = {"ranks": len(hosts), "hosts": ",".join(sorted(set(hosts))), "torch_version": str(torch.__version__)}
+    return told | {"peak_flops": peaks.flops, "peak_bytes": peaks.bytes}
 
 
 def host() -> str:

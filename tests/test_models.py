@@ -68,6 +68,8 @@ def test_parameters_of_the_small_networks_by_hand() -> None:
     assert parameters(model("cnn")) == cnn + 2 * (32 + 64) + 128 + 10
     assert parameters(model("cnn", norm="none")) == cnn + (32 + 64) + 128 + 10
     lenet = 1 * 25 * 6 + 6 * 25 * 16 + 16 * 25 * 120 + 120 * 84 + 84 * 10
+    simple = 32 * (27 + 1) + 64 * (32 * 9 + 1) + 128 * (64 * 14 * 14 + 1) + 10 * (128 + 1)
+    assert parameters(model("simple_cnn", (3, 32, 32), norm="none")) == simple == 1_626_442
     assert parameters(model("lenet5", (1, 28, 28), norm="none")) == lenet + 6 + 16 + 120 + 84 + 10 == 61_706
 
 
@@ -213,7 +215,7 @@ def test_the_shortcut_averages_and_appends_zeros() -> None:
 
 
 def test_an_unknown_name_lists_the_names() -> None:
-    with pytest.raises(BadInput, match=r"no model 'resnet19'; there are cnn, lenet5, resnet8, .*model\.factory"):
+    with pytest.raises(BadInput, match=r"no model 'resnet19'; there are cnn, simple_cnn, lenet5, resnet8, .*model\.factory"):
         model("resnet19")
 
 

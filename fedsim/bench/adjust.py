@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -66,7 +65,7 @@ def _check(job: Job) -> None:
 
 def _rounds(parts: Parts, plan: Plan) -> tuple[list[float], Tree]:
     """Seconds of every round but the selection, and the model after them."""
-    site = replace(parts.site, channels_last=plan.channels_last)
+    site = plan.settled(parts.site)
     fleet = FLEETS[plan.fleet](site, parts.account(), plan.packs, time.perf_counter)
     state, seconds = parts.method.init(parts.setting, parts.population.public()), []
     for r in range(parts.setting.rounds + 1):

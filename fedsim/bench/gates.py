@@ -27,11 +27,11 @@ from fedsim.assemble import Parts, assemble
 from fedsim.channels import Channels
 from fedsim.core import Batch, Sent
 from fedsim.fault import BadInput
+from fedsim.gated import TrainGated
 from fedsim.gates import GATES
 from fedsim.job import Job, load
 from fedsim.models.layers import unstandardised
 from fedsim.trace import Group
-from fedsim.works import Train
 
 DEFAULT = ("jobs/bench/gates.toml",)
 REPEATS = 15
@@ -167,7 +167,7 @@ class Case:
 
     def _engine(self, gates: Sequence[Tensor | None]) -> Run:
         """What the serial fleet does for a client, the gate of every step the next one in turn."""
-        net, work = self.parts.setting.net, Train.at(self.parts.setting, 1)
+        net, work = self.parts.setting.net, TrainGated.at(self.parts.setting, 1)
         zero = torch.zeros((), dtype=torch.int64, device=self.device)
         bare = Sent(net.initial, {}, {}, zero, zero, zero)
         each = cycle([replace(bare, own={} if gate is None else {GATES: gate}) for gate in gates])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -41,7 +40,7 @@ def main(jobs: list[Job], console: Console) -> int:
 def measured(parts: Parts, console: Console) -> tuple[list[float], list[float]]:
     """Seconds of every round, and of writing it down; the first of each is left out."""
     plan = resolve(parts, console.print)
-    fleet = FLEETS[plan.fleet](replace(parts.site, channels_last=plan.channels_last), parts.account(), plan.packs, time.perf_counter)
+    fleet = FLEETS[plan.fleet](plan.settled(parts.site), parts.account(), plan.packs, time.perf_counter)
     state = parts.method.init(parts.setting, parts.population.public())
     rounds, writes = [], []
     with TemporaryDirectory() as folder:

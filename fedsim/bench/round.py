@@ -41,7 +41,7 @@ def main(jobs: list[Job], console: Console) -> int:
 
 def _measured(parts: Parts, console: Console) -> tuple[str, ...]:
     plan = resolve(parts, console.print)
-    fleet = FLEETS[plan.fleet](_site(parts, plan.channels_last), parts.account(), plan.packs, time.perf_counter)
+    fleet = FLEETS[plan.fleet](plan.settled(parts.site), parts.account(), plan.packs, time.perf_counter)
     ours, theirs = engine(parts, fleet), bare(parts)
     pairs = [(_timed(theirs), _timed(ours)) for _ in range(REPEATS + 1)][1:]
     ratios = sorted(own / bare for bare, own in pairs)
@@ -53,12 +53,6 @@ def _measured(parts: Parts, console: Console) -> tuple[str, ...]:
         f"{median(own for _, own in pairs):.4f}",
         *(f"{ratio:.3f}" for ratio in (median(ratios), ratios[0], ratios[-1])),
     )
-
-
-def _site(parts: Parts, channels_last: bool):  # type: ignore[no-untyped-def]
-    from dataclasses import replace
-
-    return replace(parts.site, channels_last=channels_last)
 
 
 def _timed(run: Callable[[], object]) -> float:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import sha256
 from typing import Protocol
 
@@ -87,7 +88,7 @@ class Blocks:
     def size(self, client: int) -> int:
         if not 0 <= client < self.clients:
             raise IndexError(f"client {client} of {self.clients}")
-        return int(self._spans(np.array([client]))[1][0])
+        return self._either[client < self.n % self.clients]
 
     def sizes(self) -> Ints:
         return self._spans(np.arange(self.clients))[1]
@@ -97,6 +98,12 @@ class Blocks:
         position = np.repeat(start - (np.cumsum(size) - size), size) + np.arange(size.sum())
         gap = self.without - np.arange(len(self.without))
         return position + np.searchsorted(gap, position, side="right"), size
+
+    @cached_property
+    def _either(self) -> tuple[int, int]:
+        """The size of a shard, and of one of the first, which may be longer by one."""
+        last, first = self._spans(np.array([self.clients - 1, 0]))[1].tolist()
+        return last, first
 
     def _spans(self, client: Ints) -> tuple[Ints, Ints]:
         base, extra = divmod(self.n, self.clients)

@@ -36,6 +36,13 @@ class Bill:
     memory: int = 0  # model figure, bytes, the largest of the round
     model_memory: int = 0  # the same without activations
 
+    def add(self, run: Bill) -> None:
+        """One more run of a work; its bytes and its loss are added where they are known."""
+        self.samples += run.samples
+        self.train_flops += run.train_flops
+        self.density, self.dense_flops = run.density, run.dense_flops
+        self.memory, self.model_memory = max(self.memory, run.memory), max(self.model_memory, run.model_memory)
+
 
 @dataclass
 class Received:
@@ -111,27 +118,35 @@ class Account:
         """Adds one run of a work to the bills."""
         held = order.net.used(under(order.shared, "mask/"))
         down = self._down(order.shared, clients, answer.arrived)
+        runs: dict[object, Bill] = {}  # of clients with equally many images, weights and channels
+        trains = any(feed.charge == "train" for feed in order.work.feeds)
         for i, client in enumerate(clients):
             bill = self.bills.setdefault(client, Bill())
             bill.bytes_down += int(down[i]) + self._down_own(client, {key: value[i] for key, value in sent.items()}, order.shared)
             bill.bytes_up += answer.up[client]
             own = {name.removesuffix(".weight"): count for name, count in answer.ones.get(client, {}).items()}
-            self._compute(bill, order, client, held | own, answer.open.get(client), _entries(answer.each[client]))
-            if any(feed.charge == "train" for feed in order.work.feeds):
+            opened, top = answer.open.get(client), _entries(answer.each[client])
+            counts = tuple(count_of(self.population, feed, client) for feed in (self.local, *order.work.feeds))
+            mark = (counts, top, tuple(own.items()), opened and tuple(map(tuple, opened)))
+            if mark not in runs:
+                runs[mark] = self._run(order, counts, held | own, opened, top)
+            bill.add(runs[mark])
+            if trains:
                 bill.loss = answer.loss[client]
 
-    def _compute(self, bill: Bill, order: Order, client: int, kept: dict[str, int], opened: list[list[int]] | None, top: int) -> None:
-        """`kept`: weights of every layer that is not whole; `opened`: channels under hard gates; `top`: entries of the buffers that the
-        client's largest gradients went through."""
+    def _run(self, order: Order, counts: Sequence[int], kept: dict[str, int], opened: list[list[int]] | None, top: int) -> Bill:
+        """What a run of the work costs a client with so many images in an epoch of the job's local training and of each feed.
+
+        `kept`: weights of every layer that is not whole; `opened`: channels under hard gates; `top`: entries of the buffers that the
+        client's largest gradients went through.
+        """
         each = [kept | order.net.channels.used(row) for row in opened] if opened else [kept]  # step after step, or the same in all
-        bill.density = sum(ledger.density(self.anatomy, used) for used in each) / len(each)
-        usual = shown(self.local, count_of(self.population, self.local, client))
-        bill.dense_flops = ledger.feed_flops(self.anatomy, usual).total
-        for feed in order.work.feeds:
+        bill = Bill(density=sum(ledger.density(self.anatomy, used) for used in each) / len(each))
+        bill.dense_flops = ledger.feed_flops(self.anatomy, shown(self.local, counts[0])).total
+        for feed, count in zip(order.work.feeds, counts[1:], strict=True):
             trains = feed.charge == "train"
-            count = count_of(self.population, feed, client)
-            images, batch = shown(feed, count), min(feed.batch, count)
-            bill.samples += images if trains else 0
+            batch = min(feed.batch, count)
+            bill.samples += shown(feed, count) if trains else 0
             bill.train_flops += self._flops(feed, count, each)
             memory = self._memory(order, feed, batch, kept, opened, top if feed.dense else 0)
             memory = memory.without(*UNUSED[feed.charge])
@@ -139,6 +154,7 @@ class Account:
             bill.model_memory = max(bill.model_memory, memory.without("activations").total)
             held = ledger.executed(self.anatomy_of(order.net), batch, list(_masked(order, kept)), self.slots, self.pack)
             self.executed = max(self.executed, held.total if trains else 0)
+        return bill
 
     def _flops(self, feed: Feed, count: int, each: list[dict[str, int]]) -> int:
         """Of a feed with `count` images an epoch; `each`: weights in use at every step (the last one's in those beyond), or at all."""

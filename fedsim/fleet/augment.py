@@ -28,9 +28,9 @@ def moved(x: Tensor, keys: Tensor, pad: int, flip: bool) -> Tensor:
 def cut_out(x: Tensor, keys: Tensor, hole: int) -> Tensor:
     """A square of `hole` pixels set to 0 (Cutout, arXiv:1708.04552). Its centre is anywhere, so parts of it may fall outside."""
     _, _, height, width = x.shape
-    spot = draw.uniform(draw.fold(keys, "cutout"), 2) * torch.tensor([height, width], device=x.device)
-    rows = torch.arange(height, device=x.device) - spot[:, :1].floor()  # (M, H)
-    columns = torch.arange(width, device=x.device) - spot[:, 1:].floor()
+    spot = draw.uniform(draw.fold(keys, "cutout"), 2)
+    rows = torch.arange(height, device=x.device) - (spot[:, :1] * height).floor()  # (M, H)
+    columns = torch.arange(width, device=x.device) - (spot[:, 1:] * width).floor()
     inside = ((rows >= -(hole // 2)) & (rows < hole - hole // 2)).unsqueeze(2) & (
         (columns >= -(hole // 2)) & (columns < hole - hole // 2)
     ).unsqueeze(1)

@@ -17,7 +17,7 @@ from fedsim import draw
 from fedsim.core import Data, Feed
 from fedsim.fleet.augment import cut_out, moved, noisy, rotated
 
-READY = 1 << 26  # bytes of float images of a pack up to which they are normalised once, not per batch
+READY = 1 << 26  # bytes of float images up to which they are normalised once, not per batch
 
 
 class Population(Protocol):
@@ -61,6 +61,31 @@ class Round:
     r: int
 
 
+class Ready:
+    """Sets of images that are small enough, normalised once and held from round to round."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[int, str, torch.dtype], tuple[Data, Tensor, Tensor]] = {}
+
+    def of(self, data: Data, device: str, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
+        """All its images (N, C, H, W) and labels (N,); None where they are more than READY bytes."""
+        if len(data) * int(np.prod(data.shape)) * dtype.itemsize > READY:
+            return None
+        key = (id(data), device, dtype)  # the set is held beside, so no other one gets its id
+        if key not in self._held:
+            every = torch.arange(len(data))
+            scale, shift = _moments(data, device, dtype)
+            images = data.images(every).to(device).to(dtype).div_(255).sub_(shift).div_(scale)
+            self._held[key] = data, images, data.labels(every).to(device)
+        return self._held[key][1:]
+
+
+def _moments(data: Data, device: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Deviation and mean of the channels, (C, 1, 1)."""
+    scale, shift = (torch.tensor(value, dtype=dtype, device=device).view(-1, 1, 1) for value in (data.std, data.mean))
+    return scale, shift
+
+
 def images_of(population: Population, split: str, client: int) -> np.ndarray:
     """A client's images in a split as sorted indices; clients beyond the population are fixed shards of the global test set."""
     if client >= population.clients:
@@ -81,7 +106,10 @@ def evaluation_images(population: Population, client: int) -> np.ndarray:
 
 def count_of(population: Population, feed: Feed, client: int) -> int:
     """Number of images that the feed shows the client in one epoch."""
-    whole = len(images_of(population, feed.split, client))
+    if client >= population.clients:
+        whole = len(evaluation_images(population, client))
+    else:
+        whole = population.shards["train" if feed.split == "probe" else feed.split].size(client)
     return whole if feed.share == 1 else min(whole, max(int(feed.share * whole + 1e-9), min(feed.batch, whole)))
 
 
@@ -119,6 +147,7 @@ class Batches:
         device: str,
         dtype: torch.dtype,
         channels_last: bool = False,
+        ready: Ready | None = None,
     ) -> None:
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.population, self.feed, self.key = population, feed, key
@@ -132,17 +161,19 @@ class Batches:
         self.clients = torch.tensor(clients)
         self.calls = torch.tensor(calls)
         self.images = torch.zeros(len(clients), max(map(len, own)), dtype=torch.int64)  # (K, n)
-        for row, images in zip(self.images, own, strict=True):
-            row[: len(images)] = torch.from_numpy(np.ascontiguousarray(images))
+        for row, images in zip(self.images.numpy(), own, strict=True):
+            row[: len(images)] = images
         self._choose([len(images) for images in own])
         self.plan = self._plan()  # (K, S, B), positions among the client's images, -1 where there is none
-        self.scale = torch.tensor(self.data.std, dtype=dtype, device=device).view(-1, 1, 1)
-        self.shift = torch.tensor(self.data.mean, dtype=dtype, device=device).view(-1, 1, 1)
-        self.augmented = bool(population.augment) and feed.augment and feed.split == "train"
-        self.ready = self._ready()
-        self.labels = self.data.labels(self.images.flatten()).to(self.device)
-        self.begins = (torch.arange(len(clients)) * self.images.shape[1]).view(-1, 1)
         self.widths = (self.plan >= 0).sum(-1).numpy()  # (K, S), images of every batch
+        self.scale, self.shift = _moments(self.data, device, dtype)
+        self.augmented = bool(population.augment) and feed.augment and feed.split == "train"
+        plain, flat = not self.augmented and population.skew is None, self.images.flatten()
+        whole, labels = ready.of(self.data, device, dtype) or (None, None) if ready and plain else (None, None)
+        self.whole = whole
+        self.labels = self.data.labels(flat).to(device) if labels is None else labels[flat]
+        self.ready = self._ready() if plain and whole is None else None
+        self.begins = (torch.arange(len(clients)) * self.images.shape[1]).view(-1, 1)
 
     def _choose(self, whole: list[int]) -> None:
         """A share of a split is a random subset that the client draws once and for all."""
@@ -155,36 +186,33 @@ class Batches:
 
     def _plan(self) -> Tensor:
         """Which image every step sees: a fresh order every epoch; test images in their stored order."""
-        batch, most = min(self.feed.batch, max(1, *self.counts)), max(self.steps)
-        per_epoch = [max(1, -(-count // batch)) for count in self.counts]
-        width = max(self.counts)
-        counts = torch.tensor(self.counts).unsqueeze(1)
-        places = torch.arange(width)
-        plan = torch.full((len(self.steps), most, batch), -1)
-        for epoch in range(max(-(-steps // each) for steps, each in zip(self.steps, per_epoch, strict=True))):
-            order = self._order(epoch, width, counts)
-            order = torch.where(places < counts, order, -1)  # (K, n)
-            padded = torch.nn.functional.pad(order, (0, -width % batch), value=-1).view(len(self.steps), -1, batch)
-            for k, (steps, each) in enumerate(zip(self.steps, per_epoch, strict=True)):
-                begin, end = epoch * each, min((epoch + 1) * each, steps)
-                if begin < end:
-                    plan[k, begin:end] = padded[k, : end - begin]
-        return plan
+        batch, most, width = min(self.feed.batch, max(1, *self.counts)), max(self.steps), max(self.counts)
+        steps, counts = np.array(self.steps)[:, None], np.array(self.counts)[:, None]
+        per_epoch = np.maximum(1, -(-counts // batch))  # (K, 1) steps
+        plan, places = np.full((len(steps), most, batch), -1), np.arange(width)
+        for epoch in range(int((-(-steps // per_epoch)).max())):
+            order = np.where(places < counts, self._order(epoch, width), -1)  # (K, n)
+            padded = np.pad(order, ((0, 0), (0, -width % batch)), constant_values=-1).reshape(len(steps), -1, batch)
+            step = np.arange(padded.shape[1])
+            at = epoch * per_epoch + step  # (K, steps of an epoch)
+            rows, found = ((step < per_epoch) & (at < steps)).nonzero()
+            plan[rows, at[rows, found]] = padded[rows, found]
+        return torch.from_numpy(plan)
 
-    def _order(self, epoch: int, width: int, counts: Tensor) -> Tensor:
-        places = torch.arange(width).expand(len(self.steps), width)
+    def _order(self, epoch: int, width: int) -> Any:
+        """(K, n) an order of every client's images, which come before the places that it has no images for."""
+        places = np.broadcast_to(np.arange(width), (len(self.steps), width))
         if self.feed.split == "test":
             return places
         calls = 0 if self.feed.split == "probe" else self.calls  # models that are compared are compared on the same batches
-        keys = draw.key(self.key.seed, self.feed.split, self.key.r, calls, self.clients, epoch)
-        numbers = draw.bits(keys, width)
-        return torch.where(places < counts, numbers, torch.iinfo(torch.int64).max).argsort(dim=-1, stable=True)
+        numbers = draw.bits(draw.key(self.key.seed, self.feed.split, self.key.r, calls, self.clients, epoch), width).numpy()
+        return np.where(places < np.array(self.counts)[:, None], numbers, np.iinfo(np.int64).max).argsort(-1, kind="stable")
 
     def _ready(self) -> Tensor | None:
-        """All images of the pack as normalised floats, when they are few, are not augmented, and most of them are shown."""
+        """All images of the pack as normalised floats, when they are few and most of them are shown."""
         size = self.images.numel() * int(np.prod(self.data.shape)) * 4
         few = self.plan.shape[1] * self.feed.batch < self.images.shape[1]
-        if self.augmented or self.population.skew is not None or size > READY or few:
+        if size > READY or few:
             return None
         return self._normalised(self._float(self.images.flatten()))
 
@@ -219,6 +247,8 @@ class Batches:
         if self.ready is not None:
             return self.ready[index]
         images = self.images.flatten()[index]
+        if self.whole is not None:
+            return self.whole[images]
         x = self._skewed(self._float(images), images, begin, end)
         if not self.augmented:
             return self._normalised(x)

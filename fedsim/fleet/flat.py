@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fedsim.tree import Tree
 
@@ -35,10 +36,10 @@ def flat(tree: Tree) -> np.ndarray:
     return torch.cat(parts).numpy() if parts else np.zeros(0, np.uint8)
 
 
-def unflat(rows: Layout, buffer: np.ndarray, device: str = "cpu") -> Tree:
+def unflat(rows: Layout, buffer: np.ndarray | Tensor, device: str = "cpu") -> Tree:
     """The inverse of `flat`; copies, on a device."""
     tree: Tree = {}
-    begin, whole = 0, torch.from_numpy(buffer)
+    begin, whole = 0, buffer if isinstance(buffer, Tensor) else torch.from_numpy(buffer)
     for key, name, shape in rows:
         dtype = DTYPES[name]
         end = begin + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 
 from fedsim import tree
 from fedsim.core import Reply, Work
-from fedsim.exact import COHORT, Sum
+from fedsim.exact import COHORT
 from fedsim.fault import BadInput, Stopped
 from fedsim.fleet.account import Account
 from fedsim.fleet.order import Answer, Order, Pack, Site, charged, cut, images
@@ -20,6 +20,19 @@ from fedsim.tree import Tree
 from fedsim.works import Evaluate
 
 Engine = Callable[[Order, Pack, Site], Answer]
+Answers = Callable[[Order, Sequence[Pack], Site], Iterator[Answer]]
+
+
+def in_turn(engine: Engine) -> Answers:
+    """One pack after the other. Raises Stopped when the site is asked to stop."""
+
+    def answers(order: Order, packs: Sequence[Pack], site: Site) -> Iterator[Answer]:
+        for pack in packs:
+            if site.stopped():
+                raise Stopped
+            yield engine(order, pack, site)
+
+    return answers
 
 
 class Shelf(Sequence[Tree | None]):
@@ -46,7 +59,8 @@ class LocalFleet:
     ) -> None:
         self.site, self.account, self.packs, self.clock = site, account, packs, clock
         self.timing = {"broadcast": 0.0, "compute": 0.0, "reduce": 0.0}  # seconds, growing
-        self.rank_bytes = 0  # between ranks, growing
+        self.moved = {"broadcast": 0, "reduce": 0}  # bytes between ranks, growing
+        self.traffic = {"rank_bytes": 0, "root_bytes": 0, "root_messages": 0}  # of all ranks, and of rank 0, growing
         self.touched: set[int] = set()  # clients whose kept state changed; whoever writes it down empties this
         self.kept: MutableMapping[int, Tree] = {} if kept is None else kept
         self.r = 0
@@ -96,13 +110,15 @@ class LocalFleet:
         """Does what is still to be done later."""
 
     def _carried_out(self, order: Order, packs: list[Pack]) -> Answer:
-        begin, answer = self.clock(), Answer(Sum(order.shared, order.n))
-        for pack in packs:
-            if self.site.stopped():
-                raise Stopped
-            answer.merge(type(self).carry_out(order, pack, self.site))
+        begin, answer = self.clock(), Answer(order.sum())
+        for part in self.answers(order, packs):
+            answer.merge(part)
         self.timing["compute"] += self.clock() - begin
         return answer
+
+    def answers(self, order: Order, packs: list[Pack]) -> Iterator[Answer]:
+        """Of every pack, in turn."""
+        return in_turn(type(self).carry_out)(order, packs, self.site)
 
     def _packed(self, order: Order, clients: list[int], own: Tree) -> list[Pack]:
         calls = self._counted(order.work, clients)

@@ -1,15 +1,17 @@
 """Ranks: rank 0 asks, the others answer. The only room that knows MPI.
 
-An order is a header (JSON bytes, broadcast), the shared tree as one buffer (broadcast), and to each rank what is its clients'
-own or kept. Packs are dealt once, whole, to ranks. Every rank answers with a header and one buffer of rows; the totals, int64
-partial sums as one flat buffer, are added in pairs. Nothing is pickled. A rank that waits asks and sleeps, so that it burns no core.
+An order is a header (JSON bytes) and the shared tree as one buffer, both handed on from rank to rank along a binomial tree, and to
+each rank what is its clients' own or kept. Packs are dealt once, whole, to ranks. Every rank answers with a header and one buffer of
+rows; the totals, int64 partial sums as one flat buffer, are added in pairs along the same tree. So a run of a work costs rank 0 four
+small messages a rank and three of the model's size each time the ranks double, whatever the cohort. Nothing is pickled. A rank that
+waits asks and sleeps, so that it burns no core.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, MutableMapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,18 +21,23 @@ from mpi4py import MPI
 from fedsim import plain
 from fedsim.exact import Sum
 from fedsim.fault import ClientFault, Stopped
-from fedsim.fleet import packed, serial
+from fedsim.fleet import graphed, packed, serial
 from fedsim.fleet.account import Account
 from fedsim.fleet.flat import flat, layout, size_of, unflat
-from fedsim.fleet.local import Engine, LocalFleet
+from fedsim.fleet.hands import branches, deal
+from fedsim.fleet.local import Answers, LocalFleet, in_turn
 from fedsim.fleet.order import Answer, Order, Pack, Site, steps
+from fedsim.fleet.passage import Buffer, Passage, bytes_of, seen_as
+from fedsim.kernels.choice import read
+from fedsim.precision import settle
 from fedsim.tree import Tree
 
-OWN, REPLY, ROWS, GO, STOP, TOTAL = range(1, 7)  # tags
+OWN, REPLY, ROWS, GO, STOP, TOTAL, SHARED = range(1, 8)  # tags
+HOST = Passage()
 SHORT, LONG = 50e-6, 2e-3  # seconds between two looks at a request
 TEXT = 4096  # bytes of an error that is told at the start
 
-ENGINES: dict[str, Engine] = {"serial": serial.carry_out, "packed": packed.carry_out}
+ENGINES: dict[str, Answers] = {"serial": in_turn(serial.carry_out), "packed": in_turn(packed.carry_out), "graphed": graphed.answers}
 
 
 @dataclass
@@ -40,7 +47,10 @@ class Link:
     comm: MPI.Intracomm
     clock: Callable[[], float]
     sleep: Callable[[float], None]
-    bytes: int = 0  # sent and received by this rank
+    messages: int = 0  # sent and received by this rank
+    bytes: int = 0  # of them
+    others: int = 0  # bytes that passed between other ranks on rank 0's behalf, as rank 0 knows
+    passage: Passage = field(default_factory=Passage)  # of models and totals
 
     def until(self, done: Callable[[], Any], asked: Callable[[], None] = lambda: None) -> Any:
         """Asks until `done` answers, ever more seldom: no wait is overslept by more than a fiftieth."""
@@ -54,48 +64,62 @@ class Link:
         """Until the request is done; it is given its buffers, which must live that long."""
         self.until(request.Test)
 
-    def total(self, mine: np.ndarray, ranks: int) -> np.ndarray:
+    def total(self, mine: Buffer, ranks: int) -> Buffer:
         """The int64 sum over ranks 0 … `ranks`, on rank 0: pairs add, then pairs of pairs.
 
         MPI's own reduction comes in many small pieces, each of which would wait for the next look.
         """
-        step = 1
+        step, heard = 1, 0
         while step <= ranks:
             if self.rank & step:
-                self.send({self.rank - step: mine.view(np.uint8)}, TOTAL)
+                self.send({self.rank - step: seen_as(mine, "uint8")}, TOTAL)
                 break
             if self.rank + step <= ranks:
-                mine = mine + self.receive(self.rank + step, TOTAL).view(np.int64)
+                mine = mine + seen_as(self.receive(self.rank + step, TOTAL, self.passage), "int64")
+                heard += 1
             step *= 2
+        self.others += mine.nbytes * (ranks - heard)
         return mine
 
     def order(self, header: dict[str, Any]) -> None:
         """Sends every rank what to do: {"do": "plan" | "run" | "end", …}."""
         self.share(coded(header))
 
-    def share(self, buffer: np.ndarray | None) -> np.ndarray:
-        """The root's bytes, on every rank."""
-        size = np.array([0 if buffer is None else buffer.nbytes], dtype=np.int64)
-        self.wait(self.comm.Ibcast(size, root=0), size)
-        held = np.empty(int(size[0]), dtype=np.uint8) if buffer is None else buffer
-        self.wait(self.comm.Ibcast(held, root=0), held)
-        self.bytes += held.nbytes * (self.comm.size - 1)
+    def share(self, buffer: Buffer | None, passage: Passage = HOST) -> Buffer:
+        """The root's bytes, on every rank: each hands them on to its branches.
+
+        MPI's own broadcast must be told the size first, and sends long buffers along a chain of ranks in pieces, each of which
+        would wait for the next look of every rank on its way.
+        """
+        held = self.receive(self.rank & (self.rank - 1), SHARED, passage) if buffer is None else buffer
+        below = branches(self.rank, self.ranks)
+        self.send(dict.fromkeys(below, held), SHARED)
+        self.others += held.nbytes * (self.ranks - 1 - len(below))
         return held
 
-    def send(self, buffers: dict[int, np.ndarray], tag: int) -> None:
+    def send(self, buffers: dict[int, Buffer], tag: int) -> None:
         """A buffer to each of some ranks, all under way together."""
         requests = [self.comm.Isend(buffer, dest=rank, tag=tag) for rank, buffer in buffers.items()]
         for request, buffer in zip(requests, buffers.values(), strict=True):
             self.wait(request, buffer)
-            self.bytes += buffer.nbytes
+            self._count(buffer)
 
-    def receive(self, rank: int, tag: int) -> np.ndarray:
+    def receive(self, rank: int, tag: int, passage: Passage = HOST) -> Buffer:
         status = MPI.Status()
         self.until(lambda: self.comm.Iprobe(source=rank, tag=tag, status=status))
-        buffer = np.empty(status.Get_count(MPI.BYTE), dtype=np.uint8)
+        buffer = passage.room(status.Get_count(MPI.BYTE))
         self.wait(self.comm.Irecv(buffer, source=rank, tag=tag), buffer)
-        self.bytes += buffer.nbytes
+        self._count(buffer)
         return buffer
+
+    def _count(self, buffer: Buffer) -> None:
+        self.messages += 1
+        self.bytes += buffer.nbytes
+
+    @property
+    def moved(self) -> int:
+        """Bytes between all ranks, on rank 0."""
+        return self.bytes + self.others
 
     def told(self, mine: str) -> list[str]:
         """A text of every rank, on every rank; the first TEXT bytes of each."""
@@ -131,17 +155,6 @@ def coded(header: dict[str, Any]) -> np.ndarray:
     return np.frombuffer(json.dumps(header).encode(), np.uint8)
 
 
-def deal(packs: list[Pack], weights: list[int], ranks: int) -> list[list[int]]:
-    """Packs to ranks, heaviest first to the rank with least; every one of the first `ranks` ranks gets one."""
-    hands: list[list[int]] = [[] for _ in range(ranks)]
-    loads = np.zeros(ranks, dtype=np.int64)
-    for pack in sorted(range(len(packs)), key=lambda pack: (-weights[pack], pack)):
-        rank = int(loads.argmin())
-        hands[rank].append(pack)
-        loads[rank] += max(1, weights[pack])
-    return [sorted(hand) for hand in hands]
-
-
 class MPIFleet(LocalFleet):
     """Rank 0's side: deals packs to the other ranks, and does what is `later` while they train."""
 
@@ -161,18 +174,20 @@ class MPIFleet(LocalFleet):
             self._tasks.pop(0)()
 
     def _carried_out(self, order: Order, packs: list[Pack]) -> Answer:
-        begin = self.link.clock()
+        begin, before = self.link.clock(), self.link.moved
         ranks = min(self.link.comm.size - 1, len(packs))
         self._send(order, packs, ranks)
-        sent = self.link.clock()
+        sent, shared = self.link.clock(), self.link.moved
         self.drain()
         answer, shapes = self._collect(order, ranks)
-        computed = self.link.clock()
+        computed, collected = self.link.clock(), self.link.moved
         self._reduce(answer, shapes, ranks)
         self.timing["broadcast"] += sent - begin
         self.timing["compute"] += computed - sent
         self.timing["reduce"] += self.link.clock() - computed
-        self.rank_bytes = self.link.bytes
+        self.moved["broadcast"] += shared - before
+        self.moved["reduce"] += self.link.moved - collected
+        self.traffic = {"rank_bytes": self.link.moved, "root_bytes": self.link.bytes, "root_messages": self.link.messages}
         return answer
 
     def _send(self, order: Order, packs: list[Pack], ranks: int) -> None:
@@ -187,7 +202,7 @@ class MPIFleet(LocalFleet):
         header["kept"] = {group: index.tolist() for group, index in order.net.kept.items()}
         header["packs"] = [[_told(packs[index]) for index in hand] for hand in hands]
         self.link.order(header)
-        self.link.share(flat(order.shared))
+        self.link.share(self.link.passage.out(bytes_of(order.shared)))
         self.link.send({rank + 1: _private([packs[i] for i in hand]) for rank, hand in enumerate(hands)}, OWN)
 
     def _collect(self, order: Order, ranks: int) -> tuple[Answer, dict[str, list[int]]]:
@@ -206,12 +221,8 @@ class MPIFleet(LocalFleet):
 
         for _ in range(ranks):
             self.link.until(arrived, stop)
-            rank = status.Get_source()
-            header = json.loads(self.link.receive(rank, REPLY).tobytes())
-            if "fault" in header:
-                raise ClientFault(header["fault"])
+            header = self.hear(status.Get_source(), answer)
             stopping |= header["stopped"]
-            _take(answer, header, self.link.receive(rank, ROWS))
             shapes = header["total"] or shapes
         go = np.array([0 if stopping else 1], dtype=np.uint8)
         self.link.send(dict.fromkeys(range(1, ranks + 1), go), GO)
@@ -219,11 +230,19 @@ class MPIFleet(LocalFleet):
             raise Stopped
         return answer, shapes
 
+    def hear(self, rank: int, answer: Answer) -> dict[str, Any]:
+        """The header of a rank's reply, whose rows are added to the answer."""
+        header: dict[str, Any] = json.loads(self.link.receive(rank, REPLY).tobytes())
+        if "fault" in header:
+            raise ClientFault(header["fault"])
+        _take(answer, header, self.link.receive(rank, ROWS))
+        return header
+
     def _reduce(self, answer: Answer, shapes: dict[str, list[int]], ranks: int) -> None:
-        size, before = sum(int(np.prod(shape)) for shape in shapes.values()), self.link.bytes
-        whole = self.link.total(np.zeros(size, dtype=np.int64), ranks)
-        self.link.bytes = before + whole.nbytes * ranks
-        answer.total.take(shapes, torch.from_numpy(whole), len(answer.each))
+        size = sum(int(np.prod(shape)) for shape in shapes.values())
+        passage = self.link.passage
+        whole = self.link.total(passage.out(torch.zeros(size, dtype=torch.int64, device=self.site.device)), ranks)
+        answer.total.take(shapes, passage.taken(whole), len(answer.each))
 
 
 def _told(pack: Pack) -> dict[str, Any]:
@@ -253,7 +272,7 @@ class Rank:
 
     def __init__(self, site: Site, link: Link) -> None:
         self.link = link
-        self.engine: Engine | None = None
+        self.engine: Answers | None = None
         self._flag = site.stopped
         self.site = replace(site, stopped=self._stopped, rank=link.comm.rank)
 
@@ -266,8 +285,12 @@ class Rank:
             if header["do"] == "plan":
                 self.engine = ENGINES[header["fleet"]]
                 self.site = replace(self.site, channels_last=header["channels_last"])
+                settle(self.site.net, header["dtype"], self.site.device, header["stacked"])
+                self.site.net.use(read(header["sparse"]))
+                self.link.passage = Passage.of(self.site.device, header["cuda_mpi"])
             else:
-                self._run(header, unflat(header["shared"], self.link.share(None), self.site.device))
+                passage = self.link.passage
+                self._run(header, unflat(header["shared"], passage.taken(self.link.share(None, passage)), self.site.device))
 
     def _stopped(self) -> bool:
         return self._flag() or self.link.comm.Iprobe(source=0, tag=STOP)
@@ -281,9 +304,9 @@ class Rank:
         order = Order(plain.load(header["work"], {}), net, shared, header["r"], header["n"])
         packs = self._packs(header["packs"][me - 1])
         answer, reply = self._answer(order, packs)
-        self._reply(answer, reply)
+        self.reply(answer, reply)
         if self.link.receive(0, GO)[0]:
-            self.link.total(answer.total.flat().numpy(), header["ranks"])
+            self.link.total(self.link.passage.total(answer.total), header["ranks"])
         while self.link.comm.Iprobe(source=0, tag=STOP):
             self.link.receive(0, STOP)
 
@@ -304,17 +327,18 @@ class Rank:
         assert self.engine is not None, "rank 0 tells the plan first"
         try:
             with torch.no_grad():
-                for pack in packs:
-                    if self.site.stopped():
-                        return answer, {"stopped": True}
-                    answer.merge(self.engine(order, pack, self.site))
+                for part in self.engine(order, packs, self.site):
+                    answer.merge(part)
+        except Stopped:
+            return answer, {"stopped": True}
         except ClientFault as fault:
             return answer, {"fault": str(fault)}
         except Exception as error:
             return answer, {"fault": f"[rank {self.link.comm.rank}, round {order.r}] {type(error).__name__}: {error}"}
         return answer, {"stopped": False}
 
-    def _reply(self, answer: Answer, reply: dict[str, Any]) -> None:
+    def reply(self, answer: Answer, reply: dict[str, Any]) -> None:
+        """Tells rank 0 what came of the packs; MPIFleet.hear reads it."""
         clients = list(answer.each)
         header = {"clients": clients, "each": [layout(answer.each[client]) for client in clients]}
         header |= {"keep": [layout(answer.keep[client]) for client in clients], "total": answer.total.layout()}

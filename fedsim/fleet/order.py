@@ -12,9 +12,9 @@ from torch import Tensor
 
 from fedsim import draw, wire
 from fedsim.core import Sent, Work
-from fedsim.exact import Sum
+from fedsim.exact import Sum, Unit
 from fedsim.fault import ClientFault
-from fedsim.fleet.batches import Batches, Population, Round, count_of, evaluation_images, steps_of
+from fedsim.fleet.batches import Batches, Population, Ready, Round, count_of, evaluation_images, steps_of
 from fedsim.gated import STEPS
 from fedsim.gates import GATES
 from fedsim.masks import ones
@@ -34,6 +34,7 @@ class Site:
     channels_last: bool = False
     rank: int = 0
     stopped: Callable[[], bool] = lambda: False  # asked between packs
+    ready: Ready = field(default_factory=Ready, compare=False)
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,11 @@ class Order:
     shared: Tree
     r: int
     n: int  # images of the cohort
+    units: dict[str, Unit] = field(default_factory=dict, compare=False)  # of the sums, found when they are first asked for
+
+    def sum(self) -> Sum:
+        """An empty sum of this order."""
+        return Sum(self.shared, self.n, self.units)
 
 
 @dataclass(frozen=True)
@@ -123,9 +129,8 @@ def images(site: Site, client: int) -> int:
 def batches(order: Order, site: Site, pack: Pack, feed: int, rows: list[int]) -> Batches:
     """The batches of a feed for the pack's clients at `rows`."""
     clients, calls = [pack.clients[i] for i in rows], [pack.calls[1 + feed][i] for i in rows]
-    return Batches(
-        site.population, order.work.feeds[feed], clients, calls, Round(site.seed, order.r), site.device, site.dtype, site.channels_last
-    )
+    key = Round(site.seed, order.r)
+    return Batches(site.population, order.work.feeds[feed], clients, calls, key, site.device, site.dtype, site.channels_last, site.ready)
 
 
 def sent(order: Order, site: Site, pack: Pack) -> Sent:
@@ -150,6 +155,18 @@ def row_of(held: Sent, i: int) -> Sent:
 def charged(order: Order) -> bool:
     """Whether the ledger sees the order: evaluation on test images is the simulator's own."""
     return all(feed.split != "test" for feed in order.work.feeds)
+
+
+def charge_all(answer: Answer, net: Net, clients: Sequence[int], held: Sent, state: Tree, report: Tree) -> None:
+    """`charge` for every client of a stacked pack; without masks or gates of its own, a client's bytes and gates are the first one's."""
+    before = charge(answer, net, clients[0], row_of(held, 0), row(state, 0), row(report, 0), None)
+    own = {**held.own, **held.kept, **state}
+    if not (masks_of_one(own) or GATES in own or STEPS in own):
+        answer.up.update(dict.fromkeys(clients, before))
+        answer.open.update(dict.fromkeys(clients, answer.open[clients[0]]) if clients[0] in answer.open else {})
+        return
+    for i, client in enumerate(clients[1:], 1):
+        before = charge(answer, net, client, row_of(held, i), row(state, i), row(report, i), before)
 
 
 def masks_of_one(*trees: Tree) -> bool:

@@ -14,20 +14,19 @@ from torch import Tensor
 from torch.func import vmap
 
 from fedsim import masks, tree
-from fedsim.core import Batch, Sent
-from fedsim.exact import Sum
+from fedsim.core import Batch, Sent, Work
 from fedsim.fleet.batches import Step
 from fedsim.fleet.local import LocalFleet
-from fedsim.fleet.order import Answer, Order, Pack, Place, Site, batches, charge, charged, finite, row_of, sent, unchanged
+from fedsim.fleet.order import Answer, Order, Pack, Place, Site, batches, charge_all, charged, finite, row_of, sent, unchanged
 from fedsim.tree import Tree
 
 
 def carry_out(order: Order, pack: Pack, site: Site) -> Answer:
     """The pack's answer, clients whose kept states are alike at once."""
     order = replace(order, net=order.net.under_vmap())
-    answer = Answer(Sum(order.shared, order.n))
-    for part in _alike(order, pack, site):
-        answer.merge(_stacked(order, part, site))
+    answer, *others = [_stacked(order, part, site) for part in _alike(order, pack, site)]
+    for other in others:
+        answer.merge(other)
     return answer
 
 
@@ -35,6 +34,8 @@ def _alike(order: Order, pack: Pack, site: Site) -> list[Pack]:
     """The pack in parts whose kept states, first ones filled in, have the same keys, shapes and dtypes."""
     with Place(order, site.rank, pack.clients, "fresh").told():
         fresh = _mapped(order.work.fresh, order, sent(order, site, pack))
+        if not fresh and not any(pack.kept):
+            return [pack]
         rows = [tree.row(fresh, i) | (kept or {}) for i, kept in enumerate(pack.kept)]
     groups: dict[object, list[int]] = {}
     for i, kept in enumerate(rows):
@@ -52,7 +53,7 @@ def _alike(order: Order, pack: Pack, site: Site) -> list[Pack]:
 
 def _stacked(order: Order, pack: Pack, site: Site) -> Answer:
     place = Place(order, site.rank, pack.clients)
-    answer = Answer(Sum(order.shared, order.n))
+    answer = Answer(order.sum())
     with place.told():
         held = replace(sent(order, site, pack), kept=tree.stack([kept or {} for kept in pack.kept]))
         place.stage = "start"
@@ -62,13 +63,16 @@ def _stacked(order: Order, pack: Pack, site: Site) -> Answer:
         place.stage = "finish"
         total, each, keep = _mapped(_finished(order), order, held, state)
         answer.total.add(total, pack.clients, held.n.tolist())
-        before = None
-        for i, client in enumerate(pack.clients):
-            answer.each[client], answer.keep[client] = tree.clone(tree.row(each, i)), tree.clone(tree.row(keep, i))
-            answer.loss[client] = losses[i]
-            if charged(order):
-                before = charge(answer, order.net, client, row_of(held, i), tree.row(state, i), tree.row(total | each, i), before)
+        answer.loss = dict(zip(pack.clients, losses, strict=True))
+        answer.each, answer.keep = _apart(pack.clients, each), _apart(pack.clients, keep)
+        if charged(order):
+            charge_all(answer, order.net, pack.clients, held, state, total | each)
     return answer
+
+
+def _apart(clients: list[int], rows: Tree) -> dict[int, Tree]:
+    """Every client's row, a copy of its own: the stack is let go."""
+    return {client: tree.clone(tree.row(rows, i)) for i, client in enumerate(clients)}
 
 
 def _mapped(function: Any, order: Order, held: Sent, *trees: Any) -> Any:
@@ -98,7 +102,8 @@ def _losses(order: Order, site: Site, pack: Pack, held: Sent, state: Tree, place
     sums = torch.zeros(len(pack.clients), dtype=torch.float64)
     for feed in range(len(order.work.feeds)):
         place.stage = f"begin {feed}"
-        _keep(state, _mapped(lambda net, one, rows, feed=feed: order.work.begin(net, one, rows, feed), order, held, state))
+        if getattr(type(order.work), "begin", None) is not Work.begin:
+            _keep(state, _mapped(lambda net, one, rows, feed=feed: order.work.begin(net, one, rows, feed), order, held, state))
         rows = held.steps[:, feed].argsort(dim=0, descending=True, stable=True).tolist()
         losses = _feed(order, site, pack, held, state, feed, rows, place)
         finite(losses, [pack.clients[i] for i in rows], place)
@@ -116,8 +121,10 @@ def _feed(order: Order, site: Site, pack: Pack, held: Sent, state: Tree, feed: i
     losses = torch.zeros(run.steps[0], len(rows), device=site.device)
     for step in run:
         place.stage = f"step {step.t}"
-        narrow = {key: value[: step.active] for key, value in inner.items()}
-        new, loss = _step(order, feed, step, _taken(arranged, slice(step.active)), narrow, numbers, arranged.steps[: step.active, feed])
+        narrow, some = inner, arranged
+        if step.active < len(rows):
+            narrow, some = {key: value[: step.active] for key, value in inner.items()}, _taken(arranged, slice(step.active))
+        new, loss = _step(order, feed, step, some, narrow, numbers, some.steps[:, feed])
         _keep(narrow, new)
         losses[step.t, : step.active] = loss
     if not ordered:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from fedsim import masks, tree
 from fedsim.core import Batch, Sent
-from fedsim.exact import Sum
 from fedsim.fleet.batches import Batches
 from fedsim.fleet.local import LocalFleet
 from fedsim.fleet.order import Answer, Order, Pack, Place, Site, batches, charge, charged, finite, row_of, sent, unchanged
@@ -28,7 +27,7 @@ def idle(order: Order, pack: Pack, site: Site) -> Answer:
 
 
 def _carried_out(order: Order, pack: Pack, site: Site, idle: bool) -> Answer:
-    answer = Answer(Sum(order.shared, order.n))
+    answer = Answer(order.sum())
     held = sent(order, site, pack)
     buffers: Tree = {}
     runs = _Runs(order, site, pack, held, idle)

@@ -55,6 +55,7 @@ def _thin(blocks: int) -> Callable[[Form], nn.Module]:
 
 FAMILIES: dict[str, Family] = {
     "cnn": Family(small.cnn, 32, 4),
+    "simple_cnn": Family(small.simple_cnn, 32, 6),
     "lenet5": Family(small.lenet5, 6, 12),
     "resnet8": Family(_thin(1), 16, 1),
     "resnet18": Family(resnet.resnet18, 64, 1),

@@ -81,7 +81,11 @@ class Shortcut(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.pool(x.detach() if self.detached else x)  # (B, inside, H', W')
-        return F.pad(x, (0, 0, 0, 0, 0, self.extra)) if self.extra else x  # (B, outside, H', W')
+        return self.widened(x) if self.extra else x  # (B, outside, H', W')
+
+    def widened(self, x: Tensor) -> Tensor:
+        """x with as many channels of zeros behind its own as the block adds."""
+        return F.pad(x, (0, 0, 0, 0, 0, self.extra))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ MATCHES = ("params", "flops", "memory")
 class ModelSettings:
     """The [model] section of a job."""
 
-    name: str = "cnn"  # cnn | lenet5 | resnet8 | resnet18 | resnet20 | resnet32 | resnet56 | vgg11 | vgg16 | mobilenet_v2
+    name: str = "cnn"  # cnn | simple_cnn | lenet5 | resnet8 | resnet18 | resnet20 | resnet32 | resnet56 | vgg11 | vgg16 | mobilenet_v2
     width: int | None = None  # channels of the first convolution, all others in proportion; None: the model's own
     norm: str = "batch"  # batch | group (one group: all channels of an image) | none
     standardise: bool = False  # weight-standardised convolutions

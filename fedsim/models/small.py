@@ -1,4 +1,4 @@
-"""Two small networks: a two-layer cnn, and LeNet-5 (LeCun et al. 1998) with ReLU and max-pooling."""
+"""Three small networks: a two-layer cnn, an unpadded one, and LeNet-5 (LeCun et al. 1998) with ReLU and max-pooling."""
 
 from __future__ import annotations
 
@@ -25,6 +25,27 @@ def cnn(form: Form) -> nn.Module:
             pool2=nn.MaxPool2d(2),
             flatten=nn.Flatten(),
             fc1=nn.Linear(2 * form.width * (height // 4) * (width // 4), hidden),
+            relu3=nn.ReLU(),
+            fc2=nn.Linear(hidden, form.classes),
+        )
+    )
+
+
+def simple_cnn(form: Form) -> nn.Module:
+    """3x3 conv width, 3x3 conv 2 width, unpadded, pool 2, 128, classes: the CNN of Reddi et al. 2021 (arXiv:2003.00295) without dropout."""
+    channels, height, width = form.shape
+    hidden = form.hidden(128)
+    return nn.Sequential(
+        OrderedDict(
+            conv1=form.conv(channels, form.width, padding=0),
+            norm1=form.normed(form.width),
+            relu1=nn.ReLU(),
+            conv2=form.conv(form.width, 2 * form.width, padding=0),
+            norm2=form.normed(2 * form.width),
+            relu2=nn.ReLU(),
+            pool=nn.MaxPool2d(2),
+            flatten=nn.Flatten(),
+            fc1=nn.Linear(2 * form.width * ((height - 4) // 2) * ((width - 4) // 2), hidden),
             relu3=nn.ReLU(),
             fc2=nn.Linear(hidden, form.classes),
         )

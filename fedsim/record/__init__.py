@@ -1,6 +1,6 @@
 """The run file: one HDF5 file per run, appended to round by round, readable while it grows and after a kill.
 
-    /rounds/NAME (round,)    /clients/NAME (round, client)    /layers/NAME (round, layer)    /timing/NAME (round,)
+    /rounds/NAME (round,)    /clients/NAME (round, client)    /layers/NAME (round, layer)    /timing/NAME, /speed/NAME (round,)
     /masks/ROUND  packed bits, where the mask changed          /partition/counts (client, class)          /model  final weights
     /clients_masks/ROUND, /clients_masks/final  gates of clients, where they have some of their own
 

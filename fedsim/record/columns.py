@@ -35,6 +35,8 @@ COLUMNS: dict[str, Column] = {
     "rounds/clients_tested": Column("1", "clients with test images that were evaluated"),
     "rounds/inference_flops": Column("FLOP", "one forward pass of the server's model for one image"),
     "rounds/rank_bytes": Column("B", "exchanged between ranks: traffic of the simulator, not of the federation"),
+    "rounds/root_bytes": Column("B", "the part of it that rank 0 sent and received"),
+    "rounds/root_messages": Column("1", "messages that rank 0 sent to and received from other ranks"),
     "rounds/lr": Column("1", "learning rate of the local steps"),
     "rounds/seconds": Column("s", "wall time of the round"),
     "clients/took_part": Column("1", "1 where the client was in the cohort"),
@@ -56,6 +58,12 @@ COLUMNS: dict[str, Column] = {
     "timing/server": Column("s", "the method's own work on the server"),
     "timing/evaluate": Column("s", "evaluation"),
     "timing/record": Column("s", "writing the previous round's row and checkpoint"),
+    "speed/compute_flops": Column("FLOP/s", "useful FLOPs, by the ledger, over the seconds of compute, all ranks together"),
+    "speed/compute_dense_flops": Column("FLOP/s", "the same if local training were dense, which a masked dense step really computes"),
+    "speed/compute_bytes": Column("B/s", "at least: twice a client's training memory at every step, over the seconds of compute"),
+    "speed/broadcast_bytes": Column("B/s", "between ranks, over the seconds of broadcast"),
+    "speed/reduce_bytes": Column("B/s", "between ranks, over the seconds of reduce"),
+    "speed/record_bytes": Column("B/s", "written, over the seconds of record"),
 }
 
 OF_METHODS: dict[str, Column] = {

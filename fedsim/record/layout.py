@@ -20,8 +20,14 @@ Item = TypeVar("Item")
 FORMAT = 1  # of the run file; a reader refuses what is newer
 COUNTS_UP_TO = 100_000  # clients, beyond which /partition/counts is left out
 CHUNK = 512  # clients in a chunk: a row writes only the chunks it touches
-ROWS = {"rounds": 1024, "timing": 1024, "layers": 256, "clients": 1}  # rounds in a chunk; 64 chunks are indexed by one node
-DIMENSIONS = {"rounds": ("round",), "clients": ("round", "client"), "layers": ("round", "layer"), "timing": ("round",)}
+ROWS = {"rounds": 1024, "timing": 1024, "speed": 1024, "layers": 256, "clients": 1}  # rounds in a chunk; 64 chunks are indexed by one node
+DIMENSIONS = {
+    "rounds": ("round",),
+    "clients": ("round", "client"),
+    "layers": ("round", "layer"),
+    "timing": ("round",),
+    "speed": ("round",),
+}
 
 
 def opened(path: Path) -> h5py.File:
@@ -110,7 +116,8 @@ def add_column(file: h5py.File, path: str, column: Column) -> h5py.Dataset:
 
 
 def names(file: h5py.File, group: str) -> list[str]:
-    return [name for name in file[group] if name not in DIMENSIONS[group]]
+    """The columns of a group; none where an older writer has not made it."""
+    return [name for name in file.get(group, ()) if name not in DIMENSIONS[group]]
 
 
 def last_mask(file: h5py.File, r: int) -> tuple[str, bytes]:

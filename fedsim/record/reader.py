@@ -43,7 +43,7 @@ class Reader:
         return int(self.attributes["rounds"])
 
     def names(self, group: str = "rounds") -> list[str]:
-        """The columns of "rounds", "clients", "layers" or "timing"."""
+        """The columns of "rounds", "clients", "layers", "timing" or "speed"."""
         return self._read(lambda file: names(file, group))
 
     def about(self, group: str, name: str) -> Column:
@@ -68,6 +68,10 @@ class Reader:
     def timing(self, name: str) -> NDArray[np.float64]:
         """(rounds + 1,) seconds of a phase."""
         return self._rows("timing", name)
+
+    def speed(self, name: str) -> NDArray[np.float64]:
+        """(rounds + 1,) FLOPs or bytes per second of a phase."""
+        return self._rows("speed", name)
 
     def masks(self, r: int) -> Tree:
         """The mask in force after round `r`; empty where none was stored."""

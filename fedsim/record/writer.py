@@ -99,6 +99,7 @@ class Record:
         masks: Tree | None = None,
         timing: Mapping[str, float] | None = None,
         gates: Gates | None = None,
+        speed: Mapping[str, float] | None = None,
     ) -> None:
         """Row `r`, the one after the last: `clients` maps a name to (ids, values), `masks` and `gates` are stored where they changed.
 
@@ -106,7 +107,8 @@ class Record:
         """
         if r != self.rounds + 1:
             raise ValueError(f"row {r} cannot follow row {self.rounds} of {self._path}")
-        groups: dict[str, Mapping[str, Any]] = {"rounds": values, "clients": clients or {}, "layers": layers or {}, "timing": timing or {}}
+        groups: dict[str, Mapping[str, Any]] = {"rounds": values, "clients": clients or {}, "layers": layers or {}}
+        groups |= {"timing": timing or {}, "speed": speed or {}}
         row = {f"{group}/{name}": value for group, entries in groups.items() for name, value in entries.items()}
         mask = arrays.pack(masks) if masks else self._mask
         chunks = {path: self._chunks(path, *value) for path, value in row.items() if path.startswith("clients/")}
@@ -190,7 +192,7 @@ class Record:
     def _put(self, r: int, row: Mapping[str, Any], chunks: Mapping[str, list[Chunk]]) -> None:
         self._file["round"][r] = r
         for path in row.keys() - self._columns.keys():
-            self._columns[path] = add_column(self._file, path, OF_METHODS.get(path, Column()))
+            self._columns[path] = add_column(self._file, path, (OF_METHODS | COLUMNS).get(path, Column()))
         for path, column in self._columns.items():
             if path.startswith("clients/"):
                 self._put_chunks(r, path, chunks.get(path, []))

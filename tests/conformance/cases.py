@@ -53,6 +53,12 @@ TABLE = {
     "gated": Case("toys:Gated"),
 }
 FLEETS = ("serial", "packed")
+WAYS: dict[str, dict[str, Any]] = {  # [execution] of every way to compute the same
+    "serial": {"fleet": "serial", "pack": 4},
+    "packed": {"fleet": "packed", "pack": 2},
+    "sparse": {"fleet": "serial", "pack": 4, "kernels": "sparse"},
+}
+RUNS = [(name, way) for name, case in TABLE.items() for way in WAYS if way != "sparse" or case.masked]
 
 
 def images(folder: Path) -> Path:
@@ -68,11 +74,11 @@ def images(folder: Path) -> Path:
     return path
 
 
-def table(name: str, fleet: str, folder: Path) -> dict[str, Any]:
+def table(name: str, way: str, folder: Path) -> dict[str, Any]:
     """The job of a line of the table, as its TOML file would say it."""
     case = TABLE[name]
     return {
-        "name": f"{name}-{fleet}",
+        "name": f"{name}-{way}",
         "rounds": ROUNDS,
         "data": {"name": "file", "path": str(images(folder)), "augment": ["crop", "flip", "cutout"], "crop_pad": 1, "cutout": 3},
         "partition": {"name": "natural", "clients": 0, "least": 1, "holdout": case.holdout, "public": case.public},
@@ -81,16 +87,16 @@ def table(name: str, fleet: str, folder: Path) -> dict[str, Any]:
         "train": {"epochs": 2, "batch": 10, "lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3} | case.train,
         "method": {"name": case.method} | case.fields,
         "evaluate": {"every": 1, "batch": 32},
-        "execution": {"plan": "reference", "fleet": fleet, "pack": 4 if fleet == "serial" else 2, "device": "cpu"},
+        "execution": {"plan": "reference", "device": "cpu"} | WAYS[way],
     }
 
 
-def run(name: str, fleet: str, folder: Path, out: Path, stopped: Callable[[], bool] | None = None, change: dict | None = None) -> int:
+def run(name: str, way: str, folder: Path, out: Path, stopped: Callable[[], bool] | None = None, change: dict | None = None) -> int:
     """Runs one line of the table on this process's ranks; the exit code."""
     from fedsim import job, launch
 
     launch.SIGNALS = ()  # the test process keeps its own
-    made = job.check(table(name, fleet, folder) | (change or {}))
+    made = job.check(table(name, way, folder) | (change or {}))
     return launch.main(made, out, "auto") if stopped is None else stopping(made, out, stopped)
 
 
@@ -107,7 +113,6 @@ def stopping(made: Any, out: Path, stopped: Callable[[], bool]) -> int:
 if __name__ == "__main__":
     sys.path[:0] = [str(HERE)]
     where = Path(sys.argv[1])
-    for line in TABLE:
-        for kind in FLEETS:
-            if code := run(line, kind, where, where / sys.argv[2] / f"{line}-{kind}.h5"):
-                sys.exit(code)
+    for line, kind in RUNS:
+        if code := run(line, kind, where, where / sys.argv[2] / f"{line}-{kind}.h5"):
+            sys.exit(code)

@@ -10,7 +10,7 @@ import torch
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE)] if str(HERE) not in sys.path else []
 
-from cases import FLEETS, TABLE, images, run  # noqa: E402
+from cases import RUNS, images, run  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -23,13 +23,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def alone(folder: Path) -> dict[tuple[str, str], Path]:
-    """The run file of every line of the table on every fleet, in one process."""
+    """The run file of every line of the table in every way, in one process."""
     threads = torch.get_num_threads()
     made = {}
-    for name in TABLE:
-        for fleet in FLEETS:
-            made[name, fleet] = folder / "alone" / f"{name}-{fleet}.h5"
-            assert run(name, fleet, folder, made[name, fleet]) == 0
+    for name, way in RUNS:
+        made[name, way] = folder / "alone" / f"{name}-{way}.h5"
+        assert run(name, way, folder, made[name, way]) == 0
     torch.set_num_threads(threads)
     return made
 

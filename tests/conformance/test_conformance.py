@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cases import FLEETS, HERE, ROUNDS, SIZES, TABLE, run, table
+from cases import FLEETS, HERE, ROUNDS, RUNS, SIZES, TABLE, run, table
 
 from fedsim import checkpoint, wire
 from fedsim.assemble import assemble
@@ -21,7 +21,7 @@ from fedsim.job import check
 from fedsim.record import Reader, read_model
 
 NAMES = list(TABLE)
-APART = ("seconds", "rank_bytes")  # what may differ between two runs of one job
+APART = ("seconds", "rank_bytes", "root_bytes", "root_messages")  # what may differ between two runs of one job
 MPIRUN = shutil.which("mpirun", path=str(Path(sys.executable).parent)) or shutil.which("mpirun")
 
 
@@ -55,17 +55,16 @@ def ranks(request, folder, alone, ranks_environment) -> Path:
     return folder / name
 
 
-@pytest.mark.parametrize("fleet", FLEETS)
-@pytest.mark.parametrize("name", NAMES)
-def test_ranks_change_no_bit(name, fleet, alone, ranks) -> None:
-    assert sha(ranks / f"{name}-{fleet}.h5") == sha(alone[name, fleet])
-    same_rows(ranks / f"{name}-{fleet}.h5", alone[name, fleet])
+@pytest.mark.parametrize(("name", "way"), RUNS)
+def test_ranks_change_no_bit(name, way, alone, ranks) -> None:
+    assert sha(ranks / f"{name}-{way}.h5") == sha(alone[name, way])
+    same_rows(ranks / f"{name}-{way}.h5", alone[name, way])
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_packed_is_serial(name, alone) -> None:
+@pytest.mark.parametrize(("name", "way"), [pair for pair in RUNS if pair[1] != "serial"])
+def test_every_way_is_serial(name, way, alone) -> None:
     """One float32 step agrees to about 1e-6; ROUNDS rounds of up to 6 steps with momentum amplify that by less than 100."""
-    serial, packed = (read_model(alone[name, fleet]) for fleet in FLEETS)
+    serial, packed = (read_model(alone[name, kind]) for kind in ("serial", way))
     assert serial.keys() == packed.keys()
     for prefix in ("w/", "buf/"):
         largest = max(float(value.abs().max()) for key, value in serial.items() if key.startswith(prefix))
@@ -75,7 +74,7 @@ def test_packed_is_serial(name, alone) -> None:
     for key, value in serial.items():
         if key.startswith("mask/"):
             assert torch.equal(value, packed[key])
-    mine, theirs = rows(alone[name, "serial"]), rows(alone[name, "packed"])
+    mine, theirs = rows(alone[name, "serial"]), rows(alone[name, way])
     for column in ("rounds/bytes_up", "rounds/bytes_down", "rounds/train_flops", "clients/memory", "clients/samples"):
         np.testing.assert_array_equal(mine[column], theirs[column], err_msg=column)
 
@@ -235,3 +234,26 @@ def test_one_client_with_all_the_data_is_plain_sgd(fleet, folder, tmp_path) -> N
     for key, value in model.items():
         assert torch.allclose(value, state[key.partition("/")[2]], atol=2e-3), key
     assert torch.allclose(model["w/fc2.weight"], state["fc2.weight"], atol=1e-4)
+
+
+def test_speeds_are_of_the_work_that_was_done(alone) -> None:
+    reader = Reader(alone["fedtiny", "packed"])
+    assert min(reader.attributes[f"peak_{what}"] for what in ("flops", "bytes")) > 1e6
+    assert reader.speed("compute_flops") * reader.timing("compute") == pytest.approx(reader.column("train_flops"))
+    assert (reader.speed("record_bytes")[1:] > 0).all()
+    assert np.isnan(reader.speed("reduce_bytes")).all()
+
+
+def test_rank_0_exchanges_as_many_messages_as_there_are_ranks_whatever_the_clients(alone, ranks) -> None:
+    """A work costs four messages a rank that trains, and two down and one up for every level of the tree; a round has three works,
+    each in four packs: the cohort's, and evaluation on shards of test images and on the clients' own."""
+    processes, reader = int(ranks.name.removeprefix("ranks")), Reader(ranks / "fedavg-serial.h5")
+    training = min(processes - 1, 4)
+    expected = 3 * (4 * training + 2 * (processes - 1).bit_length() + training.bit_length())
+    assert (reader.column("root_messages")[2:] == expected).all()
+    if processes > 1:
+        sent, every = reader.column("root_bytes"), reader.column("rank_bytes")
+        assert (sent == every).all() == (processes < 4)
+        reduced = reader.speed("reduce_bytes") * reader.timing("reduce")
+        model = sum(value.numel() for value in read_model(alone["fedavg", "serial"]).values())
+        assert (reduced[1:] >= 8 * model * min(processes - 1, 4)).all()

@@ -25,7 +25,8 @@ HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
 MPIRUN = Path(sys.executable).with_name("mpirun")
 HANG = 90.0  # seconds, beyond which a process counts as hung
 SAID = ("out.txt", "err.txt")
-UNLIKE = ("rounds/seconds", "rounds/rank_bytes")  # how a run was done, not what it found
+HOW = ("seconds", "rank_bytes", "root_bytes", "root_messages")  # how a run was done, not what it found
+UNLIKE = tuple(f"rounds/{name}" for name in HOW)
 MEASURED = {"rounds": Reader.column, "clients": Reader.clients, "layers": Reader.layers}
 
 TINY = """

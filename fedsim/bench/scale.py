@@ -1,0 +1,288 @@
+"""`fedsim bench scale`: how a round grows with ranks and cohort, measured here, and projected to 1,024 ranks.
+
+Weak scaling: two client ranks with twice the cohort against one, by real `mpirun`s in turn, beside two processes that share nothing.
+Traffic: messages and bytes that rank 0 really sent and received in a round, by ranks and cohort; counts, so that more ranks than
+cores do not matter. Projection: the parts of a round from measured costs of one message, one reply and one client; no measurement.
+`fedsim bench population` has a million registered clients.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import tomllib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from fedsim.assemble import Parts, assemble
+from fedsim.bench.ranks import apart, launch, seconds
+from fedsim.exact import Sum
+from fedsim.fleet import serial
+from fedsim.fleet.flat import flat
+from fedsim.fleet.order import Answer, Order, Pack, images
+from fedsim.job import Job, check, load, resolved
+from fedsim.launch import connect
+from fedsim.launch import main as run
+from fedsim.record import Reader
+from fedsim.told import duration, quantity
+from fedsim.works import Train
+
+if TYPE_CHECKING:
+    from fedsim.fleet.mpi import Link
+
+DEFAULT = ("jobs/bench/scale.toml",)
+REPEATS = 3
+RANKS, COHORTS = (1, 2, 4, 8), (8, 32, 128)  # client ranks and cohorts whose traffic is counted
+PROJECTED = (1, 2, 16, 128, 1_024)  # client ranks
+MANY = 16  # times the cohort of a rank, for what rank 0 spends on a client
+ECHO = 100  # tag
+TIMES, QUIET = 200, 0.05  # messages that are timed; seconds after which a rank looks seldom
+
+
+@dataclass(frozen=True)
+class Messages:
+    """What a message costs between two ranks, and rank 0 for a reply, in seconds."""
+
+    awake: float  # a few bytes to a rank that has only begun to wait
+    asleep: float  # to one that has waited for QUIET
+    byte: float  # more, for every byte
+    post: float  # rank 0 handing over a few bytes
+    hear: float  # rank 0 reading the reply of one rank's clients
+    add: float  # a byte of partial sums added to another
+    model: int  # bytes of the broadcast model
+    total: int  # bytes of the partial sums
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What the parts of a round cost, in seconds, when every rank has `clients` of its own."""
+
+    messages: Messages
+    clients: int
+    compute: float  # of one rank's clients
+    server: float  # rank 0's own work in a round of one rank's clients
+    client: float  # the same for every further client
+    header: float  # bytes of orders and replies for a client
+
+
+def main(jobs: list[Job], console: Console) -> int:
+    """Prints three tables per job."""
+    for job in jobs or [load(Path(name)) for name in DEFAULT]:
+        console.print(_weak(job), "")
+        counted = {ranks: traffic(job, ranks) for ranks in RANKS}
+        console.print(_counted(job, counted), "")
+        console.print(_projection(job, costs(job, counted[1])))
+    return 0
+
+
+def sized(job: Job, cohort: int, rounds: int | None = None) -> Job:
+    """The job with another cohort, for as many rounds."""
+    table = tomllib.loads(resolved(job))
+    return check(table | {"cohort": {"size": cohort}, "rounds": rounds or job.rounds})
+
+
+def projected(costs: Costs, ranks: int) -> dict[str, float]:
+    """Seconds of each part of a round on so many client ranks, each with clients of its own.
+
+    Down the tree, every level waits for a message of the order to reach ranks that are asleep, and for one of the model; up the
+    tree, for one of the partial sums and their addition. Rank 0 hands each rank its own part and the word to go on, and reads its reply.
+    A run cuts its cohort into as many packs as ranks at least (execution.pack), of equal work, and nothing goes on beside anything else.
+    """
+    each, levels, clients = costs.messages, ranks.bit_length(), ranks * costs.clients
+    return {
+        "broadcast": levels * (each.asleep + each.awake + (costs.header * clients + each.model) * each.byte) + ranks * each.post,
+        "compute": costs.compute,
+        "collect": each.awake + ranks * (each.hear + each.post),
+        "reduce": levels * (each.awake + each.total * (each.byte + each.add)),
+        "server": costs.server + (clients - costs.clients) * costs.client,
+    }
+
+
+def _weak(job: Job) -> Table:
+    table = Table(title=f"weak scaling: seconds per round, median of {REPEATS} runs", title_justify="left")
+    for name in ("job", "1 client rank", "2, twice the cohort", "efficiency", "lowest", "highest", "two processes apart"):
+        table.add_column(name, justify="left" if name == "job" else "right")
+    one, two = job, sized(job, 2 * _cohort(job))
+    runs = [(seconds(one, 2), seconds(two, 3), seconds(one, 1), apart(one)) for _ in range(REPEATS)]
+    ratios = sorted(run[0] / run[1] for run in runs)
+    figures = (median(ratios), ratios[0], ratios[-1], median(alone / both for _, _, alone, both in runs))
+    table.add_row(job.name, *(f"{median(run[i] for run in runs):.4f}" for i in range(2)), *(f"{figure:.3f}" for figure in figures))
+    return table
+
+
+def traffic(job: Job, ranks: int) -> dict[int, tuple[int, int]]:
+    """Cohort -> messages and bytes that rank 0 sends and receives in a round beside so many client ranks."""
+    with TemporaryDirectory() as folder:
+        for cohort in COHORTS:
+            (Path(folder) / f"{cohort}.toml").write_text(resolved(sized(job, cohort, 2)))
+        launch(job, ranks + 1, [sys.executable, "-m", "fedsim.bench.scale", "count", "JOB", folder], Path(folder))
+        readers = {cohort: Reader(Path(folder) / f"{cohort}.h5") for cohort in COHORTS}
+        return {cohort: (int(run.column("root_messages")[-1]), int(run.column("root_bytes")[-1])) for cohort, run in readers.items()}
+
+
+def _counted(job: Job, counted: dict[int, dict[int, tuple[int, int]]]) -> Table:
+    model = flat(assemble(job).setting.net.initial).nbytes
+    table = Table(title=f"{job.name}: at rank 0 in a round; the model has {model:,} bytes", title_justify="left")
+    for name in ("client ranks", "cohort", "messages", "bytes", "in models"):
+        table.add_column(name, justify="right")
+    for ranks, found in counted.items():
+        for cohort, (messages, size) in found.items():
+            table.add_row(str(ranks), str(cohort), str(messages), f"{size:,}", f"{size / model:.2f}")
+    return table
+
+
+def costs(job: Job, alone: dict[int, tuple[int, int]]) -> Costs:
+    """Of the job's cohort on one client rank; `alone`: the traffic of one client rank by cohort."""
+    cohort = _cohort(job)
+    few, many = (_parts(job, size) for size in (cohort, MANY * cohort))
+    own = [figures["seconds"] - figures["compute"] for figures in (few, many)]
+    small, large = min(COHORTS), max(COHORTS)
+    return Costs(
+        messages=_messages(job),
+        clients=cohort,
+        compute=few["compute"],
+        server=own[0] - few["broadcast"] - few["reduce"],
+        client=(own[1] - own[0]) / ((MANY - 1) * cohort),
+        header=(alone[large][1] - alone[small][1]) / (large - small),
+    )
+
+
+def _projection(job: Job, costs: Costs) -> Table:
+    parts = {ranks: projected(costs, ranks) for ranks in PROJECTED}
+    title = f"{job.name}: PROJECTED seconds of a round, {costs.clients} clients a rank, from costs measured here; not a measurement"
+    table = Table(title=title, title_justify="left", caption=_told(costs), caption_justify="left")
+    for name in ("client ranks", "cohort", *parts[1], "round", "efficiency"):
+        table.add_column(name, justify="right")
+    for ranks, found in parts.items():
+        whole = sum(found.values())
+        figures = (f"{part:.4f}" for part in (*found.values(), whole))
+        table.add_row(f"{ranks:,}", f"{ranks * costs.clients:,}", *figures, f"{sum(parts[1].values()) / whole:.3f}")
+    return table
+
+
+def _told(costs: Costs) -> str:
+    each = costs.messages
+    names = {"a message": each.awake, "to a rank asleep": each.asleep, "handing one over": each.post, "reading a reply": each.hear}
+    said = ", ".join(f"{name} {duration(value)}" for name, value in names.items())
+    return (
+        f"{said}, {quantity(1 / each.byte, 'B/s')} between ranks, {quantity(1 / each.add, 'B/s')} added;"
+        f" a client: {duration(costs.client)} of rank 0 and {costs.header:.0f} bytes of headers"
+    )
+
+
+def _cohort(job: Job) -> int:
+    return assemble(job).setting.cohort
+
+
+def _parts(job: Job, cohort: int) -> dict[str, float]:
+    """Median seconds of a round on one client rank, and of its phases; the first rounds, which warm up, are left out."""
+    with TemporaryDirectory() as folder:
+        out = Path(folder) / "run.h5"
+        launch(sized(job, cohort), 2, [sys.executable, "-m", "fedsim", "run", "JOB", "--out", str(out)], Path(folder))
+        reader = Reader(out)
+        phases = {name: reader.timing(name) for name in ("broadcast", "compute", "reduce")} | {"seconds": reader.column("seconds")}
+        return {name: median(values[2:].tolist()) for name, values in phases.items()}
+
+
+def _messages(job: Job) -> Messages:
+    with TemporaryDirectory() as folder:
+        out = Path(folder) / "messages.json"
+        launch(job, 2, [sys.executable, "-m", "fedsim.bench.scale", "messages", "JOB", str(out)], Path(folder))
+        return Messages(**json.loads(out.read_text()))
+
+
+# ---- what the ranks do
+
+
+def _count(folder: Path) -> int:
+    """One run for each cohort, on this process's ranks."""
+    return max(run(load(folder / f"{cohort}.toml"), folder / f"{cohort}.h5", "never") for cohort in COHORTS)
+
+
+def _exchange(job: Job, out: Path) -> int:
+    """Rank 0 measures, rank 1 answers."""
+    torch.set_num_threads(1)
+    link, parts = connect(), assemble(job)
+    if link is None:
+        return 2
+    answer = _answer(parts)
+    if link.rank:
+        _answers(link, parts, answer)
+    else:
+        out.write_text(json.dumps(asdict(_asks(link, parts, answer))))
+    return 0
+
+
+def _answer(parts: Parts) -> Answer:
+    """What a rank has when its clients are done."""
+    site, setting = parts.site, parts.setting
+    clients = list(range(setting.cohort))
+    order = Order(Train.at(setting, 1), setting.net, setting.net.initial, 1, sum(images(site, client) for client in clients))
+    nothing = [0] * len(clients)
+    with torch.no_grad():
+        return serial.carry_out(order, Pack(clients, {}, [None] * len(clients), [nothing, nothing]), site)
+
+
+def _asks(link: Link, parts: Parts, answer: Answer) -> Messages:
+    from fedsim.fleet.mpi import MPIFleet
+
+    total = link.passage.total(answer.total)
+    word, model = np.zeros(1, np.uint8), flat(parts.setting.net.initial)
+    awake = _echo(link, word, TIMES)
+    asleep = 2 * _echo(link, word, TIMES // 10, QUIET) - awake  # the way back is awake
+    large = _echo(link, model, TIMES // 10)
+    fleet = MPIFleet(parts.site, parts.account(), 1, link)
+    post = _timed(lambda: link.send({1: word}, ECHO), TIMES)
+    time.sleep(10 * QUIET)  # all replies are on their way
+    empty = Answer(Sum(parts.setting.net.initial, 1))
+    hear = _timed(lambda: fleet.hear(1, empty), TIMES)
+    add = _timed(lambda: total + total, TIMES // 10)
+    sizes = {"model": model.nbytes, "total": total.nbytes}
+    return Messages(awake, asleep, max(large - awake, 0.0) / model.nbytes, post, hear, add / total.nbytes, **sizes)
+
+
+def _answers(link: Link, parts: Parts, answer: Answer) -> None:
+    from fedsim.fleet.mpi import Rank
+
+    for _ in range(TIMES + 2 * (TIMES // 10)):
+        link.send({0: link.receive(0, ECHO)}, ECHO)
+    for _ in range(TIMES):
+        link.receive(0, ECHO)
+    rank = Rank(parts.site, link)
+    for _ in range(TIMES):
+        rank.reply(answer, {"stopped": False})
+
+
+def _echo(link: Link, buffer: np.ndarray, times: int, quiet: float = 0.0) -> float:
+    """Median seconds of one way, there and back after some quiet."""
+
+    def there_and_back() -> None:
+        link.send({1: buffer}, ECHO)
+        link.receive(1, ECHO)
+
+    return _timed(there_and_back, times, quiet) / 2
+
+
+def _timed(do: Any, times: int, quiet: float = 0.0) -> float:
+    """Median seconds."""
+    spent = []
+    for _ in range(times):
+        time.sleep(quiet)
+        began = time.perf_counter()
+        do()
+        spent.append(time.perf_counter() - began)
+    return median(spent)
+
+
+if __name__ == "__main__":
+    what, job, where = sys.argv[1], load(sys.argv[2]), Path(sys.argv[3])
+    sys.exit(_count(where) if what == "count" else _exchange(job, where))

@@ -1,0 +1,215 @@
+"""`fedsim bench sparse`: what truly sparse layers save, alone and in a whole training step, at masks of equal density.
+
+A layer's forward pass and both gradients over torch's dense ones; a step of the engine, which chooses layer by layer what runs
+sparse as a run's plan does, over the step of an ordinary torch module with torch.optim.SGD, and over the engine's own with masked
+dense layers. Runs take turns in one process, on one thread; medians of the ratios of neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.nn import functional as F
+
+from fedsim import crossover, draw, memory, models
+from fedsim.assemble import Parts, assemble
+from fedsim.bench.gates import Run, interleaved
+from fedsim.core import Batch
+from fedsim.descent import fresh
+from fedsim.job import Job, load
+from fedsim.kernels import sparse
+from fedsim.kernels.choice import Cost
+from fedsim.kernels.pattern import Geometry, Pattern
+from fedsim.tree import Tree, clone, under
+
+DEFAULT = ("jobs/bench/sparse.toml",)
+DENSITIES = (0.9, 0.5, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01)
+LAYERS = (0.1, 0.05, 0.02, 0.01)  # densities at which single layers are timed
+OF_LAYER = {0.1: 1.3, 0.05: 2.5, 0.01: 10.0}  # least times faster than dense
+OF_STEP = {0.1: 1.1, 0.05: 1.8, 0.01: 5.0}
+MOST = 1.03  # of the masked dense step, at any density
+LEGEND = """times: dense seconds over sparse. engine: a client's masked training step with the
+kernels that the plan would choose; torch: an ordinary dense module and torch.optim.SGD;
+masked: the engine's step with dense kernels. Medians, lowest and highest."""
+
+
+def main(jobs: list[Job], console: Console) -> int:
+    """Prints three tables per job."""
+    torch.set_num_threads(1)
+    memory.hold()
+    for job in jobs or [load(Path(name)) for name in DEFAULT]:
+        parts = assemble(job)
+        batch = parts.setting.train.batch
+        console.print(f"{job.model.name or job.model.factory}, batch {batch}, one thread; torch {torch.__version__}", highlight=False)
+        for table in (layers(parts), steps(parts)):
+            console.print(table, "", sep="\n", highlight=False)
+    console.print(LEGEND, highlight=False)
+    return 0
+
+
+def masked(parts: Parts, density: float) -> Tree:
+    """Masks of equal density in every maskable layer."""
+    net = parts.setting.net
+    keys = {layer: draw.key(0, "bench", i) for i, layer in enumerate(net.maskable)}
+    kept = {layer: draw.uniform(key, net.sizes[layer]).view(net.shapes[layer]) < density for layer, key in keys.items()}
+    return {f"mask/{layer}.weight": mask.to(parts.site.device) for layer, mask in kept.items()}
+
+
+def images(parts: Parts) -> Batch:
+    """A batch of random images."""
+    train, count = parts.population.train, parts.setting.train.batch
+    x = draw.normal(draw.key(0, "bench", "x"), count * train.images(torch.zeros(1, dtype=torch.int64)).numel()).view(count, *train.shape)
+    y = torch.arange(count) % train.classes
+    zero, device = torch.zeros((), dtype=torch.int64), parts.site.device
+    return Batch(x.float().to(device), y.to(device), None, zero, zero + 1, 0)
+
+
+def _columns(*names: str) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for i, name in enumerate(names):
+        table.add_column(name, justify="right" if i else "left")
+    return table
+
+
+# ---- single layers
+
+
+def layers(parts: Parts) -> Table:
+    """A row for every layer that is unlike those before: how many times faster it is sparse, and how far its gradients are off."""
+    table = _columns("layer", "ms dense", *(f"at {density}" for density in LAYERS), "furthest off")
+    known = set()
+    for name, layer, x in crossover.seen(parts.setting.net, images(parts).x):
+        alike = (tuple(layer.weight.shape), tuple(x.shape))
+        if name in parts.setting.net.maskable and alike not in known:
+            known.add(alike)
+            table.add_row(*_layer(name, layer, x.detach(), parts.setting.net.geometries[name]))
+    table.add_row("target", "", *(f"≥ {OF_LAYER[density]}" if density in OF_LAYER else "" for density in LAYERS), "≤ 1e-5", style="dim")
+    return table
+
+
+def _layer(name: str, layer: crossover.Weighted, x: Tensor, geometry: Geometry) -> tuple[str, ...]:
+    weight = layer.weight
+    dense = Way(lambda x, w: crossover.output(layer, x, w), x, weight)
+    patterns = {
+        density: Pattern(draw.uniform(draw.key(0, name), weight.numel()).view(weight.shape) < density, geometry) for density in LAYERS
+    }
+    call = sparse.conv2d if x.dim() == 4 else sparse.linear
+    inside = x.movedim(0, -1).contiguous().movedim(-1, 0)
+    ways = {d: Way(partial(call, bias=None, pattern=p), inside, p.values(weight.detach())) for d, p in patterns.items()}
+    seconds = interleaved({"dense": dense.run} | {str(d): way.run for d, way in ways.items()}, x.device)
+    off = max(_off(layer, x, weight, ways[d], patterns[d]) for d in LAYERS)
+    size = f"{name} {weight.shape[1]}→{weight.shape[0]}, {'×'.join(map(str, x.shape[2:]))}"
+    times = (median(a / b for a, b in zip(seconds["dense"], seconds[str(d)], strict=True)) for d in LAYERS)
+    return size, f"{1000 * median(seconds['dense']):.1f}", *(f"{value:.1f}" for value in times), f"{off:.0e}"
+
+
+class Way:
+    """Forward and both gradients of a layer, one after the other."""
+
+    def __init__(self, call: Callable[[Tensor, Tensor], Tensor], x: Tensor, values: Tensor) -> None:
+        self.call, self.leaves = call, [x.detach().requires_grad_(), values.detach().requires_grad_()]
+        self.g = torch.ones_like(self.output())
+
+    def output(self) -> Tensor:
+        with torch.enable_grad():
+            return self.call(*self.leaves)
+
+    def run(self) -> Tensor:
+        return torch.autograd.grad(self.output(), self.leaves, self.g)[1]
+
+
+def _off(layer: crossover.Weighted, x: Tensor, weight: Tensor, way: Way, pattern: Pattern) -> float:
+    """The largest difference of output and gradients from the masked dense layer's, over the largest value of each."""
+    dense = Way(lambda x, w: crossover.output(layer, x, w), x, weight * pattern.mask)
+    ours, theirs = way.output(), dense.output()
+    g = draw.normal(draw.key(0, "g"), ours.numel()).view(ours.shape).to(ours.dtype)
+    found, wanted = (torch.autograd.grad(out, leaves, g) for out, leaves in ((ours, way.leaves), (theirs, dense.leaves)))
+    pairs = [(ours.detach(), theirs.detach()), (found[0], wanted[0]), (pattern.spread(found[1]), wanted[1] * pattern.mask)]
+    return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
+
+
+# ---- whole steps
+
+
+def steps(parts: Parts) -> Table:
+    """A row for every density."""
+    net, batch = parts.setting.net, images(parts)
+    costs = crossover.costs(net, batch.x)
+    table = _columns(
+        "density", "sparse layers", "ms torch", "ms engine", "times", "", "", "target", "over masked", "", "", "target", "rebuilt"
+    )
+    torchs = _by_torch(parts, batch)
+    for density in DENSITIES:
+        tree = net.initial | masked(parts, density)
+        chosen = Engine(parts, tree, batch, costs)
+        runs: dict[str, Run] = {
+            "torch": torchs,
+            "chosen": chosen.step,
+            "masked": Engine(parts, tree, batch, {}).step,
+            "index": chosen.rebuilt,
+        }
+        seconds = interleaved(runs, batch.x.device)
+        faster, over = (_ratios(seconds, *pair) for pair in (("torch", "chosen"), ("chosen", "masked")))
+        table.add_row(
+            str(density),
+            f"{len(chosen.patterns)} of {len(net.maskable)}",
+            *(f"{1000 * median(seconds[name]):.0f}" for name in ("torch", "chosen")),
+            *(f"{value:.2f}" for value in faster),
+            f"≥ {OF_STEP[density]}" if density in OF_STEP else "",
+            *(f"{value:.2f}" for value in over),
+            f"≤ {MOST}",
+            f"{median(seconds['index']) / median(seconds['chosen']):.2f} of a step" if chosen.patterns else "",
+        )
+    return table
+
+
+def _ratios(seconds: dict[str, list[float]], one: str, other: str) -> tuple[float, float, float]:
+    found = sorted(a / b for a, b in zip(seconds[one], seconds[other], strict=True))
+    return median(found), found[0], found[-1]
+
+
+class Engine:
+    """A client's training step as the serial fleet takes it, under masks."""
+
+    def __init__(self, parts: Parts, tree: Tree, batch: Batch, costs: dict[str, Cost]) -> None:
+        self.net, self.batch, self.train = parts.setting.net.to(batch.x.device), batch, parts.setting.train
+        self.net.use(costs)
+        self.shared, self.patterns = under(tree, "mask/"), self.net.sparse(tree)
+        w = self.net.effective(tree)
+        self.state = clone(w | under(tree, "buf/") | fresh(w, self.train.momentum))
+
+    def step(self) -> Tensor:
+        loss, gradient, buffers, _ = self.net.gradient(self.shared | self.state, self.batch)
+        self.state = self.net.descend(self.state | buffers, gradient, self.train.lr, self.train.momentum, self.train.decay)
+        return loss
+
+    def rebuilt(self) -> Tensor:
+        """Every index anew, as after masks have changed."""
+        for old in self.patterns.values():
+            new = Pattern(old.mask, old.geometry)
+            for size in old.sizes:
+                new.sweep(*size)
+            _ = new.begins, new.begins_back
+        return self.batch.y
+
+
+def _by_torch(parts: Parts, batch: Batch) -> Run:
+    data, train = parts.population.train, parts.setting.train
+    module = models.build(parts.job.model, data.shape, data.classes, parts.job.seed).train()
+    optimiser = torch.optim.SGD(module.parameters(), train.lr, train.momentum, weight_decay=train.decay)
+
+    def run() -> Tensor:
+        optimiser.zero_grad()
+        loss = F.cross_entropy(module(batch.x), batch.y)
+        loss.backward()
+        optimiser.step()
+        return loss
+
+    return run

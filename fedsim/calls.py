@@ -1,0 +1,208 @@
+"""Calls of a torch module whose values come from a tree: whole, gated, cut to the kept channels, or on the kept weights alone."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fedsim import innermost, norms, precision, trace
+from fedsim.channels import Channels, standardised_of
+from fedsim.gates import GATES
+from fedsim.kernels import products, stacked
+from fedsim.kernels.choice import Cost, Patterns
+from fedsim.kernels.pattern import Geometry, Pattern
+from fedsim.models.anatomy import WEIGHTED
+from fedsim.models.layers import standardised
+from fedsim.taps import Slots, TappedLayer, tapping, tied
+from fedsim.trace import Group
+from fedsim.tree import Tree, under
+
+
+class Calls:
+    """A module emptied of its values, and every way to call it with those of a tree. The module it is given stays as it was.
+
+    `initial` holds the module's own values, under "w/" and "buf/"; `shapes` the weights' of its conv and linear layers.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._call = norms.Call()
+        self._given = copy.deepcopy(module).train()
+        self.initial: Tree = {"w/" + name: value.detach() for name, value in self._given.named_parameters()}
+        for name, value in self._given.named_buffers():
+            if value.is_floating_point():
+                self.initial["buf/" + name] = value.detach()
+        self.module = copy.deepcopy(self._given)
+        norms.swap(self.module, self._call)
+        geometries = innermost.place(self.module, self._call)
+        slots = self.module.named_modules(remove_duplicate=False)
+        self._slots: Slots = [
+            (layer._parameters, slot, f"{name}.{slot}".lstrip(".")) for name, layer in slots for slot in layer._parameters
+        ]
+        self._slots = tied([(where, slot, "w/" + name) for where, slot, name in self._slots if where[slot] is not None])
+        uses = Counter(key for _, _, key in self._slots)
+        self._patterns = Patterns({layer: way for layer, way in geometries.items() if uses[f"w/{layer}.weight"] == 1}, {})
+        weighted = [name for name, layer in self.module.named_modules() if isinstance(layer, (*WEIGHTED, norms.Standardised))]
+        self.shapes = {name: tuple(self.initial[f"w/{name}.weight"].shape) for name in weighted if f"w/{name}.weight" in self.initial}
+        self.low: torch.dtype | None = None
+        self._raise: Callable[[], None] = lambda: None
+        self.pure = False
+        self._program = stacked.program(self._given)
+        self.stacked = "grouped"
+        self._product: stacked.Program | None = None
+        self._training = True
+        self._empty()
+
+    def use(self, costs: Mapping[str, Cost]) -> None:
+        """From now on layers run sparse where that costs less: layer -> Cost, of all that take part; empty: none does."""
+        self._patterns = Patterns(self._patterns.geometries, costs)
+
+    @property
+    def geometries(self) -> Mapping[str, Geometry]:
+        """The layers that can run sparse."""
+        return self._patterns.geometries
+
+    def lower(self, dtype: torch.dtype | None) -> None:
+        """From now on convolutions and products are computed in this dtype, all else as before; None: all alike."""
+        self._raise()
+        self.low, self._raise = dtype, precision.lower(self.module, dtype) if dtype else lambda: None
+
+    def stack(self, how: str) -> None:
+        """From now on a pack's convolutions are "grouped" ones or, where the model is a plain sequence, one batched "matmul" each."""
+        self.stacked, self._product = how, products.by_products(self._given, self.low) if how == "matmul" else None
+
+    # ---- channels
+
+    @cached_property
+    def _traced(self) -> tuple[fx.Graph, tuple[Group, ...]]:
+        return trace.found(self._given)
+
+    @cached_property
+    def _standardised(self) -> frozenset[str]:
+        """Layers whose filters are."""
+        return standardised_of(self._given)
+
+    @cached_property
+    def channels(self) -> Channels:
+        """The channels that gates open and close; ValueError for a model without any."""
+        return Channels(self._traced[1], self.shapes, self._standardised)
+
+    @cached_property
+    def _gated(self) -> fx.GraphModule:
+        """The module with its gates, on the same layers; made while they are empty."""
+        made, places = trace.gated(self.module, *self._traced, lambda group: norms.Gate(group, self._call))
+        self._slots += [(where, slot, "w/" + name) for where, slot, name in places if f"w/{name}" in self.initial]
+        return made
+
+    def folded(self, tree: Tree) -> Tree:
+        """The tree with every standardised filter ready for use in the place of the stored one."""
+        ready = {f"w/{name}.weight": standardised(tree[f"w/{name}.weight"], tree.get(f"buf/{name}.removed")) for name in self._standardised}
+        return {key: ready.get(key, value) for key, value in tree.items()}
+
+    # ---- calls
+
+    def _empty(self) -> None:
+        for where, slot, _ in self._slots:
+            where[slot] = None
+
+    @contextmanager
+    def _filled(self, weights: Tree, tree: Tree, train: bool, real: Tensor | None, momentum: float | None = None) -> Iterator[Tree]:
+        call = self._call
+        call.tree, call.train, call.real, call.momentum, call.pure, call.buffers = tree, train, real, momentum, self.pure, {}
+        if train is not self._training:
+            self.module.train(train)
+            self._training = train
+        try:
+            for where, slot, key in self._slots:
+                where[slot] = weights[key]
+            yield call.buffers
+        finally:
+            self._empty()
+            call.tree, call.real = {}, None
+
+    def _forward(
+        self,
+        weights: Tree,
+        tree: Tree,
+        x: Tensor,
+        train: bool,
+        real: Tensor | None,
+        momentum: float | None = None,
+        tapped: Sequence[TappedLayer] = (),
+        probes: Sequence[Tree] = (),
+    ) -> tuple[Tensor, Tree]:
+        """Logits, and new running statistics."""
+        gate = tree.get(GATES)
+        if gate is None:
+            with self._filled(weights, tree, train, real, momentum) as buffers, tapping(self.module, self._slots, tapped, probes):
+                return self.module(x), buffers
+        if gate.dtype == torch.bool and not self.pure and not tapped:
+            return self._compact(weights, tree, self.channels.kept(gate), x, train, real, momentum)
+        gates, module = self.channels.split(gate), self._gated
+        taps = tapping(self.module, self._slots, tapped, probes)
+        with self._filled(weights, tree, train, real, momentum) as buffers, taps, self._gates(gates):
+            logits = module(x)
+        return logits, self.channels.stayed(buffers, tree, gates) if gate.dtype == torch.bool else buffers
+
+    @contextmanager
+    def _gates(self, gates: Tree) -> Iterator[None]:
+        """Gates multiply; norms look through hard ones."""
+        hard = next(iter(gates.values())).dtype == torch.bool
+        self._call.gates, self._call.kept = gates, {norm: gates[group] for norm, group in self.channels.norms.items() if hard}
+        try:
+            yield
+        finally:
+            self._call.gates, self._call.kept = {}, {}
+
+    def _compact(
+        self,
+        weights: Tree,
+        tree: Tree,
+        kept: Tree,
+        x: Tensor,
+        train: bool,
+        real: Tensor | None,
+        momentum: float | None,
+        cut: Container[str] = (),
+    ) -> tuple[Tensor, Tree]:
+        """The kept channels alone: the same layers, filled with what is cut from the stored weights; those in `cut` are already."""
+        ready = self.folded(under(tree, "buf/") | weights)
+        small = ready | self.channels.cut({key: value for key, value in ready.items() if key not in cut}, kept)
+        with self._filled(small, small, train, real, momentum) as buffers, self._thin(kept):
+            logits = self.module(x)
+        return logits, self.channels.spread(buffers, tree, kept)
+
+    @contextmanager
+    def _thin(self, kept: Tree) -> Iterator[None]:
+        """Depth-wise convolutions of so many channels, and standardised filters that are so already."""
+        layers: dict[Any, str] = {self.module.get_submodule(name): group for name, group in self.channels.depthwise.items()}
+        before = {layer: layer.groups for layer in layers}
+        self._call.cut = True
+        try:
+            for layer, group in layers.items():
+                layer.groups = len(kept[group])
+            yield
+        finally:
+            self._call.cut = False
+            for layer, groups in before.items():
+                layer.groups = groups
+
+    def sparse(self, tree: Tree, left: Sequence[str] = ()) -> dict[str, Pattern]:
+        """The layers that run on their kept weights alone; those in `left` do not."""
+        if self.pure or GATES in tree or not self._patterns.costs:
+            return {}
+        return self._patterns.of(lambda layer: tree.get(f"mask/{layer}.weight"), frozenset(left))
+
+    @contextmanager
+    def _innermost(self, patterns: dict[str, Pattern]) -> Iterator[None]:
+        self._call.patterns = patterns
+        try:
+            yield
+        finally:
+            self._call.patterns = {}

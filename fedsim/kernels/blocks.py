@@ -1,0 +1,70 @@
+"""Kept rows and columns of a tensor: read in one pass, and moved by torch.optim.SGD's step, while all the rest decays by itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+
+@njit(nogil=True)
+def _copied(run: Any, out: Any) -> None:  # pragma: no cover - compiled
+    for k in range(run.size):
+        out[k] = run[k]
+
+
+@njit(cache=True, nogil=True)
+def cut(w: Any, rows: Any, columns: Any, out: Any) -> None:  # pragma: no cover - compiled
+    """out (r, c, run) = w (R, C, run) at the rows (r,) and columns (c,)."""
+    for i in range(rows.size):
+        row = w[rows[i]]
+        for j in range(columns.size):
+            _copied(row[columns[j]], out[i, j])
+
+
+@njit(nogil=True)
+def _slowed(momentum: Any, factor: Any) -> None:  # pragma: no cover - compiled
+    for k in range(momentum.size):
+        momentum[k] *= factor
+
+
+@njit(nogil=True, fastmath={"contract"})  # rounds as torch's own step does
+def _carried(w: Any, momentum: Any, g: Any, lr: Any, decay: Any) -> None:  # pragma: no cover - compiled
+    for k in range(w.size):
+        momentum[k] += g[k] + decay * w[k]
+        w[k] -= lr * momentum[k]
+
+
+@njit(nogil=True, fastmath={"contract"})
+def _moved(w: Any, g: Any, lr: Any, decay: Any) -> None:  # pragma: no cover - compiled
+    for k in range(w.size):
+        w[k] -= lr * (g[k] + decay * w[k])
+
+
+@njit(cache=True, nogil=True)
+def step(w: Any, momentum: Any, g: Any, rows: Any, columns: Any, lr: Any, factor: Any, decay: Any) -> None:  # pragma: no cover - compiled
+    """torch.optim.SGD's step of w (R, C, run) and, where it is not empty, of its momentum, alike in shape.
+
+    The gradient is g (r, c, run) at the rows (r,) and columns (c,), both rising, and 0 elsewhere. lr, factor of the momentum and
+    decay are of their dtype.
+    """
+    width, i = w.shape[1] * w.shape[2], 0
+    spread = np.zeros((w.shape[1], w.shape[2]), w.dtype)
+    for row in range(w.shape[0]):
+        kept = i < rows.size and rows[i] == row
+        if momentum.size or decay:
+            for j in range(columns.size if kept else 0):
+                _copied(g[i, j], spread[columns[j]])
+            if momentum.size:
+                held = momentum[row].reshape(width)
+                _slowed(held, factor)
+                _carried(w[row].reshape(width), held, spread.reshape(width), lr, decay)
+            else:
+                _moved(w[row].reshape(width), spread.reshape(width), lr, decay)
+            if kept:
+                spread[:] = 0
+        elif kept:
+            for j in range(columns.size):
+                _moved(w[row, columns[j]], g[i, j], lr, decay)
+        i += kept

@@ -1,0 +1,153 @@
+"""Layers on kept weights alone: convolution and linear map, forward and both gradients, on images that lie innermost.
+
+The weight is (nnz,) values and a Pattern. The gradient exists at the kept positions only.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fedsim.kernels import gather, planes
+from fedsim.kernels.layout import inner, made
+from fedsim.kernels.pattern import Pattern, Sweep
+
+
+def conv2d(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> Tensor:
+    """F.conv2d of x (B, I, H, W) with the pattern's weight; (B, O, H', W'), images innermost."""
+    return cast(Tensor, _Sparse.apply(x, values, bias, pattern))
+
+
+def linear(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> Tensor:
+    """F.linear of x (B, I) with the pattern's weight; (B, O), images innermost."""
+    return conv2d(x[:, :, None, None], values, bias, pattern)[:, :, 0, 0]
+
+
+@cache
+def missing(device: str) -> str:
+    """What keeps the kernels from this device, as Triton says it (it wants a C compiler where it runs); empty where nothing does."""
+    if device == "cpu":
+        return ""
+    try:
+        one = torch.ones(1, 1, 1, 1, device=device)
+        conv2d(one, one.view(1), None, Pattern(one.bool()))
+    except Exception as fault:
+        return f"{type(fault).__name__}: {fault}"
+    return ""
+
+
+class _Sparse(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> Tensor:
+        images = inner(x)  # (I, H, W, B)
+        context.save_for_backward(images, values)
+        context.pattern, context.biased = pattern, bias is not None
+        return _forward(images, values, bias, pattern)
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, g: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
+        images, values = context.saved_tensors
+        g = inner(g)  # (O, H', W', B)
+        by_x, by_values = _backward(images, values, g, context.pattern)
+        return by_x.movedim(-1, 0), by_values, g.sum((1, 2, 3)) if context.biased else None, None
+
+
+def _forward(images: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> Tensor:
+    """(B, O, H', W'), images innermost."""
+    if images.is_cuda:
+        from fedsim.kernels import on_cuda  # here, for Triton is not on every machine
+
+        return on_cuda.forward(images, values, bias, pattern)
+    sweep = pattern.sweep(*images.shape[1:])
+    count = images.shape[-1]
+    whole, out = made(images, (count, pattern.outputs, *sweep.out))
+    start = images.new_zeros(pattern.outputs) if bias is None else bias
+    rows, run, pitch = sweep.out[0], sweep.out[1] * count, sweep.plane[1] * count
+    if run == pitch:  # rows without anything between them are one
+        rows, run, pitch = 1, rows * run, rows * run
+    if pattern.geometry.stride != (1, 1) or sweep.plane != images.shape[1:3]:
+        images = _phased(images, pattern, sweep)
+    held = [_array(part) for part in (images, sweep.forward, values, pattern.begins, start, out)]
+    gather.forward(*held, rows, run, pitch)
+    return whole
+
+
+def _phased(images: Tensor, pattern: Pattern, sweep: Sweep) -> Tensor:
+    """(P, I, *plane, B) the phases of the padded images."""
+    out = images.new_empty(len(pattern.phases), len(images), *sweep.plane, images.shape[-1])
+    way = pattern.geometry
+    planes.pad(images.numpy(), out.numpy(), np.array(way.stride), pattern.phases, np.array(way.padding))
+    return out
+
+
+class _Place(NamedTuple):
+    """Where the inputs of a region lie among those that the sweep reads."""
+
+    start: int
+    pitch: int
+    plane: int
+
+
+def _backward(images: Tensor, values: Tensor, g: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
+    """Gradients with respect to images (I, H, W, B) and values (nnz,), of g (O, H', W', B)."""
+    if images.is_cuda:
+        from fedsim.kernels import on_cuda
+
+        return on_cuda.backward(images, values, g, pattern)
+    sweep, count = pattern.sweep(*images.shape[1:]), images.shape[-1]
+    strided = pattern.geometry.stride != (1, 1)
+    x = _phased(images, pattern, sweep) if strided else images
+    into = torch.zeros_like(x) if strided or not sweep.regions else torch.empty_like(x)
+    padded = _padded(g, sweep) if sweep.gradient != sweep.out else g
+    ordered = values[pattern.order]
+    found = torch.zeros_like(ordered)
+    for region in sweep.regions:
+        place = _place(region, x, strided)
+        start = (sum(a * b for a, b in zip(_shifted(region, sweep), (sweep.gradient[1], 1), strict=True)) * count, place.start)
+        rows, run, pitch = region.rows, region.columns * count, (sweep.gradient[1] * count, place.pitch)
+        if pitch == (run, run):
+            rows, run = 1, rows * run
+        parts = [_array(part) for part in (padded, sweep.backward, ordered, pattern.begins_back[region.phase], x, into, found)]
+        gather.backward(*parts, np.array(start), rows, run, np.array(pitch), place.plane)
+    by_values = torch.empty_like(found)
+    by_values[pattern.order] = found
+    return _gathered(into, images, pattern) if strided else into, by_values
+
+
+def _shifted(region: Any, sweep: Sweep) -> tuple[int, int]:
+    """The region's first row and column in the padded gradient."""
+    return region.first[0] + sweep.before[0], region.first[1] + sweep.before[1]
+
+
+def _place(region: Any, x: Tensor, strided: bool) -> _Place:
+    """x is the images themselves (I, H, W, B), or their phases (P, I, H, W, B)."""
+    height, width, count = x.shape[-3:]
+    if not strided:
+        return _Place(0, width * count, height * width * count)
+    first = ((region.phase * x.shape[1] * height + region.first[0]) * width + region.first[1]) * count
+    return _Place(first, width * count, height * width * count)
+
+
+def _padded(g: Tensor, sweep: Sweep) -> Tensor:
+    """(O, *gradient, B): zeros around."""
+    out = g.new_empty(1, len(g), *sweep.gradient, g.shape[-1])
+    planes.pad(g.numpy(), out.numpy(), np.ones(2, np.int64), np.zeros((1, 2), np.int64), np.array(sweep.before))
+    return out[0]
+
+
+def _gathered(phases: Tensor, images: Tensor, pattern: Pattern) -> Tensor:
+    out = torch.empty_like(images)
+    way = pattern.geometry
+    planes.unpad(phases.numpy(), out.numpy(), np.array(way.stride), pattern.phases, np.array(way.padding))
+    return out
+
+
+def _array(part: Tensor) -> Any:
+    """Flat, without a copy."""
+    return part.detach().view(-1).numpy()

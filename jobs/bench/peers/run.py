@@ -1,0 +1,218 @@
+"""fedsim, pfl, Flower and a bare PyTorch loop on the same work, in turn: `python jobs/bench/peers/run.py --help`.
+
+First each of them runs two rounds in which every client takes part with all of its images in one batch, so that neither the choice of
+clients nor the order of images can matter, and all must end with the same weights. Then the timed runs, whose local steps are counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from environments import python_of
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from work import Work, write
+
+from fedsim import models
+from fedsim.assemble import assemble
+from fedsim.bench.ranks import launch, seconds
+from fedsim.fault import BadInput
+from fedsim.job import Job, load
+from fedsim.record import Reader
+
+HERE = Path(__file__).parent
+JOBS = (HERE.parent / "small.toml", HERE.parent / "medium.toml")
+BARE = "bare loop"
+WARM = 2  # rounds at the start of a run that are left out, as fedsim.bench.ranks does
+SAME = 2e-3  # of the way that the weights have gone: how far apart they may end, for sums in float32; a step more or less is 0.25
+LIKE_FEDSIM = {
+    "OMP_NUM_THREADS": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 25),  # what fedsim.memory has glibc do for fedsim itself
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+}
+QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0", "PYTHONWARNINGS": "ignore"}
+# what the peers' scripts can do: of a job that asks for more they would do less work than fedsim
+PLAIN = {"momentum": 0.0, "weight_decay": 0.0, "optimiser": "sgd", "schedule": "constant", "aggregate": "fedavg", "steps": None}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a peer's run gave."""
+
+    seconds: list[float]  # of every round
+    steps: int  # local, in the first round, of the whole cohort
+    last: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Runner:
+    """One way to do the work."""
+
+    name: str
+    cores: int
+    timed: Callable[[Job, Work], float]  # median seconds of a round
+    last: Callable[[Job, Work], dict[str, Tensor]]  # final weights
+
+
+def main() -> int:
+    asked = _asked()
+    console = Console()
+    try:
+        jobs = [_job(path, asked.rounds) for path in asked.job or JOBS]
+    except BadInput as error:
+        console.print(str(error), markup=False)
+        return 2
+    runners = _runners(asked.environments)
+    for job in jobs:
+        with console.status(f"{job.name}: the same work?"):
+            _check(job, runners, console)
+    if not asked.check:
+        table = _table(asked.repeats)
+        for job in jobs:
+            with console.status(f"{job.name}: {asked.repeats} turns"):
+                _measure(job, runners, asked.repeats, table)
+        console.print(table)
+    return 0
+
+
+def _asked() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="fedsim, pfl, Flower and a bare PyTorch loop on the same work.")
+    parser.add_argument("--job", type=Path, action="append", metavar="JOB.toml", help="may be given again; without it small and medium")
+    parser.add_argument("--environments", type=Path, default=Path(".venv-peers"), metavar="FOLDER", help="two of 6 GB (.venv-peers)")
+    parser.add_argument("--repeats", type=int, default=5, help="runs of each, in turn (5)")
+    parser.add_argument("--rounds", type=int, default=12, help=f"of a run, {WARM} of them left out (12)")
+    parser.add_argument("--check", action="store_true", help="only make the environments and compare the final weights")
+    return parser.parse_args()
+
+
+def _job(path: Path, rounds: int) -> Job:
+    """BadInput for a job that the peers' scripts would not do in full."""
+    job = load(path, (f"rounds={rounds}", "execution.device=cpu"))
+    differing = {name: getattr(job.train, name) for name, value in PLAIN.items() if getattr(job.train, name) != value}
+    if (job.model.name, job.model.norm, job.method.name, job.partition.name) != ("cnn", "none", "fedavg", "blocks") or differing:
+        raise BadInput(f'{path}: the peers do model "cnn" with norm "none", method "fedavg", partition "blocks", and in [train] {PLAIN}')
+    if rounds <= WARM:
+        raise BadInput(f"--rounds {rounds}: the first {WARM} are left out; give at least {WARM + 1}")
+    return job
+
+
+def _runners(environments: Path) -> list[Runner]:
+    pfl, flower = python_of("pfl", environments), python_of("flower", environments)
+    several = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    return [
+        _fedsim("fedsim, 1 rank", 1),
+        _peer(BARE, 1, Path(sys.executable), "bare.py"),
+        _peer("pfl", 1, pfl, "with_pfl.py"),
+        _fedsim("fedsim, 3 ranks", 3),
+        _peer("pfl, 2 workers", 2, pfl, "with_pfl.py", several),
+        _peer("Flower, 2 CPUs", 2, flower, "with_flower.py"),
+    ]
+
+
+def _fedsim(name: str, ranks: int) -> Runner:
+    """Rank 0 of several serves, and has no core of its own."""
+
+    def last(job: Job, work: Work) -> dict[str, Tensor]:
+        with TemporaryDirectory() as folder:
+            out = Path(folder) / "run.h5"
+            launch(job, ranks, [sys.executable, "-m", "fedsim", "run", "JOB", "--out", str(out)], Path(folder))
+            return {key.removeprefix("w/"): value for key, value in Reader(out).model().items()}
+
+    return Runner(name, max(1, ranks - 1), lambda job, _: seconds(job, ranks), last)
+
+
+def _peer(name: str, cores: int, python: Path, script: str, launcher: tuple[str, ...] = ()) -> Runner:
+    def run(work: Work) -> Answer:
+        found = _answer([str(python), *launcher, str(HERE / script)], work)
+        steps = work.cohort * work.epochs * ceil(work.labels.shape[1] / work.batch)
+        if found.steps != steps:
+            raise RuntimeError(f"{name} took {found.steps} local steps in its first round; the work has {steps}")
+        return found
+
+    return Runner(name, cores, lambda _, work: median(run(work).seconds[WARM:]), lambda _, work: run(work).last)
+
+
+def _answer(command: list[str], work: Work) -> Answer:
+    with TemporaryDirectory() as folder:
+        given, told = Path(folder) / "work.npz", Path(folder) / "answer.npz"
+        write(work, given)
+        done = subprocess.run(
+            [*command, str(given), str(told)], env=os.environ | LIKE_FEDSIM | QUIET, capture_output=True, text=True, check=False
+        )
+        if done.returncode or not told.exists():
+            raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+        with np.load(told) as found:
+            if found["torch"] != torch.__version__:
+                raise RuntimeError(f"{command[0]} has torch {found['torch']}, fedsim {torch.__version__}")
+            last = {name.removeprefix("last/"): torch.from_numpy(found[name]) for name in found.files if name.startswith("last/")}
+            return Answer(found["seconds"].tolist(), found["steps"].item(), last)
+
+
+def _work(job: Job) -> Work:
+    """The job's own images, normalised, and first weights."""
+    parts = assemble(job)
+    population, train = parts.population, parts.setting.train
+    mean, std = (torch.tensor(value).view(-1, 1, 1) for value in (population.train.mean, population.train.std))
+    index = [torch.from_numpy(population.shards["train"].of(client)) for client in range(population.clients)]
+    images = torch.stack([(population.train.images(own).float() / 255 - mean) / std for own in index])
+    labels = torch.stack([population.train.labels(own) for own in index])
+    first = models.build(job.model, population.train.shape, population.train.classes, job.seed).state_dict()
+    return Work(images, labels, dict(first), parts.setting.cohort, job.rounds, train.epochs, train.batch, train.lr)
+
+
+def _check(job: Job, runners: list[Runner], console: Console) -> None:
+    """RuntimeError unless all end with the same weights where neither cohort nor order is left to chance."""
+    clients, n = _work(job).labels.shape
+    sections = {"cohort": {"size": clients}, "train": {"batch": n, "epochs": 2}}
+    job = job.model_copy(update={name: getattr(job, name).model_copy(update=values) for name, values in sections.items()} | {"rounds": 2})
+    work = _work(job)
+    wanted, *others = [(runner.name, runner.last(job, work)) for runner in runners]
+    way = _apart(wanted[1], work.first)
+    for name, last in others:
+        apart = _apart(last, wanted[1])
+        console.print(f"{job.name}: {name} ends {apart:.1e} away from {wanted[0]}, after a way of {way:.1e}", soft_wrap=True)
+        if not apart < SAME * way:
+            raise RuntimeError(f"{job.name}: {name} did other work than {wanted[0]}; the same ends at most {SAME * way:.1e} away")
+
+
+def _apart(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    """The largest difference; KeyError unless the names are the same."""
+    if one.keys() != other.keys():
+        raise KeyError(f"weights {sorted(one)} here, {sorted(other)} there")
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+def _table(repeats: int) -> Table:
+    title = f"seconds per round, median of {repeats} runs in turn, and over the bare loop's; torch {torch.__version__}"
+    table = Table(title=title, title_justify="left")
+    for name in ("job", "cores", "who", "seconds", "ratio", "lowest", "highest"):
+        table.add_column(name, justify="left" if name in ("job", "who") else "right")
+    return table
+
+
+def _measure(job: Job, runners: list[Runner], repeats: int, table: Table) -> None:
+    work = _work(job)
+    runs = [{runner.name: runner.timed(job, work) for runner in runners} for _ in range(repeats)]
+    for runner in runners:
+        ratios = sorted(run[runner.name] / run[BARE] for run in runs)
+        figures = (median(ratios), ratios[0], ratios[-1])
+        middle = median(run[runner.name] for run in runs)
+        table.add_row(job.name, str(runner.cores), runner.name, f"{middle:.4f}", *(f"{figure:.3f}" for figure in figures))
+    table.add_section()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,15 @@
+"""Every method of the table by programs of fixed shapes: the answer of the reference, in one process."""
+
+from __future__ import annotations
+
+import pytest
+import test_conformance
+from cases import TABLE, run, table
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_programs_are_serial(name, alone, folder, tmp_path) -> None:
+    execution = table(name, "serial", folder)["execution"] | {"fleet": "graphed", "pack": 2}
+    out = tmp_path / "run.h5"
+    assert run(name, "serial", folder, out, change={"execution": execution}) == 0
+    test_conformance.test_every_way_is_serial(name, "graphed", {(name, "serial"): alone[name, "serial"], (name, "graphed"): out})
