@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedsim.core import Batch, Sent
 from fedsim.fleet.order import Order, Place, Site
-from fedsim.fleet.packed import _keep, _mapped
+from fedsim.fleet.packed import mapped, put
 from fedsim.fleet.places import Held, Rows, remembered
 from fedsim.fleet.recorder import Recorder, Run
 from fedsim.fleet.resident import Feeder, Shown
@@ -72,7 +72,7 @@ class Program:
         last = self.crew.held.sent.steps[:, self.feed]
         before = [] if self.whole else state.copy()
         new, loss = self.crew.stepped(self.feed, *batch, self.t, last)
-        _keep(state.tree, new)
+        put(state.tree, new)
         if not self.whole:
             active = self.t < last
             state.keep_where(active, before)
@@ -104,7 +104,7 @@ class Crew:
         def one(net: Any, alone: Sent, rows: Tree, x: Tensor, y: Tensor, T: Tensor, *real: Tensor) -> tuple[Tree, Tensor]:
             return self.order.work.step(net, alone, rows, Batch(x, y, real[0] if real else None, t, T, feed))
 
-        return _mapped(one, self.order, self.held.sent, self.state.tree, x, y, last, *(() if real is None else (real,)))
+        return mapped(one, self.order, self.held.sent, self.state.tree, x, y, last, *(() if real is None else (real,)))
 
     def run(self, feed: int, shown: Shown, site: Site, place: Place, recorder: Recorder) -> Tensor:
         """All steps of a feed; losses (S, K), 0 where a client had ended."""

@@ -26,7 +26,7 @@ from fedsim.fleet.crew import Crew, has_rate
 from fedsim.fleet.exactly import Tally, find_units
 from fedsim.fleet.local import LocalFleet
 from fedsim.fleet.order import Answer, Order, Pack, Place, Site, charge_all, charged, finite, row_of, sent
-from fedsim.fleet.packed import _alike, _apart, _finished, _keep, _mapped, _taken
+from fedsim.fleet.packed import alike, apart, finished, mapped, put, taken
 from fedsim.fleet.places import form, remembered
 from fedsim.fleet.recorder import Run, recorder
 from fedsim.fleet.resident import Resident
@@ -77,10 +77,10 @@ class Engine:
         pure = replace(order, net=order.net.under_vmap())
         host, held = self._both(pure, replace(pack, kept=[]), site)
         with Place(order, site.rank, pack.clients, "fresh").told():
-            fresh = _mapped(order.work.fresh, pure, held)
+            fresh = mapped(order.work.fresh, pure, held)
         if not fresh and not any(pack.kept):
             return [self._begun(order, pure, pack, host, held, site)]
-        return [self._begun(order, pure, part, *self._both(pure, part, site), site) for part in _alike(pure, pack, site)]
+        return [self._begun(order, pure, part, *self._both(pure, part, site), site) for part in alike(pure, pack, site)]
 
     def _both(self, pure: Order, pack: Pack, site: Site) -> tuple[Sent, Sent]:
         """What the clients hold: its numbers on the host, and all of it on the device. The host waits for nothing here."""
@@ -92,7 +92,7 @@ class Engine:
     def _begun(self, order: Order, pure: Order, pack: Pack, host: Sent, held: Sent, site: Site) -> Begun:
         place, answer = Place(order, site.rank, pack.clients), Answer(order.sum())
         with place.told():
-            start = _mapped(order.work.start, pure, held)
+            start = mapped(order.work.start, pure, held)
             masks.check(row_of(held, 0).tree(tree.row(start, 0)))
             crew = self._crew(order, pure, held, start, site)
             crew.take(order, held, start)
@@ -115,7 +115,7 @@ class Engine:
         """Runs a feed; its losses (S, K), on their way to the host."""
         place.stage, state = f"begin {feed}", crew.state.tree
         if getattr(type(pure.work), "begin", None) is not Work.begin:
-            _keep(state, _mapped(lambda net, one, rows: pure.work.begin(net, one, rows, feed), pure, held, state))
+            put(state, mapped(lambda net, one, rows: pure.work.begin(net, one, rows, feed), pure, held, state))
         shown = self.resident.shown(pure, pack, site, feed, host.steps[:, feed])
         return self.recorder.to_host(crew.run(feed, shown, site, place, self.recorder))
 
@@ -125,13 +125,13 @@ class Engine:
         at_once = max(1, REPORTED // each_takes)
         for begin in range(0, len(pack.clients), at_once):
             rows = slice(begin, begin + at_once)
-            some, state = _taken(held, rows), {key: value[rows] for key, value in crew.state.tree.items()}
-            total, each, keep = _mapped(_finished(pure), pure, some, state)
+            some, state = taken(held, rows), {key: value[rows] for key, value in crew.state.tree.items()}
+            total, each, keep = mapped(finished(pure), pure, some, state)
             with self.recorder.beside(*total.values()):
                 tally.add(total)
             clients = pack.clients[rows]
-            answer.each |= _apart(clients, each)
-            answer.keep |= _apart(clients, keep)
+            answer.each |= apart(clients, each)
+            answer.keep |= apart(clients, keep)
             if charged(pure):
                 charge_all(answer, pure.net, clients, some, state, total | each)
 

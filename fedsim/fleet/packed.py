@@ -24,16 +24,16 @@ from fedsim.tree import Tree
 def carry_out(order: Order, pack: Pack, site: Site) -> Answer:
     """The pack's answer, clients whose kept states are alike at once."""
     order = replace(order, net=order.net.under_vmap())
-    answer, *others = [_stacked(order, part, site) for part in _alike(order, pack, site)]
+    answer, *others = [_stacked(order, part, site) for part in alike(order, pack, site)]
     for other in others:
         answer.merge(other)
     return answer
 
 
-def _alike(order: Order, pack: Pack, site: Site) -> list[Pack]:
+def alike(order: Order, pack: Pack, site: Site) -> list[Pack]:
     """The pack in parts whose kept states, first ones filled in, have the same keys, shapes and dtypes."""
     with Place(order, site.rank, pack.clients, "fresh").told():
-        fresh = _mapped(order.work.fresh, order, sent(order, site, pack))
+        fresh = mapped(order.work.fresh, order, sent(order, site, pack))
         if not fresh and not any(pack.kept):
             return [pack]
         rows = [tree.row(fresh, i) | (kept or {}) for i, kept in enumerate(pack.kept)]
@@ -57,25 +57,25 @@ def _stacked(order: Order, pack: Pack, site: Site) -> Answer:
     with place.told():
         held = replace(sent(order, site, pack), kept=tree.stack([kept or {} for kept in pack.kept]))
         place.stage = "start"
-        state = _laid_out(_mapped(order.work.start, order, held))
+        state = _laid_out(mapped(order.work.start, order, held))
         masks.check(row_of(held, 0).tree(tree.row(state, 0)))
         losses = _losses(order, site, pack, held, state, place)
         place.stage = "finish"
-        total, each, keep = _mapped(_finished(order), order, held, state)
+        total, each, keep = mapped(finished(order), order, held, state)
         answer.total.add(total, pack.clients, held.n.tolist())
         answer.loss = dict(zip(pack.clients, losses, strict=True))
-        answer.each, answer.keep = _apart(pack.clients, each), _apart(pack.clients, keep)
+        answer.each, answer.keep = apart(pack.clients, each), apart(pack.clients, keep)
         if charged(order):
             charge_all(answer, order.net, pack.clients, held, state, total | each)
     return answer
 
 
-def _apart(clients: list[int], rows: Tree) -> dict[int, Tree]:
+def apart(clients: list[int], rows: Tree) -> dict[int, Tree]:
     """Every client's row, a copy of its own: the stack is let go."""
     return {client: tree.clone(tree.row(rows, i)) for i, client in enumerate(clients)}
 
 
-def _mapped(function: Any, order: Order, held: Sent, *trees: Any) -> Any:
+def mapped(function: Any, order: Order, held: Sent, *trees: Any) -> Any:
     """function(net, sent, *trees) for every client; outputs (K, …)."""
 
     def one(own: Tree, kept: Tree, n: Tensor, steps: Tensor, key: Tensor, *rows: Any) -> Any:
@@ -89,7 +89,7 @@ def _laid_out(start: Tree) -> Tree:
     return {key: value.clone(memory_format=torch.contiguous_format) for key, value in start.items()}
 
 
-def _finished(order: Order) -> Any:
+def finished(order: Order) -> Any:
     def finish(net: Any, one: Sent, state: Tree) -> tuple[Tree, Tree, Tree]:
         report = order.work.finish(net, one, state)
         return report.total, report.each, report.keep
@@ -103,7 +103,7 @@ def _losses(order: Order, site: Site, pack: Pack, held: Sent, state: Tree, place
     for feed in range(len(order.work.feeds)):
         place.stage = f"begin {feed}"
         if getattr(type(order.work), "begin", None) is not Work.begin:
-            _keep(state, _mapped(lambda net, one, rows, feed=feed: order.work.begin(net, one, rows, feed), order, held, state))
+            put(state, mapped(lambda net, one, rows, feed=feed: order.work.begin(net, one, rows, feed), order, held, state))
         rows = held.steps[:, feed].argsort(dim=0, descending=True, stable=True).tolist()
         losses = _feed(order, site, pack, held, state, feed, rows, place)
         finite(losses, [pack.clients[i] for i in rows], place)
@@ -116,16 +116,16 @@ def _feed(order: Order, site: Site, pack: Pack, held: Sent, state: Tree, feed: i
     run = batches(order, site, pack, feed, rows)
     ordered = rows == sorted(rows)
     inner = state if ordered else {key: value[rows] for key, value in state.items()}
-    arranged = held if ordered else _taken(held, rows)
+    arranged = held if ordered else taken(held, rows)
     numbers = torch.arange(run.steps[0] + 1, device=site.device)
     losses = torch.zeros(run.steps[0], len(rows), device=site.device)
     for step in run:
         place.stage = f"step {step.t}"
         narrow, some = inner, arranged
         if step.active < len(rows):
-            narrow, some = {key: value[: step.active] for key, value in inner.items()}, _taken(arranged, slice(step.active))
+            narrow, some = {key: value[: step.active] for key, value in inner.items()}, taken(arranged, slice(step.active))
         new, loss = _step(order, feed, step, some, narrow, numbers, some.steps[:, feed])
-        _keep(narrow, new)
+        put(narrow, new)
         losses[step.t, : step.active] = loss
     if not ordered:
         for key, value in state.items():
@@ -133,7 +133,7 @@ def _feed(order: Order, site: Site, pack: Pack, held: Sent, state: Tree, feed: i
     return losses
 
 
-def _taken(held: Sent, rows: Any) -> Sent:
+def taken(held: Sent, rows: Any) -> Sent:
     """Some clients' part of a packed Sent."""
     own, kept = ({key: value[rows] for key, value in part.items()} for part in (held.own, held.kept))
     return Sent(held.shared, own, kept, held.n[rows], held.steps[rows], held.key[rows])
@@ -146,10 +146,10 @@ def _step(order: Order, feed: int, step: Step, held: Sent, state: Tree, numbers:
         return order.work.step(net, alone, rows, Batch(x, y, real[0] if real else None, numbers[step.t], T, feed))
 
     real = () if step.real is None else (step.real,)
-    return _mapped(one, order, held, state, step.x, step.y, last, *real)
+    return mapped(one, order, held, state, step.x, step.y, last, *real)
 
 
-def _keep(state: Tree, new: Tree) -> None:
+def put(state: Tree, new: Tree) -> None:
     """The new values in the old buffers; a step that wrote in place has nothing to copy, one that exchanged tensors copies first."""
     unchanged(state, new)
     places = {value.data_ptr() for value in state.values()}
