@@ -28,9 +28,10 @@ INTERRUPTED = 130  # what typer makes of Ctrl-C
 PATIENCE = 10.0  # seconds that another rank leaves to rank 0 to say the same thing first
 
 BENCHES = """round: against a bare PyTorch loop; ranks: two client ranks against one; scale: traffic and
-seconds by ranks and cohort, projected to 1,024 ranks; record: the share of recording;
-population: a million clients against a thousand; adjust: a round of FedTiny that adjusts against one that does not;
-gates: half of the channels by compaction against a hand-built network of these widths."""
+seconds by ranks and cohort, projected to 1,024 ranks; sparse: layers and steps on kept weights alone against dense ones;
+gates: half of the channels by compaction against a hand-built network of these widths; cuda: programs on a GPU against
+the eager loop; adjust: a round of FedTiny that adjusts against one that does not; record: the share of recording;
+population: a million clients against a thousand."""
 
 app = typer.Typer(
     name="fedsim",

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from fedsim import adjust, ledger, masks, models, wire
 from fedsim.assemble import Parts, assemble
 from fedsim.core import Batch, Training, Work
+from fedsim.fleet.graphed import forget
 from fedsim.fleet.order import Order, Pack
 from fedsim.job import check
 from fedsim.ledger import Anatomy
@@ -303,6 +304,7 @@ def parts() -> Parts:
 def peak_of_visit(parts: Parts, work: Work, shared: Tree, engine: str) -> int:
     order = Order(work, parts.setting.net, shared, 1, 20)
     pack = Pack([0, 1], {}, [None, None], [[0, 0], *([i, i] for i in range(len(work.feeds)))])
+    forget()  # programs of other works, which are kept as long as there is room
     with torch.no_grad(), Alive(*shared.values()) as alive:
         ENGINES[engine].carry_out(order, pack, parts.site)
     return alive.peak

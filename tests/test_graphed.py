@@ -124,6 +124,32 @@ def test_other_rounds_packs_and_rates_need_no_other_program() -> None:
     assert counts == [[1], [1], [1]]
 
 
+class Crowded(Eager):
+    """A device that has room for one crew."""
+
+    def record(self, name: str, program: Run, restore: Run) -> Run:
+        if len(graphed.engine("cpu").crews) > 1:
+            raise torch.OutOfMemoryError
+        return program
+
+
+def test_a_crew_that_finds_no_memory_left_takes_that_of_others() -> None:
+    graphed.engine("cpu").recorder = Crowded()
+    first, second = (total(GraphedFleet, work) for work in (train(), train(epochs=3)))
+    assert len(graphed.engine("cpu").crews) == 1
+    assert same(first, total(SerialFleet, train()))
+    assert same(second, total(SerialFleet, train(epochs=3)))
+
+
+def test_memory_that_does_not_suffice_for_one_crew_is_a_fault(monkeypatch) -> None:
+    def full(*_: object) -> Run:
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(Eager, "record", full)
+    with pytest.raises(ClientFault, match="no memory"):
+        total(GraphedFleet, train())
+
+
 def test_a_loss_that_is_no_number_is_told_with_its_client_and_step() -> None:
     made = world(stored(*drawn(RAGGED)), kind=GraphedFleet)
     made.fleet.open(1)

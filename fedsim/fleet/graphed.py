@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fedsim import masks, tree
 from fedsim.core import Sent, Work
-from fedsim.fault import Stopped
+from fedsim.fault import ClientFault, Stopped
 from fedsim.fleet.crew import Crew, has_rate
 from fedsim.fleet.exactly import Tally, find_units
 from fedsim.fleet.local import LocalFleet
@@ -72,7 +72,18 @@ class Engine:
         self.crews: OrderedDict[object, tuple[Any, Crew]] = OrderedDict()
 
     def begin(self, order: Order, pack: Pack, site: Site) -> list[Begun]:
-        """Enqueues the pack's work, clients whose kept states are alike at once."""
+        """Enqueues the pack's work, clients whose kept states are alike at once; where memory is out, once more without other crews."""
+        try:
+            return self._enqueued(order, pack, site)
+        except ClientFault as fault:
+            if not isinstance(fault.__cause__, torch.OutOfMemoryError) or not self.crews:
+                raise
+        self.recorder.mark()()
+        self.crews.clear()
+        self.recorder.release()
+        return self._enqueued(order, pack, site)
+
+    def _enqueued(self, order: Order, pack: Pack, site: Site) -> list[Begun]:
         find_units(order)
         pure = replace(order, net=order.net.under_vmap())
         host, held = self._both(pure, replace(pack, kept=[]), site)

@@ -5,6 +5,7 @@ All that needs CUDA stands in `Cuda`; `Eager` is the same without it, in order a
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -43,6 +44,10 @@ class Recorder(Protocol):
         """Waits until all that was asked for up to now is done, also beside."""
         ...
 
+    def release(self) -> None:
+        """Gives memory that nothing holds back to the device."""
+        ...
+
 
 class Eager:
     """Without CUDA: every program as it is written, everything in order."""
@@ -65,6 +70,9 @@ class Eager:
 
     def mark(self) -> Run:
         return lambda: None
+
+    def release(self) -> None:
+        pass
 
 
 class Cuda:
@@ -123,6 +131,11 @@ class Cuda:
             self._side.wait_stream(torch.cuda.current_stream(self.device))
             event.record(self._side)
         return event.synchronize
+
+    def release(self) -> None:
+        gc.collect()
+        self._pool = torch.cuda.graph_pool_handle()
+        torch.cuda.empty_cache()
 
 
 def recorder(device: str) -> Recorder:
