@@ -93,13 +93,13 @@ def _compared(lines: Sequence[Line], seconds: dict[str, list[float]]) -> Iterato
         yield what, *times, *figures, f"≤ {target}" if target else ""
 
 
-def interleaved(runs: dict[str, Run], device: torch.device) -> dict[str, list[float]]:
+def interleaved(runs: dict[str, Run], device: torch.device, repeats: int = REPEATS) -> dict[str, list[float]]:
     """Seconds a call of every run, which take turns; the first call of each warms up, the second says how many make a reading."""
     calls = {}
     for name, run in runs.items():
         _seconds(run, 1, device)
         calls[name] = 1 + int(BUSY / _seconds(run, 1, device))
-    readings = [{name: _seconds(run, calls[name], device) for name, run in runs.items()} for _ in range(REPEATS)]
+    readings = [{name: _seconds(run, calls[name], device) for name, run in runs.items()} for _ in range(repeats)]
     return {name: [reading[name] for reading in readings] for name in runs}
 
 

@@ -30,14 +30,17 @@ from fedsim.kernels.pattern import Geometry, Pattern
 from fedsim.tree import Tree, clone, under
 
 DEFAULT = ("jobs/bench/sparse.toml",)
+REPEATS = 7
 DENSITIES = (0.9, 0.5, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01)
 LAYERS = (0.1, 0.05, 0.02, 0.01)  # densities at which single layers are timed
 OF_LAYER = {0.1: 1.3, 0.05: 2.5, 0.01: 10.0}  # least times faster than dense
 OF_STEP = {0.1: 1.1, 0.05: 1.8, 0.01: 5.0}
 MOST = 1.03  # of the masked dense step, at any density
-LEGEND = """times: dense seconds over sparse. engine: a client's masked training step with the
-kernels that the plan would choose; torch: an ordinary dense module and torch.optim.SGD;
-masked: the engine's step with dense kernels. Medians, lowest and highest."""
+LEGEND = """Layers: dense milliseconds, and dense over sparse seconds at each density.
+Steps: sparse: layers that the plan would run so; milliseconds of an ordinary dense
+torch module with torch.optim.SGD and of the engine; torch over engine, median,
+lowest and highest; the engine over itself with masked dense layers; rebuilding
+the index over a step."""
 
 
 def main(jobs: list[Job], console: Console) -> int:
@@ -47,7 +50,10 @@ def main(jobs: list[Job], console: Console) -> int:
     for job in jobs or [load(Path(name)) for name in DEFAULT]:
         parts = assemble(job)
         batch = parts.setting.train.batch
-        console.print(f"{job.model.name or job.model.factory}, batch {batch}, one thread; torch {torch.__version__}", highlight=False)
+        console.print(
+            f"{job.model.name or job.model.factory}, batch {batch}, one thread, median of {REPEATS}; torch {torch.__version__}",
+            highlight=False,
+        )
         for table in (layers(parts), steps(parts)):
             console.print(table, "", sep="\n", highlight=False)
     console.print(LEGEND, highlight=False)
@@ -72,9 +78,9 @@ def images(parts: Parts) -> Batch:
 
 
 def _columns(*names: str) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
     for i, name in enumerate(names):
-        table.add_column(name, justify="right" if i else "left")
+        table.add_column(name, justify="right" if i else "left", no_wrap=True)
     return table
 
 
@@ -83,14 +89,14 @@ def _columns(*names: str) -> Table:
 
 def layers(parts: Parts) -> Table:
     """A row for every layer that is unlike those before: how many times faster it is sparse, and how far its gradients are off."""
-    table = _columns("layer", "ms dense", *(f"at {density}" for density in LAYERS), "furthest off")
+    table = _columns("layer, at density", "ms", *map(str, LAYERS), "off by")
     known = set()
     for name, layer, x in crossover.seen(parts.setting.net, images(parts).x):
         alike = (tuple(layer.weight.shape), tuple(x.shape))
         if name in parts.setting.net.maskable and alike not in known:
             known.add(alike)
             table.add_row(*_layer(name, layer, x.detach(), parts.setting.net.geometries[name]))
-    table.add_row("target", "", *(f"≥ {OF_LAYER[density]}" if density in OF_LAYER else "" for density in LAYERS), "≤ 1e-5", style="dim")
+    table.add_row("target", "", *(f"≥{OF_LAYER[density]:g}" if density in OF_LAYER else "" for density in LAYERS), "≤1e-05", style="dim")
     return table
 
 
@@ -103,9 +109,9 @@ def _layer(name: str, layer: crossover.Weighted, x: Tensor, geometry: Geometry) 
     call = sparse.conv2d if x.dim() == 4 else sparse.linear
     inside = x.movedim(0, -1).contiguous().movedim(-1, 0)
     ways = {d: Way(partial(call, bias=None, pattern=p), inside, p.values(weight.detach())) for d, p in patterns.items()}
-    seconds = interleaved({"dense": dense.run} | {str(d): way.run for d, way in ways.items()}, x.device)
+    seconds = interleaved({"dense": dense.run} | {str(d): way.run for d, way in ways.items()}, x.device, REPEATS)
     off = max(_off(layer, x, weight, ways[d], patterns[d]) for d in LAYERS)
-    size = f"{name} {weight.shape[1]}→{weight.shape[0]}, {'×'.join(map(str, x.shape[2:]))}"
+    size = f"{name} {weight.shape[1]}→{weight.shape[0]}" + (f", {x.shape[2]}×{x.shape[3]}" if x.dim() == 4 else "")
     times = (median(a / b for a, b in zip(seconds["dense"], seconds[str(d)], strict=True)) for d in LAYERS)
     return size, f"{1000 * median(seconds['dense']):.1f}", *(f"{value:.1f}" for value in times), f"{off:.0e}"
 
@@ -142,9 +148,7 @@ def steps(parts: Parts) -> Table:
     """A row for every density."""
     net, batch = parts.setting.net, images(parts)
     costs = crossover.costs(net, batch.x)
-    table = _columns(
-        "density", "sparse layers", "ms torch", "ms engine", "times", "", "", "target", "over masked", "", "", "target", "rebuilt"
-    )
+    table = _columns("density", "sparse", "torch", "engine", "times", "lowest", "highest", "target", f"masked, ≤{MOST}", "index")
     torchs = _by_torch(parts, batch)
     for density in DENSITIES:
         tree = net.initial | masked(parts, density)
@@ -155,17 +159,16 @@ def steps(parts: Parts) -> Table:
             "masked": Engine(parts, tree, batch, {}).step,
             "index": chosen.rebuilt,
         }
-        seconds = interleaved(runs, batch.x.device)
-        faster, over = (_ratios(seconds, *pair) for pair in (("torch", "chosen"), ("chosen", "masked")))
+        seconds = interleaved(runs, batch.x.device, REPEATS)
+        faster, over = _ratios(seconds, "torch", "chosen"), _ratios(seconds, "chosen", "masked")[0]
         table.add_row(
             str(density),
-            f"{len(chosen.patterns)} of {len(net.maskable)}",
+            str(len(chosen.patterns)),
             *(f"{1000 * median(seconds[name]):.0f}" for name in ("torch", "chosen")),
             *(f"{value:.2f}" for value in faster),
-            f"≥ {OF_STEP[density]}" if density in OF_STEP else "",
-            *(f"{value:.2f}" for value in over),
-            f"≤ {MOST}",
-            f"{median(seconds['index']) / median(seconds['chosen']):.2f} of a step" if chosen.patterns else "",
+            f"≥{OF_STEP[density]}" if density in OF_STEP else "",
+            f"{over:.2f}",
+            f"{median(seconds['index']) / median(seconds['chosen']):.2f}" if chosen.patterns else "",
         )
     return table
 

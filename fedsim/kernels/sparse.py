@@ -45,25 +45,26 @@ class _Sparse(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> Tensor:
         images = inner(x)  # (I, H, W, B)
-        context.save_for_backward(images, values)
-        context.pattern, context.biased = pattern, bias is not None
-        return _forward(images, values, bias, pattern)
+        out, read = _forward(images, values, bias, pattern)
+        context.save_for_backward(read, values)
+        context.shape, context.pattern, context.biased = images.shape, pattern, bias is not None
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(context: Any, g: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
-        images, values = context.saved_tensors
+        read, values = context.saved_tensors
         g = inner(g)  # (O, H', W', B)
-        by_x, by_values = _backward(images, values, g, context.pattern)
+        by_x, by_values = _backward(read, context.shape, values, g, context.pattern)
         return by_x.movedim(-1, 0), by_values, g.sum((1, 2, 3)) if context.biased else None, None
 
 
-def _forward(images: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> Tensor:
-    """(B, O, H', W'), images innermost."""
+def _forward(images: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> tuple[Tensor, Tensor]:
+    """(B, O, H', W'), images innermost; and what the backward pass reads: the images, of strided layers on the CPU their phases."""
     if images.is_cuda:
         from fedsim.kernels import on_cuda  # here, for Triton is not on every machine
 
-        return on_cuda.forward(images, values, bias, pattern)
+        return on_cuda.forward(images, values, bias, pattern), images
     sweep = pattern.sweep(*images.shape[1:])
     count = images.shape[-1]
     whole, out = made(images, (count, pattern.outputs, *sweep.out))
@@ -71,11 +72,11 @@ def _forward(images: Tensor, values: Tensor, bias: Tensor | None, pattern: Patte
     rows, run, pitch = sweep.out[0], sweep.out[1] * count, sweep.plane[1] * count
     if run == pitch:  # rows without anything between them are one
         rows, run, pitch = 1, rows * run, rows * run
-    if pattern.geometry.stride != (1, 1) or sweep.plane != images.shape[1:3]:
-        images = _phased(images, pattern, sweep)
-    held = [_array(part) for part in (images, sweep.forward, values, pattern.begins, start, out)]
+    strided = pattern.geometry.stride != (1, 1)
+    read = _phased(images, pattern, sweep) if strided or sweep.plane != images.shape[1:3] else images
+    held = [_array(part) for part in (read, sweep.forward, values, pattern.begins, start, out)]
     gather.forward(*held, rows, run, pitch)
-    return whole
+    return whole, read if strided else images
 
 
 def _phased(images: Tensor, pattern: Pattern, sweep: Sweep) -> Tensor:
@@ -94,15 +95,14 @@ class _Place(NamedTuple):
     plane: int
 
 
-def _backward(images: Tensor, values: Tensor, g: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
-    """Gradients with respect to images (I, H, W, B) and values (nnz,), of g (O, H', W', B)."""
-    if images.is_cuda:
+def _backward(x: Tensor, shape: torch.Size, values: Tensor, g: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
+    """Gradients with respect to images of `shape` (I, H, W, B) and values (nnz,), of g (O, H', W', B); x: what `_forward` read."""
+    if x.is_cuda:
         from fedsim.kernels import on_cuda
 
-        return on_cuda.backward(images, values, g, pattern)
-    sweep, count = pattern.sweep(*images.shape[1:]), images.shape[-1]
+        return on_cuda.backward(x, values, g, pattern)
+    sweep, count = pattern.sweep(*shape[1:]), shape[-1]
     strided = pattern.geometry.stride != (1, 1)
-    x = _phased(images, pattern, sweep) if strided else images
     into = torch.zeros_like(x) if strided or not sweep.regions else torch.empty_like(x)
     padded = _padded(g, sweep) if sweep.gradient != sweep.out else g
     ordered = values[pattern.order]
@@ -117,7 +117,7 @@ def _backward(images: Tensor, values: Tensor, g: Tensor, pattern: Pattern) -> tu
         gather.backward(*parts, np.array(start), rows, run, np.array(pitch), place.plane)
     by_values = torch.empty_like(found)
     by_values[pattern.order] = found
-    return _gathered(into, images, pattern) if strided else into, by_values
+    return _gathered(into, shape, pattern) if strided else into, by_values
 
 
 def _shifted(region: Any, sweep: Sweep) -> tuple[int, int]:
@@ -141,8 +141,8 @@ def _padded(g: Tensor, sweep: Sweep) -> Tensor:
     return out[0]
 
 
-def _gathered(phases: Tensor, images: Tensor, pattern: Pattern) -> Tensor:
-    out = torch.empty_like(images)
+def _gathered(phases: Tensor, shape: torch.Size, pattern: Pattern) -> Tensor:
+    out = phases.new_empty(shape)
     way = pattern.geometry
     planes.unpad(phases.numpy(), out.numpy(), np.array(way.stride), pattern.phases, np.array(way.padding))
     return out
