@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RANKS ?= 3
+# Two processes share the test files; `make test WORKERS=` has one.
+WORKERS ?= -n 2 --dist loadfile
 MPIRUN ?= $(BIN)/mpirun
 
 # Open MPI refuses root, who is the user in a container, and more ranks than cores, unless it is told.
@@ -25,13 +27,13 @@ quickstart: $(VENV)/.run
 	$(BIN)/fedsim compare runs/quickstart.h5 runs/quickstart_dense.h5
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
