@@ -30,8 +30,7 @@ def settle(net: Lowered, dtype: str, device: str, stacked: str = "grouped") -> N
     net.stack(stacked)
     if torch.device(device).type == "cuda":
         torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
-        for kind in (torch.backends.cudnn.conv, torch.backends.cudnn.rnn):  # type: ignore[attr-defined]  # alike, or torch refuses to say
-            kind.fp32_precision = "tf32" if dtype == "tf32" else "ieee"
+        torch.backends.cudnn.conv.fp32_precision = "tf32" if dtype == "tf32" else "ieee"  # type: ignore[attr-defined]
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
         torch.backends.cudnn.deterministic = True
 
