@@ -78,6 +78,21 @@ class Plan:
         site.net.use(read(self.sparse))
         return replace(site, channels_last=self.channels_last)
 
+    @property
+    def told(self) -> str:
+        """The plan as a table tells it."""
+        return ", ".join([self.fleet, f"{self.packs} packs", *self.ways])
+
+    @property
+    def ways(self) -> list[str]:
+        """What is not done as the reference does it, besides the fleet."""
+        ways = {
+            "channels last": self.channels_last,
+            "sparse kernels": bool(self.sparse),
+            "matmul convolutions": self.stacked == "matmul",
+        }
+        return [name for name, taken in (ways | {self.dtype: self.dtype != "float32"}).items() if taken]
+
     def text(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)
 

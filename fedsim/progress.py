@@ -38,11 +38,10 @@ class Progress:
 
     def begin(self, plan: Plan) -> None:
         job, ranks = self.parts.job, f"{self.ranks} ranks" if self.ranks > 1 else "one process"
-        layout = (", channels last" if plan.channels_last else "") + (", sparse kernels where they are faster" if plan.sparse else "")
         setting = self.parts.setting
         self.say(f"{job.name}: {job.method.name} on {job.data.name}, {setting.clients:,} clients, cohort {setting.cohort}")
         packs = f"{min(plan.packs, setting.cohort)} packs of clients"
-        self.say(f"{ranks}, {plan.fleet} fleet, {packs}{layout}, {plan.device}; writing {self.start.out}")
+        self.say(f"{', '.join([ranks, f'{plan.fleet} fleet', packs, *plan.ways, plan.device])}; writing {self.start.out}")
         for warning in self.parts.population.record["warnings"]:
             self.say(f"note: {warning}")
         if self.first > 0:

@@ -42,7 +42,7 @@ def main(jobs: list[Job], console: Console) -> int:
     times = Table(title=f"an adjusting round over the plain one before it, one thread; torch {torch.__version__}", title_justify="left")
     for name in ("job", "plan", "plain, s", "adjusting, s", "ratio", "lowest", "highest"):
         times.add_column(name, justify="left" if name in ("job", "plan") else "right")
-    rises = Table(title="rise of the allocator's level for one client, bytes", title_justify="left")
+    rises = Table(title="rise of the allocator's level for one client on dense kernels, bytes", title_justify="left")
     for name in ("job", "block", "plain", "adjusting", "more", "buffers and a layer's gradient", "ratio"):
         rises.add_column(name, justify="left" if name == "job" else "right")
     for job in jobs or [load(Path(name)) for name in DEFAULT]:
@@ -80,13 +80,13 @@ def _compared(parts: Parts, plan: Plan, seconds: list[float]) -> tuple[str, ...]
     """The first pair of rounds warms up."""
     pairs = list(zip(seconds[::2], seconds[1::2], strict=True))[1:]
     ratios = sorted(adjusting / plain for plain, adjusting in pairs)
-    layout = ", channels last" if plan.channels_last else ""
     figures = (median(plain for plain, _ in pairs), median(adjusting for _, adjusting in pairs), median(ratios), ratios[0], ratios[-1])
-    return parts.job.name, f"{plan.fleet}, {plan.packs} packs{layout}", *(f"{figure:.3f}" for figure in figures)
+    return parts.job.name, plan.told, *(f"{figure:.3f}" for figure in figures)
 
 
 def _risen(parts: Parts, shared: Tree) -> list[tuple[str, ...]]:
-    """For every block: the rise in a plain and in an adjusting round of one client, and the bound."""
+    """For every block: the rise in a plain and in an adjusting round of one client, on dense kernels, and the bound."""
+    parts.setting.net.use({})
     plain = rise(partial(_visit, parts, Train.at(parts.setting, 1), shared))
     rows = {}
     for r in range(1, parts.setting.rounds + 1):

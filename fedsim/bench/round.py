@@ -45,10 +45,9 @@ def _measured(parts: Parts, console: Console) -> tuple[str, ...]:
     ours, theirs = engine(parts, fleet), bare(parts)
     pairs = [(_timed(theirs), _timed(ours)) for _ in range(REPEATS + 1)][1:]
     ratios = sorted(own / bare for bare, own in pairs)
-    layout = ", channels last" if plan.channels_last else ""
     return (
         parts.job.name,
-        f"{plan.fleet}, {plan.packs} packs{layout}",
+        plan.told,
         f"{median(bare for bare, _ in pairs):.4f}",
         f"{median(own for _, own in pairs):.4f}",
         *(f"{ratio:.3f}" for ratio in (median(ratios), ratios[0], ratios[-1])),

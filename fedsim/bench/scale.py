@@ -158,9 +158,9 @@ def costs(job: Job, alone: dict[int, tuple[int, int]]) -> Costs:
 
 def _projection(job: Job, costs: Costs) -> Table:
     parts = {ranks: projected(costs, ranks) for ranks in PROJECTED}
-    title = f"{job.name}: PROJECTED seconds of a round, {costs.clients} clients a rank, from costs measured here; not a measurement"
-    table = Table(title=title, title_justify="left", caption=_told(costs), caption_justify="left")
-    for name in ("client ranks", "cohort", *parts[1], "round", "efficiency"):
+    title = f"{job.name}: PROJECTED seconds of a round by client ranks of {costs.clients} clients, from costs measured here"
+    table = Table(title=title, title_justify="left", caption=_told(costs), caption_justify="left", box=None, padding=(0, 1, 0, 0))
+    for name in ("ranks", "cohort", *parts[1], "round", "efficiency"):
         table.add_column(name, justify="right")
     for ranks, found in parts.items():
         whole = sum(found.values())

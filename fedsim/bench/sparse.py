@@ -37,10 +37,10 @@ OF_LAYER = {0.1: 1.3, 0.05: 2.5, 0.01: 10.0}  # least times faster than dense
 OF_STEP = {0.1: 1.1, 0.05: 1.8, 0.01: 5.0}
 MOST = 1.03  # of the masked dense step, at any density
 LEGEND = """Layers: dense milliseconds, and dense over sparse seconds at each density.
-Steps: sparse: layers that the plan would run so; milliseconds of an ordinary dense
-torch module with torch.optim.SGD and of the engine; torch over engine, median,
-lowest and highest; the engine over itself with masked dense layers; rebuilding
-the index over a step."""
+Steps: sparse: layers that the plan would run so; milliseconds of an ordinary
+dense torch module with torch.optim.SGD and of the engine; torch over engine,
+median, lowest and highest; the engine over itself with masked dense layers;
+rebuilding the index over a step."""
 
 
 def main(jobs: list[Job], console: Console) -> int:
