@@ -75,8 +75,12 @@ def restore(array: NDArray[Any], about: Mapping[str, Any], mask: Tensor | None =
 def chunks(ids: NDArray[np.integer], measured: NDArray[np.float64], width: int) -> Iterator[tuple[int, bytes]]:
     """The chunks that hold what was measured: (first client, compressed values)."""
     real = ~np.isnan(measured)
-    touched, place = np.unique(ids[real] // width, return_inverse=True)
+    ids, measured = ids[real], measured[real]
+    if not len(ids) or ids.max() >= width:
+        touched, place = np.unique(ids // width, return_inverse=True)
+    else:
+        touched, place = np.zeros(1, np.int64), 0
     block = np.full((len(touched), width), np.nan)  # (chunks, width)
-    block[place, ids[real] % width] = measured[real]
+    block[place, ids % width] = measured
     for start, values in zip(touched * width, block, strict=True):
         yield int(start), compress(values.tobytes(), 1)

@@ -148,6 +148,7 @@ class Record:
     def _open(self, path: Path) -> None:
         self._file = writable(path)
         self._clients: int = self._file["client"].shape[0]
+        self._numbers = self._file["round"]
         self._columns = {f"{group}/{name}": self._file[group][name] for group in DIMENSIONS for name in names(self._file, group)}
         self._wide = {group: tuple(self._file[name].shape[0] for name in scales[1:]) for group, scales in DIMENSIONS.items()}
         self._mask = last_mask(self._file, self.rounds)
@@ -186,12 +187,12 @@ class Record:
         self._mask, self._gates = last_mask(self._file, r), subnets.last(self._file, r)
 
     def _extend(self, rows: int) -> None:
-        self._file["round"].resize(rows, axis=0)
-        for path, column in self._columns.items():  # by the library's own call: resize asks for the shape three times
+        self._numbers.id.set_extent((rows,))  # by the library's own call: resize asks for the shape three times
+        for path, column in self._columns.items():
             column.id.set_extent((rows, *self._wide[path.partition("/")[0]]))
 
     def _put(self, r: int, row: Mapping[str, Any], chunks: Mapping[str, list[Chunk]]) -> None:
-        self._file["round"][r] = r
+        _put_row(self._numbers, r, r, np.int64)
         for path in row.keys() - self._columns.keys():
             self._columns[path] = add_column(self._file, path, (OF_METHODS | COLUMNS).get(path, Column()))
         for path, column in self._columns.items():
@@ -227,16 +228,16 @@ class Record:
             stored.attrs["tensors"], self._mask = mask[0], mask
 
 
-def _put_row(column: h5py.Dataset, r: int, value: Any) -> None:
+def _put_row(column: h5py.Dataset, r: int, value: Any, dtype: Any = np.float64) -> None:
     """column[r] = value, without the indexing of h5py, which costs five times as much for a number."""
     space = column.id.get_space()
     if space.get_simple_extent_ndims() == 1:
         space.select_hyperslab((r,), (1,))
-        column.id.write(ONE, space, np.full(1, value, np.float64))
+        column.id.write(ONE, space, np.full(1, value, dtype))
         return
     shape = space.get_simple_extent_dims()[1:]
     space.select_hyperslab((r, *(0 for _ in shape)), (1, *shape))
-    values = np.ascontiguousarray(np.broadcast_to(np.asarray(value, np.float64), (1, *shape)))
+    values = np.ascontiguousarray(np.broadcast_to(np.asarray(value, dtype), (1, *shape)))
     column.id.write(h5py.h5s.create_simple((1, *shape)), space, values)
 
 
