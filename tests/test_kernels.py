@@ -6,6 +6,7 @@ from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedsim import descent, innermost
-from fedsim.kernels import sparse
+from fedsim.kernels import planes, sparse
 from fedsim.kernels.layout import Inwards, Outwards, inner, made, outer
 from fedsim.kernels.pattern import Geometry, Pattern
 from fedsim.kernels.step import spread, steps
@@ -324,3 +325,13 @@ def test_a_gradient_that_was_added_to_is_no_longer_one_at_the_kept_positions_alo
     assert not steps(g + 1)
     assert not steps(g.clone())
     assert not steps(SimpleNamespace(gradient=g))
+
+
+def test_positions_that_no_phase_reaches_are_written_too() -> None:
+    """A kernel of 2 at stride 2 leaves the last of 5 rows and columns unread: their gradient is 0, whatever was in memory."""
+    phases, none = np.array([[0, 0], [0, 1], [1, 0], [1, 1]]), np.zeros(2, np.int64)
+    out = np.full((1, 5, 5, 3), np.nan, np.float32)
+    planes.unpad(np.ones((4, 1, 2, 2, 3), np.float32), out, np.array([2, 2]), phases, none)
+    expected = np.zeros_like(out)
+    expected[:, :4, :4] = 1
+    np.testing.assert_array_equal(out, expected)

@@ -1,0 +1,53 @@
+"""How candidates are compared: seconds are given here, for a test that measures them says nothing twice."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from fedsim import plan
+from fedsim.fault import ClientFault
+from fedsim.plan import Plan
+
+ALL: Any = SimpleNamespace()
+
+
+def chosen(monkeypatch: pytest.MonkeyPatch, seconds: dict[int, float], candidates: list[Plan]) -> tuple[Plan, list[int]]:
+    """The fastest of the candidates when packs take so many seconds a client, and the packs that were tried."""
+    tried: list[int] = []
+
+    def given(parts: Any, candidate: Plan, load: Any) -> float:
+        tried.append(candidate.packs)
+        if seconds[candidate.packs] == float("inf"):
+            raise ClientFault("out of memory") from torch.OutOfMemoryError()
+        return seconds[candidate.packs]
+
+    monkeypatch.setattr(plan, "seconds", given)
+    return plan.fastest(ALL, candidates, ALL), tried
+
+
+def test_packs_of_a_program_grow_until_that_pays_no_more(monkeypatch) -> None:
+    plans = [Plan("graphed", packs) for packs in (32, 16, 8, 4)]
+    assert chosen(monkeypatch, {32: 3.0, 16: 1.0, 8: 2.0, 4: 0.5}, plans) == (plans[1], [32, 16, 8])
+
+
+def test_packs_of_a_program_grow_until_memory_is_out(monkeypatch) -> None:
+    plans = [Plan("graphed", packs) for packs in (32, 16, 8, 4)]
+    assert chosen(monkeypatch, {32: 3.0, 16: 1.0, 8: float("inf"), 4: 0.5}, plans) == (plans[1], [32, 16, 8])
+
+
+def test_every_other_candidate_is_tried(monkeypatch) -> None:
+    plans = [Plan("packed", packs) for packs in (16, 8, 4)]
+    assert chosen(monkeypatch, {16: 1.0, 8: 2.0, 4: 0.5}, plans) == (plans[2], [16, 8, 4])
+
+
+def test_another_fault_of_a_client_is_not_hidden(monkeypatch) -> None:
+    def broken(*_: Any) -> float:
+        raise ClientFault("a mask is no mask")
+
+    monkeypatch.setattr(plan, "seconds", broken)
+    with pytest.raises(ClientFault, match="no mask"):
+        plan.fastest(ALL, [Plan()], ALL)
