@@ -7,19 +7,21 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 
-from fedsim import innermost, norms, precision, trace
+from fedsim import innermost, norms, precision, saving, trace
 from fedsim.channels import Channels, standardised_of
 from fedsim.gates import GATES
 from fedsim.kernels import products, stacked
 from fedsim.kernels.choice import Cost, Patterns
 from fedsim.kernels.pattern import Geometry, Pattern
+from fedsim.kernels.pruned import Keep
 from fedsim.models.anatomy import WEIGHTED
 from fedsim.models.layers import standardised
+from fedsim.models.normalised import normalised, normalised_of
 from fedsim.taps import Slots, TappedLayer, tapping, tied
 from fedsim.trace import Group
 from fedsim.tree import Tree, under
@@ -41,6 +43,7 @@ class Calls:
         self.module = copy.deepcopy(self._given)
         norms.swap(self.module, self._call)
         geometries = innermost.place(self.module, self._call)
+        next((layer for layer in self.module.modules() if hasattr(layer, "prunes")), self.module).prunes = False  # type: ignore[assignment]
         slots = self.module.named_modules(remove_duplicate=False)
         self._slots: Slots = [
             (layer._parameters, slot, f"{name}.{slot}".lstrip(".")) for name, layer in slots for slot in layer._parameters
@@ -48,8 +51,10 @@ class Calls:
         self._slots = tied([(where, slot, "w/" + name) for where, slot, name in self._slots if where[slot] is not None])
         uses = Counter(key for _, _, key in self._slots)
         self._patterns = Patterns({layer: way for layer, way in geometries.items() if uses[f"w/{layer}.weight"] == 1}, {})
-        weighted = [name for name, layer in self.module.named_modules() if isinstance(layer, (*WEIGHTED, norms.Standardised))]
+        weighted = [name for name, layer in self.module.named_modules() if isinstance(layer, (*WEIGHTED, norms.Standardised, norms.Normalised))]
         self.shapes = {name: tuple(self.initial[f"w/{name}.weight"].shape) for name in weighted if f"w/{name}.weight" in self.initial}
+        self.normalised = normalised_of(self._given)
+        self.keep: Keep | None = None
         self.low: torch.dtype | None = None
         self._raise: Callable[[], None] = lambda: None
         self.pure = False
@@ -67,6 +72,15 @@ class Calls:
     def geometries(self) -> Mapping[str, Geometry]:
         """The layers that can run sparse."""
         return self._patterns.geometries
+
+    def prune(self, keep: Keep | None) -> None:
+        """From now on layers keep so much of their inputs for a backward pass; None: all of it.
+
+        ValueError for a model with layers that cannot.
+        """
+        if keep is not None and (unfit := saving.unfit(self._given)):
+            raise ValueError(f"activations cannot be pruned: {'; '.join(unfit)}")
+        self.keep = keep
 
     def lower(self, dtype: torch.dtype | None) -> None:
         """From now on convolutions and products are computed in this dtype, all else as before; None: all alike."""
@@ -101,8 +115,11 @@ class Calls:
         return made
 
     def folded(self, tree: Tree) -> Tree:
-        """The tree with every standardised filter ready for use in the place of the stored one."""
+        """The tree with every standardised or normalised filter ready for use in the place of the stored one."""
         ready = {f"w/{name}.weight": standardised(tree[f"w/{name}.weight"], tree.get(f"buf/{name}.removed")) for name in self._standardised}
+        for name, over in self.normalised.items():
+            weight, gain, mask = (tree.get(key) for key in (f"w/{name}.weight", f"w/{name}.gain", f"mask/{name}.weight"))
+            ready[f"w/{name}.weight"] = normalised(cast(Tensor, weight), cast(Tensor, gain), mask, over)
         return {key: ready.get(key, value) for key, value in tree.items()}
 
     # ---- calls
@@ -115,6 +132,7 @@ class Calls:
     def _filled(self, weights: Tree, tree: Tree, train: bool, real: Tensor | None, momentum: float | None = None) -> Iterator[Tree]:
         call = self._call
         call.tree, call.train, call.real, call.momentum, call.pure, call.buffers = tree, train, real, momentum, self.pure, {}
+        call.keep, call.caches = self.keep if train else None, []
         if train is not self._training:
             self.module.train(train)
             self._training = train
@@ -124,7 +142,7 @@ class Calls:
             yield call.buffers
         finally:
             self._empty()
-            call.tree, call.real = {}, None
+            call.tree, call.real, call.caches = {}, None, []
 
     def _forward(
         self,

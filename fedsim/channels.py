@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedsim.models.layers import StandardisedConv2d, moments, unstandardised
+from fedsim.models.layers import StandardisedConv2d, moments, ordinary
 from fedsim.narrow import Block, cuttable
 from fedsim.trace import NORMS, Group
 from fedsim.tree import Tree
@@ -211,8 +211,8 @@ def standardised_of(module: nn.Module) -> frozenset[str]:
 
 
 def filled(module: nn.Module, values: Tree) -> nn.Module:
-    """A copy of the module in evaluation mode with the "w/" and "buf/" of a tree, whose filters are no longer to be standardised."""
-    module = unstandardised(copy.deepcopy(module))
+    """A copy of the module in evaluation mode with the "w/" and "buf/" of a tree, whose filters are no longer to be standardised or normalised."""
+    module = ordinary(copy.deepcopy(module))
     own: Tree = {f"w/{name}": value for name, value in module.named_parameters()}
     own |= {f"buf/{name}": value for name, value in module.named_buffers() if value.is_floating_point()}
     if missing := own.keys() - values.keys():

@@ -13,43 +13,88 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from fedsim import saving
 from fedsim.kernels import planes, pooled, sparse
 from fedsim.kernels.layout import Inwards, Outwards, inner, innermost, made
 from fedsim.kernels.pattern import Geometry
-from fedsim.models import layers
+from fedsim.kernels.pruned import Convolution, Layer, Product
+from fedsim.models import layers, normalised
 
 if TYPE_CHECKING:
     from fedsim.norms import Call
 
 
-class Conv2d(nn.Conv2d):
+class Weighted:
+    """A layer with a weight, as it stands in Net."""
+
     call: list[Call]  # in a list: not a submodule
     key: str
+    op: Convolution | Product
+    prunes: bool  # what it keeps of its input, where anything is pruned
 
+    def pruning(self, x: Tensor) -> Tensor:
+        layer: Any = self
+        return saving.weighted(self, x, Layer(self.op), layer.weight, layer.bias)
+
+
+class Conv1d(Weighted, nn.Conv1d):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pruning(x) if saving.prunes(self) else super().forward(x)
+
+
+class Conv3d(Weighted, nn.Conv3d):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pruning(x) if saving.prunes(self) else super().forward(x)
+
+
+class Conv2d(Weighted, nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         patterns = self.call[0].patterns
         if not patterns:
-            return super().forward(x)
+            return self.pruning(x) if saving.prunes(self) else super().forward(x)
         if self.key in patterns:
             return sparse.conv2d(x, self.weight, self.bias, patterns[self.key])
         return _inwards(super().forward(_outwards(x)))
 
 
-class Linear(nn.Linear):
-    call: list[Call]
-    key: str
-
+class Linear(Weighted, nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         patterns = self.call[0].patterns
         if self.key in patterns and x.dim() == 2:
             return sparse.linear(x, self.weight, self.bias, patterns[self.key])
-        return super().forward(x)
+        return self.pruning(x) if saving.prunes(self) else super().forward(x)
+
+
+class Activation(nn.Module):
+    """A ReLU, as it stands in Net."""
+
+    call: list[Call]
+    kind: type[nn.Module]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if saving.saves(self.call[0]):
+            return saving.activated(self, x)
+        return cast(Tensor, super().forward(x))
+
+
+class ReLU(Activation, nn.ReLU):
+    kind = nn.ReLU
+
+
+class ReLU6(Activation, nn.ReLU6):
+    kind = nn.ReLU6
+
+
+class ScaledReLU(Activation, normalised.ScaledReLU):
+    kind = normalised.ScaledReLU
 
 
 class MaxPool2d(nn.MaxPool2d):
     call: list[Call]
 
     def forward(self, x: Tensor) -> Tensor:
+        if saving.saves(self.call[0]) and not self.call[0].patterns and (out := saving.largest_of_windows(self, x, self.call[0].pure)) is not None:
+            return out
         if not self.call[0].pure and pooled.takes(x, self):
             return pooled.halved(x)
         if self.return_indices or not (self.call[0].patterns and _flat(x)):
@@ -61,6 +106,8 @@ class AvgPool2d(nn.AvgPool2d):
     call: list[Call]
 
     def forward(self, x: Tensor) -> Tensor:
+        if saving.saves(self.call[0]) and not self.call[0].patterns:
+            return saving.averaged(self, x)
         if not (self.call[0].patterns and _flat(x)):
             return super().forward(x)
         return super().forward(x.transpose(0, 1)).transpose(0, 1)
@@ -76,8 +123,13 @@ class Shortcut(layers.Shortcut):
 
 
 OURS: dict[type[nn.Module], Any] = {
+    nn.Conv1d: Conv1d,
     nn.Conv2d: Conv2d,
+    nn.Conv3d: Conv3d,
     nn.Linear: Linear,
+    nn.ReLU: ReLU,
+    nn.ReLU6: ReLU6,
+    normalised.ScaledReLU: ScaledReLU,
     nn.MaxPool2d: MaxPool2d,
     nn.AvgPool2d: AvgPool2d,
     layers.Shortcut: Shortcut,
@@ -91,6 +143,8 @@ def place(module: nn.Module, call: Call) -> dict[str, Geometry]:
         if kind := OURS.get(type(layer)):
             layer.__class__ = kind
             layer.call, layer.key = [call], name
+            if issubclass(kind, Weighted):
+                layer.op, layer.prunes = saving.operation(layer), True
             if (geometry := _geometry(layer)) is not None:
                 found[name] = geometry
     return found

@@ -57,6 +57,7 @@ class Net(Calls):
         self.weights = tuple(key for key in self.initial if key.startswith("w/"))
         self.sizes = {name: self.initial[f"w/{name}.weight"].numel() for name in self.shapes}
         self._mask_keys = {key: masks.key_of(key) for key in self.weights}
+        self._masking = {f"w/{name}.weight" for name in self.normalised}  # their layers mask them, and their gradients
         self.kept: Tree = kept or {}
         self._cuts: list[Net] = []
 
@@ -77,6 +78,12 @@ class Net(Calls):
         """The same net for calls under a torch.func transform: nothing is overwritten, gradients come from torch.func."""
         twin = copy.copy(self)
         twin.pure = True
+        return twin
+
+    def whole(self) -> Net:
+        """The same net whose layers keep their whole inputs for the backward pass."""
+        twin = copy.copy(self)
+        twin.keep = None
         return twin
 
     # ---- channels
@@ -112,6 +119,7 @@ class Net(Calls):
         self._cuts[:] = [Net(self.channels.narrowed(self._given, kept), whole).to(like.device, like.dtype)]
         self._cuts[0].lower(self.low)
         self._cuts[0].stack(self.stacked)
+        self._cuts[0].prune(self.keep)
         return self._cuts[0]
 
     def narrow(self, tree: Tree, kept: Tree, removed: bool = True) -> Tree:
@@ -145,10 +153,10 @@ class Net(Calls):
         )
 
     def _in_use(self, tree: Tree, patterns: dict[str, Pattern]) -> Tree:
-        """The effective weights; of a layer with a pattern its kept values (nnz,)."""
+        """The weights that layers are given: effective, but of a layer with a pattern its kept values (nnz,), of one that masks the stored."""
         kept = {f"w/{layer}.weight": pattern for layer, pattern in patterns.items()}
         values = {key: kept[key].values(tree[key]) if key in kept else tree[key] for key in self.weights}
-        return self._masked(values, tree, kept)
+        return self._masked(values, tree, kept.keys() | self._masking)
 
     def _masked(self, values: Tree, tree: Tree, done: Container[str] = ()) -> Tree:
         """Every value whose mask stands in the tree, times that mask; those in `done` have it already."""
@@ -214,7 +222,7 @@ class Net(Calls):
         dense |= {key: spread(pattern, dense[key]) for key, pattern in done.items()}
         if extra:
             dense = {key: g + extra[key] if key in extra else g for key, g in dense.items()}
-        return value, self._masked(dense, tree, done.keys() - (extra or {}).keys()), buffers, taps
+        return value, self._masked(dense, tree, (done.keys() | self._masking) - (extra or {}).keys()), buffers, taps
 
     def _differentiated(
         self,
@@ -244,7 +252,7 @@ class Net(Calls):
 
     def _stacks(self, tree: Tree, batch: Batch, wanted: Sequence[str], loss: Loss) -> bool:
         """Whether a pack's gradients are those of one program of stacked layers."""
-        plain = tuple(wanted) == ("w",) and loss is cross_entropy and GATES not in tree
+        plain = tuple(wanted) == ("w",) and loss is cross_entropy and GATES not in tree and self.keep is None
         grouped = self._program is not None and self.low is None and batch.x.device.type == "cpu"
         return self.pure and plain and (grouped or self._product is not None)
 
@@ -270,9 +278,9 @@ class Net(Calls):
 
     def hessian_vector(self, tree: Tree, batch: Batch, vector: Tree, loss: Loss = cross_entropy) -> Tree:
         """H · vector of the masked loss, for the keys of `vector`, by differentiating twice; running statistics are left alone."""
-        if not self.pure:
-            return self.under_vmap().hessian_vector(tree, batch, vector, loss)
-        weights = self.effective(tree)
+        if not self.pure or self.keep is not None:
+            return self.whole().under_vmap().hessian_vector(tree, batch, vector, loss)
+        weights = self._in_use(tree, {})
 
         def gradient(leaves: Tree) -> Tree:
             def forward(inner: Tree) -> Tensor:

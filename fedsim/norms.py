@@ -14,8 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedsim.innermost import batch_norm, group_norm, takes
+from fedsim import saving
 from fedsim.kernels.pattern import Pattern
+from fedsim.kernels.pruned import Keep, Layer, Tap
 from fedsim.models.layers import StandardisedConv2d, standardised
+from fedsim.models.normalised import NormalisedConv2d
 from fedsim.tree import Tree
 
 TORCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -34,6 +37,8 @@ class Call:
     kept: Tree = field(default_factory=dict)  # norm -> (C,) hard gate of its channels
     patterns: dict[str, Pattern] = field(default_factory=dict)  # layers that run on their kept values alone, images innermost
     cut: bool = False  # the weights are narrower than the stored ones, standardised filters ready for use
+    keep: Keep | None = None  # what layers keep of their inputs for a backward pass; None: all
+    caches: list[Any] = field(default_factory=list)  # (whose, cache) of inputs that have been pruned already
     energy: Tree | None = None  # group -> (C,) sum of |activation|^power, where it is asked for
     power: int = 2
     buffers: Tree = field(default_factory=dict)
@@ -154,13 +159,32 @@ class Standardised(nn.Module):
         super().__init__()
         self.weight, self.bias, self.removed_key = conv.weight, conv.bias, f"buf/{name}.removed"
         self.stride, self.padding, self.dilation, self.groups = conv.stride, conv.padding, conv.dilation, conv.groups
-        self.call = [call]
+        self.call, self.op, self.prunes = [call], saving.operation(conv), True
 
     def forward(self, x: Tensor) -> Tensor:
         call = self.call[0]
         weight = self.weight if call.cut else standardised(self.weight, call.tree.get(self.removed_key))
+        if saving.prunes(self) and not call.cut:
+            return saving.weighted(self, x, Layer(self.op), weight, self.bias)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return F.conv2d(x, weight.to(x.dtype), bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class Normalised(nn.Module):
+    """Stands where a normalised convolution stood, under the mask of its weight. It keeps no tensor of the weight's size."""
+
+    tap: Tap | None = None  # of the gradient of the weight in use
+
+    def __init__(self, conv: NormalisedConv2d, name: str, call: Call) -> None:
+        super().__init__()
+        self.weight, self.bias, self.gain, self.over = conv.weight, conv.bias, conv.gain, conv.over
+        self.op, self.mask_key = saving.operation(conv), f"mask/{name}.weight"
+        self.call, self.prunes = [call], True
+
+    def forward(self, x: Tensor) -> Tensor:
+        call = self.call[0]
+        way = Layer(self.op, self.over, self.tap)
+        return saving.weighted(self, x, way, self.weight, self.bias, self.gain, call.tree.get(self.mask_key))
 
 
 class Gate(nn.Module):
@@ -180,11 +204,11 @@ class Gate(nn.Module):
         return x if gate is None else x * gate.to(x.dtype).view([1, -1] + [1] * (x.dim() - 2))
 
 
-OURS: tuple[tuple[Any, Any], ...] = ((TORCH_NORMS, BatchNorm), (nn.GroupNorm, GroupNorm), (StandardisedConv2d, Standardised))
+OURS: tuple[tuple[Any, Any], ...] = ((TORCH_NORMS, BatchNorm), (nn.GroupNorm, GroupNorm), (StandardisedConv2d, Standardised), (NormalisedConv2d, Normalised))
 
 
 def swap(module: nn.Module, call: Call) -> None:
-    """Puts layers of ours in the place of batch norms, group norms of one group and standardised convolutions.
+    """Puts layers of ours in the place of batch norms, group norms of one group, standardised and normalised convolutions.
 
     ValueError for layers that draw numbers of their own or change themselves.
     """

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.models.anatomy import WEIGHTED
-from fedsim.norms import Standardised
+from fedsim.norms import Normalised, Standardised
+from fedsim.saving import rounded as rounding
 
 LOW = {"float32": None, "tf32": None, "bfloat16": torch.bfloat16}  # [execution] dtype -> what layers round to; tf32 is the device's own
 
@@ -37,14 +38,14 @@ def settle(net: Lowered, dtype: str, device: str, stacked: str = "grouped") -> N
 
 def lower(module: nn.Module, low: torch.dtype) -> Callable[[], None]:
     """From now on the layers of a module, whose weights are put in for each call, compute in `low`; what is returned ends that."""
-    weighted = [layer for layer in module.modules() if isinstance(layer, (*WEIGHTED, Standardised))]
+    weighted = [layer for layer in module.modules() if isinstance(layer, (*WEIGHTED, Standardised, Normalised))]
     others = [layer for layer in module.modules() if layer not in weighted and not list(layer.children())]
 
     def rounded(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         for slot, value in layer._parameters.items():
-            if value is not None and not isinstance(layer, Standardised):
+            if value is not None and not isinstance(layer, Standardised | Normalised):
                 layer._parameters[slot] = value.to(low)  # type: ignore[assignment]
-        return tuple(value.to(low) for value in args)
+        return tuple(rounding(value, low) for value in args)
 
     def widened(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         return tuple(value.float() for value in args) if any(value is not None for value in layer._parameters.values()) else None

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedsim.kernels.pruned import Tap
 from fedsim.tree import Tree
 
 Slots = list[tuple[Any, str, str]]  # where a parameter stands, under which name there, and its key
@@ -73,6 +74,10 @@ def tapping(module: nn.Module, slots: Slots, taps: Sequence[TappedLayer], probes
     Autograd runs what was made last first: wrapped any earlier, the dense gradients would wait for each other.
     """
     waiting = {tap.key: (tap, held) for tap, held in zip(taps, probes, strict=True)}
+    inside = [(layer, key) for key in waiting for layer in _users(module, slots, key) if hasattr(layer, "tap")]
+    for layer, key in inside:  # which sees the gradient of the weight it makes of the stored one
+        tap, held = waiting.pop(key)
+        layer.tap = Tap(tap.see, tuple(held.values()))  # type: ignore[assignment]
 
     def wrap(key: str, *_: Any) -> None:
         if key not in waiting:
@@ -83,12 +88,14 @@ def tapping(module: nn.Module, slots: Slots, taps: Sequence[TappedLayer], probes
         for where, slot in places:
             where[slot] = wrapped
 
-    hooks = [layer.register_forward_pre_hook(partial(wrap, tap.key)) for tap in taps for layer in _users(module, slots, tap.key)]
+    hooks = [layer.register_forward_pre_hook(partial(wrap, key)) for key in waiting for layer in _users(module, slots, key)]
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
+        for layer, _ in inside:
+            layer.tap = None  # type: ignore[assignment]
     if waiting:
         name = next(iter(waiting))[2:].removesuffix(".weight")
         raise ValueError(f"layer {name!r} cannot be tapped: the model uses its weight without calling the layer")

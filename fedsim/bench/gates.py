@@ -30,7 +30,7 @@ from fedsim.fault import BadInput
 from fedsim.gated import TrainGated
 from fedsim.gates import GATES
 from fedsim.job import Job, load
-from fedsim.models.layers import unstandardised
+from fedsim.models.layers import ordinary
 from fedsim.trace import Group
 
 DEFAULT = ("jobs/bench/gates.toml", "jobs/bench/medium.toml")
@@ -198,7 +198,7 @@ class Case:
 
     def inference(self, batch: int) -> dict[str, Run]:
         """A forward pass a call, of exported modules and the hand-built one."""
-        net, kept, hand = self.parts.setting.net, self.channels.kept(self.gate), unstandardised(self.hand_built())
+        net, kept, hand = self.parts.setting.net, self.channels.kept(self.gate), ordinary(self.hand_built())
         exported = net.cut(kept).plain(net.narrow(net.initial, kept))
         hand.load_state_dict(exported.state_dict())
         runs = {"exported": exported, "hand-built half": hand, "full": net.plain(net.initial)}

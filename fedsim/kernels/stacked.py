@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedsim.kernels import pooled
+from fedsim.kernels.rows import by_rows
 from fedsim.tree import Tree
 
 if TYPE_CHECKING:
@@ -53,38 +54,12 @@ class Program:
 
 def gradient(program: Program, weights: Tree, batch: Batch) -> tuple[Tensor, Tree]:
     """(loss (), gradient) of one client; under `vmap` all of them go through the program together."""
-    loss, *found = _Gradient.apply(program, tuple(weights), batch.x, batch.y, batch.real, *weights.values())
+
+    def gradients(x: Tensor, y: Tensor, real: Tensor | None, *values: Tensor) -> tuple[Tensor, ...]:
+        return program.gradients(dict(zip(weights, values, strict=True)), x, y, real)
+
+    loss, *found = by_rows(gradients, batch.x, batch.y, batch.real, *weights.values())
     return loss, dict(zip(weights, found, strict=True))
-
-
-class _Gradient(torch.autograd.Function):
-    """The way out of `vmap`: its rule is handed the stacked tensors themselves."""
-
-    @staticmethod
-    def forward(program: Program, keys: tuple[str, ...], *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        x, y, real, *weights = (None if value is None else value.unsqueeze(0) for value in tensors)
-        return tuple(value.squeeze(0) for value in program.gradients(dict(zip(keys, weights, strict=True)), x, y, real))  # type: ignore[arg-type]
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        """Nothing is kept: a gradient is not differentiated again."""
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        raise NotImplementedError("the gradient of a pack is not differentiated again; net.hessian_vector is")
-
-    @staticmethod
-    def vmap(info: Any, dims: Any, program: Program, keys: tuple[str, ...], *tensors: Tensor | None) -> tuple[Any, Any]:
-        x, y, real, *weights = (_in_front(value, dim, info.batch_size) for value, dim in zip(tensors, dims[2:], strict=True))
-        found = program.gradients(dict(zip(keys, weights, strict=True)), x, y, real)  # type: ignore[arg-type]
-        return found, (0,) * len(found)
-
-
-def _in_front(value: Tensor | None, dim: int | None, clients: int) -> Tensor | None:
-    """(K, …), of what all clients share as well."""
-    if value is None:
-        return None
-    return value.expand(clients, *value.shape) if dim is None else value.movedim(dim, 0)
 
 
 # ---- layers

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedsim.models.normalised import NormalisedConv2d, ScaledReLU
+
 
 class StandardisedConv2d(nn.Conv2d):
     """A convolution with (w - mean) / (std + 1e-5) for its weight, mean and std over the fan-in of each filter.
@@ -58,12 +60,16 @@ def moments(weight: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (flat - mean.unsqueeze(1)).square().sum(1)
 
 
-def unstandardised(module: nn.Module) -> nn.Module:
-    """The module with ordinary convolutions in the place of standardised ones, changed in place; their values are still to be put in."""
+def ordinary(module: nn.Module) -> nn.Module:
+    """The module with torch's convolutions in the place of standardised and normalised ones, changed in place.
+
+    Their values are still to be put in.
+    """
     for name, layer in list(module.named_modules()):
-        if isinstance(layer, StandardisedConv2d):
+        if isinstance(layer, StandardisedConv2d | NormalisedConv2d):
             plain: nn.Module = copy.copy(layer)
             plain.__class__, plain._buffers = nn.Conv2d, {}
+            plain._parameters = {slot: value for slot, value in layer._parameters.items() if slot != "gain"}
             parent, _, slot = name.rpartition(".")
             setattr(module.get_submodule(parent), slot, plain)
     return module
@@ -99,11 +105,14 @@ class Form:
     standardise: bool = False
     detach_shortcut: bool = False
     shrink: Fraction = Fraction(1)  # how much narrower than asked for a matched model is
+    over: str = "all"  # entries that a normalised filter's statistics are of
 
     def conv(self, inside: int, outside: int, kernel: int = 3, stride: int = 1, padding: int | None = None, groups: int = 1) -> nn.Conv2d:
         """A convolution that keeps height and width (but for its stride); it has a bias where no norm follows."""
-        kind = StandardisedConv2d if self.standardise else nn.Conv2d
         around = kernel // 2 if padding is None else padding
+        if self.norm == "nsconv":
+            return NormalisedConv2d(inside, outside, kernel, stride, around, groups=groups, over=self.over)
+        kind = StandardisedConv2d if self.standardise else nn.Conv2d
         return kind(inside, outside, kernel, stride, around, groups=groups, bias=self.norm == "none")
 
     def normed(self, channels: int) -> nn.Module:
@@ -132,8 +141,14 @@ def he(module: nn.Module) -> nn.Module:
 
 
 def recast(module: nn.Module, form: Form) -> None:
-    """Every convolution of a borrowed network becomes the form's own: with a bias where no norm follows, standardised where asked."""
+    """Every convolution of a borrowed network becomes the form's own: with a bias where no norm follows, standardised where asked.
+
+    Without norms the variance is kept by normalised convolutions and scaled ReLUs in the place of ReLU6.
+    """
     for name, layer in list(module.named_modules()):
+        if isinstance(layer, nn.ReLU6) and form.norm == "nsconv":
+            parent, _, slot = name.rpartition(".")
+            setattr(module.get_submodule(parent), slot, ScaledReLU(layer.inplace))
         if isinstance(layer, nn.Conv2d):
             kernel, stride, padding = layer.kernel_size[0], layer.stride[0], int(layer.padding[0])
             own = form.conv(layer.in_channels, layer.out_channels, kernel, stride, padding, layer.groups)

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from math import isfinite
 
 from fedsim.fault import BadInput
+from fedsim.models.normalised import OVER
 
-NORMS = ("batch", "group", "none")
+NORMS = ("batch", "group", "none", "nsconv")
 MATCHES = ("params", "flops", "memory")
 
 
@@ -17,7 +18,8 @@ class ModelSettings:
 
     name: str = "cnn"  # cnn | simple_cnn | lenet5 | resnet8 | resnet18 | resnet20 | resnet32 | resnet56 | vgg11 | vgg16 | mobilenet_v2
     width: int | None = None  # channels of the first convolution, all others in proportion; None: the model's own
-    norm: str = "batch"  # batch | group (one group: all channels of an image) | none
+    norm: str = "batch"  # batch | group (one group: all channels of an image) | none | nsconv (normalised sparse convolutions, no norms)
+    nsconv_over: str = "all"  # entries that a normalised filter's statistics are of: all (pruned ones as 0) | kept
     standardise: bool = False  # weight-standardised convolutions
     norm_weight: float = 1.0  # where the scales of norms start
     detach_shortcut: bool = False  # no gradient through the down-sampling shortcuts of resnet8/20/32/56
@@ -28,6 +30,12 @@ class ModelSettings:
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
             raise BadInput(f"model.norm is one of {', '.join(NORMS)}; not {self.norm!r}")
+        if self.nsconv_over not in OVER:
+            raise BadInput(f"model.nsconv_over is one of {', '.join(OVER)}; not {self.nsconv_over!r}")
+        if self.norm != "nsconv" and self.nsconv_over != "all":
+            raise BadInput(f'model.nsconv_over = {self.nsconv_over!r} needs model.norm = "nsconv"; it is {self.norm!r}')
+        if self.norm == "nsconv" and self.standardise:
+            raise BadInput('model.standardise is for other norms: model.norm = "nsconv" normalises its filters by itself')
         if self.match is not None and self.match not in MATCHES:
             raise BadInput(f"model.match is one of {', '.join(MATCHES)}; not {self.match!r}")
         if not 0 < self.match_density <= 1:

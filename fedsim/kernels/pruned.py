@@ -1,0 +1,334 @@
+"""Layers that keep little for their backward pass: activations pruned to their largest entries, signs instead of values.
+
+Scaled activation pruning: FedMef (Huang et al., CVPR 2024, arXiv:2403.14737), specification section 3.4. A layer's result and the
+gradient of its input are those of the plain layer, by the same kernels; the gradient of its weight is taken with the pruned input.
+A normalised weight is made anew in the backward pass, so that no tensor of a weight's size is kept.
+
+Shapes: x (B, …), M = B · P entries of which k are kept; where (ceil(M / 8),) a bit an entry, or (k,) int32 positions; values (k,).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from math import inf, prod
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fedsim.kernels import largest
+from fedsim.kernels.layout import inner, innermost
+from fedsim.kernels.rows import by_rows
+from fedsim.models.normalised import normalised, slopes
+
+CACHES = ("bitmap", "int32")
+LAYERS = ("all", "conv")
+Cache = tuple[Tensor, Tensor]  # where, values
+
+
+@dataclass(frozen=True)
+class Keep:
+    """How much of the inputs of layers is kept for the backward pass."""
+
+    share: float  # of the entries, in (0, 1]
+    layers: str = "all"  # conv: linear layers keep their whole input
+    cache: str = "bitmap"  # how positions are kept: a bit an entry, or int32 each
+
+    def bytes(self, entries: int, value: int = 4) -> int:
+        """Of the cache of one input."""
+        kept = largest.count(entries, self.share)
+        return value * kept + (largest.packed_length(entries) if self.cache == "bitmap" else 4 * kept)
+
+
+# ---- entries in the order of memory
+
+
+def form_of(x: Tensor, pure: bool) -> str:
+    """How x lies in memory: "rows", channels "last", images "inner"; a call under a transform sees rows."""
+    if pure or x.is_contiguous():
+        return "rows"
+    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        return "last"
+    return "inner" if innermost(x) else "rows"
+
+
+def flat(x: Tensor, form: str) -> Tensor:
+    """(M,) the entries in the order of that form, without a copy where x lies so."""
+    if form == "last":
+        return x.permute(0, 2, 3, 1).reshape(-1)
+    return inner(x).view(-1) if form == "inner" else x.reshape(-1)
+
+
+def shaped(entries: Tensor, shape: torch.Size, form: str) -> Tensor:
+    """The tensor whose `flat` these are."""
+    if form == "last":
+        b, c, h, w = shape
+        return entries.view(b, h, w, c).permute(0, 3, 1, 2)
+    return entries.view(*shape[1:], shape[0]).movedim(-1, 0) if form == "inner" else entries.view(shape)
+
+
+# ---- the cache of an input
+
+
+def pruned(x: Tensor, real: Tensor | None, keep: Keep, form: str) -> Cache:
+    """The largest entries of a batch, of its real images alone (real (B,) in {0, 1}, or None)."""
+    k = largest.count(x.numel(), keep.share)
+    x = x.detach()
+    if real is None:
+        where, values = by_rows(partial(_pruned, keep.cache, k), flat(x, form), None)
+        return where, values
+    held = x * real.to(x.dtype).view(-1, *[1] * (x.dim() - 1))
+    kept = largest.counts(real.sum().double() * prod(x.shape[1:]), keep.share)
+    where, values = by_rows(partial(_pruned, keep.cache, k), flat(held, form), kept)
+    return where, values
+
+
+def _pruned(cache: str, k: int, x: Tensor, kept: Tensor | None) -> Cache:
+    bits, values = largest.select(x.contiguous(), kept, k)
+    return (bits if cache == "bitmap" else largest.positions(bits, x.shape[1], k)), values
+
+
+def restored(cache: Cache, shape: torch.Size, form: str) -> Tensor:
+    """x~: the kept entries in their places, 0 elsewhere."""
+    (entries,) = by_rows(partial(_restored, prod(shape)), *cache)
+    return shaped(entries, shape, form)
+
+
+def _restored(entries: int, where: Tensor, values: Tensor) -> tuple[Tensor]:
+    if where.dtype == torch.int32:
+        return (values.new_zeros(len(values), entries).scatter_add_(1, where.long(), values),)
+    return (largest.restore(where.contiguous(), values.contiguous(), entries),)
+
+
+# ---- layers with a weight
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """How a convolution lies over its input."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        op = (F.conv1d, F.conv2d, F.conv3d)[weight.dim() - 3]
+        return cast(Tensor, op(x, weight, bias, self.stride, self.padding, self.dilation, self.groups))  # type: ignore[operator]
+
+    def backward(self, g: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, bool, bool]) -> tuple[Tensor | None, ...]:
+        sizes, none = [weight.shape[0]], [0] * len(self.stride)
+        way = (self.stride, self.padding, self.dilation, False, none, self.groups)
+        found: tuple[Tensor | None, ...] = torch.ops.aten.convolution_backward(g, x, weight, sizes, *way, list(wanted))
+        return found
+
+
+@dataclass(frozen=True)
+class Product:
+    """A linear map of the last axis."""
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, weight, bias)
+
+    def backward(self, g: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, bool, bool]) -> tuple[Tensor | None, ...]:
+        rows, inputs = g.reshape(-1, g.shape[-1]), x.reshape(-1, x.shape[-1])
+        by_x = (rows @ weight).view(x.shape) if wanted[0] else None
+        return by_x, (inputs.t() @ rows).t() if wanted[1] else None, rows.sum(0) if wanted[2] else None
+
+
+@dataclass(frozen=True)
+class Tap:
+    """Who looks at the dense gradient of the weight in use, and what it gives back."""
+
+    see: Callable[[Tensor], dict[str, Tensor]]
+    probes: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What a layer does, and what of it is kept."""
+
+    op: Convolution | Product
+    over: str = ""  # a normalised weight's statistics; empty: the weight is used as it is
+    tap: Tap | None = field(default=None, compare=False)
+    form: str = "rows"
+
+    def weight(self, x: Tensor, weight: Tensor, gain: Tensor | None, mask: Tensor | None) -> Tensor:
+        """The weight in use, in the dtype of x."""
+        return (weight if gain is None else normalised(weight, gain, mask, self.over)).to(x.dtype)
+
+    def __call__(
+        self, x: Tensor, cache: Cache | None, weight: Tensor, bias: Tensor | None, gain: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """The layer's result; backward it reads the cache in the place of x."""
+        where, values = cache or (None, None)
+        out: Tensor = _Layer.apply(self, x, where, values, bias, weight, gain, mask, *(self.tap.probes if self.tap else ()))
+        return out
+
+
+class _Layer(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        way: Layer, x: Tensor, where: Any, values: Any, bias: Tensor | None, weight: Tensor, gain: Any, mask: Any, *probes: Tensor
+    ) -> Tensor:
+        return way.op(x, way.weight(x, weight, gain, mask), None if bias is None else bias.to(x.dtype))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.way, x, where, values, bias, weight, gain, mask, *probes = inputs
+        ctx.shape, ctx.biased, ctx.low = x.shape, bias is not None, x.dtype
+        ctx.dtypes = [probe.dtype for probe in probes]
+        ctx.save_for_backward(x if where is None else None, where, values, weight, gain, mask)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+        x, where, values, weight, gain, mask = ctx.saved_tensors
+        way: Layer = ctx.way
+        x = x if where is None else restored((where, values), ctx.shape, way.form)
+        _, by_x, _, _, by_bias, by_weight, by_gain, *_ = ctx.needs_input_grad
+        learns = by_weight or by_gain or way.tap is not None
+        used = way.weight(x, weight, gain, mask)
+        into, dense, shift = way.op.backward(g, x, used, (by_x, learns, by_bias and ctx.biased))
+        x = used = None
+        found: list[Any] = []
+        if way.tap is not None:
+            seen = way.tap.see(cast(Tensor, dense).detach().to(weight.dtype))
+            found = [value.to(dtype) for value, dtype in zip(seen.values(), ctx.dtypes, strict=True)]
+        moved = gained = None
+        if by_weight or by_gain:
+            dense = cast(Tensor, dense).to(weight.dtype)
+            moved, gained = (dense, None) if gain is None else slopes(dense, weight, gain, mask, way.over)
+        return None, into, None, None, shift, moved, gained, None, *found
+
+
+# ---- layers without one
+
+
+def relu(x: Tensor, top: float = inf, scale: float = 1.0, inplace: bool = False, pure: bool = False) -> Tensor:
+    """scale · min(max(x, 0), top), which keeps a bit an entry; in the place of x where that may be."""
+    if inplace and not pure:
+        return cast(Tensor, _Overwritten.apply(x, top, scale)[0])
+    return cast(Tensor, _Positive.apply(x, top, scale, form_of(x, pure))[0])
+
+
+def _clamped(top: float, scale: float, x: Tensor) -> tuple[Tensor, Tensor]:
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    return out, largest.where_positive(x, out, top, scale)
+
+
+def _held(scale: float, g: Tensor, bits: Tensor) -> tuple[Tensor]:
+    return (largest.where_set(g.contiguous(), bits.contiguous(), scale),)
+
+
+def _through(ctx: Any, g: Tensor) -> Tensor:
+    (bits,) = ctx.saved_tensors
+    (found,) = by_rows(partial(_held, ctx.scale), flat(g, ctx.form), bits)
+    return shaped(found, ctx.shape, ctx.form)
+
+
+class _Positive(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, top: float, scale: float, form: str) -> tuple[Tensor, Tensor]:
+        out, bits = by_rows(partial(_clamped, top, scale), flat(x, form))
+        return shaped(out, x.shape, form), bits
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        x, _, ctx.scale, ctx.form = inputs
+        ctx.shape = x.shape
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
+        return _through(ctx, g), None, None, None
+
+
+class _Overwritten(torch.autograd.Function):
+    """The same where x itself becomes the result."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, top: float, scale: float) -> tuple[Tensor, Tensor]:
+        ctx.form, ctx.shape, ctx.scale = form_of(x, False), x.shape, scale
+        entries = flat(x, ctx.form).unsqueeze(0)
+        bits = largest.where_positive(entries, entries, top, scale)[0]
+        if entries.data_ptr() != x.data_ptr():  # x lies in no order that is known here
+            x.copy_(shaped(entries[0], x.shape, ctx.form))
+        ctx.mark_dirty(x)
+        ctx.mark_non_differentiable(bits)
+        ctx.save_for_backward(bits)
+        return x, bits
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
+        return _through(ctx, g), None, None
+
+    @staticmethod
+    def vmap(info: Any, dims: Any, x: Tensor, top: float, scale: float) -> Any:
+        raise NotImplementedError("under vmap nothing is overwritten; relu(…, pure=True) is the same")
+
+
+class MaxPool(torch.autograd.Function):
+    """F.max_pool2d, which keeps a byte a result: the largest one's place in its window."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int], ceil: bool) -> tuple[Tensor, Tensor]:
+        out, index = F.max_pool2d(x, kernel, stride, padding, 1, ceil, return_indices=True)
+        rows, columns = _corners(out, stride, padding)
+        place = (index // x.shape[-1] - rows) * kernel[1] + index % x.shape[-1] - columns
+        return out, place.to(torch.uint8 if prod(kernel) <= 256 else torch.int32)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        x, *ctx.way, _ = inputs
+        ctx.shape = x.shape
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        (place,) = ctx.saved_tensors
+        kernel, stride, padding = ctx.way
+        rows, columns = _corners(g, stride, padding)
+        index = (place.long() // kernel[1] + rows) * ctx.shape[-1] + place.long() % kernel[1] + columns
+        into = torch.zeros_like(g.flatten(-2)[..., :1]).expand(*ctx.shape[:-2], prod(ctx.shape[-2:]))
+        return into.scatter_add(-1, index.flatten(-2), g.flatten(-2)).view(ctx.shape), None, None, None, None
+
+
+def _corners(out: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """(first row of every window (H', 1), first column (W',))."""
+    rows, columns = (
+        torch.arange(size, device=out.device) * step - around for size, step, around in zip(out.shape[-2:], stride, padding, strict=True)
+    )
+    return rows.unsqueeze(1), columns
+
+
+class AveragePool(torch.autograd.Function):
+    """F.avg_pool2d, which keeps nothing."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, way: tuple[Any, ...]) -> Tensor:
+        return F.avg_pool2d(x, *way)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, ctx.pool = inputs
+        ctx.shape = x.shape
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        like = g.flatten()[:1].expand(ctx.shape)  # the pool is linear: torch reads of its input the shape alone
+        kernel, stride, padding, ceil, counted, divisor = ctx.pool
+        return torch.ops.aten.avg_pool2d_backward(g, like, kernel, stride, padding, ceil, counted, divisor), None

@@ -1,0 +1,48 @@
+"""A function of stacked clients called for one of them: alone it sees a stack of one, under `vmap` the stack itself.
+
+So kernels that torch cannot look into, and programs for a whole pack, stand inside of code that is written for one client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Function = Callable[..., tuple[Tensor, ...]]  # of tensors (K, …) or None, to tensors (K, …)
+
+
+def by_rows(function: Function, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+    """What `function` gives for one client, whose tensors come without the leading K."""
+    found: tuple[Tensor, ...] = _Rows.apply(function, *tensors)
+    return found
+
+
+class _Rows(torch.autograd.Function):
+    """The way out of `vmap`: its rule is handed the stacked tensors themselves."""
+
+    @staticmethod
+    def forward(function: Function, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        return tuple(value.squeeze(0) for value in function(*(None if value is None else value.unsqueeze(0) for value in tensors)))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        """Nothing is kept: what comes of it is not differentiated."""
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        raise NotImplementedError("what was worked out for stacked clients is not differentiated; net.hessian_vector is twice")
+
+    @staticmethod
+    def vmap(info: Any, dims: Any, function: Function, *tensors: Tensor | None) -> tuple[Any, Any]:
+        found = function(*(_in_front(value, dim, info.batch_size) for value, dim in zip(tensors, dims[1:], strict=True)))
+        return found, (0,) * len(found)
+
+
+def _in_front(value: Tensor | None, dim: int | None, clients: int) -> Tensor | None:
+    """(K, …), of what all clients share as well."""
+    if value is None:
+        return None
+    return value.expand(clients, *value.shape) if dim is None else value.movedim(dim, 0)

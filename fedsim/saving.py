@@ -1,0 +1,134 @@
+"""What layers keep for their backward pass where activations are pruned: caches of inputs, signs of ReLUs, nothing of averages.
+
+Layers that read the same tensor share one cache. The first layer of a network keeps its whole input, the images.
+"""
+
+from __future__ import annotations
+
+import weakref
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from fedsim.kernels import pooled
+from fedsim.kernels.pruned import AveragePool, Cache, Convolution, Layer, MaxPool, Product, form_of, pruned, relu
+from fedsim.models.anatomy import WEIGHTED
+from fedsim.models.layers import StandardisedConv2d
+from fedsim.models.normalised import RELU_SCALE, NormalisedConv2d, ScaledReLU
+
+if TYPE_CHECKING:
+    from fedsim.norms import Call
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, StandardisedConv2d, NormalisedConv2d)
+TAKEN = (*CONVOLUTIONS, nn.Linear)  # exactly: a class of a user's own may do anything with its input
+ACTIVATIONS: dict[type[nn.Module], tuple[float, float]] = {nn.ReLU: (inf, 1.0), nn.ReLU6: (6.0, 1.0), ScaledReLU: (inf, RELU_SCALE)}
+
+
+def unfit(module: nn.Module) -> list[str]:
+    """The layers whose inputs cannot be pruned, and why; empty where all can."""
+    found = []
+    for name, layer in module.named_modules():
+        own = [value for value in layer._parameters.values() if value is not None and value.dim() > 1]
+        if own and type(layer) not in TAKEN:
+            found.append(f"{name or 'the model'} is a {type(layer).__name__}, and only convolutions and linear layers take it")
+        elif isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) and layer.padding_mode != "zeros":
+            found.append(f'{name} pads by padding_mode = {layer.padding_mode!r}; it takes "zeros"')
+        elif getattr(layer, "padding", 0) == "same" and _uneven(layer):
+            found.append(f'{name} has padding = "same" and an even kernel; it takes odd ones')
+    if not [layer for layer in module.modules() if isinstance(layer, WEIGHTED)][1:]:
+        found.append("no layer comes after the first one, which keeps its whole input")
+    return found
+
+
+def _uneven(layer: Any) -> bool:
+    return any(dilation * (kernel - 1) % 2 for dilation, kernel in zip(layer.dilation, layer.kernel_size, strict=True))
+
+
+def operation(layer: Any) -> Convolution | Product:
+    """What a convolution or a linear layer does with its input and its weight."""
+    if isinstance(layer, nn.Linear):
+        return Product()
+    padding = layer.padding
+    if isinstance(padding, str):
+        same = [dilation * (kernel - 1) // 2 for dilation, kernel in zip(layer.dilation, layer.kernel_size, strict=True)]
+        padding = tuple(same) if padding == "same" else (0,) * len(same)
+    return Convolution(layer.stride, padding, layer.dilation, layer.groups)
+
+
+def saves(call: Call) -> bool:
+    """Whether this is a pass whose layers keep less than their inputs: in training, with a backward pass to come."""
+    return call.keep is not None and torch.is_grad_enabled()
+
+
+def prunes(layer: Any) -> bool:
+    """Whether the input of a layer of Net's is pruned in this call."""
+    call: Call = layer.call[0]
+    return layer.prunes and saves(call) and (call.keep.layers == "all" or not isinstance(layer, nn.Linear))  # type: ignore[union-attr]
+
+
+def weighted(
+    layer: Any, x: Tensor, way: Layer, weight: Tensor, bias: Tensor | None, gain: Tensor | None = None, mask: Tensor | None = None
+) -> Tensor:
+    """The layer's result; where it prunes, only the cache of its input is kept."""
+    if not prunes(layer):
+        return way(x, None, weight, bias, gain, mask)
+    cache, form = cached(layer.call[0], x)
+    return Layer(way.op, way.over, way.tap, form)(x, cache, weight, bias, gain, mask)
+
+
+def cached(call: Call, x: Tensor) -> tuple[Cache, str]:
+    """The cache of x, and in which order; made where no layer has read x before in this call."""
+    whose = source(x)
+    mark = whose._version if not call.pure else 0
+    for other, version, cache, form in call.caches:
+        if other() is whose and version == mark:
+            return cache, form
+    assert call.keep is not None
+    form = form_of(x, call.pure)
+    cache = pruned(x, call.real, call.keep, form)
+    call.caches[:] = [entry for entry in call.caches if entry[0]() is not None]
+    call.caches.append((weakref.ref(whose), mark, cache, form))
+    return cache, form
+
+
+def rounded(x: Tensor, low: torch.dtype) -> Tensor:
+    """x in another dtype, which knows whose it is: layers that round the same tensor share a cache as well."""
+    made = x.to(low)
+    made.source = weakref.ref(x)  # type: ignore[attr-defined]
+    return made
+
+
+def source(x: Tensor) -> Tensor:
+    """The tensor that x is a rounding of, or x."""
+    of = getattr(x, "source", None)
+    found: Tensor | None = of() if of is not None else None
+    return x if found is None else found
+
+
+def activated(layer: Any, x: Tensor) -> Tensor:
+    """A ReLU that keeps signs."""
+    top, scale = ACTIVATIONS[layer.kind]
+    return relu(x, top, scale, layer.inplace, layer.call[0].pure)
+
+
+def largest_of_windows(layer: nn.MaxPool2d, x: Tensor, pure: bool) -> Tensor | None:
+    """A max pool that keeps a byte a result; None for one that this cannot do."""
+    if not pure and pooled.takes(x, layer):
+        return pooled.halved(x)
+    if layer.return_indices or layer.dilation not in (1, (1, 1)):
+        return None
+    found: Tensor = MaxPool.apply(x, *(_two(value) for value in (layer.kernel_size, layer.stride, layer.padding)), layer.ceil_mode)[0]
+    return found
+
+
+def averaged(layer: nn.AvgPool2d, x: Tensor) -> Tensor:
+    """An average pool that keeps nothing."""
+    sizes = [list(_two(value)) for value in (layer.kernel_size, layer.stride, layer.padding)]
+    found: Tensor = AveragePool.apply(x, (*sizes, layer.ceil_mode, layer.count_include_pad, layer.divisor_override))
+    return found
+
+
+def _two(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
