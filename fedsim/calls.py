@@ -15,10 +15,10 @@ from torch import Tensor, fx, nn
 from fedsim import innermost, norms, precision, saving, trace
 from fedsim.channels import Channels, standardised_of
 from fedsim.gates import GATES
+from fedsim.keep import Keep
 from fedsim.kernels import products, stacked
 from fedsim.kernels.choice import Cost, Patterns
 from fedsim.kernels.pattern import Geometry, Pattern
-from fedsim.kernels.pruned import Keep
 from fedsim.models.anatomy import WEIGHTED
 from fedsim.models.layers import standardised
 from fedsim.models.normalised import normalised, normalised_of

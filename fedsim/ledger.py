@@ -9,12 +9,17 @@ f_D and f_S forward FLOPs of one image, dense and sparse.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import log2
 from types import MappingProxyType
 
+from fedsim.keep import Keep, bits
+
 VALUE = 4  # bytes of a float32
+NORMALISING = 5  # operations for each entry of a normalised weight
+COPIED = 1  # tensor of the size of a convolution's weight that torch's kernels make on a CPU beside the gradient: one in their own order
+REMADE = 2  # tensors of a normalised weight's size that its backward pass makes beside its gradient
 CHARGES = ("train", "forward", "inputs")
 ENCODINGS = ("dense", "bitmask", "coordinate", "csr32", "csr16", "entropy", "affine8")
 
@@ -36,6 +41,18 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Moment:
+    """A step where the backward pass stands at one module."""
+
+    activations: int  # bytes per image that are saved up to it
+    caches: int  # caches that are
+    signs: int  # ReLUs' bits that are
+    transient: int  # bytes per image of gradients and restored inputs beside them
+    layer: str = ""  # it is a convolution or a linear map, whose weight's gradient is formed now
+    free: int = 0  # other parameters whose gradient is
+
+
+@dataclass(frozen=True)
 class Anatomy:
     """What the ledger needs to know of a model."""
 
@@ -44,7 +61,11 @@ class Anatomy:
     buffers: int  # b: running means and variances
     activations: int  # bytes saved for backward per image, float32
     vectors: int = 0  # bytes saved for backward per batch, whatever its size (the channel statistics of batch norms)
-    transient: int = 0  # bytes per image by which a step's highest moment, two gradients beside what is still saved, exceeds `activations`
+    keep: Keep | None = None  # how inputs of layers are pruned before they are saved
+    caches: tuple[int, ...] = ()  # entries per image of every input that is; not in `activations`
+    signs: tuple[int, ...] = ()  # entries per image of every ReLU that saves a bit each; not in `activations`
+    normalised: frozenset[str] = frozenset()  # layers whose weight in use is made anew in every pass
+    moments: tuple[Moment, ...] = ()  # of a backward pass, in the order of the forward pass
 
     @property
     def weights(self) -> int:
@@ -149,6 +170,11 @@ def training_flops(anatomy: Anatomy, kept: Kept = DENSE, dense: Sequence[str] = 
     return feed_flops(anatomy, 1, kept, "train", dense).total
 
 
+def normalising_flops(anatomy: Anatomy) -> int:
+    """About what it takes to normalise weights once, as every step does: 5 N a filter. A line of its own, in no other figure."""
+    return NORMALISING * sum(layer.weights for layer in anatomy.layers if layer.name in anatomy.normalised)
+
+
 def micronet(layer: Layer, kept: float, bias: bool = True, activation: bool = True) -> tuple[float, float]:
     """(multiplications, additions) of one image as the MicroNet challenge counts them; for comparison only.
 
@@ -243,7 +269,7 @@ def memory(
         top=2 * VALUE * top,
         personal=personal,
         beside=beside,
-        activations=_activations(anatomy, batch),
+        activations=saved(anatomy, batch).total,
     )
 
 
@@ -254,20 +280,42 @@ def executed(anatomy: Anatomy, batch: int, masked: Sequence[str] = (), slots: in
     """
     names = _named(anatomy, masked)
     hidden = sum(layer.weights for layer in anatomy.layers if layer.name in names)
-    terms = {
+    product = sum(layer.weights for layer in anatomy.layers if layer.name in names - anatomy.normalised)
+    held = {
         "weights": VALUE * (anatomy.parameters + anatomy.buffers),
-        "gradients": VALUE * anatomy.parameters,
         "optimiser": VALUE * slots * anatomy.parameters,
         "masks": hidden,
-        "effective": VALUE * hidden,
-        "activations": _activations(anatomy, batch),
-        "transient": batch * anatomy.transient,
     }
-    return Terms({name: pack * value for name, value in terms.items()})
+    highest = max(_moments(anatomy, batch, product), key=lambda terms: terms.total)
+    return Terms({name: pack * value for name, value in (held | highest).items()})
 
 
-def _activations(anatomy: Anatomy, batch: int) -> int:
-    return batch * anatomy.activations + anatomy.vectors if batch else 0
+def _moments(anatomy: Anatomy, batch: int, product: int) -> Iterator[Terms]:
+    """What a step holds beside its state when its backward pass stands at each module, and when its gradients are masked."""
+    sizes, dims, formed = {layer.name: layer.weights for layer in anatomy.layers}, {layer.name: len(layer.shape) for layer in anatomy.layers}, 0
+    for moment in reversed(anatomy.moments):
+        mine = sizes.get(moment.layer, 0)
+        formed += mine + moment.free
+        kept = _saved(anatomy, batch, moment.activations, moment.caches, moment.signs)
+        made = REMADE * (moment.layer in anatomy.normalised) + COPIED * (dims.get(moment.layer, 0) > 2)
+        beside = batch * moment.transient + VALUE * made * mine
+        yield Terms(gradients=VALUE * formed, effective=VALUE * product, activations=kept.total, transient=beside)
+    yield Terms(gradients=VALUE * anatomy.parameters, effective=VALUE * product, activations=0, transient=0)
+
+
+def saved(anatomy: Anatomy, batch: int) -> Terms:
+    """Bytes that are saved for the backward pass of a batch, weights left aside: pruned inputs, signs of ReLUs, and all else."""
+    return _saved(anatomy, batch, anatomy.activations, len(anatomy.caches), len(anatomy.signs))
+
+
+def _saved(anatomy: Anatomy, batch: int, activations: int, caches: int, signs: int) -> Terms:
+    if not batch:
+        return Terms(caches=0, signs=0, others=0)
+    return Terms(
+        caches=sum(anatomy.keep.bytes(batch * entries) for entries in anatomy.caches[:caches]) if anatomy.keep else 0,
+        signs=sum(bits(batch * entries) for entries in anatomy.signs[:signs]),
+        others=batch * activations + anatomy.vectors,
+    )
 
 
 def _named(anatomy: Anatomy, names: Sequence[str]) -> set[str]:

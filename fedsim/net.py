@@ -101,7 +101,7 @@ class Net(Calls):
     def per_channel(self, shape: tuple[int, ...]) -> list[int]:
         """Bytes saved for backward per image of `shape` and open channel, for each group."""
         owners = {node: group.name for group in self.channels.groups for node in group.nodes}
-        found = per_channel(self._given, shape, self._traced[0], owners)
+        found = per_channel(self._given, shape, self._traced[0], owners, self.keep)
         return [found[group.name] for group in self.channels.groups]
 
     def cut(self, kept: Tree) -> Net:

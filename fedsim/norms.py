@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedsim.innermost import batch_norm, group_norm, takes
 from fedsim import saving
+from fedsim.innermost import batch_norm, group_norm, takes
+from fedsim.keep import Keep
 from fedsim.kernels.pattern import Pattern
-from fedsim.kernels.pruned import Keep, Layer, Tap
+from fedsim.kernels.pruned import Layer, Tap
 from fedsim.models.layers import StandardisedConv2d, standardised
 from fedsim.models.normalised import NormalisedConv2d
 from fedsim.tree import Tree

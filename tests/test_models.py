@@ -222,7 +222,7 @@ def test_an_unknown_name_lists_the_names() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"norm": "layer"}, "batch, group, none; not 'layer'"),
+        ({"norm": "layer"}, "batch, group, none, nsconv; not 'layer'"),
         ({"match": "bytes"}, "params, flops, memory; not 'bytes'"),
         ({"match": "params", "match_density": 0.0}, r"in \(0, 1\]; not 0.0"),
         ({"match_density": 0.5}, "needs model.match"),

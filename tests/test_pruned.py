@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedsim.keep import Keep, count
 from fedsim.kernels import largest
-from fedsim.kernels.pruned import AveragePool, Keep, Layer, MaxPool, Product, form_of, pruned, relu, restored
+from fedsim.kernels.pruned import AveragePool, Layer, MaxPool, Product, form_of, pruned, relu, restored
 from fedsim.models.normalised import normalised
 from fedsim.saving import operation
 
@@ -42,7 +43,7 @@ def image(name: str, batch: int = 5, dtype: torch.dtype = torch.float32) -> Tens
 def zero_filled(x: Tensor, share: float) -> Tensor:
     """x with the entries of its stable sort by magnitude that come after the first k at 0."""
     order = x.flatten().abs().double().sort(descending=True, stable=True).indices
-    return x.flatten().index_fill(0, order[largest.count(x.numel(), share) :], 0).view(x.shape)
+    return x.flatten().index_fill(0, order[count(x.numel(), share) :], 0).view(x.shape)
 
 
 def gradients(layer: nn.Module, x: Tensor, share: float | None) -> tuple[Tensor, list[Tensor]]:
@@ -86,9 +87,9 @@ def test_result_and_input_gradient_are_the_plain_layers_to_the_bit(name, layout,
 
 
 def test_the_count_of_kept_entries_and_their_bytes() -> None:
-    assert largest.count(10, 0.3) == 3
-    assert largest.count(320, 0.3) == 96
-    assert largest.count(7, 0.01) == 1
+    assert count(10, 0.3) == 3
+    assert count(320, 0.3) == 96
+    assert count(7, 0.01) == 1
     assert Keep(0.3).bytes(320) == 424 == 0.33125 * 1280
     assert Keep(0.3, cache="int32").bytes(320) == 768
     assert Keep(0.5).bytes(320) == 0.53125 * 1280
@@ -110,7 +111,7 @@ entries = st.lists(st.sampled_from([0.0, -0.0, 1.0, -1.0, 1.5, 2.0**-140, -3.0, 
 @given(entries, st.floats(0.01, 1.0), st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))
 def test_the_largest_are_those_of_a_stable_sort_here_and_on_any_device(values, share, dtype) -> None:
     x = torch.tensor(values, dtype=dtype).unsqueeze(0)
-    k = largest.count(x.shape[1], share)
+    k = count(x.shape[1], share)
     bits, kept = largest.select(x, None, k)
     order = x[0].abs().double().sort(descending=True, stable=True).indices[:k].sort().values
     chosen = torch.zeros(x.shape[1], dtype=torch.bool).index_fill(0, order, True)
@@ -128,7 +129,7 @@ def test_padded_images_do_not_count() -> None:
     cache = pruned(x * 1.0, real, Keep(SHARE), "rows")
     alone = zero_filled(x[real.bool()], SHARE)
     assert torch.equal(restored(cache, x.shape, "rows")[real.bool()], alone)
-    assert int(largest._unpacked(cache[0].unsqueeze(0), x.numel()).sum()) == largest.count(alone.numel(), SHARE)
+    assert int(largest._unpacked(cache[0].unsqueeze(0), x.numel()).sum()) == count(alone.numel(), SHARE)
 
 
 @pytest.mark.parametrize("padded", [False, True])

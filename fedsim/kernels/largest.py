@@ -16,24 +16,16 @@ from numba import njit
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedsim.keep import bits as bits_of
+
 FIRST, NEXT = 11, 10  # bits that are counted at once: of all entries, of those that are still undecided
 SPREAD = 64  # tables that a device counts into side by side
 INTEGERS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32, torch.float64: torch.int64}
 
 
-def count(entries: int, share: float) -> int:
-    """k = M - round((1 - share) M), at least 1."""
-    return max(1, entries - int((1 - share) * entries + 0.5))
-
-
 def counts(entries: Tensor, share: float) -> Tensor:
-    """`count` of each row, int64."""
+    """`keep.count` of each row, int64."""
     return (entries.long() - ((1 - share) * entries.double() + 0.5).long()).clamp(min=1)
-
-
-def packed_length(entries: int) -> int:
-    """Bytes of a bit for each of so many entries."""
-    return -(-entries // 8)
 
 
 def select(x: Tensor, kept: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
@@ -41,7 +33,7 @@ def select(x: Tensor, kept: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
 
     kept (K,) int64, at most k: so many in each row, and zeros behind their values; None: k in all.
     """
-    bits = x.new_empty(len(x), packed_length(x.shape[1]), dtype=torch.uint8)
+    bits = x.new_empty(len(x), bits_of(x.shape[1]), dtype=torch.uint8)
     values = x.new_zeros(len(x), k) if kept is not None else x.new_empty(len(x), k)
     if x.device.type != "cpu":
         return _select_anywhere(x, kept if kept is not None else x.new_full((len(x),), k, dtype=torch.int64), values)
@@ -71,7 +63,7 @@ def positions(bits: Tensor, entries: int, k: int) -> Tensor:
 
 def where_positive(x: Tensor, out: Tensor, top: float, scale: float) -> Tensor:
     """bits (K, ceil(M / 8)) of 0 < x < top for x (K, M); out, which may be x, becomes scale · min(max(x, 0), top)."""
-    inside = x.new_empty(len(x), packed_length(x.shape[1]), dtype=torch.uint8)
+    inside = x.new_empty(len(x), bits_of(x.shape[1]), dtype=torch.uint8)
     if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
         inside = _packed((x > 0) & (x < top))
         torch.clamp(x, 0, top, out=out)

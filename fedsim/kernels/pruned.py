@@ -19,28 +19,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedsim.keep import Keep, count
 from fedsim.kernels import largest
 from fedsim.kernels.layout import inner, innermost
 from fedsim.kernels.rows import by_rows
 from fedsim.models.normalised import normalised, slopes
 
-CACHES = ("bitmap", "int32")
-LAYERS = ("all", "conv")
 Cache = tuple[Tensor, Tensor]  # where, values
-
-
-@dataclass(frozen=True)
-class Keep:
-    """How much of the inputs of layers is kept for the backward pass."""
-
-    share: float  # of the entries, in (0, 1]
-    layers: str = "all"  # conv: linear layers keep their whole input
-    cache: str = "bitmap"  # how positions are kept: a bit an entry, or int32 each
-
-    def bytes(self, entries: int, value: int = 4) -> int:
-        """Of the cache of one input."""
-        kept = largest.count(entries, self.share)
-        return value * kept + (largest.packed_length(entries) if self.cache == "bitmap" else 4 * kept)
 
 
 # ---- entries in the order of memory
@@ -75,7 +60,7 @@ def shaped(entries: Tensor, shape: torch.Size, form: str) -> Tensor:
 
 def pruned(x: Tensor, real: Tensor | None, keep: Keep, form: str) -> Cache:
     """The largest entries of a batch, of its real images alone (real (B,) in {0, 1}, or None)."""
-    k = largest.count(x.numel(), keep.share)
+    k = count(x.numel(), keep.share)
     x = x.detach()
     if real is None:
         where, values = by_rows(partial(_pruned, keep.cache, k), flat(x, form), None)

@@ -3,7 +3,8 @@
 Activations are counted by rules (float32, each storage once): convolution and linear save their input; batch norm its input and
 two values per channel; group norm its input and two values per image and group; ReLU its output, ReLU6 its input; pooling its
 input, max-pooling its int64 indices too; the mean over all positions, additions and reshaping nothing; cross-entropy the
-log-probabilities and the label. Only modules are seen: a functional call inside of a user's own module adds nothing.
+log-probabilities and the label. Where inputs are pruned, layers save a cache, ReLUs a bit an entry, max-pooling a byte a result and
+average pooling nothing. Only modules are seen: a functional call inside of a user's own module adds nothing.
 """
 
 from __future__ import annotations
@@ -11,52 +12,63 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from fedsim.ledger import VALUE, Anatomy, Layer
+from fedsim.keep import Keep, bits
+from fedsim.ledger import VALUE, Anatomy, Layer, Moment
+from fedsim.models.normalised import ScaledReLU, normalised_of
 
 BATCH = 2
 LABEL = 8  # bytes of an int64
-WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+WEIGHTED = (*CONVOLUTIONS, nn.Linear)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 POOLS = (nn.AvgPool2d, nn.MaxPool2d)
 
 
-def anatomy(module: nn.Module, shape: tuple[int, ...]) -> Anatomy:
+def anatomy(module: nn.Module, shape: tuple[int, ...], keep: Keep | None = None) -> Anatomy:
     """The anatomy of `module` for images of `shape` (C, H, W), by two images of zeros; the module stays as it was.
 
-    A module on the meta device is read without computing anything.
+    keep: how Net prunes the inputs of its layers, which then save less, as do its ReLUs and pools. A module on the meta device is
+    read without computing anything.
     """
     module = copy.deepcopy(module).train()  # a copy: training mode moves the running statistics
     device = next((value.device for value in module.parameters()), torch.device("cpu"))
     layers: dict[nn.Module, Layer] = {layer: _layer(name, layer) for name, layer in module.named_modules() if isinstance(layer, WEIGHTED)}
-    seen = _Seen(layers)
+    seen = _Seen(layers, keep)
     for layer in module.modules():
         layer.register_forward_hook(seen.after)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         logits = module(torch.zeros(BATCH, *shape, device=device))
     weights = sum(layer.weights for layer in layers.values())
-    activations = seen.saved + VALUE * logits[0].numel() + LABEL
+    tail = VALUE * logits[0].numel() + LABEL
     return Anatomy(
         layers=tuple(layers.values()),
         free=sum(value.numel() for value in module.parameters()) - weights,
         buffers=sum(value.numel() for value in module.buffers() if value.is_floating_point()),
-        activations=activations,
+        activations=seen.saved + tail,
         vectors=seen.vectors,
-        transient=max(0, seen.highest - activations),
+        keep=keep,
+        caches=tuple(seen.caches),
+        signs=tuple(seen.signs),
+        normalised=frozenset(normalised_of(module)),
+        moments=tuple(replace(moment, activations=moment.activations + tail) for moment in seen.moments),
     )
 
 
-def per_channel(module: nn.Module, shape: tuple[int, ...], graph: fx.Graph, owners: Mapping[str, str]) -> dict[str, int]:
+def per_channel(
+    module: nn.Module, shape: tuple[int, ...], graph: fx.Graph, owners: Mapping[str, str], keep: Keep | None = None
+) -> dict[str, int]:
     """Bytes saved for backward per image and channel, for each group: `owners` says whose channels a node of the `graph` hands on.
 
     The sum over groups, each times its channels, is the part of `anatomy`'s activations that gates make smaller.
     """
     module = copy.deepcopy(module).train()
-    seen = _Seen({layer: _layer(name, layer) for name, layer in module.named_modules() if isinstance(layer, WEIGHTED)})
+    seen = _Seen({layer: _layer(name, layer) for name, layer in module.named_modules() if isinstance(layer, WEIGHTED)}, keep)
     for layer in module.modules():
         layer.register_forward_hook(seen.after)
     device = next((value.device for value in module.parameters()), torch.device("cpu"))
@@ -95,28 +107,59 @@ def _layer(name: str, layer: nn.Module) -> Layer:
 class _Seen:
     """What the hooks of one forward pass gather."""
 
-    def __init__(self, layers: dict[nn.Module, Layer]) -> None:
-        self.layers = layers
+    def __init__(self, layers: dict[nn.Module, Layer], keep: Keep | None = None) -> None:
+        self.layers, self.keep = layers, keep
+        self.first = next(iter(layers), None)
         self.storages: dict[int, Tensor] = {}  # the tensor is held, so that its storage's address stays its own
         self.shares: list[tuple[int, int]] = []  # a storage, and bytes per image that are saved of it or like it
         self.saved = 0  # bytes per image
+        self.spared = 0  # of them, which the rules count and this program does not need
         self.vectors = 0  # bytes per batch
-        self.highest = 0  # bytes per image: what is saved up to a layer, and the gradients of its output and its input
+        self.caches: list[int] = []  # entries per image
+        self.signs: list[int] = []
+        self.pruned: dict[int, Tensor] = {}
+        self.moments: list[Moment] = []
 
     def after(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if module in self.layers:
             self._use(module, output)
-        for kinds, rule in RULES:
+        restored = len(self.caches)
+        for kinds, rule in LEAN if self.keep else RULES:
             if isinstance(module, kinds):
                 rule(self, module, inputs[0], output)
-                gradients = VALUE * (inputs[0].numel() + output.numel()) // BATCH
-                self.highest = max(self.highest, self.saved + gradients)
+        if any(isinstance(module, kinds) for kinds, _ in RULES):
+            self._stand(module, inputs[0], output, len(self.caches) > restored or _known(self.pruned, inputs[0]))
+
+    def _stand(self, module: nn.Module, x: Tensor, y: Tensor, restored: bool) -> None:
+        """Notes what the backward pass holds at this module: gradients of its output and its input, and its restored input.
+
+        Besides, torch's convolutions copy both into blocks of channels and back, and its batch norm makes one more tensor.
+        """
+        weight = module._parameters.get("weight")
+        own = sum(value.numel() for value in module.parameters(recurse=False))
+        held = weight.numel() if module in self.layers and weight is not None else 0
+        inputs, outputs = 1 + (restored and held > 0) + isinstance(module, (*CONVOLUTIONS, *BATCH_NORMS)), 1 + isinstance(module, CONVOLUTIONS)
+        beside = VALUE * (inputs * x.numel() + outputs * y.numel()) // BATCH
+        name = self.layers[module].name if module in self.layers else ""
+        self.moments.append(Moment(self.saved - self.spared, len(self.caches), len(self.signs), beside, name, own - held))
 
     def save(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in self.storages:
-            self.storages[storage._cdata] = tensor
-            self.add(tensor, storage.nbytes() // BATCH)
+        if not _known(self.storages, tensor):
+            self.storages[tensor.untyped_storage()._cdata] = tensor
+            self.add(tensor, tensor.untyped_storage().nbytes() // BATCH)
+
+    def prune(self, tensor: Tensor) -> None:
+        """A cache for all layers that read this storage."""
+        if not _known(self.pruned, tensor):
+            self.pruned[tensor.untyped_storage()._cdata] = tensor
+            entries = tensor[0].numel()
+            self.caches.append(entries)
+            assert self.keep is not None
+            self.shares.append((tensor.untyped_storage()._cdata, self.keep.bytes(entries)))
+
+    def sign(self, tensor: Tensor) -> None:
+        self.signs.append(tensor[0].numel())
+        self.shares.append((tensor.untyped_storage()._cdata, bits(tensor[0].numel())))
 
     def add(self, like: Tensor, bytes: int) -> None:
         self.shares.append((like.untyped_storage()._cdata, bytes))
@@ -127,6 +170,10 @@ class _Seen:
         layer = self.layers[module]
         positions = layer.positions + output[0].numel() // layer.shape[0]
         self.layers[module] = replace(layer, positions=positions, flops=2 * layer.weights * positions)
+
+
+def _known(tensors: dict[int, Tensor], tensor: Tensor) -> bool:
+    return tensor.untyped_storage()._cdata in tensors
 
 
 def _input(seen: _Seen, module: nn.Module, x: Tensor, y: Tensor) -> None:
@@ -156,6 +203,8 @@ def _group_norm(seen: _Seen, module: nn.Module, x: Tensor, y: Tensor) -> None:
 
 def _indices(seen: _Seen, module: nn.Module, x: Tensor, y: Tensor) -> None:
     seen.add(y, LABEL * y[0].numel())
+    if (module.kernel_size, module.stride, module.padding) in ((2, 2, 0), ((2, 2), (2, 2), (0, 0))):  # Net's own kernel keeps a byte
+        seen.spared += (LABEL - 1) * y[0].numel()
 
 
 def _adaptive(seen: _Seen, module: nn.Module, x: Tensor, y: Tensor) -> None:
@@ -163,13 +212,39 @@ def _adaptive(seen: _Seen, module: nn.Module, x: Tensor, y: Tensor) -> None:
         seen.save(x)
 
 
-RULES: tuple[tuple[tuple[type[nn.Module], ...], Callable[[_Seen, nn.Module, Tensor, Tensor], None]], ...] = (
+def _cached(seen: _Seen, module: nn.Module, x: Tensor, y: Tensor) -> None:
+    assert seen.keep is not None
+    if module is seen.first or (isinstance(module, nn.Linear) and seen.keep.layers == "conv"):
+        seen.save(x)
+    else:
+        seen.prune(x)
+
+
+def _signs(seen: _Seen, module: nn.Module, x: Tensor, y: Tensor) -> None:
+    seen.sign(y)
+
+
+def _places(seen: _Seen, module: nn.Module, x: Tensor, y: Tensor) -> None:
+    kernel = module.kernel_size if isinstance(module.kernel_size, tuple) else (module.kernel_size,) * 2
+    seen.add(y, (1 if prod(kernel) <= 256 else VALUE) * y[0].numel())  # type: ignore[arg-type]
+
+
+Rules = tuple[tuple[tuple[type[nn.Module], ...], Callable[[_Seen, nn.Module, Tensor, Tensor], None]], ...]
+RULES: Rules = (
     (WEIGHTED, _input),
     (BATCH_NORMS, _batch_norm),
     ((nn.GroupNorm,), _group_norm),
-    ((nn.ReLU,), _output),
+    ((nn.ReLU, ScaledReLU), _output),
     ((nn.ReLU6,), _relu6),
     (POOLS, _input),
     ((nn.MaxPool2d,), _indices),
+    ((nn.AdaptiveAvgPool2d,), _adaptive),
+)
+LEAN: Rules = (  # where the inputs of layers are pruned
+    (WEIGHTED, _cached),
+    (BATCH_NORMS, _batch_norm),
+    ((nn.GroupNorm,), _group_norm),
+    ((nn.ReLU, nn.ReLU6, ScaledReLU), _signs),
+    ((nn.MaxPool2d,), _places),
     ((nn.AdaptiveAvgPool2d,), _adaptive),
 )
