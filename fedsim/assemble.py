@@ -70,11 +70,15 @@ def assemble(job: Job, node_rank: int = 0, stopped: Callable[[], bool] = lambda:
     population = populate(job.data, job.partition, job.seed)
     shape, classes = population.train.shape, population.train.classes
     module = models.build(job.model, shape, classes, job.seed)
-    anatomy = models.anatomy(module, shape)
+    anatomy = models.anatomy(module, shape, job.train.keep())
     try:
         net = Net(module).to(device)
     except ValueError as error:
         raise BadInput(f"[model] {job.model.name or job.model.factory}: {error}") from error
+    try:
+        net.prune(job.train.keep())
+    except ValueError as error:
+        raise BadInput(f"[train] activation_keep = {job.train.activation_keep}: {error}") from error
     cohort, filled = job.cohort.of(population.clients), int((population.shards["train"].sizes() > 0).sum())
     if cohort > filled:
         raise BadInput(

@@ -51,7 +51,9 @@ class Calls:
         self._slots = tied([(where, slot, "w/" + name) for where, slot, name in self._slots if where[slot] is not None])
         uses = Counter(key for _, _, key in self._slots)
         self._patterns = Patterns({layer: way for layer, way in geometries.items() if uses[f"w/{layer}.weight"] == 1}, {})
-        weighted = [name for name, layer in self.module.named_modules() if isinstance(layer, (*WEIGHTED, norms.Standardised, norms.Normalised))]
+        weighted = [
+            name for name, layer in self.module.named_modules() if isinstance(layer, (*WEIGHTED, norms.Standardised, norms.Normalised))
+        ]
         self.shapes = {name: tuple(self.initial[f"w/{name}.weight"].shape) for name in weighted if f"w/{name}.weight" in self.initial}
         self.normalised = normalised_of(self._given)
         self.keep: Keep | None = None

@@ -211,7 +211,7 @@ def standardised_of(module: nn.Module) -> frozenset[str]:
 
 
 def filled(module: nn.Module, values: Tree) -> nn.Module:
-    """A copy of the module in evaluation mode with the "w/" and "buf/" of a tree, whose filters are no longer to be standardised or normalised."""
+    """A copy of the module in evaluation mode with the "w/" and "buf/" of a tree, whose filters are ready for use."""
     module = ordinary(copy.deepcopy(module))
     own: Tree = {f"w/{name}": value for name, value in module.named_parameters()}
     own |= {f"buf/{name}": value for name, value in module.named_buffers() if value.is_floating_point()}

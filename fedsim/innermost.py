@@ -53,15 +53,16 @@ class Conv2d(Weighted, nn.Conv2d):
         if not patterns:
             return self.pruning(x) if saving.prunes(self) else super().forward(x)
         if self.key in patterns:
-            return sparse.conv2d(x, self.weight, self.bias, patterns[self.key])
-        return _inwards(super().forward(_outwards(x)))
+            return sparse.conv2d(x, self.weight, self.bias, patterns[self.key], saving.cache_for(self, x))
+        turned = _outwards(x)
+        return _inwards(self.pruning(turned) if saving.prunes(self) else super().forward(turned))
 
 
 class Linear(Weighted, nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         patterns = self.call[0].patterns
         if self.key in patterns and x.dim() == 2:
-            return sparse.linear(x, self.weight, self.bias, patterns[self.key])
+            return sparse.linear(x, self.weight, self.bias, patterns[self.key], saving.cache_for(self, x))
         return self.pruning(x) if saving.prunes(self) else super().forward(x)
 
 
@@ -93,24 +94,28 @@ class MaxPool2d(nn.MaxPool2d):
     call: list[Call]
 
     def forward(self, x: Tensor) -> Tensor:
-        if saving.saves(self.call[0]) and not self.call[0].patterns and (out := saving.largest_of_windows(self, x, self.call[0].pure)) is not None:
-            return out
-        if not self.call[0].pure and pooled.takes(x, self):
+        call = self.call[0]
+        if not call.pure and pooled.takes(x, self):
             return pooled.halved(x)
-        if self.return_indices or not (self.call[0].patterns and _flat(x)):
-            return cast(Tensor, super().forward(x))
-        return cast(Tensor, super().forward(x.transpose(0, 1)).transpose(0, 1))
+        if self.return_indices or not (call.patterns and _flat(x)):
+            return self._of(x)
+        return self._of(x.transpose(0, 1)).transpose(0, 1)
+
+    def _of(self, x: Tensor) -> Tensor:
+        lean = saving.saves(self.call[0]) and saving.has_places(self)
+        return saving.largest_of_windows(self, x) if lean else cast(Tensor, super().forward(x))
 
 
 class AvgPool2d(nn.AvgPool2d):
     call: list[Call]
 
     def forward(self, x: Tensor) -> Tensor:
-        if saving.saves(self.call[0]) and not self.call[0].patterns:
-            return saving.averaged(self, x)
         if not (self.call[0].patterns and _flat(x)):
-            return super().forward(x)
-        return super().forward(x.transpose(0, 1)).transpose(0, 1)
+            return self._of(x)
+        return self._of(x.transpose(0, 1)).transpose(0, 1)
+
+    def _of(self, x: Tensor) -> Tensor:
+        return saving.averaged(self, x) if saving.saves(self.call[0]) else super().forward(x)
 
 
 class Shortcut(layers.Shortcut):
@@ -172,7 +177,7 @@ def _inwards(x: Tensor) -> Tensor:
 
 
 def _outwards(x: Tensor) -> Tensor:
-    return cast(Tensor, Outwards.apply(x)) if innermost(x) else x
+    return saving.standing_for(cast(Tensor, Outwards.apply(x)), x) if innermost(x) else x
 
 
 # ---- norm

@@ -292,12 +292,13 @@ def executed(anatomy: Anatomy, batch: int, masked: Sequence[str] = (), slots: in
 
 def _moments(anatomy: Anatomy, batch: int, product: int) -> Iterator[Terms]:
     """What a step holds beside its state when its backward pass stands at each module, and when its gradients are masked."""
-    sizes, dims, formed = {layer.name: layer.weights for layer in anatomy.layers}, {layer.name: len(layer.shape) for layer in anatomy.layers}, 0
+    layers, formed = {layer.name: layer for layer in anatomy.layers}, 0
     for moment in reversed(anatomy.moments):
-        mine = sizes.get(moment.layer, 0)
+        layer = layers.get(moment.layer)
+        mine, copied = (layer.weights, len(layer.shape) > 2) if layer else (0, False)
         formed += mine + moment.free
         kept = _saved(anatomy, batch, moment.activations, moment.caches, moment.signs)
-        made = REMADE * (moment.layer in anatomy.normalised) + COPIED * (dims.get(moment.layer, 0) > 2)
+        made = REMADE * (moment.layer in anatomy.normalised) + COPIED * copied
         beside = batch * moment.transient + VALUE * made * mine
         yield Terms(gradients=VALUE * formed, effective=VALUE * product, activations=kept.total, transient=beside)
     yield Terms(gradients=VALUE * anatomy.parameters, effective=VALUE * product, activations=0, transient=0)

@@ -153,7 +153,7 @@ class Net(Calls):
         )
 
     def _in_use(self, tree: Tree, patterns: dict[str, Pattern]) -> Tree:
-        """The weights that layers are given: effective, but of a layer with a pattern its kept values (nnz,), of one that masks the stored."""
+        """The weights that layers are given: effective; with a pattern the kept values (nnz,); stored, where a layer masks them itself."""
         kept = {f"w/{layer}.weight": pattern for layer, pattern in patterns.items()}
         values = {key: kept[key].values(tree[key]) if key in kept else tree[key] for key in self.weights}
         return self._masked(values, tree, kept.keys() | self._masking)

@@ -205,7 +205,12 @@ class Gate(nn.Module):
         return x if gate is None else x * gate.to(x.dtype).view([1, -1] + [1] * (x.dim() - 2))
 
 
-OURS: tuple[tuple[Any, Any], ...] = ((TORCH_NORMS, BatchNorm), (nn.GroupNorm, GroupNorm), (StandardisedConv2d, Standardised), (NormalisedConv2d, Normalised))
+OURS: tuple[tuple[Any, Any], ...] = (
+    (TORCH_NORMS, BatchNorm),
+    (nn.GroupNorm, GroupNorm),
+    (StandardisedConv2d, Standardised),
+    (NormalisedConv2d, Normalised),
+)
 
 
 def swap(module: nn.Module, call: Call) -> None:

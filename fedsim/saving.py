@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fedsim.kernels import pooled
 from fedsim.kernels.pruned import AveragePool, Cache, Convolution, Layer, MaxPool, Product, form_of, pruned, relu
 from fedsim.models.anatomy import WEIGHTED
 from fedsim.models.layers import StandardisedConv2d
@@ -72,10 +71,16 @@ def weighted(
     layer: Any, x: Tensor, way: Layer, weight: Tensor, bias: Tensor | None, gain: Tensor | None = None, mask: Tensor | None = None
 ) -> Tensor:
     """The layer's result; where it prunes, only the cache of its input is kept."""
-    if not prunes(layer):
+    kept = cache_for(layer, x)
+    if kept is None:
         return way(x, None, weight, bias, gain, mask)
-    cache, form = cached(layer.call[0], x)
+    cache, form = kept
     return Layer(way.op, way.over, way.tap, form)(x, cache, weight, bias, gain, mask)
+
+
+def cache_for(layer: Any, x: Tensor) -> tuple[Cache, str] | None:
+    """The cache of what a layer reads, and in which order; None for one that keeps it whole."""
+    return cached(layer.call[0], x) if prunes(layer) else None
 
 
 def cached(call: Call, x: Tensor) -> tuple[Cache, str]:
@@ -94,14 +99,18 @@ def cached(call: Call, x: Tensor) -> tuple[Cache, str]:
 
 
 def rounded(x: Tensor, low: torch.dtype) -> Tensor:
-    """x in another dtype, which knows whose it is: layers that round the same tensor share a cache as well."""
-    made = x.to(low)
-    made.source = weakref.ref(x)  # type: ignore[attr-defined]
+    """x in another dtype."""
+    return standing_for(x.to(low), x)
+
+
+def standing_for(made: Tensor, x: Tensor) -> Tensor:
+    """`made`, which holds what x does: layers that read one or the other share a cache."""
+    made.source = weakref.ref(source(x))  # type: ignore[attr-defined]
     return made
 
 
 def source(x: Tensor) -> Tensor:
-    """The tensor that x is a rounding of, or x."""
+    """The tensor that x stands for, or x."""
     of = getattr(x, "source", None)
     found: Tensor | None = of() if of is not None else None
     return x if found is None else found
@@ -113,12 +122,13 @@ def activated(layer: Any, x: Tensor) -> Tensor:
     return relu(x, top, scale, layer.inplace, layer.call[0].pure)
 
 
-def largest_of_windows(layer: nn.MaxPool2d, x: Tensor, pure: bool) -> Tensor | None:
-    """A max pool that keeps a byte a result; None for one that this cannot do."""
-    if not pure and pooled.takes(x, layer):
-        return pooled.halved(x)
-    if layer.return_indices or layer.dilation not in (1, (1, 1)):
-        return None
+def has_places(layer: nn.MaxPool2d) -> bool:
+    """Whether `largest_of_windows` does what a max pool does."""
+    return not layer.return_indices and layer.dilation in (1, (1, 1))
+
+
+def largest_of_windows(layer: nn.MaxPool2d, x: Tensor) -> Tensor:
+    """A max pool that keeps a byte a result."""
     found: Tensor = MaxPool.apply(x, *(_two(value) for value in (layer.kernel_size, layer.stride, layer.padding)), layer.ceil_mode)[0]
     return found
 

@@ -16,9 +16,11 @@ from fedsim.tree import Tree, clone, under
 def pretrained(setting: Setting, public: Data, epochs: int) -> Tree:
     """The initial model after `epochs` of the job's own optimiser (its rate in round 1, its batch) on `public`, not augmented.
 
+    The server has memory enough: its activations are not pruned.
+
     BadInput where it diverges.
     """
-    net, rate = setting.net, setting.train.at(1)
+    net, rate = setting.net.whole(), setting.train.at(1)
     state = clone(net.initial)
     state |= descent.fresh(under(state, "w/"), rate.momentum, rate.optimiser)
     with torch.no_grad():

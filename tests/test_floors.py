@@ -10,7 +10,21 @@ import pytest
 ROOT = Path(__file__).parents[1] / "fedsim"
 FLOORS = (
     {"tree", "draw", "masks", "adjust", "descent", "gates", "net", "norms", "wire", "kernels", "exact", "ledger", "models", "fault"}
-    | {"trace", "channels", "calls", "autodiff", "innermost", "narrow", "precision", "taps", "hypernet", "constraint", "cotrain"},
+    | {
+        "trace",
+        "channels",
+        "calls",
+        "autodiff",
+        "innermost",
+        "narrow",
+        "precision",
+        "taps",
+        "keep",
+        "saving",
+        "hypernet",
+        "constraint",
+        "cotrain",
+    },
     {"core", "works", "server", "aggregate", "plain", "gated", "choosing", "phases"},
     {"methods", "fleet", "data", "record", "checkpoint"},
 )

@@ -156,7 +156,7 @@ def _taken(entries: Any, least: Any, ties: Any, held: Any, k: Any, bits: Any, ma
     at = 0
     for j in range(bits.size):
         eight = entries[8 * j : 8 * j + 8]
-        above, equal = 0, 0
+        above, equal = np.int64(0), np.int64(0)
         for t in range(eight.size):
             e = np.int64(eight[t]) & mask
             above |= np.int64(e > least) << t
@@ -169,7 +169,7 @@ def _taken(entries: Any, least: Any, ties: Any, held: Any, k: Any, bits: Any, ma
         if at < k:
             for t in range(eight.size):
                 held[min(at, k - 1)] = eight[t] if at < k else held[k - 1]
-                at += (above >> t) & 1
+                at += int((above >> t) & 1)
 
 
 @njit(cache=True, nogil=True)
@@ -214,7 +214,7 @@ def _restore(bits: Any, values: Any, out: Any) -> None:  # pragma: no cover - co
 def _clamped(x: Any, out: Any, bits: Any, top: Any, scale: Any) -> None:  # pragma: no cover - compiled
     zero = x.dtype.type(0)
     for j in range(bits.size):
-        eight, into, byte = x[8 * j : 8 * j + 8], out[8 * j : 8 * j + 8], 0
+        eight, into, byte = x[8 * j : 8 * j + 8], out[8 * j : 8 * j + 8], np.int64(0)
         for t in range(eight.size):
             value = eight[t]
             byte |= np.int64(value > zero and value < top) << t

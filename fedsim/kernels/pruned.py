@@ -102,7 +102,7 @@ class Convolution:
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         op = (F.conv1d, F.conv2d, F.conv3d)[weight.dim() - 3]
-        return cast(Tensor, op(x, weight, bias, self.stride, self.padding, self.dilation, self.groups))  # type: ignore[operator]
+        return op(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
     def backward(self, g: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, bool, bool]) -> tuple[Tensor | None, ...]:
         sizes, none = [weight.shape[0]], [0] * len(self.stride)
@@ -179,7 +179,7 @@ class _Layer(torch.autograd.Function):
         learns = by_weight or by_gain or way.tap is not None
         used = way.weight(x, weight, gain, mask)
         into, dense, shift = way.op.backward(g, x, used, (by_x, learns, by_bias and ctx.biased))
-        x = used = None
+        del x, used
         found: list[Any] = []
         if way.tap is not None:
             seen = way.tap.see(cast(Tensor, dense).detach().to(weight.dtype))

@@ -16,16 +16,23 @@ from torch.autograd.function import once_differentiable
 from fedsim.kernels import gather, planes
 from fedsim.kernels.layout import inner, made
 from fedsim.kernels.pattern import Pattern, Sweep
+from fedsim.kernels.pruned import Cache, restored
+
+Kept = tuple[Cache, str]  # and the order of its entries
 
 
-def conv2d(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> Tensor:
-    """F.conv2d of x (B, I, H, W) with the pattern's weight; (B, O, H', W'), images innermost."""
-    return cast(Tensor, _Sparse.apply(x, values, bias, pattern))
+def conv2d(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern, cache: Kept | None = None) -> Tensor:
+    """F.conv2d of x (B, I, H, W) with the pattern's weight; (B, O, H', W'), images innermost.
+
+    cache: what is kept of x for the values' gradient, in the place of x itself.
+    """
+    (where, held), form = cache or ((None, None), "")
+    return cast(Tensor, _Sparse.apply(x, values, bias, pattern, where, held, form))
 
 
-def linear(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> Tensor:
+def linear(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern, cache: Kept | None = None) -> Tensor:
     """F.linear of x (B, I) with the pattern's weight; (B, O), images innermost."""
-    return conv2d(x[:, :, None, None], values, bias, pattern)[:, :, 0, 0]
+    return conv2d(x[:, :, None, None], values, bias, pattern, cache)[:, :, 0, 0]
 
 
 @cache
@@ -43,24 +50,32 @@ def missing(device: str) -> str:
 
 class _Sparse(torch.autograd.Function):
     @staticmethod
-    def forward(context: Any, x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> Tensor:
+    def forward(context: Any, x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern, where: Any, held: Any, form: str) -> Tensor:
         images = inner(x)  # (I, H, W, B)
         out, read = _forward(images, values, bias, pattern)
-        context.save_for_backward(read, values)
-        context.shape, context.pattern, context.biased = images.shape, pattern, bias is not None
+        context.save_for_backward(read if where is None else None, values, where, held)
+        context.shape, context.pattern, context.biased, context.whole, context.form = images.shape, pattern, bias is not None, x.shape, form
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(context: Any, g: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
-        read, values = context.saved_tensors
+    def backward(context: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        read, values, where, held = context.saved_tensors
+        if where is not None:
+            read = _read(inner(restored((where, held), context.whole, context.form)), context.pattern)
         g = inner(g)  # (O, H', W', B)
         by_x, by_values = _backward(read, context.shape, values, g, context.pattern)
-        return by_x.movedim(-1, 0), by_values, g.sum((1, 2, 3)) if context.biased else None, None
+        return by_x.movedim(-1, 0), by_values, g.sum((1, 2, 3)) if context.biased else None, None, None, None, None
+
+
+def _read(images: Tensor, pattern: Pattern) -> Tensor:
+    """What the backward pass reads: the images, of strided layers on the CPU their phases."""
+    strided = not images.is_cuda and pattern.geometry.stride != (1, 1)
+    return _phased(images, pattern, pattern.sweep(*images.shape[1:])) if strided else images
 
 
 def _forward(images: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> tuple[Tensor, Tensor]:
-    """(B, O, H', W'), images innermost; and what the backward pass reads: the images, of strided layers on the CPU their phases."""
+    """(B, O, H', W'), images innermost; and what `_read` gives."""
     if images.is_cuda:
         from fedsim.kernels import on_cuda  # here, for Triton is not on every machine
 

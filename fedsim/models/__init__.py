@@ -102,7 +102,9 @@ def _make(settings: ModelSettings, shape: Shape, classes: int, width: int | None
     family = _family(settings, shape)
     full = settings.width or family.width
     width = width or full
-    form = Form(shape, classes, width, settings.norm, settings.standardise, settings.detach_shortcut, Fraction(width, full), settings.nsconv_over)
+    form = Form(
+        shape, classes, width, settings.norm, settings.standardise, settings.detach_shortcut, Fraction(width, full), settings.nsconv_over
+    )
     module = family.make(form)
     for layer in module.modules():
         if isinstance(layer, nn.BatchNorm2d | nn.GroupNorm):

@@ -138,8 +138,9 @@ class _Seen:
         weight = module._parameters.get("weight")
         own = sum(value.numel() for value in module.parameters(recurse=False))
         held = weight.numel() if module in self.layers and weight is not None else 0
-        inputs, outputs = 1 + (restored and held > 0) + isinstance(module, (*CONVOLUTIONS, *BATCH_NORMS)), 1 + isinstance(module, CONVOLUTIONS)
-        beside = VALUE * (inputs * x.numel() + outputs * y.numel()) // BATCH
+        copies = isinstance(module, CONVOLUTIONS)
+        inputs = 1 + (restored and held > 0) + (copies or isinstance(module, BATCH_NORMS))
+        beside = VALUE * (inputs * x.numel() + (1 + copies) * y.numel()) // BATCH
         name = self.layers[module].name if module in self.layers else ""
         self.moments.append(Moment(self.saved - self.spared, len(self.caches), len(self.signs), beside, name, own - held))
 
@@ -226,7 +227,7 @@ def _signs(seen: _Seen, module: nn.Module, x: Tensor, y: Tensor) -> None:
 
 def _places(seen: _Seen, module: nn.Module, x: Tensor, y: Tensor) -> None:
     kernel = module.kernel_size if isinstance(module.kernel_size, tuple) else (module.kernel_size,) * 2
-    seen.add(y, (1 if prod(kernel) <= 256 else VALUE) * y[0].numel())  # type: ignore[arg-type]
+    seen.add(y, (1 if prod(kernel) <= 256 else VALUE) * y[0].numel())
 
 
 Rules = tuple[tuple[tuple[type[nn.Module], ...], Callable[[_Seen, nn.Module, Tensor, Tensor], None]], ...]

@@ -7,7 +7,7 @@ they are; gain is learnt, one number for each output channel.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -88,4 +88,4 @@ class ScaledReLU(nn.Module):
 
 def normalised_of(module: nn.Module) -> dict[str, str]:
     """The normalised layers, and the entries that their statistics are of."""
-    return {name: cast(str, layer.over) for name, layer in module.named_modules() if isinstance(layer, NormalisedConv2d)}
+    return {name: layer.over for name, layer in module.named_modules() if isinstance(layer, NormalisedConv2d)}
