@@ -60,6 +60,26 @@ def stages(layers: Sequence[str]) -> list[list[str]]:
     return found
 
 
+def blocks(layers: Sequence[str], how: int | str) -> list[list[str]]:
+    """The layers in so many groups; by "stages"; every "layer" by itself; or "all" at once. ValueError for a model without stages."""
+    if how == "stages":
+        return stages(layers)
+    return groups(layers, {"layer": len(layers), "all": 1}.get(str(how), int(how) if isinstance(how, int) else 1))
+
+
+def turn(r: int, every: int, count: int, order: str = "backward") -> int:
+    """The block that round `r` adjusts, 1 nearest the input: from the output to the input or "forward", and again from the start."""
+    before = (r // every - 1) % count  # adjustments before this one
+    return count - before if order == "backward" else before + 1
+
+
+def moving(shared: Tree, layers: Sequence[str], alpha: float, r: int, stop: int, up: bool = False) -> dict[str, int]:
+    """`moves` of each of the layers, of those that move any."""
+    held = {layer: shared[f"mask/{layer}.weight"] for layer in layers}
+    found = {layer: moves(int(mask.sum()), mask.numel(), alpha, r, stop, up) for layer, mask in held.items()}
+    return {layer: k for layer, k in found.items() if k}
+
+
 def votes(index: Tensor, value: Tensor, weight: Tensor, size: int) -> Tensor:
     """(N,) float64: sum over clients of weight_k · value_k at index_k, 0 where nobody voted; index and value (K, a), weight (K,).
 
@@ -71,18 +91,18 @@ def votes(index: Tensor, value: Tensor, weight: Tensor, size: int) -> Tensor:
     return total
 
 
-def swap(mask: Tensor, w: Tensor, score: Tensor, k: int) -> tuple[Tensor, Tensor, int]:
+def swap(mask: Tensor, w: Tensor, score: Tensor, k: int, leaving: Tensor | None = None) -> tuple[Tensor, Tensor, int]:
     """(mask, w, moved): the `k` pruned positions of largest |score| enter as 0, as many kept ones of smallest |w| leave.
 
     Only positions pruned before can enter, so that none both enters and leaves; a score of 0 is no vote, and fewer votes than
-    `k` move fewer on both sides.
+    `k` move fewer on both sides. leaving (k,): kept positions that leave in their place, in this order.
     """
     scores, weights, kept = score.flatten().abs(), w.flatten(), mask.flatten()
     pruned = (~kept).nonzero().flatten()
     grown = pruned[rank(scores[pruned])[:k]]
     grown = grown[scores[grown] > 0]
     held = kept.nonzero().flatten()
-    dropped = held[rank(-weights[held].abs())[: len(grown)]]
+    dropped = held[rank(-weights[held].abs())[: len(grown)]] if leaving is None else leaving[: len(grown)]
     grown = grown[: len(dropped)]
     after, moved = kept.clone(), weights.clone()
     after[grown], after[dropped] = True, False
@@ -90,10 +110,13 @@ def swap(mask: Tensor, w: Tensor, score: Tensor, k: int) -> tuple[Tensor, Tensor
     return after.view(mask.shape), moved.view(w.shape), len(grown)
 
 
-def swapped(shared: Tree, each: Tree, moves: Mapping[str, int], weight: Tensor) -> tuple[Tree, int]:
+def swapped(
+    shared: Tree, each: Tree, moves: Mapping[str, int], weight: Tensor, leaving: Mapping[str, Tensor] | None = None
+) -> tuple[Tree, int]:
     """`shared` after every layer in `moves` exchanged its weights by the clients' votes, and how many moved.
 
-    each: top/index/LAYER and top/value/LAYER (K, a), a row per client; weight (K,), its share of a vote.
+    each: top/index/LAYER and top/value/LAYER (K, a), a row per client; weight (K,), its share of a vote; leaving: what leaves, where
+    that is not the smallest.
     """
     changed, total = {}, 0
     for layer, k in moves.items():
@@ -102,6 +125,6 @@ def swapped(shared: Tree, each: Tree, moves: Mapping[str, int], weight: Tensor) 
         score = votes(each[f"top/index/{layer}"], each[f"top/value/{layer}"], weight, w.numel())
         if not bool(score.isfinite().all()):
             raise ValueError(f"the clients' gradients of layer {layer!r} are not finite; a lower train.lr may help")
-        changed["mask/" + name], changed["w/" + name], moved = swap(mask, w, score, k)
+        changed["mask/" + name], changed["w/" + name], moved = swap(mask, w, score, k, (leaving or {}).get(layer))
         total += moved
     return shared | changed, total

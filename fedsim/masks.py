@@ -6,7 +6,7 @@ Every choice is exact in number and depends on values alone: of equal scores the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import ceil, floor
+from math import ceil, floor, prod
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from fedsim.tree import Tree
 
 CHUNK = 1 << 11  # positions of a gradient that are ranked at once
 _LAST = 2**31 - 1  # a tensor has fewer positions than that
-_NEVER = -(2**63)  # a key below that of every score
+_NEVER, _BEYOND = -(2**63), 2**63 - 1  # keys below and above those of every score
 
 
 def key_of(key: str) -> str:
@@ -84,6 +84,34 @@ def budget(sizes: Mapping[str, int], density: float) -> int:
     return left
 
 
+def erk(shapes: Mapping[str, tuple[int, ...]], budget: int) -> dict[str, int]:
+    """Kept weights of every layer, `budget` in all, by Erdős-Rényi-kernel densities: eps · the sum of a tensor's sizes / their product.
+
+    Evci et al., ICML 2020, arXiv:1911.11134, appendix. A layer that would get more than it has is dense, and eps is solved again;
+    counts are rounded down, at least 1, and what is left goes to the layers that have room, in order. ValueError for a budget below
+    one weight a layer, or above all weights.
+    """
+    sizes = {layer: prod(shape) for layer, shape in shapes.items()}
+    if not len(sizes) <= budget <= sum(sizes.values()):
+        raise ValueError(f"{budget:,} kept weights for {len(sizes)} layers of {sum(sizes.values()):,}; each keeps at least one")
+    raw = {layer: sum(shape) / prod(shape) for layer, shape in shapes.items()}
+    dense: set[str] = set()
+    while True:
+        free = [layer for layer in sizes if layer not in dense]
+        left = budget - sum(sizes[layer] for layer in dense)
+        eps = left / sum(raw[layer] * sizes[layer] for layer in free) if free else 0.0
+        if not (full := {layer for layer in free if eps * raw[layer] > 1}):
+            break
+        dense |= full
+    counts = {layer: sizes[layer] if layer in dense else max(1, floor(eps * raw[layer] * size + 1e-9)) for layer, size in sizes.items()}
+    while rest := budget - sum(counts.values()):
+        step = 1 if rest > 0 else -1
+        able = [layer for layer, count in counts.items() if (count < sizes[layer] if step > 0 else count > 1)]
+        for layer in able[: abs(rest)]:
+            counts[layer] += step
+    return counts
+
+
 def largest(g: Tensor, mask: Tensor, k: int, chunk: int = CHUNK) -> tuple[Tensor, Tensor]:
     """(index (k,) int32, value (k,) float32) of the `k` largest |g| among pruned positions, largest first; k is at most their number.
 
@@ -98,6 +126,17 @@ def largest(g: Tensor, mask: Tensor, k: int, chunk: int = CHUNK) -> tuple[Tensor
         best = torch.cat([best, found]).topk(k).values
     index = _LAST - (best & 0xFFFFFFFF)
     return index.to(torch.int32), flat[index].float()
+
+
+def smallest(w: Tensor, mask: Tensor, k: int) -> Tensor:
+    """(k,) int64 flat positions of the `k` smallest |w| among kept ones, smallest first. Fit for `vmap`."""
+    flat = w.flatten().abs()
+    keys = torch.where(mask.flatten(), (flat.float().view(torch.int32).long() << 32) | _positions(flat), _BEYOND)
+    return keys.topk(k, largest=False).values & 0xFFFFFFFF
+
+
+def _positions(flat: Tensor) -> Tensor:
+    return torch.arange(flat.shape[0], device=flat.device)
 
 
 def _keys(score: Tensor, begin: int) -> Tensor:

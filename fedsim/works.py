@@ -59,8 +59,12 @@ class Train(Work):
         return w | under(held, "buf/") | descent.fresh(w, self.momentum, self.optimiser)
 
     def step(self, net: Net, sent: Sent, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
-        loss, gradient, buffers, _ = net.gradient(sent.tree(state), batch, extra=self.aggregate.extra(sent, state))
-        return self.descend(net, state | buffers, gradient), loss
+        loss, gradient, buffers, taps = self.gradient(net, sent, state, batch)
+        return self.descend(net, state | buffers | taps, gradient), loss
+
+    def gradient(self, net: Net, sent: Sent, state: Tree, batch: Batch) -> tuple[Tensor, Tree, Tree, Tree]:
+        """What net.gradient gives, the aggregation's part added."""
+        return net.gradient(sent.tree(state), batch, extra=self.aggregate.extra(sent, state))
 
     def descend(self, net: Net, state: Tree, gradient: Tree) -> Tree:
         """The optimiser's step."""
@@ -103,15 +107,15 @@ class TrainAndProbe(Train):
         return seen
 
     def step(self, net: Net, sent: Sent, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
-        layers, trains = self.feeds[batch.feed].dense, batch.feed == 0
-        if not layers:
+        if batch.feed == 0:
             return super().step(net, sent, state, batch)
-        extra = self.aggregate.extra(sent, state) if trains else None
         tap = partial(self._top, sent)
-        loss, gradient, buffers, taps = net.gradient(sent.tree(state), batch, "w" if trains else None, extra=extra, tap=tap, layers=layers)
-        if not trains:
-            return state | taps, loss
-        return self.descend(net, state | buffers | taps, gradient), loss
+        loss, _, _, taps = net.gradient(sent.tree(state), batch, None, tap=tap, layers=self.feeds[batch.feed].dense)
+        return state | taps, loss
+
+    def gradient(self, net: Net, sent: Sent, state: Tree, batch: Batch) -> tuple[Tensor, Tree, Tree, Tree]:
+        layers, extra = self.feeds[batch.feed].dense, self.aggregate.extra(sent, state)
+        return net.gradient(sent.tree(state), batch, extra=extra, tap=partial(self._top, sent) if layers else None, layers=layers)
 
     def finish(self, net: Net, sent: Sent, state: Tree) -> Report:
         report = super().finish(net, sent, state)

@@ -25,7 +25,7 @@ FLOORS = (
         "constraint",
         "cotrain",
     },
-    {"core", "works", "server", "aggregate", "plain", "gated", "choosing", "phases"},
+    {"core", "works", "server", "aggregate", "plain", "gated", "choosing", "phases", "extrude"},
     {"methods", "fleet", "data", "record", "checkpoint"},
 )
 TOP = 3

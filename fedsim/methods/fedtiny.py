@@ -152,21 +152,10 @@ class FedTiny(Method[State]):
         """The block that round `r` adjusts, 1 nearest the input (0: none), and a_t^l of those of its layers that move."""
         if not adjust.due(r, self.adjust_every, self.stop):
             return 0, {}
-        blocks = self._blocks(net)
-        j = (r // self.adjust_every - 1) % len(blocks)  # adjustments before this one
-        block = len(blocks) - j if self.order == "backward" else j + 1
-        held = {layer: shared[f"mask/{layer}.weight"] for layer in blocks[block - 1]}
-        moves = {
-            layer: adjust.moves(int(mask.sum()), mask.numel(), self.alpha, r, self.stop, self.rounding == "ceil")
-            for layer, mask in held.items()
-        }
-        return block if any(moves.values()) else 0, {layer: k for layer, k in moves.items() if k}
-
-    def _blocks(self, net: Net) -> list[list[str]]:
-        if self.blocks == "stages":
-            return adjust.stages(net.maskable)
-        count = {"layer": len(net.maskable), "all": 1}.get(str(self.blocks), self.blocks)
-        return adjust.groups(net.maskable, int(count))
+        blocks = adjust.blocks(net.maskable, self.blocks)
+        block = adjust.turn(r, self.adjust_every, len(blocks), self.order)
+        moves = adjust.moving(shared, blocks[block - 1], self.alpha, r, self.stop, self.rounding == "ceil")
+        return block if moves else 0, moves
 
     # ---- what cannot be
 
@@ -180,7 +169,7 @@ class FedTiny(Method[State]):
         if self.selection != "none" and (self.selection_clients or setting.clients) > most:
             raise BadInput(f"[method] selection_clients: of {setting.clients:,} clients at most {most:,} can select")
         try:
-            self._blocks(setting.net)
+            adjust.blocks(setting.net.maskable, self.blocks)
             self._pool(setting)
         except ValueError as error:
             raise BadInput(f"[method] {error}") from error

@@ -69,6 +69,8 @@ COLUMNS: dict[str, Column] = {
 OF_METHODS: dict[str, Column] = {
     "rounds/adjusted": Column("1", "weights that left and as many that entered the masks in an adjustment"),
     "rounds/block": Column("1", "block of layers that was adjusted, 1 nearest the input"),
+    "rounds/low_before": Column("1", "L2 norm of the marked weights when an extrusion begins, in the broadcast"),
+    "rounds/low_after": Column("1", "the same in the average of what the clients then trained"),
     "rounds/candidates": Column("1", "models that the clients chose from"),
     "rounds/candidate": Column("1", "the chosen one, counted from 1"),
     "rounds/candidate_loss": Column("nat", "mean cross-entropy of the chosen one over the clients' images of the selection"),

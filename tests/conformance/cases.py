@@ -28,9 +28,11 @@ class Case:
     public: int = 0
     masked: bool = False  # the server's model has masks
     budget: float | None = 1.0  # the whole density it may not exceed; None: it starts denser by definition
+    model: dict[str, Any] = field(default_factory=dict)
 
 
 TINY = {"density": 0.3, "pool": 2, "pretrain_epochs": 0, "adjust_every": 1, "stop": 4, "probe_share": 0.5, "bn_passes": 2}
+MOVED = {"density": 0.3, "adjust_every": 2, "stop": 4, "penalty": 0.05}
 GATED = {"cotrain": 2, "warmup": 0, "hyper_interval": 1, "hyper_lr": 0.05, "unseen": "accept"}
 STEPS = {"epochs": None, "steps": 3}
 TABLE = {
@@ -46,6 +48,14 @@ TABLE = {
     ),
     "dwfnp": Case("dwfnp", GATED, STEPS, holdout=0.2),
     "dwfnp-client": Case("dwfnp", GATED | {"hypernet": "client", "finetune": "static", "norm_over": "all"}, STEPS, holdout=0.2),
+    "fedmef": Case("fedmef", MOVED | {"transfer": 1}, {"activation_keep": 0.3}, masked=True, budget=0.3, model={"norm": "nsconv"}),
+    "fedmef-options": Case(
+        "fedmef",
+        MOVED | {"remark": True, "ramp": True, "drop": "marked", "penalty_form": "norm", "beta_norm": "l1", "budget": 3, "blocks": 2},
+        {"activation_keep": 0.5, "activation_cache": "int32", "schedule": "exponential", "factor": 0.5},
+        masked=True,
+        budget=0.3,
+    ),
     "structured": Case("structured", {"choice": "fl1", "cotrain": 2}, STEPS),
     "static-mask": Case("toys:StaticMask", {"density": 0.3}, masked=True, budget=0.3),
     "keeper": Case("toys:Keeper", holdout=0.2),
@@ -83,7 +93,7 @@ def table(name: str, way: str, folder: Path) -> dict[str, Any]:
         "data": {"name": "file", "path": str(images(folder)), "augment": ["crop", "flip", "cutout"], "crop_pad": 1, "cutout": 3},
         "partition": {"name": "natural", "clients": 0, "least": 1, "holdout": case.holdout, "public": case.public},
         "cohort": {"size": 4},
-        "model": {"name": "cnn", "width": 4, "norm": "batch"},
+        "model": {"name": "cnn", "width": 4, "norm": "batch"} | case.model,
         "train": {"epochs": 2, "batch": 10, "lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3} | case.train,
         "method": {"name": case.method} | case.fields,
         "evaluate": {"every": 1, "batch": 32},

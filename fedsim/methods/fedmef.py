@@ -1,0 +1,143 @@
+"""FedMef: Huang et al., "FedMef: Towards Memory-efficient Federated Dynamic Pruning", CVPR 2024, arXiv:2403.14737.
+
+A sparse model of constant density, from random Erdős-Rényi-kernel masks, that now and then exchanges its smallest weights for the
+pruned positions of largest gradient. Budget-aware extrusion: before weights are dropped, a penalty presses them towards zero while
+the rest takes over their work. Scaled activation pruning and the normalised sparse convolution are the model's and the trainer's, of
+use to every method: the whole of FedMef is this method with model.norm = "nsconv" and train.activation_keep = 0.3 in the job.
+
+Paper -> code:  theta -> w,  m -> mask,  d -> density,  theta_low -> the marked weights,  K_l -> moves,  lambda -> penalty,  T -> budget,
+                Delta R -> adjust_every,  R_stop -> stop,  gamma -> 1 - train.activation_keep,  eta_r -> train.lr by train.schedule
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import inf
+from typing import Literal
+
+from torch import Tensor
+
+from fedsim import adjust, draw, extrude, masks
+from fedsim.aggregate import COUNT
+from fedsim.core import Data, Fleet, Method, Reply, Setting
+from fedsim.extrude import MARK, ExtrudeAndProbe
+from fedsim.fault import TINY, BadInput, within
+from fedsim.net import Net
+from fedsim.tree import Tree
+from fedsim.works import TrainAndProbe
+
+
+@dataclass(frozen=True)
+class State:
+    shared: Tree  # the broadcast: w, gains, running statistics, masks
+    memory: Tree  # of the aggregation
+
+
+@dataclass(frozen=True)
+class Extrusion:
+    """What one round presses down, and why."""
+
+    moves: Mapping[str, int] = field(default_factory=dict)  # K_l of an adjustment at the end of the round
+    marks: Mapping[str, int] = field(default_factory=dict)  # K_l of that one, or of the one that comes next
+    before: int = 0  # rounds of the extrusion that are done
+    rounds: int = 1
+
+
+@dataclass(frozen=True)
+class FedMef(Method[State]):
+    """Moves its masks all at once, and presses down what it is about to drop."""
+
+    density: float = 0.1  # d, kept share of all conv and linear weights, the dense first layer included
+    adjust_every: int = 10  # Delta R, rounds
+    stop: int = 300  # R_stop, the last round that may adjust; 0: never
+    swap: float = 0.2  # K_l = swap (1 + cos(pi r / R_stop)) n_l weights of a layer move
+    penalty: float = 1e-4  # lambda, of the marked weights' norm; 0: no extrusion
+    penalty_form: Literal["squared", "norm"] = "squared"  # lambda |theta_low|^2, or lambda |theta_low|
+    ramp: bool = False  # lambda grows by itself at every step of an extrusion, up to 100 times
+    beta_norm: Literal["l2", "l1"] = "l2"  # of the marked weights, in the extrusion's learning rate
+    budget: int | None = None  # T, the last steps of local training, in which they are pressed; None: all of them
+    transfer: int = 0  # rounds just before an adjusting one that extrude as well, T counted over all of them
+    remark: bool = False  # marked anew at every step; false: once, from the broadcast
+    drop: Literal["smallest", "marked"] = "smallest"  # what leaves: the smallest weights of the average, or the marked ones
+    blocks: int | Literal["stages", "layer", "all"] = "all"  # layers that move at once; FedTiny has 5 blocks, one after the other
+    start: Literal["erk", "erk_magnitude"] = "erk"  # which positions are kept at first: random ones, or the largest weights
+    mask_classifier: bool = True  # whether the last layer is pruned as well
+
+    def __post_init__(self) -> None:
+        within(self, density=(TINY, 1), swap=(0, 0.5), penalty=(0, inf), adjust_every=(1, inf), stop=(0, inf))
+        within(self, budget=(1, inf), transfer=(0, self.adjust_every - 1))
+        if isinstance(self.blocks, int):
+            within(self, blocks=(1, inf))
+
+    def init(self, setting: Setting, public: Data | None) -> State:
+        try:
+            adjust.blocks(self._masked(setting.net), self.blocks)
+            held = self.masks_of(setting)
+        except ValueError as error:
+            raise BadInput(f"[method] {error}") from error
+        shared = masks.apply(setting.net.initial, held) | held
+        return State(shared, setting.aggregate.begin(shared))
+
+    def round(self, setting: Setting, state: State, fleet: Fleet, r: int) -> tuple[State, dict[str, float]]:
+        if r == 0:
+            return state, {}
+        extrusion = self.extrusion(setting.net, state.shared, r)
+        trained, reply = self.trained(setting, state, fleet, r, extrusion)
+        shared, told = trained.shared, {"lr": setting.train.at(r).lr, "adjusted": 0.0}
+        if extrusion.marks:
+            low = extrude.marked(state.shared, extrusion.marks)
+            told |= {"low_before": float(extrude.norm_of(state.shared, low)), "low_after": float(extrude.norm_of(shared, low))}
+        if extrusion.moves:
+            n, leaving = reply.each[COUNT].double(), self._leaving(state.shared, extrusion.moves)
+            shared, told["adjusted"] = adjust.swapped(shared, reply.each, extrusion.moves, n / n.sum(), leaving)
+        return State(shared, trained.memory), told
+
+    def deploy(self, setting: Setting, state: State, fleet: Fleet, cohort: Sequence[int]) -> tuple[Tree, Tree, Net | None]:
+        return state.shared, {}, None
+
+    def trained(self, setting: Setting, state: State, fleet: Fleet, r: int, extrusion: Extrusion) -> tuple[State, Reply]:
+        """The average of what the cohort trained in round `r`, under the old masks, and the reply with its votes."""
+        work = TrainAndProbe.growing(setting, r, extrusion.moves)
+        if extrusion.marks and self.penalty:
+            how = (self.penalty, self.penalty_form, self.ramp, self.beta_norm, setting.train.lr, self.budget)
+            when = (extrusion.before, extrusion.rounds, self.remark, extrusion.marks)
+            plain = (work.feeds, work.lr, work.momentum, work.decay, work.aggregate, work.optimiser, work.moves)
+            work = ExtrudeAndProbe(*plain, *how, *when)
+        reply = fleet.run(work, fleet.pick(setting.cohort, r), setting.aggregate.shared(state.memory, state.shared))
+        return State(*setting.aggregate.server(state.memory, state.shared, reply.total, setting)), reply
+
+    def extrusion(self, net: Net, shared: Tree, r: int) -> Extrusion:
+        """What round `r` presses down and moves: for the adjustment that it ends with, or one at most `transfer` rounds ahead."""
+        due = -(-r // self.adjust_every) * self.adjust_every
+        first = max(1, due - self.transfer)
+        if r < first or not adjust.due(due, self.adjust_every, self.stop):
+            return Extrusion()
+        groups = adjust.blocks(self._masked(net), self.blocks)
+        layers = groups[adjust.turn(due, self.adjust_every, len(groups)) - 1]
+        moves = adjust.moving(shared, layers, self.swap, due, self.stop)
+        return Extrusion(moves if r == due else {}, moves, r - first, due - first + 1)
+
+    def _leaving(self, shared: Tree, moves: Mapping[str, int]) -> dict[str, Tensor] | None:
+        """The weights that the broadcast had marked, where these are what leaves."""
+        if self.drop == "smallest":
+            return None
+        return {key.removeprefix(MARK): index for key, index in extrude.marked(shared, moves).items()}
+
+    # ---- masks
+
+    def _masked(self, net: Net) -> tuple[str, ...]:
+        return net.maskable if self.mask_classifier else net.maskable[:-1]
+
+    def masks_of(self, setting: Setting) -> Tree:
+        """Masks of Erdős-Rényi-kernel densities that meet the whole density, at positions drawn from the seed or by magnitude."""
+        net, layers = setting.net, self._masked(setting.net)
+        dense = [layer for layer in net.sizes if layer not in layers]
+        sizes = {"+".join(dense): sum(net.sizes[layer] for layer in dense)} | {layer: net.sizes[layer] for layer in layers}
+        counts = masks.erk({layer: net.shapes[layer] for layer in layers}, masks.budget(sizes, self.density))
+        held = {}
+        for i, (layer, k) in enumerate(counts.items()):
+            w = net.initial[f"w/{layer}.weight"]
+            order = draw.permutation(draw.key(setting.seed, "mask", i), w.numel()).to(w.device)
+            held[f"mask/{layer}.weight"] = masks.first(order if self.start == "erk" else masks.rank(w.abs()), k, w.shape)
+        return held
