@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from fedsim.keep import Keep, count
 from fedsim.kernels import largest
-from fedsim.kernels.pruned import AveragePool, Layer, MaxPool, Product, form_of, pruned, relu, restored
+from fedsim.kernels.pruned import AveragePool, Layer, MaxPool, Product, flat, form_of, pruned, relu, restored, shaped, turned
 from fedsim.models.normalised import normalised
 from fedsim.saving import has_places, largest_of_windows, operation
 
@@ -93,9 +93,7 @@ def test_result_and_input_gradient_are_the_plain_layers_to_the_bit(name, layout,
     for a, b in zip(plain[2:], found[2:], strict=True):  # the bias
         assert torch.equal(a, b)
     _, filled = gradients(layer, zero_filled(x, SHARE), None)
-    ties = layout != "rows"  # which go by their order in memory; there are none among normal draws but those of bfloat16
-    if not (ties and dtype == torch.bfloat16):
-        torch.testing.assert_close(found[1], filled[1])
+    torch.testing.assert_close(found[1], filled[1])
     assert not torch.allclose(found[1], plain[1])
     whole, kept = gradients(layer, x, 1.0)
     assert torch.equal(out, whole)
@@ -139,6 +137,20 @@ def test_the_largest_are_those_of_a_stable_sort_here_and_on_any_device(values, s
     assert torch.equal(kept, again[1])
     assert torch.equal(largest.restore(bits, kept, x.shape[1])[0], torch.where(chosen, x[0], 0))
     assert torch.equal(largest.positions(bits, x.shape[1], k)[0].long(), order)
+
+
+@pytest.mark.parametrize("form", ["rows", "last", "inner"])
+def test_equal_entries_are_kept_in_the_same_order_in_every_layout(form) -> None:
+    """A dark background gives the same number at many places."""
+    x = torch.randint(-2, 3, (4, 3, 5, 5), generator=torch.Generator().manual_seed(5)).float()
+    wanted = zero_filled(x, 0.6)
+    x = x.contiguous(memory_format=torch.channels_last) if form == "last" else x
+    x = x.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2) if form == "inner" else x
+    assert form_of(x, False) == form
+    assert torch.equal(restored(pruned(x, None, Keep(0.6), form), x.shape, form), wanted)
+    entries, k = flat(x, form).unsqueeze(0), count(x.numel(), 0.6)
+    anywhere = largest._select_anywhere(entries, torch.tensor([k]), entries.new_empty(1, k), turned(x.shape, form))
+    assert torch.equal(shaped(largest.restore(*anywhere, x.numel())[0], x.shape, form), wanted)
 
 
 def test_padded_images_do_not_count() -> None:

@@ -28,17 +28,18 @@ def counts(entries: Tensor, share: float) -> Tensor:
     return (entries.long() - ((1 - share) * entries.double() + 0.5).long()).clamp(min=1)
 
 
-def select(x: Tensor, kept: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
+def select(x: Tensor, kept: Tensor | None, k: int, turned: tuple[int, int] = (1, 1)) -> tuple[Tensor, Tensor]:
     """(bits (K, ceil(M / 8)) uint8, values (K, k)) of the largest |x| in every row of x (K, M); of equal ones the first.
 
-    kept (K,) int64, at most k: so many in each row, and zeros behind their values; None: k in all.
+    kept (K,) int64, at most k: so many in each row, and zeros behind their values; None: k in all. turned (S, T): a row lies as
+    (…, S, T) in memory and the first is meant of (…, T, S); among zeros it does not matter.
     """
     bits = x.new_empty(len(x), bits_of(x.shape[1]), dtype=torch.uint8)
     values = x.new_zeros(len(x), k) if kept is not None else x.new_empty(len(x), k)
     if x.device.type != "cpu":
-        return _select_anywhere(x, kept if kept is not None else x.new_full((len(x),), k, dtype=torch.int64), values)
+        return _select_anywhere(x, kept if kept is not None else x.new_full((len(x),), k, dtype=torch.int64), values, turned)
     wanted = np.full(len(x), k, np.int64) if kept is None else kept.numpy()
-    _select(_integers(x), wanted, _integers(values), bits.numpy(), _magnitude(x.dtype))
+    _select(_integers(x), wanted, _integers(values), bits.numpy(), _magnitude(x.dtype), *turned)
     return bits, values
 
 
@@ -150,33 +151,61 @@ def _threshold(x: Any, k: Any, magnitude: Any) -> Any:  # pragma: no cover - com
 
 
 @njit(nogil=True)
-def _taken(entries: Any, least: Any, ties: Any, held: Any, k: Any, bits: Any, magnitude: Any) -> None:  # pragma: no cover - compiled
-    """Writes the entries above `least`, and the first `ties` of those equal to it."""
+def _place(i: Any, s: Any, t: Any) -> Any:  # pragma: no cover - compiled
+    """Where entry i of (…, S, T) stands in (…, T, S)."""
+    return i - i % (s * t) + (i % t) * s + i % (s * t) // t
+
+
+@njit(nogil=True)
+def _limit(entries: Any, least: Any, ties: Any, magnitude: Any, s: Any, t: Any) -> Any:  # pragma: no cover - compiled
+    """The place of the last of those equal to `least` that is taken; -1 where they are taken in the order of memory."""
+    if t == 1 or least == 0:
+        return np.int64(-1)
+    mask = (np.int64(1) << magnitude) - 1 if magnitude < 63 else np.int64(0x7FFFFFFFFFFFFFFF)
+    equal = 0
+    for i in range(entries.size):
+        equal += (np.int64(entries[i]) & mask) == least
+    if equal == ties:
+        return np.int64(-1)
+    places, found = np.empty(equal, np.int64), 0
+    for i in range(entries.size):
+        if (np.int64(entries[i]) & mask) == least:
+            places[found] = _place(i, s, t)
+            found += 1
+    return np.sort(places)[ties - 1]
+
+
+@njit(nogil=True)
+def _taken(
+    entries: Any, least: Any, ties: Any, held: Any, k: Any, bits: Any, magnitude: Any, limit: Any, s: Any, t: Any
+) -> None:  # pragma: no cover - compiled
+    """Writes the entries above `least`, and `ties` of those equal to it: the first, or up to the place `limit`."""
     mask = (np.int64(1) << magnitude) - 1 if magnitude < 63 else np.int64(0x7FFFFFFFFFFFFFFF)
     at = 0
     for j in range(bits.size):
         eight = entries[8 * j : 8 * j + 8]
         above, equal = np.int64(0), np.int64(0)
-        for t in range(eight.size):
-            e = np.int64(eight[t]) & mask
-            above |= np.int64(e > least) << t
-            equal |= np.int64(e == least) << t
-        for t in range(8 if equal and ties else 0):
-            if (equal >> t) & 1 and ties:
-                above |= 1 << t
+        for b in range(eight.size):
+            e = np.int64(eight[b]) & mask
+            above |= np.int64(e > least) << b
+            equal |= np.int64(e == least) << b
+        for b in range(8 if equal and ties else 0):
+            if (equal >> b) & 1 and ties and (limit < 0 or _place(8 * j + b, s, t) <= limit):
+                above |= 1 << b
                 ties -= 1
         bits[j] = above
         if at < k:
-            for t in range(eight.size):
-                held[min(at, k - 1)] = eight[t] if at < k else held[k - 1]
-                at += int((above >> t) & 1)
+            for b in range(eight.size):
+                held[min(at, k - 1)] = eight[b] if at < k else held[k - 1]
+                at += int((above >> b) & 1)
 
 
 @njit(cache=True, nogil=True)
-def _select(x: Any, kept: Any, values: Any, bits: Any, magnitude: Any) -> None:  # pragma: no cover - compiled
+def _select(x: Any, kept: Any, values: Any, bits: Any, magnitude: Any, s: Any, t: Any) -> None:  # pragma: no cover - compiled
     for row in range(x.shape[0]):
         least, ties = _threshold(x[row], kept[row], magnitude)
-        _taken(x[row], least, ties, values[row], kept[row], bits[row], magnitude)
+        limit = _limit(x[row], least, ties, magnitude, s, t)
+        _taken(x[row], least, ties, values[row], kept[row], bits[row], magnitude, limit, s, t)
 
 
 @njit(nogil=True)
@@ -248,7 +277,7 @@ def _passed(g: Any, bits: Any, out: Any) -> None:  # pragma: no cover - compiled
 # ---- on any device, in torch's own operations, without asking the device for a number
 
 
-def _select_anywhere(x: Tensor, kept: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+def _select_anywhere(x: Tensor, kept: Tensor, values: Tensor, turned: tuple[int, int] = (1, 1)) -> tuple[Tensor, Tensor]:
     keys = x.detach().view(INTEGERS[x.dtype])
     keys = (keys.int() if keys.dtype == torch.int16 else keys) & ((1 << _magnitude(x.dtype)) - 1)
     shift, need = _magnitude(x.dtype), kept
@@ -263,7 +292,9 @@ def _select_anywhere(x: Tensor, kept: Tensor, values: Tensor) -> tuple[Tensor, T
         need = need - (above - found).gather(1, place).squeeze(1)
         least = least | (place.to(keys.dtype) << shift)
     equal = keys == least
-    chosen = (keys > least) | (equal & (equal.cumsum(1) <= need.unsqueeze(1)))
+    before = equal.view(len(x), -1, *turned).transpose(2, 3).flatten(1).cumsum(1)
+    before = before.view(len(x), -1, turned[1], turned[0]).transpose(2, 3).flatten(1)
+    chosen = (keys > least) | (equal & (before <= need.unsqueeze(1)))
     place = torch.where(chosen, chosen.cumsum(1) - 1, values.shape[1])
     wide = torch.cat([torch.zeros_like(values), values.new_zeros(len(x), 1)], 1).scatter_(1, place, x.detach())
     return _packed(chosen), wide[:, :-1].clone()

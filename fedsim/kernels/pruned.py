@@ -47,6 +47,13 @@ def flat(x: Tensor, form: str) -> Tensor:
     return inner(x).view(-1) if form == "inner" else x.reshape(-1)
 
 
+def turned(shape: torch.Size, form: str) -> tuple[int, int]:
+    """(S, T): the form has in memory (…, S, T) of what is (…, T, S) in rows."""
+    if form == "last":
+        return shape[2] * shape[3], shape[1]
+    return (prod(shape[1:]), shape[0]) if form == "inner" else (1, 1)
+
+
 def shaped(entries: Tensor, shape: torch.Size, form: str) -> Tensor:
     """The tensor whose `flat` these are."""
     if form == "last":
@@ -63,16 +70,16 @@ def pruned(x: Tensor, real: Tensor | None, keep: Keep, form: str) -> Cache:
     k = count(x.numel(), keep.share)
     x = x.detach()
     if real is None:
-        where, values = by_rows(partial(_pruned, keep.cache, k), flat(x, form), None)
+        where, values = by_rows(partial(_pruned, keep.cache, k, turned(x.shape, form)), flat(x, form), None)
         return where, values
     held = x * real.to(x.dtype).view(-1, *[1] * (x.dim() - 1))
     kept = largest.counts(real.sum().double() * prod(x.shape[1:]), keep.share)
-    where, values = by_rows(partial(_pruned, keep.cache, k), flat(held, form), kept)
+    where, values = by_rows(partial(_pruned, keep.cache, k, turned(x.shape, form)), flat(held, form), kept)
     return where, values
 
 
-def _pruned(cache: str, k: int, x: Tensor, kept: Tensor | None) -> Cache:
-    bits, values = largest.select(x.contiguous(), kept, k)
+def _pruned(cache: str, k: int, turned: tuple[int, int], x: Tensor, kept: Tensor | None) -> Cache:
+    bits, values = largest.select(x.contiguous(), kept, k, turned)
     return (bits if cache == "bitmap" else largest.positions(bits, x.shape[1], k)), values
 
 
