@@ -77,7 +77,7 @@ def images(parts: Parts) -> Batch:
     return Batch(x.float().to(device), y.to(device), None, zero, zero + 1, 0)
 
 
-def _columns(*names: str) -> Table:
+def columns(*names: str) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
     for i, name in enumerate(names):
         table.add_column(name, justify="right" if i else "left", no_wrap=True)
@@ -89,7 +89,7 @@ def _columns(*names: str) -> Table:
 
 def layers(parts: Parts) -> Table:
     """A row for every layer that is unlike those before: how many times faster it is sparse, and how far its gradients are off."""
-    table = _columns("layer, at density", "ms", *map(str, LAYERS), "off by")
+    table = columns("layer, at density", "ms", *map(str, LAYERS), "off by")
     known = set()
     for name, layer, x in crossover.seen(parts.setting.net, images(parts).x):
         alike = (tuple(layer.weight.shape), tuple(x.shape))
@@ -148,7 +148,7 @@ def steps(parts: Parts) -> Table:
     """A row for every density."""
     net, batch = parts.setting.net, images(parts)
     costs = crossover.costs(net, batch.x)
-    table = _columns("density", "sparse", "torch", "engine", "times", "lowest", "highest", "target", f"masked, ≤{MOST}", "index")
+    table = columns("density", "sparse", "torch", "engine", "times", "lowest", "highest", "target", f"masked, ≤{MOST}", "index")
     torchs = _by_torch(parts, batch)
     for density in DENSITIES:
         tree = net.initial | masked(parts, density)

@@ -1,0 +1,108 @@
+"""`fedsim bench activations`: forward and backward of every layer with its input pruned, over the plain layer; and of whole steps.
+
+Layer by layer on one thread, in turn with the plain layer: the same convolution, result and input gradient to the bit. A layer that
+reads what another has read before shares its cache and only restores it. Inputs are what the model's own ReLUs give for random images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from fedsim import crossover, memory
+from fedsim.assemble import Parts, assemble
+from fedsim.bench.gates import interleaved
+from fedsim.bench.sparse import columns, images
+from fedsim.fault import BadInput
+from fedsim.job import Job, load
+from fedsim.kernels.pruned import Layer, form_of, pruned
+from fedsim.saving import operation
+
+DEFAULT = ("jobs/bench/activations.toml",)
+REPEATS = 7
+MOST = 1.3  # times the plain layer
+
+
+def main(jobs: list[Job], console: Console) -> int:
+    """Prints a table per job."""
+    torch.set_num_threads(1)
+    memory.hold()
+    for job in jobs or [load(Path(name)) for name in DEFAULT]:
+        if job.train.keep() is None:
+            raise BadInput(f"{job.name}: fedsim bench activations needs train.activation_keep below 1, for example 0.3")
+        parts = assemble(job)
+        table = columns("layer", "times", "plain, ms", "pruned, ms", "ratio", "lowest", "highest")
+        for row in [*layers(parts), step(parts)]:
+            table.add_row(*row)
+        console.print(_title(parts), table, highlight=False, soft_wrap=True)
+    return 0
+
+
+def _title(parts: Parts) -> str:
+    job = parts.job
+    batch, device = job.train.batch, parts.site.device
+    return f"{job.name}: {job.model.name}, batch {batch}, keep {job.train.activation_keep}, {device}; target at most {MOST}; torch {torch.__version__}"
+
+
+def layers(parts: Parts) -> list[tuple[str, ...]]:
+    """A row for every layer but the first that is unlike those before it, and their sum over the network."""
+    net, known = parts.setting.net, dict[object, list[object]]()
+    readers: set[int] = set()
+    for name, layer, x in crossover.seen(net, images(parts).x)[1:]:
+        again = x.data_ptr() in readers
+        readers.add(x.data_ptr())
+        alike = (tuple(layer.weight.shape), tuple(x.shape), again)
+        known.setdefault(alike, [0, name, layer, x.detach(), again])[0] += 1  # type: ignore[operator]
+    rows, sums = [], [0.0, 0.0]
+    for times, name, layer, x, again in known.values():
+        plain, ours = _both(parts, layer, x, bool(again))
+        sums = [total + times * median(seconds) for total, seconds in zip(sums, (plain, ours), strict=True)]  # type: ignore[operator]
+        size = f"{name} {layer.weight.shape[1]}→{layer.weight.shape[0]}{', reads again' if again else ''}"  # type: ignore[attr-defined]
+        rows.append((size, str(times), *_figures(plain, ours)))
+    return [*rows, ("all layers", "", *(f"{1000 * total:.1f}" for total in sums), f"{sums[1] / sums[0]:.2f}", "", "")]
+
+
+def _both(parts: Parts, layer: crossover.Weighted, x: Tensor, again: bool) -> tuple[list[float], list[float]]:
+    """Seconds of the plain layer and of the pruned one, in turn."""
+    keep = parts.job.train.keep()
+    assert keep is not None
+    leaves = [x.clone().requires_grad_(), layer.weight.detach().clone().requires_grad_()]
+    way, form = Layer(operation(layer), form=form_of(x, False)), form_of(x, False)
+    held = pruned(leaves[0], None, keep, form)
+    g = torch.randn_like(crossover.output(layer, *leaves))
+
+    def plain() -> object:
+        return torch.autograd.grad(crossover.output(layer, *leaves), leaves, g)
+
+    def ours() -> object:
+        cache = held if again else pruned(leaves[0], None, keep, form)
+        with torch.enable_grad():
+            return torch.autograd.grad(way(leaves[0], cache, leaves[1], None), leaves, g)
+
+    seconds = interleaved({"plain": plain, "ours": ours}, x.device, REPEATS)
+    return seconds["plain"], seconds["ours"]
+
+
+def step(parts: Parts) -> tuple[str, ...]:
+    """A whole step's loss and gradients, ReLUs and pools that keep little included."""
+    net, batch, keep = parts.setting.net, images(parts), parts.job.train.keep()
+
+    def gradient(pruning: bool) -> object:
+        net.prune(keep if pruning else None)
+        return net.gradient(net.initial, batch)
+
+    ways: dict[str, Callable[[], object]] = {"plain": partial(gradient, False), "ours": partial(gradient, True)}
+    seconds = interleaved(ways, batch.x.device, REPEATS)
+    return f"a step of {parts.job.model.name} ({parts.job.model.norm})", "", *_figures(seconds["plain"], seconds["ours"])
+
+
+def _figures(plain: list[float], ours: list[float]) -> tuple[str, ...]:
+    ratios = sorted(b / a for a, b in zip(plain, ours, strict=True))
+    shown = (1000 * median(plain), 1000 * median(ours))
+    return *(f"{value:.1f}" for value in shown), *(f"{value:.2f}" for value in (median(ratios), ratios[0], ratios[-1]))
