@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, cast
@@ -18,7 +18,7 @@ from fedsim.gates import GATES
 from fedsim.keep import Keep
 from fedsim.kernels import products, stacked
 from fedsim.kernels.choice import Cost, Patterns
-from fedsim.kernels.pattern import Geometry, Pattern
+from fedsim.kernels.pattern import Geometry, Kept, Pattern
 from fedsim.models.anatomy import WEIGHTED
 from fedsim.models.layers import standardised
 from fedsim.models.normalised import normalised, normalised_of
@@ -83,6 +83,7 @@ class Calls:
         if keep is not None and (unfit := saving.unfit(self._given)):
             raise ValueError(f"activations cannot be pruned: {'; '.join(unfit)}")
         self.keep = keep
+        self.__dict__.pop("_remaking", None)
 
     def lower(self, dtype: torch.dtype | None) -> None:
         """From now on convolutions and products are computed in this dtype, all else as before; None: all alike."""
@@ -219,10 +220,29 @@ class Calls:
             return {}
         return self._patterns.of(lambda layer: tree.get(f"mask/{layer}.weight"), frozenset(left))
 
+    def thin(self, tree: Tree, left: Collection[str]) -> dict[str, Kept]:
+        """The layers that are given their kept values alone, and hand back those values' gradients, on dense kernels; not those in `left`.
+
+        They are those that make their weight anew anyway, where activations are pruned.
+        """
+        if self.pure or GATES in tree or self.keep is None:
+            return {}
+        layers = [layer for layer in self._remaking if layer not in left and f"mask/{layer}.weight" in tree]
+        return self._patterns.thin({layer: tree[f"mask/{layer}.weight"] for layer in layers})
+
+    @cached_property
+    def _remaking(self) -> tuple[str, ...]:
+        """Layers that can: those that prune their inputs, but for standardised ones, and those whose weights others use."""
+        able = [layer for layer in self.module.modules() if getattr(layer, "prunes", False) and hasattr(layer, "key")]
+        conv_only = self.keep is not None and self.keep.layers == "conv"
+        uses = Counter(key for _, _, key in self._slots)
+        names = [layer.key for layer in able if not (conv_only and isinstance(layer, nn.Linear))]
+        return tuple(str(name) for name in names if uses[f"w/{name}.weight"] == 1)
+
     @contextmanager
-    def _innermost(self, patterns: dict[str, Pattern]) -> Iterator[None]:
-        self._call.patterns = patterns
+    def _innermost(self, patterns: dict[str, Pattern], thin: dict[str, Kept] | None = None) -> Iterator[None]:
+        self._call.patterns, self._call.thin = patterns, thin or {}
         try:
             yield
         finally:
-            self._call.patterns = {}
+            self._call.patterns, self._call.thin = {}, {}

@@ -273,32 +273,41 @@ def memory(
     )
 
 
-def executed(anatomy: Anatomy, batch: int, masked: Sequence[str] = (), slots: int = 0, pack: int = 1) -> Terms:
+def executed(anatomy: Anatomy, batch: int, masked: Sequence[str] | Mapping[str, int] = (), slots: int = 0, pack: int = 1) -> Terms:
     """Bytes that this program holds for a pack of clients in one step of masked dense training, in float32.
 
-    masked: layers that have a mask ("*" = all), which costs a byte per weight and the product of mask and weight.
+    masked: layers that have a mask ("*" = all), which costs a byte per weight and the product of mask and weight; given with their
+    kept weights, where inputs are pruned: there a step works with the kept values, which cost an index each, and their gradients.
     """
     names = _named(anatomy, masked)
     hidden = sum(layer.weights for layer in anatomy.layers if layer.name in names)
-    product = sum(layer.weights for layer in anatomy.layers if layer.name in names - anatomy.normalised)
+    thin = {name: masked[name] for name in names & _pruned(anatomy)} if isinstance(masked, Mapping) else {}
+    product = sum(layer.weights for layer in anatomy.layers if layer.name in names - anatomy.normalised - thin.keys())
     held = {
         "weights": VALUE * (anatomy.parameters + anatomy.buffers),
         "optimiser": VALUE * slots * anatomy.parameters,
-        "masks": hidden,
+        "masks": hidden + VALUE * sum(thin.values()),
     }
-    highest = max(_moments(anatomy, batch, product), key=lambda terms: terms.total)
+    highest = max(_moments(anatomy, batch, product + sum(thin.values()), thin), key=lambda terms: terms.total)
     return Terms({name: pack * value for name, value in (held | highest).items()})
 
 
-def _moments(anatomy: Anatomy, batch: int, product: int) -> Iterator[Terms]:
+def _pruned(anatomy: Anatomy) -> set[str]:
+    """Layers whose inputs are pruned: none, or all but the first."""
+    if anatomy.keep is None:
+        return set()
+    return {layer.name for layer in anatomy.layers[1:] if anatomy.keep.layers == "all" or len(layer.shape) > 2}
+
+
+def _moments(anatomy: Anatomy, batch: int, product: int, thin: Kept) -> Iterator[Terms]:
     """What a step holds beside its state when its backward pass stands at each module, and when its gradients are masked."""
     layers, formed = {layer.name: layer for layer in anatomy.layers}, 0
     for moment in reversed(anatomy.moments):
         layer = layers.get(moment.layer)
         mine, copied = (layer.weights, len(layer.shape) > 2) if layer else (0, False)
-        formed += mine + moment.free
+        formed += thin.get(moment.layer, mine) + moment.free
         kept = _saved(anatomy, batch, moment.activations, moment.caches, moment.signs)
-        made = REMADE * (moment.layer in anatomy.normalised) + COPIED * copied
+        made = REMADE * (moment.layer in anatomy.normalised or moment.layer in thin) + COPIED * copied
         beside = batch * moment.transient + VALUE * made * mine
         yield Terms(gradients=VALUE * formed, effective=VALUE * product, activations=kept.total, transient=beside)
     yield Terms(gradients=VALUE * anatomy.parameters, effective=VALUE * product, activations=0, transient=0)

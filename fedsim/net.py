@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
@@ -17,7 +17,7 @@ from fedsim.calls import Calls
 from fedsim.channels import filled
 from fedsim.gates import GATES
 from fedsim.kernels import stacked
-from fedsim.kernels.pattern import Pattern
+from fedsim.kernels.pattern import Kept, Pattern
 from fedsim.kernels.step import spread
 from fedsim.models.anatomy import per_channel
 from fedsim.narrow import Narrow
@@ -152,7 +152,7 @@ class Net(Calls):
             gate is not None and gate.dtype == torch.bool and not self.pure and not any(mask in tree for mask in self._mask_keys.values())
         )
 
-    def _in_use(self, tree: Tree, patterns: dict[str, Pattern]) -> Tree:
+    def _in_use(self, tree: Tree, patterns: Mapping[str, Pattern | Kept]) -> Tree:
         """The weights that layers are given: effective; with a pattern the kept values (nnz,); stored, where a layer masks them itself."""
         kept = {f"w/{layer}.weight": pattern for layer, pattern in patterns.items()}
         values = {key: kept[key].values(tree[key]) if key in kept else tree[key] for key in self.weights}
@@ -216,9 +216,11 @@ class Net(Calls):
         if narrow and wanted == ("w",) and not (extra or layers) and self._narrows(tree):
             return self._narrowed(tree, batch, loss)
         patterns = self.sparse(tree, layers)
-        with self._innermost(patterns):
-            value, dense, buffers, taps = self._differentiated(tree, batch, wanted, loss, tap, layers, patterns)
-        done = {key: pattern for layer, pattern in patterns.items() if (key := f"w/{layer}.weight") in dense}
+        thin = self.thin(tree, {*patterns, *layers}) if "w" in wanted else {}
+        alone = patterns | thin
+        with self._innermost(patterns, thin):
+            value, dense, buffers, taps = self._differentiated(tree, batch, wanted, loss, tap, layers, alone)
+        done = {key: kept for layer, kept in alone.items() if (key := f"w/{layer}.weight") in dense}
         dense |= {key: spread(pattern, dense[key]) for key, pattern in done.items()}
         if extra:
             dense = {key: g + extra[key] if key in extra else g for key, g in dense.items()}
@@ -232,7 +234,7 @@ class Net(Calls):
         loss: Loss,
         tap: Tap | None,
         layers: Sequence[str],
-        patterns: dict[str, Pattern],
+        patterns: Mapping[str, Pattern | Kept],
     ) -> tuple[Tensor, Tree, Tree, Tree]:
         """Loss, the gradient of what is `wanted` (dense, but for layers with a pattern), running statistics, taps."""
         weights = self._in_use(tree, patterns)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from fedsim import saving
 from fedsim.innermost import batch_norm, group_norm, takes
 from fedsim.keep import Keep
-from fedsim.kernels.pattern import Pattern
+from fedsim.kernels.pattern import Kept, Pattern
 from fedsim.kernels.pruned import Layer, Tap
 from fedsim.models.layers import StandardisedConv2d, standardised
 from fedsim.models.normalised import NormalisedConv2d
@@ -37,6 +37,7 @@ class Call:
     gates: Tree = field(default_factory=dict)  # group -> (C,)
     kept: Tree = field(default_factory=dict)  # norm -> (C,) hard gate of its channels
     patterns: dict[str, Pattern] = field(default_factory=dict)  # layers that run on their kept values alone, images innermost
+    thin: dict[str, Kept] = field(default_factory=dict)  # layers that are given their kept values, and make the weight of them
     cut: bool = False  # the weights are narrower than the stored ones, standardised filters ready for use
     keep: Keep | None = None  # what layers keep of their inputs for a backward pass; None: all
     caches: list[Any] = field(default_factory=list)  # (whose, cache) of inputs that have been pruned already
@@ -179,7 +180,7 @@ class Normalised(nn.Module):
     def __init__(self, conv: NormalisedConv2d, name: str, call: Call) -> None:
         super().__init__()
         self.weight, self.bias, self.gain, self.over = conv.weight, conv.bias, conv.gain, conv.over
-        self.op, self.mask_key = saving.operation(conv), f"mask/{name}.weight"
+        self.op, self.key, self.mask_key = saving.operation(conv), name, f"mask/{name}.weight"
         self.call, self.prunes = [call], True
 
     def forward(self, x: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ Layers that read the same tensor share one cache. The first layer of a network k
 from __future__ import annotations
 
 import weakref
+from dataclasses import replace
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +76,8 @@ def weighted(
     if kept is None:
         return way(x, None, weight, bias, gain, mask)
     cache, form = kept
-    return Layer(way.op, way.over, way.tap, form)(x, cache, weight, bias, gain, mask)
+    thin = layer.call[0].thin.get(getattr(layer, "key", None))
+    return replace(way, form=form, thin=thin)(x, cache, weight, bias, gain, mask)
 
 
 def cache_for(layer: Any, x: Tensor) -> tuple[Cache, str] | None:

@@ -6,6 +6,7 @@ reads what another has read before shares its cache and only restores it. Inputs
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -46,25 +47,27 @@ def main(jobs: list[Job], console: Console) -> int:
 
 def _title(parts: Parts) -> str:
     job = parts.job
-    batch, device = job.train.batch, parts.site.device
-    return f"{job.name}: {job.model.name}, batch {batch}, keep {job.train.activation_keep}, {device}; target at most {MOST}; torch {torch.__version__}"
+    how = f"batch {job.train.batch}, keep {job.train.activation_keep}, {parts.site.device}"
+    return f"{job.name}: {job.model.name}, {how}; target at most {MOST}; torch {torch.__version__}"
 
 
 def layers(parts: Parts) -> list[tuple[str, ...]]:
     """A row for every layer but the first that is unlike those before it, and their sum over the network."""
-    net, known = parts.setting.net, dict[object, list[object]]()
-    readers: set[int] = set()
+    net, readers = parts.setting.net, set[int]()
+    times: Counter[object] = Counter()
+    first: dict[object, tuple[str, crossover.Weighted, Tensor, bool]] = {}
     for name, layer, x in crossover.seen(net, images(parts).x)[1:]:
         again = x.data_ptr() in readers
         readers.add(x.data_ptr())
         alike = (tuple(layer.weight.shape), tuple(x.shape), again)
-        known.setdefault(alike, [0, name, layer, x.detach(), again])[0] += 1  # type: ignore[operator]
+        times[alike] += 1
+        first.setdefault(alike, (name, layer, x.detach(), again))
     rows, sums = [], [0.0, 0.0]
-    for times, name, layer, x, again in known.values():
-        plain, ours = _both(parts, layer, x, bool(again))
-        sums = [total + times * median(seconds) for total, seconds in zip(sums, (plain, ours), strict=True)]  # type: ignore[operator]
-        size = f"{name} {layer.weight.shape[1]}→{layer.weight.shape[0]}{', reads again' if again else ''}"  # type: ignore[attr-defined]
-        rows.append((size, str(times), *_figures(plain, ours)))
+    for alike, (name, layer, x, again) in first.items():
+        both = _both(parts, layer, x, again)
+        sums = [total + times[alike] * median(seconds) for total, seconds in zip(sums, both, strict=True)]
+        size = f"{name} {layer.weight.shape[1]}→{layer.weight.shape[0]}{', reads again' if again else ''}"
+        rows.append((size, str(times[alike]), *_figures(*both)))
     return [*rows, ("all layers", "", *(f"{1000 * total:.1f}" for total in sums), f"{sums[1] / sums[0]:.2f}", "", "")]
 
 
@@ -77,13 +80,13 @@ def _both(parts: Parts, layer: crossover.Weighted, x: Tensor, again: bool) -> tu
     held = pruned(leaves[0], None, keep, form)
     g = torch.randn_like(crossover.output(layer, *leaves))
 
-    def plain() -> object:
-        return torch.autograd.grad(crossover.output(layer, *leaves), leaves, g)
+    def plain() -> Tensor:
+        return torch.autograd.grad(crossover.output(layer, *leaves), leaves, g)[0]
 
-    def ours() -> object:
+    def ours() -> Tensor:
         cache = held if again else pruned(leaves[0], None, keep, form)
         with torch.enable_grad():
-            return torch.autograd.grad(way(leaves[0], cache, leaves[1], None), leaves, g)
+            return torch.autograd.grad(way(leaves[0], cache, leaves[1], None), leaves, g)[0]
 
     seconds = interleaved({"plain": plain, "ours": ours}, x.device, REPEATS)
     return seconds["plain"], seconds["ours"]
@@ -93,11 +96,11 @@ def step(parts: Parts) -> tuple[str, ...]:
     """A whole step's loss and gradients, ReLUs and pools that keep little included."""
     net, batch, keep = parts.setting.net, images(parts), parts.job.train.keep()
 
-    def gradient(pruning: bool) -> object:
+    def gradient(pruning: bool) -> Tensor:
         net.prune(keep if pruning else None)
-        return net.gradient(net.initial, batch)
+        return net.gradient(net.initial, batch)[0]
 
-    ways: dict[str, Callable[[], object]] = {"plain": partial(gradient, False), "ours": partial(gradient, True)}
+    ways: dict[str, Callable[[], Tensor]] = {"plain": partial(gradient, False), "ours": partial(gradient, True)}
     seconds = interleaved(ways, batch.x.device, REPEATS)
     return f"a step of {parts.job.model.name} ({parts.job.model.norm})", "", *_figures(seconds["plain"], seconds["ours"])
 

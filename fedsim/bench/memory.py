@@ -1,9 +1,9 @@
 """`fedsim bench memory`: what one training step holds, measured, for the plain network, FedTiny's and FedMef's.
 
 Saved: the bytes that autograd keeps for the backward pass, by saved-tensor hooks, each storage once; those of weights' size stand
-apart. Step: by how much the allocator's level rises in a step (on a CPU by torch's profiler, on CUDA by its own count) above the
-state that is held anyway (weights, masks). Whole: state and rise. Resident: by how much the process's resident memory rises in a step, and the
-state. Every line is measured in a process of its own.
+apart. Whole: the state (weights, masks) and by how much the allocator's level rises in a step, on a CPU by torch's profiler, on CUDA
+by its own count. Resident: the state and by how much the process's resident memory rises in a step. Every line is measured in a
+process of its own.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def _measured(text: str, way: Way) -> Held:
     step()
     state = sum(value.numel() * value.element_size() for value in tree.values())
     activations, weights = saved(net, tree, batch)
-    executed = ledger.executed(parts.anatomy, len(batch.y), ("*",) if way.masked else ()).total
+    executed = ledger.executed(parts.anatomy, len(batch.y), {key.removesuffix(".weight"): n for key, n in masks.ones(held).items()}).total
     whole = state + (rise(step) if batch.x.device.type == "cpu" else _risen(step))
     return Held(activations, weights, ledger.saved(parts.anatomy, len(batch.y)).total, whole, executed, state + _resident(step))
 
@@ -151,6 +151,7 @@ def saved(net: Net, tree: Tree, batch: Batch) -> tuple[int, int]:
     own = {value.untyped_storage()._cdata for value in tree.values()}
     shapes = {shape for key in net.weights if len(shape := tuple(net.initial[key].shape)) > 1}
     shapes |= {shape[::-1] for shape in shapes if len(shape) == 2}
+    shapes |= {(kept,) for kept in masks.ones(tree).values()}  # kept values alone
 
     def pack(value: torch.Tensor) -> torch.Tensor:
         held.append(value)
@@ -174,6 +175,7 @@ def _risen(step: Callable[[], None]) -> int:
 
 def _resident(step: Callable[[], None]) -> int:
     """The rise of this process's resident memory in a step, as Linux tells it."""
+    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = _status("VmRSS")
     step()

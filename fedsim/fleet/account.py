@@ -152,7 +152,7 @@ class Account:
             memory = memory.without(*UNUSED[feed.charge])
             bill.memory = max(bill.memory, memory.total)
             bill.model_memory = max(bill.model_memory, memory.without("activations").total)
-            held = ledger.executed(self.anatomy_of(order.net), batch, list(_masked(order, kept)), self.slots, self.pack)
+            held = ledger.executed(self.anatomy_of(order.net), batch, _masked(order, kept), self.slots, self.pack)
             self.executed = max(self.executed, held.total if trains else 0)
         return bill
 

@@ -7,7 +7,7 @@ from dataclasses import astuple, dataclass
 
 from torch import Tensor
 
-from fedsim.kernels.pattern import Geometry, Pattern
+from fedsim.kernels.pattern import Geometry, Kept, Pattern
 
 MARGIN = 0.97  # of the dense time, above which a network stays dense
 
@@ -66,6 +66,7 @@ class Patterns:
         self.geometries, self.costs = geometries, dict(costs)
         self._masks: dict[str, tuple[Tensor, int, float]] = {}  # layer -> mask, its version, density
         self._patterns: dict[str, Pattern] = {}
+        self._thin: dict[str, Kept] = {}
         self._choices: dict[frozenset[str], frozenset[str]] = {}
 
     def of(self, mask_of: Callable[[str], Tensor | None], left: frozenset[str] = frozenset()) -> dict[str, Pattern]:
@@ -78,6 +79,14 @@ class Patterns:
             self._choices[layers] = chosen(self.costs, {layer: self._masks[layer][2] for layer in held})
         return {layer: self._pattern(layer) for layer in held if layer in self._choices[layers]}
 
+    def thin(self, held: Mapping[str, Tensor]) -> dict[str, Kept]:
+        """layer -> Kept of its mask."""
+        for layer, mask in held.items():
+            self._see(layer, mask)
+            if layer not in self._thin:
+                self._thin[layer] = Kept(mask)
+        return {layer: self._thin[layer] for layer in held}
+
     def _see(self, layer: str, mask: Tensor) -> None:
         """Forgets what no longer holds. A mask that was seen is known by its identity, a new one is compared."""
         last = self._masks.get(layer)
@@ -85,6 +94,7 @@ class Patterns:
             return
         if last is None or last[0] is mask or last[0].shape != mask.shape or last[0].device != mask.device or not last[0].equal(mask):
             self._patterns.pop(layer, None)
+            self._thin.pop(layer, None)
             self._choices.clear()
             self._masks[layer] = mask, mask._version, float(mask.count_nonzero()) / mask.numel()
         else:

@@ -52,6 +52,22 @@ class Sweep:
     backward: Tensor  # (nnz,) into the padded gradient (O, *gradient, B), relative to an input's position, kept weights by phase and input
 
 
+class Kept:
+    """The kept positions of a weight of any shape; values travel as (nnz,), in the weight's order."""
+
+    def __init__(self, mask: Tensor) -> None:
+        self.mask = mask
+        self.kept = mask.reshape(-1).nonzero().squeeze(1).int()  # (nnz,)
+
+    def values(self, weight: Tensor) -> Tensor:
+        """(nnz,) the kept entries of a weight."""
+        return weight.reshape(-1)[self.kept.long()]
+
+    def spread(self, values: Tensor) -> Tensor:
+        """A dense tensor with the values (nnz,) at the kept positions and 0 elsewhere."""
+        return values.new_zeros(self.mask.numel()).index_copy_(0, self.kept.long(), values).view(self.mask.shape)
+
+
 class Pattern:
     """The kept positions of one layer's weight (O, I / groups, k_h, k_w) or (O, I); values travel as (nnz,), in the weight's order."""
 

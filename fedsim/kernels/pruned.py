@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from fedsim.keep import Keep, count
 from fedsim.kernels import largest
 from fedsim.kernels.layout import inner, innermost
+from fedsim.kernels.pattern import Kept
 from fedsim.kernels.rows import by_rows
 from fedsim.models.normalised import normalised, slopes
 
@@ -147,10 +148,21 @@ class Layer:
     over: str = ""  # a normalised weight's statistics; empty: the weight is used as it is
     tap: Tap | None = field(default=None, compare=False)
     form: str = "rows"
+    thin: Kept | None = field(default=None, compare=False)  # the weight comes as its kept values, and so goes its gradient
+
+    def stored(self, weight: Tensor) -> Tensor:
+        """The dense weight."""
+        return weight if self.thin is None else self.thin.spread(weight)
 
     def weight(self, x: Tensor, weight: Tensor, gain: Tensor | None, mask: Tensor | None) -> Tensor:
         """The weight in use, in the dtype of x."""
+        weight = self.stored(weight)
         return (weight if gain is None else normalised(weight, gain, mask, self.over)).to(x.dtype)
+
+    def slopes(self, dense: Tensor, weight: Tensor, gain: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Gradients of what is given as weight, and of the gain, from the dense one of the weight in use."""
+        moved, gained = (dense, None) if gain is None else slopes(dense, self.stored(weight), gain, mask, self.over)
+        return moved if self.thin is None else self.thin.values(moved), gained
 
     def __call__(
         self, x: Tensor, cache: Cache | None, weight: Tensor, bias: Tensor | None, gain: Tensor | None = None, mask: Tensor | None = None
@@ -193,8 +205,7 @@ class _Layer(torch.autograd.Function):
             found = [value.to(dtype) for value, dtype in zip(seen.values(), ctx.dtypes, strict=True)]
         moved = gained = None
         if by_weight or by_gain:
-            dense = cast(Tensor, dense).to(weight.dtype)
-            moved, gained = (dense, None) if gain is None else slopes(dense, weight, gain, mask, way.over)
+            moved, gained = way.slopes(cast(Tensor, dense).to(weight.dtype), weight, gain, mask)
         return None, into, None, None, shift, moved, gained, None, *found
 
 

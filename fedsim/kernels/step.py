@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from fedsim.kernels import gather
-from fedsim.kernels.pattern import Pattern
+from fedsim.kernels.pattern import Kept, Pattern
 
 NOTE = "kept_alone"  # a note on the very tensor that `spread` made: arithmetic on it gives another tensor, without the note
 
 
-def spread(pattern: Pattern, values: Tensor) -> Tensor:
+def spread(pattern: Pattern | Kept, values: Tensor) -> Tensor:
     """A dense gradient with the values (nnz,) at the kept positions, which `steps` recognises."""
     dense: Any = pattern.spread(values)
     setattr(dense, NOTE, (pattern.kept, values))
