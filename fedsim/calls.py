@@ -83,6 +83,8 @@ class Calls:
         if keep is not None and (unfit := saving.unfit(self._given)):
             raise ValueError(f"activations cannot be pruned: {'; '.join(unfit)}")
         self.keep = keep
+        self._program = stacked.program(self._given, keep=keep)
+        self.stack(self.stacked)
         self.__dict__.pop("_remaking", None)
 
     def lower(self, dtype: torch.dtype | None) -> None:
@@ -92,7 +94,7 @@ class Calls:
 
     def stack(self, how: str) -> None:
         """From now on a pack's convolutions are "grouped" ones or, where the model is a plain sequence, one batched "matmul" each."""
-        self.stacked, self._product = how, products.by_products(self._given, self.low) if how == "matmul" else None
+        self.stacked, self._product = how, products.by_products(self._given, self.low) if how == "matmul" and not self.keep else None
 
     # ---- channels
 

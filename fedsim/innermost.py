@@ -17,7 +17,7 @@ from fedsim import saving
 from fedsim.kernels import planes, pooled, sparse
 from fedsim.kernels.layout import Inwards, Outwards, inner, innermost, made
 from fedsim.kernels.pattern import Geometry
-from fedsim.kernels.pruned import Convolution, Layer, Product
+from fedsim.kernels.pruned import Convolution, Layer, Product, operation
 from fedsim.models import layers, normalised
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def place(module: nn.Module, call: Call) -> dict[str, Geometry]:
             layer.__class__ = kind
             layer.call, layer.key = [call], name
             if issubclass(kind, Weighted):
-                layer.op, layer.prunes = saving.operation(layer), True
+                layer.op, layer.prunes = operation(layer), True
             if (geometry := _geometry(layer)) is not None:
                 found[name] = geometry
     return found

@@ -279,7 +279,7 @@ def executed(anatomy: Anatomy, batch: int, masked: Sequence[str] | Mapping[str, 
     masked: layers that have a mask ("*" = all), which costs a byte per weight and the product of mask and weight; given with their
     kept weights, where inputs are pruned: there a step works with the kept values, which cost an index each, and their gradients.
     """
-    names = _named(anatomy, masked)
+    names = _named(anatomy, list(masked))
     hidden = sum(layer.weights for layer in anatomy.layers if layer.name in names)
     thin = {name: masked[name] for name in names & _pruned(anatomy)} if isinstance(masked, Mapping) else {}
     product = sum(layer.weights for layer in anatomy.layers if layer.name in names - anatomy.normalised - thin.keys())

@@ -83,7 +83,7 @@ class Net(Calls):
     def whole(self) -> Net:
         """The same net whose layers keep their whole inputs for the backward pass."""
         twin = copy.copy(self)
-        twin.keep = None
+        twin.keep, twin._program = None, stacked.program(self._given)
         return twin
 
     # ---- channels
@@ -239,7 +239,8 @@ class Net(Calls):
         """Loss, the gradient of what is `wanted` (dense, but for layers with a pattern), running statistics, taps."""
         weights = self._in_use(tree, patterns)
         if self._stacks(tree, batch, wanted, loss) and not layers:
-            return *stacked.gradient(cast(stacked.Program, self._product or self._program), weights, batch), {}, {}
+            held = {key: tree[key] for mask in self._masking if (key := masks.key_of(mask)) in tree}
+            return *stacked.gradient(cast(stacked.Program, self._product or self._program), weights | held, batch), {}, {}
         tapped = [self._tapped_layer(weights, layer, tap, "w" in wanted) for layer in layers] if tap else []
         at = (weights if "w" in wanted else {}) | ({GATES: tree[GATES]} if "gate" in wanted else {})
 
@@ -254,7 +255,7 @@ class Net(Calls):
 
     def _stacks(self, tree: Tree, batch: Batch, wanted: Sequence[str], loss: Loss) -> bool:
         """Whether a pack's gradients are those of one program of stacked layers."""
-        plain = tuple(wanted) == ("w",) and loss is cross_entropy and GATES not in tree and self.keep is None
+        plain = tuple(wanted) == ("w",) and loss is cross_entropy and GATES not in tree
         grouped = self._program is not None and self.low is None and batch.x.device.type == "cpu"
         return self.pure and plain and (grouped or self._product is not None)
 

@@ -17,7 +17,7 @@ from fedsim import saving
 from fedsim.innermost import batch_norm, group_norm, takes
 from fedsim.keep import Keep
 from fedsim.kernels.pattern import Kept, Pattern
-from fedsim.kernels.pruned import Layer, Tap
+from fedsim.kernels.pruned import Layer, Tap, operation
 from fedsim.models.layers import StandardisedConv2d, standardised
 from fedsim.models.normalised import NormalisedConv2d
 from fedsim.tree import Tree
@@ -161,7 +161,7 @@ class Standardised(nn.Module):
         super().__init__()
         self.weight, self.bias, self.removed_key = conv.weight, conv.bias, f"buf/{name}.removed"
         self.stride, self.padding, self.dilation, self.groups = conv.stride, conv.padding, conv.dilation, conv.groups
-        self.call, self.op, self.prunes = [call], saving.operation(conv), True
+        self.call, self.op, self.prunes = [call], operation(conv), True
 
     def forward(self, x: Tensor) -> Tensor:
         call = self.call[0]
@@ -180,7 +180,7 @@ class Normalised(nn.Module):
     def __init__(self, conv: NormalisedConv2d, name: str, call: Call) -> None:
         super().__init__()
         self.weight, self.bias, self.gain, self.over = conv.weight, conv.bias, conv.gain, conv.over
-        self.op, self.key, self.mask_key = saving.operation(conv), name, f"mask/{name}.weight"
+        self.op, self.key, self.mask_key = operation(conv), name, f"mask/{name}.weight"
         self.call, self.prunes = [call], True
 
     def forward(self, x: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fedsim.kernels.pruned import AveragePool, Cache, Convolution, Layer, MaxPool, Product, form_of, pruned, relu
+from fedsim.kernels.pruned import AveragePool, Cache, Layer, MaxPool, form_of, pruned, relu
+from fedsim.kernels.rows import applied
 from fedsim.models.anatomy import WEIGHTED
 from fedsim.models.layers import StandardisedConv2d
 from fedsim.models.normalised import RELU_SCALE, NormalisedConv2d, ScaledReLU
@@ -44,17 +45,6 @@ def unfit(module: nn.Module) -> list[str]:
 
 def _uneven(layer: Any) -> bool:
     return any(dilation * (kernel - 1) % 2 for dilation, kernel in zip(layer.dilation, layer.kernel_size, strict=True))
-
-
-def operation(layer: Any) -> Convolution | Product:
-    """What a convolution or a linear layer does with its input and its weight."""
-    if isinstance(layer, nn.Linear):
-        return Product()
-    padding = layer.padding
-    if isinstance(padding, str):
-        same = [dilation * (kernel - 1) // 2 for dilation, kernel in zip(layer.dilation, layer.kernel_size, strict=True)]
-        padding = tuple(same) if padding == "same" else (0,) * len(same)
-    return Convolution(layer.stride, padding, layer.dilation, layer.groups)
 
 
 def saves(call: Call) -> bool:
@@ -131,14 +121,14 @@ def has_places(layer: nn.MaxPool2d) -> bool:
 
 def largest_of_windows(layer: nn.MaxPool2d, x: Tensor) -> Tensor:
     """A max pool that keeps a byte a result."""
-    found: Tensor = MaxPool.apply(x, *(_two(value) for value in (layer.kernel_size, layer.stride, layer.padding)), layer.ceil_mode)[0]
+    found: Tensor = applied(MaxPool, x, *(_two(value) for value in (layer.kernel_size, layer.stride, layer.padding)), layer.ceil_mode)[0]
     return found
 
 
 def averaged(layer: nn.AvgPool2d, x: Tensor) -> Tensor:
     """An average pool that keeps nothing."""
     sizes = [list(_two(value)) for value in (layer.kernel_size, layer.stride, layer.padding)]
-    found: Tensor = AveragePool.apply(x, (*sizes, layer.ceil_mode, layer.count_include_pad, layer.divisor_override))
+    found: Tensor = applied(AveragePool, x, (*sizes, layer.ceil_mode, layer.count_include_pad, layer.divisor_override))
     return found
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -22,8 +23,7 @@ from fedsim.bench.gates import interleaved
 from fedsim.bench.sparse import columns, images
 from fedsim.fault import BadInput
 from fedsim.job import Job, load
-from fedsim.kernels.pruned import Layer, form_of, pruned
-from fedsim.saving import operation
+from fedsim.kernels.pruned import Layer, form_of, operation, pruned
 
 DEFAULT = ("jobs/bench/activations.toml",)
 REPEATS = 7
@@ -54,8 +54,8 @@ def _title(parts: Parts) -> str:
 def layers(parts: Parts) -> list[tuple[str, ...]]:
     """A row for every layer but the first that is unlike those before it, and their sum over the network."""
     net, readers = parts.setting.net, set[int]()
-    times: Counter[object] = Counter()
-    first: dict[object, tuple[str, crossover.Weighted, Tensor, bool]] = {}
+    times: Counter[Any] = Counter()
+    first: dict[Any, tuple[str, crossover.Weighted, Tensor, bool]] = {}
     for name, layer, x in crossover.seen(net, images(parts).x)[1:]:
         again = x.data_ptr() in readers
         readers.add(x.data_ptr())

@@ -16,14 +16,14 @@ from math import inf, prod
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedsim.keep import Keep, count
 from fedsim.kernels import largest
 from fedsim.kernels.layout import inner, innermost
 from fedsim.kernels.pattern import Kept
-from fedsim.kernels.rows import by_rows
+from fedsim.kernels.rows import applied, by_rows
 from fedsim.models.normalised import normalised, slopes
 
 Cache = tuple[Tensor, Tensor]  # where, values
@@ -84,8 +84,27 @@ def _pruned(cache: str, k: int, turned: tuple[int, int], x: Tensor, kept: Tensor
     return (bits if cache == "bitmap" else largest.positions(bits, x.shape[1], k)), values
 
 
-def restored(cache: Cache, shape: torch.Size, form: str) -> Tensor:
-    """x~: the kept entries in their places, 0 elsewhere."""
+def pruned_pack(x: Tensor, real: Tensor | None, keep: Keep, clients: int) -> Cache:
+    """The same of K stacked clients, each for itself: x (B, K · C, …) or features (K, B, F), real (K, B) or None; (K, …) both."""
+    rows = _rows(x.detach(), clients)
+    k = count(rows[0].numel(), keep.share)
+    if real is None:
+        return _pruned(keep.cache, k, (1, 1), rows.flatten(1), None)
+    kept = largest.counts(real.sum(1).double() * prod(rows.shape[2:]), keep.share)
+    return _pruned(keep.cache, k, (1, 1), (rows * real.to(x.dtype).view(*real.shape, *[1] * (rows.dim() - 2))).flatten(1), kept)
+
+
+def _rows(x: Tensor, clients: int) -> Tensor:
+    """(K, B, …)."""
+    return x if x.dim() == 3 else x.unflatten(1, (clients, -1)).transpose(0, 1)
+
+
+def restored(cache: Cache, shape: torch.Size, form: str | int) -> Tensor:
+    """x~: the kept entries in their places, 0 elsewhere; form: a number of stacked clients, or how x lies in memory."""
+    if isinstance(form, int):
+        (rows,) = _restored(prod(shape) // form, *cache)
+        packed = len(shape) == 3
+        return rows.view(shape) if packed else rows.view(form, shape[0], shape[1] // form, *shape[2:]).transpose(0, 1).reshape(shape)
     (entries,) = by_rows(partial(_restored, prod(shape)), *cache)
     return shaped(entries, shape, form)
 
@@ -133,6 +152,30 @@ class Product:
 
 
 @dataclass(frozen=True)
+class Products:
+    """Linear maps of K stacked clients: x (K, B, F), weight (K, O, F), bias (K, O)."""
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        turned = weight.transpose(1, 2)
+        return torch.bmm(x, turned) if bias is None else torch.baddbmm(bias.unsqueeze(1), x, turned)
+
+    def backward(self, g: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, bool, bool]) -> tuple[Tensor | None, ...]:
+        by_x = torch.bmm(g, weight) if wanted[0] else None
+        return by_x, torch.bmm(g.transpose(1, 2), x) if wanted[1] else None, g.sum(1) if wanted[2] else None
+
+
+def operation(layer: Any) -> Convolution | Product:
+    """What a convolution or a linear layer does with its input and its weight."""
+    if isinstance(layer, nn.Linear):
+        return Product()
+    padding = layer.padding
+    if isinstance(padding, str):
+        same = [dilation * (kernel - 1) // 2 for dilation, kernel in zip(layer.dilation, layer.kernel_size, strict=True)]
+        padding = tuple(same) if padding == "same" else (0,) * len(same)
+    return Convolution(layer.stride, padding, layer.dilation, layer.groups)
+
+
+@dataclass(frozen=True)
 class Tap:
     """Who looks at the dense gradient of the weight in use, and what it gives back."""
 
@@ -144,10 +187,10 @@ class Tap:
 class Layer:
     """What a layer does, and what of it is kept."""
 
-    op: Convolution | Product
+    op: Convolution | Product | Products
     over: str = ""  # a normalised weight's statistics; empty: the weight is used as it is
     tap: Tap | None = field(default=None, compare=False)
-    form: str = "rows"
+    form: str | int = "rows"
     thin: Kept | None = field(default=None, compare=False)  # the weight comes as its kept values, and so goes its gradient
 
     def stored(self, weight: Tensor) -> Tensor:
@@ -169,7 +212,7 @@ class Layer:
     ) -> Tensor:
         """The layer's result; backward it reads the cache in the place of x."""
         where, values = cache or (None, None)
-        out: Tensor = _Layer.apply(self, x, where, values, bias, weight, gain, mask, *(self.tap.probes if self.tap else ()))
+        out: Tensor = applied(_Layer, self, x, where, values, bias, weight, gain, mask, *(self.tap.probes if self.tap else ()))
         return out
 
 
@@ -216,7 +259,7 @@ def relu(x: Tensor, top: float = inf, scale: float = 1.0, inplace: bool = False,
     """scale · min(max(x, 0), top), which keeps a bit an entry; in the place of x where that may be."""
     if inplace and not pure:
         return cast(Tensor, _Overwritten.apply(x, top, scale)[0])
-    return cast(Tensor, _Positive.apply(x, top, scale, form_of(x, pure))[0])
+    return cast(Tensor, applied(_Positive, x, top, scale, form_of(x, pure))[0])
 
 
 def _clamped(top: float, scale: float, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ So kernels that torch cannot look into, and programs for a whole pack, stand ins
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,8 +17,26 @@ Function = Callable[..., tuple[Tensor, ...]]  # of tensors (K, …) or None, to 
 
 def by_rows(function: Function, *tensors: Tensor | None) -> tuple[Tensor, ...]:
     """What `function` gives for one client, whose tensors come without the leading K."""
-    found: tuple[Tensor, ...] = _Rows.apply(function, *tensors)
-    return found
+    if torch._C._are_functorch_transforms_active():  # torch binds the signature of such a function anew at every call
+        found: tuple[Tensor, ...] = _Rows.apply(function, *tensors)
+        return found
+    with torch.no_grad():
+        return _Rows.forward(function, *tensors)
+
+
+def applied(function: type[torch.autograd.Function], *inputs: Any) -> Any:
+    """`function.apply`, of one with a `setup_context`, without the cost of what only transforms need."""
+    return (function if torch._C._are_functorch_transforms_active() else _plain(function)).apply(*inputs)
+
+
+@cache
+def _plain(function: Any) -> Any:
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        output = function.forward(*inputs)
+        function.setup_context(ctx, inputs, output)
+        return output
+
+    return type(function.__name__, (torch.autograd.Function,), {"forward": staticmethod(forward), "backward": function.backward})
 
 
 class _Rows(torch.autograd.Function):

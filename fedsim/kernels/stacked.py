@@ -7,24 +7,29 @@ grouped convolution, and norms of groups and pools see nothing but channels. Beh
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedsim import masks
+from fedsim.keep import Keep
 from fedsim.kernels import pooled
+from fedsim.kernels.pruned import Convolution, Layer, Products, operation, pruned_pack, relu
 from fedsim.kernels.rows import by_rows
+from fedsim.models.normalised import RELU_SCALE, NormalisedConv2d, ScaledReLU
 from fedsim.tree import Tree
 
 if TYPE_CHECKING:
     from fedsim.core import Batch
 
-Stage = Callable[[Tensor, Tree, int], Tensor]  # x, weights (K, …), K
+Stage = Callable[[Tensor, Tree, int], Tensor]  # x, weights and masks (K, …), K
 Keys = dict[str, str]  # "weight" -> its key
+REAL = "n/real"  # (K, B), among the weights where a batch is padded
 Makers = dict[type[nn.Module], Callable[[Any, Keys], Stage | None]]
 
 
@@ -38,6 +43,7 @@ class Program:
         """(K,) mean cross-entropy over the real images: x (K, B, C, H, W), y (K, B), real (K, B) or None."""
         clients = len(x)
         out = x.transpose(0, 1).flatten(1, 2)
+        weights = weights if real is None else weights | {REAL: real}
         for stage in self.stages:
             out = stage(out, weights, clients)
         each = F.cross_entropy(out.flatten(0, 1), y.flatten(), reduction="none").view(y.shape)
@@ -45,35 +51,42 @@ class Program:
 
     def gradients(self, weights: Tree, x: Tensor, y: Tensor, real: Tensor | None) -> tuple[Tensor, ...]:
         """Losses (K,), and the gradient of every weight (K, …), in their order."""
-        leaves = {key: value.detach().requires_grad_() for key, value in weights.items()}
+        leaves = {key: value.detach().requires_grad_() for key, value in weights.items() if key.startswith("w/")}
         with torch.enable_grad():
-            losses = self.losses(leaves, x, y, real)
+            losses = self.losses(weights | leaves, x, y, real)
             found = torch.autograd.grad(losses.sum(), list(leaves.values()))
         return losses.detach(), *found
 
 
 def gradient(program: Program, weights: Tree, batch: Batch) -> tuple[Tensor, Tree]:
-    """(loss (), gradient) of one client; under `vmap` all of them go through the program together."""
+    """(loss (), gradient) of one client; under `vmap` all of them go through the program together. weights: masks may be among them."""
 
     def gradients(x: Tensor, y: Tensor, real: Tensor | None, *values: Tensor) -> tuple[Tensor, ...]:
         return program.gradients(dict(zip(weights, values, strict=True)), x, y, real)
 
     loss, *found = by_rows(gradients, batch.x, batch.y, batch.real, *weights.values())
-    return loss, dict(zip(weights, found, strict=True))
+    return loss, dict(zip((key for key in weights if key.startswith("w/")), found, strict=True))
 
 
 # ---- layers
 
 
-def program(module: nn.Module, made: Makers | None = None) -> Program | None:
-    """The module as a program, its layers `made` as below or otherwise; None for one that is more than a sequence of such layers."""
+def program(module: nn.Module, made: Makers | None = None, keep: Keep | None = None) -> Program | None:
+    """The module as a program, its layers `made` as below or otherwise; None for one that is more than a sequence of such layers.
+
+    keep: how the inputs of all layers but the first are pruned.
+    """
     first: dict[int, str] = {}
     for name, value in module.named_parameters(remove_duplicate=False):
         first.setdefault(id(value), "w/" + name)
+    made = made or MADE
+    lean = made if keep is None else made | _lean(keep)
+    weighted = False
     stages: list[Stage] = []
     flat = False
     for layer in _pooled_first(_in_turn(module)):
-        make = (made or MADE).get(type(layer))
+        make = (lean if weighted or not list(layer.parameters()) else made).get(type(layer))
+        weighted |= bool(list(layer.parameters(recurse=False)))
         if make is None or type(layer) in (IMAGES if flat else FEATURES):
             return None
         flat |= isinstance(layer, nn.Flatten)
@@ -109,6 +122,57 @@ def _convolved(layer: nn.Conv2d, weight: str, bias: str | None, x: Tensor, weigh
     return F.conv2d(x, weights[weight].flatten(0, 1), shift, layer.stride, layer.padding, layer.dilation, groups)
 
 
+def _normalised(layer: NormalisedConv2d, keys: Keys, keep: Keep | None = None) -> Stage | None:
+    """A convolution with a gain, and a mask where the weights have one."""
+    if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+        return None
+    weight, mask = keys["weight"], masks.key_of(keys["weight"])
+
+    def convolved(x: Tensor, weights: Tree, clients: int) -> Tensor:
+        way = Layer(_grouped(layer, clients), layer.over, form=clients)
+        cache = pruned_pack(x, weights.get(REAL), keep, clients) if keep else None
+        held = weights[mask].flatten(0, 1) if mask in weights else None
+        bias, gain = (weights[keys[slot]].flatten() for slot in ("bias", "gain"))
+        return way(x, cache, weights[weight].flatten(0, 1), bias, gain, held)
+
+    return convolved
+
+
+def _grouped(layer: nn.Conv2d, clients: int) -> Convolution:
+    return replace(cast(Convolution, operation(layer)), groups=clients * layer.groups)
+
+
+def _lean(keep: Keep) -> Makers:
+    """Layers that keep little for the backward pass."""
+    linear: Makers = {nn.Linear: partial(_lean_linear, keep)} if keep.layers == "all" else {}
+    return {
+        nn.Conv2d: partial(_lean_conv2d, keep),
+        NormalisedConv2d: partial(_normalised, keep=keep),
+        nn.ReLU: lambda layer, keys: lambda x, weights, clients: relu(x),
+        ScaledReLU: lambda layer, keys: lambda x, weights, clients: relu(x, scale=RELU_SCALE),
+        **linear,
+    }
+
+
+def _lean_conv2d(keep: Keep, layer: nn.Conv2d, keys: Keys) -> Stage | None:
+    if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+        return None
+
+    def convolved(x: Tensor, weights: Tree, clients: int) -> Tensor:
+        cache, bias = pruned_pack(x, weights.get(REAL), keep, clients), weights[keys["bias"]].flatten() if "bias" in keys else None
+        return Layer(_grouped(layer, clients), form=clients)(x, cache, weights[keys["weight"]].flatten(0, 1), bias)
+
+    return convolved
+
+
+def _lean_linear(keep: Keep, layer: nn.Linear, keys: Keys) -> Stage:
+    def product(x: Tensor, weights: Tree, clients: int) -> Tensor:
+        cache = pruned_pack(x, weights.get(REAL), keep, clients)
+        return Layer(Products(), form=clients)(x, cache, weights[keys["weight"]], weights[keys["bias"]] if "bias" in keys else None)
+
+    return product
+
+
 def _group_norm(layer: nn.GroupNorm, keys: Keys) -> Stage:
     def normed(x: Tensor, weights: Tree, clients: int) -> Tensor:
         scale, shift = (weights[keys[name]].flatten() if name in keys else None for name in ("weight", "bias"))
@@ -141,11 +205,12 @@ def _itself(layer: nn.Module, keys: Keys) -> Stage:
 
 MADE: Makers = {
     nn.Conv2d: _conv2d,
+    NormalisedConv2d: _normalised,
     nn.GroupNorm: _group_norm,
     nn.MaxPool2d: _max_pool2d,
     nn.Flatten: _flatten,
     nn.Linear: _linear,
-    **dict.fromkeys((nn.ReLU, nn.Identity, nn.AvgPool2d, nn.AdaptiveAvgPool2d), _itself),
+    **dict.fromkeys((nn.ReLU, ScaledReLU, nn.Identity, nn.AvgPool2d, nn.AdaptiveAvgPool2d), _itself),
 }
 FEATURES = (nn.Linear,)  # for features alone
-IMAGES = (nn.Conv2d, nn.GroupNorm, nn.MaxPool2d, nn.Flatten, nn.AvgPool2d, nn.AdaptiveAvgPool2d)  # for images alone
+IMAGES = (nn.Conv2d, NormalisedConv2d, nn.GroupNorm, nn.MaxPool2d, nn.Flatten, nn.AvgPool2d, nn.AdaptiveAvgPool2d)  # for images alone
