@@ -1,0 +1,120 @@
+"""`fedsim bench extrusion`: the loss right after the marked weights are pruned, with and without extrusion.
+
+A run is followed to each of its adjusting rounds. There the same clients train on the same batches from the same model once for each
+penalty, and the average is judged on the global test set as it is, and again with the marked weights pruned and nothing grown. So what
+differs is the penalty alone. Everything is paired by round and seed; the run itself goes on with the job's own penalty.
+"""
+
+from __future__ import annotations
+
+import time
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+
+import torch
+from rich.console import Console
+from scipy.stats import t as student
+from torch import Tensor
+
+from fedsim import extrude, memory
+from fedsim.assemble import Parts, assemble
+from fedsim.bench.sparse import columns
+from fedsim.fault import BadInput
+from fedsim.fleet.local import LocalFleet
+from fedsim.job import Job, check, load, resolved
+from fedsim.methods.fedmef import FedMef
+from fedsim.net import cross_entropy
+from fedsim.plan import FLEETS, Plan, resolve
+from fedsim.server import images
+from fedsim.tree import Tree
+
+DEFAULT = ("jobs/fedmef_digits.toml", "jobs/bench/extrusion_shapes.toml")
+SEEDS = 5
+PENALTIES = (0.0, 1e-4, 1e-2, 1e-1, 1.0)
+BATCH = 256  # test images at once
+Seen = dict[float, tuple[float, float, float]]  # penalty -> shrinking of the marked weights, loss before and after pruning them
+
+
+def main(jobs: list[Job], console: Console) -> int:
+    """Prints a table per job."""
+    torch.set_num_threads(1)
+    memory.hold()
+    for job in jobs or [load(Path(name)) for name in DEFAULT]:
+        if not isinstance(job.method.use, FedMef):
+            raise BadInput(f'{job.name}: fedsim bench extrusion needs [method] name = "fedmef"; it is {job.method.name!r}')
+        found = {seed: list(_followed(job, seed, console)) for seed in range(SEEDS)}
+        rounds = sum(len(seen) for seen in found.values())
+        title = (
+            f"{job.name}: {rounds} adjusting rounds of {SEEDS} seeds; losses on the test set; differences ± their 95 % interval over seeds"
+        )
+        table = columns("penalty", "marked weights' norm", "loss before", "after pruning", "loss of pruning", "less than without, %")
+        for penalty in PENALTIES:
+            table.add_row(*_row(penalty, found))
+        console.print(title, table, highlight=False, soft_wrap=True)
+    return 0
+
+
+def _row(penalty: float, found: Mapping[int, list[Seen]]) -> tuple[str, ...]:
+    """Means over rounds, then over seeds."""
+    each = {seed: [seen[penalty] for seen in rounds] for seed, rounds in found.items()}
+    shrunk, before, after = (fmean(fmean(row[i] for row in rows) for rows in each.values()) for i in range(3))
+    damage = [fmean(row[2] - row[1] for row in rows) for rows in each.values()]
+    plain = [fmean(seen[0.0][2] - seen[0.0][1] for seen in rounds) for rounds in found.values()]
+    less = [100 * (1 - mine / other) for mine, other in zip(damage, plain, strict=True)]
+    figures = (f"{shrunk:.4f}", f"{before:.4f}", f"{after:.4f}", f"{fmean(damage):+.4f}")
+    return f"{penalty:g}", *figures, "" if not penalty else f"{fmean(less):.1f} ± {_interval(less):.1f}"
+
+
+def _interval(values: list[float]) -> float:
+    mean = fmean(values)
+    deviation = (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
+    return float(student.ppf(0.975, len(values) - 1) * deviation / len(values) ** 0.5)
+
+
+def _followed(job: Job, seed: int, console: Console) -> Iterator[Seen]:
+    """What every adjusting round of a run would have become under each penalty."""
+    parts = assemble(check(tomllib.loads(resolved(job)) | {"seed": seed}))
+    plan = resolve(parts, console.print)
+    method, setting, fleet = parts.method, parts.setting, _fleet(parts, plan)
+    state = method.init(setting, parts.population.public())
+    for r in range(setting.rounds + 1):
+        fleet.open(r)
+        extrusion = method.extrusion(setting.net, state.shared, r) if r else None
+        if extrusion is not None and extrusion.moves:
+            yield {penalty: _tried(parts, replace(method, penalty=penalty), state, fleet, r) for penalty in PENALTIES}
+            fleet.open(r)
+        state, _ = method.round(setting, state, fleet, r)
+
+
+def _tried(parts: Parts, method: FedMef, state: object, fleet: LocalFleet, r: int) -> tuple[float, float, float]:
+    fleet.open(r)
+    extrusion = method.extrusion(parts.setting.net, state.shared, r)  # type: ignore[attr-defined]
+    trained, _ = method.trained(parts.setting, state, fleet, r, extrusion)  # type: ignore[arg-type]
+    marks = extrude.marked(state.shared, extrusion.moves)  # type: ignore[attr-defined]
+    low = [extrude.norm_of(shared, marks) for shared in (state.shared, trained.shared)]  # type: ignore[attr-defined]
+    pruned = trained.shared | {
+        f"mask/{name}.weight": _without(trained.shared[f"mask/{name}.weight"], index)
+        for key, index in marks.items()
+        if (name := key.removeprefix(extrude.MARK))
+    }
+    return float(low[1] / low[0]), loss(parts, trained.shared), loss(parts, pruned)
+
+
+def _without(mask: Tensor, index: Tensor) -> Tensor:
+    return mask.flatten().index_fill(0, index, False).view(mask.shape)
+
+
+def loss(parts: Parts, shared: Tree) -> float:
+    """Mean cross-entropy on the global test set."""
+    x, y = images(parts.setting, parts.population.test)
+    with torch.no_grad():
+        pieces = zip(x.split(BATCH), y.split(BATCH), strict=True)
+        sums = [float(cross_entropy(parts.setting.net(shared, a)[0], b, None)) * len(b) for a, b in pieces]
+    return sum(sums) / len(y)
+
+
+def _fleet(parts: Parts, plan: Plan) -> LocalFleet:
+    return FLEETS[plan.fleet](plan.settled(parts.site), parts.account(), plan.packs, time.perf_counter)
