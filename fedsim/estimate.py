@@ -73,6 +73,13 @@ def _told(parts: Parts) -> Iterator[str]:
     least, most = sizes.min(), sizes.max()
     yield f"{setting.clients:,} clients of {least:,} to {most:,} training images, {setting.cohort} a round, {setting.rounds} rounds"
     yield f"{anatomy.parameters:,} parameters, {ledger.forward_flops(anatomy) / 1e6:,.2f} MFLOP forward for an image"
+    if normalising := ledger.normalising_flops(anatomy):
+        yield f"{normalising / 1e6:,.2f} MFLOP to normalise the weights once, in every pass of a batch; in no other figure"
+    batch = setting.train.batch
+    parts_of = ledger.saved(anatomy, batch)
+    told = {"pruned inputs": parts_of["caches"], "signs of ReLUs": parts_of["signs"], "all else": parts_of["others"]}
+    kept = ", ".join(f"{name} {value / 1e6:,.2f} MB" for name, value in told.items()) if anatomy.keep else f"{parts_of.total / 1e6:,.2f} MB"
+    yield f"saved for the backward pass of a batch of {batch}: {kept}"
 
 
 def _summed(seen: list[dict[str, float]], rounds: int) -> Iterator[str]:
