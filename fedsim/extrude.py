@@ -35,6 +35,7 @@ def rex(t: Tensor | float, budget: Tensor | float) -> Tensor | float:
 
 def beta(norm: Tensor, t: Tensor | float, budget: Tensor | float, lr0: float) -> Tensor:
     """beta_t = p(t) (2 sigmoid(|theta_low|) - 1) eta_0."""
+    t, budget = (torch.as_tensor(value).to(norm.dtype) for value in (t, budget))
     return rex(t, budget) * torch.tanh(norm / 2) * lr0
 
 

@@ -79,12 +79,32 @@ def interpreted(name: str) -> dict[str, float]:
     return {part: away(found, want) for part, found, want in zip(PARTS, parts, wanted, strict=False)}
 
 
+def selected(dtype: torch.dtype) -> bool:
+    """Whether the interpreter's largest entries are those of the CPU's kernels, to the bit."""
+    from fedsim.kernels import largest, largest_on_cuda
+
+    whole = True
+    for entries, share in ((5000, 0.3), (2048, 0.01), (17, 0.6), (4100, 1.0)):
+        draw = torch.randn(2, entries, generator=torch.Generator().manual_seed(entries))
+        x = (draw.relu() * 8).round().div(8).to(dtype) if share < 0.5 else draw.to(dtype)  # many are equal
+        k = max(1, int(share * entries))
+        kept, kind = torch.tensor([k, max(1, k // 2)]), largest.INTEGERS[dtype]
+        bits, values = largest.select(x, kept, k)
+        held = torch.zeros_like(values).view(kind)
+        found, _ = largest_on_cuda.select(x.view(kind), kept, held, largest._magnitude(dtype))
+        whole &= torch.equal(found, bits) and torch.equal(held.view(dtype), values)
+        back = largest_on_cuda.restore(bits, values.view(kind), entries).view(dtype)
+        whole &= torch.equal(back, largest.restore(bits, values, entries))
+    return whole
+
+
 def main() -> None:
     """What the interpreter gives; it must be asked for before Triton is imported, so in a process of its own."""
     x, weight, bias, pattern = drawn("padded")
     sparse.conv2d(x, pattern.values(weight), bias, pattern)
     answer: dict[str, object] = {"imported": "triton" in sys.modules}
     answer |= {name: interpreted(name) for name in CASES}
+    answer["largest"] = {str(dtype): selected(dtype) for dtype in (torch.float32, torch.bfloat16)}
     from fedsim.kernels import on_cuda
 
     on_cuda.PROGRAMS = 4  # so few that every program takes several strips
@@ -106,6 +126,30 @@ def answer() -> dict[str, dict[str, float]]:
 def test_the_twin_is_the_dense_layer(answer, name) -> None:
     assert len(answer[name]) == 3
     assert all(far < 1e-5 for far in answer[name].values()), answer[name]
+
+
+@TRITON
+def test_the_largest_entries_are_the_cpus_to_the_bit(answer) -> None:
+    assert answer["largest"] == {"torch.float32": True, "torch.bfloat16": True}
+
+
+@TRITON
+def test_the_largest_entries_compile_for_a_gpu(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from fedsim.kernels import largest_on_cuda as twin
+
+    fixed = {"SHIFT": 21, "WIDTH": 10, "FIRST": True, "MAGNITUDE": 31, "BLOCK": twin.BLOCK}
+    kinds = dict.fromkeys(("x", "least", "table", "above", "equal", "values", "out", "kept"), "*i32") | {"bits": "*u8"}
+    kinds |= dict.fromkeys(("ties", "before", "offsets"), "*i64")
+    for kernel in (twin._count, twin._tally, twin._write, twin._weigh, twin._restore):
+        mine = {name: fixed[name] for name in kernel.arg_names if name in fixed}
+        signature = {name: "constexpr" if name in mine else kinds.get(name, "i32") for name in kernel.arg_names}
+        assert triton.compile(ASTSource(kernel, signature, mine), target=GPUTarget("cuda", 90, 32)).asm["ptx"]
 
 
 @TRITON

@@ -236,6 +236,33 @@ def test_layers_that_read_the_same_tensor_share_a_cache(monkeypatch) -> None:
         assert len(caches) == 17
 
 
+class Twice(nn.Module):
+    """A tensor that a layer reads, that is then changed in place or not, and read by another."""
+
+    def __init__(self, inplace: bool) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.a, self.b, self.c = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3)
+        self.inplace = inplace
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        first = self.b(y)
+        y = y.mul_(3) if self.inplace else y * 3
+        return (first + self.c(y)).mean((2, 3))
+
+
+def test_a_tensor_that_was_changed_in_place_has_a_cache_of_its_own() -> None:
+    batch = replace(batch_of(3), y=torch.tensor([0, 1, 2]))
+    found = {}
+    for inplace in (False, True):
+        net = Net(Twice(inplace))
+        net.prune(KEEP)
+        found[inplace] = net.gradient(net.initial, batch)[1]
+    for key, g in found[False].items():
+        assert torch.equal(g, found[True][key]), key
+
+
 def test_evaluation_and_passes_without_a_gradient_prune_nothing(monkeypatch) -> None:
     from fedsim import saving
 

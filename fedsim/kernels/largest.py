@@ -37,7 +37,13 @@ def select(x: Tensor, kept: Tensor | None, k: int, turned: tuple[int, int] = (1,
     bits = x.new_empty(len(x), bits_of(x.shape[1]), dtype=torch.uint8)
     values = x.new_zeros(len(x), k) if kept is not None else x.new_empty(len(x), k)
     if x.device.type != "cpu":
-        return _select_anywhere(x, kept if kept is not None else x.new_full((len(x),), k, dtype=torch.int64), values, turned)
+        kept = x.new_full((len(x),), k, dtype=torch.int64) if kept is None else kept
+        if turned != (1, 1) or not _by_triton(x):
+            return _select_anywhere(x, kept, values, turned)
+        from fedsim.kernels import largest_on_cuda  # here, for Triton is not on every machine
+
+        held = values.view(INTEGERS[x.dtype])
+        return largest_on_cuda.select(x.detach().view(INTEGERS[x.dtype]), kept, held, _magnitude(x.dtype))[0], values
     wanted = np.full(len(x), k, np.int64) if kept is None else kept.numpy()
     _select(_integers(x), wanted, _integers(values), bits.numpy(), _magnitude(x.dtype), *turned)
     return bits, values
@@ -45,6 +51,10 @@ def select(x: Tensor, kept: Tensor | None, k: int, turned: tuple[int, int] = (1,
 
 def restore(bits: Tensor, values: Tensor, entries: int) -> Tensor:
     """x~ (K, M): the values at their positions, 0 elsewhere."""
+    if bits.device.type != "cpu" and _by_triton(values):
+        from fedsim.kernels import largest_on_cuda
+
+        return largest_on_cuda.restore(bits, values.view(INTEGERS[values.dtype]), entries).view(values.dtype)
     if bits.device.type != "cpu":
         kept = _unpacked(bits, entries)
         place = kept.cumsum(1).sub_(1).clamp_(0, values.shape[1] - 1)
@@ -92,6 +102,12 @@ def _integers(x: Tensor) -> Any:
 def _magnitude(dtype: torch.dtype) -> int:
     """Number of bits of |x|."""
     return 8 * dtype.itemsize - 1
+
+
+def _by_triton(x: Tensor) -> bool:
+    from fedsim.kernels.sparse import missing  # which imports what prunes
+
+    return x.is_cuda and x.dtype != torch.float64 and not missing(str(x.device))
 
 
 # ---- compiled
