@@ -8,6 +8,7 @@ Shapes: K rows (clients), M entries of a row, k of them kept. Bit t of byte j be
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ def select(x: Tensor, kept: Tensor | None, k: int, turned: tuple[int, int] = (1,
         kept = x.new_full((len(x),), k, dtype=torch.int64) if kept is None else kept
         if turned != (1, 1) or not _by_triton(x):
             return _select_anywhere(x, kept, values, turned)
-        from fedsim.kernels import largest_on_cuda  # here, for Triton is not on every machine
+        from fedsim.kernels import largest_on_cuda
 
         held = values.view(INTEGERS[x.dtype])
         return largest_on_cuda.select(x.detach().view(INTEGERS[x.dtype]), kept, held, _magnitude(x.dtype))[0], values
@@ -105,9 +106,21 @@ def _magnitude(dtype: torch.dtype) -> int:
 
 
 def _by_triton(x: Tensor) -> bool:
-    from fedsim.kernels.sparse import missing  # which imports what prunes
+    """Whether Triton's kernels are for x; torch's own operations give the same bits, more slowly."""
+    return x.is_cuda and x.dtype != torch.float64 and _compiles(str(x.device))
 
-    return x.is_cuda and x.dtype != torch.float64 and not missing(str(x.device))
+
+@cache
+def _compiles(device: str) -> bool:
+    """Whether Triton can make kernels for a device (it wants a C compiler where it runs)."""
+    try:
+        from fedsim.kernels import largest_on_cuda  # here, for Triton is not on every machine
+
+        one = torch.ones(1, 8, dtype=torch.int32, device=device)
+        largest_on_cuda.select(one, one[:, 0].long(), one[:, :1].clone(), _magnitude(torch.float32))
+    except Exception:
+        return False
+    return True
 
 
 # ---- compiled
