@@ -35,6 +35,8 @@ def groups(layers: Sequence[str], count: int) -> list[list[str]]:
 
     No group is empty: there are fewer where there are fewer layers.
     """
+    if not layers:
+        raise ValueError("no layer is left to be pruned: the first one stays dense, and others may be left out")
     count = min(count, len(layers))
     each, rest = divmod(len(layers), count)
     ends = accumulate((each + (i < rest) for i in range(count)), initial=0)

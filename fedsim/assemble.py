@@ -75,6 +75,8 @@ def assemble(job: Job, node_rank: int = 0, stopped: Callable[[], bool] = lambda:
         net = Net(module).to(device)
     except ValueError as error:
         raise BadInput(f"[model] {job.model.name or job.model.factory}: {error}") from error
+    if job.train.keep() and job.execution.stacked == "matmul":
+        raise BadInput('[execution] stacked = "matmul" has no products that prune activations: leave it out, or train.activation_keep')
     try:
         net.prune(job.train.keep())
     except ValueError as error:

@@ -78,6 +78,7 @@ class Calls:
     def prune(self, keep: Keep | None) -> None:
         """From now on layers keep so much of their inputs for a backward pass; None: all of it.
 
+        Under a hard gate such a pass is masked, not compacted: closed channels count as the zeros that they are.
         ValueError for a model with layers that cannot.
         """
         if keep is not None and (unfit := saving.unfit(self._given)):
@@ -121,10 +122,16 @@ class Calls:
 
     def folded(self, tree: Tree) -> Tree:
         """The tree with every standardised or normalised filter ready for use in the place of the stored one."""
-        ready = {f"w/{name}.weight": standardised(tree[f"w/{name}.weight"], tree.get(f"buf/{name}.removed")) for name in self._standardised}
+        tree = self._standard(tree)
+        ready = {}
         for name, over in self.normalised.items():
             weight, gain, mask = (tree.get(key) for key in (f"w/{name}.weight", f"w/{name}.gain", f"mask/{name}.weight"))
             ready[f"w/{name}.weight"] = normalised(cast(Tensor, weight), cast(Tensor, gain), mask, over)
+        return tree | ready
+
+    def _standard(self, tree: Tree) -> Tree:
+        """With every standardised one ready."""
+        ready = {f"w/{name}.weight": standardised(tree[f"w/{name}.weight"], tree.get(f"buf/{name}.removed")) for name in self._standardised}
         return {key: ready.get(key, value) for key, value in tree.items()}
 
     # ---- calls
@@ -165,7 +172,7 @@ class Calls:
         if gate is None:
             with self._filled(weights, tree, train, real, momentum) as buffers, tapping(self.module, self._slots, tapped, probes):
                 return self.module(x), buffers
-        if gate.dtype == torch.bool and not self.pure and not tapped:
+        if gate.dtype == torch.bool and not self.pure and not tapped and not (train and self.keep):
             return self._compact(weights, tree, self.channels.kept(gate), x, train, real, momentum)
         gates, module = self.channels.split(gate), self._gated
         taps = tapping(self.module, self._slots, tapped, probes)
@@ -194,8 +201,12 @@ class Calls:
         momentum: float | None,
         cut: Container[str] = (),
     ) -> tuple[Tensor, Tree]:
-        """The kept channels alone: the same layers, filled with what is cut from the stored weights; those in `cut` are already."""
-        ready = self.folded(under(tree, "buf/") | weights)
+        """The kept channels alone: the same layers, filled with what is cut from the stored weights; those in `cut` are already.
+
+        Normalised filters are not among those that are cut; their layers make them ready under their masks.
+        """
+        ready = self._standard(under(tree, "buf/") | weights)
+        ready |= {mask: tree[mask] for name in self.normalised if (mask := f"mask/{name}.weight") in tree}
         small = ready | self.channels.cut({key: value for key, value in ready.items() if key not in cut}, kept)
         with self._filled(small, small, train, real, momentum) as buffers, self._thin(kept):
             logits = self.module(x)

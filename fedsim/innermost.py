@@ -17,7 +17,7 @@ from fedsim import saving
 from fedsim.kernels import planes, pooled, sparse
 from fedsim.kernels.layout import Inwards, Outwards, inner, innermost, made
 from fedsim.kernels.pattern import Geometry
-from fedsim.kernels.pruned import Convolution, Layer, Product, operation
+from fedsim.kernels.pruned import Convolution, Layer, Product, averaged, has_places, largest_of_windows, operation
 from fedsim.models import layers, normalised
 
 if TYPE_CHECKING:
@@ -61,8 +61,10 @@ class Conv2d(Weighted, nn.Conv2d):
 class Linear(Weighted, nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         patterns = self.call[0].patterns
-        if self.key in patterns and x.dim() == 2:
-            return sparse.linear(x, self.weight, self.bias, patterns[self.key], saving.cache_for(self, x))
+        if self.key in patterns:
+            rows = x if x.dim() == 2 else x.flatten(0, -2)
+            out = sparse.linear(rows, self.weight, self.bias, patterns[self.key], saving.cache_for(self, rows))
+            return out if x.dim() == 2 else out.reshape(*x.shape[:-1], -1)
         return self.pruning(x) if saving.prunes(self) else super().forward(x)
 
 
@@ -102,8 +104,8 @@ class MaxPool2d(nn.MaxPool2d):
         return self._of(x.transpose(0, 1)).transpose(0, 1)
 
     def _of(self, x: Tensor) -> Tensor:
-        lean = saving.saves(self.call[0]) and saving.has_places(self)
-        return saving.largest_of_windows(self, x) if lean else cast(Tensor, super().forward(x))
+        lean = saving.saves(self.call[0]) and has_places(self)
+        return largest_of_windows(self, x) if lean else cast(Tensor, super().forward(x))
 
 
 class AvgPool2d(nn.AvgPool2d):
@@ -115,7 +117,7 @@ class AvgPool2d(nn.AvgPool2d):
         return self._of(x.transpose(0, 1)).transpose(0, 1)
 
     def _of(self, x: Tensor) -> Tensor:
-        return saving.averaged(self, x) if saving.saves(self.call[0]) else super().forward(x)
+        return averaged(self, x) if saving.saves(self.call[0]) else super().forward(x)
 
 
 class Shortcut(layers.Shortcut):

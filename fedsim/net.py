@@ -149,7 +149,11 @@ class Net(Calls):
         """Whether the tree's gate leaves a smaller network without masks."""
         gate = tree.get(GATES)
         return (
-            gate is not None and gate.dtype == torch.bool and not self.pure and not any(mask in tree for mask in self._mask_keys.values())
+            gate is not None
+            and gate.dtype == torch.bool
+            and not self.pure
+            and self.keep is None
+            and not any(mask in tree for mask in self._mask_keys.values())
         )
 
     def _in_use(self, tree: Tree, patterns: Mapping[str, Pattern | Kept]) -> Tree:

@@ -166,7 +166,7 @@ class Standardised(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         call = self.call[0]
         weight = self.weight if call.cut else standardised(self.weight, call.tree.get(self.removed_key))
-        if saving.prunes(self) and not call.cut:
+        if saving.prunes(self):
             return saving.weighted(self, x, Layer(self.op), weight, self.bias)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return F.conv2d(x, weight.to(x.dtype), bias, self.stride, self.padding, self.dilation, self.groups)
@@ -227,6 +227,10 @@ def swap(module: nn.Module, call: Call) -> None:
             raise ValueError(f"{name}: an instance norm with running statistics changes them in place; set track_running_stats = False")
         if isinstance(layer, nn.modules.batchnorm._BatchNorm) and not isinstance(layer, TORCH_NORMS):
             raise ValueError(f"{name}: {type(layer).__name__} synchronises or is lazy; use torch.nn.BatchNorm2d")
+        if isinstance(layer, StandardisedConv2d | NormalisedConv2d) and (layer.padding_mode != "zeros" or saving.uneven(layer)):
+            raise ValueError(
+                f'{name}: a {type(layer).__name__} pads by zeros, alike on all sides; padding_mode = "zeros" and odd kernels do'
+            )
         for kind, own in OURS:
             if isinstance(layer, kind) and (kind is not nn.GroupNorm or layer.num_groups == 1):
                 setattr(

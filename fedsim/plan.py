@@ -143,7 +143,9 @@ def _candidates(parts: Parts) -> Iterator[Plan]:
         for layout in layouts if fleet == "serial" or execution.layout else ["contiguous"]:
             for packs in _pack_counts(fleet, execution.pack, most, free):
                 plan = replace(reference, fleet=fleet, channels_last=layout == "channels_last", packs=packs)
-                yield from (replace(plan, stacked=how) for how in _stackings(fleet, execution.stacked, device, free))
+                yield from (
+                    replace(plan, stacked=how) for how in _stackings(fleet, execution.stacked, device, free and not parts.job.train.keep())
+                )
 
 
 def _always_sparse(parts: Parts) -> tuple[Row, ...]:

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fedsim.kernels.pruned import AveragePool, Cache, Layer, MaxPool, form_of, pruned, relu
-from fedsim.kernels.rows import applied
+from fedsim.kernels.pruned import Cache, Layer, form_of, pruned, relu
 from fedsim.models.anatomy import WEIGHTED
 from fedsim.models.layers import StandardisedConv2d
 from fedsim.models.normalised import RELU_SCALE, NormalisedConv2d, ScaledReLU
@@ -36,14 +35,17 @@ def unfit(module: nn.Module) -> list[str]:
             found.append(f"{name or 'the model'} is a {type(layer).__name__}, and only convolutions and linear layers take it")
         elif isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) and layer.padding_mode != "zeros":
             found.append(f'{name} pads by padding_mode = {layer.padding_mode!r}; it takes "zeros"')
-        elif getattr(layer, "padding", 0) == "same" and _uneven(layer):
+        elif uneven(layer):
             found.append(f'{name} has padding = "same" and an even kernel; it takes odd ones')
     if not [layer for layer in module.modules() if isinstance(layer, WEIGHTED)][1:]:
         found.append("no layer comes after the first one, which keeps its whole input")
     return found
 
 
-def _uneven(layer: Any) -> bool:
+def uneven(layer: Any) -> bool:
+    """Whether padding = "same" adds more on one side of the layer's input than on the other."""
+    if getattr(layer, "padding", 0) != "same":
+        return False
     return any(dilation * (kernel - 1) % 2 for dilation, kernel in zip(layer.dilation, layer.kernel_size, strict=True))
 
 
@@ -84,10 +86,19 @@ def cached(call: Call, x: Tensor) -> tuple[Cache, str]:
             return cache, form
     assert call.keep is not None
     form = form_of(x, call.pure)
-    cache = pruned(x, call.real, call.keep, form)
+    cache = pruned(x, _real_of(call, x), call.keep, form)
     call.caches[:] = [entry for entry in call.caches if entry[0]() is not None]
     call.caches.append((weakref.ref(whose), mark, cache, form))
     return cache, form
+
+
+def _real_of(call: Call, x: Tensor) -> Tensor | None:
+    """Which rows of x are of real images, where some are not; ValueError for rows that are not of one image each."""
+    if call.real is None or len(call.real) == len(x):
+        return call.real
+    if len(x) % len(call.real):
+        raise ValueError(f"activations of shape {tuple(x.shape)} cannot be pruned in a padded batch of {len(call.real)}: images come first")
+    return call.real.repeat_interleave(len(x) // len(call.real))
 
 
 def rounded(x: Tensor, low: torch.dtype) -> Tensor:
@@ -112,25 +123,3 @@ def activated(layer: Any, x: Tensor) -> Tensor:
     """A ReLU that keeps signs."""
     top, scale = ACTIVATIONS[layer.kind]
     return relu(x, top, scale, layer.inplace, layer.call[0].pure)
-
-
-def has_places(layer: nn.MaxPool2d) -> bool:
-    """Whether `largest_of_windows` does what a max pool does."""
-    return not layer.return_indices and layer.dilation in (1, (1, 1))
-
-
-def largest_of_windows(layer: nn.MaxPool2d, x: Tensor) -> Tensor:
-    """A max pool that keeps a byte a result."""
-    found: Tensor = applied(MaxPool, x, *(_two(value) for value in (layer.kernel_size, layer.stride, layer.padding)), layer.ceil_mode)[0]
-    return found
-
-
-def averaged(layer: nn.AvgPool2d, x: Tensor) -> Tensor:
-    """An average pool that keeps nothing."""
-    sizes = [list(_two(value)) for value in (layer.kernel_size, layer.stride, layer.padding)]
-    found: Tensor = applied(AveragePool, x, (*sizes, layer.ceil_mode, layer.count_include_pad, layer.divisor_override))
-    return found
-
-
-def _two(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])

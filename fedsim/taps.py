@@ -76,7 +76,9 @@ def tapping(module: nn.Module, slots: Slots, taps: Sequence[TappedLayer], probes
     waiting = {tap.key: (tap, held) for tap, held in zip(taps, probes, strict=True)}
     inside = [(layer, key) for key in waiting for layer in _users(module, slots, key) if hasattr(layer, "tap")]
     for layer, key in inside:  # which sees the gradient of the weight it makes of the stored one
-        tap, held = waiting.pop(key)
+        tap, held = waiting.pop(key, (None, {}))
+        if tap is None:
+            raise ValueError(f"layer {key[2:].removesuffix('.weight')!r} cannot be tapped: several layers normalise its weight")
         layer.tap = Tap(tap.see, tuple(held.values()))  # type: ignore[assignment]
 
     def wrap(key: str, *_: Any) -> None:
@@ -88,7 +90,15 @@ def tapping(module: nn.Module, slots: Slots, taps: Sequence[TappedLayer], probes
         for where, slot in places:
             where[slot] = wrapped
 
-    hooks = [layer.register_forward_pre_hook(partial(wrap, key)) for key in waiting for layer in _users(module, slots, key)]
+    called: set[nn.Module] = set()
+
+    def once(layer: nn.Module, *_: Any) -> None:
+        if layer in called:
+            raise ValueError("a normalised layer that is called twice cannot be tapped: the gradients of its weight come one by one")
+        called.add(layer)
+
+    hooks = [layer.register_forward_pre_hook(once) for layer, _ in inside]
+    hooks += [layer.register_forward_pre_hook(partial(wrap, key)) for key in waiting for layer in _users(module, slots, key)]
     try:
         yield
     finally:

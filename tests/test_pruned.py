@@ -18,9 +18,23 @@ from torch.nn import functional as F
 
 from fedsim.keep import Keep, count
 from fedsim.kernels import largest
-from fedsim.kernels.pruned import AveragePool, Layer, MaxPool, Product, flat, form_of, operation, pruned, relu, restored, shaped, turned
+from fedsim.kernels.pruned import (
+    AveragePool,
+    Layer,
+    MaxPool,
+    Product,
+    flat,
+    form_of,
+    has_places,
+    largest_of_windows,
+    operation,
+    pruned,
+    relu,
+    restored,
+    shaped,
+    turned,
+)
 from fedsim.models.normalised import normalised
-from fedsim.saving import has_places, largest_of_windows
 
 LAYERS = {
     "3x3": lambda: nn.Conv2d(4, 6, 3, padding=1),

@@ -228,7 +228,7 @@ class _Layer(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.way, x, where, values, bias, weight, gain, mask, *probes = inputs
-        ctx.shape, ctx.biased, ctx.low = x.shape, bias is not None, x.dtype
+        ctx.shape, ctx.biased = x.shape, bias is not None
         ctx.dtypes = [probe.dtype for probe in probes]
         ctx.save_for_backward(x if where is None else None, where, values, weight, gain, mask)
 
@@ -259,13 +259,13 @@ def relu(x: Tensor, top: float = inf, scale: float = 1.0, inplace: bool = False,
     """scale · min(max(x, 0), top), which keeps a bit an entry; in the place of x where that may be."""
     if inplace and not pure:
         return cast(Tensor, _Overwritten.apply(x, top, scale)[0])
-    return cast(Tensor, applied(_Positive, x, top, scale, form_of(x, pure))[0])
+    return cast(Tensor, applied(_Positive, x, top, scale, "" if pure else form_of(x, False))[0])
 
 
 def _clamped(top: float, scale: float, x: Tensor) -> tuple[Tensor, Tensor]:
     x = x.contiguous()
     out = torch.empty_like(x)
-    return out, largest.where_positive(x, out, top, scale)
+    return out, largest.where_positive(x.flatten(1), out.view(len(x), -1), top, scale)
 
 
 def _held(scale: float, g: Tensor, bits: Tensor) -> tuple[Tensor]:
@@ -274,8 +274,9 @@ def _held(scale: float, g: Tensor, bits: Tensor) -> tuple[Tensor]:
 
 def _through(ctx: Any, g: Tensor) -> Tensor:
     (bits,) = ctx.saved_tensors
-    (found,) = by_rows(partial(_held, ctx.scale), flat(g, ctx.form), bits)
-    return shaped(found, ctx.shape, ctx.form)
+    form = ctx.form or "rows"
+    (found,) = by_rows(partial(_held, ctx.scale), flat(g, form), bits)
+    return shaped(found, ctx.shape, form)
 
 
 class _Positive(torch.autograd.Function):
@@ -283,8 +284,14 @@ class _Positive(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, top: float, scale: float, form: str) -> tuple[Tensor, Tensor]:
-        out, bits = by_rows(partial(_clamped, top, scale), flat(x, form))
-        return shaped(out, x.shape, form), bits
+        if form == "":  # under a transform
+            out, bits = by_rows(partial(_clamped, top, scale), x)
+            return out, bits
+        out = torch.empty_like(x)  # no view, which could not be changed in place
+        entries = flat(x, form).unsqueeze(0)
+        into = flat(out, form).unsqueeze(0)
+        bits = largest.where_positive(entries, into, top, scale)[0]
+        return out if into.data_ptr() == out.data_ptr() else shaped(into[0], x.shape, form), bits
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -378,3 +385,25 @@ class AveragePool(torch.autograd.Function):
         like = g.flatten()[:1].expand(ctx.shape)  # the pool is linear: torch reads of its input the shape alone
         kernel, stride, padding, ceil, counted, divisor = ctx.pool
         return torch.ops.aten.avg_pool2d_backward(g, like, kernel, stride, padding, ceil, counted, divisor), None
+
+
+def has_places(layer: nn.MaxPool2d) -> bool:
+    """Whether `largest_of_windows` does what a max pool does."""
+    return not layer.return_indices and layer.dilation in (1, (1, 1))
+
+
+def largest_of_windows(layer: nn.MaxPool2d, x: Tensor) -> Tensor:
+    """A max pool that keeps a byte a result."""
+    found: Tensor = applied(MaxPool, x, *(_two(value) for value in (layer.kernel_size, layer.stride, layer.padding)), layer.ceil_mode)[0]
+    return found
+
+
+def averaged(layer: nn.AvgPool2d, x: Tensor) -> Tensor:
+    """An average pool that keeps nothing."""
+    sizes = [list(_two(value)) for value in (layer.kernel_size, layer.stride, layer.padding)]
+    found: Tensor = applied(AveragePool, x, (*sizes, layer.ceil_mode, layer.count_include_pad, layer.divisor_override))
+    return found
+
+
+def _two(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[1])

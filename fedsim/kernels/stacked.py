@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from fedsim import masks
 from fedsim.keep import Keep
 from fedsim.kernels import pooled
-from fedsim.kernels.pruned import Convolution, Layer, Products, operation, pruned_pack, relu
+from fedsim.kernels.pruned import Convolution, Layer, Products, averaged, has_places, largest_of_windows, operation, pruned_pack, relu
 from fedsim.kernels.rows import by_rows
 from fedsim.models.normalised import RELU_SCALE, NormalisedConv2d, ScaledReLU
 from fedsim.tree import Tree
@@ -132,8 +132,8 @@ def _normalised(layer: NormalisedConv2d, keys: Keys, keep: Keep | None = None) -
         way = Layer(_grouped(layer, clients), layer.over, form=clients)
         cache = pruned_pack(x, weights.get(REAL), keep, clients) if keep else None
         held = weights[mask].flatten(0, 1) if mask in weights else None
-        bias, gain = (weights[keys[slot]].flatten() for slot in ("bias", "gain"))
-        return way(x, cache, weights[weight].flatten(0, 1), bias, gain, held)
+        bias = weights[keys["bias"]].flatten() if "bias" in keys else None
+        return way(x, cache, weights[weight].flatten(0, 1), bias, weights[keys["gain"]].flatten(), held)
 
     return convolved
 
@@ -150,6 +150,8 @@ def _lean(keep: Keep) -> Makers:
         NormalisedConv2d: partial(_normalised, keep=keep),
         nn.ReLU: lambda layer, keys: lambda x, weights, clients: relu(x),
         ScaledReLU: lambda layer, keys: lambda x, weights, clients: relu(x, scale=RELU_SCALE),
+        nn.MaxPool2d: _lean_max_pool2d,
+        nn.AvgPool2d: lambda layer, keys: lambda x, weights, clients: averaged(layer, x),
         **linear,
     }
 
@@ -163,6 +165,12 @@ def _lean_conv2d(keep: Keep, layer: nn.Conv2d, keys: Keys) -> Stage | None:
         return Layer(_grouped(layer, clients), form=clients)(x, cache, weights[keys["weight"]].flatten(0, 1), bias)
 
     return convolved
+
+
+def _lean_max_pool2d(layer: nn.MaxPool2d, keys: Keys) -> Stage | None:
+    if not has_places(layer):
+        return _max_pool2d(layer, keys)
+    return lambda x, weights, clients: pooled.halved(x) if pooled.takes(x, layer) else largest_of_windows(layer, x)
 
 
 def _lean_linear(keep: Keep, layer: nn.Linear, keys: Keys) -> Stage:

@@ -117,18 +117,17 @@ class _Seen:
         self.vectors = 0  # bytes per batch
         self.caches: list[int] = []  # entries per image
         self.signs: list[int] = []
-        self.pruned: dict[int, Tensor] = {}
+        self.pruned: dict[object, Tensor] = {}
         self.moments: list[Moment] = []
 
     def after(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if module in self.layers:
             self._use(module, output)
-        restored = len(self.caches)
         for kinds, rule in LEAN if self.keep else RULES:
             if isinstance(module, kinds):
                 rule(self, module, inputs[0], output)
         if any(isinstance(module, kinds) for kinds, _ in RULES):
-            self._stand(module, inputs[0], output, len(self.caches) > restored or _known(self.pruned, inputs[0]))
+            self._stand(module, inputs[0], output, _view(inputs[0]) in self.pruned)
 
     def _stand(self, module: nn.Module, x: Tensor, y: Tensor, restored: bool) -> None:
         """Notes what the backward pass holds at this module: gradients of its output and its input, and its restored input.
@@ -150,9 +149,9 @@ class _Seen:
             self.add(tensor, tensor.untyped_storage().nbytes() // BATCH)
 
     def prune(self, tensor: Tensor) -> None:
-        """A cache for all layers that read this storage."""
-        if not _known(self.pruned, tensor):
-            self.pruned[tensor.untyped_storage()._cdata] = tensor
+        """A cache for all layers that read this tensor."""
+        if _view(tensor) not in self.pruned:
+            self.pruned[_view(tensor)] = tensor
             entries = tensor[0].numel()
             self.caches.append(entries)
             assert self.keep is not None
@@ -175,6 +174,11 @@ class _Seen:
 
 def _known(tensors: dict[int, Tensor], tensor: Tensor) -> bool:
     return tensor.untyped_storage()._cdata in tensors
+
+
+def _view(tensor: Tensor) -> object:
+    """What tells a tensor from other views of its storage."""
+    return tensor.untyped_storage()._cdata, tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
 
 
 def _input(seen: _Seen, module: nn.Module, x: Tensor, y: Tensor) -> None:
@@ -226,6 +230,10 @@ def _signs(seen: _Seen, module: nn.Module, x: Tensor, y: Tensor) -> None:
 
 
 def _places(seen: _Seen, module: nn.Module, x: Tensor, y: Tensor) -> None:
+    if module.return_indices or module.dilation not in (1, (1, 1)):
+        _input(seen, module, x, y)
+        _indices(seen, module, x, y)
+        return
     kernel = module.kernel_size if isinstance(module.kernel_size, tuple) else (module.kernel_size,) * 2
     seen.add(y, (1 if prod(kernel) <= 256 else VALUE) * y[0].numel())
 
