@@ -3,6 +3,9 @@
 A run is followed to each of its adjusting rounds. There the same clients train on the same batches from the same model once for each
 penalty, and the average is judged on the global test set as it is, and again with the marked weights pruned and nothing grown. So what
 differs is the penalty alone. Everything is paired by round and seed; the run itself goes on with the job's own penalty.
+
+norm: of the marked weights after the round over before it; before, after: the loss as it is, and with them pruned; damage: the
+difference; less: how much of the damage without extrusion there is no more.
 """
 
 from __future__ import annotations
@@ -47,10 +50,8 @@ def main(jobs: list[Job], console: Console) -> int:
             raise BadInput(f'{job.name}: fedsim bench extrusion needs [method] name = "fedmef"; it is {job.method.name!r}')
         found = {seed: list(_followed(job, seed, console)) for seed in range(SEEDS)}
         rounds = sum(len(seen) for seen in found.values())
-        title = (
-            f"{job.name}: {rounds} adjusting rounds of {SEEDS} seeds; losses on the test set; differences ± their 95 % interval over seeds"
-        )
-        table = columns("penalty", "marked weights' norm", "loss before", "after pruning", "loss of pruning", "less than without, %")
+        title = f"{job.name}: {rounds} adjusting rounds of {SEEDS} seeds; ± the 95 % interval over seeds"
+        table = columns("penalty", "norm", "before", "after", "damage", "less, %")
         for penalty in PENALTIES:
             table.add_row(*_row(penalty, found))
         console.print(title, table, highlight=False, soft_wrap=True)

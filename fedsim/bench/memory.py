@@ -12,7 +12,7 @@ import ctypes
 import multiprocessing
 import os
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,40 +78,22 @@ def main(jobs: list[Job], console: Console) -> int:
             f"{job.model.name}, batch {job.train.batch}, keep {keep.share}, density {DENSITY} where masked; MB; torch {torch.__version__}",
             highlight=False,
         )
-        table = columns(
-            "",
-            "saved",
-            "ledger",
-            "of batch norm's",
-            "of nsconv's",
-            "weights",
-            "whole",
-            "ledger ",
-            "of FedTiny's",
-            "resident",
-            "of FedTiny's ",
-        )
         found = {way.name: measured(job, way) for way in WAYS}
+        plain, normalised, tiny = (found[name] for name in ("plain, batch norm", "plain, nsconv", "FedTiny"))
+        kept = columns("saved", "MB", "ledger", "of batch norm's", "of nsconv's", "of weights' size, MB")
+        whole = columns("whole", "MB", "ledger", "of FedTiny's", "resident, MB", "of FedTiny's")
         for name, held in found.items():
-            table.add_row(name, *_figures(held, found))
-        console.print(table)
+            mine = (held.activations, held.counted / held.activations, held.activations / plain.activations)
+            kept.add_row(name, *_figures(*mine, held.activations / normalised.activations, held.weights))
+            rest = (held.whole, held.executed / held.whole, held.whole / tiny.whole, held.resident, held.resident / tiny.resident)
+            whole.add_row(name, *_figures(*rest))
+        console.print(kept, whole)
     return 0
 
 
-def _figures(held: Held, found: dict[str, Held]) -> tuple[str, ...]:
-    plain, normalised, tiny = (found[name] for name in ("plain, batch norm", "plain, nsconv", "FedTiny"))
-    return (
-        f"{held.activations / 1e6:.2f}",
-        f"{held.counted / held.activations:.3f}",
-        f"{held.activations / plain.activations:.3f}",
-        f"{held.activations / normalised.activations:.3f}",
-        f"{held.weights / 1e6:.2f}",
-        f"{held.whole / 1e6:.1f}",
-        f"{held.executed / held.whole:.3f}",
-        f"{held.whole / tiny.whole:.3f}",
-        f"{held.resident / 1e6:.1f}",
-        f"{held.resident / tiny.resident:.3f}",
-    )
+def _figures(*values: float) -> Iterator[str]:
+    """Bytes as MB, and ratios."""
+    return (f"{value / 1e6:.2f}" if isinstance(value, int) else f"{value:.3f}" for value in values)
 
 
 def measured(job: Job, way: Way) -> Held:
