@@ -1,7 +1,8 @@
 """`fedsim bench activations`: forward and backward of every layer with its input pruned, over the plain layer; and of whole steps.
 
 Layer by layer on one thread, in turn with the plain layer: the same convolution, result and input gradient to the bit. A layer that
-reads what another has read before shares its cache and only restores it. Inputs are what the model's own ReLUs give for random images.
+reads what another has read before shares its cache and only restores it. n: layers of the network like it; again: it reads what another has read.
+Inputs are what the model's own ReLUs give for random images.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def main(jobs: list[Job], console: Console) -> int:
         if job.train.keep() is None:
             raise BadInput(f"{job.name}: fedsim bench activations needs train.activation_keep below 1, for example 0.3")
         parts = assemble(job)
-        table = columns("layer", "times", "plain, ms", "pruned, ms", "ratio", "lowest", "highest")
+        table = columns("layer, ms", "n", "plain", "pruned", "ratio", "from", "to")
         for row in [*layers(parts), step(parts)]:
             table.add_row(*row)
         console.print(_title(parts), table, highlight=False, soft_wrap=True)
@@ -66,7 +67,7 @@ def layers(parts: Parts) -> list[tuple[str, ...]]:
     for alike, (name, layer, x, again) in first.items():
         both = _both(parts, layer, x, again)
         sums = [total + times[alike] * median(seconds) for total, seconds in zip(sums, both, strict=True)]
-        size = f"{name} {layer.weight.shape[1]}→{layer.weight.shape[0]}{', reads again' if again else ''}"
+        size = f"{name} {layer.weight.shape[1]}→{layer.weight.shape[0]}{', again' if again else ''}"
         rows.append((size, str(times[alike]), *_figures(*both)))
     return [*rows, ("all layers", "", *(f"{1000 * total:.1f}" for total in sums), f"{sums[1] / sums[0]:.2f}", "", "")]
 

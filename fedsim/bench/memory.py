@@ -3,7 +3,7 @@
 Saved: the bytes that autograd keeps for the backward pass, by saved-tensor hooks, each storage once; those of weights' size stand
 apart. Whole: the state (weights, masks) and by how much the allocator's level rises in a step, on a CPU by torch's profiler, on CUDA
 by its own count. Resident: the state and by how much the process's resident memory rises in a step. Every line is measured in a
-process of its own.
+process of its own. BN: batch norm, which keeps two full tensors a layer. ledger: its figure over the measured one.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ class Way:
 
 
 WAYS = (
-    Way("plain, batch norm", "batch", False, False),
+    Way("plain, BN", "batch", False, False),
     Way("plain, nsconv", "nsconv", False, False),
     Way("FedTiny", "batch", True, False),
-    Way("FedMef without pruning", "nsconv", True, False),
-    Way("batch norm, pruned", "batch", True, True),
+    Way("FedMef, not pruned", "nsconv", True, False),
+    Way("BN, pruned", "batch", True, True),
     Way("FedMef", "nsconv", True, True),
 )
 
@@ -79,9 +79,9 @@ def main(jobs: list[Job], console: Console) -> int:
             highlight=False,
         )
         found = {way.name: measured(job, way) for way in WAYS}
-        plain, normalised, tiny = (found[name] for name in ("plain, batch norm", "plain, nsconv", "FedTiny"))
-        kept = columns("saved", "MB", "ledger", "of batch norm's", "of nsconv's", "of weights' size, MB")
-        whole = columns("whole", "MB", "ledger", "of FedTiny's", "resident, MB", "of FedTiny's")
+        plain, normalised, tiny = (found[name] for name in ("plain, BN", "plain, nsconv", "FedTiny"))
+        kept = columns("saved", "MB", "ledger", "of BN's", "of nsconv's", "of weights")
+        whole = columns("whole", "MB", "ledger", "of FedTiny's", "resident", "of FedTiny's")
         for name, held in found.items():
             mine = (held.activations, held.counted / held.activations, held.activations / plain.activations)
             kept.add_row(name, *_figures(*mine, held.activations / normalised.activations, held.weights))
