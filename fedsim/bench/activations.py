@@ -1,8 +1,8 @@
 """`fedsim bench activations`: forward and backward of every layer with its input pruned, over the plain layer; and of whole steps.
 
 Layer by layer on one thread, in turn with the plain layer: the same convolution, result and input gradient to the bit. A layer that
-reads what another has read before shares its cache and only restores it. n: layers of the network like it; again: it reads what another has read.
-Inputs are what the model's own ReLUs give for random images.
+reads what another has read before ("again") shares its cache and only restores it. n: so many layers of the network are like it. Inputs
+are what the model's own ReLUs give for random images.
 """
 
 from __future__ import annotations
