@@ -17,7 +17,8 @@ from fedsim import saving
 from fedsim.kernels import planes, pooled, sparse
 from fedsim.kernels.layout import Inwards, Outwards, inner, innermost, made
 from fedsim.kernels.pattern import Geometry
-from fedsim.kernels.pruned import Convolution, Layer, Product, averaged, has_places, largest_of_windows, operation
+from fedsim.kernels.pruned import Convolution, Layer, Product, operation
+from fedsim.kernels.signs import averaged, has_places, largest_of_windows
 from fedsim.models import layers, normalised
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fedsim.kernels.pruned import Cache, Layer, form_of, pruned, relu
+from fedsim.kernels.pruned import Cache, Layer, form_of, pruned
+from fedsim.kernels.signs import relu
 from fedsim.models.anatomy import WEIGHTED
 from fedsim.models.layers import StandardisedConv2d
 from fedsim.models.normalised import RELU_SCALE, NormalisedConv2d, ScaledReLU

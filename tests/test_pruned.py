@@ -18,22 +18,8 @@ from torch.nn import functional as F
 
 from fedsim.keep import Keep, count
 from fedsim.kernels import largest
-from fedsim.kernels.pruned import (
-    AveragePool,
-    Layer,
-    MaxPool,
-    Product,
-    flat,
-    form_of,
-    has_places,
-    largest_of_windows,
-    operation,
-    pruned,
-    relu,
-    restored,
-    shaped,
-    turned,
-)
+from fedsim.kernels.pruned import Layer, Product, flat, form_of, operation, pruned, restored, shaped, turned
+from fedsim.kernels.signs import AveragePool, MaxPool, has_places, largest_of_windows, relu
 from fedsim.models.normalised import normalised
 
 LAYERS = {

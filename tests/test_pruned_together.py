@@ -17,7 +17,7 @@ from fedsim.fault import BadInput
 from fedsim.gates import GATES
 from fedsim.keep import Keep
 from fedsim.kernels import choice
-from fedsim.kernels.pruned import relu
+from fedsim.kernels.signs import relu
 from fedsim.models import ModelSettings
 from fedsim.models.normalised import NormalisedConv2d, normalised
 from fedsim.net import Net

@@ -19,8 +19,9 @@ from torch.nn import functional as F
 from fedsim import masks
 from fedsim.keep import Keep
 from fedsim.kernels import pooled
-from fedsim.kernels.pruned import Convolution, Layer, Products, averaged, has_places, largest_of_windows, operation, pruned_pack, relu
+from fedsim.kernels.pruned import Convolution, Layer, Products, operation, pruned_pack
 from fedsim.kernels.rows import by_rows
+from fedsim.kernels.signs import averaged, has_places, largest_of_windows, relu
 from fedsim.models.normalised import RELU_SCALE, NormalisedConv2d, ScaledReLU
 from fedsim.tree import Tree
 
