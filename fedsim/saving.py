@@ -81,7 +81,7 @@ def cache_for(layer: Any, x: Tensor) -> tuple[Cache, str] | None:
 def cached(call: Call, x: Tensor) -> tuple[Cache, str]:
     """The cache of x, and in which order; made where no layer has read x before in this call."""
     whose = source(x)
-    mark = whose._version if not call.pure else 0
+    mark = whose._version
     for other, version, cache, form in call.caches:
         if other() is whose and version == mark:
             return cache, form

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -252,13 +253,18 @@ class Twice(nn.Module):
         return (first + self.c(y)).mean((2, 3))
 
 
-def test_a_tensor_that_was_changed_in_place_has_a_cache_of_its_own() -> None:
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_tensor_that_was_changed_in_place_has_a_cache_of_its_own(packed) -> None:
     batch = replace(batch_of(3), y=torch.tensor([0, 1, 2]))
+
+    def alone(net: Net, x: Tensor) -> Tree:
+        return net.gradient(net.initial, replace(batch, x=x))[1]
+
     found = {}
     for inplace in (False, True):
         net = Net(Twice(inplace))
         net.prune(KEEP)
-        found[inplace] = net.gradient(net.initial, batch)[1]
+        found[inplace] = torch.func.vmap(partial(alone, net.under_vmap()))(batch.x[None]) if packed else alone(net, batch.x)
     for key, g in found[False].items():
         assert torch.equal(g, found[True][key]), key
 
