@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from fedsim import innermost, norms, precision, saving, trace
-from fedsim.channels import Channels, standardised_of
-from fedsim.gates import GATES
+from fedsim.channels import Channels, halves_of, standardised_of
+from fedsim.gates import GATES, VALUES
 from fedsim.keep import Keep
 from fedsim.kernels import products, stacked
 from fedsim.kernels.choice import Cost, Patterns
 from fedsim.kernels.pattern import Geometry, Kept, Pattern
 from fedsim.models.anatomy import WEIGHTED
+from fedsim.models.gating import gates_of
 from fedsim.models.layers import standardised
 from fedsim.models.normalised import normalised, normalised_of
 from fedsim.taps import Slots, TappedLayer, tapping, tied
@@ -51,9 +52,7 @@ class Calls:
         self._slots = tied([(where, slot, "w/" + name) for where, slot, name in self._slots if where[slot] is not None])
         uses = Counter(key for _, _, key in self._slots)
         self._patterns = Patterns({layer: way for layer, way in geometries.items() if uses[f"w/{layer}.weight"] == 1}, {})
-        weighted = [
-            name for name, layer in self.module.named_modules() if isinstance(layer, (*WEIGHTED, norms.Standardised, norms.Normalised))
-        ]
+        weighted = [name for name, layer in self.module.named_modules() if isinstance(layer, (*WEIGHTED, *norms.WEIGHTED))]
         self.shapes = {name: tuple(self.initial[f"w/{name}.weight"].shape) for name in weighted if f"w/{name}.weight" in self.initial}
         self.normalised = normalised_of(self._given)
         self.keep: Keep | None = None
@@ -64,6 +63,7 @@ class Calls:
         self.stacked = "grouped"
         self._product: stacked.Program | None = None
         self._training = True
+        self.by_image = any(isinstance(layer, norms.InputGate) for layer in self.module.modules())  # channels have gates that see it
         self._empty()
 
     def use(self, costs: Mapping[str, Cost]) -> None:
@@ -111,7 +111,13 @@ class Calls:
     @cached_property
     def channels(self) -> Channels:
         """The channels that gates open and close; ValueError for a model without any."""
-        return Channels(self._traced[1], self.shapes, self._standardised)
+        return Channels(self._traced[1], self.shapes, self._standardised, halves_of(self._given))
+
+    @property
+    def selected(self) -> list[int]:
+        """round(d C_l), the most channels of every group that gates by the image leave open."""
+        found = gates_of(self._given)
+        return [found[group.gate].keep or group.size if group.gate else group.size for group in self.channels.groups]
 
     @cached_property
     def _gated(self) -> fx.GraphModule:
@@ -144,7 +150,8 @@ class Calls:
     def _filled(self, weights: Tree, tree: Tree, train: bool, real: Tensor | None, momentum: float | None = None) -> Iterator[Tree]:
         call = self._call
         call.tree, call.train, call.real, call.momentum, call.pure, call.buffers = tree, train, real, momentum, self.pure, {}
-        call.keep, call.caches = self.keep if train else None, []
+        call.keep, call.caches, call.penalties = self.keep if train else None, [], []
+        call.values = self.channels.split(tree[VALUES]) if VALUES in tree else {}
         if train is not self._training:
             self.module.train(train)
             self._training = train
@@ -154,7 +161,7 @@ class Calls:
             yield call.buffers
         finally:
             self._empty()
-            call.tree, call.real, call.caches = {}, None, []
+            call.tree, call.real, call.caches, call.values = {}, None, [], {}
 
     def _forward(
         self,
@@ -172,9 +179,9 @@ class Calls:
         if gate is None:
             with self._filled(weights, tree, train, real, momentum) as buffers, tapping(self.module, self._slots, tapped, probes):
                 return self.module(x), buffers
-        if gate.dtype == torch.bool and not self.pure and not tapped and not (train and self.keep):
+        if gate.dtype == torch.bool and not (self.pure or tapped or self.by_image or (train and self.keep)):
             return self._compact(weights, tree, self.channels.kept(gate), x, train, real, momentum)
-        gates, module = self.channels.split(gate), self._gated
+        gates, module = self.channels.split(gate), self.module if self.by_image else self._gated
         taps = tapping(self.module, self._slots, tapped, probes)
         with self._filled(weights, tree, train, real, momentum) as buffers, taps, self._gates(gates):
             logits = module(x)

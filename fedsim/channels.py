@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedsim.models import gating
 from fedsim.models.layers import StandardisedConv2d, moments, ordinary
 from fedsim.narrow import Block, cuttable
 from fedsim.trace import NORMS, Group
@@ -31,6 +32,7 @@ class Channels:
     groups: tuple[Group, ...]
     shapes: dict[str, tuple[int, ...]]  # layer -> shape of its weight
     standardised: frozenset[str] = frozenset()  # layers whose filters are
+    halves: frozenset[str] = frozenset()  # gates by the image to which a closed channel is sigmoid(0) = 1/2
 
     @property
     def n(self) -> int:
@@ -102,7 +104,20 @@ class Channels:
 
     def cut(self, tree: Tree, kept: Tree) -> Tree:
         """The tree with every tensor narrowed to the kept channels: "w/…", "buf/…", "mask/…", "opt/momentum/…" alike."""
-        return {key: _narrow(value, self._places.get(_tensor(key), ()), kept) for key, value in tree.items()}
+        narrow = {key: _narrow(value, self._places.get(_tensor(key), ()), kept) for key, value in tree.items()}
+        return narrow | self._halved(tree, narrow, kept)
+
+    def _halved(self, tree: Tree, narrow: Tree, kept: Tree) -> Tree:
+        """c' = c + 1/2 of the removed columns of U, of gates that see 1/2 where a channel is closed (ADP, 3.4)."""
+        found = {}
+        for gate in sorted(self.halves):
+            places, weight = self._places.get(f"{gate}.weight", ()), tree.get(f"w/{gate}.weight")
+            if weight is None or not any(axis == 1 for axis, _, _ in places):
+                continue
+            mine = _narrow(weight, [place for place in places if place[0] == 0], kept)
+            gone = _narrow(mine, [place for place in places if place[0] == 1], self._others(kept))
+            found[f"w/{gate}.bias"] = narrow[f"w/{gate}.bias"] + 0.5 * gone.sum(1)
+        return found
 
     def blocks(self, weights: Tree, kept: Tree) -> dict[str, Block]:
         """Where the kept channels are in those of the weights that can be cut by a kernel; standardised filters are not among them."""
@@ -155,7 +170,7 @@ class Channels:
             if f"buf/{name}.removed" in lost:
                 layer._buffers["removed"] = lost[f"buf/{name}.removed"]
             _measure(layer, name in self.depthwise)
-        return small
+        return gating.sliced(small, kept) if gating.gates_of(small) else small
 
 
 def _together(one: Tensor, other: Tensor) -> Tensor:
@@ -173,8 +188,8 @@ def _measure(layer: nn.Module, depthwise: bool) -> None:
         layer.in_channels = layer.weight.shape[1] * layer.groups
     elif isinstance(layer, nn.Linear):
         layer.out_features, layer.in_features = layer.weight.shape
-    elif isinstance(layer, NORMS) and weight is not None:
-        layer.num_features = len(weight)
+    elif isinstance(layer, NORMS) and (own := layer.running_mean if weight is None else weight) is not None:
+        layer.num_features = len(own)
     elif isinstance(layer, nn.GroupNorm) and weight is not None:
         layer.num_channels = len(weight)
 
@@ -208,6 +223,11 @@ def _block(shape: Sequence[int], places: Sequence[Place], index: dict[str, Any])
 def standardised_of(module: nn.Module) -> frozenset[str]:
     """The layers whose filters are standardised."""
     return frozenset(name for name, layer in module.named_modules() if isinstance(layer, StandardisedConv2d))
+
+
+def halves_of(module: nn.Module) -> frozenset[str]:
+    """The gates by the image that take the sigmoid of what they see."""
+    return frozenset(name for name, gate in gating.gates_of(module).items() if gate.sigmoid)
 
 
 def filled(module: nn.Module, values: Tree) -> nn.Module:

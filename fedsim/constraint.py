@@ -46,7 +46,7 @@ class Flops:
 
     @classmethod
     def of(cls, channels: Channels, anatomy: Anatomy, squared: bool = True) -> Flops:
-        return cls(tuple(group.name for group in channels.groups), tuple(channels.widths), tuple(_terms(channels, anatomy)), squared)
+        return cls(tuple(group.name for group in channels.groups), tuple(channels.widths), tuple(terms(channels, anatomy)), squared)
 
     @property
     def n(self) -> int:
@@ -84,15 +84,16 @@ class Flops:
         return float(self.share(one))
 
 
-def _terms(channels: Channels, anatomy: Anatomy) -> list[Term]:
+def terms(channels: Channels, anatomy: Anatomy) -> list[Term]:
+    """Of every layer that a group's channels leave or enter."""
     readers = {column.removesuffix(".weight"): group for group in channels.groups for column in group.columns}
-    terms = []
+    found = []
     for layer in anatomy.layers:
         maker, reader = channels.rows.get(f"{layer.name}.weight"), readers.get(layer.name)
         if maker or reader:
             outputs, inputs, *kernel = layer.shape
             flat = inputs // reader.size if reader else 1
-            terms.append(
+            found.append(
                 Term(
                     layer.name,
                     maker,
@@ -104,7 +105,7 @@ def _terms(channels: Channels, anatomy: Anatomy) -> list[Term]:
                     positions=layer.positions,
                 )
             )
-    return terms
+    return found
 
 
 def regulariser(r: Tensor, target: Tensor | float, slope: float = 1.0, weight: float = 2.0, two_sided: bool = True) -> Tensor:

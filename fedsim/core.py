@@ -7,7 +7,7 @@ client) and keep (never leaves the client). A Fleet does the rest.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import cos, pi
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -26,7 +26,7 @@ Tree = dict[str, Tensor]
 class Feed:
     """Which of its own images a client sees; the fleet makes the batches."""
 
-    split: str = "train"  # train | held (held out) | probe (a fixed random share of train) | test (Evaluate only)
+    split: str = "train"  # train | held (held out) | probe (a fixed random share of train) | test, global (Evaluate only)
     epochs: int = 0  # or steps: exactly one of them > 0
     steps: int = 0
     batch: int = 64  # images
@@ -51,7 +51,7 @@ class Feed:
             raise ValueError(f"a feed has batch >= 1 and share in (0, 1]; this one has batch = {self.batch}, share = {self.share}")
 
 
-SPLITS = ("train", "held", "probe", "test")
+SPLITS = ("train", "held", "probe", "test", "global")  # global: every client sees the whole global test set
 CHARGES = ("train", "forward", "inputs")
 
 
@@ -105,6 +105,7 @@ class Work(Protocol):
 
     feeds: tuple[Feed, ...]  # run in this order
     beside: int = 0  # bytes that the described client holds meanwhile beside the model at work, for the ledger
+    deployed: bool = False  # it begins with the model that clients use after the last round, which no method is charged for
 
     def fresh(self, net: Net, sent: Sent) -> Tree:
         """Kept state of a client never visited."""
@@ -232,3 +233,7 @@ class Method(Protocol[State]):
     def model_of(self, net: Net, sent: Sent) -> Tree:
         """The model a client uses, run where the client is."""
         return sent.tree({})
+
+    def others(self) -> Mapping[str, Method[Any]]:
+        """Other forms in which clients could use the last round's state, by name: methods like this one, evaluated beside it."""
+        return {}

@@ -11,6 +11,7 @@ import torch
 
 from fedsim import personal
 from fedsim.assemble import Parts
+from fedsim.core import Method
 from fedsim.exact import COHORT
 from fedsim.fleet.batches import evaluation_shards
 from fedsim.fleet.local import LocalFleet
@@ -18,10 +19,12 @@ from fedsim.gates import GATES
 from fedsim.net import Net
 from fedsim.record import Gates
 from fedsim.tree import Tree
-from fedsim.works import Evaluate
+from fedsim.works import Evaluate, OwnGates
 
 Columns = dict[str, tuple[np.ndarray, np.ndarray]]
 BLOCK = 4_096  # clients whose gates are asked for at once
+FORMS = ("accuracy", "loss", "client_accuracy", "client_accuracy_macro", "client_accuracy_min")  # what is recorded of other forms
+ON_GLOBAL = 100  # clients at most whose own networks are tried on the global test set
 GATES_UP_TO = 100_000  # clients, all of whose gates are stored at the end of a run
 
 
@@ -41,10 +44,21 @@ def due(parts: Parts, r: int) -> bool:
 
 
 def evaluate(parts: Parts, state: Any, fleet: LocalFleet, r: int) -> Score:
-    """Accuracy and loss of the state after round `r`, by count over all images."""
-    clients = whose(parts, fleet, r)
-    work = Evaluate.of(parts.method, parts.job.evaluate.batch)
-    shared, own, net = parts.method.deploy(parts.setting, state, fleet, clients)
+    """Accuracy and loss of the state after round `r`, by count over all images; after the last round of the method's other forms too."""
+    clients, last = whose(parts, fleet, r), r == parts.job.rounds
+    score = _scored(parts, parts.method, state, fleet, clients, last)
+    others = parts.method.others() if last and hasattr(parts.method, "others") else {}
+    for name, form in others.items():
+        other = _scored(parts, form, state, fleet, clients)
+        rounds = {f"{name}_{key}": value for key, value in other.rounds.items() if key in FORMS}
+        columns = {f"{name}_{key}": value for key, value in other.clients.items() if key == "accuracy"}
+        score = replace(score, rounds=score.rounds | rounds, clients=score.clients | columns)
+    return score
+
+
+def _scored(parts: Parts, method: Any, state: Any, fleet: LocalFleet, clients: list[int], last: bool = False) -> Score:
+    work = Evaluate.of(method, parts.job.evaluate.batch)
+    shared, own, net = method.deploy(parts.setting, state, fleet, clients)
     first = parts.setting.clients
     whole = fleet.run(work, range(first, first + evaluation_shards(parts.population)), shared, net=net).total
     rounds = {"accuracy": _share(whole), "loss": float(whole["loss/sum"] / whole["n/images"])}
@@ -54,19 +68,55 @@ def evaluate(parts: Parts, state: Any, fleet: LocalFleet, r: int) -> Score:
     replies = [fleet.run(work, clients[part], shared, {key: rows[part] for key, rows in own.items()}, net).each for part in parts_of]
     each = {key: torch.cat([reply[key] for reply in replies]) for key in replies[0]}
     scores, columns = _per_client(each, np.array(clients))
-    return _personal(parts, Score(rounds | scores, columns), net or parts.setting.net, shared, own)
+    model = Model(method, shared, own, net)
+    return _personal(parts, Score(rounds | scores, columns), model, fleet, last)
 
 
-def _personal(parts: Parts, score: Score, net: Net, shared: Tree, own: Tree) -> Score:
-    """The score, and where clients have sub-networks of their own what these are."""
+@dataclass(frozen=True)
+class Model:
+    """What a method deploys to some clients."""
+
+    method: Any
+    shared: Tree
+    own: Tree
+    net: Net | None
+
+
+def _personal(parts: Parts, score: Score, model: Model, fleet: LocalFleet, last: bool) -> Score:
+    """The score, and where clients have sub-networks of their own what these are; at last what they are worth on the global test set."""
     ids, accuracy = score.clients["accuracy"]
-    gates = personal.gates_of(net, own, ids.tolist())
+    gates = _gates(parts, model, fleet, ids.tolist())
     if gates is None:
         return score
-    rounds, columns = personal.of_clients(net, parts.anatomy, shared, own[GATES])
+    rounds, columns = personal.of_clients(model.net or parts.setting.net, parts.anatomy, model.shared, torch.from_numpy(gates.hard))
     rounds["client_worst"] = int(ids[accuracy.argmin()])
-    mine = {name: (ids, values) for name, values in columns.items()}
+    mine = {name: (gates.clients, values) for name, values in columns.items()}
+    if last:
+        share, of_clients = _on_global(parts, model, fleet, gates.clients)
+        rounds, mine = rounds | share, mine | of_clients
     return replace(score, rounds=score.rounds | rounds, clients=score.clients | mine, gates=gates)
+
+
+def _gates(parts: Parts, model: Model, fleet: LocalFleet, clients: list[int]) -> Gates | None:
+    """The hard gates that clients have for themselves: the server's choice, or what they keep, which those with images can."""
+    net = model.net or parts.setting.net
+    if GATES in model.own or not len(fleet.kept) or getattr(type(model.method), "model_of", None) is Method.model_of:
+        return personal.gates_of(net, model.own, clients)
+    train = parts.population.shards["train"]
+    holders = [client for client in clients if train.size(client)]
+    rows = {key: value[[client in set(holders) for client in clients]] for key, value in model.own.items()}
+    found = fleet.run(OwnGates.used(model.method), holders, model.shared, rows, model.net).each if holders else {}
+    return personal.gates_of(net, found, holders)
+
+
+def _on_global(parts: Parts, model: Model, fleet: LocalFleet, ids: np.ndarray) -> tuple[dict[str, float], Columns]:
+    """Accuracy of at most ON_GLOBAL clients' own networks on all global test images, and their mean."""
+    rows = np.unique(np.linspace(0, len(ids) - 1, min(len(ids), ON_GLOBAL)).astype(int))
+    work = Evaluate.of(model.method, parts.job.evaluate.batch, "global")
+    own = {key: value[rows] for key, value in model.own.items()}
+    each = fleet.run(work, ids[rows].tolist(), model.shared, own, model.net).each
+    accuracy = (each["n/correct"] / each["n/images"]).cpu().numpy()
+    return {"client_global_accuracy": float(accuracy.mean())}, {"global_accuracy": (ids[rows], accuracy)}
 
 
 def final_gates(parts: Parts, state: Any, fleet: LocalFleet) -> Gates | None:
@@ -79,11 +129,12 @@ def final_gates(parts: Parts, state: Any, fleet: LocalFleet) -> Gates | None:
     found: list[Gates] = []
     for begin in range(0, len(clients), BLOCK):
         block = clients[begin : begin + BLOCK]
-        _, own, net = parts.method.deploy(setting, state, fleet, block)
-        if (gates := personal.gates_of(net or setting.net, own, block)) is None:
+        if (gates := _gates(parts, Model(parts.method, *parts.method.deploy(setting, state, fleet, block)), fleet, block)) is None:
             return None
         found.append(gates)
-    return Gates(np.array(clients), np.concatenate([gates.hard for gates in found]), found[0].groups) if found else None
+    if not found:
+        return None
+    return Gates(np.concatenate([gates.clients for gates in found]), np.concatenate([gates.hard for gates in found]), found[0].groups)
 
 
 def whose(parts: Parts, fleet: LocalFleet, r: int) -> list[int]:

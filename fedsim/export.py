@@ -17,6 +17,7 @@ from fedsim.fault import BadInput
 from fedsim.gates import GATES
 from fedsim.job import Job, check
 from fedsim.ledger import Anatomy
+from fedsim.models.gating import lean
 from fedsim.net import Net
 from fedsim.record import Reader
 from fedsim.tree import Tree, under
@@ -41,7 +42,7 @@ class Final:
         if GATES in self.tree:
             kept = net.channels.kept(self.tree[GATES])
             net, tree = net.cut(kept), net.narrow(tree, kept)
-        return net.plain(tree)
+        return lean(net.plain(tree)) if net.by_image else net.plain(tree)
 
     @property
     def flops(self) -> int:

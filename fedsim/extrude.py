@@ -86,7 +86,7 @@ class ExtrudeAndProbe(TrainAndProbe):
             gradient[name] = gradient[name].flatten().index_add(0, index, press).view(state[name].shape)
         lr = torch.clamp(inside * beta(norm, t.clamp(min=0), budget, self.lr0), min=self.lr)
         rate: float | Tensor = self.lr if self.lr >= self.lr0 else lr  # beta is below eta_0
-        return net.descend(state | buffers | taps, gradient, rate, self.momentum, self.decay, self.optimiser), loss
+        return self.descend(net, sent, state | buffers | taps, gradient, rate), loss
 
     def _spent(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """t, below 0 where the budget is not begun, and T."""

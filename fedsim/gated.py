@@ -72,7 +72,7 @@ class TrainGated(Train):
         loss, gradient, buffers, _ = net.gradient(held, batch, wrt, extra=self.aggregate.extra(sent, state), narrow=True)
         if _soft(sent):
             state = state | {GRADIENT: state[GRADIENT] + gradient.pop(GATES) / batch.T}
-        return self.descend(net, state | buffers, gradient), loss
+        return self.descend(net, sent, state | buffers, gradient), loss
 
     def finish(self, net: Net, sent: Sent, state: Tree) -> Report:
         n = torch.ones_like(sent.n) if self.uniform else sent.n

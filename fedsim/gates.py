@@ -17,6 +17,7 @@ from torch import Tensor
 from fedsim import draw
 
 GATES = "gate/channels"
+VALUES = "gate/values"  # (n,) float: what gates by the image are, where it does not depend on the image (ADP, 3.4, folded)
 EULER = 0.57721
 
 

@@ -151,7 +151,7 @@ class Net(Calls):
         return (
             gate is not None
             and gate.dtype == torch.bool
-            and not self.pure
+            and not (self.pure or self.by_image)
             and self.keep is None
             and not any(mask in tree for mask in self._mask_keys.values())
         )
@@ -191,6 +191,19 @@ class Net(Calls):
             return torch.cat([self._call.energy[group.name] for group in self.channels.groups])
         finally:
             self._call.energy = None
+
+    def saliency(self, tree: Tree, x: Tensor) -> Tensor:
+        """(B, n) what the gates of every image are, in evaluation mode, of a net whose gates see it."""
+        self._call.saliency = {}
+        try:
+            self(tree, x)
+            return torch.cat([self._call.saliency[group.name] for group in self.channels.groups], -1)
+        finally:
+            self._call.saliency = None
+
+    def _objective(self, loss: Loss, logits: Tensor, batch: Batch) -> Tensor:
+        """The loss, and what the gates of the call just made add to it."""
+        return sum(self._call.penalties, start=loss(logits, batch.y, batch.real))
 
     def gradient(
         self,
@@ -250,7 +263,7 @@ class Net(Calls):
 
         def forward(leaves: Tree, probes: list[Tree]) -> tuple[Tensor, Tree]:
             logits, buffers = self._forward({**weights, **leaves}, {**tree, **leaves}, batch.x, True, batch.real, None, tapped, probes)
-            return loss(logits, batch.y, batch.real), buffers
+            return self._objective(loss, logits, batch), buffers
 
         find = by_func if self.pure else by_autograd
         value, dense, seen, buffers = find(forward, at, [layer.probes for layer in tapped])
@@ -292,7 +305,7 @@ class Net(Calls):
         def gradient(leaves: Tree) -> Tree:
             def forward(inner: Tree) -> Tensor:
                 logits, _ = self._forward({**weights, **inner}, tree, batch.x, True, batch.real)
-                return loss(logits, batch.y, batch.real)
+                return self._objective(loss, logits, batch)
 
             return torch.func.grad(forward)(leaves)
 

@@ -18,6 +18,7 @@ from fedsim.innermost import batch_norm, group_norm, takes
 from fedsim.keep import Keep
 from fedsim.kernels.pattern import Kept, Pattern
 from fedsim.kernels.pruned import Layer, Tap, operation
+from fedsim.models import gating
 from fedsim.models.layers import StandardisedConv2d, standardised
 from fedsim.models.normalised import NormalisedConv2d
 from fedsim.tree import Tree
@@ -35,6 +36,7 @@ class Call:
     momentum: float | None = None  # of running statistics; None: each norm's own
     pure: bool = False  # under a transform: nothing may be overwritten
     gates: Tree = field(default_factory=dict)  # group -> (C,)
+    values: Tree = field(default_factory=dict)  # group -> (C,), what gates by the image are, where it does not depend on the image
     kept: Tree = field(default_factory=dict)  # norm -> (C,) hard gate of its channels
     patterns: dict[str, Pattern] = field(default_factory=dict)  # layers that run on their kept values alone, images innermost
     thin: dict[str, Kept] = field(default_factory=dict)  # layers that are given their kept values, and make the weight of them
@@ -43,6 +45,8 @@ class Call:
     caches: list[Any] = field(default_factory=list)  # (whose, cache) of inputs that have been pruned already
     energy: Tree | None = None  # group -> (C,) sum of |activation|^power, where it is asked for
     power: int = 2
+    saliency: Tree | None = None  # group -> (B, C) what the gates of every image were, where it is asked for
+    penalties: list[Tensor] = field(default_factory=list)  # () each, added to the loss
     buffers: Tree = field(default_factory=dict)
 
 
@@ -206,11 +210,49 @@ class Gate(nn.Module):
         return x if gate is None else x * gate.to(x.dtype).view([1, -1] + [1] * (x.dim() - 2))
 
 
+class InputGate(nn.Module):
+    """Stands where a gate by the image stood. Under a hard gate of its channels it selects none of them by itself.
+
+    Where the tree has VALUES (n,), it is those numbers, whatever the image.
+    """
+
+    def __init__(self, gate: gating.InputGate, name: str, call: Call) -> None:
+        super().__init__()
+        self.weight, self.bias, self.group = gate.weight, gate.bias, name.removeprefix(f"{gating.GATES}.")
+        self.keep, self.sigmoid, self.l1 = gate.keep, gate.sigmoid, gate.l1
+        self.call = [call]
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        call = self.call[0]
+        g = self._values(x, call)  # (B, C) or (C,)
+        if call.saliency is not None:
+            call.saliency[self.group] = g
+        if call.train and self.l1:
+            call.penalties.append(self.l1 * _mean(g.sum(-1), call.real))
+        return y * g[..., None, None]
+
+    def _values(self, x: Tensor, call: Call) -> Tensor:
+        hard = call.gates.get(self.group)
+        if self.group in call.values:
+            return call.values[self.group] if hard is None else call.values[self.group] * hard
+        g = gating.saliency(x, self.weight, self.bias, self.sigmoid)
+        if hard is not None:
+            return g * hard
+        return g if self.keep is None else gating.largest(g, self.keep)
+
+
+def _mean(values: Tensor, real: Tensor | None) -> Tensor:
+    """Of (B,), over the real images."""
+    return values.mean() if real is None else (values * real).sum() / real.sum()
+
+
+WEIGHTED = (Standardised, Normalised, InputGate)
 OURS: tuple[tuple[Any, Any], ...] = (
     (TORCH_NORMS, BatchNorm),
     (nn.GroupNorm, GroupNorm),
     (StandardisedConv2d, Standardised),
     (NormalisedConv2d, Normalised),
+    (gating.InputGate, InputGate),
 )
 
 

@@ -52,7 +52,7 @@ class CutOnce:
     def training(self, setting: Setting, r: int) -> TrainGated:
         """The job's local training in round `r`, under the gates that the client is sent."""
         rate = self.rate(setting, r)
-        common = (setting.train.feed(),), rate.lr, rate.momentum, rate.decay, setting.aggregate, rate.optimiser
+        common = (setting.train.feed(),), rate.lr, rate.momentum, rate.decay, setting.aggregate.at(rate), rate.optimiser
         carried = self.momentum == "averaged" and rate.optimiser == "sgd" and rate.momentum > 0
         return TrainGated(*common, self.weights == "uniform", carried, self.norm_over)
 
@@ -71,7 +71,9 @@ class CutOnce:
         return setting.net.narrow(held, kept, removed=self.norm_over == "kept")
 
     def check(self, setting: Setting) -> None:
-        """BadInput for a job whose rounds are too few, or whose model has no channels to cut."""
+        """BadInput for a job whose rounds are too few, or whose model has no channels to cut, or gates of its own."""
+        if setting.net.by_image:
+            raise BadInput("[model] gate_keep has channels chosen by the image; this method chooses them for good: leave gate_keep out")
         if self.cut_after(setting) > setting.rounds:
             raise BadInput(f"[method] cotrain = {self.cotrain}: the cut comes after the last of {setting.rounds} rounds")
         try:

@@ -199,6 +199,7 @@ class Load:
         density = getattr(method, "density", None)
         if isinstance(density, float) and density < 1 and not under(shared, "mask/") and net is None:
             shared = shared | _uniform(setting.net, density)
+        shared = setting.aggregate.shared(setting.aggregate.begin(shared), shared)
         return cls(clients, shared, {key: value for key, value in own.items() if key == GATES}, net or setting.net)
 
     def may_be_sparse(self, parts: Parts) -> bool:

@@ -64,6 +64,7 @@ class Train(Section):
     activation_cache: Literal["bitmap", "int32"] = "bitmap"  # how the positions of what is kept are kept
     aggregate: str = "fedavg"
     mu: NotNegative = AGGREGATES["fedprox"]().mu  # type: ignore[attr-defined]
+    nova: Literal["samples", "batches"] = "samples"  # what clients count by under fednova: their images, or their local steps
 
     @field_validator("aggregate")
     @classmethod
@@ -78,6 +79,8 @@ class Train(Section):
             raise ValueError(f"[train] has epochs = {self.epochs} and steps = {self.steps}; give one of them")
         if self.optimiser == "adam" and self.momentum:
             raise ValueError(f'[train] optimiser = "adam" has moments of its own; leave out momentum = {self.momentum}')
+        if self.optimiser == "adam" and AGGREGATES[self.aggregate].sgd:
+            raise ValueError(f'[train] aggregate = "{self.aggregate}" follows the steps of SGD; leave out optimiser = "adam"')
         return self
 
     def training(self, rounds: int, augment: bool) -> Training:

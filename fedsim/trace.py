@@ -10,7 +10,6 @@ classifier, which belong to it.
 from __future__ import annotations
 
 import copy
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,18 +18,19 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from fedsim.models.gating import ADDING, InputGate, Shift, Tracer
 from fedsim.models.layers import StandardisedConv2d
 
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.GELU, nn.Hardswish, nn.Tanh)  # f(0) = 0
 POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Identity, nn.Dropout, nn.Dropout2d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+CARRIED = (*NORMS, Shift)  # layers with entries for each channel
 LAYERS = (nn.Conv2d, nn.Linear, StandardisedConv2d)  # exactly: a class of a user's own may do anything with its weight
 ACTIVATING = {F.relu, F.relu6, torch.relu, F.leaky_relu, F.elu, F.silu, F.gelu, F.hardswish, torch.tanh, "relu", "relu_", "tanh"}
 POOLING = {F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, "contiguous"}
 FLATTENING = {torch.flatten, "flatten"}  # from axis 1
 RESHAPING = {"view", "reshape", torch.reshape}  # to (B, -1)
 AVERAGING = {"mean", torch.mean}  # over the two axes of positions
-ADDING = {operator.add, operator.iadd, torch.add, "add", "add_"}
 SHAPES = ("shape", "ndim", "device", "dtype")  # of a tensor: not what it holds
 
 
@@ -49,6 +49,7 @@ class Group:
     depthwise: tuple[str, ...]  # convolutions with one filter a channel
     points: tuple[str, ...]  # nodes of the graph after which the gate stands
     nodes: tuple[str, ...]  # all nodes that hand these channels on
+    gate: str = ""  # the layer that gates them by the image; then they may be added to a stream, which stays whole
 
 
 @dataclass
@@ -62,6 +63,7 @@ class _Space:
     norms: list[str] = field(default_factory=list)
     depthwise: list[str] = field(default_factory=list)
     points: list[str] = field(default_factory=list)
+    gate: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,11 +75,7 @@ class _Flow:
     flat: bool = False  # (B, features)
     folded: bool = False  # maybe several features a channel
     maker: str = ""  # the layer that made it
-
-
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return not any(True for _ in m.children())
+    by_image: bool = False  # its gate has just been multiplied in
 
 
 class _Reading:
@@ -112,6 +110,9 @@ class _Reading:
         layer = self.layers[name]
         own = list(layer.parameters())
         again, tied = bool(own) and name in self.touched, any(id(value) in self.tied for value in own)
+        if type(layer) is InputGate and not (again or tied):
+            return self._gate(name, layer, [self.flows[entry] for entry in node.args])  # type: ignore[index]
+        flows = [replace(flow, by_image=False) for flow in flows]
         if len(flows) != 1 or again or tied:
             for space in self.touched.get(name, []):
                 space.why = space.why or f"{name} is used twice"
@@ -125,9 +126,9 @@ class _Reading:
             return flow
         if type(layer) is nn.Flatten and (layer.start_dim, layer.end_dim) == (1, -1):
             return _Flow(flow.space, flow.gated, True, True, flow.maker)
-        if (type(layer) in NORMS or (type(layer) is nn.GroupNorm and layer.num_groups == 1)) and not (flow.gated or flow.folded):
+        if (type(layer) in CARRIED or (type(layer) is nn.GroupNorm and layer.num_groups == 1)) and not (flow.gated or flow.folded):
             flow.space.rows += _names(name, layer)
-            flow.space.norms.append(name)
+            flow.space.norms += [name] * (type(layer) is not Shift)
             self.touched[name] = [flow.space]
             return flow
         return self._fixed(flows, name)
@@ -156,14 +157,28 @@ class _Reading:
         self.touched[name].append(made)
         return _Flow(made, False, isinstance(layer, nn.Linear), maker=name)
 
+    def _gate(self, name: str, layer: InputGate, flows: list[_Flow]) -> _Flow:
+        """It reads the channels of its first input as the convolution does, and has a row for each of its second's."""
+        entry, out = flows
+        entry.space.columns.append(f"{name}.weight")
+        if not entry.gated:
+            entry.space.why = entry.space.why or f"{name} reads them before any activation"
+        out.space.rows += _names(name, layer)
+        out.space.gate = name
+        self.touched[name] = [entry.space, out.space]
+        return replace(out, by_image=True)
+
     def _function(self, node: fx.Node, flows: list[_Flow]) -> _Flow:
+        if node.target in ADDING and len(flows) > 1:
+            self.streams = True
+            return self._fixed([flow for flow in flows if not flow.by_image], node.name)
+        flows = [replace(flow, by_image=False) for flow in flows]
         if len(flows) == 1 and node.target in ACTIVATING:
             return self._activated(node, flows[0])
         if len(flows) == 1 and node.target in POOLING:
             return flows[0]
         if len(flows) == 1 and _flattens(node):
             return _Flow(flows[0].space, flows[0].gated, True, True, flows[0].maker)
-        self.streams |= node.target in ADDING and len(flows) > 1
         return self._fixed(flows, node.name)
 
     def _activated(self, node: fx.Node, flow: _Flow) -> _Flow:
@@ -196,15 +211,14 @@ class _Reading:
         nodes: dict[int, list[str]] = {}
         for node, flow in self.flows.items():
             nodes.setdefault(id(flow.space), []).append(node.name)
-        free = [space for space in self.spaces if not space.why and space.points and space.columns]
-        return tuple(
-            Group(
-                space.rows[0].rpartition(".")[0],
-                space.size,
-                *(tuple(part) for part in (space.rows, space.columns, space.norms, space.depthwise, space.points, nodes[id(space)])),
-            )
-            for space in free
-        )
+        free = [space for space in self.spaces if not space.why and (space.gate or (space.points and space.columns))]
+        free = [space for space in free if space.gate] or free
+        return tuple(_group(space, tuple(nodes[id(space)])) for space in free)
+
+
+def _group(space: _Space, nodes: tuple[str, ...]) -> Group:
+    name, rows, columns = space.rows[0].rpartition(".")[0], tuple(space.rows), tuple(space.columns)
+    return Group(name, space.size, rows, columns, tuple(space.norms), tuple(space.depthwise), tuple(space.points), nodes, space.gate)
 
 
 def _flattens(node: fx.Node) -> bool:
@@ -233,7 +247,7 @@ def found(module: nn.Module) -> tuple[fx.Graph, tuple[Group, ...]]:
     """The module's graph and its groups in network order; ValueError that says why there are none."""
     twin = copy.deepcopy(module)
     try:
-        graph, other = (_Tracer().trace(twin.train(mode)) for mode in (True, False))
+        graph, other = (Tracer().trace(twin.train(mode)) for mode in (True, False))
     except Exception as error:
         raise ValueError(f"the model has no gates: torch.fx cannot trace it ({type(error).__name__}: {error})") from error
     if str(graph) != str(other):

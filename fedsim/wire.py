@@ -3,7 +3,7 @@
 | prefix | bytes |
 |---|---|
 | w/ opt/ | 4 · ones of its mask |
-| buf/ grad/ loss/ | 4 · size |
+| buf/ grad/ loss/ own/ | 4 · size |
 | mask/ | per tensor the cheapest of 4 · changed positions, 4 · ones, ceil(N / 8); nothing for all ones |
 | top/ index/ | 4 · size (int32 indices, float32 values) |
 | gate/ | ceil(G / 8) a row when hard (bool), 4 · size when soft |
@@ -25,7 +25,7 @@ from fedsim.tree import Tree
 
 VALUE = 4  # bytes of a float32 or an int32
 FREE = ("n/", "vote/", "seed/")
-PRICED = ("w/", "opt/", "buf/", "grad/", "loss/", "mask/", "top/", "index/", "gate/")
+PRICED = ("w/", "opt/", "buf/", "grad/", "loss/", "mask/", "top/", "index/", "gate/", "own/")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from fedsim import aggregate, descent, masks
 from fedsim.core import Batch, Feed, Report, Sent, Setting, Work
+from fedsim.gates import GATES
 from fedsim.net import cross_entropy
 from fedsim.tree import Tree, under, weigh
 
@@ -48,7 +49,7 @@ class Train(Work):
     def at(cls, setting: Setting, r: int) -> Train:
         """The job's local training in round `r`."""
         rate = setting.train.at(r)
-        return cls((setting.train.feed(),), rate.lr, rate.momentum, rate.decay, setting.aggregate, rate.optimiser)
+        return cls((setting.train.feed(),), rate.lr, rate.momentum, rate.decay, setting.aggregate.at(rate), rate.optimiser)
 
     def fresh(self, net: Net, sent: Sent) -> Tree:
         return self.aggregate.fresh(net, sent)
@@ -60,15 +61,19 @@ class Train(Work):
 
     def step(self, net: Net, sent: Sent, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
         loss, gradient, buffers, taps = self.gradient(net, sent, state, batch)
-        return self.descend(net, state | buffers | taps, gradient), loss
+        return self.descend(net, sent, state | buffers | taps, gradient), loss
 
     def gradient(self, net: Net, sent: Sent, state: Tree, batch: Batch) -> tuple[Tensor, Tree, Tree, Tree]:
         """What net.gradient gives, the aggregation's part added."""
         return net.gradient(sent.tree(state), batch, extra=self.aggregate.extra(sent, state))
 
-    def descend(self, net: Net, state: Tree, gradient: Tree) -> Tree:
-        """The optimiser's step."""
-        return net.descend(state, gradient, self.lr, self.momentum, self.decay, self.optimiser)
+    def descend(self, net: Net, sent: Sent, state: Tree, gradient: Tree, lr: float | Tensor | None = None) -> Tree:
+        """The optimiser's step, at a rate of its own where it has one, and the aggregation's behind it, always at the round's.
+
+        What the aggregation adds to all steps is then known from their number: SCAFFOLD takes it out of the path again, exactly.
+        """
+        state = net.descend(state, gradient, self.lr if lr is None else lr, self.momentum, self.decay, self.optimiser)
+        return self.aggregate.moved(sent, state, self.lr)
 
     def finish(self, net: Net, sent: Sent, state: Tree) -> Report:
         return self.aggregate.report(sent, state)
@@ -178,8 +183,9 @@ class Evaluate(Work):
     method: Any  # for model_of
 
     @classmethod
-    def of(cls, method: Any, batch: int = 256) -> Evaluate:
-        return cls((Feed("test", epochs=1, batch=batch, augment=False, charge="forward"),), method)
+    def of(cls, method: Any, batch: int = 256, split: str = "test") -> Evaluate:
+        """On a client's own test images, or with split = "global" each client on the whole global test set."""
+        return cls((Feed(split, epochs=1, batch=batch, augment=False, charge="forward"),), method)
 
     def start(self, net: Net, sent: Sent) -> Tree:
         return {CORRECT: _nothing(sent), "n/images": _nothing(sent), "loss/sum": _nothing(sent)}
@@ -194,3 +200,20 @@ class Evaluate(Work):
 
     def finish(self, net: Net, sent: Sent, state: Tree) -> Report:
         return Report(total=state, each=state)
+
+
+@dataclass(frozen=True)
+class OwnGates(Evaluate):
+    """No image: each: the hard gate of the network that a client uses, under GATES, where it has one of its own."""
+
+    @classmethod
+    def used(cls, method: Any) -> OwnGates:
+        return cls((), method)
+
+    def start(self, net: Net, sent: Sent) -> Tree:
+        return {}
+
+    def finish(self, net: Net, sent: Sent, state: Tree) -> Report:
+        gate = self.method.model_of(net, sent).get(GATES)
+        mine = gate is not None and gate.dtype == torch.bool and GATES not in sent.shared
+        return Report({}, {GATES: gate} if mine else {})

@@ -128,7 +128,7 @@ def test_methods_are_listed_and_told_one_by_one(fedsim: Callable[..., Ended]) ->
 
 
 def test_an_unknown_method_or_measurement_is_answered_with_all_there_are(refuses: Callable[..., str]) -> None:
-    assert "There are: dwfnp, fedavg" in refuses("methods", "fedagv")
+    assert "There are: adp, dwfnp" in refuses("methods", "fedagv")
     assert "There are: " in refuses("bench", "flight")
 
 

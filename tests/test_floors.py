@@ -24,8 +24,10 @@ FLOORS = (
         "hypernet",
         "constraint",
         "cotrain",
+        "dynamic",
+        "skipping",
     },
-    {"core", "works", "server", "aggregate", "plain", "gated", "choosing", "phases", "extrude"},
+    {"core", "works", "server", "aggregate", "plain", "gated", "choosing", "phases", "extrude", "frequency"},
     {"methods", "fleet", "data", "record", "checkpoint"},
 )
 TOP = 3

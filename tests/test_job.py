@@ -217,7 +217,7 @@ def test_a_misspelt_section_and_a_field_without_its_section() -> None:
         ({"data": {"name": "cifar"}}, "[data] name = 'cifar' is not known. There are: digits"),
         ({"partition": {"clients": 0}}, "[partition] clients = 0 must be at least 1"),
         ({"method": "fedavg"}, "[method] is a section"),
-        ({"method": {}}, "[method] needs a name. There are: dwfnp, fedavg"),
+        ({"method": {}}, "[method] needs a name. There are: adp, dwfnp"),
         ({"method": {"name": 3}}, "[method] needs a name"),
         ({"method": {"name": "fedagv"}}, "[method] name = 'fedagv' is not known (did you mean 'fedavg'?). There are: "),
         ({"method": {"name": "fedavg", "x": 1}}, "[method] has no field 'x'. fedavg has no fields of its own"),

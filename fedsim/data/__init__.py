@@ -24,6 +24,7 @@ AUGMENTS: dict[str, tuple[str, ...]] = {  # every data set, with what is usual i
     "file": (),
 }
 EMNIST_SPLITS = ("byclass", "bymerge", "balanced", "letters", "digits", "mnist")
+BORDERS = ("zeros", "reflect")
 KINDS = ("crop", "flip", "cutout")  # of augmentation
 
 
@@ -41,6 +42,8 @@ class DataSettings:
     test: int | None = None  # images: shapes, fake
     augment: tuple[str, ...] | None = None  # of crop, flip, cutout
     crop_pad: int = 4  # pixels of padding that a crop moves in
+    crop_border: str = "zeros"  # what it is padded with: zeros | reflect
+    normalise: bool = True  # by the training images' mean and deviation; false: pixels in [0, 1]
     cutout: int = 16  # pixels, side of the square cut out
     split: str = "balanced"  # emnist
     path: str | None = None  # file: the user's HDF5 file
@@ -50,6 +53,7 @@ class DataSettings:
         _one_of("split", self.split, EMNIST_SPLITS)
         for kind in self.augment or ():
             _one_of("augment", kind, KINDS)
+        _one_of("crop_border", self.crop_border, BORDERS)
         self._check_applies()
         self._check_numbers()
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from fedsim import draw
+
+if TYPE_CHECKING:
+    from fedsim.core import Data
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +53,22 @@ class Stored:
     def labels(self, index: Tensor) -> Tensor:
         """(b,) int64 -> (b,) int64."""
         return self.y[index]
+
+
+class Unscaled:
+    """A set of images whose pixels are used as they are, in [0, 1]."""
+
+    def __init__(self, data: Data) -> None:
+        self.data = data
+        self.mean, self.std = (0.0,) * data.shape[0], (1.0,) * data.shape[0]
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "data":  # not there yet, while a copy is made
+            raise AttributeError(name)
+        return getattr(self.data, name)
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,11 @@ import torch
 
 from fedsim import draw
 from fedsim.data import DataSettings, partition, splits
-from fedsim.data.images import Stored
+from fedsim.data.images import Stored, Unscaled
 from fedsim.data.partition import Deal, PartitionSettings, generator
 from fedsim.data.shards import Blocks, Ints, Listed, Shards, of_owners, sha256_of
 from fedsim.data.sources import open_data
+from fedsim.fault import BadInput
 
 if TYPE_CHECKING:
     from fedsim.core import Data
@@ -56,6 +57,7 @@ class Population:
     cutout: int
     skew: Skew | None
     clients: int
+    crop_border: str = "zeros"
 
     def size(self, client: int) -> int:
         """Number of images the client trains on."""
@@ -81,8 +83,12 @@ class Population:
 def populate(data: DataSettings, settings: PartitionSettings, seed: int) -> Population:
     """Open the data and deal them to clients: a function of the settings and the seed. BadInput says what cannot be."""
     train, test = open_data(data, seed)
+    if not data.normalise:
+        train, test = Unscaled(train), Unscaled(test)
     made = divide(train, test, settings, seed)
-    return replace(made, augment=data.augments(), crop_pad=data.crop_pad, cutout=data.cutout)
+    if "crop" in data.augments() and data.crop_border == "reflect" and data.crop_pad >= min(train.shape[1:]):
+        raise BadInput(f"[data] crop_pad = {data.crop_pad}: images of {train.shape[1]}x{train.shape[2]} have not so many pixels to reflect")
+    return replace(made, augment=data.augments(), crop_pad=data.crop_pad, cutout=data.cutout, crop_border=data.crop_border)
 
 
 def divide(train: Data, test: Data, settings: PartitionSettings, seed: int) -> Population:

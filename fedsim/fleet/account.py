@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fedsim import ledger, masks, models, wire
+from fedsim.aggregate import CONTROL
 from fedsim.core import Feed
 from fedsim.fleet.batches import Population, count_of, shown, shown_last, steps_of
 from fedsim.fleet.order import Answer, Order
@@ -19,6 +20,7 @@ from fedsim.net import Net
 from fedsim.tree import Tree, under
 
 NO_STEP = ("gradients", "dense_gradient", "optimiser")
+BESIDE = ("opt/", "grad/", "loss/", "top/", "index/")  # kept tensors that do not stand in the model's place, where they are counted
 UNUSED = {"train": (), "inputs": NO_STEP, "forward": (*NO_STEP, "activations")}  # memory that each kind of pass does without
 
 
@@ -117,7 +119,9 @@ class Account:
     def charge(self, order: Order, clients: Sequence[int], sent: Tree, answer: Answer) -> None:
         """Adds one run of a work to the bills."""
         held = order.net.used(under(order.shared, "mask/"))
-        down = self._down(order.shared, clients, answer.arrived)
+        personal: dict[object, int] = {}  # of clients with equally many weights
+        charged = not getattr(order.work, "deployed", False)
+        down = self._down(order.shared, clients, answer.arrived) if charged else np.zeros(len(clients), dtype=np.int64)
         runs: dict[object, Bill] = {}  # of clients with equally many images, weights and channels
         trains = any(feed.charge == "train" for feed in order.work.feeds)
         for i, client in enumerate(clients):
@@ -127,18 +131,23 @@ class Account:
             own = {name.removesuffix(".weight"): count for name, count in answer.ones.get(client, {}).items()}
             opened, top = answer.open.get(client), _entries(answer.each[client])
             counts = tuple(count_of(self.population, feed, client) for feed in (self.local, *order.work.feeds))
-            mark = (counts, top, tuple(own.items()), opened and tuple(map(tuple, opened)))
+            weights = tuple(own.items())
+            if weights not in personal:
+                personal[weights] = _personal(order.shared, answer.keep.get(client, {}))
+            mark = (counts, top, weights, opened and tuple(map(tuple, opened)))
             if mark not in runs:
-                runs[mark] = self._run(order, counts, held | own, opened, top)
+                runs[mark] = self._run(order, counts, held | own, opened, top, personal[weights])
             bill.add(runs[mark])
             if trains:
                 bill.loss = answer.loss[client]
 
-    def _run(self, order: Order, counts: Sequence[int], kept: dict[str, int], opened: list[list[int]] | None, top: int) -> Bill:
+    def _run(
+        self, order: Order, counts: Sequence[int], kept: dict[str, int], opened: list[list[int]] | None, top: int, personal: int
+    ) -> Bill:
         """What a run of the work costs a client with so many images in an epoch of the job's local training and of each feed.
 
         `kept`: weights of every layer that is not whole; `opened`: channels under hard gates; `top`: entries of the buffers that the
-        client's largest gradients went through.
+        client's largest gradients went through; `personal`: bytes that it holds beside the model for the aggregation, and for itself.
         """
         each = [kept | order.net.channels.used(row) for row in opened] if opened else [kept]  # step after step, or the same in all
         bill = Bill(density=sum(ledger.density(self.anatomy, used) for used in each) / len(each))
@@ -149,7 +158,7 @@ class Account:
             bill.samples += shown(feed, count) if trains else 0
             bill.train_flops += self._flops(feed, count, each)
             memory = self._memory(order, feed, batch, kept, opened, top if feed.dense else 0)
-            memory = memory.without(*UNUSED[feed.charge])
+            memory = ledger.Terms(memory | {"personal": personal}).without(*UNUSED[feed.charge])
             bill.memory = max(bill.memory, memory.total)
             bill.model_memory = max(bill.model_memory, memory.without("activations").total)
             held = ledger.executed(self.anatomy_of(order.net), batch, _masked(order, kept), self.slots, self.pack)
@@ -229,6 +238,11 @@ class Account:
         if lasting := {key: mark for key, mark in marks.items() if key.startswith("mask/")}:
             self.received.own[client] = self.received.own.get(client, {}) | lasting
         return wire.length(new, shared | row)
+
+
+def _personal(shared: Tree, kept: Tree) -> int:
+    """Bytes that a client holds beside the model for the aggregation, and as its own."""
+    return wire.length(under(shared, CONTROL) | under(kept, *BESIDE), under({**shared, **kept}, "mask/"))
 
 
 def _masked(order: Order, kept: dict[str, int]) -> dict[str, int]:

@@ -11,8 +11,8 @@ from fedsim import draw
 NAMES = ("crop", "flip", "cutout")
 
 
-def moved(x: Tensor, keys: Tensor, pad: int, flip: bool) -> Tensor:
-    """Each image shifted by up to `pad` pixels either way within a border of zeros, mirrored or not, in one gather."""
+def moved(x: Tensor, keys: Tensor, pad: int, flip: bool, border: str = "zeros") -> Tensor:
+    """Each image shifted by up to `pad` pixels either way within a border of zeros, or its reflection; mirrored or not; in one gather."""
     count, _, height, width = x.shape
     shift = draw.integers(draw.fold(keys, "crop"), 2, 2 * pad + 1)  # (M, 2)
     rows = shift[:, :1] + torch.arange(height, device=x.device)  # (M, H)
@@ -20,7 +20,7 @@ def moved(x: Tensor, keys: Tensor, pad: int, flip: bool) -> Tensor:
     if flip:
         mirrored = draw.integers(draw.fold(keys, "flip"), 1, 2).bool()
         columns = torch.where(mirrored, columns.flip(-1), columns)
-    padded = F.pad(x, (pad, pad, pad, pad))
+    padded = F.pad(x, (pad, pad, pad, pad), mode="constant" if border == "zeros" else border)
     images = torch.arange(count, device=x.device).view(-1, 1, 1)
     return padded.permute(0, 2, 3, 1)[images, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2)
 

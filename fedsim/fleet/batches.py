@@ -17,6 +17,7 @@ from fedsim import draw
 from fedsim.core import Data, Feed
 from fedsim.fleet.augment import cut_out, moved, noisy, rotated
 
+TESTS = ("test", "global")  # splits of the test set
 READY = 1 << 26  # bytes of float images up to which they are normalised once, not per batch
 
 
@@ -35,6 +36,8 @@ class Population(Protocol):
     def augment(self) -> tuple[str, ...]: ...
     @property
     def crop_pad(self) -> int: ...
+    @property
+    def crop_border(self) -> str: ...
     @property
     def cutout(self) -> int: ...
     @property
@@ -90,6 +93,8 @@ def images_of(population: Population, split: str, client: int) -> np.ndarray:
     """A client's images in a split as sorted indices; clients beyond the population are fixed shards of the global test set."""
     if client >= population.clients:
         return evaluation_images(population, client)
+    if split == "global":
+        return np.arange(len(population.test))
     return population.shards["train" if split == "probe" else split].of(client)
 
 
@@ -108,6 +113,8 @@ def count_of(population: Population, feed: Feed, client: int) -> int:
     """Number of images that the feed shows the client in one epoch."""
     if client >= population.clients:
         whole = len(evaluation_images(population, client))
+    elif feed.split == "global":
+        whole = len(population.test)
     else:
         whole = population.shards["train" if feed.split == "probe" else feed.split].size(client)
     return whole if feed.share == 1 else min(whole, max(int(feed.share * whole + 1e-9), min(feed.batch, whole)))
@@ -152,7 +159,7 @@ class Batches:
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.population, self.feed, self.key = population, feed, key
         self.device, self.dtype = device, dtype
-        self.data: Data = population.test if feed.split == "test" else population.train
+        self.data: Data = population.test if feed.split in TESTS else population.train
         own = [images_of(population, feed.split, client) for client in clients]
         self.counts = [count_of(population, feed, client) for client in clients]
         self.steps = [steps_of(feed, count) for count in self.counts]
@@ -202,7 +209,7 @@ class Batches:
     def _order(self, epoch: int, width: int) -> Any:
         """(K, n) an order of every client's images, which come before the places that it has no images for."""
         places = np.broadcast_to(np.arange(width), (len(self.steps), width))
-        if self.feed.split == "test":
+        if self.feed.split in TESTS:
             return places
         calls = 0 if self.feed.split == "probe" else self.calls  # models that are compared are compared on the same batches
         numbers = draw.bits(draw.key(self.key.seed, self.feed.split, self.key.r, calls, self.clients, epoch), width).numpy()
@@ -254,7 +261,8 @@ class Batches:
             return self._normalised(x)
         names, population = self.population.augment, self.population
         keys = self._keys(len(index) // (end - begin), begin, end, t).to(self.device)
-        x = self._normalised(moved(x, keys, population.crop_pad if "crop" in names else 0, "flip" in names))
+        pad = population.crop_pad if "crop" in names else 0
+        x = self._normalised(moved(x, keys, pad, "flip" in names, population.crop_border))
         return cut_out(x, keys, population.cutout) if "cutout" in names else x
 
     def _keys(self, width: int, begin: int, end: int, t: int) -> Tensor:
@@ -265,7 +273,7 @@ class Batches:
     def _skewed(self, x: Tensor, images: Tensor, begin: int, end: int) -> Tensor:
         """The client's own transform of its images, which is part of the partition; the global test set stays clean."""
         skew = self.population.skew
-        if skew is None or int(self.clients.max()) >= self.population.clients:
+        if skew is None or self.feed.split == "global" or int(self.clients.max()) >= self.population.clients:
             return x
         each = len(images) // (end - begin)
         clients = self.clients[begin:end].repeat_interleave(each)

@@ -14,6 +14,7 @@ from fedsim.core import Reply, Work
 from fedsim.exact import COHORT
 from fedsim.fault import BadInput, Stopped
 from fedsim.fleet.account import Account
+from fedsim.fleet.batches import TESTS
 from fedsim.fleet.order import Answer, Order, Pack, Site, charged, cut, images
 from fedsim.net import Net
 from fedsim.tree import Tree
@@ -142,7 +143,7 @@ class LocalFleet:
         if not clients or len(set(clients)) < len(clients):
             raise ValueError(f"a cohort is of distinct clients, at least one; this one is {clients}")
         for feed in work.feeds:
-            if feed.split == "test" and not isinstance(work, Evaluate):
+            if feed.split in TESTS and not isinstance(work, Evaluate):
                 raise ValueError(f"{type(work).__name__} asks for test images, which only Evaluate may see")
             if feed.split == "held" and not self.site.population.shards["held"].sizes().any():
                 raise ValueError(f"{type(work).__name__} asks for held-out images; set partition.holdout above 0")

@@ -20,6 +20,7 @@ from fedsim.gates import GATES
 from fedsim.masks import ones
 from fedsim.net import Net
 from fedsim.tree import Tree, row, under
+from fedsim.works import Evaluate
 
 
 @dataclass(frozen=True)
@@ -153,8 +154,8 @@ def row_of(held: Sent, i: int) -> Sent:
 
 
 def charged(order: Order) -> bool:
-    """Whether the ledger sees the order: evaluation on test images is the simulator's own."""
-    return all(feed.split != "test" for feed in order.work.feeds)
+    """Whether the ledger sees the order: evaluation is the simulator's own."""
+    return not isinstance(order.work, Evaluate)
 
 
 def charge_all(answer: Answer, net: Net, clients: Sequence[int], held: Sent, state: Tree, report: Tree) -> None:

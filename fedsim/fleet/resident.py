@@ -138,6 +138,7 @@ class Feeder:
         self.scale, self.shift = (value.to(self.images.device) for value in (run.scale, run.shift))
         names = population.augment if run.augmented else ()
         self.pad, self.flip = population.crop_pad if "crop" in names else 0, "flip" in names
+        self.border = population.crop_border
         self.hole = population.cutout if "cutout" in names else 0
 
     def take(self, shown: Shown, begin: int) -> None:
@@ -162,5 +163,5 @@ class Feeder:
         """Normalised, and moved before and cut after that where there are keys."""
         if keys is None:
             return x.sub_(self.shift).div_(self.scale)
-        x = moved(x, keys, self.pad, self.flip).sub_(self.shift).div_(self.scale)
+        x = moved(x, keys, self.pad, self.flip, self.border).sub_(self.shift).div_(self.scale)
         return cut_out(x, keys, self.hole) if self.hole else x

@@ -37,7 +37,18 @@ ALIASES = MappingProxyType(
             "fedavg",
             {"train.aggregate": "fedprox"},
             'FedProx: Li et al., MLSys 2020, arXiv:1812.06127. fedavg with train.aggregate = "fedprox"; its parameter is train.mu.',
-        )
+        ),
+        "fednova": Alias(
+            "fedavg",
+            {"train.aggregate": "fednova"},
+            "FedNova: Wang et al., NeurIPS 2020, arXiv:2007.07481."
+            ' fedavg with train.aggregate = "fednova"; its parameter is train.nova, what clients count by.',
+        ),
+        "scaffold": Alias(
+            "fedavg",
+            {"train.aggregate": "scaffold"},
+            'SCAFFOLD: Karimireddy et al., ICML 2020, arXiv:1910.06378. fedavg with train.aggregate = "scaffold"; no parameter of its own.',
+        ),
     }
 )
 

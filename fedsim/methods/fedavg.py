@@ -3,7 +3,8 @@
 Paper -> code:  w -> w,  K -> clients,  C·K -> cohort,  E -> train.epochs,  B -> train.batch,  eta -> train.lr
 
 The paper divides by the images of all clients; like every code base we divide by those of the cohort. With
-`train.aggregate = "fedprox"` the same file is FedProx; with `model.match` it trains the small dense model.
+`train.aggregate = "fedprox"`, "fednova" or "scaffold" the same file is FedProx, FedNova or SCAFFOLD; with `model.match` it trains the
+small dense model.
 """
 
 from __future__ import annotations

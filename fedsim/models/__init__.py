@@ -13,6 +13,7 @@ from torch import nn
 from fedsim.fault import BadInput
 from fedsim.models import resnet, small
 from fedsim.models.anatomy import anatomy
+from fedsim.models.gating import Gating, gated
 from fedsim.models.layers import Form
 from fedsim.models.match import Matched, widest
 from fedsim.models.settings import ModelSettings
@@ -77,8 +78,14 @@ def build(settings: ModelSettings, shape: Shape, classes: int, seed: int) -> nn.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         if settings.factory is not None:
-            return _from_factory(settings.factory, shape, classes)
-        return _make(settings, shape, classes, width)
+            module = _from_factory(settings.factory, shape, classes)
+        else:
+            module = _make(settings, shape, classes, width)
+        return module if settings.gate_keep is None else gated(module, _gating(settings, settings.gate_keep))
+
+
+def _gating(settings: ModelSettings, keep: float) -> Gating:
+    return Gating(keep, settings.gate_sigmoid, settings.gate_bias, settings.gate_l1, settings.gate_place)
 
 
 def match_width(settings: ModelSettings, shape: Shape, classes: int) -> int:

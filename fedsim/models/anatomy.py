@@ -4,7 +4,8 @@ Activations are counted by rules (float32, each storage once): convolution and l
 two values per channel; group norm its input and two values per image and group; ReLU its output, ReLU6 its input; pooling its
 input, max-pooling its int64 indices too; the mean over all positions, additions and reshaping nothing; cross-entropy the
 log-probabilities and the label. Where inputs are pruned, layers save a cache, ReLUs a bit an entry, max-pooling a byte a result and
-average pooling nothing. Only modules are seen: a functional call inside of a user's own module adds nothing.
+average pooling nothing. A gate by the image saves what it multiplies and a few values a channel. Only modules are seen: a
+functional call inside of a user's own module adds nothing.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from torch import Tensor, fx, nn
 
 from fedsim.keep import Keep, bits
 from fedsim.ledger import VALUE, Anatomy, Layer, Moment
+from fedsim.models.gating import InputGate
 from fedsim.models.normalised import ScaledReLU, normalised_of
 
 BATCH = 2
 LABEL = 8  # bytes of an int64
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-WEIGHTED = (*CONVOLUTIONS, nn.Linear)
+WEIGHTED = (*CONVOLUTIONS, nn.Linear, InputGate)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 POOLS = (nn.AvgPool2d, nn.MaxPool2d)
 
@@ -168,7 +170,7 @@ class _Seen:
     def _use(self, module: nn.Module, output: Tensor) -> None:
         """A layer that is used twice has the positions of both uses."""
         layer = self.layers[module]
-        positions = layer.positions + output[0].numel() // layer.shape[0]
+        positions = layer.positions + (1 if isinstance(module, InputGate) else output[0].numel() // layer.shape[0])
         self.layers[module] = replace(layer, positions=positions, flops=2 * layer.weights * positions)
 
 
@@ -183,6 +185,11 @@ def _view(tensor: Tensor) -> object:
 
 def _input(seen: _Seen, module: nn.Module, x: Tensor, y: Tensor) -> None:
     seen.save(x)
+
+
+def _gate(seen: _Seen, module: nn.Module, x: Tensor, y: Tensor) -> None:
+    """What it multiplies, what it has pooled, and its gates as they are before and after the largest are chosen."""
+    seen.add(y, VALUE * (y[0].numel() + x.shape[1] + 3 * y.shape[1]))
 
 
 def _output(seen: _Seen, module: nn.Module, x: Tensor, y: Tensor) -> None:
@@ -240,7 +247,8 @@ def _places(seen: _Seen, module: nn.Module, x: Tensor, y: Tensor) -> None:
 
 Rules = tuple[tuple[tuple[type[nn.Module], ...], Callable[[_Seen, nn.Module, Tensor, Tensor], None]], ...]
 RULES: Rules = (
-    (WEIGHTED, _input),
+    ((*CONVOLUTIONS, nn.Linear), _input),
+    ((InputGate,), _gate),
     (BATCH_NORMS, _batch_norm),
     ((nn.GroupNorm,), _group_norm),
     ((nn.ReLU, ScaledReLU), _output),
@@ -250,7 +258,7 @@ RULES: Rules = (
     ((nn.AdaptiveAvgPool2d,), _adaptive),
 )
 LEAN: Rules = (  # where the inputs of layers are pruned
-    (WEIGHTED, _cached),
+    ((*CONVOLUTIONS, nn.Linear), _cached),
     (BATCH_NORMS, _batch_norm),
     ((nn.GroupNorm,), _group_norm),
     ((nn.ReLU, nn.ReLU6, ScaledReLU), _signs),

@@ -9,6 +9,8 @@ from fedsim.fault import BadInput
 from fedsim.models.normalised import OVER
 
 NORMS = ("batch", "group", "none", "nsconv")
+PLACES = ("norm", "affine")
+GATE_FIELDS = ("gate_sigmoid", "gate_bias", "gate_l1", "gate_place")
 MATCHES = ("params", "flops", "memory")
 
 
@@ -25,9 +27,15 @@ class ModelSettings:
     detach_shortcut: bool = False  # no gradient through the down-sampling shortcuts of resnet8/20/32/56
     match: str | None = None  # a small dense model whose params | flops | memory are at most match_density of the full one's
     match_density: float = 1.0
+    gate_keep: float | None = None  # d: gates that see the image leave so large a share of a convolution's channels; None: no gates
+    gate_sigmoid: bool | None = None  # of the pooled input that a gate sees; None: on, in networks with additions off
+    gate_bias: float | None = None  # where the biases of gates start; None: 1, in networks with additions 0
+    gate_l1: float = 0.0  # times the sum of an image's gates, added to the loss
+    gate_place: str = "norm"  # a gate multiplies behind the norm, or in the place of the norm's scale: affine
     factory: str | None = None  # "package.module:function", called as function(shape=(C, H, W), classes=…), in place of name
 
     def __post_init__(self) -> None:
+        self._check_gates()
         if self.norm not in NORMS:
             raise BadInput(f"model.norm is one of {', '.join(NORMS)}; not {self.norm!r}")
         if self.nsconv_over not in OVER:
@@ -50,3 +58,15 @@ class ModelSettings:
             raise BadInput(f"model.width is at least 1; not {self.width}")
         if self.factory is not None and self.match is not None:
             raise BadInput("model.match narrows a model of fedsim; one from model.factory has no width to choose")
+
+    def _check_gates(self) -> None:
+        if self.gate_place not in PLACES:
+            raise BadInput(f"model.gate_place is one of {', '.join(PLACES)}; not {self.gate_place!r}")
+        if self.gate_l1 < 0 or not isfinite(self.gate_l1):
+            raise BadInput(f"model.gate_l1 is at least 0; not {self.gate_l1}")
+        if self.gate_keep is None:
+            given = [name for name in GATE_FIELDS if getattr(self, name) != getattr(ModelSettings, name)]
+            if given:
+                raise BadInput(f"model.{given[0]} is of gates that see the image, and model.gate_keep, which makes them, is not given")
+        elif not 0 < self.gate_keep <= 1:
+            raise BadInput(f"model.gate_keep is a share of the channels, above 0 and at most 1; not {self.gate_keep}")

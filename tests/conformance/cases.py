@@ -38,6 +38,8 @@ STEPS = {"epochs": None, "steps": 3}
 TABLE = {
     "fedavg": Case("fedavg"),
     "fedprox": Case("fedprox", train={"mu": 0.5}),
+    "fednova": Case("fednova"),
+    "scaffold": Case("scaffold"),
     "fedtiny": Case("fedtiny", TINY | {"pretrain_epochs": 1}, public=1, masked=True, budget=0.3),
     "fedtiny-last-step": Case(
         "fedtiny",
@@ -46,6 +48,7 @@ TABLE = {
         masked=True,
         budget=0.3,
     ),
+    "fedtiny-scaffold": Case("fedtiny", TINY, {"aggregate": "scaffold"}, masked=True, budget=0.3),
     "dwfnp": Case("dwfnp", GATED, STEPS, holdout=0.2),
     "dwfnp-client": Case("dwfnp", GATED | {"hypernet": "client", "finetune": "static", "norm_over": "all"}, STEPS, holdout=0.2),
     "fedmef": Case("fedmef", MOVED | {"transfer": 1}, {"activation_keep": 0.3}, masked=True, budget=0.3, model={"norm": "nsconv"}),
@@ -56,6 +59,16 @@ TABLE = {
         masked=True,
         budget=0.3,
     ),
+    "adp": Case("adp", model={"gate_keep": 0.5}),
+    "adp-options": Case(
+        "adp",
+        {"gates": "local", "bn": "local", "export_gate": "folded", "align": 3, "personalise": 1},
+        {"lr": 0.01},
+        model={"name": "resnet8", "gate_keep": 0.5, "gate_l1": 1e-3, "gate_place": "affine"},
+    ),
+    "adp-global": Case("adp", {"export": "global"}, model={"name": "resnet8", "gate_keep": 0.6, "norm": "group"}),
+    "fedtiny-gated": Case("fedtiny", TINY, masked=True, budget=0.3, model={"gate_keep": 0.5}),
+    "feddp": Case("feddp", {"theta": 0.02, "filters": 0.3}),
     "structured": Case("structured", {"choice": "fl1", "cotrain": 2}, STEPS),
     "static-mask": Case("toys:StaticMask", {"density": 0.3}, masked=True, budget=0.3),
     "keeper": Case("toys:Keeper", holdout=0.2),

@@ -1,0 +1,181 @@
+"""`fedsim bench adp`: wall-clock of inference of a network whose gates see the image, and of the smaller ones made of it.
+
+dense: the same backbone without gates. by image: the gated network, which computes every channel and multiplies by its gates.
+skipped: the open channels alone, their filters gathered for each image (batch 1 only: the images of a batch open different ones).
+live, folded: a client's exported network, its gates looking at the image or become constants. by hand: ordinary torch layers of
+the same widths, whose author added a block's fewer channels to the first ones of its stream. Evaluation mode, no gradients, one
+thread on a CPU; all networks take turns, WARM calls before READINGS that are timed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from fedsim import dynamic, models
+from fedsim.assemble import Parts, assemble
+from fedsim.bench.gates import hand_built
+from fedsim.dynamic import Costs
+from fedsim.fault import BadInput
+from fedsim.job import Job, load
+from fedsim.models.gating import folded, lean
+from fedsim.models.resnet import Block
+from fedsim.skipping import Skipping
+
+DEFAULT = ("jobs/bench/adp_vgg11.toml", "jobs/bench/adp_resnet32.toml")
+BATCHES = (1, 64)
+WARM, READINGS = 20, 50
+BUSY = 0.02  # seconds that one reading takes at least
+TARGETS = {"vgg11": "folded, dense / it ≥ 1.6", "resnet32": "folded, by hand / it ≥ 0.95"}
+
+Run = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Line:
+    """What one network takes for a batch."""
+
+    name: str
+    batch: int
+    seconds: tuple[float, ...]  # of all readings, in order
+    share: float  # of the dense network's multiply-adds
+
+    @property
+    def quartiles(self) -> tuple[float, float, float]:
+        """Milliseconds a call."""
+        low, middle, high = quantiles(self.seconds, n=4)
+        return 1000 * low, 1000 * middle, 1000 * high
+
+    def faster(self, than: Line) -> float:
+        """How many times faster than another network, which took turns with it: the median over neighbouring readings."""
+        return median(other / mine for mine, other in zip(self.seconds, than.seconds, strict=True))
+
+
+def main(jobs: list[Job], console: Console) -> int:
+    """Prints a table per job."""
+    torch.set_num_threads(1)
+    for job in jobs or [load(Path(name)) for name in DEFAULT]:
+        parts = assemble(job)
+        keep, told = job.model.gate_keep, TARGETS.get(job.model.name)
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        for name in ("", "batch", "ms", "quartiles", "dense / it", "by hand / it", "multiply-adds"):
+            table.add_column(name, justify="right" if name else "left")
+        for batch in BATCHES:
+            lines = {line.name: line for line in measured(parts, batch)}
+            for line in lines.values():
+                low, middle, high = line.quartiles
+                ratios = (f"{line.faster(lines[name]):.2f}" for name in ("dense", "by hand"))
+                table.add_row(line.name, str(batch), f"{middle:.2f}", f"{low:.2f} to {high:.2f}", *ratios, f"{line.share:.3f}")
+        head = f"{job.model.name}, keep {keep}, one thread, {READINGS} readings; torch {torch.__version__}"
+        console.print(head, table, *([f"target: {told}"] if told else []), "", sep="\n", highlight=False)
+    return 0
+
+
+def measured(parts: Parts, batch: int, readings: int = READINGS) -> list[Line]:
+    """Every network's line; the channels that the exported ones keep are drawn."""
+    setting, device = parts.setting, torch.device(parts.site.device)
+    if not setting.net.by_image:
+        raise BadInput(f"{parts.job.name}: fedsim bench adp measures gates by the image; set model.gate_keep")
+    networks, shares = _networks(parts), _shares(parts)
+    if batch > 1:
+        networks.pop("skipped")
+    x = torch.randn(batch, *parts.population.train.shape, generator=torch.Generator().manual_seed(0)).to(device)
+    times = _interleaved({name: _passing(network, x) for name, network in networks.items()}, device, readings)
+    return [Line(name, batch, tuple(times[name]), shares[name]) for name in networks]
+
+
+def _networks(parts: Parts) -> dict[str, Any]:
+    """By name, all with the same weights where they have them."""
+    job, setting, data = parts.job, parts.setting, parts.population.train
+    net, counts = setting.net, setting.net.selected
+    source = torch.Generator().manual_seed(0)
+    gate = torch.cat([torch.randperm(width, generator=source) < count for width, count in zip(net.channels.widths, counts, strict=True)])
+    kept = net.channels.kept(gate)
+    live = net.cut(kept).plain(net.narrow(net.initial, kept))
+    fold = folded(live, {name: torch.ones(len(index)) for name, index in kept.items()})
+    plain = replace(job.model, **{name: getattr(models.ModelSettings, name) for name in vars(job.model) if name.startswith("gate_")})
+    dense = models.build(plain, data.shape, data.classes, job.seed)
+    made = {
+        "dense": dense,
+        "by image": net.plain(net.initial),
+        "live": lean(live),
+        "folded": fold,
+        "by hand": _by_hand(dense, net.channels.groups, {name: len(index) for name, index in kept.items()}),
+    }
+    made = {name: network.to(parts.site.device).eval() for name, network in made.items()}
+    return made | {"skipped": Skipping(made["by image"])}
+
+
+def _shares(parts: Parts) -> dict[str, float]:
+    """Multiply-adds over the dense network's; by image and skipped: with as many channels open as there may be."""
+    channels, anatomy, counts = parts.setting.net.channels, parts.setting.anatomy, parts.setting.net.selected
+    costs = Costs.of(channels, anatomy)
+    whole, nominal = costs.dense.total, costs.nominal(counts)["nominal_share"]
+    live, fold = (dynamic.exported(channels, anatomy, counts, without) / whole for without in (False, True))
+    every = 1 + costs.gates / whole
+    return {"dense": 1.0, "by image": every, "skipped": nominal, "live": live, "folded": fold, "by hand": fold}
+
+
+class CutBlock(nn.Module):
+    """A residual block as its author would write it with fewer channels: they are added to the first ones of the stream."""
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        self.conv1, self.norm1, self.conv2, self.norm2, self.shortcut = block.conv1, block.norm1, block.conv2, block.norm2, block.shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm2(self.conv2(self.norm1(self.conv1(x)).relu_()))
+        stream: Tensor = self.shortcut(x)
+        stream[:, : y.shape[1]] += y
+        return stream.relu_()
+
+
+def _by_hand(dense: nn.Module, groups: Any, widths: dict[str, int]) -> nn.Module:
+    small = hand_built(dense, groups, widths)
+    for name, block in [(name, layer) for name, layer in small.named_modules() if isinstance(layer, Block)]:
+        parent, _, slot = name.rpartition(".")
+        setattr(small.get_submodule(parent), slot, CutBlock(block))
+    return small
+
+
+def _passing(run: Run, x: Tensor) -> Callable[[], Tensor]:
+    @torch.no_grad()
+    def passed() -> Tensor:
+        return run(x)
+
+    return passed
+
+
+def _interleaved(runs: dict[str, Callable[[], Tensor]], device: torch.device, readings: int) -> dict[str, list[float]]:
+    """Seconds a call; every reading is of as many calls as take BUSY seconds."""
+    for run in runs.values():
+        _seconds(run, WARM, device)
+    calls = {name: 1 + int(BUSY / _seconds(run, 1, device)) for name, run in runs.items()}
+    found: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(readings):
+        for name, run in runs.items():
+            found[name].append(_seconds(run, calls[name], device))
+    return found
+
+
+def _seconds(run: Callable[[], Tensor], calls: int, device: torch.device) -> float:
+    _arrive(device)
+    began = time.perf_counter()
+    for _ in range(calls):
+        run()
+    _arrive(device)
+    return (time.perf_counter() - began) / calls
+
+
+def _arrive(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,120 @@
+"""Works of clients that have more than the broadcast: tensors that stay with them, and the channels that their own images use (ADP, 3.4).
+
+What a client measures it keeps under "own/…": "own/frequency" (n,) the share of its training images for which a channel's gate is open,
+"own/gate" (n,) the gate's mean over them, "own/values" (n,) its mean once the unused channels are gone, and "own/w/…", "own/buf/…"
+the model that it has trained for its own use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fedsim import aggregate, dynamic
+from fedsim.core import Batch, Feed, Report, Sent
+from fedsim.dynamic import Costs
+from fedsim.gates import GATES, VALUES
+from fedsim.tree import Tree, renamed, under
+from fedsim.works import Train
+
+if TYPE_CHECKING:
+    from fedsim.net import Net
+
+FREQUENCY, MEAN, FOLDED = "own/frequency", "own/gate", "own/values"
+OWN = "own/"
+ACTIVE = "n/active_convs"  # total: convolutions' multiply-adds in use, as shares of all of them, summed over images
+
+
+@dataclass(frozen=True)
+class TrainLocal(Train):
+    """Train; tensors whose keys begin with one of `local` are not sent but stay with the client, which goes on from them."""
+
+    local: tuple[str, ...] = ()  # "w/gates.", "buf/norm1.running_mean" …
+
+    def fresh(self, net: Net, sent: Sent) -> Tree:
+        return super().fresh(net, sent) | under(net.initial, *self.local)
+
+    def finish(self, net: Net, sent: Sent, state: Tree) -> Report:
+        mine = under(state, *self.local)
+        report = super().finish(net, sent, {key: value for key, value in state.items() if key not in mine})
+        return replace(report, keep=report.keep | mine)
+
+
+@dataclass(frozen=True)
+class Frequency(TrainLocal):
+    """How often a client's own training images, not augmented, open every channel; keep: the frequencies and mean gates.
+
+    With `personal` it first trains the model for its own use, and keeps that too. total: ACTIVE and images; with `shared` the
+    frequencies and mean gates as well, under "loss/", each client's alike, and their number "n/clients".
+    """
+
+    personal: bool = False
+    folded: bool = False  # the gates' means are taken once more, under the client's own mask
+    counts: tuple[int, ...] = ()  # channels of every layer that such a mask keeps
+    shared: bool = False
+    costs: Costs | None = None
+    deployed: bool = True
+
+    @classmethod
+    def after(cls, train: TrainLocal, personalise: int, folded: bool, counts: Sequence[int], shared: bool, costs: Costs) -> Frequency:
+        """After training like `train`: `personalise` more epochs of it, then the client's images once; with `folded` twice."""
+        look = Feed("train", epochs=1, batch=train.feeds[0].batch, augment=False, charge="forward")
+        own = (replace(train.feeds[0], steps=0, epochs=personalise),) if personalise else ()
+        feeds = (*own, look, *([look] if folded else []))
+        common = (train.lr, train.momentum, train.decay, aggregate.FedAvg(), train.optimiser, train.local)
+        return cls(feeds, *common, bool(personalise), folded, tuple(counts), shared, costs)
+
+    def start(self, net: Net, sent: Sent) -> Tree:
+        zeros = torch.zeros(net.channels.n, dtype=torch.float64, device=sent.n.device)
+        found = {FREQUENCY: zeros, MEAN: zeros, ACTIVE: zeros.sum()}
+        return found | ({FOLDED: zeros} if self.folded else {}) | (super().start(net, sent) if self.personal else {})
+
+    def step(self, net: Net, sent: Sent, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
+        if self.personal and batch.feed == 0:
+            return super().step(net, sent, state, batch)
+        if batch.feed > self.personal:
+            return self._mean_under_mask(net, sent, state, batch)
+        g = net.saliency(sent.tree(state), batch.x)  # (B, n)
+        seen = torch.ones_like(g[:, 0]) if batch.real is None else batch.real
+        active, (real, n) = g > 0, (seen.double(), sent.n.double())
+        assert self.costs is not None
+        found = {
+            FREQUENCY: state[FREQUENCY] + (active.double() * real[:, None]).sum(0) / n,
+            MEAN: state[MEAN] + (g.double() * real[:, None]).sum(0) / n,
+            ACTIVE: state[ACTIVE] + (self.costs.convs(active) * real).sum() / self.costs.dense["convs"],
+        }
+        return state | found, real.sum() * 0
+
+    def finish(self, net: Net, sent: Sent, state: Tree) -> Report:
+        mine = {key: state[key].float() for key in (FREQUENCY, MEAN, FOLDED) if key in state}
+        total = {ACTIVE: state[ACTIVE], aggregate.COUNT: sent.n.double()}
+        if self.shared:
+            one = torch.ones_like(state[ACTIVE])
+            total |= {"loss/frequency": state[FREQUENCY], "loss/gate": state[MEAN], "n/clients": one}
+        model = {OWN + key: value for key, value in under(state, "w/", "buf/").items()}
+        return Report(total, keep=mine | model)
+
+    def mask(self, net: Net, held: Tree) -> Tensor:
+        """(n,) bool, the channels that a client with these frequencies keeps."""
+        return dynamic.kept(held[FREQUENCY], held[MEAN], net.channels.widths, self.counts)
+
+    def _mean_under_mask(self, net: Net, sent: Sent, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
+        g = net.saliency(sent.tree(state) | {GATES: self.mask(net, state)}, batch.x)
+        real = torch.ones_like(g[:, 0]) if batch.real is None else batch.real
+        return state | {FOLDED: state[FOLDED] + (g * real[:, None]).double().sum(0) / sent.n.double()}, real.sum() * 0
+
+
+def model_of(net: Net, sent: Sent, counts: Sequence[int], folded: bool) -> Tree:
+    """The network of a client that has measured: its own weights where it has some, under the mask of its own channels."""
+    held = sent.tree({})
+    mask = dynamic.kept(held[FREQUENCY], held[MEAN], net.channels.widths, counts)
+    return held | personal(held) | {GATES: mask} | ({VALUES: held[FOLDED]} if folded else {})
+
+
+def personal(held: Tree) -> Tree:
+    """The "w/" and "buf/" that a client has trained for its own use; empty where it has not."""
+    return renamed(held, OWN + "w/", "w/") | renamed(held, OWN + "buf/", "buf/")

@@ -1,0 +1,131 @@
+"""ADP: "Adaptive Dynamic Pruning for Non-IID Federated Learning", arXiv:2106.06921 v1. Gates choose channels anew for every image.
+
+Every gated convolution keeps at most a share d of its output channels for an image, by a small gate that looks at its input; the
+gates are trained and averaged like weights. The gated network is the model's: set model.gate_keep (d), and where wanted
+model.gate_sigmoid, gate_bias, gate_l1 and gate_place; any method trains it. This one gives, after the last round, every client a
+network that is physically smaller: the channels that its own training images open most often (our addition to the paper).
+
+Paper -> code:  d -> model.gate_keep,  K -> clients,  g -> fedsim.models.gating,  f_{l,c} -> own/frequency,  m_k -> gate/channels
+
+The dense reference is the same model without model.gate_keep under the method fedavg.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import inf
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fedsim import dynamic, frequency
+from fedsim.aggregate import COUNT
+from fedsim.core import Data, Fleet, Method, Sent, Setting
+from fedsim.dynamic import Costs
+from fedsim.exact import COHORT
+from fedsim.fault import BadInput, within
+from fedsim.frequency import ACTIVE, FREQUENCY, Frequency, TrainLocal
+from fedsim.gates import GATES
+from fedsim.net import Net
+from fedsim.tree import Tree, under
+from fedsim.works import Train
+
+Told = dict[str, float]
+
+
+@dataclass(frozen=True)
+class State:
+    shared: Tree  # w, running statistics, gates
+    memory: Tree  # of the aggregation
+    mask: Tensor | None = None  # (n,) bool, with export = "global" after the last round
+
+
+@dataclass(frozen=True)
+class ADP(Method[State]):
+    """Trains a network whose gates see the image, and gives each client the part that its own images use."""
+
+    gates: Literal["averaged", "local"] = "averaged"  # local: they stay with the client
+    bn: Literal["averaged", "local"] = "averaged"  # scales, shifts and running statistics of batch norms
+    export: Literal["client", "global", "none"] = "client"  # channels used after the last round: the client's, all clients', by the image
+    export_gate: Literal["live", "folded"] = "live"  # gates of the kept channels go on seeing the image, or become their mean
+    align: int = 1  # channels kept are rounded up to a multiple
+    personalise: int = 0  # epochs that a client trains for its own use before that
+
+    def __post_init__(self) -> None:
+        within(self, align=(1, inf), personalise=(0, inf))
+        if self.export_gate == "folded" and self.export != "client":
+            raise BadInput(f'[method] export_gate = "folded" takes a client\'s own means: it needs export = "client", not {self.export!r}')
+
+    def init(self, setting: Setting, public: Data | None) -> State:
+        if not setting.net.by_image:
+            raise BadInput("[method] adp trains a network with gates that see the image: set model.gate_keep = 0.7")
+        if self.bn == "local" and not under(setting.net.initial, "buf/"):
+            raise BadInput('[method] bn = "local" needs batch norms: set model.norm = "batch"')
+        shared = setting.net.initial
+        return State(shared, setting.aggregate.begin(self._sent(setting.net, shared)))
+
+    def round(self, setting: Setting, state: State, fleet: Fleet, r: int) -> tuple[State, Told]:
+        if r == 0:
+            return state, Costs.of(setting.net.channels, setting.anatomy).nominal(setting.net.selected)
+        work, sent = self._training(setting, r), self._sent(setting.net, state.shared)
+        reply = fleet.run(work, fleet.pick(setting.cohort, r), setting.aggregate.shared(state.memory, sent))
+        found, memory = setting.aggregate.server(state.memory, sent, reply.total, setting)
+        state, told = State(state.shared | found, memory), {"lr": work.lr}
+        return self._measured(setting, state, fleet, work, told) if r == setting.rounds else (state, told)
+
+    def deploy(self, setting: Setting, state: State, fleet: Fleet, cohort: Sequence[int]) -> tuple[Tree, Tree, Net | None]:
+        mask = {GATES: state.mask} if state.mask is not None and self.export == "global" else {}
+        return under(state.shared, "w/", "buf/") | mask, {}, None
+
+    def model_of(self, net: Net, sent: Sent) -> Tree:
+        if FREQUENCY in sent.kept and self.export == "client":
+            return frequency.model_of(net, sent, self._counts(net), self.export_gate == "folded")
+        held = sent.tree({})
+        return held | (frequency.personal(held) if self.personalise else {})
+
+    def others(self) -> dict[str, Method[State]]:
+        """How else the clients could use what has been learned: each form's accuracy is recorded as well after the last round."""
+        by_image = replace(self, export="none", export_gate="live")
+        forms: dict[str, Method[State]] = {"gated": replace(by_image, personalise=0), "personal": by_image}
+        return {name: form for name, form in forms.items() if form != self and (name == "gated" or self.personalise)}
+
+    def _measured(self, setting: Setting, state: State, fleet: Fleet, train: TrainLocal, told: Told) -> tuple[State, Told]:
+        """Every client with images measures what these use; the server learns no more than the masks' sum, if it is wanted."""
+        costs, counts = Costs.of(setting.net.channels, setting.anatomy), self._counts(setting.net)
+        work = Frequency.after(train, self.personalise, self.export_gate == "folded", counts, self.export == "global", costs)
+        sent, clients = self._sent(setting.net, state.shared), fleet.pick(None, setting.rounds)
+        totals = [fleet.run(work, clients[begin : begin + COHORT], sent).total for begin in range(0, len(clients), COHORT)]
+        total = {key: torch.stack([part[key] for part in totals]).sum(0) for key in totals[0]}
+        convs = float(total[ACTIVE] / total[COUNT])
+        active = (convs * costs.dense["convs"] + costs.gates + costs.others) / costs.dense.total
+        told |= {"active_convs_share": convs, "active_share": active}
+        if self.export != "none":
+            small = dynamic.exported(setting.net.channels, setting.anatomy, counts, self.export_gate == "folded")
+            told["export_share"] = small / costs.dense.total
+        if self.export == "global":
+            mask = dynamic.kept(total["loss/frequency"], total["loss/gate"], setting.net.channels.widths, counts)
+            state = replace(state, mask=mask)
+        return state, told
+
+    # ---- what it is made of
+
+    def _training(self, setting: Setting, r: int) -> TrainLocal:
+        train = Train.at(setting, r)
+        return TrainLocal(train.feeds, train.lr, train.momentum, train.decay, train.aggregate, train.optimiser, self._local(setting.net))
+
+    def _local(self, net: Net) -> tuple[str, ...]:
+        """Beginnings of the keys of what stays with the client."""
+        norms = [key.removeprefix("buf/").removesuffix("running_mean") for key in net.initial if key.endswith(".running_mean")]
+        mine = [f"{kind}/{norm}" for norm in norms for kind in ("w", "buf")] if self.bn == "local" else []
+        return (*(["w/gates."] if self.gates == "local" else []), *mine)
+
+    def _sent(self, net: Net, shared: Tree) -> Tree:
+        """What travels of a model."""
+        local = self._local(net)
+        return {key: value for key, value in shared.items() if not key.startswith(local)}
+
+    def _counts(self, net: Net) -> tuple[int, ...]:
+        """Channels that an exported network keeps of every layer."""
+        return dynamic.aligned(net.selected, net.channels.widths, self.align)

@@ -1,0 +1,136 @@
+"""FedDP: "Heterogeneous Federated Learning using Dynamic Model Pruning and Adaptive Gradient", arXiv:2106.06921 v2, as its code does it.
+
+After each local epoch the weights of convolutions that are not above theta become 0. No mask is kept: they may come back. What is
+averaged is dense, and the server prunes nothing. The local rate falls with every epoch, and goes on falling from visit to visit.
+(The paper's rule of salient gradients is in no public code, and not here.)
+
+With `filters` it is soft filter pruning (He et al., IJCAI 2018, arXiv:1808.06866) in every client instead: before each local epoch the
+filters of smallest L1 norm become 0, and may come back as well.
+
+Paper -> code:  theta -> theta,  lr -> train.lr · decay^epochs,  E -> train.epochs,  1 - nnz / numel -> 1 - conv_density
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import inf
+
+import torch
+from torch import Tensor
+
+from fedsim.core import Batch, Data, Fleet, Method, Report, Sent, Setting
+from fedsim.fault import TINY, BadInput, within
+from fedsim.net import Net
+from fedsim.tree import Tree, renamed, size, under
+from fedsim.works import Train
+
+EPOCHS = "n/epochs"  # that a client has trained in all its visits
+NONZERO = "n/nonzero"  # (L,) weights of every convolution that are not 0
+OPTIMISER = "own/opt/"  # what the client's optimiser holds, from visit to visit
+VALUE = 4  # bytes of a value, and of an index
+
+
+@dataclass(frozen=True)
+class TrainZeroing(Train):
+    """Train whose small convolution weights become 0 at the end of each epoch; keep: the epochs so far and the optimiser."""
+
+    theta: float = 0.0
+    filters: float = 0.0  # share of every convolution's filters
+    fall: float = 1.0  # of the rate, with every epoch
+
+    def fresh(self, net: Net, sent: Sent) -> Tree:
+        return super().fresh(net, sent) | {EPOCHS: torch.zeros((), device=sent.n.device)}
+
+    def start(self, net: Net, sent: Sent) -> Tree:
+        return super().start(net, sent) | renamed(sent.kept, OPTIMISER, "opt/")
+
+    def step(self, net: Net, sent: Sent, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
+        each = batch.T // self.feeds[0].epochs  # steps of an epoch
+        state = state | {key: torch.where(batch.t % each == 0, _soft(state[key], self.filters), state[key]) for key in self._weak(net)}
+        loss, gradient, buffers, _ = self.gradient(net, sent, state, batch)
+        lr = self.lr * self.fall ** (sent.kept[EPOCHS] + batch.t // each)
+        state = self.descend(net, sent, state | buffers, gradient, lr)
+        ends, small = (batch.t + 1) % each == 0, {key: state[key].abs() <= self.theta for key in convolutions(net)}
+        return state | {key: state[key].masked_fill(ends & where, 0.0) for key, where in small.items()}, loss
+
+    def finish(self, net: Net, sent: Sent, state: Tree) -> Report:
+        report = super().finish(net, sent, state)
+        kept = {EPOCHS: sent.kept[EPOCHS] + self.feeds[0].epochs} | renamed(state, "opt/", OPTIMISER)
+        return replace(report, each=report.each | {NONZERO: nonzero(net, state)}, keep=report.keep | kept)
+
+    def _weak(self, net: Net) -> list[str]:
+        return convolutions(net) if self.filters else []
+
+
+def convolutions(net: Net) -> list[str]:
+    """The keys of their weights."""
+    return [f"w/{name}.weight" for name, shape in net.shapes.items() if len(shape) > 2]
+
+
+def nonzero(net: Net, tree: Tree) -> Tensor:
+    """(L,) of every convolution."""
+    return torch.stack([(tree[key] != 0).sum() for key in convolutions(net)])
+
+
+def _soft(w: Tensor, share: float) -> Tensor:
+    """w (out, …) with the round(share · out) filters of smallest L1 norm 0; of equal ones the first."""
+    weakest = w.abs().flatten(1).sum(1).sort(stable=True).indices[: round(share * len(w))]
+    gone = torch.zeros(len(w), dtype=torch.bool, device=w.device).scatter(0, weakest, True)
+    return w.masked_fill(gone.view(-1, *[1] * (w.dim() - 1)), 0.0)
+
+
+@dataclass(frozen=True)
+class State:
+    shared: Tree  # w, running statistics
+    memory: Tree  # of the aggregation
+
+
+@dataclass(frozen=True)
+class FedDP(Method[State]):
+    """Zeroes small weights of convolutions after each local epoch."""
+
+    theta: float = 1e-3  # weights of convolutions that are not larger become 0
+    filters: float = 0.0  # share of every convolution's filters that becomes 0 before each epoch; with theta = 0: soft filter pruning
+    fall: float = 0.99  # of the local rate, with every epoch that the client trains in all its visits
+
+    def __post_init__(self) -> None:
+        within(self, theta=(0, inf), filters=(0, 1), fall=(TINY, 1))
+
+    def init(self, setting: Setting, public: Data | None) -> State:
+        if setting.train.steps:
+            raise BadInput("[train] feddp prunes after each local epoch: set train.epochs = 20, in place of steps")
+        if setting.aggregate.sgd:
+            raise BadInput("[train] feddp's local rate falls; it takes aggregate = fedavg or fedprox, whose formulas have no rate")
+        shared = setting.net.initial
+        return State(shared, setting.aggregate.begin(shared))
+
+    def round(self, setting: Setting, state: State, fleet: Fleet, r: int) -> tuple[State, dict[str, float]]:
+        if r == 0:
+            return state, {}
+        train = Train.at(setting, r)
+        common = (train.feeds, train.lr, train.momentum, train.decay, train.aggregate, train.optimiser)
+        work = TrainZeroing(*common, self.theta, self.filters, self.fall)
+        reply = fleet.run(work, fleet.pick(setting.cohort, r), setting.aggregate.shared(state.memory, state.shared))
+        told = {"lr": work.lr, **self._zeros(setting.net, state.shared, reply.each[NONZERO])}
+        return State(*setting.aggregate.server(state.memory, state.shared, reply.total, setting)), told
+
+    def deploy(self, setting: Setting, state: State, fleet: Fleet, cohort: Sequence[int]) -> tuple[Tree, Tree, Net | None]:
+        return state.shared, {}, None
+
+    def _zeros(self, net: Net, sent: Tree, left: Tensor) -> dict[str, float]:
+        """Shares of convolution weights that are not 0, weighted by weights and by layers, in what clients (K, L) hand back and are sent.
+
+        Beside the dense bytes of the ledger: those of an index and a value for each of them, if they travelled so.
+        """
+        sizes = torch.tensor([net.sizes[key[2:].removesuffix(".weight")] for key in convolutions(net)], device=left.device)
+        server = nonzero(net, sent)
+        rest = size(under(sent, "w/", "buf/")) - int(sizes.sum())
+        return {
+            "client_conv_density": float((left.double().sum(1) / sizes.sum()).mean()),
+            "client_conv_density_layers": float((left.double() / sizes).mean()),
+            "server_conv_density": float(server.sum() / sizes.sum()),
+            "server_conv_density_layers": float((server.double() / sizes).mean()),
+            "bytes_up_indexed": float(VALUE * (2 * left.sum() + len(left) * rest)),
+            "bytes_down_indexed": float(VALUE * len(left) * (2 * server.sum() + rest)),
+        }
