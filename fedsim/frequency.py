@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 FREQUENCY, MEAN, FOLDED = "own/frequency", "own/gate", "own/values"
 OWN = "own/"
+VARYING = "n/varying"  # total: the share of channels that some of a client's images open and others do not, times its images
 ACTIVE = "n/active_convs"  # total: convolutions' multiply-adds in use, as shares of all of them, summed over images
 
 
@@ -48,8 +49,8 @@ class TrainLocal(Train):
 class Frequency(TrainLocal):
     """How often a client's own training images, not augmented, open every channel; keep: the frequencies and mean gates.
 
-    With `personal` it first trains the model for its own use, and keeps that too. total: ACTIVE and images; with `shared` the
-    frequencies and mean gates as well, under "loss/", each client's alike, and their number "n/clients".
+    With `personal` it first trains the model for its own use, and keeps that too. total: ACTIVE, VARYING and images; with `shared` the
+    frequencies and mean gates as well, under "loss/", each client's alike.
     """
 
     personal: bool = False
@@ -79,33 +80,38 @@ class Frequency(TrainLocal):
         if batch.feed > self.personal:
             return self._mean_under_mask(net, sent, state, batch)
         g = net.saliency(sent.tree(state), batch.x)  # (B, n)
-        seen = torch.ones_like(g[:, 0]) if batch.real is None else batch.real
-        active, (real, n) = g > 0, (seen.double(), sent.n.double())
+        active, real = g > 0, _real(g, batch).double()
         assert self.costs is not None
         found = {
-            FREQUENCY: state[FREQUENCY] + (active.double() * real[:, None]).sum(0) / n,
-            MEAN: state[MEAN] + (g.double() * real[:, None]).sum(0) / n,
+            FREQUENCY: state[FREQUENCY] + (active.double() * real[:, None]).sum(0),
+            MEAN: state[MEAN] + (g.double() * real[:, None]).sum(0),
             ACTIVE: state[ACTIVE] + (self.costs.convs(active) * real).sum() / self.costs.dense["convs"],
         }
         return state | found, real.sum() * 0
 
     def finish(self, net: Net, sent: Sent, state: Tree) -> Report:
-        mine = {key: state[key].float() for key in (FREQUENCY, MEAN, FOLDED) if key in state}
-        total = {ACTIVE: state[ACTIVE], aggregate.COUNT: sent.n.double()}
+        mine, n = {key: state[key] / sent.n for key in (FREQUENCY, MEAN, FOLDED) if key in state}, sent.n.double()
+        sometimes = (state[FREQUENCY] > 0) & (state[FREQUENCY] < n)
+        total = {ACTIVE: state[ACTIVE], aggregate.COUNT: n, VARYING: n * sometimes.double().mean()}
         if self.shared:
-            one = torch.ones_like(state[ACTIVE])
-            total |= {"loss/frequency": state[FREQUENCY], "loss/gate": state[MEAN], "n/clients": one}
+            total |= {"loss/frequency": mine[FREQUENCY], "loss/gate": mine[MEAN]}
         model = {OWN + key: value for key, value in under(state, "w/", "buf/").items()}
-        return Report(total, keep=mine | model)
+        return Report(total, keep={key: value.float() for key, value in mine.items()} | model)
 
-    def mask(self, net: Net, held: Tree) -> Tensor:
-        """(n,) bool, the channels that a client with these frequencies keeps."""
-        return dynamic.kept(held[FREQUENCY], held[MEAN], net.channels.widths, self.counts)
+    def mask(self, net: Net, sent: Sent, state: Tree) -> Tensor:
+        """(n,) bool, the channels that the client will keep."""
+        f, mean = ((state[key] / sent.n).float() for key in (FREQUENCY, MEAN))
+        return dynamic.kept(f, mean, net.channels.widths, self.counts)
 
     def _mean_under_mask(self, net: Net, sent: Sent, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
-        g = net.saliency(sent.tree(state) | {GATES: self.mask(net, state)}, batch.x)
-        real = torch.ones_like(g[:, 0]) if batch.real is None else batch.real
-        return state | {FOLDED: state[FOLDED] + (g * real[:, None]).double().sum(0) / sent.n.double()}, real.sum() * 0
+        g = net.saliency(sent.tree(state) | {GATES: self.mask(net, sent, state)}, batch.x)
+        real = _real(g, batch)
+        return state | {FOLDED: state[FOLDED] + (g * real[:, None]).double().sum(0)}, real.sum() * 0
+
+
+def _real(g: Tensor, batch: Batch) -> Tensor:
+    """(B,) 1 for every real image."""
+    return torch.ones_like(g[:, 0]) if batch.real is None else batch.real
 
 
 def model_of(net: Net, sent: Sent, counts: Sequence[int], folded: bool) -> Tree:

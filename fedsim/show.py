@@ -137,6 +137,14 @@ def _pruning(has: dict[str, Array]) -> list[tuple[str, ...]]:
     return rows
 
 
+FORMS = {
+    "in use": "client_accuracy",
+    "gated by the image": "gated_client_accuracy",
+    "trained for itself": "personal_client_accuracy",
+    "in use on the global test set": "client_global_accuracy",
+}
+
+
 def _smaller(has: dict[str, Array]) -> list[tuple[str, ...]]:
     """What a cut left of the network, and the clients' own sub-networks, as last recorded."""
     rows: list[tuple[str, ...]] = []
@@ -145,7 +153,14 @@ def _smaller(has: dict[str, Array]) -> list[tuple[str, ...]]:
         rows.append(("network", f"{share(flops)} of the FLOPs, {count:,.0f} of {count / part:,.0f} parameters"))
     if "client_inference_share" in has:
         overlap = f", overlap {share(_last(has['client_overlap']))}" if "client_overlap" in has else ""
-        rows.append(("sub-networks", f"{share(_last(has['client_inference_share']))} of the FLOPs{overlap}"))
+        size = "export_share" if "export_share" in has else "client_inference_share"
+        rows.append(("sub-networks", f"{share(_last(has[size]))} of the FLOPs{overlap}"))
+    if {"nominal_share", "active_share", "varying_share"} <= has.keys():
+        nominal, active, varying = (share(_last(has[name])) for name in ("nominal_share", "active_share", "varying_share"))
+        rows.append(("gated by the image", f"{nominal} of the FLOPs, {active} as counted; {varying} of the channels differ by the image"))
+    forms = {name: _last(has[key]) for name, key in FORMS.items() if key in has}
+    if len(forms) > 1:
+        rows.append(("clients' accuracy", ", ".join(f"{share(value)} {name}" for name, value in forms.items())))
     return rows
 
 

@@ -123,7 +123,7 @@ class Account:
         charged = not getattr(order.work, "deployed", False)
         down = self._down(order.shared, clients, answer.arrived) if charged else np.zeros(len(clients), dtype=np.int64)
         runs: dict[object, Bill] = {}  # of clients with equally many images, weights and channels
-        trains = any(feed.charge == "train" for feed in order.work.feeds)
+        trains = charged and any(feed.charge == "train" for feed in order.work.feeds)
         for i, client in enumerate(clients):
             bill = self.bills.setdefault(client, Bill())
             bill.bytes_down += int(down[i]) + self._down_own(client, {key: value[i] for key, value in sent.items()}, order.shared)

@@ -26,7 +26,7 @@ from fedsim.core import Data, Fleet, Method, Sent, Setting
 from fedsim.dynamic import Costs
 from fedsim.exact import COHORT
 from fedsim.fault import BadInput, within
-from fedsim.frequency import ACTIVE, FREQUENCY, Frequency, TrainLocal
+from fedsim.frequency import ACTIVE, FREQUENCY, VARYING, Frequency, TrainLocal
 from fedsim.gates import GATES
 from fedsim.net import Net
 from fedsim.tree import Tree, under
@@ -100,7 +100,7 @@ class ADP(Method[State]):
         total = {key: torch.stack([part[key] for part in totals]).sum(0) for key in totals[0]}
         convs = float(total[ACTIVE] / total[COUNT])
         active = (convs * costs.dense["convs"] + costs.gates + costs.others) / costs.dense.total
-        told |= {"active_convs_share": convs, "active_share": active}
+        told |= {"active_convs_share": convs, "active_share": active, "varying_share": float(total[VARYING] / total[COUNT])}
         if self.export != "none":
             small = dynamic.exported(setting.net.channels, setting.anatomy, counts, self.export_gate == "folded")
             told["export_share"] = small / costs.dense.total
