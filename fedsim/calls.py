@@ -161,7 +161,7 @@ class Calls:
             yield call.buffers
         finally:
             self._empty()
-            call.tree, call.real, call.caches, call.values = {}, None, [], {}
+            call.tree, call.real, call.caches, call.values, call.images = {}, None, [], {}, None
 
     def _forward(
         self,
@@ -175,7 +175,7 @@ class Calls:
         probes: Sequence[Tree] = (),
     ) -> tuple[Tensor, Tree]:
         """Logits, and new running statistics."""
-        gate = tree.get(GATES)
+        gate, self._call.images = tree.get(GATES), x
         if gate is None:
             with self._filled(weights, tree, train, real, momentum) as buffers, tapping(self.module, self._slots, tapped, probes):
                 return self.module(x), buffers

@@ -88,7 +88,8 @@ def _personal(parts: Parts, score: Score, model: Model, fleet: LocalFleet, last:
     gates = _gates(parts, model, fleet, ids.tolist())
     if gates is None:
         return score
-    rounds, columns = personal.of_clients(model.net or parts.setting.net, parts.anatomy, model.shared, torch.from_numpy(gates.hard))
+    net, hard = model.net or parts.setting.net, torch.from_numpy(gates.hard)
+    rounds, columns = personal.of_clients(net, parts.anatomy, model.shared, hard, gates.values is not None)
     rounds["client_worst"] = int(ids[accuracy.argmin()])
     mine = {name: (gates.clients, values) for name, values in columns.items()}
     if last:
@@ -134,7 +135,9 @@ def final_gates(parts: Parts, state: Any, fleet: LocalFleet) -> Gates | None:
         found.append(gates)
     if not found:
         return None
-    return Gates(np.concatenate([gates.clients for gates in found]), np.concatenate([gates.hard for gates in found]), found[0].groups)
+    ids, hard = np.concatenate([gates.clients for gates in found]), np.concatenate([gates.hard for gates in found])
+    values = [gates.values for gates in found if gates.values is not None]
+    return Gates(ids, hard, found[0].groups, np.concatenate(values) if values else None)
 
 
 def whose(parts: Parts, fleet: LocalFleet, r: int) -> list[int]:

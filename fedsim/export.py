@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.console import Console
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from fedsim import ledger, masks, models, personal
 from fedsim.data.population import populate
 from fedsim.fault import BadInput
-from fedsim.gates import GATES
+from fedsim.gates import GATES, VALUES
 from fedsim.job import Job, check
 from fedsim.ledger import Anatomy
-from fedsim.models.gating import lean
+from fedsim.models.gating import folded, lean
 from fedsim.net import Net
 from fedsim.record import Reader
 from fedsim.tree import Tree, under
@@ -41,8 +41,11 @@ class Final:
         net, tree = self.net, masks.apply(under(self.tree, "w/", "buf/"), under(self.tree, "mask/"))
         if GATES in self.tree:
             kept = net.channels.kept(self.tree[GATES])
-            net, tree = net.cut(kept), net.narrow(tree, kept)
-        return lean(net.plain(tree)) if net.by_image else net.plain(tree)
+            small = net.cut(kept).plain(net.narrow(tree, kept))
+            if VALUES in self.tree:
+                return folded(small, {name: part[kept[name]] for name, part in net.channels.split(self.tree[VALUES]).items()})
+            return lean(small) if net.by_image else small
+        return net.plain(tree)
 
     @property
     def flops(self) -> int:
@@ -56,7 +59,7 @@ def module_of(path: Path | str, client: int | None = None) -> nn.Module:
     Its layers are torch's own where torch.fx can trace it. Its data set must be where the job says, since that knows the shape of
     the images and the number of classes.
     """
-    return _traced(final(path, client).module)[0]
+    return traced(final(path, client).module)[0]
 
 
 def final(path: Path | str, client: int | None = None) -> Final:
@@ -65,8 +68,8 @@ def final(path: Path | str, client: int | None = None) -> Final:
     known = reader.attributes
     if not known["finished"]:
         raise BadInput(f"{path} holds no final model yet: {known['rounds']} of {known['rounds_planned']} rounds are done")
-    gate = {} if client is None else {GATES: _gate_of(reader, client)}
     job = check(tomllib.loads(known["job"]), str(path))
+    gate = {} if client is None else _gate_of(reader, client, job)
     data = populate(job.data, job.partition, job.seed).train
     module = models.build(job.model, data.shape, data.classes, job.seed)
     tree = reader.model()
@@ -89,8 +92,8 @@ def _note(job: Job, tree: Tree) -> str:
     )
 
 
-def _gate_of(reader: Reader, client: int) -> Tensor:
-    """(n,) the client's own gate; BadInput where it has none."""
+def _gate_of(reader: Reader, client: int, job: Job) -> Tree:
+    """(n,) the client's own gate, and the constants in its place if it is one; BadInput where it has none, or more than that."""
     clients = len(reader.labels("client"))
     if not 0 <= client < clients:
         raise BadInput(f"{reader.path} has no client {client}; its clients are 0 to {clients - 1}")
@@ -103,10 +106,14 @@ def _gate_of(reader: Reader, client: int) -> Tensor:
     if client not in ids:
         some = ", ".join(map(str, ids[:10])) + (" …" if len(ids) > 10 else "")
         raise BadInput(f"{reader.path} holds no network of client {client}; it has those of the clients {some}")
-    return torch.from_numpy(hard[int(np.flatnonzero(ids == client)[0])])
+    if own := getattr(job.method.use, "own", ""):
+        raise BadInput(f"{reader.path}: its clients have {own} of their own, which are in their kept state and not in the run file")
+    row, values = int(np.flatnonzero(ids == client)[0]), reader.gate_values()
+    gate = {GATES: torch.from_numpy(hard[row])}
+    return gate if values is None else gate | {VALUES: torch.from_numpy(values[row])}
 
 
-def _traced(module: nn.Module) -> tuple[nn.Module, str]:
+def traced(module: nn.Module) -> tuple[nn.Module, str]:
     """(the module of torch's own layers alone, "") or (the module itself, why it needs its class)."""
     try:
         traced = fx.symbolic_trace(module.eval())
@@ -124,7 +131,7 @@ def export(path: Path, client: int | None, out: Path | None, console: Console) -
     if out.exists() and (out.is_dir() or out.samefile(path)):
         raise BadInput(f"--out {out}: {'a folder' if out.is_dir() else 'the run file itself'} cannot be written over; choose another")
     found = final(path, client)
-    module, why = _traced(found.module)
+    module, why = traced(found.module)
     _save(module, out)
     for line in _told(found, module, path, client):
         console.print(line, highlight=False, markup=False, soft_wrap=True)

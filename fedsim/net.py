@@ -15,7 +15,7 @@ from fedsim import descent, masks
 from fedsim.autodiff import by_autograd, by_func
 from fedsim.calls import Calls
 from fedsim.channels import filled
-from fedsim.gates import GATES
+from fedsim.gates import GATES, VALUES
 from fedsim.kernels import stacked
 from fedsim.kernels.pattern import Kept, Pattern
 from fedsim.kernels.step import spread
@@ -96,7 +96,8 @@ class Net(Calls):
             whole, held = self.channels.used(self.channels.open(gate[None])[0]), self.channels.cut(held, kept)
         else:
             whole = self.channels.used(self.channels.widths) if self.kept else {}
-        return whole | {key.removesuffix(".weight"): count for key, count in masks.ones(held).items()}
+        gone = {group.gate: 0 for group in self.channels.groups} if VALUES in tree else {}
+        return whole | {key.removesuffix(".weight"): count for key, count in masks.ones(held).items()} | gone
 
     def per_channel(self, shape: tuple[int, ...]) -> list[int]:
         """Bytes saved for backward per image of `shape` and open channel, for each group."""

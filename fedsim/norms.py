@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedsim import saving
+from fedsim import draw, saving
 from fedsim.innermost import batch_norm, group_norm, takes
 from fedsim.keep import Keep
 from fedsim.kernels.pattern import Kept, Pattern
@@ -48,6 +48,12 @@ class Call:
     saliency: Tree | None = None  # group -> (B, C) what the gates of every image were, where it is asked for
     penalties: list[Tensor] = field(default_factory=list)  # () each, added to the loss
     buffers: Tree = field(default_factory=dict)
+    images: Tensor | None = None  # (B, C, H, W), what the net was called with
+
+    def image_keys(self) -> Tensor:
+        """(B,) of the images: the same for all layers, and however these are computed."""
+        assert self.images is not None
+        return gating.keys_of(self.images)
 
 
 class BatchNorm(nn.Module):
@@ -219,7 +225,7 @@ class InputGate(nn.Module):
     def __init__(self, gate: gating.InputGate, name: str, call: Call) -> None:
         super().__init__()
         self.weight, self.bias, self.group = gate.weight, gate.bias, name.removeprefix(f"{gating.GATES}.")
-        self.keep, self.sigmoid, self.l1 = gate.keep, gate.sigmoid, gate.l1
+        self.keep, self.sigmoid, self.l1, self.random = gate.keep, gate.sigmoid, gate.l1, gate.random
         self.call = [call]
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
@@ -238,7 +244,9 @@ class InputGate(nn.Module):
         g = gating.saliency(x, self.weight, self.bias, self.sigmoid)
         if hard is not None:
             return g * hard
-        return g if self.keep is None else gating.largest(g, self.keep)
+        if self.keep is None:
+            return g
+        return gating.drawn(g, self.keep, draw.fold(call.image_keys(), self.group)) if self.random else gating.largest(g, self.keep)
 
 
 def _mean(values: Tensor, real: Tensor | None) -> Tensor:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim import ledger
-from fedsim.gates import GATES, overlap
+from fedsim.gates import GATES, VALUES, overlap
 from fedsim.ledger import Anatomy
 from fedsim.net import Net
 from fedsim.record import Gates
@@ -23,7 +23,8 @@ def gates_of(net: Net, own: Tree, clients: list[int]) -> Gates | None:
     hard = own.get(GATES)
     if hard is None or hard.dtype != torch.bool or not len(hard):
         return None
-    return Gates(np.array(clients), hard.cpu().numpy(), {group.name: group.size for group in net.channels.groups})
+    values = own[VALUES].cpu().numpy() if VALUES in own else None
+    return Gates(np.array(clients), hard.cpu().numpy(), {group.name: group.size for group in net.channels.groups}, values)
 
 
 def in_use(net: Net, anatomy: Anatomy, tree: Tree) -> dict[str, int]:
@@ -39,7 +40,8 @@ def parameters(net: Net, tree: Tree) -> int:
     hard = gate is not None and gate.dtype == torch.bool
     widths = {name: int(part.sum()) for name, part in net.channels.split(gate).items()} if gate is not None and hard else {}
     rows = net.channels.rows if hard else {}
-    free = [key for key in net.weights if key[2:].removesuffix(".weight") not in net.sizes]
+    gone = tuple(f"w/{group.gate}." for group in net.channels.groups) if VALUES in tree else ()
+    free = [key for key in net.weights if key[2:].removesuffix(".weight") not in net.sizes and not key.startswith(gone)]
     return sum((net.sizes | net.used(tree)).values()) + sum(widths.get(rows.get(key[2:], ""), net.initial[key].numel()) for key in free)
 
 
@@ -52,9 +54,12 @@ def sizes(net: Net, anatomy: Anatomy, shared: Tree) -> dict[str, float]:
     return {"inference_share": share, "parameters": count, "parameters_share": count / anatomy.parameters}
 
 
-def of_clients(net: Net, anatomy: Anatomy, shared: Tree, hard: Tensor) -> tuple[dict[str, float], Values]:
-    """(what a row says of the clients' sub-networks, their columns) of hard gates (K, n), each in the place of the shared one."""
-    trees = [under(shared, "mask/") | {GATES: gate} for gate in hard.cpu()]
+def of_clients(net: Net, anatomy: Anatomy, shared: Tree, hard: Tensor, constant: bool = False) -> tuple[dict[str, float], Values]:
+    """(what a row says of the clients' sub-networks, their columns) of hard gates (K, n), each in the place of the shared one.
+
+    constant: what looked at the image is a number for each channel, and costs nothing.
+    """
+    trees = [under(shared, "mask/") | {GATES: gate} | ({VALUES: gate} if constant else {}) for gate in hard.cpu()]
     flops = np.array([ledger.forward_flops(anatomy, in_use(net, anatomy, tree)) for tree in trees], float)
     counts = np.array([parameters(net, tree) for tree in trees], float)
     rounds = {

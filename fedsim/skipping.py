@@ -43,6 +43,8 @@ class Skipping(fx.Interpreter):
             raise ValueError("the model has no gates by the image: build it with model.gate_keep")
         super().__init__(copy.deepcopy(module).eval())
         self.layers: dict[str, Any] = dict(self.module.named_modules())
+        if any(getattr(layer, "random", False) for layer in self.layers.values()):
+            raise ValueError("random channels are a baseline to learn against, not to be skipped")
         gates = [node for node in module.graph.nodes if isinstance(self.layers.get(str(node.target)), InputGate)]
         self.merged: dict[str, str] = {}  # layer -> the convolution that does its work as well
         self.gated: dict[str, Gated] = {}

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from fedsim import aggregate, descent, masks
 from fedsim.core import Batch, Feed, Report, Sent, Setting, Work
-from fedsim.gates import GATES
+from fedsim.gates import GATES, VALUES
 from fedsim.net import cross_entropy
 from fedsim.tree import Tree, under, weigh
 
@@ -204,7 +204,7 @@ class Evaluate(Work):
 
 @dataclass(frozen=True)
 class OwnGates(Evaluate):
-    """No image: each: the hard gate of the network that a client uses, under GATES, where it has one of its own."""
+    """No image: each: the hard gate of the network that a client uses, where it has one of its own, and the VALUES of its channels."""
 
     @classmethod
     def used(cls, method: Any) -> OwnGates:
@@ -214,6 +214,6 @@ class OwnGates(Evaluate):
         return {}
 
     def finish(self, net: Net, sent: Sent, state: Tree) -> Report:
-        gate = self.method.model_of(net, sent).get(GATES)
-        mine = gate is not None and gate.dtype == torch.bool and GATES not in sent.shared
-        return Report({}, {GATES: gate} if mine else {})
+        held = self.method.model_of(net, sent)
+        mine = GATES in held and held[GATES].dtype == torch.bool and GATES not in sent.shared
+        return Report({}, {key: held[key] for key in (GATES, VALUES) if key in held} if mine else {})

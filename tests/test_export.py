@@ -17,7 +17,7 @@ from cases import images, run, table  # noqa: E402
 
 from fedsim import __main__, masks, models  # noqa: E402
 from fedsim.assemble import assemble  # noqa: E402
-from fedsim.export import Final, _traced, module_of  # noqa: E402
+from fedsim.export import Final, traced, module_of  # noqa: E402
 from fedsim.fault import BadInput  # noqa: E402
 from fedsim.gates import GATES  # noqa: E402
 from fedsim.job import check  # noqa: E402
@@ -141,7 +141,7 @@ def test_depth_wise_filters_are_cut_too(tmp_path) -> None:
     gate = torch.rand(net.channels.n) < 0.5
     gate |= torch.cat([torch.arange(size) == 0 for size in net.channels.widths])
     found = Final(net, net.initial | {GATES: gate}, models.anatomy(module, (1, 8, 8)))
-    small, why = _traced(found.module)
+    small, why = traced(found.module)
     assert why == ""
     expected = net.under_vmap()(found.tree, x())[0]
     with torch.no_grad():

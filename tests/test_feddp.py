@@ -236,6 +236,11 @@ def test_the_server_prunes_nothing() -> None:
 @pytest.mark.parametrize("share", [0.3, 0.75])  # 1.2 and 1.8 filters, and 3 and 4.5, of 4 and 6
 def test_weak_filters_are_zero_before_every_epoch(kind, share) -> None:
     made = constant(kind)
+    initial = made.setting.net.initial
+    for name, weight in (("1", 1.0), ("2", 1.5)):
+        initial[f"w/norm{name}.bias"] += 0.5  # at 0 the ReLU behind an empty filter would let none come back
+        initial[f"w/conv{name}.weight"][2] = 0.0
+        initial[f"w/conv{name}.weight"][2, 0, 0, 0] = weight  # the smallest L1 norm, and the largest L2 norm
     method = FedDP(theta=0.0, filters=share, fall=0.9)
     found, (expected, _, _) = played(made, method, 4)[0], by_hand(made, 4, fall=0.9, share=share)
     for one, other in zip(found, expected, strict=True):
@@ -246,7 +251,7 @@ def test_filters_may_come_back_and_of_equal_ones_the_first_goes() -> None:
     made = constant(sizes=[3, 3])
     initial = made.setting.net.initial
     initial["w/conv1.weight"] = torch.ones_like(initial["w/conv1.weight"])
-    initial["w/norm1.bias"] = torch.ones_like(initial["w/norm1.bias"])  # at 0 the ReLU behind an empty filter would pass no gradient
+    initial["w/norm1.bias"] = torch.ones_like(initial["w/norm1.bias"])
     work = TrainZeroing((replace(SLOW, epochs=1).feed(),), 0.0, filters=0.5)
     (still,), _ = epoch_by_epoch(made, work, 0)
     assert [bool(part.any()) for part in still["w/conv1.weight"]] == [False, False, True, True]

@@ -2,64 +2,19 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
+from gating_world import CIFAR, FAMILIES, batch_of, built, drawn, images, precise
 from torch import Tensor, nn
 from torch.func import vmap
 from torch.nn import functional as F
 
-from fedsim import dynamic, models
-from fedsim.core import Batch
+from fedsim import models
 from fedsim.dynamic import Costs
 from fedsim.fault import BadInput
-from fedsim.gates import GATES, VALUES
-from fedsim.models.gating import Added, InputGate, folded, gates_of, largest
-from fedsim.models.layers import Shortcut
+from fedsim.models.gating import InputGate, gates_of, largest
 from fedsim.net import Net
-from fedsim.skipping import Skipping
 from fedsim.tree import Tree
-
-CIFAR = (3, 32, 32)
-FAMILIES = ("cnn", "vgg11", "resnet8", "resnet20")
-
-
-def built(name: str, keep: float | None = 0.5, width: int | None = 8, shape: tuple[int, int, int] = CIFAR, **fields: object) -> nn.Module:
-    return models.build(models.ModelSettings(name, width=width, gate_keep=keep, **fields), shape, 10, 0)  # type: ignore[arg-type]
-
-
-def drawn(net: Net, seed: int = 0) -> Tree:
-    """Values under which no two channels are alike, in float64."""
-    source = torch.Generator().manual_seed(seed)
-    tree = {}
-    for key, value in net.initial.items():
-        noise = torch.rand(value.shape, generator=source, dtype=value.dtype)
-        tree[key] = value + (noise if key.startswith("buf/") else 0.3 * noise - 0.1 if key.endswith("bias") else 0 * noise)
-    return tree
-
-
-def precise(name: str, **fields: object) -> tuple[Net, Tree]:
-    net = Net(built(name, **fields)).to("cpu", torch.float64)  # type: ignore[arg-type]
-    return net, drawn(net)
-
-
-def images(n: int = 5, shape: tuple[int, int, int] = CIFAR, seed: int = 1) -> Tensor:
-    return 2 * torch.randn(n, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def chosen(net: Net, share: float = 0.6, seed: int = 2) -> Tensor:
-    """(n,) bool, at least one channel in every layer."""
-    source = torch.Generator().manual_seed(seed)
-    parts = [torch.rand(width, generator=source) < share for width in net.channels.widths]
-    for part in parts:
-        part[0] = True
-    return torch.cat(parts)
-
-
-def batch_of(x: Tensor, y: Tensor | None = None, real: Tensor | None = None) -> Batch:
-    zero = torch.zeros((), dtype=torch.int64)
-    return Batch(x, torch.arange(len(x)) % 10 if y is None else y, real, zero, zero + 1)
-
 
 # ---- 1: selection
 
@@ -97,6 +52,19 @@ def test_seven_of_ten_channels_are_open_at_most_and_all_that_are_positive_where_
 
 def test_the_number_kept_is_rounded_half_to_even() -> None:
     assert [InputGate(1, size, models.Gating(0.5), False).keep for size in (1, 3, 5, 7, 8)] == [1, 2, 2, 4, 4]
+
+
+def test_random_channels_are_drawn_for_each_image_by_what_it_shows() -> None:
+    net, tree = precise("cnn", keep=0.25, gate_choice="random", gate_bias=5.0)
+    x = images(300)
+    g = net.saliency(tree, x) > 0
+    assert (g.split(net.channels.widths, 1)[0].sum(1) == 2).all()
+    assert torch.equal(net.saliency(tree, x[7:9]) > 0, g[7:9])
+    assert (g.double().mean(0) - 0.25).abs().max() < 0.1  # four deviations of a share of 300
+    assert len({tuple(row) for row in g.tolist()}) > 290
+    pure = net.under_vmap()
+    both = vmap(lambda part: pure(tree, part)[0])(x[:8].view(2, 4, *CIFAR))
+    assert torch.allclose(both.flatten(0, 1), net(tree, x[:8])[0], atol=1e-12)
 
 
 # ---- 2: order
@@ -307,136 +275,6 @@ def counted(name: str, c: dict[str, int]) -> int:
     return total
 
 
-# ---- 10: which channels a client keeps
-
-
-def test_kept_channels_are_the_first_of_a_full_sort() -> None:
-    source, widths, counts = np.random.default_rng(0), (6, 9), (2, 5)
-    for _ in range(50):
-        f, g = (torch.tensor(source.integers(0, 3, 15) / 4) for _ in range(2))
-        expected = []
-        for part, mean, count in zip(f.split(widths), g.split(widths), counts, strict=True):
-            order = sorted(range(len(part)), key=lambda c, part=part, mean=mean: (-float(part[c]), -float(mean[c]), c))
-            expected += [c in order[:count] for c in range(len(part))]
-        assert dynamic.kept(f, g, widths, counts).tolist() == expected
-
-
-def test_kept_numbers_can_be_multiples() -> None:
-    assert dynamic.aligned((1, 8, 11, 15), (16, 16, 16, 15), 8) == (8, 8, 16, 15)
-    assert dynamic.aligned((1, 8, 11), (16, 16, 16), 1) == (1, 8, 11)
-
-
-# ---- 11, 12, 13: smaller networks
-
-WAYS = [(name, norm, {}) for name in FAMILIES for norm in ("batch", "group")]
-WAYS += [
-    ("cnn", "none", {}),
-    ("vgg11", "none", {}),
-    ("resnet8", "batch", {"gate_sigmoid": True}),
-    ("cnn", "batch", {"gate_sigmoid": False}),
-]
-WAYS += [(name, norm, {"gate_place": "affine"}) for name in ("cnn", "resnet8") for norm in ("batch", "group")]
-
-
-@pytest.mark.parametrize(("name", "norm", "fields"), WAYS)
-def test_the_sliced_network_is_the_masked_one(name, norm, fields) -> None:
-    net, tree = precise(name, norm=norm, **fields)
-    gate = chosen(net)
-    kept, x = net.channels.kept(gate), images()
-    masked = net(tree | {GATES: gate}, x)[0]
-    small = net.cut(kept).plain(net.narrow(tree, kept)).double()
-    with torch.no_grad():
-        assert torch.allclose(small(x), masked, atol=1e-10)
-        assert torch.allclose(small(x), masked, atol=1e-10)  # nothing was changed in place that is needed again
-    assert torch.allclose(small(x), masked, atol=1e-10)  # with gradients
-    assert torch.allclose(net.cut(kept)(net.narrow(tree, kept), x)[0], masked, atol=1e-10)
-    assert torch.allclose(net.under_vmap()(tree | {GATES: gate}, x)[0], masked, atol=1e-10)
-    assert not torch.allclose(net(tree, x)[0], masked, atol=1e-4)
-
-
-def test_without_the_half_of_closed_channels_it_is_not() -> None:
-    net, tree = precise("vgg11")
-    gate = chosen(net)
-    kept, x = net.channels.kept(gate), images()
-    narrow = net.narrow(tree, kept)
-    for group in net.channels.groups:
-        narrow[f"w/{group.gate}.bias"] = tree[f"w/{group.gate}.bias"][kept[group.name]]
-    wrong = net.cut(kept).plain(narrow).double()(x)
-    assert not torch.allclose(wrong, net(tree | {GATES: gate}, x)[0], atol=1e-4)
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_the_sliced_network_is_as_small_as_its_channels(name) -> None:
-    net, tree = precise(name)
-    gate = chosen(net)
-    kept = net.channels.kept(gate)
-    small = net.cut(kept).plain(net.narrow(tree, kept))
-    for group in net.channels.groups:
-        conv, gates = small.get_submodule(group.name), small.get_submodule(group.gate)
-        assert isinstance(conv, nn.Conv2d)
-        assert isinstance(gates, InputGate)
-        assert (conv.out_channels, conv.weight.shape[0]) == (len(kept[group.name]),) * 2
-        assert gates.weight.shape == (conv.out_channels, conv.in_channels)
-        assert gates.keep is None
-    anatomy, counts = models.anatomy(built(name), CIFAR), [len(kept[group.name]) for group in net.channels.groups]
-    found = models.anatomy(small.float(), CIFAR)
-    assert dynamic.exported(net.channels, anatomy, counts, False) == sum(layer.weights * layer.positions for layer in found.layers)
-    without = folded(small, {name: torch.ones(len(index)) for name, index in kept.items()})
-    assert not any(isinstance(layer, InputGate) for layer in without.modules())
-    found = models.anatomy(without, CIFAR)
-    assert dynamic.exported(net.channels, anatomy, counts, True) == sum(layer.weights * layer.positions for layer in found.layers)
-    assert sum(isinstance(layer, Added) for layer in without.modules()) == sum(
-        isinstance(layer, Shortcut) for layer in built(name, None).modules()
-    )
-
-
-@pytest.mark.parametrize(("name", "norm", "fields"), WAYS)
-def test_the_folded_network_is_the_masked_one_whose_gates_are_constants(name, norm, fields) -> None:
-    net, tree = precise(name, norm=norm, **fields)
-    gate = chosen(net)
-    kept, x = net.channels.kept(gate), images()
-    small = net.cut(kept).plain(net.narrow(tree, kept)).double()
-    values = torch.rand(net.channels.n, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    mine = {name: part[kept[name]] for name, part in net.channels.split(values).items()}
-    found = folded(small, mine).double().eval()(x)
-    assert torch.allclose(found, net(tree | {GATES: gate, VALUES: values}, x)[0], atol=1e-10)
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_folded_is_live_where_gates_do_not_see_the_image(name) -> None:
-    net, tree = precise(name, gate_bias=1.0)
-    for key in tree:
-        if key.startswith("w/gates.") and key.endswith("weight"):
-            tree[key] = torch.zeros_like(tree[key])
-    gate = chosen(net)
-    kept, x = net.channels.kept(gate), images()
-    live = net.cut(kept).plain(net.narrow(tree, kept)).double()
-    biases = {group.name: tree[f"w/{group.gate}.bias"][kept[group.name]].relu() for group in net.channels.groups}
-    assert torch.allclose(folded(live, biases).double()(x), live(x), atol=1e-12)
-
-
-# ---- channels skipped
-
-
-@pytest.mark.parametrize(("name", "norm", "fields"), [way for way in WAYS if way[1] != "group"])
-def test_skipping_channels_gives_what_multiplying_by_0_gives(name, norm, fields) -> None:
-    net, tree = precise(name, norm=norm, **fields)
-    module = net.plain(tree).double()
-    skipping = Skipping(module)
-    for x in images(4).split(1):
-        assert torch.allclose(skipping(x), net(tree, x)[0], atol=1e-10)
-
-
-def test_channels_are_skipped_of_one_image_under_norms_of_one_channel() -> None:
-    skipping = Skipping(built("cnn"))
-    with pytest.raises(ValueError, match="one image at a time; this batch has 2"):
-        skipping(torch.zeros(2, *CIFAR))
-    with pytest.raises(ValueError, match="GroupNorm sees closed channels too"):
-        Skipping(built("cnn", norm="group"))
-    with pytest.raises(ValueError, match="gate_keep"):
-        Skipping(built("cnn", None))
-
-
 # ---- what is told of wrong settings
 
 WRONG: list[tuple[dict[str, object], str]] = [
@@ -464,31 +302,3 @@ def test_models_that_cannot_be_gated_are_told() -> None:
         models.gated(Branching(), models.Gating(0.5))
     with pytest.raises(BadInput, match="no convolution to gate"):
         models.gated(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), models.Gating(0.5))
-
-
-class Dense(nn.Module):
-    """A stream that is read once more after something was added to it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.conv, self.norm, self.relu = (
-            nn.Conv2d(3, 4, 3, padding=1),
-            nn.Conv2d(4, 4, 3, padding=1),
-            nn.BatchNorm2d(4),
-            nn.ReLU(),
-        )
-        self.flatten, self.fc = nn.Flatten(), nn.Linear(4, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        stream = self.relu(self.stem(x))
-        out = self.relu(self.norm(self.conv(stream)) + stream)
-        return self.fc(self.flatten((out + stream).mean((2, 3), keepdim=True)))
-
-
-def test_a_stream_that_is_read_again_is_not_written_over() -> None:
-    net = Net(models.gated(Dense(), models.Gating(1.0))).to("cpu", torch.float64)
-    tree, gate = drawn(net), torch.tensor([True, False, True, True])
-    kept = net.channels.kept(gate)
-    small = net.cut(kept).plain(net.narrow(tree, kept)).double()
-    with torch.no_grad():
-        assert torch.allclose(small(images()), net(tree | {GATES: gate}, images())[0], atol=1e-12)

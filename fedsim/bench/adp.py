@@ -2,9 +2,9 @@
 
 dense: the same backbone without gates. by image: the gated network, which computes every channel and multiplies by its gates.
 skipped: the open channels alone, their filters gathered for each image (batch 1 only: the images of a batch open different ones).
-live, folded: a client's exported network, its gates looking at the image or become constants. by hand: ordinary torch layers of
-the same widths, whose author added a block's fewer channels to the first ones of its stream. Evaluation mode, no gradients, one
-thread on a CPU; all networks take turns, WARM calls before READINGS that are timed.
+live, folded: a client's network as `fedsim export` writes it, its gates looking at the image or become constants. by hand: ordinary
+torch layers of the same widths, whose author added a block's fewer channels to the first ones of its stream. Evaluation mode, no
+gradients, one thread on a CPU; all networks take turns, WARM calls before READINGS that are timed.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from fedsim import dynamic, models
 from fedsim.assemble import Parts, assemble
 from fedsim.bench.gates import hand_built
 from fedsim.dynamic import Costs
+from fedsim.export import traced
 from fedsim.fault import BadInput
 from fedsim.job import Job, load
 from fedsim.models.gating import folded, lean
@@ -112,6 +113,7 @@ def _networks(parts: Parts) -> dict[str, Any]:
         "by hand": _by_hand(dense, net.channels.groups, {name: len(index) for name, index in kept.items()}),
     }
     made = {name: network.to(parts.site.device).eval() for name, network in made.items()}
+    made |= {name: traced(made[name])[0] for name in ("live", "folded")}
     return made | {"skipped": Skipping(made["by image"])}
 
 

@@ -58,6 +58,12 @@ class ADP(Method[State]):
         if self.export_gate == "folded" and self.export != "client":
             raise BadInput(f'[method] export_gate = "folded" takes a client\'s own means: it needs export = "client", not {self.export!r}')
 
+    @property
+    def own(self) -> str:
+        """What clients have of their own beside their channels."""
+        parts = {"gates": self.gates == "local", "batch norms": self.bn == "local", "weights": self.personalise > 0}
+        return " and ".join(name for name, mine in parts.items() if mine)
+
     def init(self, setting: Setting, public: Data | None) -> State:
         if not setting.net.by_image:
             raise BadInput("[method] adp trains a network with gates that see the image: set model.gate_keep = 0.7")

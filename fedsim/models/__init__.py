@@ -85,7 +85,7 @@ def build(settings: ModelSettings, shape: Shape, classes: int, seed: int) -> nn.
 
 
 def _gating(settings: ModelSettings, keep: float) -> Gating:
-    return Gating(keep, settings.gate_sigmoid, settings.gate_bias, settings.gate_l1, settings.gate_place)
+    return Gating(keep, settings.gate_sigmoid, settings.gate_bias, settings.gate_l1, settings.gate_choice, settings.gate_place)
 
 
 def match_width(settings: ModelSettings, shape: Shape, classes: int) -> int:

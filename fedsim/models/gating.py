@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from fedsim import draw
 from fedsim.fault import BadInput
 
 GATES = "gates"  # the container of a model's gates
@@ -34,6 +35,7 @@ class Gating:
     sigmoid: bool | None = None  # of the pooled input; None: not in a network with additions
     bias: float | None = None  # c at the start; None: 1, and 0 in a network with additions
     l1: float = 0.0  # of the sum of g, the mean over the batch, in the loss
+    choice: str = "saliency"  # which channels stay: those of largest g, or for each image "random" ones
     place: str = "norm"  # where the gate multiplies: behind the norm, or "affine": in the place of the norm's scale
 
 
@@ -44,13 +46,15 @@ class InputGate(nn.Module):
         super().__init__()
         self.keep: int | None = max(1, round(gating.keep * outside)) if gating.keep < 1 else None  # None: all
         self.sigmoid = not residual if gating.sigmoid is None else gating.sigmoid
-        self.l1 = gating.l1
+        self.l1, self.random = gating.l1, gating.choice == "random"
         self.weight = nn.Parameter(nn.init.kaiming_normal_(torch.empty(outside, inside)))  # U
         self.bias = nn.Parameter(torch.full((outside,), float(not residual) if gating.bias is None else gating.bias))  # c
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         g = saliency(x, self.weight, self.bias, self.sigmoid)
-        return y * (g if self.keep is None else largest(g, self.keep))[..., None, None]
+        if self.keep is not None:
+            g = drawn(g, self.keep, keys_of(x)) if self.random else largest(g, self.keep)
+        return y * g[..., None, None]
 
     def extra_repr(self) -> str:
         outside, inside = self.weight.shape
@@ -91,8 +95,25 @@ def saliency(x: Tensor, weight: Tensor, bias: Tensor, sigmoid: bool) -> Tensor:
 
 def largest(g: Tensor, k: int) -> Tensor:
     """g (..., C) with all but the `k` largest of a row set to 0; of equal values the lower channel stays."""
-    order = g.detach().sort(dim=-1, descending=True, stable=True).indices[..., :k]
-    return g * torch.zeros_like(g, dtype=torch.bool).scatter(-1, order, True)
+    return g * _first(g.detach(), k)
+
+
+def drawn(g: Tensor, k: int, keys: Tensor) -> Tensor:
+    """g (B, C) with all but `k` drawn ones of each image set to 0, by the images' keys (B,)."""
+    return g * _first(draw.uniform(keys, g.shape[-1]), k)
+
+
+def _first(score: Tensor, k: int) -> Tensor:
+    """(..., C) bool, the `k` largest."""
+    order = score.sort(dim=-1, descending=True, stable=True).indices[..., :k]
+    return torch.zeros_like(score, dtype=torch.bool).scatter(-1, order, True)
+
+
+def keys_of(x: Tensor) -> Tensor:
+    """(B,) int64, a key of each image's own values, which are told apart to a 4096th."""
+    values = (x.flatten(1) * 4096).round().long()
+    weights = draw.bits(torch.zeros((), dtype=torch.int64, device=x.device), values.shape[1]) | 1
+    return draw.fold((values * weights).sum(1), "gate")
 
 
 class Tracer(fx.Tracer):

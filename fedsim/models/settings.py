@@ -10,7 +10,8 @@ from fedsim.models.normalised import OVER
 
 NORMS = ("batch", "group", "none", "nsconv")
 PLACES = ("norm", "affine")
-GATE_FIELDS = ("gate_sigmoid", "gate_bias", "gate_l1", "gate_place")
+CHOICES = ("saliency", "random")
+GATE_FIELDS = ("gate_sigmoid", "gate_bias", "gate_l1", "gate_choice", "gate_place")
 MATCHES = ("params", "flops", "memory")
 
 
@@ -31,6 +32,7 @@ class ModelSettings:
     gate_sigmoid: bool | None = None  # of the pooled input that a gate sees; None: on, in networks with additions off
     gate_bias: float | None = None  # where the biases of gates start; None: 1, in networks with additions 0
     gate_l1: float = 0.0  # times the sum of an image's gates, added to the loss
+    gate_choice: str = "saliency"  # the channels that stay: those of the largest gates, or for each image random ones
     gate_place: str = "norm"  # a gate multiplies behind the norm, or in the place of the norm's scale: affine
     factory: str | None = None  # "package.module:function", called as function(shape=(C, H, W), classes=…), in place of name
 
@@ -60,8 +62,9 @@ class ModelSettings:
             raise BadInput("model.match narrows a model of fedsim; one from model.factory has no width to choose")
 
     def _check_gates(self) -> None:
-        if self.gate_place not in PLACES:
-            raise BadInput(f"model.gate_place is one of {', '.join(PLACES)}; not {self.gate_place!r}")
+        for name, known in {"gate_place": PLACES, "gate_choice": CHOICES}.items():
+            if getattr(self, name) not in known:
+                raise BadInput(f"model.{name} is one of {', '.join(known)}; not {getattr(self, name)!r}")
         if self.gate_l1 < 0 or not isfinite(self.gate_l1):
             raise BadInput(f"model.gate_l1 is at least 0; not {self.gate_l1}")
         if self.gate_keep is None:

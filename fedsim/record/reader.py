@@ -88,6 +88,11 @@ class Reader:
         found = self._gates(r)
         return found.groups if found else {}
 
+    def gate_values(self, r: int | None = None) -> NDArray[np.float32] | None:
+        """(K, n) the constants in the place of those clients' gates by the image; None where the gates see it."""
+        found = self._gates(r)
+        return None if found is None else found.values
+
     def _gates(self, r: int | None) -> Gates | None:
         def gates(file: h5py.File) -> Gates | None:
             rounds = int(file.attrs["rounds"])

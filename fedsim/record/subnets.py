@@ -1,6 +1,7 @@
 """The gates of clients in a run file: /clients_masks/ROUND, where they changed, and /clients_masks/final, at its end.
 
 gates (K, ceil(n / 8))  packed bits, the first gate in the highest      clients (K,)  whose
+values (K, n)           what gates that see the image have become, where they are constants
 attributes: n, and `groups`, JSON of [layer, channels] in the order of the gates, of the network in use
 """
 
@@ -24,11 +25,16 @@ class Gates:
     clients: NDArray[np.int64]  # (K,)
     hard: NDArray[np.bool_]  # (K, n)
     groups: dict[str, int]  # layer -> channels; their sum is n
+    values: NDArray[np.float32] | None = None  # (K, n), of gates by the image that became constants
 
     def same(self, other: Gates | None) -> bool:
         if other is None or list(self.groups.items()) != list(other.groups.items()):
             return False
-        return np.array_equal(self.clients, other.clients) and np.array_equal(self.hard, other.hard)
+        if self.values is None or other.values is None:
+            constant = self.values is other.values
+        else:
+            constant = np.array_equal(self.values, other.values)
+        return constant and np.array_equal(self.clients, other.clients) and np.array_equal(self.hard, other.hard)
 
 
 def put(file: h5py.File, name: str, gates: Gates) -> None:
@@ -38,6 +44,8 @@ def put(file: h5py.File, name: str, gates: Gates) -> None:
     # Neither named "client" nor with its scale: xarray refuses a tree in which a group has fewer clients than its parents.
     place.create_dataset("clients", data=gates.clients.astype(np.int64))
     place.create_dataset("gates", data=np.packbits(gates.hard, axis=1))
+    if gates.values is not None:
+        place.create_dataset("values", data=gates.values)
 
 
 def last(file: h5py.File, r: int) -> Gates | None:
@@ -52,7 +60,8 @@ def read(file: h5py.File, name: str) -> Gates | None:
         return None
     place = file[f"{GROUP}/{name}"]
     hard = np.unpackbits(place["gates"][()], axis=1, count=int(place.attrs["n"])).astype(bool)
-    return Gates(place["clients"][()], hard, dict(json.loads(place.attrs["groups"])))
+    values = place["values"][()] if "values" in place else None
+    return Gates(place["clients"][()], hard, dict(json.loads(place.attrs["groups"])), values)
 
 
 def cut(file: h5py.File, r: int) -> None:
