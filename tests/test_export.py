@@ -17,7 +17,7 @@ from cases import images, run, table  # noqa: E402
 
 from fedsim import __main__, masks, models  # noqa: E402
 from fedsim.assemble import assemble  # noqa: E402
-from fedsim.export import Final, traced, module_of  # noqa: E402
+from fedsim.export import Final, module_of, traced  # noqa: E402
 from fedsim.fault import BadInput  # noqa: E402
 from fedsim.gates import GATES  # noqa: E402
 from fedsim.job import check  # noqa: E402
