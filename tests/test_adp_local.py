@@ -17,9 +17,8 @@ from fedsim.methods.adp import ADP
 from fedsim.tree import Tree, under
 from fedsim.works import Evaluate
 
-NORMS = [f"w/norm{i}.{kind}" for i in "12" for kind in ("weight", "bias")] + [
-    f"buf/norm{i}.running_{kind}" for i in "12" for kind in ("mean", "var")
-]
+NORMS = [f"w/norm{i}.{kind}" for i in "12" for kind in ("weight", "bias")]
+NORMS += [f"buf/norm{i}.running_{kind}" for i in "12" for kind in ("mean", "var")]
 LOCAL = {"gates": (ADP(gates="local", export="none"), GATES), "bn": (ADP(bn="local", export="none"), NORMS)}
 LOCAL["both"] = (ADP(gates="local", bn="local", export="none"), GATES + NORMS)
 AGGREGATES = {"fedavg": FedAvg(), "fedprox": FedProx(mu=0.7), "fednova": FedNova(0.9), "scaffold": Scaffold(0.1)}

@@ -9,7 +9,6 @@ gradients, one thread on a CPU; all networks take turns, WARM calls before READI
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 
 from fedsim import dynamic, models
 from fedsim.assemble import Parts, assemble
-from fedsim.bench.gates import hand_built
+from fedsim.bench.gates import hand_built, seconds_of
 from fedsim.dynamic import Costs
 from fedsim.export import traced
 from fedsim.fault import BadInput
@@ -160,24 +159,10 @@ def _passing(run: Run, x: Tensor) -> Callable[[], Tensor]:
 def _interleaved(runs: dict[str, Callable[[], Tensor]], device: torch.device, readings: int) -> dict[str, list[float]]:
     """Seconds a call; every reading is of as many calls as take BUSY seconds."""
     for run in runs.values():
-        _seconds(run, WARM, device)
-    calls = {name: 1 + int(BUSY / _seconds(run, 1, device)) for name, run in runs.items()}
+        seconds_of(run, WARM, device)
+    calls = {name: 1 + int(BUSY / seconds_of(run, 1, device)) for name, run in runs.items()}
     found: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(readings):
         for name, run in runs.items():
-            found[name].append(_seconds(run, calls[name], device))
+            found[name].append(seconds_of(run, calls[name], device))
     return found
-
-
-def _seconds(run: Callable[[], Tensor], calls: int, device: torch.device) -> float:
-    _arrive(device)
-    began = time.perf_counter()
-    for _ in range(calls):
-        run()
-    _arrive(device)
-    return (time.perf_counter() - began) / calls
-
-
-def _arrive(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -97,13 +97,14 @@ def interleaved(runs: dict[str, Run], device: torch.device, repeats: int = REPEA
     """Seconds a call of every run, which take turns; the first call of each warms up, the second says how many make a reading."""
     calls = {}
     for name, run in runs.items():
-        _seconds(run, 1, device)
-        calls[name] = 1 + int(BUSY / _seconds(run, 1, device))
-    readings = [{name: _seconds(run, calls[name], device) for name, run in runs.items()} for _ in range(repeats)]
+        seconds_of(run, 1, device)
+        calls[name] = 1 + int(BUSY / seconds_of(run, 1, device))
+    readings = [{name: seconds_of(run, calls[name], device) for name, run in runs.items()} for _ in range(repeats)]
     return {name: [reading[name] for reading in readings] for name in runs}
 
 
-def _seconds(run: Run, calls: int, device: torch.device) -> float:
+def seconds_of(run: Run, calls: int, device: torch.device) -> float:
+    """Of one call, when so many are made."""
     _arrive(device)
     began = time.perf_counter()
     for _ in range(calls):
