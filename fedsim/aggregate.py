@@ -123,7 +123,8 @@ class FedNova(FedAvg):
 class Scaffold(FedAvg):
     """FedAvg whose clients step by c - c_k as well, outside of the momentum; c_k is what their steps were without that.
 
-    Controls begin at 0, of parameters alone; those of pruned weights are 0, and 0 again when a weight grows back.
+    Steps that a method takes at a rate of its own (FedMef's extrusion) count as taken at the round's. Controls begin at 0, of
+    parameters alone; those of pruned weights are 0, and 0 again when a weight grows back.
     """
 
     sgd: ClassVar[bool] = True

@@ -63,7 +63,8 @@ class Calls:
         self.stacked = "grouped"
         self._product: stacked.Program | None = None
         self._training = True
-        self.by_image = any(isinstance(layer, norms.InputGate) for layer in self.module.modules())  # channels have gates that see it
+        self.gated_by_image = tuple(gates_of(self._given))  # gates that see the image
+        self.by_image = bool(self.gated_by_image)
         self._empty()
 
     def use(self, costs: Mapping[str, Cost]) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedsim.models import gating
+from fedsim.models import gating, slicing
 from fedsim.models.layers import StandardisedConv2d, moments, ordinary
 from fedsim.narrow import Block, cuttable
 from fedsim.trace import NORMS, Group
@@ -170,7 +170,7 @@ class Channels:
             if f"buf/{name}.removed" in lost:
                 layer._buffers["removed"] = lost[f"buf/{name}.removed"]
             _measure(layer, name in self.depthwise)
-        return gating.sliced(small, kept) if gating.gates_of(small) else small
+        return slicing.sliced(small, kept) if gating.gates_of(small) else small
 
 
 def _together(one: Tensor, other: Tensor) -> Tensor:

@@ -105,7 +105,7 @@ class Work(Protocol):
 
     feeds: tuple[Feed, ...]  # run in this order
     beside: int = 0  # bytes that the described client holds meanwhile beside the model at work, for the ledger
-    deployed: bool = False  # it begins with the model that clients use after the last round, which no method is charged for
+    deploys: bool = False  # it makes the model that clients use of the last round's, which every client needs: no traffic, FLOPs apart
 
     def fresh(self, net: Net, sent: Sent) -> Tree:
         """Kept state of a client never visited."""

@@ -105,9 +105,14 @@ def _gates(parts: Parts, model: Model, fleet: LocalFleet, clients: list[int]) ->
         return personal.gates_of(net, model.own, clients)
     train = parts.population.shards["train"]
     holders = [client for client in clients if train.size(client)]
-    rows = {key: value[[client in set(holders) for client in clients]] for key, value in model.own.items()}
-    found = fleet.run(OwnGates.used(model.method), holders, model.shared, rows, model.net).each if holders else {}
-    return personal.gates_of(net, found, holders)
+    rows = [row for row, client in enumerate(clients) if train.size(client)]
+    work, found = OwnGates.used(model.method), []
+    for begin in range(0, len(rows), COHORT):
+        part = rows[begin : begin + COHORT]
+        own = {key: value[part] for key, value in model.own.items()}
+        found.append(fleet.run(work, [clients[row] for row in part], model.shared, own, model.net).each)
+    each = {key: torch.cat([reply[key] for reply in found]) for key in (found[0] if found else {})}
+    return personal.gates_of(net, each, holders)
 
 
 def _on_global(parts: Parts, model: Model, fleet: LocalFleet, ids: np.ndarray) -> tuple[dict[str, float], Columns]:

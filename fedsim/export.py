@@ -17,7 +17,7 @@ from fedsim.fault import BadInput
 from fedsim.gates import GATES, VALUES
 from fedsim.job import Job, check
 from fedsim.ledger import Anatomy
-from fedsim.models.gating import folded, lean
+from fedsim.models.slicing import folded, lean
 from fedsim.net import Net
 from fedsim.record import Reader
 from fedsim.tree import Tree, under
@@ -85,6 +85,8 @@ def final(path: Path | str, client: int | None = None) -> Final:
 
 
 def _note(job: Job, tree: Tree) -> str:
+    if job.model.gate_choice == "random" and GATES not in tree:
+        return "note: here its random channels are drawn by what each layer sees, not by the image: outputs and accuracy differ"
     if GATES not in tree or getattr(job.method.use, "norm_over", "kept") == "kept" or job.model.norm != "group":
         return ""
     return (

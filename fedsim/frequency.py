@@ -58,7 +58,7 @@ class Frequency(TrainLocal):
     counts: tuple[int, ...] = ()  # channels of every layer that such a mask keeps
     shared: bool = False
     costs: Costs | None = None
-    deployed: bool = True
+    deploys: bool = True
 
     @classmethod
     def after(cls, train: TrainLocal, personalise: int, folded: bool, counts: Sequence[int], shared: bool, costs: Costs) -> Frequency:

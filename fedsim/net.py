@@ -204,7 +204,8 @@ class Net(Calls):
 
     def _objective(self, loss: Loss, logits: Tensor, batch: Batch) -> Tensor:
         """The loss, and what the gates of the call just made add to it."""
-        return sum(self._call.penalties, start=loss(logits, batch.y, batch.real))
+        penalties, self._call.penalties = self._call.penalties, []
+        return sum(penalties, start=loss(logits, batch.y, batch.real))
 
     def gradient(
         self,

@@ -216,14 +216,14 @@ class Gate(nn.Module):
         return x if gate is None else x * gate.to(x.dtype).view([1, -1] + [1] * (x.dim() - 2))
 
 
-class InputGate(nn.Module):
+class InputGate(gating.InputGate):
     """Stands where a gate by the image stood. Under a hard gate of its channels it selects none of them by itself.
 
     Where the tree has VALUES (n,), it is those numbers, whatever the image.
     """
 
     def __init__(self, gate: gating.InputGate, name: str, call: Call) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         self.weight, self.bias, self.group = gate.weight, gate.bias, name.removeprefix(f"{gating.GATES}.")
         self.keep, self.sigmoid, self.l1, self.random = gate.keep, gate.sigmoid, gate.l1, gate.random
         self.call = [call]
@@ -238,15 +238,11 @@ class InputGate(nn.Module):
         return y * g[..., None, None]
 
     def _values(self, x: Tensor, call: Call) -> Tensor:
-        hard = call.gates.get(self.group)
-        if self.group in call.values:
-            return call.values[self.group] if hard is None else call.values[self.group] * hard
-        g = gating.saliency(x, self.weight, self.bias, self.sigmoid)
-        if hard is not None:
-            return g * hard
-        if self.keep is None:
-            return g
-        return gating.drawn(g, self.keep, draw.fold(call.image_keys(), self.group)) if self.random else gating.largest(g, self.keep)
+        hard, constant = call.gates.get(self.group), call.values.get(self.group)
+        g = self.saliency(x) if constant is None else constant
+        if hard is not None or constant is not None:
+            return g if hard is None else g * hard
+        return self.selected(g, draw.fold(call.image_keys(), self.group) if self.random else None)
 
 
 def _mean(values: Tensor, real: Tensor | None) -> Tensor:

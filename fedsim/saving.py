@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fedsim.kernels.pruned import Cache, Layer, form_of, pruned
 from fedsim.kernels.signs import relu
 from fedsim.models.anatomy import WEIGHTED
+from fedsim.models.gating import InputGate
 from fedsim.models.layers import StandardisedConv2d
 from fedsim.models.normalised import RELU_SCALE, NormalisedConv2d, ScaledReLU
 
@@ -32,7 +33,9 @@ def unfit(module: nn.Module) -> list[str]:
     found = []
     for name, layer in module.named_modules():
         own = [value for value in layer._parameters.values() if value is not None and value.dim() > 1]
-        if own and type(layer) not in TAKEN:
+        if isinstance(layer, InputGate):
+            found.append(f"{name} sees the image (model.gate_keep), and keeps what it multiplies")
+        elif own and type(layer) not in TAKEN:
             found.append(f"{name or 'the model'} is a {type(layer).__name__}, and only convolutions and linear layers take it")
         elif isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) and layer.padding_mode != "zeros":
             found.append(f'{name} pads by padding_mode = {layer.padding_mode!r}; it takes "zeros"')

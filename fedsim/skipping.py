@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from fedsim.models.gating import ADDING, GATES, InputGate, Shift, largest
+from fedsim.models.gating import ADDING, GATES, InputGate, Shift
 
 BY_CHANNEL = (nn.ReLU, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 
@@ -73,7 +73,7 @@ class Skipping(fx.Interpreter):
         return Flow(layer(flow.whole()))
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Flow:
-        if target in ADDING and len(args) == 2:
+        if target in ADDING and len(args) == 2 and not kwargs and all(isinstance(arg, Flow) for arg in args):
             narrow, stream = args if args[0].index is not None else args[::-1]
             if narrow.index is not None and stream.index is None:
                 return Flow(stream.x.index_add(1, narrow.index, narrow.x))
@@ -125,7 +125,5 @@ class Gated:
 
     def _open(self, flow: Flow) -> Tensor:
         """(C_out,) the gates of the image."""
-        gate = self.gate
-        s = Flow(flow.x.mean((2, 3)), flow.index, flow.width).whole()
-        g = F.linear(s.sigmoid() if gate.sigmoid else s, gate.weight, gate.bias).relu()
-        return (g if gate.keep is None else largest(g, gate.keep))[0]
+        pooled = Flow(flow.x.mean((2, 3), keepdim=True), flow.index, flow.width)
+        return self.gate.selected(self.gate.saliency(pooled.whole()))[0]

@@ -171,7 +171,9 @@ class _Reading:
     def _function(self, node: fx.Node, flows: list[_Flow]) -> _Flow:
         if node.target in ADDING and len(flows) > 1:
             self.streams = True
-            return self._fixed([flow for flow in flows if not flow.by_image], node.name)
+            gated = [flow for flow in flows if flow.by_image]
+            free = gated if len(gated) == 1 and len(node.args) == 2 and not node.kwargs else []  # the other is a stream, which stays whole
+            return self._fixed([flow for flow in flows if not any(flow is one for one in free)], node.name)
         flows = [replace(flow, by_image=False) for flow in flows]
         if len(flows) == 1 and node.target in ACTIVATING:
             return self._activated(node, flows[0])

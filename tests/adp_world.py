@@ -169,3 +169,14 @@ def near(one: Tree, other: Tree, within: float = 2e-7) -> None:
 
 def mean_of(trees: list[Tree], counts: list[int]) -> Tree:
     return {key: sum(count / sum(counts) * tree[key] for count, tree in zip(counts, trees, strict=True)) for key in trees[0]}
+
+
+def coloured(n: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """n images of each of two clients, 3x8x8, labels and owners: stripes across or down, of classes 0 and 1 red ones, of 2 and 3 blue."""
+    source = torch.Generator().manual_seed(seed)
+    owners, down = torch.arange(2).repeat_interleave(n), torch.randint(0, 2, (2 * n,), generator=source)
+    stripes = (torch.arange(8) // 2 % 2 * 70.0).expand(8, 8)  # (H, W), down
+    x = torch.randint(0, 100, (2 * n, 3, 8, 8), generator=source) + torch.where(down.view(-1, 1, 1) > 0, stripes, stripes.T)[:, None]
+    x[owners == 0, 0] += 80
+    x[owners == 1, 2] += 80
+    return x.to(torch.uint8), 2 * owners + down, owners

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from fedsim import dynamic, models
 from fedsim.gates import GATES, VALUES
-from fedsim.models.gating import Added, InputGate, folded
+from fedsim.models.gating import InputGate
 from fedsim.models.layers import Shortcut
+from fedsim.models.slicing import Added, folded
 from fedsim.net import Net
 from fedsim.skipping import Skipping
 

@@ -27,8 +27,8 @@ from fedsim.dynamic import Costs
 from fedsim.export import traced
 from fedsim.fault import BadInput
 from fedsim.job import Job, load
-from fedsim.models.gating import folded, lean
 from fedsim.models.resnet import Block
+from fedsim.models.slicing import folded, lean
 from fedsim.skipping import Skipping
 
 DEFAULT = ("jobs/bench/adp_vgg11.toml", "jobs/bench/adp_resnet32.toml")

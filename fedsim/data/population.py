@@ -169,7 +169,8 @@ def _warnings(dealt: Deal) -> list[str]:
 
 
 def _users(data: Data) -> Ints | None:
-    return data.users.numpy() if isinstance(data, Stored) and data.users is not None else None
+    users = getattr(data, "users", None)
+    return None if users is None else users.numpy()
 
 
 def _one(index: Ints) -> Listed:

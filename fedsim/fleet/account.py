@@ -103,6 +103,7 @@ class Account:
         self.local = local  # the job's local training
         self.pack = pack  # clients that a rank trains at once
         self.executed = 0  # bytes, the most that a rank holds in a step of this round
+        self.deployed = 0  # FLOPs of this round that belong to no training: what clients do to get the model that they use
         self.slots = slots  # values of the optimiser per parameter
         self.bills: dict[int, Bill] = {}
         self.received = Received()
@@ -112,18 +113,21 @@ class Account:
 
     def open(self) -> None:
         self.bills = {}
-        self.executed = 0
+        self.executed = self.deployed = 0
         self._sent = {}
         self._own = {}
 
     def charge(self, order: Order, clients: Sequence[int], sent: Tree, answer: Answer) -> None:
-        """Adds one run of a work to the bills."""
+        """Adds one run of a work to the bills; one that deploys a model to a count of its own."""
+        if getattr(order.work, "deploys", False):
+            feeds = [(feed, count_of(self.population, feed, client)) for client in clients for feed in order.work.feeds]
+            self.deployed += sum(self._flops(feed, count, [order.net.used(order.shared)]) for feed, count in feeds)
+            return
         held = order.net.used(under(order.shared, "mask/"))
         personal: dict[object, int] = {}  # of clients with equally many weights
-        charged = not getattr(order.work, "deployed", False)
-        down = self._down(order.shared, clients, answer.arrived) if charged else np.zeros(len(clients), dtype=np.int64)
+        down = self._down(order.shared, clients, answer.arrived)
         runs: dict[object, Bill] = {}  # of clients with equally many images, weights and channels
-        trains = charged and any(feed.charge == "train" for feed in order.work.feeds)
+        trains = any(feed.charge == "train" for feed in order.work.feeds)
         for i, client in enumerate(clients):
             bill = self.bills.setdefault(client, Bill())
             bill.bytes_down += int(down[i]) + self._down_own(client, {key: value[i] for key, value in sent.items()}, order.shared)
@@ -241,7 +245,7 @@ class Account:
 
 
 def _personal(shared: Tree, kept: Tree) -> int:
-    """Bytes that a client holds beside the model for the aggregation, and as its own."""
+    """Bytes that a client holds beside the model for the aggregation, and keeps for its training."""
     return wire.length(under(shared, CONTROL) | under(kept, *BESIDE), under({**shared, **kept}, "mask/"))
 
 

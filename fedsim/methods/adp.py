@@ -33,6 +33,7 @@ from fedsim.tree import Tree, under
 from fedsim.works import Train
 
 Told = dict[str, float]
+WHY = "adp gives clients plain or standardised convolutions, whose results pass on by activations, pools, and additions to a stream"
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class State:
 class ADP(Method[State]):
     """Trains a network whose gates see the image, and gives each client the part that its own images use."""
 
-    gates: Literal["averaged", "local"] = "averaged"  # local: they stay with the client
+    gates: Literal["averaged", "local"] = "averaged"  # local: they stay with the client; the global test set then sees the first ones
     bn: Literal["averaged", "local"] = "averaged"  # scales, shifts and running statistics of batch norms
     export: Literal["client", "global", "none"] = "client"  # channels used after the last round: the client's, all clients', by the image
     export_gate: Literal["live", "folded"] = "live"  # gates of the kept channels go on seeing the image, or become their mean
@@ -58,6 +59,9 @@ class ADP(Method[State]):
         if self.export_gate == "folded" and self.export != "client":
             raise BadInput(f'[method] export_gate = "folded" takes a client\'s own means: it needs export = "client", not {self.export!r}')
 
+        if self.align > 1 and self.export == "none":
+            raise BadInput(f'[method] align = {self.align} is of exported networks: leave it out, or export = "none"')
+
     @property
     def own(self) -> str:
         """What clients have of their own beside their channels."""
@@ -67,6 +71,8 @@ class ADP(Method[State]):
     def init(self, setting: Setting, public: Data | None) -> State:
         if not setting.net.by_image:
             raise BadInput("[method] adp trains a network with gates that see the image: set model.gate_keep = 0.7")
+        if unfit := self._unfit(setting.net):
+            raise BadInput(f"[model] the channels behind {', '.join(unfit)} cannot be cut: {WHY}")
         if self.bn == "local" and not under(setting.net.initial, "buf/"):
             raise BadInput('[method] bn = "local" needs batch norms: set model.norm = "batch"')
         shared = setting.net.initial
@@ -124,13 +130,21 @@ class ADP(Method[State]):
     def _local(self, net: Net) -> tuple[str, ...]:
         """Beginnings of the keys of what stays with the client."""
         norms = [key.removeprefix("buf/").removesuffix("running_mean") for key in net.initial if key.endswith(".running_mean")]
-        mine = [f"{kind}/{norm}" for norm in norms for kind in ("w", "buf")] if self.bn == "local" else []
+        mine = [f"{kind}{norm}" for norm in norms for kind in ("w/", "buf/", "w/shifts.")] if self.bn == "local" else []
         return (*(["w/gates."] if self.gates == "local" else []), *mine)
 
     def _sent(self, net: Net, shared: Tree) -> Tree:
         """What travels of a model."""
         local = self._local(net)
         return {key: value for key, value in shared.items() if not key.startswith(local)}
+
+    def _unfit(self, net: Net) -> list[str]:
+        """Gates whose channels are in no group by themselves."""
+        try:
+            free = {group.gate for group in net.channels.groups}
+        except ValueError:
+            free = set()
+        return [gate for gate in net.gated_by_image if gate not in free]
 
     def _counts(self, net: Net) -> tuple[int, ...]:
         """Channels that an exported network keeps of every layer."""

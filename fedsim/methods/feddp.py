@@ -112,19 +112,19 @@ class FedDP(Method[State]):
         common = (train.feeds, train.lr, train.momentum, train.decay, train.aggregate, train.optimiser)
         work = TrainZeroing(*common, self.theta, self.filters, self.fall)
         reply = fleet.run(work, fleet.pick(setting.cohort, r), setting.aggregate.shared(state.memory, state.shared))
-        told = {"lr": work.lr, **self._zeros(setting.net, state.shared, reply.each[NONZERO])}
-        return State(*setting.aggregate.server(state.memory, state.shared, reply.total, setting)), told
+        after = State(*setting.aggregate.server(state.memory, state.shared, reply.total, setting))
+        return after, {"lr": work.lr, **self._zeros(setting.net, state.shared, after.shared, reply.each[NONZERO])}
 
     def deploy(self, setting: Setting, state: State, fleet: Fleet, cohort: Sequence[int]) -> tuple[Tree, Tree, Net | None]:
         return state.shared, {}, None
 
-    def _zeros(self, net: Net, sent: Tree, left: Tensor) -> dict[str, float]:
-        """Shares of convolution weights that are not 0, weighted by weights and by layers, in what clients (K, L) hand back and are sent.
+    def _zeros(self, net: Net, sent: Tree, after: Tree, left: Tensor) -> dict[str, float]:
+        """Shares of convolution weights that are not 0, weighted by weights and by layers: of what clients (K, L) and the server end with.
 
         Beside the dense bytes of the ledger: those of an index and a value for each of them, if they travelled so.
         """
         sizes = torch.tensor([net.sizes[key[2:].removesuffix(".weight")] for key in convolutions(net)], device=left.device)
-        server = nonzero(net, sent)
+        server, down = nonzero(net, after), nonzero(net, sent).sum()
         rest = size(under(sent, "w/", "buf/")) - int(sizes.sum())
         return {
             "client_conv_density": float((left.double().sum(1) / sizes.sum()).mean()),
@@ -132,5 +132,5 @@ class FedDP(Method[State]):
             "server_conv_density": float(server.sum() / sizes.sum()),
             "server_conv_density_layers": float((server.double() / sizes).mean()),
             "bytes_up_indexed": float(VALUE * (2 * left.sum() + len(left) * rest)),
-            "bytes_down_indexed": float(VALUE * len(left) * (2 * server.sum() + rest)),
+            "bytes_down_indexed": float(VALUE * len(left) * (2 * down + rest)),
         }

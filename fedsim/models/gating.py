@@ -2,17 +2,17 @@
 
 A gate sees its convolution's input x (B, C_in, H, W), pooled: s = mean over height and width, or the sigmoid of that. It gives
 g = ReLU(U s + c) (B, C_out), of which the `keep` largest of every image stay and the others become 0, in training and inference
-alike. g multiplies the convolution's output behind its norm. A gate is put into a model that is built already, so that the
-model's own layers keep their names and, for a seed, their first values; its own are "gates.LAYER.weight" (C_out, C_in) and
-"gates.LAYER.bias" (C_out,).
+alike. g multiplies the convolution's output behind its norm. To the ledger, and to methods that mask weights, U is a linear layer.
+A gate is put into a model that is built already, so that the model's own layers keep their names and, for a seed, their first
+values; its own are "gates.LAYER.weight" (C_out, C_in) and "gates.LAYER.bias" (C_out,).
 """
 
 from __future__ import annotations
 
-import copy
 import operator
 from collections import Counter
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -44,17 +44,26 @@ class InputGate(nn.Module):
 
     def __init__(self, inside: int, outside: int, gating: Gating, residual: bool) -> None:
         super().__init__()
-        self.keep: int | None = max(1, round(gating.keep * outside)) if gating.keep < 1 else None  # None: all
+        self.keep: int | None = max(1, round(Fraction(str(gating.keep)) * outside)) if gating.keep < 1 else None  # None: all
         self.sigmoid = not residual if gating.sigmoid is None else gating.sigmoid
         self.l1, self.random = gating.l1, gating.choice == "random"
         self.weight = nn.Parameter(nn.init.kaiming_normal_(torch.empty(outside, inside)))  # U
         self.bias = nn.Parameter(torch.full((outside,), float(not residual) if gating.bias is None else gating.bias))  # c
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        g = saliency(x, self.weight, self.bias, self.sigmoid)
-        if self.keep is not None:
-            g = drawn(g, self.keep, keys_of(x)) if self.random else largest(g, self.keep)
+        g = self.selected(self.saliency(x), keys_of(x) if self.random else None)
         return y * g[..., None, None]
+
+    def saliency(self, x: Tensor) -> Tensor:
+        """(B, C_out) g = ReLU(U s + c)."""
+        s = x.mean((2, 3))
+        return F.linear(s.sigmoid() if self.sigmoid else s, self.weight, self.bias).relu()
+
+    def selected(self, g: Tensor, keys: Tensor | None = None) -> Tensor:
+        """g with the channels of each image that do not stay set to 0; `keys` (B,) of the images, where these are drawn."""
+        if self.keep is None:
+            return g
+        return largest(g, self.keep) if keys is None else drawn(g, self.keep, keys)
 
     def extra_repr(self) -> str:
         outside, inside = self.weight.shape
@@ -70,27 +79,6 @@ class Shift(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.bias[:, None, None]
-
-
-class Added(nn.Module):
-    """A stream (B, C, H, W) with y (B, c, H, W) added to its channels `index` (c,); in place where nobody needs it as it was."""
-
-    def __init__(self, index: Tensor, last: bool) -> None:
-        super().__init__()
-        self.register_buffer("index", index)
-        self.last = last  # nobody reads the stream as it was after this
-
-    def forward(self, stream: Tensor, y: Tensor) -> Tensor:
-        index = self.get_buffer("index")
-        if self.last and not torch.is_grad_enabled():
-            return stream.index_add_(1, index, y)
-        return stream.index_add(1, index, y)
-
-
-def saliency(x: Tensor, weight: Tensor, bias: Tensor, sigmoid: bool) -> Tensor:
-    """(B, C_out) g = ReLU(U s + c) of images x (B, C_in, H, W)."""
-    s = x.mean((2, 3))
-    return F.linear(s.sigmoid() if sigmoid else s, weight, bias).relu()
 
 
 def largest(g: Tensor, k: int) -> Tensor:
@@ -133,7 +121,7 @@ def gated(module: nn.Module, gating: Gating) -> fx.GraphModule:
     except Exception as error:
         raise BadInput(f"[model] gate_keep: torch.fx cannot trace the model ({type(error).__name__}: {error})") from error
     made = fx.GraphModule(module, _without_identities(module, graph))
-    residual = any(node.target in ADDING for node in graph.nodes)
+    residual = any(node.target in ADDING and len(node.all_input_nodes) > 1 for node in graph.nodes)
     uses = Counter(node.target for node in graph.nodes if node.op == "call_module")
     nodes = [node for node in graph.nodes if uses[node.target] == 1 and _takes_gate(made, node, residual)]
     if not nodes:
@@ -146,8 +134,8 @@ def gated(module: nn.Module, gating: Gating) -> fx.GraphModule:
 
 def _without_identities(module: nn.Module, graph: fx.Graph) -> fx.Graph:
     """Where a model has no norm, one may stand for it."""
-    for node in [node for node in graph.nodes if _layer(module, node, nn.Identity)]:
-        node.replace_all_uses_with(_entry(node))
+    for node in [node for node in graph.nodes if calls(module, node, nn.Identity)]:
+        node.replace_all_uses_with(entry_of(node))
         graph.erase_node(node)
     return graph
 
@@ -156,10 +144,10 @@ def _takes_gate(module: fx.GraphModule, node: fx.Node, residual: bool) -> bool:
     layer = module.get_submodule(str(node.target)) if node.op == "call_module" else None
     if not isinstance(layer, nn.Conv2d) or layer.groups > 1 or layer.kernel_size == (1, 1):
         return False
-    return not (residual and _entry(node).op == "placeholder")
+    return not (residual and entry_of(node).op == "placeholder")
 
 
-def _entry(node: fx.Node) -> fx.Node:
+def entry_of(node: fx.Node) -> fx.Node:
     return node.all_input_nodes[0]
 
 
@@ -168,11 +156,11 @@ def _insert(module: fx.GraphModule, conv: fx.Node, gating: Gating, residual: boo
     name, graph, last = str(conv.target), module.graph, conv
     layer: Any = module.get_submodule(name)
     behind = next(iter(conv.users)) if len(conv.users) == 1 else None
-    if behind is not None and _layer(module, behind, NORMS):
+    if behind is not None and calls(module, behind, NORMS):
         last = behind if gating.place == "norm" else _without_scale(module, behind)
     module.add_submodule(f"{GATES}.{name}", InputGate(layer.in_channels, layer.out_channels, gating, residual))
     with graph.inserting_after(last):
-        gate = graph.call_module(f"{GATES}.{name}", (_entry(conv), last))
+        gate = graph.call_module(f"{GATES}.{name}", (entry_of(conv), last))
     last.replace_all_uses_with(gate, lambda user: user is not gate)
 
 
@@ -195,88 +183,6 @@ def gates_of(module: nn.Module) -> dict[str, InputGate]:
     return {name: layer for name, layer in module.named_modules() if isinstance(layer, InputGate)}
 
 
-# ---- a client's own network
-
-
-def sliced(module: nn.Module, kept: dict[str, Tensor]) -> nn.Module:
-    """A gated module whose tensors are narrowed already, made to fit: no gate selects, and streams get their channels back.
-
-    kept: gated layer -> positions (c,) of its channels. The module is changed in place.
-    """
-    assert isinstance(module, fx.GraphModule)
-    for node in [node for node in module.graph.nodes if _layer(module, node, InputGate)]:
-        name = str(node.target)
-        gate: Any = module.get_submodule(name)
-        gate.keep = None
-        for user in [user for user in node.users if user.target in ADDING]:
-            stream = next(entry for entry in user.all_input_nodes if entry is not node)
-            place = f"added.{name.removeprefix(GATES + '.')}"
-            module.add_submodule(place, Added(kept[name.removeprefix(GATES + ".")].to(gate.weight.device), _last(stream, user)))
-            with module.graph.inserting_after(user):
-                added = module.graph.call_module(place, (stream, node))
-            user.replace_all_uses_with(added)
-            module.graph.erase_node(user)
-    module.recompile()
-    return module
-
-
-def _last(stream: fx.Node, reader: fx.Node) -> bool:
-    """Whether nothing reads the stream after its reader, nor anybody outside."""
-    return stream.op != "placeholder" and not any(reader < user for user in stream.users)
-
-
-def folded(module: nn.Module, values: dict[str, Tensor]) -> nn.Module:
-    """A copy without gates: each is replaced by a constant, multiplied into the map before it.
-
-    values: gated layer -> g (c,), of a sliced module its kept channels'.
-    """
-    module = copy.deepcopy(module)
-    assert isinstance(module, fx.GraphModule)
-    for node in [node for node in module.graph.nodes if _layer(module, node, InputGate)]:
-        name, before = str(node.target).removeprefix(GATES + "."), node.args[1]
-        assert isinstance(before, fx.Node)
-        node.replace_all_uses_with(_scaled(module, before, values[name].detach()))
-        module.graph.erase_node(node)
-    module.delete_all_unused_submodules()
-    return lean(module)
-
-
-def lean(module: nn.Module) -> nn.Module:
-    """The same network for inference, changed in place: ReLUs write over what nothing else reads, and no backward pass needs.
-
-    Its layers stand side by side, "layer1.0.conv1" as "layer1_0_conv1": a small network loses a twentieth of its time by looking
-    for them in each other.
-    """
-    assert isinstance(module, fx.GraphModule)
-    for node in [node for node in module.graph.nodes if _layer(module, node, nn.ReLU)]:
-        entry = _entry(node)
-        if len(entry.users) == 1 and _layer(module, entry, (*NORMS, InputGate, Added)):
-            with module.graph.inserting_after(node):
-                node.replace_all_uses_with(module.graph.call_method("relu_", (entry,)))
-            module.graph.erase_node(node)
-    for node in [node for node in module.graph.nodes if _layer(module, node, nn.Module)]:
-        name = str(node.target).replace(".", "_")
-        module.add_module(name, module.get_submodule(str(node.target)))
-        node.target = name
-    module.delete_all_unused_submodules()
-    module.recompile()
-    return module
-
-
-def _scaled(module: fx.GraphModule, node: fx.Node, values: Tensor) -> fx.Node:
-    """The layer at the node, its output channels multiplied by `values`; a shift moves into the norm before it. Where it ends."""
-    layer: Any = module.get_submodule(str(node.target))
-    with torch.no_grad():
-        if isinstance(layer, Shift):
-            norm: Any = module.get_submodule(str(_entry(node).target))
-            norm.weight, norm.bias, norm.affine = nn.Parameter(values.clone()), nn.Parameter(layer.bias * values), True
-            return _entry(node)
-        layer.weight.mul_(values.view(-1, *[1] * (layer.weight.dim() - 1)))
-        if layer.bias is not None:
-            layer.bias.mul_(values)
-    return node
-
-
-def _layer(module: nn.Module, node: fx.Node, kinds: Any) -> bool:
+def calls(module: nn.Module, node: fx.Node, kinds: Any) -> bool:
     """Whether a node calls a layer of one of these kinds."""
     return node.op == "call_module" and isinstance(module.get_submodule(str(node.target)), kinds)

@@ -71,5 +71,7 @@ class ModelSettings:
             given = [name for name in GATE_FIELDS if getattr(self, name) != getattr(ModelSettings, name)]
             if given:
                 raise BadInput(f"model.{given[0]} is of gates that see the image, and model.gate_keep, which makes them, is not given")
+        elif self.match is not None:
+            raise BadInput("model.match narrows a network without gates; give model.width beside model.gate_keep")
         elif not 0 < self.gate_keep <= 1:
             raise BadInput(f"model.gate_keep is a share of the channels, above 0 and at most 1; not {self.gate_keep}")
