@@ -30,9 +30,10 @@ from adp_world import (
 from small_world import FLEETS, World, world
 from torch import Tensor
 
-from fedsim import gates, models, wire
+from fedsim import gates, ledger, models, wire
 from fedsim.core import Training
 from fedsim.fault import BadInput
+from fedsim.fleet.batches import shown
 from fedsim.frequency import FOLDED, FREQUENCY, MEAN
 from fedsim.methods import fedavg
 from fedsim.methods.adp import ADP
@@ -241,12 +242,17 @@ def test_the_last_round_and_its_export_cost_what_every_round_costs(method) -> No
     assert {(bill.bytes_up, bill.bytes_down) for bill in made.fleet.account.bills.values()} == {(4 * values,) * 2}
 
 
-def test_clients_that_do_not_train_in_the_last_round_send_nothing() -> None:
+@pytest.mark.parametrize(("method", "times"), [(ADP(), 1), (ADP(export_gate="folded"), 2), (ADP(personalise=2), 1 + 2 * 3)])
+def test_what_clients_do_after_training_is_billed_to_nobody_but_counted(method, times) -> None:
     made = having(rounds=1, cohort=2)
-    states(made, ADP())
-    trained = made.seen[0].clients
-    assert [made.fleet.account.bills[k].bytes_up > 0 for k in range(4)] == [k in trained for k in range(4)]
-    assert [made.fleet.account.bills[k].bytes_down > 0 for k in range(4)] == [k in trained for k in range(4)]
+    states(made, method)
+    account, trained = made.fleet.account, made.seen[0].clients
+    assert sorted(account.bills) == trained
+    images = sum(made.population.size(k) for k in range(4))
+    assert account.deployed == times * images * ledger.forward_flops(made.setting.anatomy)
+    for k, bill in account.bills.items():
+        assert bill.samples == shown(made.setting.train.feed(), made.population.size(k))
+        assert bill.train_flops == 3 * bill.samples * ledger.forward_flops(made.setting.anatomy)
 
 
 # ---- what is recorded

@@ -11,7 +11,14 @@ from fedsim.models.gating import gates_of
 
 JOBS = Path(__file__).parents[1] / "jobs"
 ALL = sorted([*JOBS.rglob("adp*.toml"), *JOBS.rglob("feddp*.toml")])
-REFERENCES = {"adp_dense": "fedavg", "adp_dense_shapes": "fedavg", "adp_static": "structured", "adp_soft": "feddp"}
+REFERENCES = {
+    "adp_dense": "fedavg",
+    "adp_dense_shapes": "fedavg",
+    "adp_static": "structured",
+    "adp_soft": "feddp",
+    "adp_dwfnp": "dwfnp",
+    "adp_cifar10_dense": "fedavg",
+}
 
 
 @pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
@@ -24,7 +31,7 @@ def test_every_job_is_valid(path) -> None:
 
 @pytest.mark.parametrize("name", ["adp_cifar10", "adp_cifar10_vgg11", "adp_cifar10_resnet32"])
 def test_the_authors_setting_is_theirs(name) -> None:
-    one = job.load(JOBS / f"{name}.toml")
+    one = job.runs(job.load(JOBS / f"{name}.toml"))[0]
     train, data, partition = one.train, one.data, one.partition
     assert (one.rounds, partition.clients, one.cohort.of(10), partition.alpha, partition.least) == (100, 10, 10, 0.1, 10)
     assert (train.epochs, train.batch, train.lr, train.momentum, train.weight_decay, train.schedule) == (

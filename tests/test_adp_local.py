@@ -185,6 +185,6 @@ def test_the_other_forms_of_use_are_those_that_are_not_its_own() -> None:
     assert ADP(personalise=2, export="none").others().keys() == {"gated"}
     folded = ADP(gates="local", align=2, export_gate="folded", personalise=1)
     assert folded.others() == {
-        "gated": replace(folded, export="none", export_gate="live", personalise=0),
-        "personal": replace(folded, export="none", export_gate="live"),
+        "gated": replace(folded, export="none", export_gate="live", align=1, personalise=0),
+        "personal": replace(folded, export="none", export_gate="live", align=1),
     }

@@ -268,9 +268,9 @@ def test_densities_and_bytes_are_counted() -> None:
     _, ends, _ = by_hand(made, 3, fall=0.9, theta=THETA)
     for r in range(3):
         left = [{name: int((end[f"w/{name}.weight"] != 0).sum()) for name in CONVS} for end in ends[r].values()]
-        sent = {name: int((shared[r][f"w/{name}.weight"] != 0).sum()) for name in CONVS}
-        by_weights = [sum(one.values()) / 252 for one in (*left, sent)]
-        by_layers = [(one["conv1"] / 36 + one["conv2"] / 216) / 2 for one in (*left, sent)]
+        sent, after = ({name: int((shared[i][f"w/{name}.weight"] != 0).sum()) for name in CONVS} for i in (r, r + 1))
+        by_weights = [sum(one.values()) / 252 for one in (*left, after)]
+        by_layers = [(one["conv1"] / 36 + one["conv2"] / 216) / 2 for one in (*left, after)]
         row = told[r]
         assert row["client_conv_density"] == pytest.approx(sum(by_weights[:2]) / 2, abs=1e-12)
         assert row["client_conv_density_layers"] == pytest.approx(sum(by_layers[:2]) / 2, abs=1e-12)

@@ -99,7 +99,7 @@ class ADP(Method[State]):
 
     def others(self) -> dict[str, Method[State]]:
         """How else the clients could use what has been learned: each form's accuracy is recorded as well after the last round."""
-        by_image = replace(self, export="none", export_gate="live")
+        by_image = replace(self, export="none", export_gate="live", align=1)
         forms: dict[str, Method[State]] = {"gated": replace(by_image, personalise=0), "personal": by_image}
         return {name: form for name, form in forms.items() if form != self and (name == "gated" or self.personalise)}
 
