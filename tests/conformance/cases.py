@@ -66,7 +66,6 @@ TABLE = {
         {"lr": 0.01},
         model={"name": "resnet8", "gate_keep": 0.5, "gate_l1": 1e-3, "gate_place": "affine"},
     ),
-    "adp-random": Case("adp", {"export": "none"}, model={"gate_keep": 0.5, "gate_choice": "random"}),
     "adp-global": Case("adp", {"export": "global"}, model={"name": "resnet8", "gate_keep": 0.6, "norm": "group"}),
     "fedtiny-gated": Case("fedtiny", TINY, masked=True, budget=0.3, model={"gate_keep": 0.5}),
     "feddp": Case("feddp", {"theta": 0.02, "filters": 0.3}),

@@ -50,7 +50,7 @@ def ranks(request, folder, alone, ranks_environment) -> Path:
         pytest.fail("no mpirun here: pip install 'fedsim[mpi]'")
     name = f"ranks{request.param}"
     command = [MPIRUN, "-n", str(request.param), sys.executable, str(HERE / "cases.py"), str(folder), name]
-    done = subprocess.run(command, env=ranks_environment, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command, env=ranks_environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return folder / name
 
