@@ -68,7 +68,7 @@ def main(jobs: list[Job], console: Console) -> int:
         keep, told = job.model.gate_keep, TARGETS.get(job.model.name)
         table = Table(box=None, header_style="bold", pad_edge=False)
         for name in ("", "batch", "ms", "quartiles", "dense / it", "by hand / it", "multiply-adds"):
-            table.add_column(name, justify="right" if name else "left")
+            table.add_column(name, justify="right" if name else "left", no_wrap=True)
         for batch in BATCHES:
             lines = {line.name: line for line in measured(parts, batch)}
             for line in lines.values():
