@@ -14,6 +14,7 @@ from fedsim.gates import GATES
 from fedsim.keep import Keep
 from fedsim.methods.adp import ADP
 from fedsim.methods.structured import Structured
+from fedsim.models.slicing import lean
 from fedsim.net import Net
 from fedsim.skipping import Skipping
 
@@ -39,10 +40,12 @@ class Branches(nn.Module):
             return self.fc(self.relu(torch.add(stream, one, alpha=0.3)).mean((2, 3)))
         if self.join == "number":
             return self.fc(self.relu(one + 1.0).mean((2, 3)))
+        if self.join == "twice":  # the ReLU is not the only one that reads its input
+            return self.fc((self.relu(one) * one + stream).mean((2, 3)))
         return self.fc(self.relu(one + self.norm2(self.two(stream))).mean((2, 3)))
 
 
-FREE = {"stream": ["gates.one"], "alias": ["gates.one"], "alpha": [], "number": [], "two": []}
+FREE = {"stream": ["gates.one"], "alias": ["gates.one"], "alpha": [], "number": [], "two": [], "twice": []}
 
 
 def net_of(join: str) -> Net:
@@ -72,6 +75,17 @@ def test_what_is_cut_and_what_is_skipped_stays_the_same(join) -> None:
             kept = net.channels.kept(gate)
             small = net.cut(kept).plain(net.narrow(tree, kept)).double()
             assert torch.allclose(small(x), net(tree | {GATES: gate}, x)[0], atol=1e-10)
+
+
+@pytest.mark.parametrize("join", FREE)
+def test_a_lean_network_is_the_same_one(join) -> None:
+    net = net_of(join)
+    tree, x = drawn(net), images(3)
+    found = lean(net.plain(tree).double())
+    with torch.no_grad():
+        assert torch.allclose(found(x), net(tree, x)[0], atol=1e-10)
+        assert torch.allclose(found(x), net(tree, x)[0], atol=1e-10)
+    assert torch.allclose(found(x), net(tree, x)[0], atol=1e-10)
 
 
 def test_networks_that_cannot_be_cut_are_refused_before_anything_is_trained() -> None:
