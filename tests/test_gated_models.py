@@ -41,7 +41,7 @@ class Branches(nn.Module):
         if self.join == "number":
             return self.fc(self.relu(one + 1.0).mean((2, 3)))
         if self.join == "twice":  # the ReLU is not the only one that reads its input
-            return self.fc((self.relu(one) * one + stream).mean((2, 3)))
+            return self.fc((self.relu(one) - one + stream).mean((2, 3)))
         return self.fc(self.relu(one + self.norm2(self.two(stream))).mean((2, 3)))
 
 
