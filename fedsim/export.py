@@ -108,7 +108,7 @@ def _gate_of(reader: Reader, client: int, job: Job) -> Tree:
     if client not in ids:
         some = ", ".join(map(str, ids[:10])) + (" …" if len(ids) > 10 else "")
         raise BadInput(f"{reader.path} holds no network of client {client}; it has those of the clients {some}")
-    if own := getattr(job.method.use, "own", ""):
+    if own := getattr(job.method.use, "stays", ""):
         raise BadInput(f"{reader.path}: its clients have {own} of their own, which are in their kept state and not in the run file")
     row, values = int(np.flatnonzero(ids == client)[0]), reader.gate_values()
     gate = {GATES: torch.from_numpy(hard[row])}

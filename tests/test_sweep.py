@@ -125,7 +125,7 @@ def test_the_exit_code_is_the_worst_of_the_runs(tmp_path: Path, codes: tuple[int
 
 
 def test_a_terminal_sees_how_far_it_is(tmp_path: Path) -> None:
-    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    console = Console(file=io.StringIO(), force_terminal=True, width=120, _environ={"TERM": "xterm"})
     run = Run(made("a"), tmp_path / "a.h5")
     with Tally([run, Run(made("b"), tmp_path / "b.h5")], console) as tally:
         tally.add(run, Outcome(2, "what is wrong\nand more"))

@@ -63,8 +63,8 @@ class ADP(Method[State]):
             raise BadInput(f'[method] align = {self.align} is of exported networks: leave it out, or export = "none"')
 
     @property
-    def own(self) -> str:
-        """What clients have of their own beside their channels."""
+    def stays(self) -> str:
+        """What clients have of their own beside their channels, and no run file holds."""
         parts = {"gates": self.gates == "local", "batch norms": self.bn == "local", "weights": self.personalise > 0}
         return " and ".join(name for name, mine in parts.items() if mine)
 
