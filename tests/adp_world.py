@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from gating_world import by_sorting
 from small_world import FLEETS, SLOW, World, batches, loaded, world
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -107,14 +108,6 @@ def pixels(made: World, k: int) -> Tensor:
     """A client's training images as the network sees them, none of them moved."""
     train = made.population.train
     return (train.images(torch.from_numpy(made.population.shards["train"].of(k))).double() / 255 - 0.5) / 0.25
-
-
-def by_sorting(g: Tensor, k: int) -> Tensor:
-    rows = []
-    for row in g.tolist():
-        best = sorted(range(len(row)), key=lambda channel: (-row[channel], channel))[:k]
-        rows.append([value if channel in best else 0.0 for channel, value in enumerate(row)])
-    return torch.tensor(rows, dtype=g.dtype)
 
 
 def seen(tree: Tree, x: Tensor, mask: Tensor | None = None, values: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -49,3 +49,12 @@ def chosen(net: Net, share: float = 0.6, seed: int = 2) -> Tensor:
 def batch_of(x: Tensor, y: Tensor | None = None, real: Tensor | None = None) -> Batch:
     zero = torch.zeros((), dtype=torch.int64)
     return Batch(x, torch.arange(len(x)) % 10 if y is None else y, real, zero, zero + 1)
+
+
+def by_sorting(g: Tensor, k: int) -> Tensor:
+    """g (B, C) with all but the `k` largest of a row set to 0, by a full sort of each."""
+    rows = []
+    for row in g.tolist():
+        best = sorted(range(len(row)), key=lambda channel: (-row[channel], channel))[:k]
+        rows.append([value if channel in best else 0.0 for channel, value in enumerate(row)])
+    return torch.tensor(rows, dtype=g.dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gating_world import CIFAR, FAMILIES, batch_of, built, drawn, images, precise
+from gating_world import CIFAR, FAMILIES, batch_of, built, by_sorting, drawn, images, precise
 from torch import Tensor, nn
 from torch.func import vmap
 from torch.nn import functional as F
@@ -17,14 +17,6 @@ from fedsim.net import Net
 from fedsim.tree import Tree
 
 # ---- 1: selection
-
-
-def by_sorting(g: Tensor, k: int) -> Tensor:
-    rows = []
-    for row in g.tolist():
-        best = sorted(range(len(row)), key=lambda channel: (-row[channel], channel))[:k]
-        rows.append([value if channel in best else 0.0 for channel, value in enumerate(row)])
-    return torch.tensor(rows, dtype=g.dtype)
 
 
 @pytest.mark.parametrize("k", [1, 3, 7, 10])
