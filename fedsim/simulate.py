@@ -59,7 +59,8 @@ def simulate(parts: Parts, fleet: LocalFleet, scribe: Scribe, start: Start, prog
         row = row_of(parts.anatomy, fleet.account.bills, score, shared, masks, found, net or setting.net)
         row.timing.update(timing, server=trained - began - sum(timing.values()), evaluate=ended - trained, record=scribe.seconds)
         row.speed.update(speeds(fleet.account.bills, parts.job.train.batch, row.timing, moved | {"record": scribe.bytes}))
-        row.values.update(_since(traffic, fleet.traffic), executed_memory=fleet.account.executed, deploy_flops=fleet.account.deployed)
+        row.values.update(_since(traffic, fleet.traffic), executed_memory=fleet.account.executed)
+        row.values.update({"deploy_flops": fleet.account.deployed} if fleet.account.deployed else {})
         row.values["seconds"] = time.perf_counter() - began
         masks = row.masks
         fleet.later(partial(scribe.write, r, row, *_to_keep(state, fleet), fleet))

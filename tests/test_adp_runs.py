@@ -238,6 +238,15 @@ def test_show_tells_forms_and_shares(shell, capfd) -> None:
 # ---- stopped
 
 
+@pytest.mark.parametrize("name", FORMS)
+def test_every_column_says_what_it_is(shell, name) -> None:
+    with h5py.File(shell.folder / f"{name}.h5") as file:
+        for group in ("rounds", "clients"):
+            scales = ("round", "client")
+            assert not [column for column in file[group] if column not in scales and not file[group][column].attrs["long_name"]]
+        assert file["rounds/deploy_flops"].attrs["units"] == "FLOP"
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = tmp_path_factory.mktemp("stopped")

@@ -2,8 +2,9 @@
 
 Every gated convolution keeps at most a share d of its output channels for an image, by a small gate that looks at its input; the
 gates are trained and averaged like weights. The gated network is the model's: set model.gate_keep (d), and where wanted
-model.gate_sigmoid, gate_bias, gate_l1 and gate_place; any method trains it. This one gives, after the last round, every client a
-network that is physically smaller: the channels that its own training images open most often (our addition to the paper).
+model.gate_sigmoid, gate_bias, gate_l1, gate_choice and gate_place; methods that average weights train it too. This one gives, after the
+last round, every client a network that is physically smaller: the channels that its own training images open most often (our addition
+to the paper).
 
 Paper -> code:  d -> model.gate_keep,  K -> clients,  g -> fedsim.models.gating,  f_{l,c} -> own/frequency,  m_k -> gate/channels
 
@@ -58,7 +59,6 @@ class ADP(Method[State]):
         within(self, align=(1, inf), personalise=(0, inf))
         if self.export_gate == "folded" and self.export != "client":
             raise BadInput(f'[method] export_gate = "folded" takes a client\'s own means: it needs export = "client", not {self.export!r}')
-
         if self.align > 1 and self.export == "none":
             raise BadInput(f'[method] align = {self.align} is of exported networks: leave it out, or export = "none"')
 

@@ -66,6 +66,15 @@ COLUMNS: dict[str, Column] = {
     "speed/record_bytes": Column("B/s", "written, over the seconds of record"),
 }
 
+FORMS = {"gated": "gated by the image", "personal": "gated by the image, with the model trained for their own use"}
+FORM = {
+    "accuracy": ("1", "share of the global test set classified rightly"),
+    "loss": ("nat", "mean cross-entropy on the global test set"),
+    "client_accuracy": ("1", "right over all images of the clients' test shards"),
+    "client_accuracy_macro": ("1", "unweighted mean over clients of the accuracy on their test shards"),
+    "client_accuracy_min": ("1", "lowest accuracy of a client on its test shard"),
+}
+
 OF_METHODS: dict[str, Column] = {
     "rounds/adjusted": Column("1", "weights that left and as many that entered the masks in an adjustment"),
     "rounds/block": Column("1", "block of layers that was adjusted, 1 nearest the input"),
@@ -85,6 +94,27 @@ OF_METHODS: dict[str, Column] = {
     "rounds/client_parameters": Column("1", "parameters of a client's sub-network, mean over clients"),
     "rounds/client_overlap": Column("1", "channels that two clients' sub-networks share over those that either has, mean over pairs"),
     "rounds/client_worst": Column("1", "number of the client of lowest accuracy on its test shard, the first of equals"),
+    "rounds/client_global_accuracy": Column("1", "accuracy of a client's own network on the global test set, mean over clients"),
+    "rounds/deploy_flops": Column("FLOP", "what clients do after the last round to get the network they use, all together; on no bill"),
+    "rounds/nominal_convs_share": Column("1", "convolutions' FLOPs with as many channels open as may be, over the ungated ones"),
+    "rounds/nominal_share": Column("1", "the same of the whole network, gates added, over the network without gates"),
+    "rounds/active_convs_share": Column("1", "convolutions' FLOPs of the channels that are open, mean over the clients' training images"),
+    "rounds/active_share": Column("1", "the same of the whole network, gates added, over the network without gates"),
+    "rounds/varying_share": Column("1", "channels that some of a client's images open and others do not, mean over images"),
+    "rounds/export_share": Column("1", "FLOPs of an exported network over the network without gates"),
+    **{
+        f"rounds/{form}_{name}": Column(unit, f"{about}, clients {way}")
+        for form, way in FORMS.items()
+        for name, (unit, about) in FORM.items()
+    },
+    **{f"clients/{form}_accuracy": Column("1", f"accuracy on its own test shard, {way}") for form, way in FORMS.items()},
+    "clients/global_accuracy": Column("1", "accuracy of the client's own network on the global test set"),
+    "rounds/client_conv_density": Column("1", "convolution weights of a client that are not 0, mean over clients"),
+    "rounds/client_conv_density_layers": Column("1", "the same, every convolution counted alike"),
+    "rounds/server_conv_density": Column("1", "convolution weights of the server's model that are not 0"),
+    "rounds/server_conv_density_layers": Column("1", "the same, every convolution counted alike"),
+    "rounds/bytes_up_indexed": Column("B", "what would be sent up with an index and a value for each convolution weight that is not 0"),
+    "rounds/bytes_down_indexed": Column("B", "the same, down"),
     "clients/inference_flops": Column("FLOP", "one forward pass of the client's sub-network for one image"),
     "clients/parameters": Column("1", "parameters of the client's sub-network"),
     "clients/gates_open": Column("1", "share of its gates that are open, of the network in use"),
