@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedsim import models
-from fedsim.aggregate import FedAvg
-from fedsim.core import Sent
-from fedsim.data.images import Stored
+from fedsim.core.tree import Tree, under
+from fedsim.data.image_sets import Stored
+from fedsim.federated.aggregation import FedAvg
+from fedsim.federated.protocol import ClientInput
 from fedsim.methods.adp import ADP, State
-from fedsim.models.gating import gates_of
-from fedsim.tree import Tree, under
+from fedsim.models import settings
+from fedsim.nn import profiler
+from fedsim.nn.layers.input_gate import gates_of
 
 SHAPE, CLASSES = (2, 4, 4), 3
 SIZES = [5, 11, 8, 3]  # images; in batches of 4 and two epochs 4, 6, 4 and 2 steps
@@ -40,7 +42,7 @@ def owned(x: Tensor, y: Tensor, owners: Tensor) -> Stored:
 
 
 def module_of(keep: float | None = 0.5, **fields: Any) -> nn.Module:
-    return models.build(models.ModelSettings("cnn", width=4, gate_keep=keep, **fields), SHAPE, CLASSES, 0)
+    return models.build(settings.ModelSettings("cnn", width=4, gate_keep=keep, **fields), SHAPE, CLASSES, 0)
 
 
 def lively(module: nn.Module) -> nn.Module:
@@ -63,7 +65,7 @@ def having(
 ) -> World:
     module = module or lively(module_of())
     made = world(shades(sizes), module, kind, replace(SLOW, **train), cohort)
-    anatomy = models.anatomy(module, SHAPE)
+    anatomy = profiler.profile(module, SHAPE)
     made.setting = replace(made.setting, aggregate=aggregate or FedAvg(), rounds=rounds, anatomy=anatomy)
     return made
 
@@ -147,7 +149,7 @@ def first_of(f: Tensor, g: Tensor, counts: tuple[int, ...] = KEPT) -> Tensor:
 def used(made: World, method: ADP, state: State, k: int) -> Tree:
     """The model that client `k` uses, as the method gives it where the client is."""
     shared = method.deploy(made.setting, state, made.fleet, [k])[0]
-    return method.model_of(made.setting.net, Sent(shared, {}, made.fleet.kept.get(k, {}), *[torch.tensor(0)] * 3))
+    return method.model_of(made.setting.net, ClientInput(shared, {}, made.fleet.kept.get(k, {}), *[torch.tensor(0)] * 3))
 
 
 def weights(tree: Tree) -> Tree:

@@ -9,9 +9,9 @@ import torch
 from small_world import FLEETS, SLOW, World, batches, drawn, loaded, masked, small, stored, world
 from torch.nn import functional as F
 
+from fedsim.core.tree import Tree, under
 from fedsim.methods.fedavg import FedAvg as Method
 from fedsim.methods.fedavg import State
-from fedsim.tree import Tree, under
 
 SIZES = [5, 11, 8, 3]  # images; in batches of 4 and two epochs 4, 6, 4 and 2 steps
 FALLING = replace(SLOW, schedule="cosine", rounds=10)

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from fedsim import __main__ as cli
+from fedsim.cli import commands
 
 
 def console(job: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
     """`call(command, *settings)` on smoke.toml in a folder that holds nothing else: the exit code and what it says on the error stream."""
     (folder / "smoke.toml").write_text(job)
     monkeypatch.chdir(folder)
-    for name in cli.RANK:
+    for name in commands.RANK:
         monkeypatch.delenv(name, raising=False)
 
     def call(command: str, *settings: str) -> tuple[int, str]:
@@ -23,7 +23,7 @@ def console(job: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pyte
         monkeypatch.setattr(sys, "argv", ["fedsim", command, "smoke.toml", *overrides])
         capfd.readouterr()
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            commands.main()
         return int(ended.value.code or 0), capfd.readouterr().err
 
     return call

@@ -12,36 +12,41 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from fedsim import descent, draw, gates, models
-from fedsim.aggregate import FedAvg
-from fedsim.choosing import Choosing
-from fedsim.core import Setting, Training
-from fedsim.cotrain import Cotraining
+from fedsim import models
+from fedsim.core import rng
+from fedsim.core.tree import Tree, under
+from fedsim.core.types import LocalTraining
 from fedsim.data.partition import PartitionSettings
 from fedsim.data.population import divide
-from fedsim.fleet.account import Account
+from fedsim.federated.aggregation import FedAvg
+from fedsim.federated.protocol import Setting
+from fedsim.fleet.accounting import CostAccount
 from fedsim.fleet.batches import Batches, Round
-from fedsim.fleet.order import Site
+from fedsim.fleet.messages import WorkerContext
 from fedsim.fleet.serial import SerialFleet
 from fedsim.methods.dwfnp import DWFNP, State
-from fedsim.net import Net
-from fedsim.tree import Tree, under
+from fedsim.models import settings
+from fedsim.nn import optim, profiler
+from fedsim.nn.net import Net
+from fedsim.pruning import gates
+from fedsim.pruning.gate_controller import GateController
+from fedsim.pruning.hypernet_training import HypernetTraining
 
 SHAPE, CLASSES = (1, 4, 4), 3
 WIDTHS = (4, 8, 16)  # of resnet8's three gated layers at width 4
-SGD = Training(epochs=0, steps=3, batch=4, lr=0.1, momentum=0.9, decay=1e-3)
+SGD = LocalTraining(epochs=0, steps=3, batch=4, lr=0.1, momentum=0.9, decay=1e-3)
 QUICK = {"warmup": 0, "hyper_interval": 1, "hyper_lr": 0.02, "bias": 0.5}  # masks that learn at once, and close channels from the start
 
 
 def module_of(model: str = "resnet8", norm: str = "group", standardise: bool = False) -> nn.Module:
-    return models.build(models.ModelSettings(model, width=4, norm=norm, standardise=standardise), SHAPE, CLASSES, 0)
+    return models.build(settings.ModelSettings(model, width=4, norm=norm, standardise=standardise), SHAPE, CLASSES, 0)
 
 
 def gated(
     sizes: tuple[int, ...] = (12, 9, 10, 7),
     module: nn.Module | None = None,
     kind: type = SerialFleet,
-    training: Training = SGD,
+    training: LocalTraining = SGD,
     dtype: torch.dtype = torch.float64,
     rounds: int = 4,
     cohort: int | None = None,
@@ -50,10 +55,10 @@ def gated(
     """Clients with so many images of their own, some of them held out."""
     data, module = stored(*drawn(list(sizes))), module or module_of()
     population = divide(data, data, PartitionSettings(name="natural", clients=0, least=1, test="global", holdout=holdout), 0)
-    anatomy, net = models.anatomy(module, SHAPE), Net(module).to("cpu", dtype)
+    anatomy, net = profiler.profile(module, SHAPE), Net(module).to("cpu", dtype)
     seen: list[Seen] = []
-    account = Account(anatomy, population, training.feed(), descent.slots(training.momentum, training.optimiser))
-    fleet = noting(kind, seen)(Site(net, population, 0, dtype=dtype), account, 2, lambda: 0.0)
+    account = CostAccount(anatomy, population, training.feed(), optim.values_per_parameter(training.momentum, training.optimiser))
+    fleet = noting(kind, seen)(WorkerContext(net, population, 0, dtype=dtype), account, 2, lambda: 0.0)
     clients = population.clients
     setting = Setting(net, training, FedAvg(), rounds, cohort or clients, clients, 0, anatomy, holdout)
     return World(setting, fleet, population, seen)
@@ -91,7 +96,7 @@ def near(one: Tree, other: Tree, within: float = 1e-6) -> None:
 # ---- in float64
 
 
-class PreciseRule(Cotraining):
+class PreciseRule(HypernetTraining):
     """Hypernetworks in float64."""
 
     def fresh(self, seed: int, personal: bool = True) -> Tree:
@@ -107,9 +112,9 @@ class PreciseRule(Cotraining):
 class Precise(DWFNP):
     """The method, its hypernetworks in float64."""
 
-    def choosing(self, setting: Setting) -> Choosing:
+    def choosing(self, setting: Setting) -> GateController:
         made = super().choosing(setting)
-        return replace(made, rule=PreciseRule(**{field.name: getattr(made.rule, field.name) for field in fields(Cotraining)}))
+        return replace(made, rule=PreciseRule(**{field.name: getattr(made.rule, field.name) for field in fields(HypernetTraining)}))
 
 
 # ---- the network by hand
@@ -184,7 +189,7 @@ def logits(net: Tree, x: Tensor) -> Tensor:
 
 def soft(o: Tensor, key: Tensor, kind: str, bias: float) -> Tensor:
     """sigmoid((o + g + b) / 0.4)."""
-    return torch.sigmoid((o + gates.gumbel(draw.fold(key, kind), 28).double() + bias) / 0.4)
+    return torch.sigmoid((o + gates.gumbel(rng.fold(key, kind), 28).double() + bias) / 0.4)
 
 
 def hard(y: Tensor, within: Tensor | None = None) -> Tensor:

@@ -6,16 +6,17 @@ import torch
 from torch import Tensor, nn
 
 from fedsim import models
-from fedsim.core import Batch
-from fedsim.net import Net
-from fedsim.tree import Tree
+from fedsim.core.tree import Tree
+from fedsim.core.types import Batch
+from fedsim.models import settings
+from fedsim.nn.net import Net
 
 CIFAR = (3, 32, 32)
 FAMILIES = ("cnn", "vgg11", "resnet8", "resnet20")
 
 
 def built(name: str, keep: float | None = 0.5, width: int | None = 8, shape: tuple[int, int, int] = CIFAR, **fields: object) -> nn.Module:
-    return models.build(models.ModelSettings(name, width=width, gate_keep=keep, **fields), shape, 10, 0)  # type: ignore[arg-type]
+    return models.build(settings.ModelSettings(name, width=width, gate_keep=keep, **fields), shape, 10, 0)  # type: ignore[arg-type]
 
 
 def drawn(net: Net, seed: int = 0) -> Tree:

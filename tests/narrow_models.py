@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fedsim.core import Batch
-from fedsim.models import ModelSettings, build
-from fedsim.net import Net
-from fedsim.tree import Tree, each
+from fedsim.core.tree import Tree, each
+from fedsim.core.types import Batch
+from fedsim.models import build
+from fedsim.models.settings import ModelSettings
+from fedsim.nn.net import Net
 
 CLASSES = 3
 SHAPES = {"cnn": (2, 8, 8), "resnet8": (2, 8, 8), "resnet18": (2, 8, 8), "mobilenet_v2": (2, 8, 8), "vgg11": (2, 32, 32)}

@@ -9,23 +9,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedsim import descent, models
-from fedsim.aggregate import FedAvg
-from fedsim.core import Feed, Setting, Training
-from fedsim.data.images import Stored
+from fedsim.core.tree import Tree, under
+from fedsim.core.types import Feed, LocalTraining
+from fedsim.data.image_sets import Stored
 from fedsim.data.partition import PartitionSettings
 from fedsim.data.population import Population, divide
-from fedsim.fleet.account import Account
+from fedsim.federated.aggregation import FedAvg
+from fedsim.federated.protocol import Setting
+from fedsim.fleet.accounting import CostAccount
 from fedsim.fleet.batches import Batches, Round
-from fedsim.fleet.order import Site
+from fedsim.fleet.messages import WorkerContext
 from fedsim.fleet.packed import PackedFleet
 from fedsim.fleet.serial import SerialFleet
 from fedsim.methods.fedtiny import FedTiny, State
-from fedsim.net import Net
-from fedsim.tree import Tree, under
+from fedsim.nn import optim, profiler
+from fedsim.nn.net import Net
 
 FLEETS = [SerialFleet, PackedFleet]
-SLOW = Training(batch=4, epochs=2, lr=0.1, momentum=0.9, decay=1e-3)
+SLOW = LocalTraining(batch=4, epochs=2, lr=0.1, momentum=0.9, decay=1e-3)
 
 
 @dataclass
@@ -96,16 +97,16 @@ def stored(x: Tensor, y: Tensor, owners: Tensor | None = None, mean: float = 0.5
 
 
 def world(
-    data: Stored, module: nn.Module | None = None, kind: type = SerialFleet, training: Training = SLOW, cohort: int | None = None
+    data: Stored, module: nn.Module | None = None, kind: type = SerialFleet, training: LocalTraining = SLOW, cohort: int | None = None
 ) -> World:
     """Clients with the images of their own, in float64."""
     module = module or small()
     population = divide(data, data, PartitionSettings(name="natural", clients=0, least=1, test="global"), 0)
-    anatomy = models.anatomy(module, data.shape)
+    anatomy = profiler.profile(module, data.shape)
     net = Net(module).to("cpu", torch.float64)
     seen: list[Seen] = []
-    account = Account(anatomy, population, training.feed(), descent.slots(training.momentum, training.optimiser))
-    fleet = noting(kind, seen)(Site(net, population, 0, dtype=torch.float64), account, 2, lambda: 0.0)
+    account = CostAccount(anatomy, population, training.feed(), optim.values_per_parameter(training.momentum, training.optimiser))
+    fleet = noting(kind, seen)(WorkerContext(net, population, 0, dtype=torch.float64), account, 2, lambda: 0.0)
     setting = Setting(net, training, FedAvg(), 10, cohort or population.clients, population.clients, 0, None)
     return World(setting, fleet, population, seen)
 

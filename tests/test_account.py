@@ -9,13 +9,15 @@ import torch
 from test_works import FLEETS, linear, people
 from torch import Tensor, nn
 
-from fedsim import ledger, models
-from fedsim.core import Batch, Feed, Report, Sent, Work
-from fedsim.fleet.account import Account
-from fedsim.fleet.order import Site
-from fedsim.net import Net
-from fedsim.tree import Tree, under
-from fedsim.works import Loss, Train
+from fedsim.core.tree import Tree, under
+from fedsim.core.types import Batch, Feed
+from fedsim.costs import profile
+from fedsim.federated.client_work import Loss, Train
+from fedsim.federated.protocol import ClientInput, Report, Work
+from fedsim.fleet.accounting import CostAccount
+from fedsim.fleet.messages import WorkerContext
+from fedsim.nn import profiler
+from fedsim.nn.net import Net
 
 WEIGHT, BIAS = 4 * 48, 4 * 3  # bytes of the linear layer
 TRAIN = Train((Feed("train", epochs=1, batch=4, augment=False),), 0.1)
@@ -24,8 +26,8 @@ TRAIN = Train((Feed("train", epochs=1, batch=4, augment=False),), 0.1)
 def charged(kind: type, sizes: list[int], module: nn.Module | None = None):  # type: ignore[no-untyped-def]
     module = (module or linear()).float()
     population = people(sizes)
-    account = Account(models.anatomy(module, (1, 4, 4)), population, TRAIN.feeds[0], slots=0)
-    made = kind(Site(Net(module), population, 0), account, 2, lambda: 0.0)
+    account = CostAccount(profiler.profile(module, (1, 4, 4)), population, TRAIN.feeds[0], slots=0)
+    made = kind(WorkerContext(Net(module), population, 0), account, 2, lambda: 0.0)
     made.open(1)
     return made, account
 
@@ -84,10 +86,10 @@ def test_a_mask_is_charged_against_what_the_client_held(kind) -> None:
 class Personal(Train):
     """Keeps half of the layer for itself."""
 
-    def fresh(self, net: Net, sent: Sent) -> Tree:
+    def fresh(self, net: Net, sent: ClientInput) -> Tree:
         return {"mask/1.weight": (torch.arange(48) % 2 == 0).view(3, 16)}
 
-    def finish(self, net: Net, sent: Sent, state: Tree) -> Report:
+    def finish(self, net: Net, sent: ClientInput, state: Tree) -> Report:
         report = super().finish(net, sent, state)
         return Report(report.total, {"mask/1.weight": sent.kept["mask/1.weight"]}, under(sent.kept, "mask/"))
 
@@ -133,10 +135,10 @@ class Untidy(Work):
     feeds: tuple[Feed, ...]
     how: str
 
-    def start(self, net: Net, sent: Sent) -> Tree:
+    def start(self, net: Net, sent: ClientInput) -> Tree:
         return {"n/a": torch.zeros(()) + 1, "n/b": torch.zeros(()) + 2}
 
-    def step(self, net: Net, sent: Sent, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
+    def step(self, net: Net, sent: ClientInput, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
         new = {
             "swap": {"n/a": state["n/b"], "n/b": state["n/a"]},
             "dtype": {"n/a": state["n/a"].double(), "n/b": state["n/b"]},
@@ -144,7 +146,7 @@ class Untidy(Work):
         }[self.how]
         return new, batch.x.sum() * 0
 
-    def finish(self, net: Net, sent: Sent, state: Tree) -> Report:
+    def finish(self, net: Net, sent: ClientInput, state: Tree) -> Report:
         return Report({key: value.double() for key, value in state.items()}, state)
 
 
@@ -178,10 +180,10 @@ class Keeps(Train):
 
     key: str = "n/a"
 
-    def fresh(self, net: Net, sent: Sent) -> Tree:
+    def fresh(self, net: Net, sent: ClientInput) -> Tree:
         return {self.key: torch.zeros(())}
 
-    def finish(self, net: Net, sent: Sent, state: Tree) -> Report:
+    def finish(self, net: Net, sent: ClientInput, state: Tree) -> Report:
         return Report(super().finish(net, sent, state).total, {"n/seen": sent.kept[self.key]}, {self.key: sent.kept[self.key] + 1})
 
 
@@ -195,7 +197,7 @@ def test_works_keep_beside_each_other_and_packs_mix_new_clients_with_old(kind) -
         seen.append(reply.each.get("n/seen", torch.zeros(0)).tolist())
     assert seen == [[0, 0], [0, 0], [0, 1, 1, 0], [1, 1, 0, 0], []]
     assert sorted(made.kept[1]) == ["n/a", "n/b"]
-    assert ledger.VALUE == 4
+    assert profile.VALUE_BYTES == 4
 
 
 class Unrelated:

@@ -30,15 +30,19 @@ from adp_world import (
 from small_world import FLEETS, World, world
 from torch import Tensor
 
-from fedsim import gates, ledger, models, wire
-from fedsim.core import Training
-from fedsim.fault import BadInput
-from fedsim.fleet.batches import shown
-from fedsim.frequency import FOLDED, FREQUENCY, MEAN
+from fedsim import models
+from fedsim.core import keys
+from fedsim.core.keys import FOLDED_GATE, FREQUENCY, MEAN_GATE
+from fedsim.core.tree import under
+from fedsim.core.types import LocalTraining
+from fedsim.costs import communication, flops
+from fedsim.errors import BadInput
+from fedsim.fleet.client_images import shown
 from fedsim.methods import fedavg
 from fedsim.methods.adp import ADP
-from fedsim.net import Net
-from fedsim.tree import under
+from fedsim.models import settings
+from fedsim.nn import profiler
+from fedsim.nn.net import Net
 
 NONE = ADP(export="none")
 
@@ -116,8 +120,8 @@ def graded(kind: type, keep: float = 1.0, moved: bool = False) -> World:
         module.gates.conv1.bias.copy_(-4 * sign * sigmoid_of(torch.tensor([115.0, 205.0, 55.0, 300.0])))
         module.gates.conv2.weight.zero_()
         module.gates.conv2.bias.copy_(torch.tensor([1.0, -1.0, 0.0, 2.0, 0.5, -0.5, 3.0, -3.0]))
-    made = world(owned(x, y, owner), module, kind, Training(batch=4, epochs=1, lr=0.0))
-    made.setting = replace(made.setting, rounds=1, anatomy=models.anatomy(module, SHAPE))
+    made = world(owned(x, y, owner), module, kind, LocalTraining(batch=4, epochs=1, lr=0.0))
+    made.setting = replace(made.setting, rounds=1, anatomy=profiler.profile(module, SHAPE))
     if moved:
         crop = replace(made.population, augment=("crop", "flip"), crop_pad=3)
         made.population, made.fleet.site = crop, replace(made.fleet.site, population=crop)
@@ -137,10 +141,10 @@ def test_known_images_open_known_channels(kind, moved) -> None:
     kept = made.fleet.kept[0]
     assert torch.equal(kept[FREQUENCY], torch.tensor([5, 2, 2, 0, *[9, 0, 0, 9, 9, 0, 9, 0]]) / 9)
     expected = [(1.0, 5), (0.0, 0), (0.0, 0), (2.0, 9), (0.5, 9), (0.0, 0), (3.0, 9), (0.0, 0)]
-    assert torch.allclose(kept[MEAN][4:], torch.tensor([value for value, _ in expected]))
+    assert torch.allclose(kept[MEAN_GATE][4:], torch.tensor([value for value, _ in expected]))
     s, level = sigmoid_of(LEVELS.double()), sigmoid_of(torch.tensor([115.0, 205.0, 55.0], dtype=torch.float64))
     slopes = [4 * (s - level[0]).clamp(min=0).mean(), 4 * (s - level[1]).clamp(min=0).mean(), 4 * (level[2] - s).clamp(min=0).mean()]
-    assert torch.allclose(kept[MEAN][:3].double(), torch.stack(slopes), rtol=1e-5)
+    assert torch.allclose(kept[MEAN_GATE][:3].double(), torch.stack(slopes), rtol=1e-5)
 
 
 def test_under_a_share_a_channel_is_open_where_it_is_among_the_largest() -> None:
@@ -148,7 +152,7 @@ def test_under_a_share_a_channel_is_open_where_it_is_among_the_largest() -> None
     made = graded(FLEETS[0], keep=0.5)
     state = states(made, ADP())[0][-1]
     assert torch.equal(made.fleet.kept[0][FREQUENCY], torch.tensor([5, 2, 2, 0, *[9, 0, 0, 9, 9, 0, 9, 0]]) / 9)
-    assert used(made, ADP(), state, 0)[gates.GATES].tolist() == [
+    assert used(made, ADP(), state, 0)[keys.GATE].tolist() == [
         True,
         False,
         True,
@@ -172,11 +176,11 @@ def test_a_client_s_frequencies_and_mask_are_those_of_its_own_images(kind) -> No
     for k in range(4):
         kept, (f, g) = made.fleet.kept[k], measured(state.shared, pixels(made, k))
         assert torch.equal(kept[FREQUENCY], f.float())
-        assert torch.allclose(kept[MEAN].double(), g, rtol=1e-5)
+        assert torch.allclose(kept[MEAN_GATE].double(), g, rtol=1e-5)
         model = used(made, ADP(), state, k)
-        assert torch.equal(model[gates.GATES], first_of(f, g))
+        assert torch.equal(model[keys.GATE], first_of(f, g))
         near(weights(model), weights(state.shared), 0)
-        found.append(tuple(model[gates.GATES].tolist()))
+        found.append(tuple(model[keys.GATE].tolist()))
     assert len(set(found)) > 1
 
 
@@ -196,9 +200,9 @@ def test_folded_gates_are_means_under_the_client_s_own_mask(kind, align) -> None
     for k in range(4):
         mask = first_of(*measured(state.shared, pixels(made, k)), counts)
         expected = seen(state.shared, pixels(made, k), mask)[1].mean(0)
-        assert torch.allclose(made.fleet.kept[k][FOLDED].double(), expected, rtol=1e-5)
+        assert torch.allclose(made.fleet.kept[k][FOLDED_GATE].double(), expected, rtol=1e-5)
         model = used(made, method, state, k)
-        assert [int(part.sum()) for part in model[gates.GATES].split(WIDTHS)] == list(counts)
+        assert [int(part.sum()) for part in model[keys.GATE].split(WIDTHS)] == list(counts)
         assert torch.allclose(made.setting.net(model, x)[0], seen(state.shared, x, mask, expected)[0], rtol=1e-5, atol=1e-6)
 
 
@@ -212,16 +216,16 @@ def test_one_mask_for_all_is_that_of_the_summed_frequencies() -> None:
     by_images = first_of(*(sum(n * part[i] for n, part in zip(sizes, each, strict=True)) for i in (0, 1)))
     assert not torch.equal(expected, by_images)
     shared, own, net = method.deploy(made.setting, state, made.fleet, [0, 1])
-    assert torch.equal(shared[gates.GATES], expected)
+    assert torch.equal(shared[keys.GATE], expected)
     assert (own, net) == ({}, None)
-    assert all(torch.equal(used(made, method, state, k)[gates.GATES], expected) for k in range(3))
+    assert all(torch.equal(used(made, method, state, k)[keys.GATE], expected) for k in range(3))
 
 
 def test_without_export_gates_go_on_choosing_by_the_image() -> None:
     made, x = having(), torch.randn(5, *SHAPE, dtype=torch.float64)
     state = states(made, NONE)[0][-1]
     model = used(made, NONE, state, 1)
-    assert gates.GATES not in model
+    assert keys.GATE not in model
     assert torch.allclose(made.setting.net(model, x)[0], seen(state.shared, x)[0], atol=1e-10)
 
 
@@ -229,9 +233,9 @@ def test_without_export_gates_go_on_choosing_by_the_image() -> None:
 
 
 def test_the_gated_vgg16_is_as_many_bytes_as_published() -> None:
-    initial = Net(models.build(models.ModelSettings("vgg16", gate_keep=0.7), (3, 32, 32), 10, 0)).initial
-    assert wire.length(under(initial, "w/")) == 4 * 35_281_162
-    assert wire.length(initial) == 141_158_440
+    initial = Net(models.build(settings.ModelSettings("vgg16", gate_keep=0.7), (3, 32, 32), 10, 0)).initial
+    assert communication.length(under(initial, "w/")) == 4 * 35_281_162
+    assert communication.length(initial) == 141_158_440
 
 
 @pytest.mark.parametrize("method", [ADP(), ADP(export_gate="folded"), NONE])
@@ -249,10 +253,10 @@ def test_what_clients_do_after_training_is_billed_to_nobody_but_counted(method, 
     account, trained = made.fleet.account, made.seen[0].clients
     assert sorted(account.bills) == trained
     images = sum(made.population.size(k) for k in range(4))
-    assert account.deployed == times * images * ledger.forward_flops(made.setting.anatomy)
+    assert account.deployed == times * images * flops.forward_flops(made.setting.anatomy)
     for k, bill in account.bills.items():
         assert bill.samples == shown(made.setting.train.feed(), made.population.size(k))
-        assert bill.train_flops == 3 * bill.samples * ledger.forward_flops(made.setting.anatomy)
+        assert bill.train_flops == 3 * bill.samples * flops.forward_flops(made.setting.anatomy)
 
 
 # ---- what is recorded

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from fedsim import job, models
-from fedsim.models.gating import gates_of
+from fedsim import models
+from fedsim.config import job
+from fedsim.nn.layers.input_gate import gates_of
 
 JOBS = Path(__file__).parents[1] / "jobs"
 ALL = sorted([*JOBS.rglob("adp*.toml"), *JOBS.rglob("feddp*.toml")])

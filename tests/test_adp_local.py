@@ -10,12 +10,12 @@ import torch
 from adp_world import GATES, SIZES, first_of, having, mean_of, measured, module_of, near, pixels, seen, states, used, visit, weights
 from small_world import FLEETS, World
 
-from fedsim import gates
-from fedsim.aggregate import FedAvg, FedNova, FedProx, Scaffold
-from fedsim.frequency import FREQUENCY
+from fedsim.core import keys
+from fedsim.core.keys import FREQUENCY
+from fedsim.core.tree import Tree, under
+from fedsim.federated.aggregation import FedAvg, FedNova, FedProx, Scaffold
+from fedsim.federated.client_work import Evaluate
 from fedsim.methods.adp import ADP
-from fedsim.tree import Tree, under
-from fedsim.works import Evaluate
 
 NORMS = [f"w/norm{i}.{kind}" for i in "12" for kind in ("weight", "bias")]
 NORMS += [f"buf/norm{i}.running_{kind}" for i in "12" for kind in ("mean", "var")]
@@ -114,7 +114,7 @@ def test_frequencies_are_those_of_the_client_s_own_network(local) -> None:
         model = used(made, method, state, k)
         f, g = measured(weights(model), pixels(made, k))
         assert torch.equal(made.fleet.kept[k][FREQUENCY], f.float())
-        assert torch.equal(model[gates.GATES], first_of(f, g))
+        assert torch.equal(model[keys.GATE], first_of(f, g))
 
 
 def test_the_shifts_that_stand_for_norms_stay_with_them() -> None:
@@ -142,7 +142,7 @@ def test_a_client_s_own_training_is_plain_sgd_from_the_new_model_which_stays_as_
         near(weights(model), own)
         f, g = measured(own, pixels(made, k))
         assert torch.equal(made.fleet.kept[k][FREQUENCY], f.float())
-        assert torch.equal(model[gates.GATES], first_of(f, g))
+        assert torch.equal(model[keys.GATE], first_of(f, g))
         near(weights(used(made, method.others()["gated"], state, k)), weights(state.shared), 0)
         near(weights(used(made, method.others()["personal"], state, k)), own)
 

@@ -10,12 +10,15 @@ from adp_world import coloured, states, used
 from small_world import FLEETS, World, world
 from torch import Tensor
 
-from fedsim import gates, models
-from fedsim.core import Training
-from fedsim.data.images import Stored
-from fedsim.gates import GATES
+from fedsim import models
+from fedsim.core.keys import GATE
+from fedsim.core.tree import under
+from fedsim.core.types import LocalTraining
+from fedsim.data.image_sets import Stored
 from fedsim.methods.adp import ADP
-from fedsim.tree import under
+from fedsim.models.settings import ModelSettings
+from fedsim.nn import profiler
+from fedsim.pruning import gates
 
 SEEDS = range(5)
 
@@ -24,10 +27,10 @@ def two(seed: int, kind: type = FLEETS[0]) -> World:
     """Two clients, one with red images and one with blue ones."""
     x, y, owners = coloured(60, seed)
     data = Stored("colours", x, y, 4, (0.5,) * 3, (0.25,) * 3, owners)
-    settings = models.ModelSettings("cnn", width=8, norm="group", gate_keep=0.5)
+    settings = ModelSettings("cnn", width=8, norm="group", gate_keep=0.5)
     module = models.build(settings, data.shape, 4, seed)
-    made = world(data, module, kind, Training(epochs=0, steps=2, batch=20, lr=0.1, momentum=0.9))
-    made.setting = replace(made.setting, rounds=25, seed=seed, anatomy=models.anatomy(module, data.shape))
+    made = world(data, module, kind, LocalTraining(epochs=0, steps=2, batch=20, lr=0.1, momentum=0.9))
+    made.setting = replace(made.setting, rounds=25, seed=seed, anatomy=profiler.profile(module, data.shape))
     return made
 
 
@@ -46,9 +49,9 @@ def found() -> list[dict[object, float]]:
     for seed in SEEDS:
         made = two(seed)
         state = states(made, ADP())[0][-1]
-        masks = [used(made, ADP(), state, k)[GATES] for k in (0, 1)]
+        masks = [used(made, ADP(), state, k)[GATE] for k in (0, 1)]
         w = under(state.shared, "w/", "buf/")
-        every.append({(a, b): share(made, w | {GATES: masks[a]}, b, seed) for a in (0, 1) for b in (0, 1)})
+        every.append({(a, b): share(made, w | {GATE: masks[a]}, b, seed) for a in (0, 1) for b in (0, 1)})
         every[-1]["overlap"] = float(gates.overlap(torch.stack(masks))[0, 1])
     return every
 

@@ -20,11 +20,11 @@ sys.path[:0] = [str(HERE / "conformance")]
 
 from cases import images, run  # noqa: E402
 
-from fedsim import __main__ as cli  # noqa: E402
-from fedsim import checkpoint  # noqa: E402
+from fedsim.cli import commands  # noqa: E402
+from fedsim.config.job import check  # noqa: E402
 from fedsim.data.population import Population, populate  # noqa: E402
-from fedsim.job import check  # noqa: E402
-from fedsim.record import Reader  # noqa: E402
+from fedsim.storage import checkpoint  # noqa: E402
+from fedsim.storage.reader import Reader  # noqa: E402
 
 CLIENTS = 4
 JOB = """
@@ -95,13 +95,13 @@ class Shell:
     def __call__(self, capture: pytest.CaptureFixture[str] | None, *arguments: str) -> Ended:
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(self.folder)
-            for name in cli.RANK:
+            for name in commands.RANK:
                 patch.delenv(name, raising=False)
             patch.setattr(sys, "argv", ["fedsim", *arguments])
             if capture:
                 capture.readouterr()
             with pytest.raises(SystemExit) as ended:
-                cli.main()
+                commands.main()
             out, err = capture.readouterr() if capture else ("", "")
         return Ended(int(ended.value.code or 0), out, err)
 

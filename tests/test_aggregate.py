@@ -11,15 +11,17 @@ from aggregate_world import begun, having, mean_of, played, shares_of, visit, we
 from gated_world import near, same
 from small_world import FLEETS, World, kept
 
-from fedsim import wire
-from fedsim.aggregate import CONTROL, COUNT, NAMES, OWN, PATH, WEIGHT, FedAvg, FedNova, FedProx, Scaffold
-from fedsim.core import Rate, Sent
-from fedsim.fault import BadInput
-from fedsim.fleet import graphed
-from fedsim.job import check
-from fedsim.methods import ALIASES, find
+from fedsim.config.job import check
+from fedsim.config.method_registry import ALIASES, find
+from fedsim.core.keys import COUNT, FEDNOVA_PATH, FEDNOVA_WEIGHT, SCAFFOLD_CONTROL, SCAFFOLD_OWN
+from fedsim.core.tree import Tree, under
+from fedsim.core.types import LocalOptimizer
+from fedsim.costs import communication
+from fedsim.errors import BadInput
+from fedsim.federated.aggregation import NAMES, FedAvg, FedNova, FedProx, Scaffold
+from fedsim.federated.protocol import ClientInput
+from fedsim.fleet.cuda_graph import fleet
 from fedsim.methods.fedavg import FedAvg as Method
-from fedsim.tree import Tree, under
 
 # ---- FedNova
 
@@ -83,7 +85,7 @@ def test_fednova_of_equally_many_steps_is_fedavg(kind, by) -> None:
 
 def test_long_paths_of_large_clients_can_be_summed() -> None:
     """A client of a million images and a hundred thousand steps: the weighted length has 41 bits, and the sum takes 28."""
-    sent = Sent({"w/a": torch.ones(1)}, {}, {}, torch.tensor(10**6), torch.tensor([10**5]), torch.tensor(0))
+    sent = ClientInput({"w/a": torch.ones(1)}, {}, {}, torch.tensor(10**6), torch.tensor([10**5]), torch.tensor(0))
     total = FedNova(0.9).report(sent, {"w/a": torch.zeros(1)}).total
     assert all(float(value.abs().max()) < 2**28 for value in total.values())
     after = FedNova(0.9).server({}, sent.shared, total, None)[0]
@@ -96,7 +98,7 @@ def test_long_paths_of_large_clients_can_be_summed() -> None:
 @pytest.mark.parametrize("aggregate", [FedAvg(), FedProx(0.3), FedNova(0.9), Scaffold(0.1)])
 def test_clients_of_30_and_10_images_weigh_three_to_one(aggregate) -> None:
     sent = [
-        Sent({"w/a": torch.tensor([1.0]), "buf/a": torch.zeros(1)}, {}, {}, torch.tensor(n), torch.tensor([2]), torch.tensor(0))
+        ClientInput({"w/a": torch.tensor([1.0]), "buf/a": torch.zeros(1)}, {}, {}, torch.tensor(n), torch.tensor([2]), torch.tensor(0))
         for n in (30, 10)
     ]
     memory = aggregate.begin(sent[0].shared)
@@ -123,7 +125,7 @@ def test_counters_and_what_no_client_sends_stay_as_they_are(aggregate) -> None:
         "buf/local": torch.zeros(2),
         "buf/seen": torch.tensor(7),
     }
-    sent = Sent(aggregate.shared(aggregate.begin(shared), shared), {}, {}, torch.tensor(3), torch.tensor([2]), torch.tensor(0))
+    sent = ClientInput(aggregate.shared(aggregate.begin(shared), shared), {}, {}, torch.tensor(3), torch.tensor([2]), torch.tensor(0))
     sent = replace(sent, kept=aggregate.fresh(None, sent))
     state = {key: value + 2 for key, value in shared.items()}
     total = aggregate.report(sent, state).total
@@ -138,7 +140,7 @@ def test_counters_and_what_no_client_sends_stay_as_they_are(aggregate) -> None:
     assert memory.keys() == aggregate.begin(shared).keys()
     without = {key: value for key, value in shared.items() if not key.endswith("local")}
     assert aggregate.server({}, without, some, setting)[0].keys() == without.keys()
-    count = WEIGHT if isinstance(aggregate, FedNova) else COUNT
+    count = FEDNOVA_WEIGHT if isinstance(aggregate, FedNova) else COUNT
     with pytest.raises(KeyError, match=count):
         aggregate.server({}, shared, {key: value for key, value in some.items() if key != count}, setting)
 
@@ -149,15 +151,15 @@ def test_without_mu_fedprox_is_fedavg() -> None:
 
 
 def test_programs_of_fixed_shapes_serve_rounds_of_other_rates() -> None:
-    graphed.forget()
-    made, plain = having(Scaffold(0.1), graphed.GraphedFleet, cohort=4), having(Scaffold(0.1), cohort=4)
+    fleet.forget()
+    made, plain = having(Scaffold(0.1), fleet.CudaGraphFleet, cohort=4), having(Scaffold(0.1), cohort=4)
     state, other = begun(made), begun(plain)
     for r in (1, 2, 3):
         state, other = played(made, state, r), played(plain, other, r)
         near(state.shared, other.shared, 1e-9)
     assert len({seen.work.lr for seen in made.seen}) == 3
-    assert len(graphed.engine("cpu").crews) == 1
-    graphed.forget()
+    assert len(fleet.engine("cpu").crews) == 1
+    fleet.forget()
 
 
 # ---- the job
@@ -172,8 +174,8 @@ def test_jobs_choose_them_with_their_parameters() -> None:
     for name in ("fednova", "scaffold"):
         assert find(name) is Method
         assert "arXiv" in ALIASES[name].about
-    assert FedNova(0.5).at(Rate(0.1, 0.8, 0.0)).momentum == 0.8
-    assert Scaffold(0.5).at(Rate(0.1, 0.8, 0.0)).lr == 0.1
+    assert FedNova(0.5).at(LocalOptimizer(0.1, 0.8, 0.0)).momentum == 0.8
+    assert Scaffold(0.5).at(LocalOptimizer(0.1, 0.8, 0.0)).lr == 0.1
 
 
 @pytest.mark.parametrize("name", ["fednova", "scaffold"])
@@ -204,14 +206,19 @@ def test_bytes_and_memory_by_hand(kind, hidden) -> None:
         assert (scaffold.bytes_up - plain.bytes_up, scaffold.bytes_down - plain.bytes_down) == (4 * ones, 4 * ones)
         assert nova.memory == plain.memory
         assert scaffold.memory - plain.memory == scaffold.model_memory - plain.model_memory == 2 * 4 * ones
-    assert wire.length({PATH: torch.zeros(())}) == 4
+    assert communication.length({FEDNOVA_PATH: torch.zeros(())}) == 4
 
 
 def test_what_stands_in_the_models_place_is_counted_once() -> None:
     """Kept weights, running statistics, masks and gates are the model's; any other kept tensor is held beside it."""
-    from fedsim.fleet.account import _personal
+    from fedsim.fleet.accounting import _personal
 
-    shared = {"w/a": torch.zeros(4), "mask/a": torch.arange(4) < 3, CONTROL + "a": torch.zeros(4), "opt/momentum/a": torch.zeros(4)}
+    shared = {
+        "w/a": torch.zeros(4),
+        "mask/a": torch.arange(4) < 3,
+        SCAFFOLD_CONTROL + "a": torch.zeros(4),
+        "opt/momentum/a": torch.zeros(4),
+    }
     held = {
         "w/a": torch.zeros(4),
         "buf/b": torch.zeros(4),
@@ -221,5 +228,5 @@ def test_what_stands_in_the_models_place_is_counted_once() -> None:
     }
     assert _personal({}, held) == 0
     assert _personal(shared, held) == 12
-    assert _personal(shared, held | {OWN + "a": torch.zeros(4), "loss/seen": torch.zeros(5)}) == 12 + 12 + 20
-    assert _personal(shared, {"mask/a": torch.arange(4) < 1, OWN + "a": torch.zeros(4)}) == 4 + 4
+    assert _personal(shared, held | {SCAFFOLD_OWN + "a": torch.zeros(4), "loss/seen": torch.zeros(5)}) == 12 + 12 + 20
+    assert _personal(shared, {"mask/a": torch.arange(4) < 1, SCAFFOLD_OWN + "a": torch.zeros(4)}) == 4 + 4

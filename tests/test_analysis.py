@@ -13,7 +13,7 @@ import tomli_w
 import torch
 from scipy import stats
 
-from fedsim.record import Record
+from fedsim.storage.writer import Record
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "analysis"))
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import torch
 
-from fedsim import draw
+from fedsim.core import rng
 from fedsim.fleet.augment import cut_out, moved, noisy, rotated
 
-KEYS = draw.key(4, torch.arange(40))
+KEYS = rng.key(4, torch.arange(40))
 X = torch.rand(40, 2, 6, 5, generator=torch.Generator().manual_seed(0))
 
 
 def test_crop_and_flip_are_a_shift_within_zeros_and_a_mirror() -> None:
     out, pad = moved(X, KEYS, 2, True), 2
-    shifts = draw.integers(draw.fold(KEYS, "crop"), 2, 5)
-    mirrored = draw.integers(draw.fold(KEYS, "flip"), 1, 2).flatten()
+    shifts = rng.integers(rng.fold(KEYS, "crop"), 2, 5)
+    mirrored = rng.integers(rng.fold(KEYS, "flip"), 1, 2).flatten()
     assert set(mirrored.tolist()) == {0, 1}
     assert set(shifts.flatten().tolist()) == set(range(5))
     for i in range(40):

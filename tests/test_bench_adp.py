@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedsim.assemble import assemble
 from fedsim.bench import adp
-from fedsim.fault import BadInput
-from fedsim.job import load
+from fedsim.config.job import load
+from fedsim.errors import BadInput
+from fedsim.simulation.experiment import build_experiment
 
 JOBS = Path(__file__).parents[1] / "jobs"
 
@@ -19,7 +19,7 @@ JOBS = Path(__file__).parents[1] / "jobs"
 def test_every_network_has_positive_readings_and_its_share_of_the_cost(batch, model, monkeypatch) -> None:
     monkeypatch.setattr(adp, "WARM", 1)
     monkeypatch.setattr(adp, "BUSY", 0.0)
-    parts = assemble(load(JOBS / "adp_smoke.toml", [f"model.name={model}"]))
+    parts = build_experiment(load(JOBS / "adp_smoke.toml", [f"model.name={model}"]))
     lines = {line.name: line for line in adp.measured(parts, batch, 3)}
     assert lines.keys() == {"dense", "by image", "live", "folded", "by hand"} | ({"skipped"} if batch == 1 else set())
     for line in lines.values():
@@ -34,7 +34,7 @@ def test_every_network_has_positive_readings_and_its_share_of_the_cost(batch, mo
 @pytest.mark.parametrize("model", ["cnn", "resnet8"])
 def test_the_networks_that_are_timed_are_those_that_are_meant(model) -> None:
     """Live and folded (of gates that are 1) and the one by hand have the widths that were drawn."""
-    parts = assemble(load(JOBS / "adp_smoke.toml", [f"model.name={model}", "model.gate_keep=0.5"]))
+    parts = build_experiment(load(JOBS / "adp_smoke.toml", [f"model.name={model}", "model.gate_keep=0.5"]))
     networks = adp._networks(parts)
     x = torch.randn(1, *parts.population.train.shape)
     with torch.no_grad():
@@ -50,4 +50,4 @@ def test_the_networks_that_are_timed_are_those_that_are_meant(model) -> None:
 
 def test_a_job_without_gates_is_refused() -> None:
     with pytest.raises(BadInput, match="gate_keep"):
-        adp.measured(assemble(load(JOBS / "quickstart_dense.toml")), 1)
+        adp.measured(build_experiment(load(JOBS / "quickstart_dense.toml")), 1)

@@ -10,11 +10,11 @@ import torch
 from narrow_models import ZOO, close, drawn
 from torch import nn
 
-from fedsim.assemble import assemble
-from fedsim.bench.gates import INFERENCE, TRAINING, Case, half, hand_built
-from fedsim.fault import BadInput
-from fedsim.gates import GATES
-from fedsim.job import check, load
+from fedsim.bench.compaction import INFERENCE, TRAINING, Case, half, hand_built
+from fedsim.config.job import check, load
+from fedsim.core.keys import GATE
+from fedsim.errors import BadInput
+from fedsim.simulation.experiment import build_experiment
 
 ROOT = Path(__file__).parents[1]
 
@@ -28,7 +28,7 @@ def case(**model: Any) -> Case:
         "method": {"name": "fedavg"},
         "execution": {"device": "cpu"},
     }
-    return Case.of(assemble(check(table)))
+    return Case.of(build_experiment(check(table)))
 
 
 def without_gates(shape: tuple[int, ...], classes: int) -> nn.Module:
@@ -50,7 +50,7 @@ def test_a_hand_built_network_has_the_widths_and_the_outputs_of_the_gated_one(na
     side = 32 if name == "vgg11" else 8
     x = torch.randn(5, 2, side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        assert close(small.eval()(x), net.under_vmap()(values | {GATES: gate}, x)[0])  # masked: nothing is cut
+        assert close(small.eval()(x), net.under_vmap()(values | {GATE: gate}, x)[0])  # masked: nothing is cut
 
 
 @pytest.mark.parametrize("model", [{"name": "resnet8", "norm": "group"}, {"name": "cnn", "width": 6}, {"name": "mobilenet_v2", "width": 4}])

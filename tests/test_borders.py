@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 from torchvision.transforms import functional as vision
 
-from fedsim import draw
-from fedsim.core import Feed
-from fedsim.data import DataSettings
+from fedsim.core import rng
+from fedsim.core.types import Feed
 from fedsim.data.partition import PartitionSettings
 from fedsim.data.population import Population, populate
-from fedsim.fault import BadInput
+from fedsim.data.settings import DataSettings
+from fedsim.errors import BadInput
 from fedsim.fleet.augment import moved
 from fedsim.fleet.batches import Batches, Ready, Round
 
-KEYS = draw.key(4, torch.arange(40))
+KEYS = rng.key(4, torch.arange(40))
 X = torch.rand(40, 2, 6, 5, generator=torch.Generator().manual_seed(0))
 
 
@@ -57,8 +57,8 @@ def shown(population: Population, feed: Feed, client: int, ready: bool = False) 
 def test_a_crop_is_a_window_of_the_reflected_image(pad, flip) -> None:
     """numpy's and torchvision's own reflection, which leaves the edge out."""
     out = moved(X, KEYS, pad, flip, "reflect")
-    shifts = draw.integers(draw.fold(KEYS, "crop"), 2, 2 * pad + 1)
-    mirrored = draw.integers(draw.fold(KEYS, "flip"), 1, 2).flatten() if flip else torch.zeros(40)
+    shifts = rng.integers(rng.fold(KEYS, "crop"), 2, 2 * pad + 1)
+    mirrored = rng.integers(rng.fold(KEYS, "flip"), 1, 2).flatten() if flip else torch.zeros(40)
     assert set(shifts.flatten().tolist()) == set(range(2 * pad + 1))
     for i in range(40):
         padded = np.pad(X[i].numpy(), ((0, 0), (pad, pad), (pad, pad)), mode="reflect")

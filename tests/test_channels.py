@@ -10,10 +10,11 @@ from narrow_models import CLASSES, alike, batch, close, drawn, hard, lively
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedsim import trace
-from fedsim.gates import GATES
-from fedsim.models import ModelSettings, build
-from fedsim.net import Net
+from fedsim.core.keys import GATE
+from fedsim.models import build
+from fedsim.models.settings import ModelSettings
+from fedsim.nn import channel_groups
+from fedsim.nn.net import Net
 
 # ---- the groups of every model
 
@@ -43,7 +44,7 @@ STRUCTURES = {
 def test_the_groups_are_those_of_the_papers(name) -> None:
     """In plain nets every layer but the last; in residual ones the inner widths, never the stream, its stem or its head."""
     module = build(ModelSettings(name, norm="none"), (3, 32, 32), 10, 0)
-    assert [(group.name, group.size) for group in trace.found(module)[1]] == list(STRUCTURES[name].items())
+    assert [(group.name, group.size) for group in channel_groups.found(module)[1]] == list(STRUCTURES[name].items())
 
 
 def test_resnet56_has_27_layers_and_1008_gates() -> None:
@@ -105,8 +106,8 @@ def same_in_every_way(module: nn.Module) -> None:
     net = Net(module).to("cpu", torch.float64)
     values, gate, x = lively(net), hard(net), batch("cnn").x
     kept = net.channels.kept(gate)
-    masked = net.under_vmap()(values | {GATES: gate}, x)[0]
-    assert close(net(values | {GATES: gate}, x)[0], masked)
+    masked = net.under_vmap()(values | {GATE: gate}, x)[0]
+    assert close(net(values | {GATE: gate}, x)[0], masked)
     assert close(net.cut(kept)(net.narrow(values, kept), x)[0], masked)
     assert not close(masked, net(values, x)[0])
 
@@ -124,7 +125,7 @@ FLATTENINGS = {
 @pytest.mark.parametrize("flat", FLATTENINGS.values(), ids=FLATTENINGS)
 def test_functional_models_are_gated(flat) -> None:
     module = user(flat)
-    assert {group.name: group.size for group in trace.found(module)[1]} == {"conv": 4, "fc1": 6}
+    assert {group.name: group.size for group in channel_groups.found(module)[1]} == {"conv": 4, "fc1": 6}
     same_in_every_way(module)
 
 
@@ -136,7 +137,7 @@ def test_a_mean_over_positions_and_two_readers_are_followed() -> None:
         b=conv(4, 5),
         out=nn.Linear(5, CLASSES),
     )
-    (group,) = trace.found(module)[1]
+    (group,) = channel_groups.found(module)[1]
     assert (group.name, group.columns) == ("conv", ("a.weight", "b.weight"))
     same_in_every_way(module)
 
@@ -173,7 +174,7 @@ SHARED = {
 def test_layers_used_twice_are_never_cut(mid_a, mid_b, norm_a, norm_b, free) -> None:
     module = two_branches(mid_a=mid_a, mid_b=mid_b, norm_a=norm_a, norm_b=norm_b)
     try:
-        found = {group.name for group in trace.found(module)[1]}
+        found = {group.name for group in channel_groups.found(module)[1]}
     except ValueError:
         found = set()
     assert found - {"a", "b"} <= free - {"a", "b"}, "what is used twice must stay whole"
@@ -247,7 +248,7 @@ class Scaled(nn.Module):
 
 def test_a_parameter_of_the_models_own_comes_from_the_tree_at_every_call() -> None:
     net, one = Net(Scaled()).to("cpu", torch.float64), batch("cnn")
-    values, gate = lively(net), {GATES: torch.ones(4, dtype=torch.float64)}
+    values, gate = lively(net), {GATE: torch.ones(4, dtype=torch.float64)}
     first = net(values | gate, one.x)[0]
     twice = values | {"w/scale": 2 * values["w/scale"]}
     assert close(net(twice | gate, one.x)[0], 2 * first)
@@ -257,4 +258,4 @@ def test_a_parameter_of_the_models_own_comes_from_the_tree_at_every_call() -> No
 def test_a_model_that_does_not_do_the_same_in_training_has_no_gates() -> None:
     module = Model(lambda m, x: m.fc(F.relu(m.conv(x)).flatten(1)) * (1 if m.training else 2), conv=conv(2, 4), fc=nn.Linear(256, 3))
     with pytest.raises(ValueError, match="does not do the same in training and in evaluation"):
-        trace.found(module)
+        channel_groups.found(module)

@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedsim.checkpoint import Checkpoint, clear, folder_of, latest, save
-from fedsim.fault import BadInput
+from fedsim.errors import BadInput
+from fedsim.storage.checkpoint import Checkpoint, clear, folder_of, latest, save
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ def test_a_flipped_digit_in_a_manifest_is_seen(folder: Path) -> None:
 
 
 def test_a_newer_format_says_which_version_wrote_it(folder: Path) -> None:
-    from fedsim import checkpoint
+    from fedsim.storage import checkpoint
 
     manifest = json.loads((folder / "000003.json").read_text())["manifest"]
     (folder / "000003.json").write_bytes(checkpoint._seal({**manifest, "format_version": 99, "fedsim_version": "7.1"}))

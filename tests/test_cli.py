@@ -13,8 +13,8 @@ from pathlib import Path
 import h5py
 import pytest
 
-from fedsim import __main__ as cli
-from fedsim.fault import BadInput, ClientFault, Stopped
+from fedsim.cli import commands
+from fedsim.errors import BadInput, ClientFault, Stopped
 
 ROOT = Path(__file__).parents[1]
 
@@ -55,14 +55,14 @@ def fedsim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
     (tmp_path / "small.toml").write_text(SMALL)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    for name in cli.RANK:
+    for name in commands.RANK:
         monkeypatch.delenv(name, raising=False)
 
     def call(*arguments: str) -> Ended:
         monkeypatch.setattr(sys, "argv", ["fedsim", *arguments])
         capfd.readouterr()
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            commands.main()
         out, err = capfd.readouterr()
         return Ended(int(ended.value.code or 0), out, err)
 
@@ -139,12 +139,12 @@ def test_the_exit_code_says_how_it_ended(fedsim: Callable[..., Ended], monkeypat
         def end(*_: object, error: Exception = error, **__: object) -> int:
             raise error
 
-        monkeypatch.setattr(cli, "app", end)
+        monkeypatch.setattr(commands, "app", end)
         assert fedsim("run") == Ended(code, "", f"{error}\n")
 
 
 def test_ctrl_c_before_anything_has_begun(fedsim: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "_load", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(commands, "_load", lambda *_: signal.raise_signal(signal.SIGINT))
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a run in this process may have left its own
     assert fedsim("estimate", "small.toml") == Ended(3, "", "stopped\n")
     signal.signal(signal.SIGINT, before)
@@ -152,10 +152,10 @@ def test_ctrl_c_before_anything_has_begun(fedsim: Callable[..., Ended], monkeypa
 
 def test_another_rank_leaves_the_word_to_rank_0(fedsim: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[float] = []
-    monkeypatch.setattr(cli.time, "sleep", waited.append)
+    monkeypatch.setattr(commands.time, "sleep", waited.append)
     monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "2")
     assert fedsim("run", "no.toml") == Ended(2, "", "[rank 2] no.toml: no such job file\n")
-    assert waited == [cli.PATIENCE]
+    assert waited == [commands.PATIENCE]
 
 
 # Jobs that cannot be, told before anything is computed

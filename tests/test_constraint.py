@@ -10,38 +10,43 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fedsim import draw, gates, hypernet, models
-from fedsim.constraint import Flops, regulariser
-from fedsim.models import ModelSettings, build
-from fedsim.net import Net
-from fedsim.tree import Tree
+from fedsim.core import rng
+from fedsim.core.tree import Tree
+from fedsim.models import build
+from fedsim.models.settings import ModelSettings
+from fedsim.nn import profiler
+from fedsim.nn.net import Net
+from fedsim.pruning import gates, hypernetwork
+from fedsim.pruning.flops_constraint import FlopsConstraint, regulariser
 
 SHAPE, CLASSES = (3, 8, 8), 3
 
 
-def gated(name: str, width: int | None = None, shape: tuple[int, int, int] = SHAPE, squared: bool = True) -> tuple[nn.Module, Net, Flops]:
+def gated(
+    name: str, width: int | None = None, shape: tuple[int, int, int] = SHAPE, squared: bool = True
+) -> tuple[nn.Module, Net, FlopsConstraint]:
     module = build(ModelSettings(name, width=width, norm="group"), shape, CLASSES, 0)
     net = Net(module)
-    return module, net, Flops.of(net.channels, models.anatomy(module, shape), squared)
+    return module, net, FlopsConstraint.of(net.channels, profiler.profile(module, shape), squared)
 
 
-def resnet56() -> Flops:
+def resnet56() -> FlopsConstraint:
     return gated("resnet56", shape=(3, 32, 32))[2]
 
 
-def share(flops: Flops, part: float) -> Tensor:
+def share(flops: FlopsConstraint, part: float) -> Tensor:
     """T / T_tot of round(part · C) channels in every group."""
     gate = torch.cat([torch.arange(width) < round(part * width) for width in flops.widths])
     return flops.share(gate)
 
 
-def of_counts(flops: Flops, counts: list[int]) -> float:
+def of_counts(flops: FlopsConstraint, counts: list[int]) -> float:
     """T of so many channels in every group, the last ones."""
     gate = torch.cat([torch.arange(width) >= width - c for width, c in zip(flops.widths, counts, strict=True)])
     return float(flops(gate))
 
 
-def some(flops: Flops, seed: int) -> list[int]:
+def some(flops: FlopsConstraint, seed: int) -> list[int]:
     """At least one channel in every group."""
     generator = torch.Generator().manual_seed(seed)
     return [1 + int(torch.randint(0, width, (), generator=generator)) for width in flops.widths]
@@ -154,8 +159,8 @@ def test_widths_parameters_and_flops_of_a_cut_network_are_those_predicted(name) 
     counts = some(flops, 1)
     kept = {group: torch.randperm(width)[:c].sort()[0] for group, width, c in zip(flops.groups, flops.widths, counts, strict=True)}
     small = net.channels.narrowed(module, kept)
-    anatomy = models.anatomy(small, SHAPE)
-    again = Flops.of(Net(small).channels, anatomy, squared=False)
+    anatomy = profiler.profile(small, SHAPE)
+    again = FlopsConstraint.of(Net(small).channels, anatomy, squared=False)
     whole = {layer.layer for layer in flops.terms}
     counted = sum(layer.flops // 2 + 3 * layer.shape[0] * layer.positions for layer in anatomy.layers if layer.name in whole)
     assert counted == of_counts(flops, counts)
@@ -223,21 +228,21 @@ class Pair:
     """Two hypernetworks for the small network, and three embeddings; every leaf wants its gradient."""
 
     def __init__(self) -> None:
-        self.z = hypernet.orthogonal(len(TOY.widths), draw.key(0))
-        self.base = leaves(hypernet.fresh(TOY.widths, draw.key(1), True))
-        table = {"e": hypernet.embedding(len(TOY.widths), draw.key(3, torch.arange(3)))}
-        self.client = leaves(hypernet.fresh(TOY.widths, draw.key(2), False) | table)
+        self.z = hypernetwork.orthogonal(len(TOY.widths), rng.key(0))
+        self.base = leaves(hypernetwork.fresh(TOY.widths, rng.key(1), True))
+        table = {"e": hypernetwork.embedding(len(TOY.widths), rng.key(3, torch.arange(3)))}
+        self.client = leaves(hypernetwork.fresh(TOY.widths, rng.key(2), False) | table)
 
     def logits(self) -> tuple[Tensor, Tensor]:
         net = {key: value for key, value in self.client.items() if key != "e"}
-        return hypernet.logits(self.base, self.z, TOY.widths), hypernet.logits(net, self.client["e"], TOY.widths)
+        return hypernetwork.logits(self.base, self.z, TOY.widths), hypernetwork.logits(net, self.client["e"], TOY.widths)
 
     def terms(self, step: int) -> tuple[Tensor, Tensor]:
         """2 R of the base's share, and the clients' mean with the base held."""
         o, choice = self.logits()
-        v = hard(o, draw.key(4, step))
-        held = hard(o, draw.key(5, step, torch.arange(3))).detach()
-        u = hard(choice, draw.key(6, step, torch.arange(3)), held > 0)
+        v = hard(o, rng.key(4, step))
+        held = hard(o, rng.key(5, step, torch.arange(3))).detach()
+        u = hard(choice, rng.key(6, step, torch.arange(3)), held > 0)
         mine = regulariser(TOY.share(held * gates.merge(held, u)), TARGETS)
         return 2 * regulariser(TOY.share(v), 0.8), 2 * mine.mean()
 

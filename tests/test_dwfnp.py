@@ -14,14 +14,14 @@ from console import console
 from gated_world import FULL, QUICK, WIDTHS, batches, cost, gated, states
 from torch import nn
 
-from fedsim import estimate, job
-from fedsim.assemble import Parts, assemble
-from fedsim.core import Feed, Training
-from fedsim.estimate import IdleFleet
-from fedsim.fault import BadInput
-from fedsim.gated import STEPS
-from fedsim.gates import GATES
+from fedsim.config import job
+from fedsim.core.keys import GATE, GATE_STEPS
+from fedsim.core.types import Feed, LocalTraining
+from fedsim.errors import BadInput
 from fedsim.methods.dwfnp import DWFNP, State
+from fedsim.simulation import estimate
+from fedsim.simulation.estimate import IdleFleet
+from fedsim.simulation.experiment import Experiment, build_experiment
 
 ONE = torch.cat([torch.arange(width) == 0 for width in WIDTHS])
 LEAST = f"{float(cost(ONE)) / FULL:.4f}"  # of the FLOPs of the gated layers
@@ -70,7 +70,7 @@ def test_one_share_in_a_list_is_for_all_clients() -> None:
 
 def test_what_the_job_must_bring() -> None:
     with pytest.raises(BadInput, match=re.escape("set train.steps = 5, in place of epochs")):
-        DWFNP(hyper_interval=1).init(gated(training=Training(epochs=2, batch=4)).setting, None)
+        DWFNP(hyper_interval=1).init(gated(training=LocalTraining(epochs=2, batch=4)).setting, None)
     with pytest.raises(BadInput, match=re.escape('set partition.holdout = 0.1, or hyper_split = "overlap"')):
         DWFNP(hyper_interval=1).init(gated(holdout=0.0).setting, None)
     DWFNP(hyper_interval=1, hyper_split="overlap").init(gated(holdout=0.0).setting, None)
@@ -150,7 +150,7 @@ def test_what_a_job_may_not_ask_for(fedsim, tmp_path, setting, said) -> None:
 # ---- bytes
 
 
-def resnet56(**method: Any) -> Parts:
+def resnet56(**method: Any) -> Experiment:
     table = {
         "rounds": 8,
         "data": {"name": "fake", "channels": 3, "size": 32, "classes": 10, "train": 400, "test": 20},
@@ -160,10 +160,10 @@ def resnet56(**method: Any) -> Parts:
         "method": {"name": "dwfnp", "cotrain": 7, "warmup": 1} | method,
         "execution": {"plan": "reference", "device": "cpu"},
     }
-    return assemble(job.check(table))
+    return build_experiment(job.check(table))
 
 
-def bytes_of(parts: Parts) -> tuple[list[set[tuple[int, int]]], State]:
+def bytes_of(parts: Experiment) -> tuple[list[set[tuple[int, int]]], State]:
     """(down, up) of clients, round after round, of a run that trains nothing."""
     fleet = IdleFleet(parts.site, parts.account(), 1, lambda: 0.0)
     state, told = parts.method.init(parts.setting, None), []
@@ -235,7 +235,7 @@ def test_flops_are_those_of_the_open_channels_step_after_step(finetune) -> None:
     method = DWFNP(finetune=finetune, cotrain=2, **QUICK | {"hyper_lr": 0.05})
     after = states(made, method, 2)[2]
     bills, whole = made.fleet.account.bills, forward(list(WIDTHS))
-    gates = next(seen.own[STEPS] for seen in made.seen if seen.r == 2 and STEPS in seen.own)
+    gates = next(seen.own[GATE_STEPS] for seen in made.seen if seen.r == 2 and GATE_STEPS in seen.own)
     for k, shown in enumerate([(4, 4, 4), (4, 2, 4), (4, 4, 2)]):
         held = min(4, made.population.shards["held"].size(k))
         trained = sum(3 * n * forward(open_in(gate)) for n, gate in zip(shown, gates[k], strict=True))
@@ -261,10 +261,10 @@ def test_check_14_budgets_are_reached_by_the_regulariser_alone() -> None:
     state = states(made, method, 150)[-1]
     shared, own, net = method.deploy(made.setting, state, made.fleet, [0, 1, 2, 3])
     share = method.choosing(made.setting).rule.flops.share
-    assert GATES not in shared
+    assert GATE not in shared
     assert net is made.setting.net.cut(state.kept)
     assert abs(float(share(state.masks.base)) - 0.8) < 0.04  # a channel of the narrow net is up to 0.07 of its FLOPs
-    full = torch.zeros(4, 28, dtype=torch.bool).index_copy(1, state.masks.base.nonzero().flatten(), own[GATES])
+    full = torch.zeros(4, 28, dtype=torch.bool).index_copy(1, state.masks.base.nonzero().flatten(), own[GATE])
     assert (share(full) - torch.tensor(targets, dtype=torch.float64)).abs().max() < 0.04
 
 

@@ -30,14 +30,11 @@ from gated_world import (
 from small_world import World
 from torch.nn import functional as F
 
-from fedsim import draw
-from fedsim.aggregate import COUNT
-from fedsim.core import Sent
-from fedsim.cotrain import EMBEDDING
-from fedsim.gated import GRADIENT, STEPS
-from fedsim.gates import GATES
+from fedsim.core import rng
+from fedsim.core.keys import COUNT, EMBEDDING, GATE, GATE_GRADIENT, GATE_STEPS
+from fedsim.core.tree import under
+from fedsim.federated.protocol import ClientInput
 from fedsim.methods.dwfnp import DWFNP, State
-from fedsim.tree import under
 
 
 def cut_world(kind: type[DWFNP], **fields):  # type: ignore[no-untyped-def]
@@ -56,7 +53,7 @@ def test_fine_tuning_under_soft_gates_trains_the_weights_and_the_clients_hyperne
     assert order.net is made.setting.net.cut(before.kept)
     whole = next(seen.reply.total for seen in made.seen if seen.r == 4 and type(seen.work).__name__ == "TrainGated")
     whole = {key: (value / whole[COUNT]) for key, value in under(whole, "w/").items()}
-    keys = draw.fold(draw.key(0, "finetune", 5), torch.arange(2))
+    keys = rng.fold(rng.key(0, "finetune", 5), torch.arange(2))
     old = before.masks.table.rows
     w = leaves({key: value.double() for key, value in (theta(before, "client") | {EMBEDDING: old[EMBEDDING]}).items()})
     o = logits({key[9:]: value for key, value in under(w, "w/client/").items()}, w[EMBEDDING])
@@ -66,7 +63,7 @@ def test_fine_tuning_under_soft_gates_trains_the_weights_and_the_clients_hyperne
         gate = (u[k].detach() * base).requires_grad_()
         end = descended(made, by_hand(module_of(), whole, gate, base), {}, batches(made, SGD.feed(), k, 5), order.work.lr)
         ends.append(made.setting.net.channels.cut(end[0] | end[1], before.kept))
-        assert torch.allclose(order.reply.each[GRADIENT][k].double(), gate.grad[base] / 3, atol=1e-6)
+        assert torch.allclose(order.reply.each[GATE_GRADIENT][k].double(), gate.grad[base] / 3, atol=1e-6)
         told = told + (gate.grad / 3 * base * u[k]).sum() / 2
         told = told + penalty(base * straight(soft(o[k], keys[k], "client", 0.5), base.double()), 0.4) / 2
     near(after.shared, mean_of(ends), 1e-5)
@@ -88,11 +85,11 @@ def test_static_fine_tuning_keeps_the_clients_gates_and_trains_under_them() -> N
     before, after, order = found[4], found[5], made.seen[-1]
     assert same(before.masks.hyper, after.masks.hyper)
     assert same(before.masks.table.rows, after.masks.table.rows)
-    gates = method.deploy(made.setting, before, made.fleet, [0, 1])[1][GATES]
+    gates = method.deploy(made.setting, before, made.fleet, [0, 1])[1][GATE]
     assert gates.dtype == torch.bool
-    assert torch.equal(order.own[GATES], gates)
-    assert torch.equal(method.deploy(made.setting, after, made.fleet, [0, 1])[1][GATES], gates)
-    assert GRADIENT not in order.reply.each
+    assert torch.equal(order.own[GATE], gates)
+    assert torch.equal(method.deploy(made.setting, after, made.fleet, [0, 1])[1][GATE], gates)
+    assert GATE_GRADIENT not in order.reply.each
     closed = torch.zeros(28, dtype=torch.bool).index_copy(0, before.masks.base.nonzero().flatten(), ~gates.any(0))
     assert closed.any()
     key = "w/layer3.0.conv1.weight"  # rows that no client uses decay and nothing else
@@ -114,7 +111,7 @@ def test_a_base_alone_has_no_gates_of_clients(hypernet) -> None:
     assert not theta(state, "client")
     assert len(state.masks.table.clients) == 0
     training = [seen for seen in made.seen if type(seen.work).__name__ == "TrainGated"]
-    assert [set(seen.own) for seen in training] == [{STEPS}] * 3 + [set()] * 2
+    assert [set(seen.own) for seen in training] == [{GATE_STEPS}] * 3 + [set()] * 2
     assert told[5]["base_flops_share"] == told[3]["base_flops_share"] < 1
 
 
@@ -168,10 +165,10 @@ def test_the_memory_of_a_client_with_hypernetworks_counts_them() -> None:
 def outputs(made: World, method: DWFNP, state: State, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """A client's logits by the deployed model, and the gates it uses."""
     shared, own, net = method.deploy(made.setting, state, made.fleet, [0, 1])
-    one = Sent(shared, {key: value[k] for key, value in own.items()}, {}, *(torch.zeros(()) for _ in range(3)))
+    one = ClientInput(shared, {key: value[k] for key, value in own.items()}, {}, *(torch.zeros(()) for _ in range(3)))
     net = net or made.setting.net
     x = torch.randn(5, *SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return net(method.model_of(net, one), x)[0], one.own[GATES]
+    return net(method.model_of(net, one), x)[0], one.own[GATE]
 
 
 def before_and_after(**fields):  # type: ignore[no-untyped-def]
@@ -250,6 +247,6 @@ def test_the_best_model_is_judged_as_it_is_used() -> None:
     assert not any(feed.augment for seen in scored for feed in seen.work.feeds)
     seen, loss = scored[-1], 0.0
     for k in (0, 1):
-        held = seen.shared | {GATES: seen.own[GATES][k].double()}
+        held = seen.shared | {GATE: seen.own[GATE][k].double()}
         loss += sum(float(F.cross_entropy(seen.net(held, x)[0], y, reduction="sum")) for x, y in batches(made, seen.work.feeds[0], k, 6))
     assert float(seen.reply.total["loss/sum"]) == pytest.approx(loss, abs=1e-6)

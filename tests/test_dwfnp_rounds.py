@@ -26,14 +26,13 @@ from gated_world import (
 from small_world import FLEETS, World
 from torch.nn import functional as F
 
-from fedsim import draw
-from fedsim.aggregate import COUNT, FedProx
-from fedsim.core import Feed
-from fedsim.cotrain import EMBEDDING
-from fedsim.gated import GRADIENT, STEPS
+from fedsim.core import rng
+from fedsim.core.keys import COUNT, EMBEDDING, GATE_GRADIENT, GATE_STEPS
+from fedsim.core.tree import under
+from fedsim.core.types import Feed
+from fedsim.federated.aggregation import FedProx
 from fedsim.methods import fedavg
 from fedsim.methods.dwfnp import DWFNP
-from fedsim.tree import under
 
 SIZES = (12, 9, 14)
 HELD = Feed("held", steps=1, batch=4, charge="inputs")
@@ -76,7 +75,7 @@ def test_check_11_each_step_leaves_the_others_parameters_alone() -> None:
     order, training = (seen for seen in made.seen if seen.r == 2)
     assert all(training.shared[key] is value for key, value in order.shared.items())
     assert list(order.reply.total) == [COUNT]
-    assert list(order.reply.each) == [GRADIENT]
+    assert list(order.reply.each) == [GATE_GRADIENT]
     frozen = states(gated(rounds=6), replace(method, freeze=True), 4)
     assert same(frozen[2].shared, frozen[1].shared)
     assert same(frozen[2].masks.hyper, after[2].masks.hyper)
@@ -116,7 +115,7 @@ def test_clients_that_learn_copies_average_them_and_their_moments(kind) -> None:
     choosing, state = method.choosing(made.setting), method.init(made.setting, None)
     made.fleet.open(1)
     state, _ = method.round(made.setting, state, made.fleet, 1)
-    begin, key = choosing.begin(), draw.key(0, "learn", 1, 0)
+    begin, key = choosing.begin(), rng.key(0, "learn", 1, 0)
     rows, ends, own = choosing.rule.embeddings(0, torch.tensor(clients)), [], []
     for k in clients:
         w = leaves(under(begin.hyper, "w/") | {EMBEDDING: rows[EMBEDDING][k]})
@@ -125,7 +124,7 @@ def test_clients_that_learn_copies_average_them_and_their_moments(kind) -> None:
         def loss(_: int, gate: torch.Tensor, x: torch.Tensor = x, y: torch.Tensor = y) -> torch.Tensor:
             return F.cross_entropy(by_hand(module_of(), made.setting.net.initial, gate)(x), y)
 
-        keys = draw.fold(key, torch.tensor([k]))
+        keys = rng.fold(key, torch.tensor([k]))
         chain(w, w[EMBEDDING].unsqueeze(0), choosing.rule.z(0), key, keys, [0.5], 0.8, 0.5, loss).backward()
         optimiser = torch.optim.AdamW(list(w.values()), 0.02, weight_decay=0.01)
         optimiser.step()
@@ -227,7 +226,7 @@ def test_co_training_is_sgd_under_the_drawn_gates() -> None:
     """A round after masks have learned: every step under another sub-network, from the averaged momentum."""
     made = gated((9, 12), rounds=8)
     found = states(made, DWFNP(cotrain=4, **QUICK), 3)
-    ends, gate = [], made.seen[-1].own[STEPS]
+    ends, gate = [], made.seen[-1].own[GATE_STEPS]
     assert gate.dtype == torch.bool
     assert not gate.all()
     for k in (0, 1):

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsim import exact
-from fedsim.exact import HEADROOM, Sum, unit_of
+from fedsim.core import exact_sum, types
+from fedsim.core.exact_sum import HEADROOM, Sum, unit_of
 
 VALUES = st.lists(st.floats(-1e3, 1e3, allow_nan=False, width=64), min_size=2, max_size=12)
 
@@ -105,16 +105,16 @@ def test_flat_and_take_are_inverse() -> None:
 def test_the_accelerators_arithmetic_is_the_processors(values) -> None:
     numbers = torch.tensor(values, dtype=torch.float64)
     scale, mine, theirs = 2.0**30, torch.zeros(len(values), dtype=torch.int64), torch.zeros(len(values), dtype=torch.int64)
-    assert exact._add(mine.numpy(), numbers.numpy(), scale, 1e6) == exact._add_torch(theirs, numbers, scale, 1e6)
+    assert exact_sum._add(mine.numpy(), numbers.numpy(), scale, 1e6) == exact_sum._add_torch(theirs, numbers, scale, 1e6)
     assert torch.equal(mine, theirs)
     mine, theirs = torch.zeros(2, len(values), dtype=torch.int64), torch.zeros(2, len(values), dtype=torch.int64)
-    exact._add_limbs(mine.numpy(), numbers.numpy(), exact.COARSE, exact.FINE, exact.LARGEST)
-    exact._add_limbs_torch(theirs, numbers, exact.COARSE, exact.FINE, exact.LARGEST)
+    exact_sum._add_limbs(mine.numpy(), numbers.numpy(), exact_sum.COARSE, exact_sum.FINE, exact_sum.LARGEST)
+    exact_sum._add_limbs_torch(theirs, numbers, exact_sum.COARSE, exact_sum.FINE, exact_sum.LARGEST)
     assert torch.equal(mine, theirs)
 
 
 def test_merged_parts_of_too_large_a_cohort_are_refused(monkeypatch) -> None:
-    monkeypatch.setattr(exact, "COHORT", 3)
+    monkeypatch.setattr(types, "COHORT", 3)
     total, part = Sum({}, 2), Sum({}, 2)
     part.add({"n/images": torch.ones(2, 1).double()}, [0, 1], [1, 1])
     total.merge(part)

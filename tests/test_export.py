@@ -15,15 +15,19 @@ sys.path[:0] = [str(HERE / "conformance")]
 
 from cases import images, run, table  # noqa: E402
 
-from fedsim import __main__, masks, models  # noqa: E402
-from fedsim.assemble import assemble  # noqa: E402
-from fedsim.export import Final, module_of, traced  # noqa: E402
-from fedsim.fault import BadInput  # noqa: E402
-from fedsim.gates import GATES  # noqa: E402
-from fedsim.job import check  # noqa: E402
-from fedsim.net import Net  # noqa: E402
-from fedsim.record import Reader  # noqa: E402
-from fedsim.tree import under  # noqa: E402
+from fedsim import models  # noqa: E402
+from fedsim.cli import commands  # noqa: E402
+from fedsim.config.job import check  # noqa: E402
+from fedsim.core import masks  # noqa: E402
+from fedsim.core.keys import GATE  # noqa: E402
+from fedsim.core.tree import under  # noqa: E402
+from fedsim.errors import BadInput  # noqa: E402
+from fedsim.models import settings  # noqa: E402
+from fedsim.nn import profiler  # noqa: E402
+from fedsim.nn.net import Net  # noqa: E402
+from fedsim.simulation.experiment import build_experiment  # noqa: E402
+from fedsim.simulation.export import Final, module_of, traced  # noqa: E402
+from fedsim.storage.reader import Reader  # noqa: E402
 
 LINES = {
     "gated": ("gated", {}),
@@ -61,14 +65,14 @@ def x() -> Tensor:
 def evaluated(folder: Path, name: str, client: int | None) -> Tensor:
     """The engine's own logits: the network in use, masks and the client's gate multiplied in."""
     line, change = LINES[name]
-    reader, net = Reader(folder / f"{name}.h5"), assemble(check(table(line, "serial", folder) | change)).setting.net
+    reader, net = Reader(folder / f"{name}.h5"), build_experiment(check(table(line, "serial", folder) | change)).setting.net
     model = reader.model()
     if index := {key[6:]: value for key, value in model.items() if key.startswith("index/")}:
         net = net.cut(index)
     held = under(model, "w/", "buf/", "mask/", "gate/")
     if client is not None:
         ids, hard = reader.gates()
-        held |= {GATES: torch.from_numpy(hard[ids.tolist().index(client)])}
+        held |= {GATE: torch.from_numpy(hard[ids.tolist().index(client)])}
     return net.under_vmap()(held, x())[0]
 
 
@@ -83,7 +87,7 @@ def outside(path: Path, tmp_path: Path) -> tuple[Tensor, int]:
 
 def fedsim(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     monkeypatch.setattr(sys, "argv", ["fedsim", *map(str, arguments)])
-    return __main__._outcome()
+    return commands._outcome()
 
 
 @pytest.mark.parametrize(
@@ -127,20 +131,20 @@ def test_pruned_weights_are_exactly_zero(folder) -> None:
 
 
 def test_a_mask_hides_whatever_stands_below_it() -> None:
-    module = models.build(models.ModelSettings(name="cnn", width=4), (1, 8, 8), 10, 0)
+    module = models.build(settings.ModelSettings(name="cnn", width=4), (1, 8, 8), 10, 0)
     net, mask = Net(module), torch.arange(1280).view(10, 128) % 2 == 0
-    found = Final(net, net.initial | {"mask/fc2.weight": mask}, models.anatomy(module, (1, 8, 8)))
+    found = Final(net, net.initial | {"mask/fc2.weight": mask}, profiler.profile(module, (1, 8, 8)))
     assert torch.equal(found.module.state_dict()["fc2.weight"] != 0, mask)
 
 
 def test_depth_wise_filters_are_cut_too(tmp_path) -> None:
     """The module that an exported client of a mobilenet would be."""
     torch.manual_seed(0)
-    module = models.build(models.ModelSettings(name="mobilenet_v2", width=8), (1, 8, 8), 10, 0)
+    module = models.build(settings.ModelSettings(name="mobilenet_v2", width=8), (1, 8, 8), 10, 0)
     net = Net(module)
     gate = torch.rand(net.channels.n) < 0.5
     gate |= torch.cat([torch.arange(size) == 0 for size in net.channels.widths])
-    found = Final(net, net.initial | {GATES: gate}, models.anatomy(module, (1, 8, 8)))
+    found = Final(net, net.initial | {GATE: gate}, profiler.profile(module, (1, 8, 8)))
     small, why = traced(found.module)
     assert why == ""
     expected = net.under_vmap()(found.tree, x())[0]
@@ -212,7 +216,7 @@ def test_a_run_that_has_not_finished_is_refused(folder, tmp_path) -> None:
 
 
 def test_a_client_whose_gates_were_not_kept_is_refused(folder, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("fedsim.evaluate.GATES_UP_TO", 4)
+    monkeypatch.setattr("fedsim.simulation.evaluation.GATES_UP_TO", 4)
     out = tmp_path / "run.h5"
     assert run("gated", "serial", folder, out, change={"evaluate": {"every": 1, "clients": 2, "batch": 32}}) == 0
     missing = sorted({0, 1, 2, 3, 4} - set(Reader(out).gates()[0].tolist()))[0]

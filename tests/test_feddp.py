@@ -12,13 +12,13 @@ from small_world import FLEETS, SLOW, World, batches, loaded, small
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedsim.aggregate import FedAvg as Mean
-from fedsim.aggregate import FedNova, FedProx, Scaffold
-from fedsim.core import Sent
-from fedsim.fault import BadInput
+from fedsim.core.tree import Tree, renamed, under
+from fedsim.errors import BadInput
+from fedsim.federated.aggregation import FedAvg as Mean
+from fedsim.federated.aggregation import FedNova, FedProx, Scaffold
+from fedsim.federated.protocol import ClientInput
 from fedsim.methods import fedavg
 from fedsim.methods.feddp import OPTIMISER, FedDP, State, TrainZeroing
-from fedsim.tree import Tree, renamed, under
 
 CONVS = ("conv1", "conv2")
 COUNTS = {"conv1": 36, "conv2": 216}
@@ -164,7 +164,7 @@ def epoch_by_epoch(made: World, work: TrainZeroing, k: int, kept: Tree | None = 
     """The client's weights after each epoch of the work itself, carried out by hand, and what it keeps."""
     net, n = made.setting.net, torch.tensor(made.population.size(k))
     steps = batches(made, work.feeds[0], k, 1, 0)
-    sent = Sent(made.setting.net.initial, {}, {}, n, torch.tensor([len(steps)]), torch.tensor(0))
+    sent = ClientInput(made.setting.net.initial, {}, {}, n, torch.tensor([len(steps)]), torch.tensor(0))
     sent = replace(sent, kept=work.fresh(net, sent) | (kept or {}))
     with torch.no_grad():
         state = {key: value.clone() for key, value in work.start(net, sent).items()}
@@ -177,7 +177,7 @@ def epoch_by_epoch(made: World, work: TrainZeroing, k: int, kept: Tree | None = 
 
 
 def batch_of(x: Tensor, y: Tensor, t: int, steps: int) -> Any:
-    from fedsim.core import Batch
+    from fedsim.core.types import Batch
 
     return Batch(x, y, None, torch.tensor(t), torch.tensor(steps))
 

@@ -14,20 +14,24 @@ from small_world import FLEETS, World, batches, drawn, kept, stored, world
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedsim import adjust, extrude, masks, wire
-from fedsim.aggregate import FedProx
-from fedsim.core import Training
-from fedsim.extrude import MARK, ExtrudeAndProbe
-from fedsim.fault import BadInput
-from fedsim.job import check
-from fedsim.keep import Keep
+from fedsim.config.job import check
+from fedsim.core import masks
+from fedsim.core.activation_pruning import ActivationPruning
+from fedsim.core.keys import MARKED
+from fedsim.core.tree import Tree, under
+from fedsim.core.types import LocalTraining
+from fedsim.costs import communication
+from fedsim.errors import BadInput
+from fedsim.federated.aggregation import FedProx
+from fedsim.federated.client_work import TrainAndScore
+from fedsim.kernels.nsconv import normalised
 from fedsim.methods.fedmef import FedMef
-from fedsim.models.normalised import NormalisedConv2d, normalised
-from fedsim.tree import Tree, under
-from fedsim.works import TrainAndProbe
+from fedsim.nn.layers.nsconv import NormalisedConv2d
+from fedsim.pruning import extrusion, mask_adjustment
+from fedsim.pruning.extrusion import ExtrudeAndProbe, marked
 
-SGD = Training(batch=4, epochs=2, lr=0.1)
-FALLING = Training(batch=4, epochs=2, lr=0.1, schedule="exponential", factor=0.5)
+SGD = LocalTraining(batch=4, epochs=2, lr=0.1)
+FALLING = LocalTraining(batch=4, epochs=2, lr=0.1, schedule="exponential", factor=0.5)
 ALWAYS = FedMef(density=0.45, adjust_every=1, stop=8, penalty=0.05)
 
 
@@ -39,7 +43,7 @@ def small() -> nn.Module:
     return nn.Sequential(OrderedDict(layers))
 
 
-def made(training: Training = SGD, kind: type = FLEETS[0], keep: Keep | None = None, cohort: int | None = None) -> World:
+def made(training: LocalTraining = SGD, kind: type = FLEETS[0], keep: ActivationPruning | None = None, cohort: int | None = None) -> World:
     found = world(stored(*drawn([6, 9, 5])), small(), kind, training, cohort)
     found.setting.net.prune(keep)
     return found
@@ -49,17 +53,17 @@ def made(training: Training = SGD, kind: type = FLEETS[0], keep: Keep | None = N
 
 
 def test_check_1_moves() -> None:
-    assert [adjust.moves(1000, 10_000, FedMef().swap, r, 300) for r in (10, 150, 290, 300)] == [398, 200, 1, 0]
-    assert adjust.moves(1000, 10_000, FedMef().swap, 0, 300) == 400
+    assert [mask_adjustment.moves(1000, 10_000, FedMef().swap, r, 300) for r in (10, 150, 290, 300)] == [398, 200, 1, 0]
+    assert mask_adjustment.moves(1000, 10_000, FedMef().swap, 0, 300) == 400
 
 
 def test_check_2_rates() -> None:
-    assert extrude.rex(0, 40) == 1
-    assert extrude.rex(10, 40) == pytest.approx(0.857143, abs=1e-6)
-    assert extrude.rex(20, 40) == pytest.approx(2 / 3)
-    assert extrude.rex(40, 40) == 0
-    assert float(extrude.beta(torch.tensor(1.0), 0, 40, 0.1)) == pytest.approx(0.0462117, abs=1e-7)
-    assert float(extrude.beta(torch.tensor(0.0), 0, 40, 0.1)) == 0
+    assert extrusion.rex(0, 40) == 1
+    assert extrusion.rex(10, 40) == pytest.approx(0.857143, abs=1e-6)
+    assert extrusion.rex(20, 40) == pytest.approx(2 / 3)
+    assert extrusion.rex(40, 40) == 0
+    assert float(extrusion.beta(torch.tensor(1.0), 0, 40, 0.1)) == pytest.approx(0.0462117, abs=1e-7)
+    assert float(extrusion.beta(torch.tensor(0.0), 0, 40, 0.1)) == 0
 
 
 # ---- 3: the penalty
@@ -79,9 +83,9 @@ def test_check_3_marked_weights_alone_shrink_when_the_data_say_nothing(penalty, 
     monkeypatch.setattr(type(net), "gradient", nothing)
     extrusion = method.extrusion(net, state.shared, 1)
     trained, _ = method.trained(one.setting, state, one.fleet, 1, extrusion)
-    marks = extrude.marked(state.shared, extrusion.marks)
+    marks = marked(state.shared, extrusion.marks)
     for key, value in under(state.shared, "w/").items():
-        index = marks.get(MARK + key[2:].removesuffix(".weight"), torch.zeros(0, dtype=torch.int64))
+        index = marks.get(MARKED + key[2:].removesuffix(".weight"), torch.zeros(0, dtype=torch.int64))
         wanted = value.flatten().index_put((index,), value.flatten()[index] * shrunk)
         torch.testing.assert_close(trained.shared[key].flatten(), wanted, rtol=1e-4, atol=1e-7)
 
@@ -225,16 +229,16 @@ def test_check_4_every_client_marks_the_same(kind) -> None:
     work = ExtrudeAndProbe(SGD.feed() and (SGD.feed(),), 0.1, marks=extrusion.marks, lr0=0.1)
     for _ in range(3):
         found = work.start(one.setting.net, _sent(state.shared))
-        seen.append(torch.cat([found[MARK + layer] for layer in extrusion.marks]))
-        assert {layer: len(found[MARK + layer]) for layer in extrusion.marks} == dict(extrusion.moves)
+        seen.append(torch.cat([found[MARKED + layer] for layer in extrusion.marks]))
+        assert {layer: len(found[MARKED + layer]) for layer in extrusion.marks} == dict(extrusion.moves)
     assert all(torch.equal(one, seen[0]) for one in seen)
 
 
 def _sent(shared: Tree):  # type: ignore[no-untyped-def]
-    from fedsim.core import Sent
+    from fedsim.federated.protocol import ClientInput
 
     zero = torch.tensor(0)
-    return Sent(shared, {}, {}, zero, zero, zero)
+    return ClientInput(shared, {}, {}, zero, zero, zero)
 
 
 # ---- 5: the swap
@@ -243,7 +247,7 @@ def _sent(shared: Tree):  # type: ignore[no-untyped-def]
 @pytest.mark.parametrize("kind", FLEETS)
 @pytest.mark.parametrize("options", [{}, {"drop": "marked", "remark": True}, {"transfer": 1, "blocks": 2, "ramp": True, "beta_norm": "l1"}])
 def test_check_5_twenty_five_rounds_keep_their_counts(kind, options) -> None:
-    one = made(FALLING, kind, Keep(0.4), cohort=2)
+    one = made(FALLING, kind, ActivationPruning(0.4), cohort=2)
     method = FedMef(density=0.45, adjust_every=2, stop=20, penalty=0.01, **options)
     state, told = method.init(one.setting, None), []
     first = kept(state.shared)
@@ -272,8 +276,8 @@ def test_what_leaves_is_what_was_marked_or_what_is_smallest(drop) -> None:
     after, _ = method.round(one.setting, state, one.fleet, 1)
     extrusion = method.extrusion(one.setting.net, state.shared, 1)
     outside = 0
-    for key, index in extrude.marked(state.shared, extrusion.moves).items():
-        name = f"mask/{key.removeprefix(MARK)}.weight"
+    for key, index in marked(state.shared, extrusion.moves).items():
+        name = f"mask/{key.removeprefix(MARKED)}.weight"
         gone = (state.shared[name] & ~after.shared[name]).flatten().nonzero().flatten()
         outside += len(set(gone.tolist()) - set(index.tolist()))
     assert (outside == 0) == (drop == "marked")
@@ -326,7 +330,7 @@ def test_a_classifier_that_is_not_masked_counts_as_kept() -> None:
 
 
 def test_check_14_bytes_are_those_of_the_tensors_that_are_encoded() -> None:
-    one = world(stored(*drawn([6])), small(), training=Training(batch=4), cohort=1)
+    one = world(stored(*drawn([6])), small(), training=LocalTraining(batch=4), cohort=1)
     method, before, told = FedMef(density=0.45, adjust_every=2, stop=20), {}, []
     state = method.init(one.setting, None)
     for r in range(4):
@@ -336,9 +340,9 @@ def test_check_14_bytes_are_those_of_the_tensors_that_are_encoded() -> None:
     free = 4 + 6 + 10 + 3 + 4 + 6  # biases and gains
     for seen in one.seen:
         broadcast = {key: value.float() if value.is_floating_point() else value for key, value in seen.shared.items()}
-        payload, _ = wire.encode(broadcast, last=before)
+        payload, _ = communication.encode(broadcast, last=before)
         report = {key: value.float() for key, value in seen.reply.total.items()} | {key: value[0] for key, value in seen.reply.each.items()}
-        sent, _ = wire.encode(report, held=under(seen.shared, "mask/"))
+        sent, _ = communication.encode(report, held=under(seen.shared, "mask/"))
         assert told[seen.r] == {0: (len(payload), len(sent))}
         before = under(seen.shared, "mask/")
         moves = getattr(seen.work, "moves", {})
@@ -362,7 +366,7 @@ def test_the_last_steps_are_the_budget() -> None:
 
 
 def _at(step: int, steps: int):  # type: ignore[no-untyped-def]
-    from fedsim.core import Batch
+    from fedsim.core.types import Batch
 
     return Batch(torch.zeros(1), torch.zeros(1), None, torch.tensor(step), torch.tensor(steps))
 
@@ -388,7 +392,7 @@ def test_a_plain_round_is_plain_training() -> None:
     method = FedMef(density=0.45, adjust_every=2, stop=8)
     state = method.init(one.setting, None)
     method.round(one.setting, state, one.fleet, 1)
-    assert type(one.seen[-1].work) is TrainAndProbe
+    assert type(one.seen[-1].work) is TrainAndScore
     assert not one.seen[-1].work.moves
 
 
@@ -419,11 +423,11 @@ def test_a_kept_share_outside_of_0_to_1(keep) -> None:
 
 
 def test_models_that_cannot_prune_their_activations_are_told() -> None:
-    from fedsim.assemble import assemble
+    from fedsim.simulation.experiment import build_experiment
 
     table = {"method": {"name": "fedavg"}, "model": {"factory": "test_fedmef:reflecting"}, "train": {"activation_keep": 0.3}}
     with pytest.raises(BadInput, match=r"activation_keep = 0.3: activations cannot be pruned: 1 pads by padding_mode = 'reflect'"):
-        assemble(check(table))
+        build_experiment(check(table))
 
 
 def reflecting(shape: tuple[int, int, int], classes: int) -> nn.Module:

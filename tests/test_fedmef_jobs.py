@@ -10,9 +10,9 @@ import pytest
 import torch
 from console import console
 
-from fedsim import job
-from fedsim.export import module_of
-from fedsim.record import Reader
+from fedsim.config import job
+from fedsim.simulation.export import module_of
+from fedsim.storage.reader import Reader
 
 JOBS = Path(__file__).parents[1] / "jobs"
 SMOKE = """

@@ -12,20 +12,22 @@ from small_world import FLEETS, World, batches, drawn, kept, loaded, small, stor
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedsim import server
-from fedsim.assemble import assemble
-from fedsim.core import Feed, Training
-from fedsim.data.images import Stored
-from fedsim.fault import BadInput
-from fedsim.job import check
+from fedsim.config.job import check
+from fedsim.core.tree import Tree, under
+from fedsim.core.types import Feed, LocalTraining
+from fedsim.data.image_sets import Stored
+from fedsim.errors import BadInput
+from fedsim.federated import pretraining
 from fedsim.methods.fedtiny import FedTiny
-from fedsim.tree import Tree, under
+from fedsim.simulation.experiment import build_experiment
 
 # ---- before the clients: public images, pretraining, the pool
 
 
 def test_check_5_public_images_clients_and_test_are_disjoint_and_five_of_each_class_are_public() -> None:
-    parts = assemble(check({"partition": {"public": 5}, "method": {"name": "fedtiny", "density": 0.1}, "execution": {"device": "cpu"}}))
+    parts = build_experiment(
+        check({"partition": {"public": 5}, "method": {"name": "fedtiny", "density": 0.1}, "execution": {"device": "cpu"}})
+    )
     population = parts.population
     public = population.shards["public"].of(0)
     owned = [population.shards["train"].of(k) for k in range(population.clients)]
@@ -42,8 +44,8 @@ def test_check_5_public_images_clients_and_test_are_disjoint_and_five_of_each_cl
 def test_the_server_pretrains_as_torch_would() -> None:
     """One batch holds all public images, so that their order is nothing."""
     x, y, _ = drawn([7])
-    made = world(stored(*drawn([5, 5])), training=Training(batch=100, lr=0.2, momentum=0.9, decay=1e-2))
-    found = server.pretrained(made.setting, stored(x, y), 3)
+    made = world(stored(*drawn([5, 5])), training=LocalTraining(batch=100, lr=0.2, momentum=0.9, decay=1e-2))
+    found = pretraining.pretrained(made.setting, stored(x, y), 3)
     module = loaded(small(), {})
     optimiser = torch.optim.SGD(module.parameters(), 0.2, 0.9, weight_decay=1e-2)
     for _ in range(3):
@@ -58,8 +60,8 @@ def test_the_server_pretrains_as_torch_would() -> None:
 
 def test_the_server_sees_every_public_image_once_an_epoch() -> None:
     x, y, _ = drawn([7])
-    made = world(stored(*drawn([5, 5])), training=Training(batch=3))
-    seen = [batch.x for batch in server.batches(made.setting, stored(x, y), 2)]
+    made = world(stored(*drawn([5, 5])), training=LocalTraining(batch=3))
+    seen = [batch.x for batch in pretraining.batches(made.setting, stored(x, y), 2)]
     assert [len(batch) for batch in seen] == [3, 3, 1, 3, 3, 1]
     every = (x.double() / 255 - 0.5) / 0.25
     orders = [[int((every == image).flatten(1).all(1).nonzero()) for image in torch.cat(part)] for part in (seen[:3], seen[3:])]
@@ -82,7 +84,7 @@ def check_layers(candidate: Tree, sizes: dict[str, int], share: float) -> None:
 def test_check_4_candidates_are_full_sorts_of_the_pretrained_model_in_the_window(density) -> None:
     public = stored(*drawn([9], seed=5)[:2])
     made = world(stored(*drawn([5, 5])))
-    dense = server.pretrained(made.setting, public, 3)
+    dense = pretraining.pretrained(made.setting, public, 3)
     pool = pool_of(made, FedTiny(density=density, pool=6, selection="vanilla"), public)
     assert len(pool) == 6
     assert len({tuple(kept(candidate).values()) for candidate in pool}) > 1
@@ -109,7 +111,7 @@ def wide() -> nn.Module:
 
 @pytest.mark.parametrize(("density", "count"), [(0.5, 1), (0.1, 1), (0.03, 4), (0.01, 10), (0.002, 50), (0.001, 100), (0.0005, 100)])
 def test_check_4_the_pool_has_a_tenth_over_the_density(density, count) -> None:
-    made = world(stored(*drawn([2])), wide(), training=Training(batch=2))
+    made = world(stored(*drawn([2])), wide(), training=LocalTraining(batch=2))
     _, found = made.play(FedTiny(density=density, selection="vanilla", pretrain_epochs=0), 0)
     assert found[0]["candidates"] == len(made.seen) == count
     for seen in made.seen:
@@ -120,7 +122,7 @@ def test_check_4_the_pool_has_a_tenth_over_the_density(density, count) -> None:
 
 def test_the_pool_may_be_capped_or_given() -> None:
     for method, count in ((FedTiny(density=0.01, pool_cap=3), 3), (FedTiny(density=0.5, pool=5), 5)):
-        made = world(stored(*drawn([2])), wide(), training=Training(batch=2))
+        made = world(stored(*drawn([2])), wide(), training=LocalTraining(batch=2))
         method = FedTiny(**{**method.__dict__, "pretrain_epochs": 0, "selection": "vanilla"})
         assert len(pool_of(made, method)) == count
 
@@ -173,7 +175,7 @@ def agreed(images: list[Tensor], kind: type, **fields: Any) -> tuple[float, floa
     x = (torch.cat(images) + 100).to(torch.uint8)
     owners = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
     data = stored(x, torch.arange(len(x)) % 3, owners, mean=100 / 255, std=1 / 255)
-    made = world(data, constant_norm(), kind, Training(batch=100))
+    made = world(data, constant_norm(), kind, LocalTraining(batch=100))
     state, _ = made.play(FedTiny(density=0.95, pretrain_epochs=0, **fields), 0)
     return float(state.shared["buf/0.running_mean"]), float(state.shared["buf/0.running_var"])
 
@@ -225,7 +227,7 @@ def judged_by_hand(made: World, candidate: Tree, passes: int, first_call: int, s
 @pytest.mark.parametrize("selection", ["bn", "vanilla"])
 def test_check_2_the_choice_is_the_least_weighted_loss_by_hand(kind, selection) -> None:
     """Plain torch modules, batch by batch; clients of 7 and 12 images select on 3 and 6 of them."""
-    made = world(stored(*drawn([7, 12])), kind=kind, training=Training(batch=3))
+    made = world(stored(*drawn([7, 12])), kind=kind, training=LocalTraining(batch=3))
     method = FedTiny(density=0.4, pool=4, selection=selection, pretrain_epochs=0, probe_share=0.5, bn_passes=3)
     state, (found,) = made.play(method, 0)
     runs = 2 if selection == "bn" else 1
@@ -253,7 +255,7 @@ WHOLE = FedTiny(density=0.4, pool=6, pretrain_epochs=0, probe_share=1.0, bn_pass
 
 def test_check_2_loss_chooses_not_accuracy_and_by_images_not_by_clients() -> None:
     """A case in which all three would choose differently."""
-    made = world(stored(*drawn([4, 24], 24)), training=Training(batch=100))
+    made = world(stored(*drawn([4, 24], 24)), training=LocalTraining(batch=100))
     _, (found,) = made.play(WHOLE, 0)
     weighted, alike, accuracy = [], [], []
     for c in range(6):
@@ -273,7 +275,7 @@ def test_check_2_permuting_clients_changes_nothing() -> None:
     x, y, owners = drawn([4, 9, 24], 24)
     results = []
     for numbers in ([0, 1, 2], [2, 0, 1]):
-        made = world(stored(x, y, torch.tensor(numbers)[owners]), training=Training(batch=100))
+        made = world(stored(x, y, torch.tensor(numbers)[owners]), training=LocalTraining(batch=100))
         state, (found,) = made.play(WHOLE, 0)
         results.append((found["candidate"], found["candidate_loss"], state.shared))
     assert results[0][0] == results[1][0]
@@ -298,7 +300,7 @@ def test_vanilla_selection_judges_with_the_servers_statistics_and_none_asks_nobo
     public = stored(*drawn([9], seed=5)[:2])
     made = world(stored(*drawn([6, 9])))
     vanilla, _ = made.play(FedTiny(density=0.4, pool=3, selection="vanilla"), 0, public)
-    dense = server.pretrained(made.setting, public, 3)
+    dense = pretraining.pretrained(made.setting, public, 3)
     assert not torch.equal(dense["buf/norm1.running_mean"], made.setting.net.initial["buf/norm1.running_mean"])
     for key, value in under(dense, "buf/").items():
         assert all(torch.equal(value, tree[key]) for tree in (vanilla.shared, *(seen.shared for seen in made.seen)))

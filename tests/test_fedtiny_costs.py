@@ -12,18 +12,24 @@ from torch import Tensor
 from torch.func import vmap
 from torch.nn import functional as F
 
-from fedsim import adjust, ledger, masks, models, wire
-from fedsim.assemble import Parts, assemble
-from fedsim.core import Batch, Training, Work
-from fedsim.fleet.graphed import forget
-from fedsim.fleet.order import Order, Pack
-from fedsim.job import check
-from fedsim.ledger import Anatomy
+from fedsim import models
+from fedsim.config.job import check
+from fedsim.core import masks
+from fedsim.core.tree import Tree, under
+from fedsim.core.types import Batch, LocalTraining
+from fedsim.costs import communication, flops, profile
+from fedsim.costs.profile import ModelProfile
+from fedsim.federated.client_work import Train, TrainAndScore
+from fedsim.federated.protocol import Work
+from fedsim.fleet.cuda_graph.fleet import forget
+from fedsim.fleet.messages import Pack, WorkOrder
+from fedsim.fleet.registry import FLEETS as ENGINES
 from fedsim.methods.fedtiny import FedTiny
-from fedsim.net import Net
-from fedsim.plan import FLEETS as ENGINES
-from fedsim.tree import Tree, under
-from fedsim.works import Train, TrainAndProbe
+from fedsim.models import settings
+from fedsim.nn import profiler
+from fedsim.nn.net import Net
+from fedsim.pruning import mask_adjustment
+from fedsim.simulation.experiment import Experiment, build_experiment
 
 FIRST, FREE, STATISTICS = 36, 2 * (4 + 6) + 10 + 3, 2 * (4 + 6)  # floats of the small net: first layer, scales and biases, statistics
 MASKED = {"conv2": 216, "fc1": 240, "fc2": 30}
@@ -58,7 +64,7 @@ def bills(made: World, method: FedTiny, rounds: int) -> list[dict[int, tuple[int
 @pytest.mark.parametrize("kind", FLEETS)
 def test_check_13_bytes_of_selection_plain_and_adjusting_rounds(kind) -> None:
     """Four clients select among three candidates, two a round train: some come back after masks have changed twice."""
-    made = world(stored(*drawn([6, 9, 5, 7])), kind=kind, training=Training(batch=4, momentum=0.9), cohort=2)
+    made = world(stored(*drawn([6, 9, 5, 7])), kind=kind, training=LocalTraining(batch=4, momentum=0.9), cohort=2)
     told = bills(made, FedTiny(density=0.4, pool=3, adjust_every=2, stop=20, pretrain_epochs=0, blocks="all"), 10)
     pool = [seen.shared for seen in made.seen if type(seen.work).__name__ == "Statistics"]
     assert len(pool) == 3
@@ -76,24 +82,24 @@ def test_check_13_bytes_of_selection_plain_and_adjusting_rounds(kind) -> None:
 
 
 def test_check_13_the_bytes_are_those_of_the_tensors_that_are_encoded() -> None:
-    made = world(stored(*drawn([6])), training=Training(batch=4), cohort=1)
+    made = world(stored(*drawn([6])), training=LocalTraining(batch=4), cohort=1)
     told = bills(made, FedTiny(density=0.4, adjust_every=2, stop=20, pretrain_epochs=0, selection="none"), 3)
     before: Tree = {}
     for seen in made.seen:
         broadcast = {key: value.float() if value.is_floating_point() else value for key, value in seen.shared.items()}
-        payload, _ = wire.encode(broadcast, last=before)
+        payload, _ = communication.encode(broadcast, last=before)
         report = {key: value.float() for key, value in seen.reply.total.items()} | {key: value[0] for key, value in seen.reply.each.items()}
-        sent, _ = wire.encode(report, held=under(seen.shared, "mask/"))
+        sent, _ = communication.encode(report, held=under(seen.shared, "mask/"))
         assert told[seen.r] == {0: (len(payload), len(sent))}
         before = under(seen.shared, "mask/")
     assert [bool(under(seen.reply.each, "top/")) for seen in made.seen] == [False, True, False]
 
 
 @pytest.fixture(scope="module")
-def resnet18() -> Anatomy:
+def resnet18() -> ModelProfile:
     with torch.device("meta"):
-        module = models.build(models.ModelSettings("resnet18"), (3, 32, 32), 10, 0)
-    return models.anatomy(module, (3, 32, 32))
+        module = models.build(settings.ModelSettings("resnet18"), (3, 32, 32), 10, 0)
+    return profiler.profile(module, (3, 32, 32))
 
 
 def test_check_13_the_sizes_of_resnet18(resnet18) -> None:
@@ -103,32 +109,32 @@ def test_check_13_the_sizes_of_resnet18(resnet18) -> None:
     assert 4 * 111_643 == 446_572
     assert resnet18.free + resnet18.buffers == 19_210
     assert 4 * (resnet18.weights + resnet18.free + resnet18.buffers) == 44_734_248
-    assert ledger.positions(10_000, 320_000) == 4 * 10_000 == -(-320_000 // 8)  # at 1/32 both cost the same
-    assert ledger.positions(9_999, 320_000) == 4 * 9_999
-    assert ledger.positions(10_001, 320_000) == 40_000
+    assert profile.positions_bytes(10_000, 320_000) == 4 * 10_000 == -(-320_000 // 8)  # at 1/32 both cost the same
+    assert profile.positions_bytes(9_999, 320_000) == 4 * 9_999
+    assert profile.positions_bytes(10_001, 320_000) == 40_000
 
 
 # ---- FLOPs
 
 
-def share(anatomy: Anatomy, density: float) -> float:
+def share(anatomy: ModelProfile, density: float) -> float:
     """f_S / f_D with the first layer dense and every other at `density`."""
     first, *rest = anatomy.layers
-    return (first.flops + density * sum(layer.flops for layer in rest)) / ledger.forward_flops(anatomy)
+    return (first.flops + density * sum(layer.flops for layer in rest)) / flops.forward_flops(anatomy)
 
 
 def test_check_12_flops_of_resnet18(resnet18) -> None:
-    dense = ledger.forward_flops(resnet18)
+    dense = flops.forward_flops(resnet18)
     assert dense == 2 * 555_422_720
-    training = ledger.feed_flops(resnet18, 5 * 5_000).total
+    training = flops.feed_flops(resnet18, 5 * 5_000).total
     assert training == pytest.approx(8.3313e13, rel=1e-5)
     assert share(resnet18, 0.01) == pytest.approx(0.013154, abs=5e-7)
     assert share(resnet18, 0.0098467) == pytest.approx(0.013001, abs=5e-7)
     assert (2 * share(resnet18, 0.01) + 1) / 3 == pytest.approx(0.3421, abs=5e-5)
     counts = {layer.name: round(0.01 * layer.weights) for layer in resnet18.layers[1:]}
-    batch = ledger.feed_flops(resnet18, 64, counts, dense=("*",)).total
-    local = ledger.feed_flops(resnet18, 25_000, counts).total
-    assert ledger.training_flops(resnet18, counts, ("*",)) / (3 * dense) == pytest.approx(0.3421, abs=5e-5)
+    batch = flops.feed_flops(resnet18, 64, counts, dense=("*",)).total
+    local = flops.feed_flops(resnet18, 25_000, counts).total
+    assert flops.training_flops(resnet18, counts, ("*",)) / (3 * dense) == pytest.approx(0.3421, abs=5e-5)
     assert (local + batch) / training == pytest.approx(0.01403, abs=5e-6)
 
 
@@ -145,7 +151,7 @@ def where(counts: dict[str, int]) -> int:
 @pytest.mark.parametrize("growth", ["batch", "last_step"])
 def test_check_12_a_clients_flops_and_memory_with_the_growth_batch(growth) -> None:
     """Clients of 3, 9 and 8 images in batches of 4: the last batch of two epochs holds 3, 1 and 4, a batch of its own 3, 4 and 4."""
-    made = world(stored(*drawn([3, 9, 8])), training=Training(batch=4, epochs=2, momentum=0.9))
+    made = world(stored(*drawn([3, 9, 8])), training=LocalTraining(batch=4, epochs=2, momentum=0.9))
     before = masked(made.setting)
     method = FedTiny(density=0.6, adjust_every=1, stop=8, pretrain_epochs=0, selection="none", growth=growth)
     made.fleet.open(1)
@@ -171,7 +177,7 @@ def test_check_12_a_clients_flops_and_memory_with_the_growth_batch(growth) -> No
 
 @pytest.mark.parametrize(("selection", "passes"), [("bn", 10 + 1), ("vanilla", 1)])
 def test_selection_costs_its_forward_passes_and_holds_the_pool_sparse(selection, passes) -> None:
-    made = world(stored(*drawn([20, 45])), training=Training(batch=4, epochs=2))
+    made = world(stored(*drawn([20, 45])), training=LocalTraining(batch=4, epochs=2))
     method = FedTiny(density=0.4, pool=3, pretrain_epochs=0, probe_share=0.2, selection=selection)
     method.round(made.setting, method.init(made.setting, None), made.fleet, 0)
     pool = [kept(seen.shared) for seen in made.seen if type(seen.work).__name__ == "Loss"]
@@ -232,7 +238,7 @@ def images(count: int, shape: tuple[int, int, int], classes: int) -> Batch:
 @pytest.mark.parametrize("clients", [1, 3])
 def test_check_16_no_two_dense_gradients_are_alive_together(clients) -> None:
     """One client, and three at once under `vmap`; 5 images, so that no activation is as large as a weight."""
-    net = Net(models.build(models.ModelSettings("resnet8", width=4), (1, 4, 4), 3, 0))
+    net = Net(models.build(settings.ModelSettings("resnet8", width=4), (1, 4, 4), 3, 0))
     looks = counted(net if clients == 1 else net.under_vmap(), pruned(net, 0.3), images(5, (1, 4, 4), 3), net.maskable, clients)
     assert [layer for layer, _ in looks] == list(net.maskable)[::-1]
     for layer, more in looks:
@@ -242,12 +248,12 @@ def test_check_16_no_two_dense_gradients_are_alive_together(clients) -> None:
 
 @pytest.fixture(scope="module")
 def resnet20() -> Net:
-    return Net(models.build(models.ModelSettings("resnet20"), (3, 32, 32), 10, 0))
+    return Net(models.build(settings.ModelSettings("resnet20"), (3, 32, 32), 10, 0))
 
 
 def moves_of(net: Net, tree: Tree, layers: Sequence[str], alpha: float = 0.15) -> dict[str, int]:
     counts = kept(tree)
-    return {layer: adjust.moves(counts[layer], net.sizes[layer], alpha, 10, 100) for layer in layers}
+    return {layer: mask_adjustment.moves(counts[layer], net.sizes[layer], alpha, 10, 100) for layer in layers}
 
 
 def peak_of_probe(net: Net, tree: Tree, batch: Batch, moves: dict[str, int], chunk: int) -> int:
@@ -283,7 +289,7 @@ def test_check_16_a_probe_needs_its_buffers_and_one_gradient_more_than_the_backw
     images are so few that the peak lies where the widest layers are tapped.
     """
     tree, batch = pruned(resnet20), images(2, (3, 32, 32), 10)
-    for layers in (*adjust.groups(resnet20.maskable, 5), list(resnet20.maskable)):
+    for layers in (*mask_adjustment.groups(resnet20.maskable, 5), list(resnet20.maskable)):
         moves = moves_of(resnet20, tree, layers, alpha=0.02)  # few, so that the bound has no room for a second gradient
         more = peak_of_probe(resnet20, tree, batch, moves, CHUNK) - peak_of_backward(resnet20, tree, batch, layers)
         largest = max(resnet20.sizes[layer] for layer in layers)
@@ -293,16 +299,16 @@ def test_check_16_a_probe_needs_its_buffers_and_one_gradient_more_than_the_backw
 
 
 @pytest.fixture(scope="module")
-def parts() -> Parts:
+def parts() -> Experiment:
     """Two clients."""
     table = {"data": {"name": "fake", "channels": 3, "size": 32, "classes": 10, "train": 20, "test": 10}}
     table |= {"partition": {"name": "iid", "clients": 2, "test": "global"}, "model": {"name": "resnet20"}}
     table |= {"train": {"batch": 5, "steps": 1, "lr": 0.05}, "execution": {"device": "cpu"}}
-    return assemble(check(table | {"method": {"name": "fedtiny", "density": 0.1}}))
+    return build_experiment(check(table | {"method": {"name": "fedtiny", "density": 0.1}}))
 
 
-def peak_of_visit(parts: Parts, work: Work, shared: Tree, engine: str) -> int:
-    order = Order(work, parts.setting.net, shared, 1, 20)
+def peak_of_visit(parts: Experiment, work: Work, shared: Tree, engine: str) -> int:
+    order = WorkOrder(work, parts.setting.net, shared, 1, 20)
     pack = Pack([0, 1], {}, [None, None], [[0, 0], *([i, i] for i in range(len(work.feeds)))])
     forget()  # programs of other works, which are kept as long as there is room
     with torch.no_grad(), Alive(*shared.values()) as alive:
@@ -317,7 +323,7 @@ def test_check_16_an_adjusting_round_needs_its_buffers_and_one_gradient_more_tha
     shared = pruned(net)
     peak_of_visit(parts, Train.at(parts.setting, 1), shared, engine)  # what is made once and kept
     plain = peak_of_visit(parts, Train.at(parts.setting, 1), shared, engine)
-    for layers in adjust.groups(net.maskable, 5):
+    for layers in mask_adjustment.groups(net.maskable, 5):
         moves = moves_of(net, shared, layers)
-        adjusting = peak_of_visit(parts, TrainAndProbe.growing(parts.setting, 1, moves), shared, engine)
+        adjusting = peak_of_visit(parts, TrainAndScore.growing(parts.setting, 1, moves), shared, engine)
         assert adjusting - plain <= at_once * (8 * sum(moves.values()) + 4 * max(net.sizes[layer] for layer in layers))

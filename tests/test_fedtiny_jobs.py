@@ -14,7 +14,7 @@ import pytest
 import torch
 from console import console
 
-from fedsim.record import Reader, read_model
+from fedsim.storage.reader import Reader, read_model
 
 SMOKE = """
 rounds = 6

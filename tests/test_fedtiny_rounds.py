@@ -12,16 +12,18 @@ from small_world import FLEETS, SLOW, World, batches, drawn, kept, loaded, maske
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedsim import models, server
-from fedsim.aggregate import FedAvg, FedProx
-from fedsim.core import Training
-from fedsim.fault import ClientFault
+from fedsim import models
+from fedsim.core.tree import Tree, under
+from fedsim.core.types import LocalTraining
+from fedsim.errors import ClientFault
+from fedsim.federated import pretraining
+from fedsim.federated.aggregation import FedAvg, FedProx
+from fedsim.federated.client_work import Train, TrainAndScore
 from fedsim.methods import fedavg
 from fedsim.methods.fedtiny import FedTiny
-from fedsim.tree import Tree, under
-from fedsim.works import Train, TrainAndProbe
+from fedsim.models import settings
 
-ADAM = Training(batch=4, epochs=2, lr=0.01, decay=1e-3, optimiser="adam")
+ADAM = LocalTraining(batch=4, epochs=2, lr=0.01, decay=1e-3, optimiser="adam")
 ALWAYS = FedTiny(density=0.6, adjust_every=1, stop=8, pretrain_epochs=0, selection="none")
 
 
@@ -129,7 +131,7 @@ def test_the_probe_changes_nothing_that_is_trained() -> None:
 def test_where_nothing_moves_a_probing_round_is_a_plain_one(last_step) -> None:
     made = world(stored(*drawn([5, 11])))
     shared = masked(made.setting).shared
-    for work in (Train.at(made.setting, 2), TrainAndProbe.growing(made.setting, 2, {"fc1": 0}, last_step)):
+    for work in (Train.at(made.setting, 2), TrainAndScore.growing(made.setting, 2, {"fc1": 0}, last_step)):
         made.fleet.open(2)
         made.fleet.run(work, [0, 1], shared)
     plain, probing = (seen.reply for seen in made.seen)
@@ -141,7 +143,7 @@ def test_where_nothing_moves_a_probing_round_is_a_plain_one(last_step) -> None:
 def test_moves_that_cannot_be_are_named(moves) -> None:
     made = world(stored(*drawn([5, 11])))
     with pytest.raises(ClientFault, match=f"moves of layer '{next(iter(moves))}'; there can be 1 to its pruned weights, of layers conv2"):
-        made.fleet.run(TrainAndProbe.growing(made.setting, 2, moves), [0, 1], masked(made.setting).shared)
+        made.fleet.run(TrainAndScore.growing(made.setting, 2, moves), [0, 1], masked(made.setting).shared)
 
 
 # ---- many rounds
@@ -149,14 +151,14 @@ def test_moves_that_cannot_be_are_named(moves) -> None:
 
 def toy() -> nn.Module:
     """A resnet8: seven masked layers in five blocks of 2, 2, 1, 1 and 1."""
-    return models.build(models.ModelSettings("resnet8", width=4), (1, 4, 4), 3, 0)
+    return models.build(settings.ModelSettings("resnet8", width=4), (1, 4, 4), 3, 0)
 
 
 BLOCKS = [["layer1.0.conv1", "layer1.0.conv2"], ["layer2.0.conv1", "layer2.0.conv2"], ["layer3.0.conv1"], ["layer3.0.conv2"], ["fc"]]
 
 
 def test_check_10_invariants_of_25_rounds() -> None:
-    made = world(stored(*drawn([6, 9, 12, 5])), toy(), training=Training(batch=6, lr=0.2, momentum=0.9, decay=1e-3), cohort=3)
+    made = world(stored(*drawn([6, 9, 12, 5])), toy(), training=LocalTraining(batch=6, lr=0.2, momentum=0.9, decay=1e-3), cohort=3)
     method = FedTiny(density=0.3, pool=3, adjust_every=2, stop=60, pretrain_epochs=0)
     state, found = made.play(method, 25)
     whole, first = sum(made.setting.net.sizes.values()), next(iter(made.setting.net.sizes))
@@ -181,7 +183,7 @@ def test_check_10_invariants_of_25_rounds() -> None:
 
 
 def test_check_11_blocks_from_the_output_to_the_input_and_round_again() -> None:
-    made = world(stored(*drawn([8, 8])), toy(), training=Training(batch=8, lr=0.1))
+    made = world(stored(*drawn([8, 8])), toy(), training=LocalTraining(batch=8, lr=0.1))
     state, found = made.play(replace(ALWAYS, stop=100), 7, state=masked(made.setting))
     assert [told["block"] for told in found] == [5, 4, 3, 2, 1, 5, 4]
     sent = [seen.shared for seen in made.seen] + [state.shared]
@@ -203,7 +205,7 @@ def test_check_11_blocks_from_the_output_to_the_input_and_round_again() -> None:
     ],
 )
 def test_other_blocks_other_orders_and_other_rounds(fields, blocks) -> None:
-    made = world(stored(*drawn([8, 8])), toy(), training=Training(batch=8, lr=0.1))
+    made = world(stored(*drawn([8, 8])), toy(), training=LocalTraining(batch=8, lr=0.1))
     made.play(replace(ALWAYS, **{"stop": 100} | fields), len(blocks), state=masked(made.setting))
     assert [list(getattr(seen.work, "moves", {})) for seen in made.seen] == blocks
 
@@ -226,7 +228,7 @@ def test_check_15_without_selection_and_adjustment_it_is_masked_fedavg(kind) -> 
     made = world(stored(*drawn([6, 9, 5])), kind=kind, cohort=2)
     state, _ = made.play(FedTiny(density=0.4, selection="none", adjust_every=9), 8, public)
     other = world(stored(*drawn([6, 9, 5])), kind=kind, cohort=2)
-    shared = server.pretrained(other.setting, public, 3)
+    shared = pretraining.pretrained(other.setting, public, 3)
     for name, count in kept(made.seen[0].shared).items():
         order = sorted(range(shared[f"w/{name}.weight"].numel()), key=lambda i: (-abs(float(shared[f"w/{name}.weight"].flatten()[i])), i))
         mask = torch.zeros(len(order), dtype=torch.bool)
@@ -245,7 +247,7 @@ def test_check_14_serial_and_packed_fleets_agree() -> None:
     """In float64, so that no score is near another."""
     ends = []
     for kind in FLEETS:
-        made = world(stored(*drawn([6, 9, 12, 5])), toy(), kind, Training(batch=5, epochs=2, lr=0.1))
+        made = world(stored(*drawn([6, 9, 12, 5])), toy(), kind, LocalTraining(batch=5, epochs=2, lr=0.1))
         ends.append(made.play(FedTiny(density=0.3, pool=3, adjust_every=1, pretrain_epochs=0), 7))
     (serial, told), (packed, other) = ends
     assert [one["adjusted"] for one in told[1:]] == [one["adjusted"] for one in other[1:]]

@@ -26,14 +26,14 @@ from gated_world import (
 from small_world import FLEETS
 from torch.nn import functional as F
 
-from fedsim import cotrain, draw, gates, ledger
-from fedsim.aggregate import COUNT
-from fedsim.core import Feed
-from fedsim.cotrain import EMBEDDING
+from fedsim.core import rng
+from fedsim.core.keys import COUNT, EMBEDDING, GATE, GATE_GRADIENT, GATE_STEPS
+from fedsim.core.tree import Tree, under
+from fedsim.core.types import Feed
+from fedsim.costs import flops
 from fedsim.fleet.serial import SerialFleet
-from fedsim.gated import GRADIENT, STEPS, UNIT, Energy, GateGradient, TrainGated
-from fedsim.gates import GATES
-from fedsim.tree import Tree, under
+from fedsim.pruning import gates, hypernet_training
+from fedsim.pruning.gated_training import ENERGY_UNIT, Energy, GateGradient, TrainGated
 
 HELD = Feed("held", steps=1, batch=4, augment=False, charge="inputs")
 TARGETS = [0.5, 0.3, 0.6, 0.5]
@@ -57,13 +57,13 @@ def closing(clients: int, steps: int, seed: int = 1) -> torch.Tensor:
 def test_the_gradient_of_a_gate_is_that_of_autograd_the_mean_over_its_steps(kind) -> None:
     made, m = gated(kind=kind), some_gates(4)
     made.fleet.open(2)
-    reply = made.fleet.run(GateGradient((replace(HELD, steps=2),)), range(4), made.setting.net.initial, {GATES: m})
+    reply = made.fleet.run(GateGradient((replace(HELD, steps=2),)), range(4), made.setting.net.initial, {GATE: m})
     for k in range(4):
         gate = m[k].clone().requires_grad_()
         module = by_hand(module_of(), made.setting.net.initial, gate)
         steps = batches(made, replace(HELD, steps=2), k, 2)
         sum(F.cross_entropy(module(x), y) / 2 for x, y in steps).backward()
-        assert torch.allclose(reply.each[GRADIENT][k], gate.grad, atol=1e-12)
+        assert torch.allclose(reply.each[GATE_GRADIENT][k], gate.grad, atol=1e-12)
     assert list(reply.total) == [COUNT]
 
 
@@ -76,7 +76,7 @@ def test_training_under_a_hard_gate_for_every_step_is_torchs_sgd_on_the_kept_cha
     shared = net.initial | {f"opt/momentum/{key[2:]}": value / 50 for key, value in net.initial.items()}
     made.fleet.open(3)
     work = TrainGated((SGD.feed(),), 0.1, 0.9, 1e-3, made.setting.aggregate, uniform=uniform)
-    total = made.fleet.run(work, range(4), shared, {STEPS: u}).total
+    total = made.fleet.run(work, range(4), shared, {GATE_STEPS: u}).total
     ends = []
     for k in range(4):
         w, momentum = under(shared, "w/"), under(shared, "opt/")
@@ -93,7 +93,7 @@ def test_training_under_a_hard_gate_for_every_step_is_torchs_sgd_on_the_kept_cha
 def test_norms_over_all_channels_see_the_closed_ones(kind) -> None:
     made, u = gated((9,), kind=kind), closing(1, 3)
     work = TrainGated((SGD.feed(),), 0.1, 0.9, 1e-3, norm_over="all")
-    total = made.fleet.run(work, [0], made.setting.net.initial, {STEPS: u}).total
+    total = made.fleet.run(work, [0], made.setting.net.initial, {GATE_STEPS: u}).total
     w, momentum = dict(made.setting.net.initial), {}
     for t, step in enumerate(batches(made, SGD.feed(), 0, 0)):
         w, momentum = descended(made, by_hand(module_of(), w, u[0, t]), momentum, [step], 0.1)
@@ -103,13 +103,13 @@ def test_norms_over_all_channels_see_the_closed_ones(kind) -> None:
 @pytest.mark.parametrize("kind", FLEETS)
 def test_under_a_soft_gate_weights_train_and_its_mean_gradient_comes_back(kind) -> None:
     made, m = gated((9, 12), kind=kind), some_gates(2)
-    reply = made.fleet.run(TrainGated((SGD.feed(),), 0.1, 0.9, 1e-3), range(2), made.setting.net.initial, {GATES: m})
+    reply = made.fleet.run(TrainGated((SGD.feed(),), 0.1, 0.9, 1e-3), range(2), made.setting.net.initial, {GATE: m})
     ends = []
     for k in range(2):
         gate = m[k].clone().requires_grad_()
         end = descended(made, by_hand(module_of(), made.setting.net.initial, gate), {}, batches(made, SGD.feed(), k, 0), 0.1)
         ends.append(end[0] | end[1])
-        assert torch.allclose(reply.each[GRADIENT][k], gate.grad / 3, atol=1e-12)  # autograd sums over the three steps
+        assert torch.allclose(reply.each[GATE_GRADIENT][k], gate.grad / 3, atol=1e-12)  # autograd sums over the three steps
     near({key: value / 2 for key, value in reply.total.items() if key != COUNT}, mean_of(ends), 1e-9)
 
 
@@ -128,7 +128,7 @@ def test_the_energy_of_channels_is_summed_over_images_and_positions(kind, power)
         relu.register_forward_hook(lambda _, __, out: found.append((out.abs() ** power).sum((0, 2, 3))))
     module(x)
     assert float(total[COUNT]) == 25
-    assert torch.allclose(total["loss/energy"] * UNIT, torch.cat(found), atol=1e-9)
+    assert torch.allclose(total["loss/energy"] * ENERGY_UNIT, torch.cat(found), atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", FLEETS)
@@ -136,7 +136,7 @@ def test_a_lone_image_goes_through_a_lone_channel_at_a_lone_position(kind) -> No
     """Its norm gives the shift: nothing deviates from its own mean."""
     made = gated((5,), kind=kind, training=replace(SGD, batch=1), holdout=0.0)
     gate = torch.cat([torch.arange(width) == 0 for width in WIDTHS]).expand(1, 3, 28)
-    reply = made.fleet.run(TrainGated((replace(SGD, batch=1).feed(),), 0.1, 0.9, 1e-3), [0], made.setting.net.initial, {STEPS: gate})
+    reply = made.fleet.run(TrainGated((replace(SGD, batch=1).feed(),), 0.1, 0.9, 1e-3), [0], made.setting.net.initial, {GATE_STEPS: gate})
     assert bool(reply.total["w/layer3.0.norm1.bias"].isfinite().all())
 
 
@@ -151,8 +151,8 @@ def world_and_rule(kind: type = SerialFleet):  # type: ignore[no-untyped-def]
 
 def at_once(made, choosing, clients: list[int], when: tuple[int, int], masks) -> Tree:  # type: ignore[no-untyped-def]
     """The whole loss's gradient in both hypernetworks and the embeddings, by autograd through the clients' networks."""
-    key = draw.key(0, "learn", *when)
-    keys, rows = draw.fold(key, torch.tensor(clients)), masks.table.of(clients, choosing.rule.embeddings(0, torch.tensor(clients)))
+    key = rng.key(0, "learn", *when)
+    keys, rows = rng.fold(key, torch.tensor(clients)), masks.table.of(clients, choosing.rule.embeddings(0, torch.tensor(clients)))
     w = leaves(under(masks.hyper, "w/") | {EMBEDDING: rows[EMBEDDING]})
     data = [batches(made, HELD, k, when[0])[0] for k in clients]
 
@@ -190,14 +190,14 @@ def test_soft_gates_are_sent_from_both_hypernetworks() -> None:
     masks = choosing.begin()
     made.fleet.open(1)
     choosing.learnt(masks, made.fleet, made.setting.net.initial, [0, 2], (1, 0), HELD, 0.01)
-    keys = draw.fold(draw.key(0, "learn", 1, 0), torch.tensor([0, 2]))
+    keys = rng.fold(rng.key(0, "learn", 1, 0), torch.tensor([0, 2]))
     base = {key[7:]: value for key, value in under(masks.hyper, "w/base/").items()}
     client = {key[9:]: value for key, value in under(masks.hyper, "w/client/").items()}
     o, choice = logits(base, choosing.rule.z(0))[0], logits(client, choosing.rule.embeddings(0, torch.tensor([0, 2]))[EMBEDDING])
     for i in range(2):
         v, u = soft(o, keys[i], "v", 0.5), soft(choice[i], keys[i], "u", 0.5)
-        assert torch.allclose(made.seen[0].own[GATES][i], torch.where(v >= 0.5, v * u, v), atol=1e-12)
-    assert 0 < int((made.seen[0].own[GATES] < 0.5).sum()) < 56
+        assert torch.allclose(made.seen[0].own[GATE][i], torch.where(v >= 0.5, v * u, v), atol=1e-12)
+    assert 0 < int((made.seen[0].own[GATE] < 0.5).sum()) < 56
 
 
 # ---- AdamW
@@ -207,7 +207,7 @@ def test_steps_of_both_hypernetworks_and_of_each_embedding_are_those_of_torchs_a
     """Five steps in float64; embeddings take part in some of them, and keep steps of their own."""
     rule = world_and_rule()[1].rule
     hyper, rows = rule.fresh(0), rule.embeddings(0, torch.arange(4))
-    table = cotrain.Table.empty()
+    table = hypernet_training.Table.empty()
     theirs = {key: value.clone().requires_grad_() for key, value in under(hyper, "w/").items()}
     embedding = [rows[EMBEDDING][k].clone().requires_grad_() for k in range(4)]
     base = torch.optim.AdamW([value for key, value in theirs.items() if "/base/" in key], 0.01, weight_decay=0.02)
@@ -219,7 +219,7 @@ def test_steps_of_both_hypernetworks_and_of_each_embedding_are_those_of_torchs_a
         found = {key: torch.randn(value.shape, generator=generator, dtype=torch.float64) for key, value in theirs.items()}
         found[EMBEDDING] = torch.randn(len(visited), 192, generator=generator, dtype=torch.float64)
         before = {key: value.clone() for key, value in (hyper | mine).items()}
-        new, moved = cotrain.step(hyper, mine, found, 0.01, 0.03, 0.02)
+        new, moved = hypernet_training.step(hyper, mine, found, 0.01, 0.03, 0.02)
         assert all(torch.equal(value, before[key]) for key, value in under(hyper | mine, "w/", "opt/").items())
         hyper, table = new, table.put(visited, moved)
         for key, value in theirs.items():
@@ -252,11 +252,11 @@ def test_draws_do_not_depend_on_the_company_and_differ_in_every_round_step_and_c
     for r, j in ((1, 0), (1, 1), (2, 0)):
         made.fleet.open(r)
         choosing.learnt(masks, made.fleet, made.setting.net.initial, [0, 1, 2, 3], (r, j), HELD, 0.01)
-        sent.append(made.seen[-1].own[GATES])
+        sent.append(made.seen[-1].own[GATE])
     assert len(torch.cat(sent).unique(dim=0)) == 12
     made.fleet.open(1)
     choosing.learnt(masks, made.fleet, made.setting.net.initial, [2], (1, 0), HELD, 0.01)
-    assert torch.allclose(made.seen[-1].own[GATES][0], sent[0][2], atol=1e-12)
+    assert torch.allclose(made.seen[-1].own[GATE][0], sent[0][2], atol=1e-12)
 
 
 def test_hard_draws_are_inside_the_base_of_the_same_draw_and_as_likely_as_they_should_be() -> None:
@@ -273,7 +273,7 @@ def test_hard_draws_are_inside_the_base_of_the_same_draw_and_as_likely_as_they_s
 def test_never_empty_where_nothing_would_be_kept() -> None:
     rule = replace(world_and_rule()[1].rule, bias=-10.0)
     o, choice = torch.zeros(28), torch.zeros(3, 28)
-    keys = draw.key(0, torch.arange(3))
+    keys = rng.key(0, torch.arange(3))
     v = rule.mean(o)
     for gate in (v, rule.mean(choice, v), rule.hard(o, None, keys), rule.hard(o, choice, keys), rule.hard(None, choice, keys, v)):
         for part in gate.view(-1, 28).split([4, 8, 16], 1):
@@ -286,6 +286,6 @@ def test_a_feed_longer_than_its_gates_is_charged_at_the_last_of_them() -> None:
     made = gated((9,), holdout=0.0)
     account, net = made.fleet.account, made.setting.net
     few, many = (net.channels.used([width, 8, 16]) for width in (1, 3))
-    f, g = (ledger.forward_flops(account.anatomy, used) for used in (few, many))
+    f, g = (flops.forward_flops(account.anatomy, used) for used in (few, many))
     assert account._flops(Feed("train", steps=4, batch=4), 9, [few, many]) == 3 * (4 * f + (4 + 1 + 4) * g)
     assert account._flops(Feed("train", steps=4, batch=4, charge="inputs"), 9, [few, many]) == 2 * (4 * f + (4 + 1 + 4) * g)

@@ -8,15 +8,16 @@ from gated_world import SGD, gated
 from gating_world import CIFAR, built, drawn, images
 from torch import Tensor, nn
 
-from fedsim import models
-from fedsim.fault import BadInput
-from fedsim.gates import GATES
-from fedsim.keep import Keep
+from fedsim.core.activation_pruning import ActivationPruning
+from fedsim.core.keys import GATE
+from fedsim.errors import BadInput
 from fedsim.methods.adp import ADP
 from fedsim.methods.structured import Structured
-from fedsim.models.slicing import lean
-from fedsim.net import Net
-from fedsim.skipping import Skipping
+from fedsim.models import settings
+from fedsim.nn.dynamic_inference import Skipping
+from fedsim.nn.layers import gate_insertion, input_gate
+from fedsim.nn.net import Net
+from fedsim.nn.subnetwork import lean
 
 
 class Branches(nn.Module):
@@ -50,7 +51,7 @@ FREE = {"stream": ["gates.one"], "alias": ["gates.one"], "alpha": [], "number": 
 
 def net_of(join: str) -> Net:
     torch.manual_seed(0)
-    return Net(models.gated(Branches(join), models.Gating(0.5, sigmoid=False, bias=1.0))).to("cpu", torch.float64)
+    return Net(gate_insertion.gated(Branches(join), input_gate.Gating(0.5, sigmoid=False, bias=1.0))).to("cpu", torch.float64)
 
 
 @pytest.mark.parametrize("join", FREE)
@@ -74,7 +75,7 @@ def test_what_is_cut_and_what_is_skipped_stays_the_same(join) -> None:
             gate = torch.tensor([True, False] * (net.channels.n // 2))
             kept = net.channels.kept(gate)
             small = net.cut(kept).plain(net.narrow(tree, kept)).double()
-            assert torch.allclose(small(x), net(tree | {GATES: gate}, x)[0], atol=1e-10)
+            assert torch.allclose(small(x), net(tree | {GATE: gate}, x)[0], atol=1e-10)
 
 
 @pytest.mark.parametrize("join", FREE)
@@ -100,12 +101,12 @@ def test_methods_that_cut_by_themselves_refuse_gates() -> None:
     with pytest.raises(BadInput, match="leave gate_keep out"):
         Structured().init(made.setting, None)
     with pytest.raises(ValueError, match=r"gates.conv1 sees the image \(model.gate_keep\)"):
-        made.setting.net.prune(Keep(0.5, "all", "bitmap"))
+        made.setting.net.prune(ActivationPruning(0.5, "all", "bitmap"))
 
 
 def test_what_does_not_go_together_is_told() -> None:
     with pytest.raises(BadInput, match=r"model\.width beside"):
-        models.ModelSettings("cnn", gate_keep=0.5, match="params", match_density=0.5)
+        settings.ModelSettings("cnn", gate_keep=0.5, match="params", match_density=0.5)
     with pytest.raises(BadInput, match="align = 8"):
         ADP(align=8, export="none")
     with pytest.raises(BadInput, match="own means"):

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.func import vmap
 from torch.nn import functional as F
 
-from fedsim import tree
-from fedsim.core import Batch
-from fedsim.gates import GATES
-from fedsim.net import Net, cross_entropy
-from fedsim.tree import Tree, under
+from fedsim.core import tree
+from fedsim.core.keys import GATE
+from fedsim.core.tree import Tree, under
+from fedsim.core.types import Batch
+from fedsim.nn.net import Net, cross_entropy
 
 
 def ids(entry: Any) -> str:
@@ -47,7 +47,7 @@ def test_masked_compacted_cut_and_plain_are_one_function(entry) -> None:
     _, net, values = drawn(*entry)
     gate, x = hard(net), batch(entry[0]).x
     kept = net.channels.kept(gate)
-    gated = values | {GATES: gate}
+    gated = values | {GATE: gate}
     small, narrow = net.cut(kept), net.narrow(values, kept)
     masked = net.under_vmap()(gated, x)[0]
     assert close(net(gated, x)[0], masked)
@@ -61,7 +61,7 @@ def test_so_are_their_gradients_and_running_statistics(entry) -> None:
     _, net, values = drawn(*entry)
     gate, one = hard(net), batch(entry[0])
     kept = net.channels.kept(gate)
-    gated = values | {GATES: gate}
+    gated = values | {GATE: gate}
     loss, gradient, buffers, _ = net.gradient(gated, one)
     masked = net.under_vmap().gradient(gated, one)
     cut = net.cut(kept).gradient(net.narrow(values, kept), one)
@@ -83,7 +83,7 @@ def test_hidden_weights_have_no_gradient_and_live_on_by_decay(entry, pure) -> No
     _, net, values = drawn(*entry)
     gate = hard(net)
     standardised = {f"w/{name}.weight" for name in net.channels.standardised}
-    gradient = (net.under_vmap() if pure else net).gradient(values | {GATES: gate}, batch(entry[0]))[1]
+    gradient = (net.under_vmap() if pure else net).gradient(values | {GATE: gate}, batch(entry[0]))[1]
     after = net.descend(tree.clone(values), gradient, 0.1, 0.0, 0.5)
     places = hidden(net, gate)
     assert any(place.any() for place in places.values())
@@ -98,7 +98,7 @@ def test_hidden_weights_have_no_gradient_and_live_on_by_decay(entry, pure) -> No
 def test_running_statistics_of_closed_channels_stay_as_they_were(name, pure) -> None:
     _, net, values = drawn(name)
     gate = hard(net)
-    _, buffers = (net.under_vmap() if pure else net)(values | {GATES: gate}, batch(name).x, True)
+    _, buffers = (net.under_vmap() if pure else net)(values | {GATE: gate}, batch(name).x, True)
     own = {row: part for g, part in zip(net.channels.groups, gate.split(net.channels.widths), strict=True) for row in g.rows}
     gated = [key for key in buffers if key[4:] in own]
     assert len(gated) == 2 * len(net.channels.norms)
@@ -117,14 +117,14 @@ def test_a_norm_over_all_channels_sees_the_kept_ones_alone() -> None:
     normed = centred / (h.var((1, 2, 3), correction=0, keepdim=True) + 1e-5).sqrt() * scale + shift
     out = F.conv2d(normed.relu(), values["w/3.weight"][:, [0, 2]], values["w/3.bias"]).flatten(1)
     gate = torch.tensor([True, False, True])
-    assert close(net(values | {GATES: gate}, x)[0], out, 1e-12)
-    assert close(net.under_vmap()(values | {GATES: gate}, x)[0], out, 1e-12)
+    assert close(net(values | {GATE: gate}, x)[0], out, 1e-12)
+    assert close(net.under_vmap()(values | {GATE: gate}, x)[0], out, 1e-12)
 
 
 @pytest.mark.parametrize("norm", ["batch", "group"])
 def test_padding_enters_nothing_under_a_hard_gate(norm) -> None:
     _, net, values = drawn("resnet8", norm)
-    gated, whole = values | {GATES: hard(net)}, batch("resnet8")
+    gated, whole = values | {GATE: hard(net)}, batch("resnet8")
     padded = replace(whole, real=torch.tensor([1.0, 1, 1, 0, 0], dtype=torch.float64))
     bare = replace(whole, x=whole.x[:3], y=whole.y[:3])
     for each in (net, net.under_vmap()):
@@ -134,11 +134,11 @@ def test_padding_enters_nothing_under_a_hard_gate(norm) -> None:
 def test_masks_act_under_gates_too() -> None:
     _, net, values = drawn("cnn", "group", True)
     mask = torch.rand(8, 4, 3, 3, generator=torch.Generator().manual_seed(3)) < 0.5
-    gated, one = values | {GATES: hard(net), "mask/conv2.weight": mask}, batch("cnn")
+    gated, one = values | {GATE: hard(net), "mask/conv2.weight": mask}, batch("cnn")
     compacted, masked = net.gradient(gated, one)[1], net.under_vmap().gradient(gated, one)[1]
     alike(compacted, masked)
     assert not compacted["w/conv2.weight"][~mask].any()
-    zeroed = values | {"w/conv2.weight": values["w/conv2.weight"] * mask, GATES: gated[GATES]}
+    zeroed = values | {"w/conv2.weight": values["w/conv2.weight"] * mask, GATE: gated[GATE]}
     assert close(net(gated, one.x)[0], net(zeroed, one.x)[0], 1e-12)
 
 
@@ -148,10 +148,10 @@ def test_weights_in_use_are_those_that_neither_mask_nor_gate_takes() -> None:
     mask = torch.rand(8, 4, 3, 3, generator=torch.Generator().manual_seed(3)) < 0.5
     unseen = hidden(net, gate)
     expected = {name: int((~unseen[f"w/{name}.weight"]).sum()) for name in net.sizes}
-    assert net.used(values | {GATES: gate}) == expected
+    assert net.used(values | {GATE: gate}) == expected
     both = int((mask & ~unseen["w/conv2.weight"]).sum())
-    assert net.used(values | {GATES: gate, "mask/conv2.weight": mask}) == expected | {"conv2": both}
-    assert net.used(values | {GATES: gate.double()}) == {}
+    assert net.used(values | {GATE: gate, "mask/conv2.weight": mask}) == expected | {"conv2": both}
+    assert net.used(values | {GATE: gate.double()}) == {}
 
 
 # ---- permanent cuts
@@ -174,8 +174,8 @@ def test_two_cuts_are_one(entry) -> None:
     x = batch(entry[0]).x
     found = net.cut(both)(once, x)[0]
     assert close(middle.cut(second)(twice, x)[0], found)
-    assert close(middle(half | {GATES: gate}, x)[0], found)
-    assert close(middle.under_vmap()(half | {GATES: gate}, x)[0], found)
+    assert close(middle(half | {GATE: gate}, x)[0], found)
+    assert close(middle.under_vmap()(half | {GATE: gate}, x)[0], found)
     assert close(middle.cut(second).plain(twice).double()(x), found)
 
 
@@ -227,7 +227,7 @@ def test_an_emptied_group_is_named() -> None:
     gate = torch.ones(net.channels.n, dtype=torch.bool)
     gate[4:12] = False
     with pytest.raises(ValueError, match="the gate keeps no channel of conv2"):
-        net(values | {GATES: gate}, batch("cnn").x)
+        net(values | {GATE: gate}, batch("cnn").x)
     whole = {group.name: torch.arange(group.size) for group in net.channels.groups}
     with pytest.raises(ValueError, match="the gate keeps no channel of fc1"):
         net.cut(whole | {"fc1": torch.arange(0)})
@@ -260,13 +260,13 @@ def test_the_gradient_of_a_gate_is_the_slope_of_the_loss(name, pure) -> None:
     net = net.under_vmap() if pure else net
     gate = torch.rand(net.channels.n, generator=torch.Generator().manual_seed(4), dtype=torch.float64) * 0.8 + 0.1
     values = lively(net)
-    d = net.gradient(values | {GATES: gate}, one, "gate")[1][GATES]
+    d = net.gradient(values | {GATE: gate}, one, "gate")[1][GATE]
     ahead = torch.randperm(net.channels.n, generator=torch.Generator().manual_seed(5))[:12]
 
     def loss(channel: int, step: float) -> Tensor:
         moved = gate.clone()
         moved[channel] += step
-        return cross_entropy(net(values | {GATES: moved}, one.x, True)[0], one.y, None)
+        return cross_entropy(net(values | {GATE: moved}, one.x, True)[0], one.y, None)
 
     slopes = torch.stack([(loss(c, 1e-6) - loss(c, -1e-6)) / 2e-6 for c in ahead.tolist()])
     assert torch.allclose(d[ahead], slopes, rtol=1e-4, atol=1e-7)
@@ -281,21 +281,21 @@ def test_a_gate_multiplies_after_the_activation_wherever_its_channels_are() -> N
     first, both = gate[:4].view(1, -1, 1, 1), gate[4:].view(1, -1, 1, 1)
     h = torch.tanh(filters(act(norm(wide(first * stem(x)))) * both)) * both
     assert net.channels.widths == [4, 6]
-    assert close(net(net.initial | {GATES: gate}, x)[0], head(h), 1e-12)
+    assert close(net(net.initial | {GATE: gate}, x)[0], head(h), 1e-12)
 
 
 def test_weights_and_gates_are_differentiated_in_one_pass() -> None:
     _, net, values = drawn("resnet8", "group")
-    gated, one = values | {GATES: torch.full((net.channels.n,), 0.7, dtype=torch.float64)}, batch("resnet8")
+    gated, one = values | {GATE: torch.full((net.channels.n,), 0.7, dtype=torch.float64)}, batch("resnet8")
     both = net.gradient(gated, one, ("w", "gate"))[1]
     alike(both, net.gradient(gated, one, "w")[1] | net.gradient(gated, one, "gate")[1])
     with pytest.raises(ValueError, match="a hard one has no gradient"):
-        net.gradient(values | {GATES: hard(net)}, one, "gate")
+        net.gradient(values | {GATE: hard(net)}, one, "gate")
 
 
 def test_open_soft_gates_change_nothing() -> None:
     _, net, values = drawn("mobilenet_v2")
-    gated, one = values | {GATES: torch.ones(net.channels.n, dtype=torch.float64)}, batch("mobilenet_v2")
+    gated, one = values | {GATE: torch.ones(net.channels.n, dtype=torch.float64)}, batch("mobilenet_v2")
     assert torch.equal(net(gated, one.x)[0], net(values, one.x)[0])
     alike(net.gradient(gated, one)[1], net.gradient(values, one)[1])
 
@@ -309,7 +309,7 @@ def test_clients_with_gates_of_their_own_in_a_pack_are_the_serial_ones(entry, ki
     _, net, values = drawn(*entry)
     gates = torch.stack([hard(net, k) for k in range(3)])
     gates = gates if kind == "hard" else torch.where(gates, 0.9, 0.2).double()
-    own = tree.stack([{key: value * (1 + k / 10) for key, value in values.items()} | {GATES: gates[k]} for k in range(3)])
+    own = tree.stack([{key: value * (1 + k / 10) for key, value in values.items()} | {GATE: gates[k]} for k in range(3)])
     several = [batch(entry[0], seed=k) for k in range(3)]
     wrt = "w" if kind == "hard" else ("w", "gate")
     pack = net.under_vmap()

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedsim import draw, gates
+from fedsim.core import rng
+from fedsim.pruning import gates
 
 GROUPS = (2, 3, 1)
 N = 6
@@ -28,18 +29,18 @@ def test_a_channel_is_kept_as_often_as_the_formula_says(level) -> None:
     """P = 1 - exp(-exp(o + b)), within four standard deviations of 1e5 draws."""
     n, bias = 100_000, 3.0
     o = torch.full((n,), level - bias)
-    y = gates.soft(o, gates.gumbel(draw.key(0, "gates", level), n), 0.4, bias)
+    y = gates.soft(o, gates.gumbel(rng.key(0, "gates", level), n), 0.4, bias)
     p = 1 - exp(-exp(level))
     assert abs(float((y >= 0.5).double().mean()) - p) < 4 * (p * (1 - p) / n) ** 0.5
 
 
 def test_the_noise_is_gumbels() -> None:
     """Mean: Euler's constant; variance pi^2 / 6; both within four standard errors. Finite for every draw."""
-    g = gates.gumbel(draw.key(1), 100_000).double()
+    g = gates.gumbel(rng.key(1), 100_000).double()
     assert g.isfinite().all()
     assert abs(float(g.mean()) - 0.57722) < 4 * (1.6449 / 1e5) ** 0.5
     assert abs(float(g.var()) - 1.6449) < 4 * (4.4 * 1.6449**2 / 1e5) ** 0.5
-    assert torch.equal(gates.gumbel(draw.key(1, torch.arange(3)), 5)[2], gates.gumbel(draw.key(1, 2), 5))
+    assert torch.equal(gates.gumbel(rng.key(1, torch.arange(3)), 5)[2], gates.gumbel(rng.key(1, 2), 5))
 
 
 def test_soft_values_by_hand() -> None:
@@ -48,7 +49,7 @@ def test_soft_values_by_hand() -> None:
 
 
 def test_at_the_start_everything_is_kept() -> None:
-    y = gates.soft(torch.zeros(100_000), gates.gumbel(draw.key(2), 100_000), 0.4, 3.0)
+    y = gates.soft(torch.zeros(100_000), gates.gumbel(rng.key(2), 100_000), 0.4, 3.0)
     assert (y >= 0.5).all()
 
 
@@ -112,7 +113,7 @@ def test_a_bias_that_closes_everything_leaves_one_channel_a_group(sampled) -> No
     def hard(logits: Tensor, key: int, within: Tensor | None = None) -> Tensor:
         if not sampled:
             return gates.mean(logits, -10.0, GROUPS, within)
-        y = gates.soft(logits, gates.gumbel(draw.key(key, torch.arange(3)), N), 0.4, -10.0)
+        y = gates.soft(logits, gates.gumbel(rng.key(key, torch.arange(3)), N), 0.4, -10.0)
         return gates.straight(y, GROUPS, within) >= 0.5
 
     v = hard(o, 0)

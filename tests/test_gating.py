@@ -9,12 +9,14 @@ from torch import Tensor, nn
 from torch.func import vmap
 from torch.nn import functional as F
 
-from fedsim import models
-from fedsim.dynamic import Costs
-from fedsim.fault import BadInput
-from fedsim.models.gating import InputGate, gates_of, largest
-from fedsim.net import Net
-from fedsim.tree import Tree
+from fedsim.core.tree import Tree
+from fedsim.errors import BadInput
+from fedsim.models import settings
+from fedsim.nn import profiler
+from fedsim.nn.layers import gate_insertion, input_gate
+from fedsim.nn.layers.input_gate import InputGate, gates_of, largest
+from fedsim.nn.net import Net
+from fedsim.pruning.dynamic_channels import Costs
 
 # ---- 1: selection
 
@@ -31,7 +33,7 @@ def test_the_largest_of_a_row_stay_as_they_are_and_of_ties_the_lower_channel(k) 
 
 
 def test_seven_of_ten_channels_are_open_at_most_and_all_that_are_positive_where_d_is_1() -> None:
-    gates = {keep: InputGate(3, 10, models.Gating(keep), False) for keep in (0.7, 1.0)}
+    gates = {keep: InputGate(3, 10, input_gate.Gating(keep), False) for keep in (0.7, 1.0)}
     x, y = torch.randn(20, 3, 4, 4), torch.ones(20, 10, 4, 4)
     gates[1.0].load_state_dict(gates[0.7].state_dict())
     some, every = (gate(x, y)[:, :, 0, 0] for gate in gates.values())
@@ -43,7 +45,7 @@ def test_seven_of_ten_channels_are_open_at_most_and_all_that_are_positive_where_
 
 
 def test_the_number_kept_is_rounded_half_to_even() -> None:
-    assert [InputGate(1, size, models.Gating(0.5), False).keep for size in (1, 3, 5, 7, 8)] == [1, 2, 2, 4, 4]
+    assert [InputGate(1, size, input_gate.Gating(0.5), False).keep for size in (1, 3, 5, 7, 8)] == [1, 2, 2, 4, 4]
 
 
 def test_random_channels_are_drawn_for_each_image_by_what_it_shows() -> None:
@@ -232,7 +234,7 @@ def test_parameters_are_as_published(name, every, of_gates) -> None:
 @pytest.fixture(scope="module")
 def vgg16() -> tuple[Net, Costs]:
     module = built("vgg16", 0.7, None)
-    return (net := Net(module)), Costs.of(net.channels, models.anatomy(module, CIFAR))
+    return (net := Net(module)), Costs.of(net.channels, profiler.profile(module, CIFAR))
 
 
 @pytest.mark.parametrize("keep", TABLE)
@@ -247,7 +249,7 @@ def test_nominal_costs_are_as_published(vgg16, keep) -> None:
 def test_actual_costs_count_open_channels_and_are_never_above_nominal(name) -> None:
     net, tree = precise(name)
     g = net.saliency(tree, images(7))
-    costs = Costs.of(net.channels, models.anatomy(built(name), CIFAR))
+    costs = Costs.of(net.channels, profiler.profile(built(name), CIFAR))
     found = costs.convs(g > 0)
     assert (found <= costs.nominal(net.selected)["nominal_convs_share"] * costs.dense["convs"] + 1e-6).all()
     opened = {layer: (part > 0).sum(1) for layer, part in net.channels.split(g).items()}
@@ -281,7 +283,7 @@ WRONG: list[tuple[dict[str, object], str]] = [
 @pytest.mark.parametrize(("fields", "told"), WRONG)
 def test_settings_that_cannot_be_are_told(fields, told) -> None:
     with pytest.raises(BadInput, match=told):
-        models.ModelSettings("cnn", **fields)
+        settings.ModelSettings("cnn", **fields)
 
 
 class Branching(nn.Module):
@@ -291,6 +293,6 @@ class Branching(nn.Module):
 
 def test_models_that_cannot_be_gated_are_told() -> None:
     with pytest.raises(BadInput, match="cannot trace"):
-        models.gated(Branching(), models.Gating(0.5))
+        gate_insertion.gated(Branching(), input_gate.Gating(0.5))
     with pytest.raises(BadInput, match="no convolution to gate"):
-        models.gated(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), models.Gating(0.5))
+        gate_insertion.gated(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), input_gate.Gating(0.5))

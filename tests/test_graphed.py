@@ -11,29 +11,29 @@ from mpi4py import MPI
 from small_world import drawn, small, stored, world
 from torch import Tensor, nn
 
-from fedsim import precision
-from fedsim.core import Batch, Feed
+from fedsim.core.tree import Tree
+from fedsim.core.types import Batch, Feed
 from fedsim.data.population import Skew
-from fedsim.fault import ClientFault
-from fedsim.fleet import graphed, resident
-from fedsim.fleet.crew import LONGEST, chunks
-from fedsim.fleet.exactly import Tally, find_units
-from fedsim.fleet.graphed import GraphedFleet
-from fedsim.fleet.mpi import TOTAL, Link
-from fedsim.fleet.order import Order
-from fedsim.fleet.passage import Passage, bytes_of, seen_as
-from fedsim.fleet.recorder import Eager, Run
+from fedsim.errors import ClientFault
+from fedsim.federated.client_work import Train
+from fedsim.fleet.cuda_graph import device_data, fleet
+from fedsim.fleet.cuda_graph.capture import Eager, Run
+from fedsim.fleet.cuda_graph.exact_sum import DeviceSum, find_units
+from fedsim.fleet.cuda_graph.fleet import CudaGraphFleet
+from fedsim.fleet.cuda_graph.program import LONGEST, chunks
+from fedsim.fleet.messages import WorkOrder
+from fedsim.fleet.mpi.communicator import TOTAL_TAG, Communicator
+from fedsim.fleet.mpi.device_transfer import Passage, bytes_of, seen_as
 from fedsim.fleet.serial import SerialFleet
-from fedsim.net import Net
-from fedsim.tree import Tree
-from fedsim.works import Train
+from fedsim.nn import mixed_precision
+from fedsim.nn.net import Net
 
 RAGGED = [7, 10, 1, 23]
 
 
 @pytest.fixture(autouse=True)
 def _fresh() -> None:
-    graphed.forget()
+    fleet.forget()
 
 
 def train(epochs: int = 2, **fields: float) -> Train:
@@ -60,26 +60,26 @@ def same(one: Tree, other: Tree) -> bool:
 
 @pytest.mark.parametrize("augment", [(), ("crop", "flip", "cutout")])
 def test_ragged_clients_train_as_if_alone(augment) -> None:
-    assert same(total(SerialFleet, train(), augment=augment), total(GraphedFleet, train(), augment=augment))
+    assert same(total(SerialFleet, train(), augment=augment), total(CudaGraphFleet, train(), augment=augment))
 
 
 @pytest.mark.parametrize(("epochs", "sizes"), [(40, [4, 4]), (33, [8, 3])])
 def test_a_feed_longer_than_its_program_runs_it_again(epochs, sizes) -> None:
     """40 even steps are two runs; 33 and 66 uneven ones three, with void ones."""
     work = replace(train(epochs), lr=0.005)
-    assert same(total(SerialFleet, work, sizes), total(GraphedFleet, work, sizes))
+    assert same(total(SerialFleet, work, sizes), total(CudaGraphFleet, work, sizes))
 
 
 def test_clients_with_a_transform_of_their_own() -> None:
-    assert same(total(SerialFleet, train(), skew=True), total(GraphedFleet, train(), skew=True))
-    assert not same(total(GraphedFleet, train()), total(GraphedFleet, train(), skew=True))
+    assert same(total(SerialFleet, train(), skew=True), total(CudaGraphFleet, train(), skew=True))
+    assert not same(total(CudaGraphFleet, train()), total(CudaGraphFleet, train(), skew=True))
 
 
 def test_a_set_too_large_for_the_device_changes_no_bit(monkeypatch) -> None:
-    whole = total(GraphedFleet, train(), augment=("crop",))
-    graphed.forget()
-    monkeypatch.setattr(resident, "HOST", 0)
-    apart = total(GraphedFleet, train(), augment=("crop",))
+    whole = total(CudaGraphFleet, train(), augment=("crop",))
+    fleet.forget()
+    monkeypatch.setattr(device_data, "HOST", 0)
+    apart = total(CudaGraphFleet, train(), augment=("crop",))
     assert all(value.equal(apart[key]) for key, value in whole.items())
 
 
@@ -94,10 +94,10 @@ class Warming(Eager):
 
 
 def test_running_a_program_to_warm_up_changes_no_bit() -> None:
-    cold = total(GraphedFleet, train())
-    graphed.forget()
-    graphed.engine("cpu").recorder = Warming()
-    warm = total(GraphedFleet, train())
+    cold = total(CudaGraphFleet, train())
+    fleet.forget()
+    fleet.engine("cpu").recorder = Warming()
+    warm = total(CudaGraphFleet, train())
     assert all(value.equal(warm[key]) for key, value in cold.items())
 
 
@@ -115,12 +115,12 @@ def test_programs_cover_a_feed(steps, even) -> None:
 
 
 def test_other_rounds_packs_and_rates_need_no_other_program() -> None:
-    made = world(stored(*drawn([8, 8, 8, 8])), kind=GraphedFleet)
+    made = world(stored(*drawn([8, 8, 8, 8])), kind=CudaGraphFleet)
     counts = []
     for r, lr in ((1, 0.1), (2, 0.05), (3, 0.01)):
         made.fleet.open(r)
         made.fleet.run(replace(train(), lr=lr), range(4), made.setting.net.initial)
-        counts.append([len(crew.programs) for _, crew in graphed.engine("cpu").crews.values()])
+        counts.append([len(crew.programs) for _, crew in fleet.engine("cpu").crews.values()])
     assert counts == [[1], [1], [1]]
 
 
@@ -128,15 +128,15 @@ class Crowded(Eager):
     """A device that has room for one crew."""
 
     def record(self, name: str, program: Run, restore: Run) -> Run:
-        if len(graphed.engine("cpu").crews) > 1:
+        if len(fleet.engine("cpu").crews) > 1:
             raise torch.OutOfMemoryError
         return program
 
 
 def test_a_crew_that_finds_no_memory_left_takes_that_of_others() -> None:
-    graphed.engine("cpu").recorder = Crowded()
-    first, second = (total(GraphedFleet, work) for work in (train(), train(epochs=3)))
-    assert len(graphed.engine("cpu").crews) == 1
+    fleet.engine("cpu").recorder = Crowded()
+    first, second = (total(CudaGraphFleet, work) for work in (train(), train(epochs=3)))
+    assert len(fleet.engine("cpu").crews) == 1
     assert same(first, total(SerialFleet, train()))
     assert same(second, total(SerialFleet, train(epochs=3)))
 
@@ -147,11 +147,11 @@ def test_memory_that_does_not_suffice_for_one_crew_is_a_fault(monkeypatch) -> No
 
     monkeypatch.setattr(Eager, "record", full)
     with pytest.raises(ClientFault, match="no memory"):
-        total(GraphedFleet, train())
+        total(CudaGraphFleet, train())
 
 
 def test_a_loss_that_is_no_number_is_told_with_its_client_and_step() -> None:
-    made = world(stored(*drawn(RAGGED)), kind=GraphedFleet)
+    made = world(stored(*drawn(RAGGED)), kind=CudaGraphFleet)
     made.fleet.open(1)
     with pytest.raises(ClientFault, match=r"client \d+, round 1, Train.step \d+\] FloatingPointError: the loss is (nan|inf)"):
         made.fleet.run(replace(train(), lr=1e200), range(4), made.setting.net.initial)
@@ -167,15 +167,15 @@ def rows(seed: int = 0) -> tuple[Tree, Tree]:
     return shared, sent | {"loss/c": 1e-9 * torch.randn(4, 7, generator=generator, dtype=torch.float64)}
 
 
-def order(shared: Tree) -> Order:
-    return Order(train(), None, shared, 1, 100)  # type: ignore[arg-type]
+def order(shared: Tree) -> WorkOrder:
+    return WorkOrder(train(), None, shared, 1, 100)  # type: ignore[arg-type]
 
 
 def test_sums_on_the_device_are_the_exact_sums() -> None:
     shared, sent = rows()
     mine, theirs = order(shared), order(shared)
     find_units(mine)
-    tally, exact = Tally(mine), theirs.sum()
+    tally, exact = DeviceSum(mine), theirs.sum()
     tally.add({key: value[:3] for key, value in sent.items()})
     tally.add({key: value[3:] for key, value in sent.items()})
     exact.add(sent, range(4), [10, 20, 30, 40])
@@ -189,7 +189,7 @@ def test_sums_on_the_device_are_the_exact_sums() -> None:
 def test_a_sum_on_the_device_refuses_what_the_exact_sum_refuses(key, value) -> None:
     shared, sent = rows()
     sent[key][2].view(-1)[1] = value
-    tally = Tally(order(shared))
+    tally = DeviceSum(order(shared))
     tally.add(sent)
     with pytest.raises(ValueError, match=f"total '{key}' of client 7 holds"):
         tally.checked(tally.magnitudes(), [5, 6, 7, 8], [10, 20, 30, 40])
@@ -197,7 +197,7 @@ def test_a_sum_on_the_device_refuses_what_the_exact_sum_refuses(key, value) -> N
 
 def test_a_total_that_is_not_float64_is_refused() -> None:
     with pytest.raises(ValueError, match=r"total 'w/a' is torch\.float32"):
-        Tally(order(rows()[0])).add({"w/a": torch.zeros(4, 3, 5)})
+        DeviceSum(order(rows()[0])).add({"w/a": torch.zeros(4, 3, 5)})
 
 
 # ---- bfloat16
@@ -228,7 +228,7 @@ def test_a_net_is_raised_again_and_a_cut_one_is_lowered_too() -> None:
     net.lower(torch.bfloat16)
     assert net.cut(net.channels.kept(torch.ones(net.channels.n, dtype=torch.bool))).low == torch.bfloat16
     before, x = net(net.initial, torch.ones(1, 1, 4, 4))[0], torch.ones(1, 1, 4, 4)
-    precision.settle(net, "float32", "cpu")
+    mixed_precision.settle(net, "float32", "cpu")
     after = net(net.initial, x)[0]
     assert after.equal(Net(small())(net.initial, x)[0])
     assert not after.equal(before)
@@ -238,7 +238,7 @@ def test_programs_train_in_bfloat16_near_to_float32() -> None:
     """A dozen steps of 2^-9 each, which momentum adds up."""
     found = {}
     for low in (None, torch.bfloat16):
-        made = world(stored(*drawn(RAGGED)), kind=GraphedFleet)
+        made = world(stored(*drawn(RAGGED)), kind=CudaGraphFleet)
         net = Net(small())
         net.lower(low)
         made.fleet.site = replace(made.fleet.site, net=net, dtype=torch.float32)
@@ -255,17 +255,17 @@ def test_programs_train_in_bfloat16_near_to_float32() -> None:
 @pytest.mark.parametrize("wanted", ["on", "off"])
 def test_mpi_is_handed_tensors_or_copies_of_them(wanted) -> None:
     passage = Passage.of("cpu", wanted)
-    link = Link(MPI.COMM_SELF, lambda: 0.0, lambda seconds: None, passage=passage)
+    link = Communicator(MPI.COMM_SELF, lambda: 0.0, lambda seconds: None, passage=passage)
     shared, sent = rows()
     exact = order(shared).sum()
     exact.add(sent, range(4), [10, 20, 30, 40])
     buffer = passage.total(exact)
     assert isinstance(buffer, Tensor) is (wanted == "on")
-    link.send({0: buffer}, TOTAL)
-    brought = passage.taken(seen_as(link.receive(0, TOTAL, passage), "int64"))
+    link.send({0: buffer}, TOTAL_TAG)
+    brought = passage.taken(seen_as(link.receive(0, TOTAL_TAG, passage), "int64"))
     assert brought.equal(torch.cat([exact.parts[key].flatten() for key in sorted(exact.parts)]))
-    link.send({0: passage.out(bytes_of(shared))}, TOTAL)
-    assert passage.taken(link.receive(0, TOTAL, passage)).equal(shared["w/a"].view(torch.uint8).flatten())
+    link.send({0: passage.out(bytes_of(shared))}, TOTAL_TAG)
+    assert passage.taken(link.receive(0, TOTAL_TAG, passage)).equal(shared["w/a"].view(torch.uint8).flatten())
 
 
 def test_where_there_is_no_cuda_auto_means_copies() -> None:

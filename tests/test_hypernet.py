@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from fedsim import draw, hypernet, tree
-from fedsim.tree import Tree
+from fedsim.core import rng, tree
+from fedsim.core.tree import Tree
+from fedsim.pruning import hypernetwork
 
 WIDTHS = (5, 3, 7)
 RESNET56 = [16] * 9 + [32] * 9 + [64] * 9
@@ -16,7 +17,7 @@ RESNET56 = [16] * 9 + [32] * 9 + [64] * 9
 
 def drawn(normalised: bool, seed: int = 0) -> Tree:
     """Parameters in float64, every one of them moved from where it starts."""
-    values = hypernet.fresh(WIDTHS, draw.key(seed), normalised)
+    values = hypernetwork.fresh(WIDTHS, rng.key(seed), normalised)
     generator = torch.Generator().manual_seed(seed)
     return {key: value.double() + torch.rand(value.shape, generator=generator, dtype=torch.float64) / 9 for key, value in values.items()}
 
@@ -61,7 +62,7 @@ def test_logits_and_gradients_are_those_of_torchs_layers(normalised) -> None:
     x = torch.randn(4, 64 * len(WIDTHS), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     slope = torch.randn(4, sum(WIDTHS), generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     leaves = {key: value.clone().requires_grad_() for key, value in net.items()}
-    ours, entry = hypernet.logits(leaves, at := x.clone().requires_grad_(), WIDTHS), x.clone().requires_grad_()
+    ours, entry = hypernetwork.logits(leaves, at := x.clone().requires_grad_(), WIDTHS), x.clone().requires_grad_()
     reference = Reference(net)
     theirs = reference(entry)
     assert torch.allclose(ours, theirs, rtol=0, atol=1e-12)
@@ -78,16 +79,16 @@ def test_logits_and_gradients_are_those_of_torchs_layers(normalised) -> None:
 def test_inputs_of_any_rank(lead) -> None:
     net = drawn(False)
     x = torch.randn(*lead, 64 * len(WIDTHS), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    found = hypernet.logits(net, x, WIDTHS)
+    found = hypernetwork.logits(net, x, WIDTHS)
     assert found.shape == (*lead, sum(WIDTHS))
-    alone = [hypernet.logits(net, one, WIDTHS) for one in x.reshape(-1, x.shape[-1])]
+    alone = [hypernetwork.logits(net, one, WIDTHS) for one in x.reshape(-1, x.shape[-1])]
     assert torch.allclose(found.reshape(-1, sum(WIDTHS)), torch.stack(alone), atol=1e-12)
 
 
 def test_the_counts_of_resnet56() -> None:
-    base, client = (hypernet.fresh(RESNET56, draw.key(0), normalised) for normalised in (True, False))
-    z = hypernet.orthogonal(27, draw.key(1))
-    table = hypernet.embedding(27, draw.key(2, torch.arange(10)))
+    base, client = (hypernetwork.fresh(RESNET56, rng.key(0), normalised) for normalised in (True, False))
+    z = hypernetwork.orthogonal(27, rng.key(1))
+    table = hypernetwork.embedding(27, rng.key(2, torch.arange(10)))
     assert len(z) == 1728
     assert tree.size(base) + len(z) == 410_288
     assert table.shape == (10, 1728)
@@ -96,18 +97,18 @@ def test_the_counts_of_resnet56() -> None:
 
 @pytest.mark.parametrize("layers", [1, 3, 64])
 def test_the_rows_of_z_are_at_right_angles(layers) -> None:
-    z = hypernet.orthogonal(layers, draw.key(3)).view(layers, 64).double()
+    z = hypernetwork.orthogonal(layers, rng.key(3)).view(layers, 64).double()
     assert torch.allclose(z @ z.T, torch.eye(layers, dtype=torch.float64), atol=1e-6)
 
 
 @pytest.mark.parametrize("layers", [65, 100])
 def test_its_columns_are_where_there_are_more_layers_than_columns(layers) -> None:
-    z = hypernet.orthogonal(layers, draw.key(3)).view(layers, 64).double()
+    z = hypernetwork.orthogonal(layers, rng.key(3)).view(layers, 64).double()
     assert torch.allclose(z.T @ z, torch.eye(64, dtype=torch.float64), atol=1e-6)
 
 
 def test_fresh_values_depend_on_the_key_alone_and_lie_within_torchs_bounds() -> None:
-    one, same, other = (hypernet.fresh(WIDTHS, draw.key(k), True) for k in (0, 0, 1))
+    one, same, other = (hypernetwork.fresh(WIDTHS, rng.key(k), True) for k in (0, 0, 1))
     assert all(torch.equal(value, same[key]) for key, value in one.items())
     for key, bound in {"ih": 128, "hh": 128, "ih_bias": 128, "hh_bias": 128, "map": 256}.items():
         assert not torch.equal(one[key], other[key])
@@ -119,16 +120,16 @@ def test_fresh_values_depend_on_the_key_alone_and_lie_within_torchs_bounds() -> 
 
 def test_a_base_begins_with_the_rows_that_were_drawn() -> None:
     """Their length is a parameter of its own; until it is trained, weight normalisation changes nothing."""
-    base = hypernet.fresh(WIDTHS, draw.key(0), True)
-    x = hypernet.orthogonal(len(WIDTHS), draw.key(1))
+    base = hypernetwork.fresh(WIDTHS, rng.key(0), True)
+    x = hypernetwork.orthogonal(len(WIDTHS), rng.key(1))
     plain = {key: value for key, value in base.items() if key != "length"}
-    assert torch.allclose(hypernet.logits(base, x, WIDTHS), hypernet.logits(plain, x, WIDTHS), atol=1e-6)
+    assert torch.allclose(hypernetwork.logits(base, x, WIDTHS), hypernetwork.logits(plain, x, WIDTHS), atol=1e-6)
     longer = base | {"map": 3 * base["map"]}
-    assert torch.allclose(hypernet.logits(longer, x, WIDTHS), hypernet.logits(base, x, WIDTHS), atol=1e-5)
+    assert torch.allclose(hypernetwork.logits(longer, x, WIDTHS), hypernetwork.logits(base, x, WIDTHS), atol=1e-5)
 
 
 def test_embeddings_are_standard_normal_and_a_clients_own() -> None:
-    table = hypernet.embedding(27, draw.key(5, torch.arange(20)))
+    table = hypernetwork.embedding(27, rng.key(5, torch.arange(20)))
     assert abs(float(table.mean())) < 4 / table.numel() ** 0.5
     assert abs(float(table.var()) - 1) < 4 * (2 / table.numel()) ** 0.5
-    assert torch.equal(table[7], hypernet.embedding(27, draw.key(5, 7)))
+    assert torch.equal(table[7], hypernetwork.embedding(27, rng.key(5, 7)))

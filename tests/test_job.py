@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsim.aggregate import FedProx
-from fedsim.core import Training
-from fedsim.data import DataSettings
+from fedsim.config.job import Job, check, identity, load, resolved, runs
+from fedsim.core.types import LocalTraining
 from fedsim.data.partition import PartitionSettings
-from fedsim.fault import BadInput
-from fedsim.job import Job, check, identity, load, resolved, runs
-from fedsim.models import ModelSettings
+from fedsim.data.settings import DataSettings
+from fedsim.errors import BadInput
+from fedsim.federated.aggregation import FedProx
+from fedsim.models.settings import ModelSettings
 
 ROOT = Path(__file__).parents[1]
 FEDAVG = {"method": {"name": "fedavg"}}
@@ -55,7 +55,7 @@ def test_all_but_the_method_has_a_default() -> None:
 
 
 def test_local_training_by_default_is_what_core_says() -> None:
-    assert check(FEDAVG).train.training(1, True) == Training()
+    assert check(FEDAVG).train.training(1, True) == LocalTraining()
 
 
 def test_steps_replace_epochs() -> None:
@@ -97,7 +97,7 @@ def test_the_resolved_job_says_every_default_and_reads_back() -> None:
     text = resolved(job)
     table = tomllib.loads(text)
     assert table["cohort"] == {"size": 10}
-    assert table["train"]["lr"] == Training.lr
+    assert table["train"]["lr"] == LocalTraining.lr
     assert "epochs" not in table["train"]
     assert table["sweep"] == {"seed": [0, 1]}
     assert resolved(check(table)) == text
@@ -321,9 +321,10 @@ def test_a_natural_partition_has_a_client_for_each_user_unless_the_job_says_othe
 
 
 def test_a_cohort_beyond_the_exact_sum_is_refused() -> None:
-    from fedsim import exact, sections
+    from fedsim.config import sections
+    from fedsim.core import types
 
-    assert sections.COHORT == exact.COHORT
+    assert sections.COHORT == types.COHORT
     table = {"method": {"name": "fedavg"}, "partition": {"name": "blocks", "clients": 40_000}, "cohort": {"size": 20_000}}
     with pytest.raises(BadInput, match="at most 16,384"):
         check(table)

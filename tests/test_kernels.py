@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedsim import descent, innermost
-from fedsim.kernels import planes, sparse
-from fedsim.kernels.layout import Inwards, Outwards, inner, made, outer
-from fedsim.kernels.pattern import Geometry, Pattern
-from fedsim.kernels.step import spread, steps
-from fedsim.norms import Call
+from fedsim.kernels.sparse import chwn_layout, layers, padding
+from fedsim.kernels.sparse.chwn_layout import Inwards, Outwards, inner, made, outer
+from fedsim.kernels.sparse.pattern import Geometry, Pattern
+from fedsim.kernels.sparse.sgd import spread, steps
+from fedsim.nn import optim
+from fedsim.nn.runtime import chwn, replace
+from fedsim.nn.runtime.call_context import CallContext
 
 GRID = [  # I, O, H, W, B, kernel, stride, padding, dilation, groups
     (4, 6, 8, 8, 10, 3, 1, 1, 1, 1),
@@ -61,7 +62,7 @@ def agrees(x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, way: Ge
     given = [x, pattern.values(weight), *([] if bias is None else [bias])]
     mine = [part.clone().requires_grad_() for part in given]
     theirs = [part.double().requires_grad_() for part in (x, weight * mask, *given[2:])]
-    out = sparse.conv2d(mine[0], mine[1], mine[2] if bias is not None else None, pattern)
+    out = layers.conv2d(mine[0], mine[1], mine[2] if bias is not None else None, pattern)
     wanted = F.conv2d(*theirs, stride=way.stride, padding=way.padding, dilation=way.dilation, groups=way.groups)
     near(out, wanted)
     g = drawn(*wanted.shape, seed=1)
@@ -106,7 +107,7 @@ def test_a_sparse_linear_layer_to_the_bit_in_small_whole_numbers(images) -> None
     pattern = Pattern(mask)
     mine = [part.clone().requires_grad_() for part in (x, pattern.values(weight), bias)]
     theirs = [part.clone().requires_grad_() for part in (x, weight * mask, bias)]
-    out, wanted = sparse.linear(mine[0], mine[1], mine[2], pattern), F.linear(*theirs)
+    out, wanted = layers.linear(mine[0], mine[1], mine[2], pattern), F.linear(*theirs)
     assert torch.equal(out, wanted)
     g = (4 * drawn(images, 5, seed=3)).round()
     by_x, by_values, by_bias = torch.autograd.grad(out, mine, g)
@@ -121,7 +122,7 @@ def test_an_output_that_keeps_nothing_is_its_bias_and_an_input_that_nobody_reads
     mask[1], mask[:, 2] = False, False
     pattern, x = Pattern(mask, Geometry(padding=(1, 1))), drawn(6, 4, 5, 5).requires_grad_()
     values = pattern.values(drawn(3, 4, 3, 3, seed=1)).requires_grad_()
-    out = sparse.conv2d(x, values, torch.tensor([1.0, 2.5, 3.0]), pattern)
+    out = layers.conv2d(x, values, torch.tensor([1.0, 2.5, 3.0]), pattern)
     assert (out[:, 1] == 2.5).all()
     by_x, by_values = torch.autograd.grad(out.square().sum(), (x, values))
     assert (by_x[:, 2] == 0).all()
@@ -133,9 +134,9 @@ def test_an_output_that_keeps_nothing_is_its_bias_and_an_input_that_nobody_reads
 def test_layers_in_a_row_need_no_copy_and_take_a_relu_in_place() -> None:
     pattern = Pattern(drawn(4, 4, 3, 3) > 0, Geometry(padding=(1, 1)))
     x, values = drawn(6, 4, 5, 5).requires_grad_(), pattern.values(drawn(4, 4, 3, 3, seed=1))
-    one = F.relu_(sparse.conv2d(x, values, None, pattern))
+    one = F.relu_(layers.conv2d(x, values, None, pattern))
     assert inner(one).data_ptr() == one.data_ptr()
-    two = sparse.conv2d(one, values, None, pattern)
+    two = layers.conv2d(one, values, None, pattern)
     assert inner(two).data_ptr() == two.data_ptr()
     weight, y = pattern.spread(values).double(), x.detach().double().requires_grad_()
     wanted = F.conv2d(F.relu(F.conv2d(y, weight, padding=1)), weight, padding=1)
@@ -144,8 +145,8 @@ def test_layers_in_a_row_need_no_copy_and_take_a_relu_in_place() -> None:
 
 
 def test_what_keeps_the_kernels_from_a_device_is_told() -> None:
-    assert not sparse.missing("cpu")
-    assert sparse.missing("cuda:99")  # which no machine has
+    assert not layers.missing("cpu")
+    assert layers.missing("cuda:99")  # which no machine has
 
 
 # ---- patterns
@@ -205,7 +206,7 @@ def test_gradients_lie_as_what_they_are_gradients_of() -> None:
         (found,) = torch.autograd.grad(out, start, back)
         assert torch.equal(out, x)
         assert torch.equal(found, g)
-        assert innermost.innermost(out) != innermost.innermost(start)
+        assert chwn_layout.innermost(out) != chwn_layout.innermost(start)
         assert found.stride() == start.stride()
 
 
@@ -213,7 +214,7 @@ def test_gradients_lie_as_what_they_are_gradients_of() -> None:
 
 
 @pytest.mark.parametrize(("shape", "mean"), [((10, 3, 4, 5), 0.0), ((32, 2, 9, 16), 10.0), ((2, 4, 1, 1), 1.0)])
-@pytest.mark.parametrize("way", [innermost.batch_norm, innermost._by_torch])  # on the CPU, and that on CUDA
+@pytest.mark.parametrize("way", [chwn.batch_norm, chwn._by_torch])  # on the CPU, and that on CUDA
 def test_batch_norm_is_torchs_in_double_precision(way, shape, mean) -> None:
     x, weight, bias = turned(3 * drawn(*shape) + mean), drawn(shape[1], seed=1), drawn(shape[1], seed=2)
     mine = [part.clone().requires_grad_() for part in (x, weight, bias)]
@@ -221,7 +222,7 @@ def test_batch_norm_is_torchs_in_double_precision(way, shape, mean) -> None:
     out, found_mean, found_var = way(*mine, 0.5)
     wanted = F.batch_norm(theirs[0], None, None, theirs[1], theirs[2], True, 0.0, 0.5)
     near(out, wanted)
-    assert innermost.innermost(out)
+    assert chwn_layout.innermost(out)
     near(found_mean, theirs[0].mean((0, 2, 3)))
     near(found_var, theirs[0].var((0, 2, 3), correction=0))
     g = drawn(*shape, seed=3)
@@ -231,8 +232,8 @@ def test_batch_norm_is_torchs_in_double_precision(way, shape, mean) -> None:
 
 def test_batch_norm_without_weights_is_that_with_one_and_nought() -> None:
     x = turned(drawn(6, 3, 2, 2))
-    out, _, _ = innermost.batch_norm(x, None, None, 1e-5)
-    assert torch.equal(out, innermost.batch_norm(x, torch.ones(3), torch.zeros(3), 1e-5)[0])
+    out, _, _ = chwn.batch_norm(x, None, None, 1e-5)
+    assert torch.equal(out, chwn.batch_norm(x, torch.ones(3), torch.zeros(3), 1e-5)[0])
     near(out, F.batch_norm(x.double(), None, None, training=True))
 
 
@@ -241,12 +242,12 @@ def test_group_norm_is_torchs_in_double_precision(shape) -> None:
     x, weight, bias = turned(3 * drawn(*shape) + 2), drawn(shape[1], seed=1), drawn(shape[1], seed=2)
     mine = [part.clone().requires_grad_() for part in (x, weight, bias)]
     theirs = [part.double().requires_grad_() for part in (x, weight, bias)]
-    out, wanted = innermost.group_norm(*mine, 0.5), F.group_norm(theirs[0], 1, theirs[1], theirs[2], 0.5)
+    out, wanted = chwn.group_norm(*mine, 0.5), F.group_norm(theirs[0], 1, theirs[1], theirs[2], 0.5)
     near(out, wanted)
     g = drawn(*shape, seed=3)
     for one, other in zip(torch.autograd.grad(out, mine, g), torch.autograd.grad(wanted, theirs, g.double()), strict=True):
         near(one, other)
-    near(innermost.group_norm(x, None, None, 0.5), F.group_norm(x.double(), 1, None, None, 0.5))
+    near(chwn.group_norm(x, None, None, 0.5), F.group_norm(x.double(), 1, None, None, 0.5))
 
 
 def pooled(pool: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -259,14 +260,14 @@ def pooled(pool: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def placed(pool: nn.Module) -> nn.Module:
     """The pool as Net runs it where some other layer is sparse."""
-    innermost.place(pool, Call(patterns={"other": Pattern(torch.ones(1, 1))}))
+    replace.replace_convs_and_activations(pool, CallContext(patterns={"other": Pattern(torch.ones(1, 1))}))
     return pool
 
 
 def same(found: tuple[Tensor, ...], wanted: tuple[Tensor, ...], share: float = 0.0) -> None:
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=share, atol=share, equal_nan=True)
-        assert innermost.innermost(one)
+        assert chwn_layout.innermost(one)
 
 
 MAXIMA = [{"kernel_size": 2}, {"kernel_size": 3, "stride": 2, "padding": 1}, {"kernel_size": (2, 3), "stride": 1, "dilation": 2}]
@@ -310,7 +311,7 @@ def test_steps_along_kept_weights_are_those_of_torch(momentum, decay) -> None:
         g = drawn(4, 3, 3, 3, seed=10 + number) * mask
         w.grad = g.double()
         optimiser.step()
-        state |= descent.sgd(state, {"w/a": spread(pattern, pattern.values(g))}, 0.1, momentum, decay)
+        state |= optim.sgd(state, {"w/a": spread(pattern, pattern.values(g))}, 0.1, momentum, decay)
     near(state["w/a"], w, 1e-6)
     assert state["w/a"][~mask].eq(0).all()
     if momentum:
@@ -331,7 +332,7 @@ def test_positions_that_no_phase_reaches_are_written_too() -> None:
     """A kernel of 2 at stride 2 leaves the last of 5 rows and columns unread: their gradient is 0, whatever was in memory."""
     phases, none = np.array([[0, 0], [0, 1], [1, 0], [1, 1]]), np.zeros(2, np.int64)
     out = np.full((1, 5, 5, 3), np.nan, np.float32)
-    planes.unpad(np.ones((4, 1, 2, 2, 3), np.float32), out, np.array([2, 2]), phases, none)
+    padding.unpad(np.ones((4, 1, 2, 2, 3), np.float32), out, np.array([2, 2]), phases, none)
     expected = np.zeros_like(out)
     expected[:, :4, :4] = 1
     np.testing.assert_array_equal(out, expected)

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedsim.kernels import sparse
-from fedsim.kernels.layout import innermost
-from fedsim.kernels.pattern import Geometry, Pattern
+from fedsim.kernels.sparse import layers
+from fedsim.kernels.sparse.chwn_layout import innermost
+from fedsim.kernels.sparse.pattern import Geometry, Pattern
 
 CASES = {  # (O, I / groups, kernel), (B, I, H, W), (stride, padding, dilation, groups), density
     "padded": ((2, 2, 3, 3), (4, 2, 3, 4), (1, 1, 1, 1), 0.25),
@@ -68,46 +68,46 @@ def away(found: Tensor, wanted: Tensor) -> float:
 
 
 def interpreted(name: str) -> dict[str, float]:
-    from fedsim.kernels import on_cuda
+    from fedsim.kernels.sparse import cuda
 
     x, weight, bias, pattern = drawn(name)
     wanted = dense(x, weight, bias, pattern)
     images, values = x.movedim(0, -1).contiguous(), pattern.values(weight)
-    out = on_cuda.forward(images, values, bias, pattern)
-    by_images, by_values = on_cuda.backward(images, values, wanted[0].float().movedim(0, -1).contiguous(), pattern)
+    out = cuda.forward(images, values, bias, pattern)
+    by_images, by_values = cuda.backward(images, values, wanted[0].float().movedim(0, -1).contiguous(), pattern)
     parts = out, by_images.movedim(-1, 0), by_values
     return {part: away(found, want) for part, found, want in zip(PARTS, parts, wanted, strict=False)}
 
 
 def selected(dtype: torch.dtype) -> bool:
     """Whether the interpreter's largest entries are those of the CPU's kernels, to the bit."""
-    from fedsim.kernels import largest, largest_on_cuda
+    from fedsim.kernels.activation_pruning import topk, topk_cuda
 
     whole = True
     for entries, share in ((5000, 0.3), (2048, 0.01), (17, 0.6), (4100, 1.0)):
         draw = torch.randn(2, entries, generator=torch.Generator().manual_seed(entries))
         x = (draw.relu() * 8).round().div(8).to(dtype) if share < 0.5 else draw.to(dtype)  # many are equal
         k = max(1, int(share * entries))
-        kept, kind = torch.tensor([k, max(1, k // 2)]), largest.INTEGERS[dtype]
-        bits, values = largest.select(x, kept, k)
+        kept, kind = torch.tensor([k, max(1, k // 2)]), topk.INTEGERS[dtype]
+        bits, values = topk.select(x, kept, k)
         held = torch.zeros_like(values).view(kind)
-        found, _ = largest_on_cuda.select(x.view(kind), kept, held, largest._magnitude(dtype))
+        found, _ = topk_cuda.select(x.view(kind), kept, held, topk._magnitude(dtype))
         whole &= torch.equal(found, bits) and torch.equal(held.view(dtype), values)
-        back = largest_on_cuda.restore(bits, values.view(kind), entries).view(dtype)
-        whole &= torch.equal(back, largest.restore(bits, values, entries))
+        back = topk_cuda.restore(bits, values.view(kind), entries).view(dtype)
+        whole &= torch.equal(back, topk.restore(bits, values, entries))
     return whole
 
 
 def main() -> None:
     """What the interpreter gives; it must be asked for before Triton is imported, so in a process of its own."""
     x, weight, bias, pattern = drawn("padded")
-    sparse.conv2d(x, pattern.values(weight), bias, pattern)
+    layers.conv2d(x, pattern.values(weight), bias, pattern)
     answer: dict[str, object] = {"imported": "triton" in sys.modules}
     answer |= {name: interpreted(name) for name in CASES}
     answer["largest"] = {str(dtype): selected(dtype) for dtype in (torch.float32, torch.bfloat16)}
-    from fedsim.kernels import on_cuda
+    from fedsim.kernels.sparse import cuda
 
-    on_cuda.PROGRAMS = 4  # so few that every program takes several strips
+    cuda.PROGRAMS = 4  # so few that every program takes several strips
     answer["shared"] = interpreted("padded")
     print(json.dumps(answer))
 
@@ -141,12 +141,12 @@ def test_the_largest_entries_compile_for_a_gpu(tmp_path, monkeypatch) -> None:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from fedsim.kernels import largest_on_cuda as twin
+    from fedsim.kernels.activation_pruning import topk_cuda
 
-    fixed = {"SHIFT": 21, "WIDTH": 10, "FIRST": True, "MAGNITUDE": 31, "BLOCK": twin.BLOCK}
+    fixed = {"SHIFT": 21, "WIDTH": 10, "FIRST": True, "MAGNITUDE": 31, "BLOCK": topk_cuda.BLOCK}
     kinds = dict.fromkeys(("x", "least", "table", "above", "equal", "values", "out", "kept"), "*i32") | {"bits": "*u8"}
     kinds |= dict.fromkeys(("ties", "before", "offsets"), "*i64")
-    for kernel in (twin._count, twin._tally, twin._write, twin._weigh, twin._restore):
+    for kernel in (topk_cuda._count, topk_cuda._tally, topk_cuda._write, topk_cuda._weigh, topk_cuda._restore):
         mine = {name: fixed[name] for name in kernel.arg_names if name in fixed}
         signature = {name: "constexpr" if name in mine else kinds.get(name, "i32") for name in kernel.arg_names}
         assert triton.compile(ASTSource(kernel, signature, mine), target=GPUTarget("cuda", 90, 32)).asm["ptx"]
@@ -164,11 +164,11 @@ def test_compiled_for_a_gpu_one_load_takes_four_images(tmp_path, monkeypatch) ->
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from fedsim.kernels import on_cuda
+    from fedsim.kernels.sparse import cuda
 
     kinds = dict.fromkeys(("x", "g", "values", "bias", "out", "found"), "*fp32") | {"offsets": "*i32", "owners": "*i32", "begins": "*i64"}
-    for kernel in (on_cuda._gather, on_cuda._dots):
-        ways, *_ = on_cuda._ways(on_cuda.Rows(0, 1, 768, 768), 12)
+    for kernel in (cuda._gather, cuda._dots):
+        ways, *_ = cuda._ways(cuda.Rows(0, 1, 768, 768), 12)
         fixed = {name: ways.pop(name) for name in ("EVEN", "BLOCK")}
         signature = {name: "constexpr" if name in fixed else kinds.get(name, "i32") for name in kernel.arg_names}
         aligned = {(at,): [["tt.divisibility", 16]] for at, name in enumerate(kernel.arg_names) if name in kinds}
@@ -195,7 +195,7 @@ def on_gpu(x: Tensor, weight: Tensor, bias: Tensor, pattern: Pattern) -> tuple[T
     """What `dense` gives, by the layer itself, on CUDA."""
     there = Pattern(pattern.mask.cuda(), pattern.geometry)
     x, values, b = (part.cuda().requires_grad_() for part in (x, there.values(weight.cuda()), bias))
-    out = sparse.conv2d(x, values, b, there)
+    out = layers.conv2d(x, values, b, there)
     return out, *torch.autograd.grad(out, (x, values, b), out.detach())
 
 

@@ -13,24 +13,27 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from fedsim import ledger
-from fedsim.core import Batch
-from fedsim.keep import Keep
-from fedsim.ledger import ENCODINGS, Anatomy, Layer, Moment, Terms, encoded_bits
-from fedsim.models import ModelSettings, anatomy, build
-from fedsim.net import Net
+from fedsim.core.activation_pruning import ActivationPruning
+from fedsim.core.types import Batch
+from fedsim.costs import flops, memory, model_size
+from fedsim.costs.model_size import ENCODINGS, encoded_bits
+from fedsim.costs.profile import BackwardMoment, Breakdown, LayerProfile, ModelProfile
+from fedsim.models import build
+from fedsim.models.settings import ModelSettings
+from fedsim.nn import profiler
+from fedsim.nn.net import Net
 
-CONV = Layer("conv", weights=216, flops=2 * 216 * 64, shape=(8, 3, 3, 3), positions=64)
-WIDE = Layer("wide", weights=1152, flops=2 * 1152 * 16, shape=(16, 8, 3, 3), positions=16)
-HEAD = Layer("head", weights=160, flops=2 * 160, shape=(10, 16), positions=1)
-MOMENTS = (Moment(6_000, 0, 0, 900, "conv", 58), Moment(10_000, 0, 0, 300, "wide"), Moment(10_000, 0, 0, 0, "head"))
-SMALL = Anatomy((CONV, WIDE, HEAD), free=58, buffers=48, activations=10_000, vectors=200, moments=MOMENTS)
+CONV = LayerProfile("conv", weights=216, flops=2 * 216 * 64, shape=(8, 3, 3, 3), positions=64)
+WIDE = LayerProfile("wide", weights=1152, flops=2 * 1152 * 16, shape=(16, 8, 3, 3), positions=16)
+HEAD = LayerProfile("head", weights=160, flops=2 * 160, shape=(10, 16), positions=1)
+MOMENTS = (BackwardMoment(6_000, 0, 0, 900, "conv", 58), BackwardMoment(10_000, 0, 0, 300, "wide"), BackwardMoment(10_000, 0, 0, 0, "head"))
+SMALL = ModelProfile((CONV, WIDE, HEAD), free=58, buffers=48, activations=10_000, vectors=200, moments=MOMENTS)
 KEPT = {"wide": 100, "head": 16}
 
 
 @pytest.fixture(scope="module")
-def resnet18() -> Anatomy:
-    return anatomy(build(ModelSettings("resnet18"), (3, 32, 32), 10, 0), (3, 32, 32))
+def resnet18() -> ModelProfile:
+    return profiler(build(ModelSettings("resnet18"), (3, 32, 32), 10, 0), (3, 32, 32))
 
 
 @pytest.fixture(autouse=True)
@@ -46,20 +49,20 @@ def kept_counts() -> st.SearchStrategy[dict[str, int]]:
 
 
 def test_densities_by_hand() -> None:
-    assert ledger.density(SMALL, KEPT) == (216 + 100 + 16) / 1528
-    assert ledger.density_all(SMALL, KEPT) == (216 + 100 + 16 + 58) / (1528 + 58)
-    assert ledger.density_maskable(SMALL, KEPT) == 116 / (1152 + 160)
-    assert ledger.density_maskable(SMALL, {}) == 1
-    assert ledger.densities(SMALL, KEPT) == {"conv": 1.0, "wide": 100 / 1152, "head": 0.1}
+    assert flops.density(SMALL, KEPT) == (216 + 100 + 16) / 1528
+    assert flops.density_all(SMALL, KEPT) == (216 + 100 + 16 + 58) / (1528 + 58)
+    assert flops.density_maskable(SMALL, KEPT) == 116 / (1152 + 160)
+    assert flops.density_maskable(SMALL, {}) == 1
+    assert flops.densities(SMALL, KEPT) == {"conv": 1.0, "wide": 100 / 1152, "head": 0.1}
 
 
 def test_a_layer_that_does_not_exist_is_named() -> None:
     with pytest.raises(ValueError, match=r"no layer 'wide\.weight' to count; the model has conv, wide, head"):
-        ledger.density(SMALL, {"wide.weight": 3})
+        flops.density(SMALL, {"wide.weight": 3})
     with pytest.raises(ValueError, match="layer 'head' keeps 161 weights; it has 160"):
-        ledger.forward_flops(SMALL, {"head": 161})
+        flops.forward_flops(SMALL, {"head": 161})
     with pytest.raises(ValueError, match="no layer 'tail'; the model has conv, wide, head"):
-        ledger.training_flops(SMALL, dense=("tail",))
+        flops.training_flops(SMALL, dense=("tail",))
 
 
 # ---- FLOPs
@@ -67,41 +70,41 @@ def test_a_layer_that_does_not_exist_is_named() -> None:
 
 def test_training_by_hand() -> None:
     f_sparse = CONV.flops + 2 * 100 * 16 + 2 * 16
-    assert ledger.forward_flops(SMALL, KEPT) == f_sparse
-    assert ledger.training_flops(SMALL, KEPT) == 3 * f_sparse
+    assert flops.forward_flops(SMALL, KEPT) == f_sparse
+    assert flops.training_flops(SMALL, KEPT) == 3 * f_sparse
     f_dense = CONV.flops + WIDE.flops + HEAD.flops
-    assert ledger.training_flops(SMALL, KEPT, ("*",)) == 2 * f_sparse + f_dense
-    assert ledger.training_flops(SMALL, KEPT, ("wide",)) == 2 * f_sparse + (CONV.flops + 2 * 16) + WIDE.flops
+    assert flops.training_flops(SMALL, KEPT, ("*",)) == 2 * f_sparse + f_dense
+    assert flops.training_flops(SMALL, KEPT, ("wide",)) == 2 * f_sparse + (CONV.flops + 2 * 16) + WIDE.flops
 
 
 def test_a_round_is_the_sum_of_its_feeds() -> None:
-    train = ledger.feed_flops(SMALL, 50, KEPT)
-    probe = ledger.feed_flops(SMALL, 8, KEPT, dense=("*",))
-    score = ledger.feed_flops(SMALL, 5, KEPT, charge="forward")
+    train = flops.feed_flops(SMALL, 50, KEPT)
+    probe = flops.feed_flops(SMALL, 8, KEPT, dense=("*",))
+    score = flops.feed_flops(SMALL, 5, KEPT, charge="forward")
     both = train + probe + score
-    f_sparse, f_dense = ledger.forward_flops(SMALL, KEPT), ledger.forward_flops(SMALL)
+    f_sparse, f_dense = flops.forward_flops(SMALL, KEPT), flops.forward_flops(SMALL)
     assert both.total == 50 * 3 * f_sparse + 8 * (2 * f_sparse + f_dense) + 5 * f_sparse
     assert both["dense_gradient"] == 8 * (f_dense - f_sparse)
     with pytest.raises(ValueError, match="train, forward, inputs; not 'backward'"):
-        ledger.feed_flops(SMALL, 5, charge="backward")
+        flops.feed_flops(SMALL, 5, charge="backward")
 
 
-def test_resnet18_a_dense_round(resnet18: Anatomy) -> None:
-    assert ledger.feed_flops(resnet18, 25_000).total == pytest.approx(8.3313e13, rel=1e-5)
+def test_resnet18_a_dense_round(resnet18: ModelProfile) -> None:
+    assert flops.feed_flops(resnet18, 25_000).total == pytest.approx(8.3313e13, rel=1e-5)
 
 
-def test_resnet18_at_a_hundredth(resnet18: Anatomy) -> None:
-    f_dense, stem = ledger.forward_flops(resnet18), resnet18.layers[0]
+def test_resnet18_at_a_hundredth(resnet18: ModelProfile) -> None:
+    f_dense, stem = flops.forward_flops(resnet18), resnet18.layers[0]
     exact = (stem.flops + 0.01 * (f_dense - stem.flops)) / f_dense
     kept = {layer.name: round(0.01 * layer.weights) for layer in resnet18.layers[1:]}
-    assert ledger.forward_flops(resnet18, kept) / f_dense == pytest.approx(exact, rel=1e-3)
+    assert flops.forward_flops(resnet18, kept) / f_dense == pytest.approx(exact, rel=1e-3)
     assert exact == pytest.approx(0.013154, abs=1e-6)
-    assert ledger.training_flops(resnet18, kept, ("*",)) / (3 * f_dense) == pytest.approx(0.342, abs=5e-4)
+    assert flops.training_flops(resnet18, kept, ("*",)) / (3 * f_dense) == pytest.approx(0.342, abs=5e-4)
 
 
 def test_sparse_flops_are_the_measured_dense_ones_times_the_density_of_the_real_masks() -> None:
     net = build(ModelSettings("resnet8"), (3, 16, 16), 10, 0)
-    found = anatomy(net, (3, 16, 16))
+    found = profiler(net, (3, 16, 16))
     masks = {layer.name: torch.rand(layer.shape) < 0.3 for layer in found.layers[1:]}
     with FlopCounterMode(display=False, depth=5) as counter:
         net(torch.zeros(1, 3, 16, 16))
@@ -111,13 +114,13 @@ def test_sparse_flops_are_the_measured_dense_ones_times_the_density_of_the_real_
         sum(counts[f"{root}.{layer.name}"].values()) * float(masks[layer.name].double().mean() if layer.name in masks else 1)
         for layer in found.layers
     )
-    assert ledger.forward_flops(found, {name: int(mask.sum()) for name, mask in masks.items()}) == pytest.approx(measured, rel=1e-12)
+    assert flops.forward_flops(found, {name: int(mask.sum()) for name, mask in masks.items()}) == pytest.approx(measured, rel=1e-12)
 
 
 def test_micronet_example() -> None:
-    conv = Layer("conv", 32 * 16 * 9, 2 * 32 * 16 * 9 * 1024, (32, 16, 3, 3), 1024)
-    assert ledger.micronet(conv, conv.weights) == (4_751_360, 4_718_592)
-    assert [int(count) for count in ledger.micronet(conv, 0.1 * conv.weights)] == [504_627, 471_859]
+    conv = LayerProfile("conv", 32 * 16 * 9, 2 * 32 * 16 * 9 * 1024, (32, 16, 3, 3), 1024)
+    assert model_size.micronet(conv, conv.weights) == (4_751_360, 4_718_592)
+    assert [int(count) for count in model_size.micronet(conv, 0.1 * conv.weights)] == [504_627, 471_859]
     assert encoded_bits("bitmask", 4608, 460.8) + 32 * 32 == pytest.approx(20_377.6)
 
 
@@ -160,7 +163,7 @@ def test_indices_that_are_too_narrow_are_refused() -> None:
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_the_size_of_a_model_by_its_terms(encoding: str) -> None:
-    size = ledger.size_bits(SMALL, KEPT, encoding)
+    size = model_size.size_bits(SMALL, KEPT, encoding)
     assert size["masked"] == encoded_bits(encoding, 1152, 100, 16) + encoded_bits(encoding, 160, 16, 10)
     assert size["dense"] == 32 * 216
     assert size["free"] == 32 * (58 + 48)
@@ -168,15 +171,15 @@ def test_the_size_of_a_model_by_its_terms(encoding: str) -> None:
 
 
 def test_positions_take_the_cheaper_list() -> None:
-    assert ledger.position_bytes(SMALL, {"wide": 36}) == 144  # both cost the same at a 32nd
-    assert ledger.position_bytes(SMALL, {"wide": 35}) == 140
-    assert ledger.position_bytes(SMALL, {"wide": 1152, "head": 3}) == 144 + 12
-    assert ledger.position_bytes(SMALL, {}) == 0
+    assert memory.position_bytes(SMALL, {"wide": 36}) == 144  # both cost the same at a 32nd
+    assert memory.position_bytes(SMALL, {"wide": 35}) == 140
+    assert memory.position_bytes(SMALL, {"wide": 1152, "head": 3}) == 144 + 12
+    assert memory.position_bytes(SMALL, {}) == 0
 
 
-def test_resnet18_travels_as_the_specification_has_it(resnet18: Anatomy) -> None:
+def test_resnet18_travels_as_the_specification_has_it(resnet18: ModelProfile) -> None:
     assert resnet18.free + resnet18.buffers == 19_210
-    assert ledger.size_bits(resnet18)["total"] / 8 == 44_734_248
+    assert model_size.size_bits(resnet18)["total"] / 8 == 44_734_248
 
 
 # ---- memory
@@ -184,7 +187,7 @@ def test_resnet18_travels_as_the_specification_has_it(resnet18: Anatomy) -> None
 
 def test_memory_by_hand() -> None:
     nnz = 216 + 100 + 16
-    found = ledger.memory(SMALL, KEPT, batch=4, slots=1, dense=("wide", "head"), top=12, personal=7, beside=9)
+    found = memory.client_memory(SMALL, KEPT, batch=4, slots=1, dense=("wide", "head"), top=12, personal=7, beside=9)
     assert found == {
         "weights": 4 * (nnz + 58 + 48),
         "positions": 144 + 20,
@@ -198,31 +201,31 @@ def test_memory_by_hand() -> None:
     }
     assert found.total == sum(found.values())
     assert found.without("activations").total == found.total - 40_200
-    assert ledger.memory(SMALL, KEPT, dense=("*",), at_once=True)["dense_gradient"] == 4 * 1528
+    assert memory.client_memory(SMALL, KEPT, dense=("*",), at_once=True)["dense_gradient"] == 4 * 1528
 
 
 @given(kept=kept_counts(), more=st.integers(0, 200))
 def test_fewer_kept_weights_never_cost_more(kept: dict[str, int], more: int) -> None:
     wider = {name: min(count + more, next(a.weights for a in SMALL.layers if a.name == name)) for name, count in kept.items()}
-    assert ledger.training_flops(SMALL, kept) <= ledger.training_flops(SMALL, wider)
-    less, greater = ledger.memory(SMALL, kept, 4, 1), ledger.memory(SMALL, wider, 4, 1)
+    assert flops.training_flops(SMALL, kept) <= flops.training_flops(SMALL, wider)
+    less, greater = memory.client_memory(SMALL, kept, 4, 1), memory.client_memory(SMALL, wider, 4, 1)
     assert all(less[name] <= greater[name] for name in less)
 
 
 def test_all_ones_differ_from_dense_in_the_positions_only() -> None:
     full = {layer.name: layer.weights for layer in SMALL.layers}
-    assert ledger.training_flops(SMALL, full, ("*",)) == ledger.training_flops(SMALL)
-    assert ledger.memory(SMALL, full, 4, 2).without("positions") == ledger.memory(SMALL, {}, 4, 2).without("positions")
-    assert ledger.size_bits(SMALL, full)["total"] == ledger.size_bits(SMALL)["total"] + SMALL.weights
+    assert flops.training_flops(SMALL, full, ("*",)) == flops.training_flops(SMALL)
+    assert memory.client_memory(SMALL, full, 4, 2).without("positions") == memory.client_memory(SMALL, {}, 4, 2).without("positions")
+    assert model_size.size_bits(SMALL, full)["total"] == model_size.size_bits(SMALL)["total"] + SMALL.weights
 
 
 def test_terms_add_by_name() -> None:
-    assert Terms(a=1, b=2) + Terms(b=3, c=4) == Terms(a=1, b=5, c=4)
-    assert (Terms(a=1) + Terms()).total == 1
+    assert Breakdown(a=1, b=2) + Breakdown(b=3, c=4) == Breakdown(a=1, b=5, c=4)
+    assert (Breakdown(a=1) + Breakdown()).total == 1
 
 
 def test_what_a_pack_holds_is_what_its_clients_hold() -> None:
-    one = ledger.executed(SMALL, 4, ("wide",), slots=1)
+    one = memory.executed_memory(SMALL, 4, ("wide",), slots=1)
     assert one == {
         "weights": 4 * (1528 + 58 + 48),
         "gradients": 4 * (160 + 1152),  # where most is held: the first layer's is not formed yet
@@ -232,7 +235,7 @@ def test_what_a_pack_holds_is_what_its_clients_hold() -> None:
         "activations": 40_200,
         "transient": 1200 + 4 * 1152,  # and a copy of the convolution's weight
     }
-    assert ledger.executed(SMALL, 4, ("wide",), slots=1, pack=7) == {name: 7 * value for name, value in one.items()}
+    assert memory.executed_memory(SMALL, 4, ("wide",), slots=1, pack=7) == {name: 7 * value for name, value in one.items()}
 
 
 def highest(step: object) -> int:
@@ -264,13 +267,13 @@ def highest(step: object) -> int:
         ("mobilenet_v2", "nsconv", 32, 8),
     ],
 )
-@pytest.mark.parametrize("keep", [None, Keep(0.3)], ids=["whole", "pruned"])
+@pytest.mark.parametrize("keep", [None, ActivationPruning(0.3)], ids=["whole", "pruned"])
 def test_executed_memory_is_within_a_tenth_of_the_measured_peak(
-    name: str, norm: str, side: int, batch: int, masked: bool, keep: Keep | None
+    name: str, norm: str, side: int, batch: int, masked: bool, keep: ActivationPruning | None
 ) -> None:
     shape = (3, side, side)
     module = build(ModelSettings(name, norm=norm), shape, 10, 0)
-    found = anatomy(module, shape, keep)
+    found = profiler(module, shape, keep)
     net = Net(module)
     net.prune(keep)
     state = {key: value.clone() for key, value in net.initial.items()}
@@ -284,7 +287,7 @@ def test_executed_memory_is_within_a_tenth_of_the_measured_peak(
 
     before = sum(value.numel() * value.element_size() for value in [*state.values(), *masks.values(), images.x])
     kept = {key.removeprefix("mask/").removesuffix(".weight"): int(mask.sum()) for key, mask in masks.items()}
-    analytic, measured = ledger.executed(found, batch, kept, slots=1).total, before + highest(step)
+    analytic, measured = memory.executed_memory(found, batch, kept, slots=1).total, before + highest(step)
     reordered = 2 * 4 * max(layer.weights for layer in found.layers)  # torch's convolutions copy weights to and fro on some processors
     assert 0.9 * (measured - reordered) <= analytic <= 1.1 * measured
 
@@ -293,6 +296,6 @@ def test_the_gradient_of_a_dense_linear_map_by_the_counter() -> None:
     net = nn.Sequential(nn.Linear(12, 7), nn.Linear(7, 5))
     with FlopCounterMode(display=False) as counter:
         F.cross_entropy(net(torch.randn(1, 12)), torch.tensor([0])).backward()
-    found = anatomy(net, (12,))
-    assert counter.get_total_flops() == ledger.training_flops(found) - found.layers[0].flops
-    assert ledger.training_flops(found) == 6 * (12 * 7 + 7 * 5)
+    found = profiler(net, (12,))
+    assert counter.get_total_flops() == flops.training_flops(found) - found.layers[0].flops
+    assert flops.training_flops(found) == 6 * (12 * 7 + 7 * 5)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.func import vmap
 
-from fedsim import masks
+from fedsim.core import keys, masks
 
 RESNET18 = {"conv1": 1_728, "others": 11_164_352 - 1_728}  # first layer, all the other conv and linear weights
 FEW_VALUES = st.sampled_from([-2.0, -1.0, -0.5, -0.0, 0.0, 0.5, 1.0, 2.0])  # so that ties are the rule
@@ -143,7 +143,7 @@ def test_the_least_density_that_is_told_is_possible(counts) -> None:
 
 def test_every_tensor_of_a_weight_has_the_weights_mask() -> None:
     for key in ("w/conv.weight", "opt/momentum/conv.weight", "opt/control/conv.weight", "grad/conv.weight"):
-        assert masks.key_of(key) == "mask/conv.weight"
+        assert keys.key_of(key) == "mask/conv.weight"
 
 
 def test_what_a_mask_hides_is_exactly_0_and_the_rest_untouched() -> None:

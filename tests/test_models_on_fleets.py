@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from fedsim import models
-from fedsim.core import Feed
-from fedsim.data.images import Stored
+from fedsim.core.types import Feed
+from fedsim.data.image_sets import Stored
 from fedsim.data.partition import PartitionSettings
 from fedsim.data.population import Population, divide
+from fedsim.federated.client_work import Train
 from fedsim.fleet import packed, serial
-from fedsim.fleet.order import Order, Pack, Site
-from fedsim.models import ModelSettings
-from fedsim.net import Net
-from fedsim.works import Train
+from fedsim.fleet.messages import Pack, WorkerContext, WorkOrder
+from fedsim.models.settings import ModelSettings
+from fedsim.nn.net import Net
 
 SIZES = (3, 5)
 CASES = [(name, norm) for name in models.FAMILIES for norm in ("batch", "group", "none") if name not in ("resnet32", "resnet56", "vgg16")]
@@ -34,8 +34,8 @@ def test_stacked_clients_are_clients(name, norm) -> None:
     width = {"vgg11": 8, "resnet18": 8}.get(name)
     module = models.build(ModelSettings(name=name, width=width, norm=norm), (3, size, size), 4, 0)
     net = Net(module).to("cpu", torch.float64)
-    site = Site(net, population(size), 0, dtype=torch.float64)
-    order = Order(Train((Feed("train", epochs=1, batch=4, augment=False),), 0.01, 0.9), net, net.initial, 1, sum(SIZES))
+    site = WorkerContext(net, population(size), 0, dtype=torch.float64)
+    order = WorkOrder(Train((Feed("train", epochs=1, batch=4, augment=False),), 0.01, 0.9), net, net.initial, 1, sum(SIZES))
     pack = Pack(list(range(len(SIZES))), {}, [None] * len(SIZES), [[0] * len(SIZES)] * 2)
     with torch.no_grad():
         mine, theirs = (engine.carry_out(order, pack, site).total.value() for engine in (serial, packed))

@@ -10,13 +10,14 @@ import torch
 from narrow_models import ZOO, batch, drawn, hard
 from torch import Tensor
 
-from fedsim import descent
-from fedsim.core import Batch, Feed, Sent
-from fedsim.gated import STEPS, TrainGated
-from fedsim.gates import GATES
-from fedsim.narrow import Block, Narrow
-from fedsim.net import Net
-from fedsim.tree import Tree, clone, each, under
+from fedsim.core.keys import GATE, GATE_STEPS
+from fedsim.core.tree import Tree, clone, each, under
+from fedsim.core.types import Batch, Feed
+from fedsim.federated.protocol import ClientInput
+from fedsim.nn import optim
+from fedsim.nn.compact_gradient import ChannelBlock, Narrow
+from fedsim.nn.net import Net
+from fedsim.pruning.gated_training import TrainGated
 
 ENTRIES = [ZOO[0], ZOO[5], ZOO[8], *ZOO[-2:]]  # flattened channels, standardised filters, residual sums, depth-wise convolutions
 
@@ -26,7 +27,7 @@ def case(name: str, norm: str, standardise: bool) -> tuple[Net, Tree, Batch]:
     _, net, values = drawn(name, norm, standardise)
     images = batch(name)
     net = net.to("cpu", torch.float32)
-    return net, each(Tensor.float, values) | {GATES: hard(net)}, Batch(images.x.float(), images.y, None, images.t, images.T)
+    return net, each(Tensor.float, values) | {GATE: hard(net)}, Batch(images.x.float(), images.y, None, images.t, images.T)
 
 
 def narrow(net: Net, held: Tree, images: Batch) -> tuple[Tensor, Tree, Tree]:
@@ -57,11 +58,11 @@ def test_steps_are_those_of_torch_along_the_whole_gradient(momentum: float, deca
     """Under another gate each time: a channel that closes goes on by its momentum, one that opens again has it still."""
     net, held, images = case("cnn", "group", False)
     w = under(held, "w/")
-    state = clone(w | descent.fresh(w, momentum))
+    state = clone(w | optim.fresh(w, momentum))
     theirs = {key: value.clone() for key, value in w.items()}
     optimiser = torch.optim.SGD(theirs.values(), 0.05, momentum, weight_decay=decay)
     for seed in range(5):
-        held |= {GATES: hard(net, seed)} | under(state, "w/")
+        held |= {GATE: hard(net, seed)} | under(state, "w/")
         for key, g in net.gradient(held | theirs, images)[1].items():
             theirs[key].grad = g
         optimiser.step()
@@ -75,7 +76,7 @@ def test_steps_are_those_of_torch_along_the_whole_gradient(momentum: float, deca
 def test_adam_takes_the_whole_of_it() -> None:
     net, held, images = case("cnn", "none", False)
     w = under(held, "w/")
-    states = [clone(w | descent.fresh(w, 0.0, "adam")) for _ in range(2)]
+    states = [clone(w | optim.fresh(w, 0.0, "adam")) for _ in range(2)]
     one = net.descend(states[0], narrow(net, held, images)[1], 0.01, optimiser="adam")
     other = net.descend(states[1], net.gradient(held, images)[1], 0.01, optimiser="adam")
     assert all(torch.equal(one[key], value) for key, value in other.items())
@@ -86,7 +87,7 @@ def test_where_more_than_the_kept_channels_counts_the_gradient_is_whole() -> Non
     net, held, images = case("cnn", "none", False)
     key = "w/conv2.weight"
     mask = {"mask/conv2.weight": torch.ones(held[key].shape, dtype=torch.bool)}
-    for tree, options in ((held | mask, {}), (held, {"extra": {key: held[key]}}), (held | {GATES: held[GATES].float()}, {})):
+    for tree, options in ((held | mask, {}), (held, {"extra": {key: held[key]}}), (held | {GATE: held[GATE].float()}, {})):
         assert not isinstance(net.gradient(tree, images, narrow=True, **options)[1], Narrow)
     assert not isinstance(net.under_vmap().gradient(held, images, narrow=True)[1], Narrow)
     doubles = {name: value.double() if value.is_floating_point() else value for name, value in held.items()}
@@ -99,8 +100,10 @@ def test_where_more_than_the_kept_channels_counts_the_gradient_is_whole() -> Non
 def test_a_client_trains_under_its_gates_as_the_reference_does() -> None:
     net, held, images = case("resnet8", "batch", False)
     gates = torch.stack([hard(net, seed) for seed in range(3)])
-    own = {STEPS: gates}
-    sent = Sent({key: value for key, value in held.items() if key != GATES}, own, {}, torch.tensor(5), torch.tensor([3]), torch.tensor(0))
+    own = {GATE_STEPS: gates}
+    sent = ClientInput(
+        {key: value for key, value in held.items() if key != GATE}, own, {}, torch.tensor(5), torch.tensor([3]), torch.tensor(0)
+    )
     work = TrainGated((Feed("train", steps=3),), 0.05, 0.9, 1e-2)
     states = [clone(work.start(net, sent)) for _ in range(2)]
     with torch.no_grad():
@@ -114,7 +117,7 @@ def test_a_client_trains_under_its_gates_as_the_reference_does() -> None:
 @pytest.mark.parametrize(("shape", "rows", "columns"), [((4, 6, 3), [0, 3], [1, 2, 5]), ((1, 5, 1), [0], [0, 4]), ((3, 1, 9), [2], [0])])
 def test_a_block_reads_and_moves_what_indexing_does(shape: tuple[int, int, int], rows: list[int], columns: list[int]) -> None:
     w = torch.arange(float(np.prod(shape))).view(shape)
-    block = Block(shape, np.array(rows), np.array(columns))
+    block = ChannelBlock(shape, np.array(rows), np.array(columns))
     there = np.ix_(rows, columns)
     assert torch.equal(block.cut(w), w[there])
     moved = w.clone()

@@ -10,10 +10,10 @@ from torch import nn
 from torch.func import vmap
 from torch.nn import functional as F
 
-from fedsim import descent
-from fedsim.core import Batch
-from fedsim.net import Net, cross_entropy
-from fedsim.tree import each, under
+from fedsim.core.tree import each, under
+from fedsim.core.types import Batch
+from fedsim.nn import optim
+from fedsim.nn.net import Net, cross_entropy
 
 
 def module(norm: bool = True) -> nn.Module:
@@ -163,7 +163,7 @@ def test_descend_is_torch_adam(pure, decay) -> None:
     net = double(Net(torch_net))
     net = net.under_vmap() if pure else net
     optimiser = torch.optim.Adam(torch_net.parameters(), 0.01, weight_decay=decay)
-    state = fresh(net) | descent.fresh(under(fresh(net), "w/"), 0.0, "adam")
+    state = fresh(net) | optim.fresh(under(fresh(net), "w/"), 0.0, "adam")
     for step in range(4):
         one = batch(seed=step)
         optimiser.zero_grad()
@@ -178,7 +178,7 @@ def test_descend_is_torch_adam(pure, decay) -> None:
 def test_nothing_moves_a_pruned_weight_under_adam() -> None:
     net = double(Net(module()))
     mask = torch.rand(5, 144, generator=torch.Generator().manual_seed(1)) < 0.3
-    state = fresh(net) | descent.fresh(under(fresh(net), "w/"), 0.0, "adam")
+    state = fresh(net) | optim.fresh(under(fresh(net), "w/"), 0.0, "adam")
     state["w/4.weight"] = state["w/4.weight"] * mask
     for step in range(5):
         _, gradient, buffers, _ = net.gradient(state | {"mask/4.weight": mask}, batch(seed=step))

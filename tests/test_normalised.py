@@ -13,18 +13,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedsim import ledger, masks, models
+from fedsim import models
 from fedsim.bench.memory import saved
-from fedsim.core import Batch
-from fedsim.fault import BadInput
-from fedsim.keep import Keep
-from fedsim.kernels.pruned import Layer
-from fedsim.models import ModelSettings
-from fedsim.models.normalised import RELU_SCALE, NormalisedConv2d, ScaledReLU, normalised
-from fedsim.net import Net
-from fedsim.tree import Tree
+from fedsim.core import masks
+from fedsim.core.activation_pruning import ActivationPruning
+from fedsim.core.tree import Tree
+from fedsim.core.types import Batch
+from fedsim.costs import flops, memory
+from fedsim.errors import BadInput
+from fedsim.kernels.activation_pruning.layers import Layer
+from fedsim.kernels.nsconv import RELU_SCALE, normalised
+from fedsim.models.settings import ModelSettings
+from fedsim.nn import profiler
+from fedsim.nn.layers.nsconv import NormalisedConv2d, ScaledReLU
+from fedsim.nn.net import Net
 
-KEEP = Keep(0.3)
+KEEP = ActivationPruning(0.3)
 MODELS = ["cnn", "lenet5", "resnet8", "resnet18", "vgg11", "mobilenet_v2"]
 
 
@@ -151,7 +155,7 @@ def test_check_12_at_keep_one_a_network_is_the_plain_one(name, norm) -> None:
     net, batch = Net(built(name, norm, 8)), batch_of(4)
     tree = sparse(net, 0.5)
     plain = net.gradient(tree, batch)
-    net.prune(Keep(1.0))
+    net.prune(ActivationPruning(1.0))
     ours = net.gradient(tree, batch)
     assert torch.equal(plain[0], ours[0])
     largest = max(float(g.abs().max()) for g in plain[1].values())
@@ -181,7 +185,7 @@ def test_check_8_saved_bytes_are_the_ledgers_to_the_byte(name, pruned, dtype) ->
             return
         net.lower(dtype)
     activations, weights = saved(net, tree, batch)
-    found = ledger.saved(models.anatomy(module, (3, 32, 32), keep), 6)
+    found = memory.saved(profiler.profile(module, (3, 32, 32), keep), 6)
     if dtype is None and name not in ("cnn", "lenet5", "vgg11"):
         assert activations == found.total + LOSS
     elif dtype is None:  # ReLUs before max pools; where nothing is pruned the rules count what torch's pools keep
@@ -218,7 +222,7 @@ def test_check_8_with_an_ordinary_relu_the_full_tensor_is_still_kept() -> None:
 
 
 def test_layers_that_read_the_same_tensor_share_a_cache(monkeypatch) -> None:
-    found = models.anatomy(built("resnet18", "batch", 8), (3, 32, 32), KEEP)
+    found = profiler.profile(built("resnet18", "batch", 8), (3, 32, 32), KEEP)
     assert len(found.caches) == 20 - 3  # the shortcuts' three read what others do
     net = Net(built("resnet18", "batch", 8))
     net.prune(KEEP)
@@ -270,11 +274,11 @@ def test_a_tensor_that_was_changed_in_place_has_a_cache_of_its_own(packed) -> No
 
 
 def test_evaluation_and_passes_without_a_gradient_prune_nothing(monkeypatch) -> None:
-    from fedsim import saving
+    from fedsim.kernels.activation_pruning import layers
 
     net = Net(built("cnn", width=8))
     net.prune(KEEP)
-    monkeypatch.setattr(saving, "pruned", lambda *given: pytest.fail("an activation was pruned"))
+    monkeypatch.setattr(layers, "pruned", lambda *given: pytest.fail("an activation was pruned"))
     with torch.no_grad():
         net(net.initial, batch_of(2).x, train=True)
         net(net.initial, batch_of(2).x)
@@ -316,7 +320,7 @@ def test_settings_that_do_not_fit_are_told() -> None:
 
 
 def test_normalising_has_a_line_of_its_own() -> None:
-    found = models.anatomy(built("cnn", width=8), (3, 32, 32))
+    found = profiler.profile(built("cnn", width=8), (3, 32, 32))
     convolutions = sum(layer.weights for layer in found.layers if len(layer.shape) == 4)
-    assert ledger.normalising_flops(found) == 5 * convolutions
-    assert ledger.forward_flops(found) == ledger.forward_flops(replace(found, normalised=frozenset()))
+    assert flops.normalising_flops(found) == 5 * convolutions
+    assert flops.forward_flops(found) == flops.forward_flops(replace(found, normalised=frozenset()))

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import digamma
 
-from fedsim.data import schemes
+from fedsim.data import partition_schemes
 from fedsim.data.partition import NAMES, PartitionSettings, deal, generator, parameters
-from fedsim.fault import BadInput
+from fedsim.errors import BadInput
 
 CLASSES = 10
 LABELS = np.random.default_rng(1).permutation(np.arange(50_000) % CLASSES)
@@ -161,7 +161,7 @@ def test_class_wise_shares_follow_their_dirichlet_law():
 
 
 def _class_shares(labels, clients, alpha, rng):
-    owner, _ = schemes.dirichlet_class(labels, clients, alpha, False, rng)
+    owner, _ = partition_schemes.dirichlet_class(labels, clients, alpha, False, rng)
     return np.stack([np.bincount(owner[labels == c], minlength=clients) / (labels == c).sum() for c in (0, 1)])
 
 
@@ -177,14 +177,14 @@ def _close(draws, mean, variance):
 def test_client_wise_shares_follow_their_dirichlet_law(prior):
     alpha, clients = 0.8, 1_500
     labels = np.repeat([0, 1, 2], [60_000, 30_000, 10_000])
-    _, pi = schemes.dirichlet_client(labels, np.full(clients, 5), alpha, prior, generator(0, "law"))
+    _, pi = partition_schemes.dirichlet_client(labels, np.full(clients, 5), alpha, prior, generator(0, "law"))
     p = np.array([0.6, 0.3, 0.1]) if prior == "shares" else np.full(3, 1 / 3)
     _close(pi, p, p * (1 - p) / ((alpha if prior == "shares" else 3 * alpha) + 1))
 
 
 def test_client_wise_counts_are_the_drawn_shares_while_samples_last():
     labels = np.repeat([0, 1, 2], 10_000)
-    owner, pi = schemes.dirichlet_client(labels, np.full(20, 50), 1.0, "ones", generator(0, "law"))
+    owner, pi = partition_schemes.dirichlet_client(labels, np.full(20, 50), 1.0, "ones", generator(0, "law"))
     counts = np.stack([np.bincount(labels[owner == k], minlength=3) for k in range(20)])
     assert np.abs(counts - 50 * pi).max() < 1
     assert (counts.sum(1) == 50).all()
@@ -192,8 +192,8 @@ def test_client_wise_counts_are_the_drawn_shares_while_samples_last():
 
 def test_a_class_that_runs_out_is_made_up_from_the_others():
     left = np.array([2, 5, 100])
-    assert schemes._taken(np.array([6, 4, 0]), np.array([0.6, 0.4, 0.0]), left).tolist() == [2, 5, 3]
-    assert schemes._taken(np.array([8, 2, 0]), np.array([0.8, 0.1, 0.1]), left).sum() == 10
+    assert partition_schemes._taken(np.array([6, 4, 0]), np.array([0.6, 0.4, 0.0]), left).tolist() == [2, 5, 3]
+    assert partition_schemes._taken(np.array([8, 2, 0]), np.array([0.8, 0.1, 0.1]), left).sum() == 10
 
 
 @pytest.mark.parametrize("name", ["dirichlet_class", "dirichlet_client"])
@@ -217,30 +217,30 @@ def test_the_same_alpha_means_different_skew():
 
 
 def test_lognormal_sizes_spread_with_sigma():
-    sizes = schemes.lognormal_sizes(10**7, 2_000, 0.5, generator(0, "law"))
+    sizes = partition_schemes.lognormal_sizes(10**7, 2_000, 0.5, generator(0, "law"))
     assert sizes.sum() == 10**7
     assert np.log(sizes).std() == pytest.approx(0.5, abs=0.04)
-    assert np.ptp(schemes.lognormal_sizes(1_001, 10, 0.0, generator(0, "law"))) == 1
+    assert np.ptp(partition_schemes.lognormal_sizes(1_001, 10, 0.0, generator(0, "law"))) == 1
 
 
 # Hand cases
 
 
 def test_the_cut():
-    assert schemes.cut(np.array([0.5, 0.3, 0.2]), 10).tolist() == [5, 3, 2]
-    assert schemes.cut(np.array([1.0, 1.0, 0.0]), 5).tolist() == [2, 3, 0]
+    assert partition_schemes.cut(np.array([0.5, 0.3, 0.2]), 10).tolist() == [5, 3, 2]
+    assert partition_schemes.cut(np.array([1.0, 1.0, 0.0]), 5).tolist() == [2, 3, 0]
 
 
 def test_apportion_by_largest_remainder():
     weight = np.array([[1.0, 1, 1], [0, 0.5, 0.25], [0, 0, 0]])
-    assert schemes.apportion(np.array([10, 8, 4]), weight).tolist() == [[4, 3, 3], [0, 5, 3], [0, 0, 0]]
-    assert schemes.apportion(np.array([1]), np.ones((1, 3)), np.array([[0.5, 0.1, 0.9]])).tolist() == [[0, 1, 0]]
+    assert partition_schemes.apportion(np.array([10, 8, 4]), weight).tolist() == [[4, 3, 3], [0, 5, 3], [0, 0, 0]]
+    assert partition_schemes.apportion(np.array([1]), np.ones((1, 3)), np.array([[0.5, 0.1, 0.9]])).tolist() == [[0, 1, 0]]
 
 
 @given(st.integers(0, 1000), st.lists(st.floats(0, 1e6), min_size=1, max_size=20))
 def test_apportion_is_exact_and_within_one(total, weight):
     weight = np.array([weight])
-    part = schemes.apportion(np.array([total]), weight)[0]
+    part = partition_schemes.apportion(np.array([total]), weight)[0]
     if weight.sum() > 0:
         assert part.sum() == total
         assert np.abs(part - total * weight[0] / weight.sum()).max() < 1 + 1e-6
@@ -248,9 +248,9 @@ def test_apportion_is_exact_and_within_one(total, weight):
 
 def test_balance_sends_later_classes_to_those_with_room():
     room = np.array([True, False, True])
-    assert schemes._balanced(np.array([0.2, 0.6, 0.2]), room).tolist() == [0.5, 0.0, 0.5]
-    assert schemes._balanced(np.array([0.0, 1.0, 0.0]), room).tolist() == [0.5, 0.0, 0.5]
-    assert schemes._balanced(np.array([0.5, 0.5]), np.zeros(2, bool)).tolist() == [0.5, 0.5]
+    assert partition_schemes._balanced(np.array([0.2, 0.6, 0.2]), room).tolist() == [0.5, 0.0, 0.5]
+    assert partition_schemes._balanced(np.array([0.0, 1.0, 0.0]), room).tolist() == [0.5, 0.0, 0.5]
+    assert partition_schemes._balanced(np.array([0.5, 0.5]), np.zeros(2, bool)).tolist() == [0.5, 0.5]
 
 
 def test_balanced_clients_stop_near_the_mean():
@@ -261,16 +261,16 @@ def test_balanced_clients_stop_near_the_mean():
 
 def test_each_client_has_its_shards():
     labels = LABELS[:4_993]
-    owner = schemes.shards(labels, 10, 20, False, generator(0, "partition"))
+    owner = partition_schemes.shards(labels, 10, 20, False, generator(0, "partition"))
     order = np.argsort(labels, kind="stable")
-    runs = np.split(owner[order], np.cumsum(schemes.equal_sizes(4_993, 20))[:-1])
+    runs = np.split(owner[order], np.cumsum(partition_schemes.equal_sizes(4_993, 20))[:-1])
     assert all(len(set(run)) == 1 for run in runs)
     assert {len(run) for run in runs} == {249, 250}
     assert np.bincount([run[0] for run in runs]).tolist() == [2] * 10
 
 
 def test_dropping_the_rest_of_the_shards():
-    owner = schemes.shards(LABELS[:4_993], 10, 23, True, generator(0, "partition"))
+    owner = partition_schemes.shards(LABELS[:4_993], 10, 23, True, generator(0, "partition"))
     assert (owner >= 0).sum() == 4_340
     assert np.bincount(owner[owner >= 0]).tolist() == [434] * 10
 
@@ -300,7 +300,7 @@ def test_few_per_class_gives_a_fixed_number():
 def test_the_repair_moves_only_what_it_must():
     labels = LABELS[:1_000]
     owner = np.zeros(1_000, np.int64)
-    moved = schemes.repair(owner, labels, 20, 10, generator(0, "repair"))
+    moved = partition_schemes.repair(owner, labels, 20, 10, generator(0, "repair"))
     size = np.bincount(owner, minlength=20)
     assert moved == 19 * 10
     assert size.tolist() == [810] + [10] * 19
@@ -309,7 +309,7 @@ def test_the_repair_moves_only_what_it_must():
 def test_the_repair_takes_the_most_frequent_class_of_the_largest():
     labels = np.array([0, 0, 0, 0, 1, 1, 1, 2, 2])
     owner = np.array([0, 0, 0, 0, 0, 1, 1, 1, -1])
-    assert schemes.repair(owner, labels, 3, 1, generator(0, "repair")) == 1
+    assert partition_schemes.repair(owner, labels, 3, 1, generator(0, "repair")) == 1
     assert labels[owner == 2].tolist() == [0]
     assert (owner == 0).sum() == 4
     assert owner[-1] == -1
@@ -326,7 +326,7 @@ def test_a_hopeless_draw_is_repaired_after_its_tries():
 
 def test_the_best_of_the_tries_is_the_one_repaired():
     rng, labels = generator(0, "partition"), LABELS[:2_000]
-    tries = [schemes.dirichlet_class(labels, 50, 0.05, True, rng)[0] for _ in range(6)]
+    tries = [partition_schemes.dirichlet_class(labels, 50, 0.05, True, rng)[0] for _ in range(6)]
     sizes = [np.bincount(owner, minlength=50) for owner in tries]
     best = max(sizes, key=lambda size: size.min())
     assert best is not sizes[-1]
@@ -341,5 +341,5 @@ def test_parameters_are_those_of_the_scheme():
 
 
 def test_the_settings_load_without_torch():
-    code = "import sys, fedsim.data, fedsim.data.partition; sys.exit('torch' in sys.modules)"
+    code = "import sys, fedsim.data.settings, fedsim.data.partition; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -18,14 +18,20 @@ from cases import ROUNDS, images, run, table  # noqa: E402
 from fedsim_analysis import compare  # noqa: E402
 from fedsim_analysis.compare import readable, tell  # noqa: E402
 
-from fedsim import ledger, models, personal, tree  # noqa: E402
-from fedsim.assemble import assemble  # noqa: E402
-from fedsim.gates import GATES, never_empty  # noqa: E402
-from fedsim.job import check  # noqa: E402
-from fedsim.models import ModelSettings  # noqa: E402
-from fedsim.net import Net  # noqa: E402
-from fedsim.record import Reader  # noqa: E402
-from fedsim.row import row_of  # noqa: E402
+from fedsim import models  # noqa: E402
+from fedsim.config.job import check  # noqa: E402
+from fedsim.core import tree  # noqa: E402
+from fedsim.core.keys import GATE  # noqa: E402
+from fedsim.costs import profile  # noqa: E402
+from fedsim.costs.flops import forward_flops  # noqa: E402
+from fedsim.models.settings import ModelSettings  # noqa: E402
+from fedsim.nn import profiler  # noqa: E402
+from fedsim.nn.net import Net  # noqa: E402
+from fedsim.pruning.gates import never_empty  # noqa: E402
+from fedsim.simulation import subnetworks  # noqa: E402
+from fedsim.simulation.experiment import build_experiment  # noqa: E402
+from fedsim.simulation.round_record import row_of  # noqa: E402
+from fedsim.storage.reader import Reader  # noqa: E402
 
 SHAPE = (1, 8, 8)
 MODELS = {
@@ -35,9 +41,9 @@ MODELS = {
 }
 
 
-def made(name: str) -> tuple[Net, ledger.Anatomy]:
+def made(name: str) -> tuple[Net, profile.ModelProfile]:
     module = models.build(MODELS[name], SHAPE, 10, 0)
-    return Net(module), models.anatomy(module, SHAPE)
+    return Net(module), profiler.profile(module, SHAPE)
 
 
 def drawn(net: Net, clients: int, seed: int = 0) -> torch.Tensor:
@@ -51,7 +57,7 @@ def halved(net: Net) -> Net:
 
 def flops(net: Net) -> int:
     """Of one image through the module itself."""
-    return ledger.forward_flops(models.anatomy(net.plain(net.initial), SHAPE))
+    return forward_flops(profiler.profile(net.plain(net.initial), SHAPE))
 
 
 @pytest.fixture(scope="module")
@@ -73,42 +79,42 @@ def test_figures_are_those_of_the_network_that_is_really_cut(name: str, cut: boo
     net, anatomy = made(name)
     net = halved(net) if cut else net
     hard = drawn(net, 4)
-    rounds, columns = personal.of_clients(net, anatomy, net.initial, hard)
+    rounds, columns = subnetworks.of_clients(net, anatomy, net.initial, hard)
     small = [net.cut(net.channels.kept(gate)) for gate in hard]
     counted = [sum(value.numel() for key, value in one.initial.items() if key.startswith("w/")) for one in small]
     assert columns["parameters"].tolist() == counted
     assert columns["inference_flops"].tolist() == [flops(one) for one in small]
     assert columns["gates_open"].tolist() == pytest.approx([float(gate.float().mean()) for gate in hard])
     assert rounds["client_parameters"] == np.mean(counted)
-    assert rounds["client_inference_share"] == pytest.approx(rounds["client_inference_flops"] / ledger.forward_flops(anatomy))
+    assert rounds["client_inference_share"] == pytest.approx(rounds["client_inference_flops"] / forward_flops(anatomy))
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_server_s_model_is_told_once_it_is_cut_or_gated(name: str) -> None:
     net, anatomy = made(name)
-    assert personal.sizes(net, anatomy, net.initial) == {}
+    assert subnetworks.sizes(net, anatomy, net.initial) == {}
     small = halved(net)
-    told = personal.sizes(small, anatomy, small.initial)
+    told = subnetworks.sizes(small, anatomy, small.initial)
     count = sum(value.numel() for key, value in small.initial.items() if key.startswith("w/"))
     assert told["parameters"] == count
-    assert told["inference_share"] == flops(small) / ledger.forward_flops(anatomy)
+    assert told["inference_share"] == flops(small) / forward_flops(anatomy)
     assert told["parameters_share"] == count / anatomy.parameters
     gate = net.channels.gate(small.kept)
-    assert personal.sizes(net, anatomy, net.initial | {GATES: gate}) == told
+    assert subnetworks.sizes(net, anatomy, net.initial | {GATE: gate}) == told
 
 
 def test_a_group_that_is_cut_to_one_channel_counts_as_such() -> None:
     net, anatomy = made("cnn")
     small = net.cut({group.name: torch.arange(1 if group.name == "conv1" else group.size) for group in net.channels.groups})
-    assert personal.in_use(small, anatomy, {})["conv1"] == 9
-    assert personal.sizes(small, anatomy, small.initial)["inference_share"] == flops(small) / ledger.forward_flops(anatomy)
+    assert subnetworks.in_use(small, anatomy, {})["conv1"] == 9
+    assert subnetworks.sizes(small, anatomy, small.initial)["inference_share"] == flops(small) / forward_flops(anatomy)
 
 
 def test_a_row_counts_gates_cuts_and_masks() -> None:
     net, anatomy = made("cnn")
     gate = drawn(net, 1)[0]
-    used = {layer.name: layer.weights for layer in anatomy.layers} | net.used({GATES: gate})
-    by_gate = row_of(anatomy, {}, None, net.initial | {GATES: gate}, {}, {}, net)
+    used = {layer.name: layer.weights for layer in anatomy.layers} | net.used({GATE: gate})
+    by_gate = row_of(anatomy, {}, None, net.initial | {GATE: gate}, {}, {}, net)
     small = net.cut(net.channels.kept(gate))
     by_cut = row_of(anatomy, {}, None, small.initial, {}, {}, small)
     for row in (by_gate, by_cut):
@@ -136,19 +142,19 @@ def test_overlap_is_the_mean_over_pairs(clients: int, seed: int) -> None:
     hard[:, 0] = True
     sets = [set(gate.nonzero().flatten().tolist()) for gate in hard]
     pairs = [len(a & b) / len(a | b) for i, a in enumerate(sets) for b in sets[:i]]
-    assert personal.mean_overlap(hard) == pytest.approx(np.mean(pairs))
+    assert subnetworks.mean_overlap(hard) == pytest.approx(np.mean(pairs))
 
 
 def test_of_many_clients_evenly_chosen_ones_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(personal, "COMPARED_UP_TO", 3)
+    monkeypatch.setattr(subnetworks, "COMPARED_UP_TO", 3)
     hard = torch.eye(7).bool()
     hard[[0, 3, 6]] = torch.tensor([[1, 1, 0, 0, 0, 0, 0]] * 3).bool()
-    assert personal.mean_overlap(hard) == 1
+    assert subnetworks.mean_overlap(hard) == 1
 
 
 def test_one_client_overlaps_with_nobody() -> None:
     net, anatomy = made("cnn")
-    assert "client_overlap" not in personal.of_clients(net, anatomy, {}, drawn(net, 1))[0]
+    assert "client_overlap" not in subnetworks.of_clients(net, anatomy, {}, drawn(net, 1))[0]
 
 
 # ---- on record
@@ -157,7 +163,7 @@ def test_one_client_overlaps_with_nobody() -> None:
 def test_a_run_records_every_evaluated_client(folder: Path) -> None:
     reader = Reader(folder / "run.h5")
     job = check(table("gated", "serial", folder))
-    parts = assemble(job)
+    parts = build_experiment(job)
     for r, cut in ((1, False), (ROUNDS, True)):
         net = parts.setting.net
         if cut:
@@ -166,7 +172,7 @@ def test_a_run_records_every_evaluated_client(folder: Path) -> None:
         ids, hard = reader.gates(r)
         assert ids.tolist() == [0, 1, 2, 3, 4]
         assert reader.groups(r) == {group.name: group.size for group in net.channels.groups}
-        rounds, columns = personal.of_clients(net, parts.anatomy, {}, torch.from_numpy(hard))
+        rounds, columns = subnetworks.of_clients(net, parts.anatomy, {}, torch.from_numpy(hard))
         for name, values in columns.items():
             assert reader.clients(name, r).tolist() == values.tolist()
         for name, value in rounds.items():
@@ -199,7 +205,7 @@ def test_the_final_weights_are_small_and_hashed_with_their_places(folder: Path) 
 
 def test_the_gates_of_all_clients_with_images_are_there_at_the_end(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where fewer are evaluated, and where they are asked for in blocks."""
-    monkeypatch.setattr("fedsim.evaluate.BLOCK", 2)
+    monkeypatch.setattr("fedsim.simulation.evaluation.BLOCK", 2)
     out = tmp_path / "run.h5"
     assert run("gated", "serial", folder, out, change={"evaluate": {"every": 2, "clients": 2, "batch": 32}}) == 0
     mine, whole = Reader(out), Reader(folder / "run.h5")
@@ -209,7 +215,7 @@ def test_the_gates_of_all_clients_with_images_are_there_at_the_end(folder: Path,
 
 
 def test_of_too_many_clients_the_evaluated_ones_alone_are_kept(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedsim.evaluate.GATES_UP_TO", 4)
+    monkeypatch.setattr("fedsim.simulation.evaluation.GATES_UP_TO", 4)
     out = tmp_path / "run.h5"
     assert run("gated", "serial", folder, out, change={"evaluate": {"every": 1, "clients": 3, "batch": 32}}) == 0
     assert Reader(out).gates()[0].tolist() == Reader(out).gates(ROUNDS)[0].tolist()

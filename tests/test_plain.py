@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedsim.core import Feed
-from fedsim.plain import dump, load
+from fedsim.core.serialization import dump, load
+from fedsim.core.types import Feed
 
 
 @dataclass(frozen=True)

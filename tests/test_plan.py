@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from fedsim import plan
-from fedsim.fault import ClientFault
-from fedsim.plan import Plan
+from fedsim.errors import ClientFault
+from fedsim.simulation.planning import plan
+from fedsim.simulation.planning.plan import Plan
 
 ALL: Any = SimpleNamespace()
 

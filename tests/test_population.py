@@ -13,11 +13,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsim.data import DataSettings, schemes
-from fedsim.data.images import Stored
+from fedsim.data import partition_schemes
+from fedsim.data.image_sets import Stored
 from fedsim.data.partition import NAMES, PartitionSettings, deal, generator
 from fedsim.data.population import divide, populate
-from fedsim.fault import BadInput
+from fedsim.data.settings import DataSettings
+from fedsim.errors import BadInput
 
 DIGITS = DataSettings()
 
@@ -156,7 +157,7 @@ def test_the_record_is_fit_for_json_and_warns_of_repairs():
 
 def test_the_same_in_another_process():
     code = (
-        "from fedsim.data import DataSettings; from fedsim.data.partition import PartitionSettings;"
+        "from fedsim.data.settings import DataSettings; from fedsim.data.partition import PartitionSettings;"
         "from fedsim.data.population import populate;"
         "print(populate(DataSettings(), PartitionSettings(holdout=0.1, public=2), 3).sha256)"
     )
@@ -208,7 +209,7 @@ def test_natural_users_stay_whole_and_small_ones_merge():
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=30), st.integers(0, 25))
 def test_merged_users_reach_the_least(count, least):
     count = np.array(count)
-    group = schemes.merged(count, least)
+    group = partition_schemes.merged(count, least)
     size = np.bincount(group, count)
     assert size.min() >= min(least, count.sum())
     assert sorted(set(group)) == list(range(len(size)))

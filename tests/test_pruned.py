@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedsim.keep import Keep, count
-from fedsim.kernels import largest
-from fedsim.kernels.pruned import Layer, Product, flat, form_of, operation, pruned, restored, shaped, turned
-from fedsim.kernels.signs import AveragePool, MaxPool, has_places, largest_of_windows, relu
-from fedsim.models.normalised import normalised
+from fedsim.core.activation_pruning import ActivationPruning, count
+from fedsim.kernels.activation_pruning import topk
+from fedsim.kernels.activation_pruning.layers import Layer, Product, flat, form_of, operation, pruned, restored, shaped, turned
+from fedsim.kernels.activation_pruning.relu_and_pool import AveragePool, MaxPool, has_places, largest_of_windows, relu
+from fedsim.kernels.nsconv import normalised
 
 LAYERS = {
     "3x3": lambda: nn.Conv2d(4, 6, 3, padding=1),
@@ -70,7 +70,7 @@ def gradients(layer: nn.Module, x: Tensor, share: float | None) -> tuple[Tensor,
         out = layer(x)
     else:
         form = form_of(x, False)
-        out = Layer(operation(layer), form=form)(x, pruned(x, None, Keep(share), form), layer.weight, layer.bias)
+        out = Layer(operation(layer), form=form)(x, pruned(x, None, ActivationPruning(share), form), layer.weight, layer.bias)
     g = torch.randn(out.shape, generator=torch.Generator().manual_seed(4), dtype=torch.float32).to(out.dtype)
     return out, list(torch.autograd.grad(out, [x, *layer.parameters()], g))
 
@@ -105,17 +105,17 @@ def test_the_count_of_kept_entries_and_their_bytes() -> None:
     assert count(10, 0.3) == 3
     assert count(320, 0.3) == 96
     assert count(7, 0.01) == 1
-    assert Keep(0.3).bytes(320) == 424 == 0.33125 * 1280
-    assert Keep(0.3, cache="int32").bytes(320) == 768
-    assert Keep(0.5).bytes(320) == 0.53125 * 1280
-    assert Keep(0.5, cache="int32").bytes(320) == 1280
+    assert ActivationPruning(0.3).bytes(320) == 424 == 0.33125 * 1280
+    assert ActivationPruning(0.3, cache="int32").bytes(320) == 768
+    assert ActivationPruning(0.5).bytes(320) == 0.53125 * 1280
+    assert ActivationPruning(0.5, cache="int32").bytes(320) == 1280
 
 
 @pytest.mark.parametrize("cache", ["bitmap", "int32"])
 def test_a_cache_owns_its_bytes_and_no_more(cache) -> None:
     x = image("3x3")
-    where, values = pruned(x, None, Keep(SHARE, cache=cache), "rows")
-    assert where.untyped_storage().nbytes() + values.untyped_storage().nbytes() == Keep(SHARE, cache=cache).bytes(x.numel())
+    where, values = pruned(x, None, ActivationPruning(SHARE, cache=cache), "rows")
+    assert where.untyped_storage().nbytes() + values.untyped_storage().nbytes() == ActivationPruning(SHARE, cache=cache).bytes(x.numel())
     assert torch.equal(restored((where, values), x.shape, "rows"), zero_filled(x, SHARE))
 
 
@@ -127,16 +127,16 @@ entries = st.lists(st.sampled_from([0.0, -0.0, 1.0, -1.0, 1.5, 2.0**-140, -3.0, 
 def test_the_largest_are_those_of_a_stable_sort_here_and_on_any_device(values, share, dtype) -> None:
     x = torch.tensor(values, dtype=dtype).unsqueeze(0)
     k = count(x.shape[1], share)
-    bits, kept = largest.select(x, None, k)
+    bits, kept = topk.select(x, None, k)
     order = x[0].abs().double().sort(descending=True, stable=True).indices[:k].sort().values
     chosen = torch.zeros(x.shape[1], dtype=torch.bool).index_fill(0, order, True)
-    assert torch.equal(largest._unpacked(bits, x.shape[1])[0], chosen)
+    assert torch.equal(topk._unpacked(bits, x.shape[1])[0], chosen)
     assert torch.equal(kept[0], x[0, order])
-    again = largest._select_anywhere(x, torch.tensor([k]), x.new_empty(1, k))
+    again = topk._select_anywhere(x, torch.tensor([k]), x.new_empty(1, k))
     assert torch.equal(bits, again[0])
     assert torch.equal(kept, again[1])
-    assert torch.equal(largest.restore(bits, kept, x.shape[1])[0], torch.where(chosen, x[0], 0))
-    assert torch.equal(largest.positions(bits, x.shape[1], k)[0].long(), order)
+    assert torch.equal(topk.restore(bits, kept, x.shape[1])[0], torch.where(chosen, x[0], 0))
+    assert torch.equal(topk.positions(bits, x.shape[1], k)[0].long(), order)
 
 
 @pytest.mark.parametrize("form", ["rows", "last", "inner"])
@@ -147,18 +147,18 @@ def test_equal_entries_are_kept_in_the_same_order_in_every_layout(form) -> None:
     x = x.contiguous(memory_format=torch.channels_last) if form == "last" else x
     x = x.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2) if form == "inner" else x
     assert form_of(x, False) == form
-    assert torch.equal(restored(pruned(x, None, Keep(0.6), form), x.shape, form), wanted)
+    assert torch.equal(restored(pruned(x, None, ActivationPruning(0.6), form), x.shape, form), wanted)
     entries, k = flat(x, form).unsqueeze(0), count(x.numel(), 0.6)
-    anywhere = largest._select_anywhere(entries, torch.tensor([k]), entries.new_empty(1, k), turned(x.shape, form))
-    assert torch.equal(shaped(largest.restore(*anywhere, x.numel())[0], x.shape, form), wanted)
+    anywhere = topk._select_anywhere(entries, torch.tensor([k]), entries.new_empty(1, k), turned(x.shape, form))
+    assert torch.equal(shaped(topk.restore(*anywhere, x.numel())[0], x.shape, form), wanted)
 
 
 def test_padded_images_do_not_count() -> None:
     x, real = image("3x3", 6), torch.tensor([1.0, 1, 0, 1, 0, 0])
-    cache = pruned(x * 1.0, real, Keep(SHARE), "rows")
+    cache = pruned(x * 1.0, real, ActivationPruning(SHARE), "rows")
     alone = zero_filled(x[real.bool()], SHARE)
     assert torch.equal(restored(cache, x.shape, "rows")[real.bool()], alone)
-    assert int(largest._unpacked(cache[0].unsqueeze(0), x.numel()).sum()) == count(alone.numel(), SHARE)
+    assert int(topk._unpacked(cache[0].unsqueeze(0), x.numel()).sum()) == count(alone.numel(), SHARE)
 
 
 @pytest.mark.parametrize("padded", [False, True])
@@ -171,7 +171,7 @@ def test_a_pack_of_clients_gives_what_each_gives_alone(name, padded) -> None:
     real = torch.tensor([[1.0] * 5, [1, 1, 1, 0, 0], [1, 1, 1, 1, 0]]) if padded else None
 
     def loss(weight: Tensor, images: Tensor, real: Tensor | None) -> Tensor:
-        out = relu(Layer(op)(images, pruned(images, real, Keep(SHARE), "rows"), weight, None), pure=True)
+        out = relu(Layer(op)(images, pruned(images, real, ActivationPruning(SHARE), "rows"), weight, None), pure=True)
         seen = out if real is None else out * real.view(-1, *[1] * (out.dim() - 1))
         return seen.square().sum()
 
@@ -197,7 +197,7 @@ def test_inside_a_normalised_convolution(over) -> None:
     g = torch.randn(plain.shape, dtype=torch.float64, generator=generator)
     wanted = torch.autograd.grad(plain, leaves, g)
     for share in (1.0, SHARE):
-        ours = Layer(operation(layer), over)(x, pruned(x, None, Keep(share), "rows"), w, bias, gain, mask)
+        ours = Layer(operation(layer), over)(x, pruned(x, None, ActivationPruning(share), "rows"), w, bias, gain, mask)
         found = torch.autograd.grad(ours, leaves, g)
         assert torch.equal(plain, ours)
         assert torch.equal(wanted[0], found[0])
@@ -254,6 +254,6 @@ def test_a_max_pool_keeps_a_place_in_each_window(pool) -> None:
 
 def test_a_product_takes_inputs_of_any_rank() -> None:
     x, w = torch.randn(2, 3, 4, 5, requires_grad=True), torch.randn(6, 5, requires_grad=True)
-    out = Layer(Product())(x, pruned(x, None, Keep(1.0), "rows"), w, None)
+    out = Layer(Product())(x, pruned(x, None, ActivationPruning(1.0), "rows"), w, None)
     for a, b in zip(torch.autograd.grad(out.sum(), (x, w)), torch.autograd.grad(F.linear(x, w).sum(), (x, w)), strict=True):
         torch.testing.assert_close(a, b)

@@ -9,21 +9,25 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedsim import ledger, masks, models
-from fedsim.adjust import blocks
+from fedsim import models
 from fedsim.bench.memory import saved
-from fedsim.core import Batch
-from fedsim.fault import BadInput
-from fedsim.gates import GATES
-from fedsim.keep import Keep
-from fedsim.kernels import choice
-from fedsim.kernels.signs import relu
-from fedsim.models import ModelSettings
-from fedsim.models.normalised import NormalisedConv2d, normalised
-from fedsim.net import Net
-from fedsim.tree import Tree
+from fedsim.core import masks
+from fedsim.core.activation_pruning import ActivationPruning
+from fedsim.core.keys import GATE
+from fedsim.core.tree import Tree
+from fedsim.core.types import Batch
+from fedsim.costs import memory
+from fedsim.errors import BadInput
+from fedsim.kernels.activation_pruning.relu_and_pool import relu
+from fedsim.kernels.nsconv import normalised
+from fedsim.kernels.sparse import cost_model
+from fedsim.models.settings import ModelSettings
+from fedsim.nn import profiler
+from fedsim.nn.layers.nsconv import NormalisedConv2d
+from fedsim.nn.net import Net
+from fedsim.pruning.mask_adjustment import blocks
 
-KEEP = Keep(0.3)
+KEEP = ActivationPruning(0.3)
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +50,7 @@ def off(one: Tree, other: Tree) -> float:
 def test_under_a_hard_gate_packed_is_serial(name, norm, standardise, keep) -> None:
     net = Net(models.build(ModelSettings(name, norm=norm, width=8, standardise=standardise), (3, 16, 16), 10, 0))
     net.prune(keep)
-    tree = net.initial | {GATES: torch.rand(net.channels.n) < 0.6}
+    tree = net.initial | {GATE: torch.rand(net.channels.n) < 0.6}
     tree |= {key: torch.randn_like(value) for key, value in net.initial.items() if key.endswith(".gain")}
     if norm == "nsconv":
         tree |= {f"mask/{layer}.weight": torch.rand(net.shapes[layer]) < 0.5 for layer in net.maskable}
@@ -63,7 +67,7 @@ def test_linear_layers_of_rows_run_sparse(keep) -> None:
     tree, batch = masks.apply(net.initial, held) | held, batch_of(4)
     net.prune(keep)
     dense = net.gradient(tree, batch)[1]
-    net.use(choice.always(net.geometries))
+    net.use(cost_model.always_sparse(net.geometries))
     assert len(net.sparse(tree)) == 2
     assert off(dense, net.gradient(tree, batch)[1]) < 1e-5
 
@@ -128,7 +132,7 @@ def test_a_pack_of_any_plain_sequence_is_its_clients_and_keeps_what_the_ledger_s
 
     packed = torch.func.vmap(one)(batch.x[None], batch.y[None])
     assert off(alone, {key: value[0] for key, value in packed.items()}) < 1e-5
-    assert saved(net, net.initial, batch)[0] == ledger.saved(models.anatomy(module, (3, 16, 16), KEEP), 4).total + 4
+    assert saved(net, net.initial, batch)[0] == memory.saved(profiler.profile(module, (3, 16, 16), KEEP), 4).total + 4
 
 
 class Halves(nn.Module):
@@ -144,11 +148,11 @@ class Halves(nn.Module):
 
 
 def test_views_of_a_tensor_have_caches_of_their_own() -> None:
-    found = models.anatomy(Halves(), (3, 16, 16), KEEP)
+    found = profiler.profile(Halves(), (3, 16, 16), KEEP)
     assert found.caches == (4 * 14 * 14, 4 * 14 * 14)
     net = Net(Halves())
     net.prune(KEEP)
-    assert saved(net, net.initial, batch_of(5))[0] == ledger.saved(found, 5).total + 4
+    assert saved(net, net.initial, batch_of(5))[0] == memory.saved(found, 5).total + 4
 
 
 def test_normalised_layers_that_cannot_be_are_told() -> None:
@@ -172,7 +176,7 @@ def test_normalised_layers_that_cannot_be_are_told() -> None:
 
 
 def test_nothing_to_prune_is_told() -> None:
-    from fedsim.job import check
+    from fedsim.config.job import check
     from fedsim.methods.fedmef import FedMef
 
     with pytest.raises(ValueError, match="no layer is left to be pruned"):
@@ -181,12 +185,12 @@ def test_nothing_to_prune_is_told() -> None:
 
 
 def test_products_of_windows_prune_nothing_and_say_so() -> None:
-    from fedsim.assemble import assemble
-    from fedsim.job import check
+    from fedsim.config.job import check
+    from fedsim.simulation.experiment import build_experiment
 
     table = {"method": {"name": "fedavg"}, "train": {"activation_keep": 0.3}, "execution": {"stacked": "matmul"}}
     with pytest.raises(BadInput, match="no products that prune activations"):
-        assemble(check(table))
+        build_experiment(check(table))
 
 
 def test_evaluation_of_normalised_filters_under_masks_and_gates_is_by_hand() -> None:
@@ -194,7 +198,7 @@ def test_evaluation_of_normalised_filters_under_masks_and_gates_is_by_hand() -> 
     w, gain, mask = torch.randn(4, 3, 3, 3), torch.randn(4), torch.rand(4, 3, 3, 3) < 0.5
     net = Net(models.build(ModelSettings("cnn", norm="nsconv", width=4), (3, 16, 16), 10, 0))
     tree = net.initial | {"w/conv1.weight": w * mask, "w/conv1.gain": gain, "mask/conv1.weight": mask}
-    tree |= {GATES: torch.ones(net.channels.n, dtype=torch.bool)}
+    tree |= {GATE: torch.ones(net.channels.n, dtype=torch.bool)}
     x = torch.randn(2, 3, 16, 16)
     seen: list[Tensor] = []
     plain = net.plain(tree)

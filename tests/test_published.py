@@ -12,9 +12,9 @@ from PIL import Image
 from scipy.io import savemat
 from torchvision import datasets
 
-from fedsim.data import DataSettings
+from fedsim.data.settings import DataSettings
 from fedsim.data.sources import open_data
-from fedsim.fault import BadInput
+from fedsim.errors import BadInput
 
 
 def opened(**fields):
@@ -176,7 +176,7 @@ def write_image(path, array):
 
 @pytest.fixture
 def cinic10(tmp_path, rng):
-    from fedsim.data.folders import CINIC_CLASSES
+    from fedsim.data.image_folders import CINIC_CLASSES
 
     for part in ("train", "valid", "test"):
         for c, name in enumerate(CINIC_CLASSES):

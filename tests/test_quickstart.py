@@ -13,11 +13,11 @@ import pytest
 import torch
 import xarray
 
-from fedsim.data import DataSettings
 from fedsim.data.partition import PartitionSettings
 from fedsim.data.population import populate
-from fedsim.export import module_of
-from fedsim.record import Reader, read_model
+from fedsim.data.settings import DataSettings
+from fedsim.simulation.export import module_of
+from fedsim.storage.reader import Reader, read_model
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -98,7 +98,7 @@ def test_the_readmes_python_reads_it(quickstart, monkeypatch) -> None:
 
 
 def test_the_other_jobs_are_valid() -> None:
-    from fedsim.job import load
+    from fedsim.config.job import load
 
     paths = sorted(ROOT.glob("jobs/**/*.toml"))
     assert [load(path).name for path in paths] == [path.stem for path in paths]

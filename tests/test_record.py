@@ -15,8 +15,12 @@ import xarray
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsim.fault import BadInput
-from fedsim.record import COLUMNS, Column, Gates, Reader, Record, arrays, layout, read_model, writer
+from fedsim.errors import BadInput
+from fedsim.storage import encoding, layout
+from fedsim.storage.client_gates import Gates
+from fedsim.storage.columns import COLUMNS, Column
+from fedsim.storage.reader import Reader, read_model
+from fedsim.storage.writer import Record
 
 ATTRIBUTES = {"job": 'name = "a"\n', "method": "fedavg", "seed": 3, "rounds_planned": 60, "fedsim_version": "0.1"}
 
@@ -214,9 +218,9 @@ def test_the_model_comes_back_bit_for_bit(path: Path) -> None:
 def test_masks_pack_and_unpack(shapes: list[list[int]], seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     masks = {f"mask/{i}": torch.rand(shape, generator=generator) < 0.5 for i, shape in enumerate(shapes)}
-    layout, packed = arrays.pack(masks)
+    layout, packed = encoding.pack(masks)
     assert len(packed) == sum((mask.numel() + 7) // 8 for mask in masks.values())
-    back = arrays.unpack(layout, packed)
+    back = encoding.unpack(layout, packed)
     assert back.keys() == masks.keys()
     assert all(torch.equal(back[key], masks[key]) for key in masks)
 
@@ -397,7 +401,7 @@ class Disk:
             return rename(source, target)
 
         monkeypatch.setattr(Path, "rename", watched)
-        monkeypatch.setattr(writer, "writable", self.writable)
+        monkeypatch.setattr(layout, "writable", self.writable)
 
     changes: list[tuple[int | None, bytes]]
 

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from fedsim import catalogue, methods
-from fedsim.fault import BadInput
-from fedsim.job import check, resolved
+from fedsim.cli import method_help
+from fedsim.config import method_registry
+from fedsim.config.job import check, resolved
+from fedsim.errors import BadInput
 
 MINE = '''
 """A method of one's own."""
@@ -88,20 +89,20 @@ def test_a_class_that_is_no_method_is_refused(mine: str) -> None:
 
 
 def test_hyperparameters_carry_the_comment_on_their_line(mine: str) -> None:
-    first, second, *_ = methods.parameters(methods.find(mine))
+    first, second, *_ = method_registry.parameters(method_registry.find(mine))
     assert (first.name, first.kind, first.default, first.meaning) == ("hyper_lr", "float", 0.001, "eta_h, step of the hypernetwork")
     assert second.meaning == ""
 
 
-@pytest.mark.parametrize("name", methods.names())
+@pytest.mark.parametrize("name", method_registry.names())
 def test_every_method_is_found_and_says_its_paper(name: str) -> None:
-    assert callable(methods.find(name)().round)
-    assert len(methods.about(name).splitlines()[0]) > 20
+    assert callable(method_registry.find(name)().round)
+    assert len(method_registry.about(name).splitlines()[0]) > 20
 
 
 def test_the_catalogue_reads_like_prose(capsys) -> None:
     """Paragraphs flow, choices are listed as a job writes them."""
-    catalogue.show("fedtiny", Console(width=200))
+    method_help.show("fedtiny", Console(width=200))
     told = capsys.readouterr().out
     assert "in C ways; clients re-estimate the running statistics" in " ".join(told.split("\n")[2:4])
     assert 'int | "stages" | "layer" | "all"' in told
@@ -109,7 +110,7 @@ def test_the_catalogue_reads_like_prose(capsys) -> None:
     assert "\nPaper -> code:" in told
 
 
-@pytest.mark.parametrize("name", methods.names())
+@pytest.mark.parametrize("name", method_registry.names())
 def test_every_hyperparameter_says_what_it_means(name) -> None:
     """A comment that the formatter put on a line of its own is lost to `fedsim methods`."""
-    assert [each.name for each in methods.parameters(methods.find(name)) if not each.meaning] == []
+    assert [each.name for each in method_registry.parameters(method_registry.find(name)) if not each.meaning] == []

@@ -11,42 +11,48 @@ import h5py
 import pytest
 from rich.console import Console
 
-from fedsim import roof
-from fedsim.bottleneck import bottleneck
-from fedsim.fleet.account import Bill
-from fedsim.record import Column, Reader, Record
-from fedsim.roof import Peaks
-from fedsim.row import speeds
-from fedsim.show import show
-from fedsim.told import part
+from fedsim.fleet.accounting import ClientCosts
+from fedsim.reporting.bottleneck import bottleneck
+from fedsim.reporting.formatting import part
+from fedsim.reporting.summary import show
+from fedsim.simulation import loop
+from fedsim.simulation.planning import roofline
+from fedsim.simulation.planning.roofline import Peaks
+from fedsim.simulation.round_record import speeds
+from fedsim.storage.columns import Column
+from fedsim.storage.reader import Reader
+from fedsim.storage.writer import Record
 
 PEAKS = {"peak_flops": 100e9, "peak_bytes": 10e9}
 
 
 def test_peaks_are_measured_once_and_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(roof, "SPENT", 0.0)
-    monkeypatch.setattr(roof, "ARRAY", {"cpu": 1 << 20})
-    found = roof.peaks()
+    monkeypatch.setattr(roofline, "SPENT", 0.0)
+    monkeypatch.setattr(roofline, "ARRAY", {"cpu": 1 << 20})
+    found = roofline.peaks()
     (kept,) = (tmp_path / "fedsim" / "peaks").iterdir()
     assert json.loads(kept.read_text()) == {"flops": found.flops, "bytes": found.bytes}
     assert min(found.flops, found.bytes) > 1e6
     kept.write_text('{"flops": 3.0, "bytes": 2.0}')
-    assert roof.peaks() == Peaks(3.0, 2.0)
+    assert roofline.peaks() == Peaks(3.0, 2.0)
     kept.write_text('{"flops": 3')
-    assert roof.peaks().flops > 1e6
+    assert roofline.peaks().flops > 1e6
     assert json.loads(kept.read_text())["flops"] > 1e6
 
 
 def test_what_was_written_is_counted(tmp_path: Path) -> None:
-    before = roof.written()
+    before = loop.written()
     (tmp_path / "a").write_bytes(bytes(300_000))
-    assert 300_000 <= roof.written() - before < 400_000
+    assert 300_000 <= loop.written() - before < 400_000
 
 
 def test_speeds_are_amounts_over_the_seconds_of_their_phase() -> None:
     """Client 3 made two and a half steps of 10 images, client 5 one forward pass and no step."""
-    bills = {3: Bill(samples=25, train_flops=600, dense_flops=800, memory=1000), 5: Bill(train_flops=40, dense_flops=80, memory=700)}
+    bills = {
+        3: ClientCosts(samples=25, train_flops=600, dense_flops=800, memory=1000),
+        5: ClientCosts(train_flops=40, dense_flops=80, memory=700),
+    }
     seconds = {"compute": 0.5, "broadcast": 0.25, "reduce": 0.0, "record": 2.0}
     found = speeds(bills, 10, seconds, {"broadcast": 1000, "reduce": 7, "record": 0})
     assert found == {

@@ -13,17 +13,18 @@ from gated_world import SGD, gated, near, same
 from small_world import FLEETS, World, masked
 from torch import Tensor
 
-from fedsim import masks
-from fedsim.aggregate import CHANGE, CONTROL, COUNT, MOVE, OWN, FedAvg, FedNova, Scaffold
-from fedsim.extrude import ExtrudeAndProbe, beta, marked, norm_of
-from fedsim.fault import ClientFault
-from fedsim.gated import TrainGated
+from fedsim.core import masks
+from fedsim.core.keys import COUNT, FEDNOVA_MOVE, SCAFFOLD_CHANGE, SCAFFOLD_CONTROL, SCAFFOLD_OWN
+from fedsim.core.tree import Tree, clone, renamed, under, zeros
+from fedsim.errors import ClientFault
+from fedsim.federated.aggregation import FedAvg, FedNova, Scaffold
+from fedsim.federated.client_work import Train
 from fedsim.methods.dwfnp import DWFNP
 from fedsim.methods.fedavg import State
 from fedsim.methods.fedtiny import FedTiny
 from fedsim.methods.structured import Structured
-from fedsim.tree import Tree, clone, renamed, under, zeros
-from fedsim.works import Train
+from fedsim.pruning.extrusion import ExtrudeAndProbe, beta, marked, norm_of
+from fedsim.pruning.gated_training import TrainGated
 
 # ---- SCAFFOLD
 
@@ -65,9 +66,9 @@ def test_scaffold_of_partial_cohorts_is_the_one_by_hand(kind, rho, hidden) -> No
         expected = hand.round(state.shared, r)
         state = played(made, state, r)
         near(weights(state.shared), expected, 1e-9)
-        near(renamed(state.memory, CONTROL, "w/"), hand.c, 1e-9)
+        near(renamed(state.memory, SCAFFOLD_CONTROL, "w/"), hand.c, 1e-9)
         for k in made.seen[-1].clients:
-            near(renamed(made.fleet.kept[k], OWN, "w/"), hand.own[k], 1e-9)
+            near(renamed(made.fleet.kept[k], SCAFFOLD_OWN, "w/"), hand.own[k], 1e-9)
     assert 1 < len(made.fleet.kept) == len({k for seen in made.seen for k in seen.clients})
     assert len({tuple(seen.clients) for seen in made.seen}) > 2
 
@@ -88,7 +89,7 @@ def test_one_client_of_one_is_the_server(kind) -> None:
     state, other = begun(made), begun(plain)
     for r in (1, 2, 3):
         state, other = played(made, state, r), played(plain, other, r)
-        near(renamed(state.memory, CONTROL, OWN), made.fleet.kept[0], 1e-12)
+        near(renamed(state.memory, SCAFFOLD_CONTROL, SCAFFOLD_OWN), made.fleet.kept[0], 1e-12)
         assert any(bool((value != 0).any()) for value in state.memory.values())
     near(state.shared, other.shared, 1e-9)
 
@@ -97,9 +98,9 @@ def test_controls_are_of_parameters_alone() -> None:
     made = having(Scaffold(0.1))
     state = played(made, begun(made), 1)
     names = {key[2:] for key in under(made.setting.net.initial, "w/")}
-    assert {key.removeprefix(CONTROL) for key in state.memory} == names
-    assert {key.removeprefix(OWN) for held in made.fleet.kept.values() for key in held} == names
-    assert {key for key in made.seen[0].reply.total if key.startswith("opt/")} == {CHANGE + name for name in names}
+    assert {key.removeprefix(SCAFFOLD_CONTROL) for key in state.memory} == names
+    assert {key.removeprefix(SCAFFOLD_OWN) for held in made.fleet.kept.values() for key in held} == names
+    assert {key for key in made.seen[0].reply.total if key.startswith("opt/")} == {SCAFFOLD_CHANGE + name for name in names}
     assert not under(state.shared, "opt/")
 
 
@@ -130,8 +131,8 @@ def controlled(made: World, shared: Tree) -> Tree:
     drawn_ones = [
         {key: torch.randn(value.shape, generator=generator).to(value) for key, value in under(shared, "w/").items()} for _ in "ck"
     ]
-    made.fleet.kept[0] = renamed(drawn_ones[1], "w/", OWN)
-    return made.setting.aggregate.shared(renamed(drawn_ones[0], "w/", CONTROL), shared)
+    made.fleet.kept[0] = renamed(drawn_ones[1], "w/", SCAFFOLD_OWN)
+    return made.setting.aggregate.shared(renamed(drawn_ones[0], "w/", SCAFFOLD_CONTROL), shared)
 
 
 @pytest.mark.parametrize("kind", FLEETS)
@@ -158,18 +159,18 @@ def test_a_step_is_followed_by_the_correction_at_the_rounds_rate(kind, work) -> 
         reply = made.fleet.run(order, [0], sent, gate)
         ends.append({key: value / reply.total[COUNT] for key, value in under(reply.total, "w/", "opt/momentum/").items()})
         own = made.fleet.kept[0]
-    drift = {key: (sent[CONTROL + key[2:]] - masked_own(own, reply, key)) for key in under(shared, "w/")}
+    drift = {key: (sent[SCAFFOLD_CONTROL + key[2:]] - masked_own(own, reply, key)) for key in under(shared, "w/")}
     for key, hidden in hiding(shared).items():
         expected = ends[0][key] - lr * drift[key].double() * hidden
         assert torch.allclose(ends[1][key], expected, atol=1e-9 if work != "narrow" else 1e-6), key
     for key in under(ends[0], "opt/"):
         assert torch.equal(ends[0][key], ends[1][key])  # outside of the momentum
-    assert set(under(reply.total, "opt/")) - set(under(ends[0], "opt/")) == {CHANGE + key[2:] for key in under(shared, "w/")}
+    assert set(under(reply.total, "opt/")) - set(under(ends[0], "opt/")) == {SCAFFOLD_CHANGE + key[2:] for key in under(shared, "w/")}
 
 
 def masked_own(later: Tree, reply: Any, key: str) -> Tensor:
     """c_k before the visit: what it is now, less what was reported as its change."""
-    return later[OWN + key[2:]] - reply.total[CHANGE + key[2:]]
+    return later[SCAFFOLD_OWN + key[2:]] - reply.total[SCAFFOLD_CHANGE + key[2:]]
 
 
 # ---- masks that move, networks that are cut
@@ -189,7 +190,7 @@ def test_where_masks_move_pruned_weights_and_their_controls_are_exactly_0(kind, 
             gone = [
                 tree[slot + name]
                 for tree in (seen.shared, seen.reply.total)
-                for slot in ("w/", CONTROL, CHANGE, MOVE)
+                for slot in ("w/", SCAFFOLD_CONTROL, SCAFFOLD_CHANGE, FEDNOVA_MOVE)
                 if slot + name in tree
             ]
             assert len(gone) == (4 if isinstance(aggregate, Scaffold) else 2)
@@ -197,10 +198,10 @@ def test_where_masks_move_pruned_weights_and_their_controls_are_exactly_0(kind, 
             if later and isinstance(aggregate, Scaffold):
                 grown = later.shared["mask/" + name] & ~mask
                 forgotten += int(grown.sum())
-                assert (later.shared[CONTROL + name][grown] == 0).all()
+                assert (later.shared[SCAFFOLD_CONTROL + name][grown] == 0).all()
     for key, mask in under(made.seen[-1].shared, "mask/").items() if isinstance(aggregate, Scaffold) else ():
         for k, held in made.fleet.kept.items():
-            gone = held[OWN + key[5:]][~mask]
+            gone = held[SCAFFOLD_OWN + key[5:]][~mask]
             stale += int((gone != 0).sum())
             assert k not in made.seen[-1].clients or bool((gone == 0).all())
     assert (stale > 0) == (forgotten > 0) == isinstance(aggregate, Scaffold)
@@ -231,7 +232,7 @@ def test_controls_begin_at_0_again_after_a_cut(kind) -> None:
     method = Structured(keep=0.5, cotrain=3)
     state, _ = made.play(method, 3)
     assert all(
-        bool((value == 0).all()) and value.shape == state.shared["w/" + key.removeprefix(CONTROL)].shape
+        bool((value == 0).all()) and value.shape == state.shared["w/" + key.removeprefix(SCAFFOLD_CONTROL)].shape
         for key, value in state.memory.items()
     )
     old = set(made.fleet.kept)
@@ -244,15 +245,15 @@ def test_controls_begin_at_0_again_after_a_cut(kind) -> None:
         assert same(other.shared, state.shared) == (r == 4)
         if r == 4:  # two of five clients, averaged alike, took three steps each
             way = {key: 2 / 5 * (value - state.shared[key]) / (3 * found["lr"]) for key, value in under(before.shared, "w/").items()}
-            near(renamed(state.memory, CONTROL, "w/"), way, 1e-9)
+            near(renamed(state.memory, SCAFFOLD_CONTROL, "w/"), way, 1e-9)
         assert all(bool((value != 0).any()) for value in state.memory.values())
     after = [k for seen in made.seen[3:] for k in seen.clients]
     assert old & set(after)
     assert set(after) - old
     for k in after:
-        assert all(value.shape == state.shared["w/" + key.removeprefix(OWN)].shape for key, value in made.fleet.kept[k].items())
-    total = sum(made.fleet.kept[k][OWN + "fc.weight"] for k in set(after)) / 5
-    assert torch.allclose(total, state.memory[CONTROL + "fc.weight"], atol=1e-12)
+        assert all(value.shape == state.shared["w/" + key.removeprefix(SCAFFOLD_OWN)].shape for key, value in made.fleet.kept[k].items())
+    total = sum(made.fleet.kept[k][SCAFFOLD_OWN + "fc.weight"] for k in set(after)) / 5
+    assert torch.allclose(total, state.memory[SCAFFOLD_CONTROL + "fc.weight"], atol=1e-12)
 
 
 def test_device_wise_pruning_takes_both() -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from fedsim.bench.scale import Costs, Messages, projected, sized
-from fedsim.fleet.hands import branches, deal
-from fedsim.fleet.order import Pack
-from fedsim.job import load
+from fedsim.config.job import load
+from fedsim.fleet.messages import Pack
+from fedsim.fleet.mpi.schedule import branches, deal
 
 ROOT = Path(__file__).parents[1]
 MESSAGES = Messages(awake=1e-3, asleep=2e-3, byte=1e-9, post=1e-5, hear=1e-4, add=1e-10, model=2_000_000, total=4_000_000)

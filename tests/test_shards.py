@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsim.data import splits
-from fedsim.data.images import Fake
+from fedsim.data.client_indices import Blocks, Listed, held_size, listed, of_owners, sha256_of
+from fedsim.data.image_sets import Fake
 from fedsim.data.partition import NAMES, PartitionSettings, deal, generator
-from fedsim.data.shards import Blocks, Listed, held_size, listed, of_owners, sha256_of
 
 CLASSES = 10
 LABELS = np.random.default_rng(1).permutation(np.arange(50_000) % CLASSES)

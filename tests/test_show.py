@@ -10,9 +10,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from fedsim.fault import BadInput
-from fedsim.record import Record
-from fedsim.show import duration, quantity, share, show
+from fedsim.errors import BadInput
+from fedsim.reporting.formatting import duration, quantity, share
+from fedsim.reporting.summary import show
+from fedsim.storage.writer import Record
 
 
 def shown(path: Path) -> str:

@@ -8,13 +8,15 @@ import torch
 from gating_world import CIFAR, FAMILIES, built, chosen, drawn, images, precise
 from torch import Tensor, nn
 
-from fedsim import dynamic, models
-from fedsim.gates import GATES, VALUES
-from fedsim.models.gating import InputGate
-from fedsim.models.layers import Shortcut
-from fedsim.models.slicing import Added, folded
-from fedsim.net import Net
-from fedsim.skipping import Skipping
+from fedsim.core.keys import GATE, GATE_VALUES
+from fedsim.nn import profiler
+from fedsim.nn.dynamic_inference import Skipping
+from fedsim.nn.layers import gate_insertion, input_gate
+from fedsim.nn.layers.input_gate import InputGate
+from fedsim.nn.layers.shortcut import Shortcut
+from fedsim.nn.net import Net
+from fedsim.nn.subnetwork import Added, folded
+from fedsim.pruning import dynamic_channels
 
 # ---- 10: which channels a client keeps
 
@@ -27,12 +29,12 @@ def test_kept_channels_are_the_first_of_a_full_sort() -> None:
         for part, mean, count in zip(f.split(widths), g.split(widths), counts, strict=True):
             order = sorted(range(len(part)), key=lambda c, part=part, mean=mean: (-float(part[c]), -float(mean[c]), c))
             expected += [c in order[:count] for c in range(len(part))]
-        assert dynamic.kept(f, g, widths, counts).tolist() == expected
+        assert dynamic_channels.kept(f, g, widths, counts).tolist() == expected
 
 
 def test_kept_numbers_can_be_multiples() -> None:
-    assert dynamic.aligned((1, 8, 11, 15), (16, 16, 16, 15), 8) == (8, 8, 16, 15)
-    assert dynamic.aligned((1, 8, 11), (16, 16, 16), 1) == (1, 8, 11)
+    assert dynamic_channels.aligned((1, 8, 11, 15), (16, 16, 16, 15), 8) == (8, 8, 16, 15)
+    assert dynamic_channels.aligned((1, 8, 11), (16, 16, 16), 1) == (1, 8, 11)
 
 
 # ---- 11, 12, 13: smaller networks
@@ -52,14 +54,14 @@ def test_the_sliced_network_is_the_masked_one(name, norm, fields) -> None:
     net, tree = precise(name, norm=norm, **fields)
     gate = chosen(net)
     kept, x = net.channels.kept(gate), images()
-    masked = net(tree | {GATES: gate}, x)[0]
+    masked = net(tree | {GATE: gate}, x)[0]
     small = net.cut(kept).plain(net.narrow(tree, kept)).double()
     with torch.no_grad():
         assert torch.allclose(small(x), masked, atol=1e-10)
         assert torch.allclose(small(x), masked, atol=1e-10)  # nothing was changed in place that is needed again
     assert torch.allclose(small(x), masked, atol=1e-10)  # with gradients
     assert torch.allclose(net.cut(kept)(net.narrow(tree, kept), x)[0], masked, atol=1e-10)
-    assert torch.allclose(net.under_vmap()(tree | {GATES: gate}, x)[0], masked, atol=1e-10)
+    assert torch.allclose(net.under_vmap()(tree | {GATE: gate}, x)[0], masked, atol=1e-10)
     assert not torch.allclose(net(tree, x)[0], masked, atol=1e-4)
 
 
@@ -71,7 +73,7 @@ def test_without_the_half_of_closed_channels_it_is_not() -> None:
     for group in net.channels.groups:
         narrow[f"w/{group.gate}.bias"] = tree[f"w/{group.gate}.bias"][kept[group.name]]
     wrong = net.cut(kept).plain(narrow).double()(x)
-    assert not torch.allclose(wrong, net(tree | {GATES: gate}, x)[0], atol=1e-4)
+    assert not torch.allclose(wrong, net(tree | {GATE: gate}, x)[0], atol=1e-4)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -87,13 +89,13 @@ def test_the_sliced_network_is_as_small_as_its_channels(name) -> None:
         assert (conv.out_channels, conv.weight.shape[0]) == (len(kept[group.name]),) * 2
         assert gates.weight.shape == (conv.out_channels, conv.in_channels)
         assert gates.keep is None
-    anatomy, counts = models.anatomy(built(name), CIFAR), [len(kept[group.name]) for group in net.channels.groups]
-    found = models.anatomy(small.float(), CIFAR)
-    assert dynamic.exported(net.channels, anatomy, counts, False) == sum(layer.weights * layer.positions for layer in found.layers)
+    anatomy, counts = profiler.profile(built(name), CIFAR), [len(kept[group.name]) for group in net.channels.groups]
+    found = profiler.profile(small.float(), CIFAR)
+    assert dynamic_channels.exported(net.channels, anatomy, counts, False) == sum(layer.weights * layer.positions for layer in found.layers)
     without = folded(small, {name: torch.ones(len(index)) for name, index in kept.items()})
     assert not any(isinstance(layer, InputGate) for layer in without.modules())
-    found = models.anatomy(without, CIFAR)
-    assert dynamic.exported(net.channels, anatomy, counts, True) == sum(layer.weights * layer.positions for layer in found.layers)
+    found = profiler.profile(without, CIFAR)
+    assert dynamic_channels.exported(net.channels, anatomy, counts, True) == sum(layer.weights * layer.positions for layer in found.layers)
     assert sum(isinstance(layer, Added) for layer in without.modules()) == sum(
         isinstance(layer, Shortcut) for layer in built(name, None).modules()
     )
@@ -108,7 +110,7 @@ def test_the_folded_network_is_the_masked_one_whose_gates_are_constants(name, no
     values = torch.rand(net.channels.n, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     mine = {name: part[kept[name]] for name, part in net.channels.split(values).items()}
     found = folded(small, mine).double().eval()(x)
-    assert torch.allclose(found, net(tree | {GATES: gate, VALUES: values}, x)[0], atol=1e-10)
+    assert torch.allclose(found, net(tree | {GATE: gate, GATE_VALUES: values}, x)[0], atol=1e-10)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -166,9 +168,9 @@ class Dense(nn.Module):
 
 
 def test_a_stream_that_is_read_again_is_not_written_over() -> None:
-    net = Net(models.gated(Dense(), models.Gating(1.0))).to("cpu", torch.float64)
+    net = Net(gate_insertion.gated(Dense(), input_gate.Gating(1.0))).to("cpu", torch.float64)
     tree, gate = drawn(net), torch.tensor([True, False, True, True])
     kept = net.channels.kept(gate)
     small = net.cut(kept).plain(net.narrow(tree, kept)).double()
     with torch.no_grad():
-        assert torch.allclose(small(images()), net(tree | {GATES: gate}, images())[0], atol=1e-12)
+        assert torch.allclose(small(images()), net(tree | {GATE: gate}, images())[0], atol=1e-12)

@@ -5,11 +5,11 @@ import hashlib
 import pytest
 import torch
 
-from fedsim.data import AUGMENTS, DataSettings
-from fedsim.data.images import Fake, Stored, fifth, moments
-from fedsim.data.shapes import FIGURES
+from fedsim.data.drawn_shapes import FIGURES
+from fedsim.data.image_sets import Fake, Stored, fifth, moments
+from fedsim.data.settings import AUGMENTS, DataSettings
 from fedsim.data.sources import open_data
-from fedsim.fault import BadInput
+from fedsim.errors import BadInput
 
 
 def opened(seed=0, **fields):

@@ -8,15 +8,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedsim import crossover, models
-from fedsim.core import Batch
-from fedsim.job import check
-from fedsim.kernels.choice import Cost, Patterns, always, chosen, read, told
-from fedsim.kernels.layout import innermost
-from fedsim.kernels.pattern import Geometry
-from fedsim.net import Net
-from fedsim.plan import Plan, resolve
-from fedsim.tree import Tree, under
+from fedsim import models
+from fedsim.config.job import check
+from fedsim.core.tree import Tree, under
+from fedsim.core.types import Batch
+from fedsim.kernels.sparse.chwn_layout import innermost
+from fedsim.kernels.sparse.cost_model import Cost, Patterns, always_sparse, from_rows, sparse_layers, to_rows
+from fedsim.kernels.sparse.pattern import Geometry
+from fedsim.nn.net import Net
+from fedsim.simulation.planning import layer_timing
+from fedsim.simulation.planning.plan import Plan, resolve
 
 
 class Smooth(nn.Module):
@@ -69,7 +70,7 @@ def test_sparse_is_masked_dense_in_float64(count) -> None:
     torch.manual_seed(0)
     net, tree = net_and_tree(Smooth(), 0.4)
     given = batch(count)
-    net.use(always(net.geometries))
+    net.use(always_sparse(net.geometries))
     assert set(net.sparse(tree)) == set(net.maskable)
     loss, gradient, buffers, _ = net.gradient(tree, given)
     logits, _ = net(tree, given.x)
@@ -93,7 +94,7 @@ def test_a_tapped_layer_is_dense_and_its_gradient_whole() -> None:
         return {f"grad/{layer}": g}
 
     wanted = net.gradient(tree, batch(9), tap=tap, layers=("wide",))
-    net.use(always(net.geometries))
+    net.use(always_sparse(net.geometries))
     found = net.gradient(tree, batch(9), tap=tap, layers=("wide",))
     agrees(found[3], wanted[3])
     agrees(found[1], wanted[1])
@@ -105,7 +106,7 @@ def test_extra_is_added_and_masked() -> None:
     net, tree = net_and_tree(Smooth(), 0.4)
     extra = {key: torch.ones_like(value) for key, value in under(tree, "w/").items()}
     wanted = net.gradient(tree, batch(4), extra=extra)[1]
-    net.use(always(net.geometries))
+    net.use(always_sparse(net.geometries))
     found = net.gradient(tree, batch(4), extra=extra)[1]
     agrees(found, wanted)
     assert not found["w/deep.weight"][~tree["mask/deep.weight"]].any()
@@ -115,7 +116,7 @@ def test_extra_is_added_and_masked() -> None:
 def test_steps_at_the_kept_weights_are_torchs(momentum, decay) -> None:
     torch.manual_seed(0)
     net, tree = net_and_tree(Smooth(), 0.4)
-    net.use(always(net.geometries))
+    net.use(always_sparse(net.geometries))
     held = under(tree, "mask/")
     w = net.effective(tree)
     state = {key: value.clone() for key, value in w.items()}
@@ -137,7 +138,7 @@ def test_images_stay_innermost_between_sparse_layers() -> None:
     torch.manual_seed(0)
     form: Any = check(JOB).model
     net, tree = net_and_tree(models.build(form, (3, 32, 32), 10, 0), 0.1)
-    net.use(always(net.geometries))
+    net.use(always_sparse(net.geometries))
     given: dict[str, bool] = {}
     for name, layer in net.module.named_modules():
         if name in net.maskable and "fc" not in name:
@@ -150,7 +151,7 @@ def test_images_stay_innermost_between_sparse_layers() -> None:
 def test_new_masks_are_noticed_and_the_same_ones_are_not_rebuilt() -> None:
     torch.manual_seed(0)
     net, tree = net_and_tree(Smooth(), 0.4)
-    net.use(always(net.geometries))
+    net.use(always_sparse(net.geometries))
     first = net.sparse(tree)
     again = net.sparse(tree | {key: value.clone() for key, value in under(tree, "mask/").items()})
     assert all(again[layer] is first[layer] for layer in first)
@@ -166,7 +167,7 @@ def test_new_masks_are_noticed_and_the_same_ones_are_not_rebuilt() -> None:
 def test_gates_transforms_and_shared_weights_stay_dense() -> None:
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5))
     net, tree = net_and_tree(module, 0.5)
-    net.use(always(net.geometries))
+    net.use(always_sparse(net.geometries))
     assert net.sparse(tree)
     assert not net.under_vmap().sparse(tree)
     assert not net.sparse(tree | {"gate/channels": torch.ones(8, dtype=torch.bool)})
@@ -182,10 +183,10 @@ def test_the_choice_is_by_cost() -> None:
     costs = {"a": Cost(4.0, 1.0, 1.0, 10.0), "b": Cost(2.0, 1.0, 5.0, 1.0)}
     assert costs["a"].crossover == pytest.approx(0.4)
     assert costs["b"].crossover == 0
-    assert chosen(costs, {"a": 0.05, "b": 0.05}) == {"a"}  # 1.5 + 3 of 6
-    assert chosen(costs, {"a": 0.27, "b": 0.05}) == frozenset()  # 3.7 + 3 of 6
-    assert chosen(costs, {}) == frozenset()
-    assert read(told(costs)) == costs
+    assert sparse_layers(costs, {"a": 0.05, "b": 0.05}) == {"a"}  # 1.5 + 3 of 6
+    assert sparse_layers(costs, {"a": 0.27, "b": 0.05}) == frozenset()  # 3.7 + 3 of 6
+    assert sparse_layers(costs, {}) == frozenset()
+    assert from_rows(to_rows(costs)) == costs
     with pytest.raises(ValueError, match="no layer 'c'"):
         Patterns({"a": Geometry()}, {"c": Cost(1, 1, 1, 1)})
 
@@ -203,17 +204,17 @@ JOB: dict[str, Any] = {
 
 
 def test_costs_cover_every_layer_and_stand_in_the_plan(tmp_path, monkeypatch) -> None:
-    from fedsim.assemble import assemble
+    from fedsim.simulation.experiment import build_experiment
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    parts = assemble(check(JOB))
-    costs = crossover.costs(parts.setting.net, torch.ones(10, 3, 8, 8))
+    parts = build_experiment(check(JOB))
+    costs = layer_timing.costs(parts.setting.net, torch.ones(10, 3, 8, 8))
     assert set(costs) == set(parts.setting.net.sizes)
     assert all(cost.dense > 0 and cost.fixed >= 0 and cost.slope >= 0 for cost in costs.values())
     plan = resolve(parts)
     assert Plan.of(plan.text()) == plan == resolve(parts)
-    forced = Plan.of(resolve(assemble(check(JOB | {"execution": {"plan": "reference", "kernels": "sparse"}}))).text())
-    assert set(read(forced.sparse)) == set(parts.setting.net.sizes)
+    forced = Plan.of(resolve(build_experiment(check(JOB | {"execution": {"plan": "reference", "kernels": "sparse"}}))).text())
+    assert set(from_rows(forced.sparse)) == set(parts.setting.net.sizes)
     forced.settled(parts.site)
     assert set(parts.site.net.sparse(net_and_tree_masks(parts.site.net))) == set(parts.site.net.maskable)
 

@@ -9,10 +9,11 @@ from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
 from fedsim import models
-from fedsim.core import Batch
-from fedsim.kernels import pooled, stacked
-from fedsim.models import ModelSettings
-from fedsim.net import Net
+from fedsim.core.types import Batch
+from fedsim.kernels import max_pool
+from fedsim.models.settings import ModelSettings
+from fedsim.nn import packed_program
+from fedsim.nn.net import Net
 
 CLIENTS, IMAGES, SHAPE, CLASSES = 3, 5, (2, 14, 12), 4
 
@@ -83,11 +84,11 @@ def test_a_pack_has_the_losses_and_gradients_of_its_clients(name: str, counts: t
 def test_a_client_alone_and_weights_that_all_share_go_through_the_program() -> None:
     module = built("cnn")
     weights, x, y = drawn(module)
-    program, first, nothing = stacked.program(module), {key: value[0] for key, value in weights.items()}, torch.zeros(())
+    program, first, nothing = packed_program.program(module), {key: value[0] for key, value in weights.items()}, torch.zeros(())
     assert program is not None
-    whole = vmap(lambda x, y: stacked.gradient(program, first, Batch(x, y, None, nothing, nothing)))(x, y)
+    whole = vmap(lambda x, y: packed_program.gradient(program, first, Batch(x, y, None, nothing, nothing)))(x, y)
     for k in range(CLIENTS):
-        loss, gradient = stacked.gradient(program, first, Batch(x[k], y[k], None, nothing, nothing))
+        loss, gradient = packed_program.gradient(program, first, Batch(x[k], y[k], None, nothing, nothing))
         assert loss.item() == pytest.approx(whole[0][k].item(), rel=1e-6)
         assert all((gradient[key] - whole[1][key][k]).abs().max() <= 1e-5 * gradient[key].abs().max() for key in gradient)
 
@@ -106,7 +107,7 @@ def test_a_client_alone_and_weights_that_all_share_go_through_the_program() -> N
     ids=["resnet8", "batch norm", "no flatten", "a layer of one's own", "images after features", "circular", "partly flattened"],
 )
 def test_what_is_more_than_a_sequence_of_known_layers_has_no_program(module: nn.Module) -> None:
-    assert stacked.program(module) is None
+    assert packed_program.program(module) is None
 
 
 def awkward() -> Tensor:
@@ -120,9 +121,9 @@ def awkward() -> Tensor:
 @pytest.mark.parametrize("x", [awkward(), torch.randn(1, 2, 8, 8, generator=torch.Generator().manual_seed(1))])
 def test_pooling_by_halves_is_torchs_to_the_bit(x: Tensor) -> None:
     pool = nn.MaxPool2d(2)
-    assert pooled.takes(x, pool)
+    assert max_pool.takes(x, pool)
     mine, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
-    out, wanted = pooled.halved(mine), pool(theirs)
+    out, wanted = max_pool.halved(mine), pool(theirs)
     assert torch.equal(out.nan_to_num(-9), wanted.nan_to_num(-9))
     weight = torch.arange(out.numel(), dtype=torch.float32).view(out.shape) + 1
     (found,), (expected,) = torch.autograd.grad((out * weight).sum(), mine), torch.autograd.grad((wanted * weight).sum(), theirs)
@@ -132,8 +133,8 @@ def test_pooling_by_halves_is_torchs_to_the_bit(x: Tensor) -> None:
 @pytest.mark.parametrize("pool", [nn.MaxPool2d(3), nn.MaxPool2d(2, 1), nn.MaxPool2d(2, padding=1), nn.MaxPool2d(2, ceil_mode=True)])
 def test_other_pools_and_layouts_are_left_to_torch(pool: nn.MaxPool2d) -> None:
     x = torch.zeros(2, 3, 8, 8)
-    assert not pooled.takes(x, pool)
-    assert pooled.takes(x, nn.MaxPool2d((2, 2)))
-    assert not pooled.takes(x.contiguous(memory_format=torch.channels_last), nn.MaxPool2d(2))
-    assert not pooled.takes(x.double(), nn.MaxPool2d(2))
-    assert not pooled.takes(x[:, :, :1].contiguous(), nn.MaxPool2d(2))  # which torch refuses
+    assert not max_pool.takes(x, pool)
+    assert max_pool.takes(x, nn.MaxPool2d((2, 2)))
+    assert not max_pool.takes(x.contiguous(memory_format=torch.channels_last), nn.MaxPool2d(2))
+    assert not max_pool.takes(x.double(), nn.MaxPool2d(2))
+    assert not max_pool.takes(x[:, :, :1].contiguous(), nn.MaxPool2d(2))  # which torch refuses

@@ -13,12 +13,12 @@ from gated_world import FULL, SGD, SHAPE, WIDTHS, batches, by_hand, cost, gated,
 from small_world import FLEETS, World
 from torch import Tensor
 
-from fedsim.aggregate import COUNT
-from fedsim.core import Feed
-from fedsim.fault import BadInput
+from fedsim.core.keys import COUNT
+from fedsim.core.tree import under
+from fedsim.core.types import Feed
+from fedsim.errors import BadInput
 from fedsim.fleet.serial import SerialFleet
 from fedsim.methods.structured import State, Structured
-from fedsim.tree import under
 
 SIZES = (9, 11, 5)  # with batches of 4 their last ones hold 1, 3 and 1
 

@@ -15,12 +15,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from fedsim import job, launch
-from fedsim.fault import BadInput
-from fedsim.job import Job
-from fedsim.launch import LAUNCHED, SIGNALS
-from fedsim.record import Reader
-from fedsim.sweep import Outcome, Run, Tally, plan, sweep
+from fedsim.config import job
+from fedsim.config.job import Job
+from fedsim.errors import BadInput
+from fedsim.simulation import launch
+from fedsim.simulation.stop_signal import LAUNCHED, SIGNALS
+from fedsim.simulation.sweep import Outcome, Run, SweepProgress, plan, sweep
+from fedsim.storage.reader import Reader
 
 HANG = 60.0  # seconds after which a process is taken for lost
 FAKE = {"name": "fake", "channels": 1, "size": 8, "classes": 4, "train": 120, "test": 40}
@@ -39,7 +40,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedsim.methods.fedavg import FedAvg
-from fedsim.works import Train
+from fedsim.federated.client_work import Train
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def test_it_is_not_for_mpirun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n
     ],
 )
 def test_the_exit_code_is_the_worst_of_the_runs(tmp_path: Path, codes: tuple[int, ...], signalled: bool, code: int) -> None:
-    tally = Tally(runs := [Run(made(name), tmp_path / f"{name}.h5") for name in "abc"], Console(file=io.StringIO()))
+    tally = SweepProgress(runs := [Run(made(name), tmp_path / f"{name}.h5") for name in "abc"], Console(file=io.StringIO()))
     tally.outcomes = {run.out: Outcome(each) for run, each in zip(runs, codes, strict=False)}
     assert tally.close(signalled) == code
 
@@ -127,7 +128,7 @@ def test_the_exit_code_is_the_worst_of_the_runs(tmp_path: Path, codes: tuple[int
 def test_a_terminal_sees_how_far_it_is(tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=120, _environ={"TERM": "xterm"})
     run = Run(made("a"), tmp_path / "a.h5")
-    with Tally([run, Run(made("b"), tmp_path / "b.h5")], console) as tally:
+    with SweepProgress([run, Run(made("b"), tmp_path / "b.h5")], console) as tally:
         tally.add(run, Outcome(2, "what is wrong\nand more"))
         tally.look([])
         tally.bar.refresh()
@@ -215,7 +216,7 @@ class Gate:
     def begin(self) -> None:
         command = [sys.executable, "-m", "fedsim", "sweep", "job.toml", "--processes", "2", "--out", "."]
         plain = {name: value for name, value in os.environ.items() if name not in LAUNCHED}
-        root = str(Path(launch.__file__).parents[1])
+        root = str(Path(launch.__file__).parents[2])
         self.process = subprocess.Popen(
             command,
             cwd=self.folder,

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedsim.core import Batch
-from fedsim.kernels.pooled import halved, takes
-from fedsim.net import Net
+from fedsim.core.types import Batch
+from fedsim.kernels.max_pool import halved, takes
+from fedsim.nn.net import Net
 
 
 def images(*shape: int) -> Tensor:

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsim import masks, wire
+from fedsim.core import keys, masks
+from fedsim.costs import communication
 
 SHAPES = st.lists(st.integers(1, 9), min_size=1, max_size=3)
 
@@ -41,9 +42,9 @@ def trees(draw_from) -> tuple[dict, dict]:
 @settings(deadline=None, max_examples=150)
 def test_length_is_the_encoded_length_and_decode_gives_it_back(case) -> None:
     tree, last = case
-    payload, header = wire.encode(tree, last=last)
-    assert len(payload) == wire.length(tree, last=last)
-    back = wire.decode(payload, header, last=last)
+    payload, header = communication.encode(tree, last=last)
+    assert len(payload) == communication.length(tree, last=last)
+    back = communication.decode(payload, header, last=last)
     assert back.keys() == tree.keys()
     assert all(torch.equal(back[key], value) and back[key].dtype == value.dtype for key, value in tree.items())
 
@@ -52,38 +53,38 @@ def test_prices_of_the_table() -> None:
     mask = torch.zeros(100, dtype=torch.bool)
     mask[:10] = True
     held = {"mask/a.weight": mask}
-    assert wire.length({"w/a.weight": torch.zeros(100)}, held) == 40
-    assert wire.length({"w/a.weight": torch.zeros(100)}) == 400
-    assert wire.length({"opt/momentum/a.weight": torch.zeros(100)}, held) == 40
-    assert wire.length({"grad/a.weight": torch.zeros(100)}, held) == 400
-    assert wire.length({"buf/a": torch.zeros(7)}) == 28
-    assert wire.length(held) == 13  # ceil(100 / 8), below 4 · 10
-    assert wire.length({"mask/a.weight": torch.ones(100, dtype=torch.bool)}) == 0
-    assert wire.length({"gate/a": torch.ones(5, 1008, dtype=torch.bool)}) == 630
-    assert wire.length({"gate/a": torch.ones(1008)}) == 4032
-    assert wire.length({"top/index/a": torch.zeros(6, dtype=torch.int64), "top/value/a": torch.zeros(6)}) == 48
-    assert wire.length({"n/images": torch.zeros(()), "vote/a": torch.zeros(9), "seed/x": torch.zeros(())}) == 0
+    assert communication.length({"w/a.weight": torch.zeros(100)}, held) == 40
+    assert communication.length({"w/a.weight": torch.zeros(100)}) == 400
+    assert communication.length({"opt/momentum/a.weight": torch.zeros(100)}, held) == 40
+    assert communication.length({"grad/a.weight": torch.zeros(100)}, held) == 400
+    assert communication.length({"buf/a": torch.zeros(7)}) == 28
+    assert communication.length(held) == 13  # ceil(100 / 8), below 4 · 10
+    assert communication.length({"mask/a.weight": torch.ones(100, dtype=torch.bool)}) == 0
+    assert communication.length({"gate/a": torch.ones(5, 1008, dtype=torch.bool)}) == 630
+    assert communication.length({"gate/a": torch.ones(1008)}) == 4032
+    assert communication.length({"top/index/a": torch.zeros(6, dtype=torch.int64), "top/value/a": torch.zeros(6)}) == 48
+    assert communication.length({"n/images": torch.zeros(()), "vote/a": torch.zeros(9), "seed/x": torch.zeros(())}) == 0
 
 
 def test_a_mask_is_charged_by_what_changed() -> None:
     old = torch.arange(1000) < 100
     new = old.clone()
     new[[3, 500]] = ~new[[3, 500]]
-    assert wire.length({"mask/a": new}, last={"mask/a": old}) == 8
-    assert wire.length({"mask/a": old}, last={"mask/a": old}) == 0
+    assert communication.length({"mask/a": new}, last={"mask/a": old}) == 8
+    assert communication.length({"mask/a": old}, last={"mask/a": old}) == 0
     few = torch.arange(1000) < 3
-    assert wire.length({"mask/a": few}) == 12
+    assert communication.length({"mask/a": few}) == 12
 
 
 def test_a_key_without_a_price_is_refused() -> None:
     with pytest.raises(ValueError, match="no price for 'weights'"):
-        wire.length({"weights": torch.zeros(1)})
+        communication.length({"weights": torch.zeros(1)})
 
 
 def test_masks_are_found_by_name_and_applied() -> None:
     mask = torch.tensor([True, False])
     held = {"mask/a.weight": mask}
-    assert masks.key_of("opt/control/a.weight") == masks.key_of("grad/a.weight") == "mask/a.weight"
+    assert keys.key_of("opt/control/a.weight") == keys.key_of("grad/a.weight") == "mask/a.weight"
     assert masks.apply({"w/a.weight": torch.tensor([3.0, 4.0]), "w/b": torch.ones(1)}, held)["w/a.weight"].tolist() == [3.0, 0.0]
     assert masks.ones(held) == {"a.weight": 1}
 

@@ -7,20 +7,25 @@ import pytest
 import torch
 from torch import nn
 
-from fedsim import ledger, tree
-from fedsim.aggregate import COUNT, FedAvg, FedProx
-from fedsim.core import Feed, Rate, Setting, Training
-from fedsim.data.images import Stored
+from fedsim.core import tree
+from fedsim.core.keys import COUNT
+from fedsim.core.types import Feed, LocalOptimizer, LocalTraining
+from fedsim.costs import profile
+from fedsim.data.image_sets import Stored
 from fedsim.data.partition import PartitionSettings
 from fedsim.data.population import Population, divide
-from fedsim.fault import BadInput
-from fedsim.fleet.account import Account
-from fedsim.fleet.batches import Batches, Round, shown
-from fedsim.fleet.order import Site, cut
+from fedsim.errors import BadInput
+from fedsim.federated.aggregation import FedAvg, FedProx
+from fedsim.federated.client_work import Evaluate, Loss, Statistics, Train
+from fedsim.federated.protocol import Setting
+from fedsim.fleet.accounting import CostAccount
+from fedsim.fleet.batches import Batches, Round
+from fedsim.fleet.client_images import shown
+from fedsim.fleet.messages import WorkerContext
 from fedsim.fleet.packed import PackedFleet
+from fedsim.fleet.packing import cut_cohort
 from fedsim.fleet.serial import SerialFleet
-from fedsim.net import Net
-from fedsim.works import Evaluate, Loss, Statistics, Train
+from fedsim.nn.net import Net
 
 FLEETS = [SerialFleet, PackedFleet]
 
@@ -37,9 +42,9 @@ def people(sizes: list[int], users: list[int] | None = None) -> Population:
 
 def fleet(kind: type, population: Population, module: nn.Module, packs: int = 2):  # type: ignore[no-untyped-def]
     net = Net(module).to("cpu", torch.float64)
-    account = Account(ledger.Anatomy((), 0, 0, 0), population, Training().feed(), 0)
+    account = CostAccount(profile.ModelProfile((), 0, 0, 0), population, LocalTraining().feed(), 0)
     account.charge = lambda *_: None  # type: ignore[method-assign]
-    made = kind(Site(net, population, 0, dtype=torch.float64), account, packs, lambda: 0.0)
+    made = kind(WorkerContext(net, population, 0, dtype=torch.float64), account, packs, lambda: 0.0)
     made.open(1)
     return made
 
@@ -53,7 +58,7 @@ def averaged(kind: type, sizes: list[int], work: Train, packs: int = 2) -> tree.
     made = fleet(kind, people(sizes), linear(), packs)
     shared = made.site.net.initial
     total = made.run(work, range(len(sizes)), shared).total
-    setting = Setting(made.site.net, Training(), work.aggregate, 1, len(sizes), len(sizes), 0, None)
+    setting = Setting(made.site.net, LocalTraining(), work.aggregate, 1, len(sizes), len(sizes), 0, None)
     return work.aggregate.server({}, shared, total, setting)[0]
 
 
@@ -107,18 +112,18 @@ def test_fedprox_without_mu_is_fedavg_to_the_bit_and_its_first_step_always(kind)
 
 def test_fedprox_adds_its_term() -> None:
     shared, state = {"w/a": torch.tensor([1.0]), "buf/a": torch.tensor([0.0])}, {"w/a": torch.tensor([3.0]), "buf/a": torch.tensor([9.0])}
-    from fedsim.core import Sent
+    from fedsim.federated.protocol import ClientInput
 
-    sent = Sent(shared, {}, {}, torch.tensor(1), torch.tensor([1]), torch.tensor(0))
+    sent = ClientInput(shared, {}, {}, torch.tensor(1), torch.tensor([1]), torch.tensor(0))
     assert FedProx(mu=0.5).extra(sent, state) == {"w/a": torch.tensor([1.0])}
 
 
 def test_many_fedprox_steps_reach_the_fixed_point() -> None:
     """For a loss a/2 (w - c)^2 the steps converge to (a c + mu w_t) / (a + mu)."""
-    from fedsim.core import Sent
+    from fedsim.federated.protocol import ClientInput
 
     a, c, mu, start = 2.0, 5.0, 0.7, torch.tensor([1.0])
-    sent = Sent({"w/a": start}, {}, {}, torch.tensor(1), torch.tensor([1]), torch.tensor(0))
+    sent = ClientInput({"w/a": start}, {}, {}, torch.tensor(1), torch.tensor([1]), torch.tensor(0))
     w = start.clone()
     for _ in range(400):
         w = w - 0.1 * (a * (w - c) + FedProx(mu=mu).extra(sent, {"w/a": w})["w/a"])
@@ -149,7 +154,7 @@ def test_evaluation_counts_every_test_image_once(kind) -> None:
 
     population = people([10, 13])
     made = fleet(kind, population, linear())
-    from fedsim.fleet.batches import evaluation_shards
+    from fedsim.fleet.client_images import evaluation_shards
 
     shards = range(population.clients, population.clients + evaluation_shards(population))
     total = made.run(Evaluate.of(Method(), batch=4), shards, made.site.net.initial).total
@@ -258,7 +263,7 @@ def test_cohorts_are_a_function_of_seed_and_round() -> None:
 
 @pytest.mark.parametrize(("cohort", "packs", "sizes"), [(20, 8, [3, 3, 3, 3, 2, 2, 2, 2]), (3, 16, [1, 1, 1]), (4, 4, [1] * 4)])
 def test_packs_differ_by_at_most_one(cohort, packs, sizes) -> None:
-    assert [len(part) for part in cut(list(range(cohort)), packs)] == sizes
+    assert [len(part) for part in cut_cohort(list(range(cohort)), packs)] == sizes
 
 
 @pytest.mark.parametrize(
@@ -271,9 +276,9 @@ def test_packs_differ_by_at_most_one(cohort, packs, sizes) -> None:
     ],
 )
 def test_schedules(schedule, expected) -> None:
-    training = Training(lr=2.0, schedule=schedule, rounds=4)
+    training = LocalTraining(lr=2.0, schedule=schedule, rounds=4)
     np.testing.assert_allclose([training.at(r).lr / 2.0 for r in (1, 2, 3, 4)], expected)
-    assert training.at(1) == Rate(2.0, 0.0, 0.0)
+    assert training.at(1) == LocalOptimizer(2.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize(

@@ -18,13 +18,14 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from fedsim import crossover, memory
-from fedsim.assemble import Parts, assemble
-from fedsim.bench.gates import interleaved
+from fedsim.bench.compaction import interleaved
 from fedsim.bench.sparse import columns, images
-from fedsim.fault import BadInput
-from fedsim.job import Job, load
-from fedsim.kernels.pruned import Layer, form_of, operation, pruned
+from fedsim.config.job import Job, load
+from fedsim.errors import BadInput
+from fedsim.kernels.activation_pruning.layers import Layer, form_of, operation, pruned
+from fedsim.simulation import malloc
+from fedsim.simulation.experiment import Experiment, build_experiment
+from fedsim.simulation.planning import layer_timing
 
 DEFAULT = ("jobs/bench/activations.toml",)
 REPEATS = 7
@@ -34,11 +35,11 @@ MOST = 1.3  # times the plain layer
 def main(jobs: list[Job], console: Console) -> int:
     """Prints a table per job."""
     torch.set_num_threads(1)
-    memory.hold()
+    malloc.hold()
     for job in jobs or [load(Path(name)) for name in DEFAULT]:
         if job.train.keep() is None:
             raise BadInput(f"{job.name}: fedsim bench activations needs train.activation_keep below 1, for example 0.3")
-        parts = assemble(job)
+        parts = build_experiment(job)
         table = columns("layer, ms", "n", "plain", "pruned", "ratio", "from", "to")
         for row in [*layers(parts), step(parts)]:
             table.add_row(*row)
@@ -46,18 +47,18 @@ def main(jobs: list[Job], console: Console) -> int:
     return 0
 
 
-def _title(parts: Parts) -> str:
+def _title(parts: Experiment) -> str:
     job = parts.job
     how = f"batch {job.train.batch}, keep {job.train.activation_keep}, {parts.site.device}"
     return f"{job.name}: {job.model.name}, {how}; target at most {MOST}; torch {torch.__version__}"
 
 
-def layers(parts: Parts) -> list[tuple[str, ...]]:
+def layers(parts: Experiment) -> list[tuple[str, ...]]:
     """A row for every layer but the first that is unlike those before it, and their sum over the network."""
     net, readers = parts.setting.net, set[int]()
     times: Counter[Any] = Counter()
-    first: dict[Any, tuple[str, crossover.Weighted, Tensor, bool]] = {}
-    for name, layer, x in crossover.seen(net, images(parts).x)[1:]:
+    first: dict[Any, tuple[str, layer_timing.Weighted, Tensor, bool]] = {}
+    for name, layer, x in layer_timing.seen(net, images(parts).x)[1:]:
         again = x.data_ptr() in readers
         readers.add(x.data_ptr())
         alike = (tuple(layer.weight.shape), tuple(x.shape), again)
@@ -72,17 +73,17 @@ def layers(parts: Parts) -> list[tuple[str, ...]]:
     return [*rows, ("all layers", "", *(f"{1000 * total:.1f}" for total in sums), f"{sums[1] / sums[0]:.2f}", "", "")]
 
 
-def _both(parts: Parts, layer: crossover.Weighted, x: Tensor, again: bool) -> tuple[list[float], list[float]]:
+def _both(parts: Experiment, layer: layer_timing.Weighted, x: Tensor, again: bool) -> tuple[list[float], list[float]]:
     """Seconds of the plain layer and of the pruned one, in turn."""
     keep = parts.job.train.keep()
     assert keep is not None
     leaves = [x.clone().requires_grad_(), layer.weight.detach().clone().requires_grad_()]
     way, form = Layer(operation(layer), form=form_of(x, False)), form_of(x, False)
     held = pruned(leaves[0], None, keep, form)
-    g = torch.randn_like(crossover.output(layer, *leaves))
+    g = torch.randn_like(layer_timing.output(layer, *leaves))
 
     def plain() -> Tensor:
-        return torch.autograd.grad(crossover.output(layer, *leaves), leaves, g)[0]
+        return torch.autograd.grad(layer_timing.output(layer, *leaves), leaves, g)[0]
 
     def ours() -> Tensor:
         cache = held if again else pruned(leaves[0], None, keep, form)
@@ -93,7 +94,7 @@ def _both(parts: Parts, layer: crossover.Weighted, x: Tensor, again: bool) -> tu
     return seconds["plain"], seconds["ours"]
 
 
-def step(parts: Parts) -> tuple[str, ...]:
+def step(parts: Experiment) -> tuple[str, ...]:
     """A whole step's loss and gradients, ReLUs and pools that keep little included."""
     net, batch, keep = parts.setting.net, images(parts), parts.job.train.keep()
 

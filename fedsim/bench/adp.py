@@ -20,16 +20,18 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from fedsim import dynamic, models
-from fedsim.assemble import Parts, assemble
-from fedsim.bench.gates import hand_built, seconds_of
-from fedsim.dynamic import Costs
-from fedsim.export import traced
-from fedsim.fault import BadInput
-from fedsim.job import Job, load
-from fedsim.models.resnet import Block
-from fedsim.models.slicing import folded, lean
-from fedsim.skipping import Skipping
+from fedsim import models
+from fedsim.bench.compaction import hand_built, seconds_of
+from fedsim.config.job import Job, load
+from fedsim.errors import BadInput
+from fedsim.models import settings
+from fedsim.models.resnet import ResidualBlock
+from fedsim.nn.dynamic_inference import Skipping
+from fedsim.nn.subnetwork import folded, lean
+from fedsim.pruning import dynamic_channels
+from fedsim.pruning.dynamic_channels import Costs
+from fedsim.simulation.experiment import Experiment, build_experiment
+from fedsim.simulation.export import traced
 
 DEFAULT = ("jobs/bench/adp_vgg11.toml", "jobs/bench/adp_resnet32.toml")
 BATCHES = (1, 64)
@@ -64,7 +66,7 @@ def main(jobs: list[Job], console: Console) -> int:
     """Prints a table per job."""
     torch.set_num_threads(1)
     for job in jobs or [load(Path(name)) for name in DEFAULT]:
-        parts = assemble(job)
+        parts = build_experiment(job)
         keep, told = job.model.gate_keep, TARGETS.get(job.model.name)
         table = Table(box=None, header_style="bold", pad_edge=False)
         for name in ("", "batch", "ms", "quartiles", "dense / it", "by hand / it", "multiply-adds"):
@@ -80,7 +82,7 @@ def main(jobs: list[Job], console: Console) -> int:
     return 0
 
 
-def measured(parts: Parts, batch: int, readings: int = READINGS) -> list[Line]:
+def measured(parts: Experiment, batch: int, readings: int = READINGS) -> list[Line]:
     """Every network's line; the channels that the exported ones keep are drawn."""
     setting, device = parts.setting, torch.device(parts.site.device)
     if not setting.net.by_image:
@@ -93,7 +95,7 @@ def measured(parts: Parts, batch: int, readings: int = READINGS) -> list[Line]:
     return [Line(name, batch, tuple(times[name]), shares[name]) for name in networks]
 
 
-def _networks(parts: Parts) -> dict[str, Any]:
+def _networks(parts: Experiment) -> dict[str, Any]:
     """By name, all with the same weights where they have them."""
     job, setting, data = parts.job, parts.setting, parts.population.train
     net, counts = setting.net, setting.net.selected
@@ -102,7 +104,7 @@ def _networks(parts: Parts) -> dict[str, Any]:
     kept = net.channels.kept(gate)
     live = net.cut(kept).plain(net.narrow(net.initial, kept))
     fold = folded(live, {name: torch.ones(len(index)) for name, index in kept.items()})
-    plain = replace(job.model, **{name: getattr(models.ModelSettings, name) for name in vars(job.model) if name.startswith("gate_")})
+    plain = replace(job.model, **{name: getattr(settings.ModelSettings, name) for name in vars(job.model) if name.startswith("gate_")})
     dense = models.build(plain, data.shape, data.classes, job.seed)
     made = {
         "dense": dense,
@@ -116,12 +118,12 @@ def _networks(parts: Parts) -> dict[str, Any]:
     return made | {"skipped": Skipping(made["by image"])}
 
 
-def _shares(parts: Parts) -> dict[str, float]:
+def _shares(parts: Experiment) -> dict[str, float]:
     """Multiply-adds over the dense network's; by image and skipped: with as many channels open as there may be."""
     channels, anatomy, counts = parts.setting.net.channels, parts.setting.anatomy, parts.setting.net.selected
     costs = Costs.of(channels, anatomy)
     whole, nominal = costs.dense.total, costs.nominal(counts)["nominal_share"]
-    live, fold = (dynamic.exported(channels, anatomy, counts, without) / whole for without in (False, True))
+    live, fold = (dynamic_channels.exported(channels, anatomy, counts, without) / whole for without in (False, True))
     every = 1 + costs.gates / whole
     return {"dense": 1.0, "by image": every, "skipped": nominal, "live": live, "folded": fold, "by hand": fold}
 
@@ -129,7 +131,7 @@ def _shares(parts: Parts) -> dict[str, float]:
 class CutBlock(nn.Module):
     """A residual block as its author would write it with fewer channels: they are added to the first ones of the stream."""
 
-    def __init__(self, block: Block) -> None:
+    def __init__(self, block: ResidualBlock) -> None:
         super().__init__()
         self.conv1, self.norm1, self.conv2, self.norm2, self.shortcut = block.conv1, block.norm1, block.conv2, block.norm2, block.shortcut
 
@@ -142,7 +144,7 @@ class CutBlock(nn.Module):
 
 def _by_hand(dense: nn.Module, groups: Any, widths: dict[str, int]) -> nn.Module:
     small = hand_built(dense, groups, widths)
-    for name, block in [(name, layer) for name, layer in small.named_modules() if isinstance(layer, Block)]:
+    for name, block in [(name, layer) for name, layer in small.named_modules() if isinstance(layer, ResidualBlock)]:
         parent, _, slot = name.rpartition(".")
         setattr(small.get_submodule(parent), slot, CutBlock(block))
     return small

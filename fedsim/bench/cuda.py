@@ -20,15 +20,17 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from fedsim import launch, roof
-from fedsim.assemble import Parts, assemble
-from fedsim.bench.round import engine
-from fedsim.fleet import graphed
-from fedsim.fleet.local import LocalFleet
-from fedsim.job import Job, load
-from fedsim.plan import FLEETS, Plan, resolve
-from fedsim.row import speeds
-from fedsim.tree import Tree, under
+from fedsim.bench.engine_overhead import engine
+from fedsim.config.job import Job, load
+from fedsim.core.tree import Tree, under
+from fedsim.fleet.cuda_graph import fleet
+from fedsim.fleet.local_fleet import LocalFleet
+from fedsim.fleet.registry import FLEETS
+from fedsim.simulation import launch
+from fedsim.simulation.experiment import Experiment, build_experiment
+from fedsim.simulation.planning import roofline
+from fedsim.simulation.planning.plan import Plan, resolve
+from fedsim.simulation.round_record import speeds
 
 FOLDER = Path("jobs/bench")
 COMPARED, WHOLE = FOLDER / "medium200.toml", FOLDER / "cifar_standard.toml"
@@ -59,7 +61,7 @@ def _with(job: Job, change: dict[str, dict[str, object]]) -> Job:
 
 
 def _compared(job: Job, console: Console) -> tuple[str, ...]:
-    parts = assemble(job)
+    parts = build_experiment(job)
     plan = resolve(parts, console.print)
     alone = replace(plan, fleet="serial", packs=16)
     fleets = [_fleet(parts, chosen) for chosen in (alone, plan)]
@@ -78,7 +80,7 @@ def _compared(job: Job, console: Console) -> tuple[str, ...]:
     return job.name, f"{plan.packs} packs", plan.dtype, *figures
 
 
-def _fleet(parts: Parts, plan: Plan) -> LocalFleet:
+def _fleet(parts: Experiment, plan: Plan) -> LocalFleet:
     return FLEETS[plan.fleet](plan.settled(parts.site), parts.account(), plan.packs, time.perf_counter)
 
 
@@ -90,9 +92,9 @@ def _timed(run) -> float:  # type: ignore[no-untyped-def]
     return time.perf_counter() - begin
 
 
-def _nearer_roof(parts: Parts, plan: Plan, fleet: LocalFleet, seconds: float) -> tuple[str, float]:
+def _nearer_roof(parts: Experiment, plan: Plan, fleet: LocalFleet, seconds: float) -> tuple[str, float]:
     """The roof of which a round reaches the larger share, and that share."""
-    peaks = roof.peaks(parts.site.device, plan.dtype)
+    peaks = roofline.peaks(parts.site.device, plan.dtype)
     found = speeds(fleet.account.bills, parts.setting.train.batch, {"compute": seconds}, {})
     shares = {"arithmetic": found["compute_flops"] / peaks.flops, "memory": found["compute_bytes"] / peaks.bytes}
     return max(shares.items(), key=lambda entry: entry[1])
@@ -101,8 +103,8 @@ def _nearer_roof(parts: Parts, plan: Plan, fleet: LocalFleet, seconds: float) ->
 def _whole(job: Job, console: Console) -> None:
     """A whole run: data, plan, rounds, records, the stored model."""
     job = _with(job, {"execution": {"device": "cuda"}})
-    resolve(assemble(job), console.print)  # a plan is measured once for a machine, and kept
-    graphed.forget()
+    resolve(build_experiment(job), console.print)  # a plan is measured once for a machine, and kept
+    fleet.forget()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     with TemporaryDirectory() as folder:
@@ -126,21 +128,21 @@ def _agreeing(jobs: list[Job], console: Console) -> int:
     return int(not all(found <= LIMIT for found in differences.values()))
 
 
-def _few(job: Job) -> Parts:
+def _few(job: Job) -> Experiment:
     """In float64: where a maximum is all but tied, float32's rounding decides which pixel learns, by either engine."""
-    parts = assemble(_with(job, {"cohort": {"size": 4}, "execution": {"device": "cpu"}}))
+    parts = build_experiment(_with(job, {"cohort": {"size": 4}, "execution": {"device": "cpu"}}))
     net = parts.setting.net.to("cpu", torch.float64)
     return replace(parts, setting=replace(parts.setting, net=net), site=replace(parts.site, net=net, dtype=torch.float64))
 
 
-def _difference(parts: Parts) -> float:
+def _difference(parts: Experiment) -> float:
     """Between the weights after a round by two engines, over their largest magnitude."""
     one, other = (_weights(parts, fleet) for fleet in ("serial", "graphed"))
     largest = max(float(value.abs().max()) for value in one.values())
     return max(float((value - other[key]).abs().max()) for key, value in one.items()) / largest
 
 
-def _weights(parts: Parts, fleet: str) -> Tree:
+def _weights(parts: Experiment, fleet: str) -> Tree:
     made = _fleet(parts, Plan(fleet=fleet, packs=2))
     state = parts.method.init(parts.setting, parts.population.public())
     made.open(1)

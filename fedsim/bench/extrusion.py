@@ -22,17 +22,20 @@ from rich.console import Console
 from scipy.stats import t as student
 from torch import Tensor
 
-from fedsim import extrude, memory
-from fedsim.assemble import Parts, assemble
 from fedsim.bench.sparse import columns
-from fedsim.fault import BadInput
-from fedsim.fleet.local import LocalFleet
-from fedsim.job import Job, check, load, resolved
+from fedsim.config.job import Job, check, load, resolved
+from fedsim.core import keys
+from fedsim.core.tree import Tree
+from fedsim.errors import BadInput
+from fedsim.federated.pretraining import images
+from fedsim.fleet.local_fleet import LocalFleet
+from fedsim.fleet.registry import FLEETS
 from fedsim.methods.fedmef import FedMef
-from fedsim.net import cross_entropy
-from fedsim.plan import FLEETS, Plan, resolve
-from fedsim.server import images
-from fedsim.tree import Tree
+from fedsim.nn.net import cross_entropy
+from fedsim.pruning.extrusion import marked, norm_of
+from fedsim.simulation import malloc
+from fedsim.simulation.experiment import Experiment, build_experiment
+from fedsim.simulation.planning.plan import Plan, resolve
 
 DEFAULT = ("jobs/fedmef_digits.toml", "jobs/bench/extrusion_shapes.toml")
 SEEDS = 5
@@ -44,7 +47,7 @@ Seen = dict[float, tuple[float, float, float]]  # penalty -> shrinking of the ma
 def main(jobs: list[Job], console: Console) -> int:
     """Prints a table per job."""
     torch.set_num_threads(1)
-    memory.hold()
+    malloc.hold()
     for job in jobs or [load(Path(name)) for name in DEFAULT]:
         if not isinstance(job.method.use, FedMef):
             raise BadInput(f'{job.name}: fedsim bench extrusion needs [method] name = "fedmef"; it is {job.method.name!r}')
@@ -77,7 +80,7 @@ def _interval(values: list[float]) -> float:
 
 def _followed(job: Job, seed: int, console: Console) -> Iterator[Seen]:
     """What every adjusting round of a run would have become under each penalty."""
-    parts = assemble(check(tomllib.loads(resolved(job)) | {"seed": seed}))
+    parts = build_experiment(check(tomllib.loads(resolved(job)) | {"seed": seed}))
     plan = resolve(parts, console.print)
     method, setting, fleet = parts.method, parts.setting, _fleet(parts, plan)
     state = method.init(setting, parts.population.public())
@@ -90,16 +93,16 @@ def _followed(job: Job, seed: int, console: Console) -> Iterator[Seen]:
         state, _ = method.round(setting, state, fleet, r)
 
 
-def _tried(parts: Parts, method: FedMef, state: object, fleet: LocalFleet, r: int) -> tuple[float, float, float]:
+def _tried(parts: Experiment, method: FedMef, state: object, fleet: LocalFleet, r: int) -> tuple[float, float, float]:
     fleet.open(r)
     extrusion = method.extrusion(parts.setting.net, state.shared, r)  # type: ignore[attr-defined]
     trained, _ = method.trained(parts.setting, state, fleet, r, extrusion)  # type: ignore[arg-type]
-    marks = extrude.marked(state.shared, extrusion.moves)  # type: ignore[attr-defined]
-    low = [extrude.norm_of(shared, marks) for shared in (state.shared, trained.shared)]  # type: ignore[attr-defined]
+    marks = marked(state.shared, extrusion.moves)  # type: ignore[attr-defined]
+    low = [norm_of(shared, marks) for shared in (state.shared, trained.shared)]  # type: ignore[attr-defined]
     pruned = trained.shared | {
         f"mask/{name}.weight": _without(trained.shared[f"mask/{name}.weight"], index)
         for key, index in marks.items()
-        if (name := key.removeprefix(extrude.MARK))
+        if (name := key.removeprefix(keys.MARKED))
     }
     return float(low[1] / low[0]), loss(parts, trained.shared), loss(parts, pruned)
 
@@ -108,7 +111,7 @@ def _without(mask: Tensor, index: Tensor) -> Tensor:
     return mask.flatten().index_fill(0, index, False).view(mask.shape)
 
 
-def loss(parts: Parts, shared: Tree) -> float:
+def loss(parts: Experiment, shared: Tree) -> float:
     """Mean cross-entropy on the global test set."""
     x, y = images(parts.setting, parts.population.test)
     with torch.no_grad():
@@ -117,5 +120,5 @@ def loss(parts: Parts, shared: Tree) -> float:
     return sum(sums) / len(y)
 
 
-def _fleet(parts: Parts, plan: Plan) -> LocalFleet:
+def _fleet(parts: Experiment, plan: Plan) -> LocalFleet:
     return FLEETS[plan.fleet](plan.settled(parts.site), parts.account(), plan.packs, time.perf_counter)

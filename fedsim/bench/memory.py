@@ -20,15 +20,16 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from fedsim import ledger, masks
-from fedsim.assemble import assemble
-from fedsim.bench.adjust import rise
+from fedsim.bench.mask_adjustment import rise
 from fedsim.bench.sparse import columns, images, masked
-from fedsim.core import Batch
-from fedsim.fault import BadInput
-from fedsim.job import Job, check, load, resolved
-from fedsim.net import Net
-from fedsim.tree import Tree
+from fedsim.config.job import Job, check, load, resolved
+from fedsim.core import masks
+from fedsim.core.tree import Tree
+from fedsim.core.types import Batch
+from fedsim.costs import memory
+from fedsim.errors import BadInput
+from fedsim.nn.net import Net
+from fedsim.simulation.experiment import build_experiment
 
 DEFAULT = ("jobs/bench/activations.toml", "jobs/bench/activations_mobilenet.toml")
 DENSITY = 0.1
@@ -109,7 +110,7 @@ def _measured(text: str, way: Way) -> Held:
     table = tomllib.loads(text)
     table["model"]["norm"] = way.norm
     table["train"]["activation_keep"] = table["train"]["activation_keep"] if way.pruned else 1.0
-    parts = assemble(check(table))
+    parts = build_experiment(check(table))
     net, batch = parts.setting.net, images(parts)
     held = masked(parts, DENSITY) if way.masked else {}
     tree = masks.apply(net.initial, held) | held
@@ -121,9 +122,11 @@ def _measured(text: str, way: Way) -> Held:
     step()
     state = sum(value.numel() * value.element_size() for value in tree.values())
     activations, weights = saved(net, tree, batch)
-    executed = ledger.executed(parts.anatomy, len(batch.y), {key.removesuffix(".weight"): n for key, n in masks.ones(held).items()}).total
+    executed = memory.executed_memory(
+        parts.anatomy, len(batch.y), {key.removesuffix(".weight"): n for key, n in masks.ones(held).items()}
+    ).total
     whole = state + (rise(step) if batch.x.device.type == "cpu" else _risen(step))
-    return Held(activations, weights, ledger.saved(parts.anatomy, len(batch.y)).total, whole, executed, state + _resident(step))
+    return Held(activations, weights, memory.saved(parts.anatomy, len(batch.y)).total, whole, executed, state + _resident(step))
 
 
 def saved(net: Net, tree: Tree, batch: Batch) -> tuple[int, int]:

@@ -18,9 +18,9 @@ from rich.console import Console
 from rich.table import Table
 
 from fedsim.bench.ranks import launch
-from fedsim.job import Job, load
-from fedsim.launch import main as run
-from fedsim.record import Reader
+from fedsim.config.job import Job, load
+from fedsim.simulation.launch import main as run
+from fedsim.storage.reader import Reader
 
 DEFAULT = ("jobs/bench/thousand.toml", "jobs/bench/million.toml")
 REPEATS = 3

@@ -18,9 +18,9 @@ from tempfile import TemporaryDirectory
 from rich.console import Console
 from rich.table import Table
 
-from fedsim.fault import BadInput
-from fedsim.job import Job, load, resolved
-from fedsim.record import Reader
+from fedsim.config.job import Job, load, resolved
+from fedsim.errors import BadInput
+from fedsim.storage.reader import Reader
 
 DEFAULT = ("jobs/bench/medium.toml",)
 REPEATS = 3

@@ -23,21 +23,23 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from fedsim.assemble import Parts, assemble
 from fedsim.bench.ranks import apart, launch, seconds
-from fedsim.exact import Sum
+from fedsim.config.job import Job, check, load, resolved
+from fedsim.core.exact_sum import Sum
+from fedsim.federated.client_work import Train
 from fedsim.fleet import serial
-from fedsim.fleet.flat import flat
-from fedsim.fleet.order import Answer, Order, Pack, images
-from fedsim.job import Job, check, load, resolved
-from fedsim.launch import connect
-from fedsim.launch import main as run
-from fedsim.record import Reader
-from fedsim.told import duration, quantity
-from fedsim.works import Train
+from fedsim.fleet.messages import Pack, PackResult, WorkOrder
+from fedsim.fleet.mpi.tree_buffer import flat
+from fedsim.fleet.packing import images
+from fedsim.reporting.formatting import duration, quantity
+from fedsim.simulation.experiment import Experiment, build_experiment
+from fedsim.simulation.launch import connect
+from fedsim.simulation.launch import main as run
+from fedsim.storage.reader import Reader
 
 if TYPE_CHECKING:
-    from fedsim.fleet.mpi import Link
+    from fedsim.fleet.mpi.communicator import Communicator
+
 
 DEFAULT = ("jobs/bench/scale.toml",)
 REPEATS = 3
@@ -130,7 +132,7 @@ def traffic(job: Job, ranks: int) -> dict[int, tuple[int, int]]:
 
 
 def _counted(job: Job, counted: dict[int, dict[int, tuple[int, int]]]) -> Table:
-    model = flat(assemble(job).setting.net.initial).nbytes
+    model = flat(build_experiment(job).setting.net.initial).nbytes
     table = Table(title=f"{job.name}: at rank 0 in a round; the model has {model:,} bytes", title_justify="left")
     for name in ("client ranks", "cohort", "messages", "bytes", "in models"):
         table.add_column(name, justify="right")
@@ -180,7 +182,7 @@ def _told(costs: Costs) -> str:
 
 
 def _cohort(job: Job) -> int:
-    return assemble(job).setting.cohort
+    return build_experiment(job).setting.cohort
 
 
 def _parts(job: Job, cohort: int) -> dict[str, float]:
@@ -201,8 +203,6 @@ def _messages(job: Job) -> Messages:
 
 
 # ---- what the ranks do
-
-
 def _count(folder: Path) -> int:
     """One run for each cohort, on this process's ranks."""
     return max(run(load(folder / f"{cohort}.toml"), folder / f"{cohort}.h5", "never") for cohort in COHORTS)
@@ -211,7 +211,7 @@ def _count(folder: Path) -> int:
 def _exchange(job: Job, out: Path) -> int:
     """Rank 0 measures, rank 1 answers."""
     torch.set_num_threads(1)
-    link, parts = connect(), assemble(job)
+    link, parts = connect(), build_experiment(job)
     if link is None:
         return 2
     answer = _answer(parts)
@@ -222,18 +222,18 @@ def _exchange(job: Job, out: Path) -> int:
     return 0
 
 
-def _answer(parts: Parts) -> Answer:
+def _answer(parts: Experiment) -> PackResult:
     """What a rank has when its clients are done."""
     site, setting = parts.site, parts.setting
     clients = list(range(setting.cohort))
-    order = Order(Train.at(setting, 1), setting.net, setting.net.initial, 1, sum(images(site, client) for client in clients))
+    order = WorkOrder(Train.at(setting, 1), setting.net, setting.net.initial, 1, sum(images(site, client) for client in clients))
     nothing = [0] * len(clients)
     with torch.no_grad():
         return serial.carry_out(order, Pack(clients, {}, [None] * len(clients), [nothing, nothing]), site)
 
 
-def _asks(link: Link, parts: Parts, answer: Answer) -> Messages:
-    from fedsim.fleet.mpi import MPIFleet
+def _asks(link: Communicator, parts: Experiment, answer: PackResult) -> Messages:
+    from fedsim.fleet.mpi.fleet import MPIFleet
 
     total = link.passage.total(answer.total)
     word, model = np.zeros(1, np.uint8), flat(parts.setting.net.initial)
@@ -243,26 +243,26 @@ def _asks(link: Link, parts: Parts, answer: Answer) -> Messages:
     fleet = MPIFleet(parts.site, parts.account(), 1, link)
     post = _timed(lambda: link.send({1: word}, ECHO), TIMES)
     time.sleep(10 * QUIET)  # all replies are on their way
-    empty = Answer(Sum(parts.setting.net.initial, 1))
+    empty = PackResult(Sum(parts.setting.net.initial, 1))
     hear = _timed(lambda: fleet.hear(1, empty), TIMES)
     add = _timed(lambda: total + total, TIMES // 10)
     sizes = {"model": model.nbytes, "total": total.nbytes}
     return Messages(awake, asleep, max(large - awake, 0.0) / model.nbytes, post, hear, add / total.nbytes, **sizes)
 
 
-def _answers(link: Link, parts: Parts, answer: Answer) -> None:
-    from fedsim.fleet.mpi import Rank
+def _answers(link: Communicator, parts: Experiment, answer: PackResult) -> None:
+    from fedsim.fleet.mpi.worker import Worker
 
     for _ in range(TIMES + 2 * (TIMES // 10)):
         link.send({0: link.receive(0, ECHO)}, ECHO)
     for _ in range(TIMES):
         link.receive(0, ECHO)
-    rank = Rank(parts.site, link)
+    rank = Worker(parts.site, link)
     for _ in range(TIMES):
         rank.reply(answer, {"stopped": False})
 
 
-def _echo(link: Link, buffer: np.ndarray, times: int, quiet: float = 0.0) -> float:
+def _echo(link: Communicator, buffer: np.ndarray, times: int, quiet: float = 0.0) -> float:
     """Median seconds of one way, there and back after some quiet."""
 
     def there_and_back() -> None:

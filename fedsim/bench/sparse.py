@@ -18,16 +18,19 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedsim import crossover, draw, memory, models
-from fedsim.assemble import Parts, assemble
-from fedsim.bench.gates import Run, interleaved
-from fedsim.core import Batch
-from fedsim.descent import fresh
-from fedsim.job import Job, load
-from fedsim.kernels import sparse
-from fedsim.kernels.choice import Cost
-from fedsim.kernels.pattern import Geometry, Pattern
-from fedsim.tree import Tree, clone, under
+from fedsim import models
+from fedsim.bench.compaction import Run, interleaved
+from fedsim.config.job import Job, load
+from fedsim.core import rng
+from fedsim.core.tree import Tree, clone, under
+from fedsim.core.types import Batch
+from fedsim.kernels.sparse.cost_model import Cost
+from fedsim.kernels.sparse.layers import conv2d, linear
+from fedsim.kernels.sparse.pattern import Geometry, Pattern
+from fedsim.nn.optim import fresh
+from fedsim.simulation import malloc
+from fedsim.simulation.experiment import Experiment, build_experiment
+from fedsim.simulation.planning import layer_timing
 
 DEFAULT = ("jobs/bench/sparse.toml",)
 REPEATS = 7
@@ -46,9 +49,9 @@ rebuilding the index over a step."""
 def main(jobs: list[Job], console: Console) -> int:
     """Prints three tables per job."""
     torch.set_num_threads(1)
-    memory.hold()
+    malloc.hold()
     for job in jobs or [load(Path(name)) for name in DEFAULT]:
-        parts = assemble(job)
+        parts = build_experiment(job)
         batch = parts.setting.train.batch
         console.print(
             f"{job.model.name or job.model.factory}, batch {batch}, one thread, median of {REPEATS}; torch {torch.__version__}",
@@ -60,18 +63,18 @@ def main(jobs: list[Job], console: Console) -> int:
     return 0
 
 
-def masked(parts: Parts, density: float) -> Tree:
+def masked(parts: Experiment, density: float) -> Tree:
     """Masks of equal density in every maskable layer."""
     net = parts.setting.net
-    keys = {layer: draw.key(0, "bench", i) for i, layer in enumerate(net.maskable)}
-    kept = {layer: draw.uniform(key, net.sizes[layer]).view(net.shapes[layer]) < density for layer, key in keys.items()}
+    keys = {layer: rng.key(0, "bench", i) for i, layer in enumerate(net.maskable)}
+    kept = {layer: rng.uniform(key, net.sizes[layer]).view(net.shapes[layer]) < density for layer, key in keys.items()}
     return {f"mask/{layer}.weight": mask.to(parts.site.device) for layer, mask in kept.items()}
 
 
-def images(parts: Parts) -> Batch:
+def images(parts: Experiment) -> Batch:
     """A batch of random images."""
     train, count = parts.population.train, parts.setting.train.batch
-    x = draw.normal(draw.key(0, "bench", "x"), count * train.images(torch.zeros(1, dtype=torch.int64)).numel()).view(count, *train.shape)
+    x = rng.normal(rng.key(0, "bench", "x"), count * train.images(torch.zeros(1, dtype=torch.int64)).numel()).view(count, *train.shape)
     y = torch.arange(count) % train.classes
     zero, device = torch.zeros((), dtype=torch.int64), parts.site.device
     return Batch(x.float().to(device), y.to(device), None, zero, zero + 1, 0)
@@ -85,13 +88,11 @@ def columns(*names: str) -> Table:
 
 
 # ---- single layers
-
-
-def layers(parts: Parts) -> Table:
+def layers(parts: Experiment) -> Table:
     """A row for every layer that is unlike those before: how many times faster it is sparse, and how far its gradients are off."""
     table = columns("layer, at density", "ms", *map(str, LAYERS), "off by")
     known = set()
-    for name, layer, x in crossover.seen(parts.setting.net, images(parts).x):
+    for name, layer, x in layer_timing.seen(parts.setting.net, images(parts).x):
         alike = (tuple(layer.weight.shape), tuple(x.shape))
         if name in parts.setting.net.maskable and alike not in known:
             known.add(alike)
@@ -100,13 +101,13 @@ def layers(parts: Parts) -> Table:
     return table
 
 
-def _layer(name: str, layer: crossover.Weighted, x: Tensor, geometry: Geometry) -> tuple[str, ...]:
+def _layer(name: str, layer: layer_timing.Weighted, x: Tensor, geometry: Geometry) -> tuple[str, ...]:
     weight = layer.weight
-    dense = Way(lambda x, w: crossover.output(layer, x, w), x, weight)
+    dense = Way(lambda x, w: layer_timing.output(layer, x, w), x, weight)
     patterns = {
-        density: Pattern(draw.uniform(draw.key(0, name), weight.numel()).view(weight.shape) < density, geometry) for density in LAYERS
+        density: Pattern(rng.uniform(rng.key(0, name), weight.numel()).view(weight.shape) < density, geometry) for density in LAYERS
     }
-    call = sparse.conv2d if x.dim() == 4 else sparse.linear
+    call = conv2d if x.dim() == 4 else linear
     inside = x.movedim(0, -1).contiguous().movedim(-1, 0)
     ways = {d: Way(partial(call, bias=None, pattern=p), inside, p.values(weight.detach())) for d, p in patterns.items()}
     seconds = interleaved({"dense": dense.run} | {str(d): way.run for d, way in ways.items()}, x.device, REPEATS)
@@ -131,23 +132,21 @@ class Way:
         return torch.autograd.grad(self.output(), self.leaves, self.g)[1]
 
 
-def _off(layer: crossover.Weighted, x: Tensor, weight: Tensor, way: Way, pattern: Pattern) -> float:
+def _off(layer: layer_timing.Weighted, x: Tensor, weight: Tensor, way: Way, pattern: Pattern) -> float:
     """The largest difference of output and gradients from the masked dense layer's, over the largest value of each."""
-    dense = Way(lambda x, w: crossover.output(layer, x, w), x, weight * pattern.mask)
+    dense = Way(lambda x, w: layer_timing.output(layer, x, w), x, weight * pattern.mask)
     ours, theirs = way.output(), dense.output()
-    g = draw.normal(draw.key(0, "g"), ours.numel()).view(ours.shape).to(ours.dtype)
+    g = rng.normal(rng.key(0, "g"), ours.numel()).view(ours.shape).to(ours.dtype)
     found, wanted = (torch.autograd.grad(out, leaves, g) for out, leaves in ((ours, way.leaves), (theirs, dense.leaves)))
     pairs = [(ours.detach(), theirs.detach()), (found[0], wanted[0]), (pattern.spread(found[1]), wanted[1] * pattern.mask)]
     return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
 
 
 # ---- whole steps
-
-
-def steps(parts: Parts) -> Table:
+def steps(parts: Experiment) -> Table:
     """A row for every density."""
     net, batch = parts.setting.net, images(parts)
-    costs = crossover.costs(net, batch.x)
+    costs = layer_timing.costs(net, batch.x)
     table = columns("density", "sparse", "torch", "engine", "times", "lowest", "highest", "target", f"masked, ≤{MOST}", "index")
     torchs = _by_torch(parts, batch)
     for density in DENSITIES:
@@ -181,7 +180,7 @@ def _ratios(seconds: dict[str, list[float]], one: str, other: str) -> tuple[floa
 class Engine:
     """A client's training step as the serial fleet takes it, under masks."""
 
-    def __init__(self, parts: Parts, tree: Tree, batch: Batch, costs: dict[str, Cost]) -> None:
+    def __init__(self, parts: Experiment, tree: Tree, batch: Batch, costs: dict[str, Cost]) -> None:
         self.net, self.batch, self.train = parts.setting.net.to(batch.x.device), batch, parts.setting.train
         self.net.use(costs)
         self.shared, self.patterns = under(tree, "mask/"), self.net.sparse(tree)
@@ -203,7 +202,7 @@ class Engine:
         return self.batch.y
 
 
-def _by_torch(parts: Parts, batch: Batch) -> Run:
+def _by_torch(parts: Experiment, batch: Batch) -> Run:
     data, train = parts.population.train, parts.setting.train
     module = models.build(parts.job.model, data.shape, data.classes, parts.job.seed).train()
     optimiser = torch.optim.SGD(module.parameters(), train.lr, train.momentum, weight_decay=train.decay)

@@ -13,10 +13,10 @@ from hashlib import sha256
 import numpy as np
 from numpy.random import Generator, SeedSequence, default_rng
 
-from fedsim.data import schemes
-from fedsim.data.schemes import Floats
-from fedsim.data.shards import Blocks, Ints, Listed, Shards, listed, of_owners
-from fedsim.fault import BadInput
+from fedsim.data import partition_schemes
+from fedsim.data.client_indices import Blocks, Ints, Listed, Shards, listed, of_owners
+from fedsim.data.partition_schemes import Floats
+from fedsim.errors import BadInput
 
 __all__ = ["NAMES", "Blocks", "Deal", "Listed", "PartitionSettings", "Shards", "deal", "generator", "listed", "of_owners", "parameters"]
 
@@ -150,7 +150,7 @@ def _repaired(drawn: Deal, labels: Ints, settings: PartitionSettings, rng: Gener
     if size.sum() < drawn.clients * settings.least or settings.name == "few_per_class":
         gives = f"{settings.name} gives a client {size.min()} images, fewer than least = {settings.least}"
         raise BadInput(f"[partition] {gives}: lower least or clients")
-    moved = schemes.repair(drawn.owner, labels, drawn.clients, settings.least, rng)
+    moved = partition_schemes.repair(drawn.owner, labels, drawn.clients, settings.least, rng)
     return Deal(drawn.owner, drawn.clients, drawn.shares, drawn.tries, moved)
 
 
@@ -163,26 +163,26 @@ def _draw(labels: Ints, s: PartitionSettings, rng: Generator, users: Ints | None
 
 def _sizes(n: int, s: PartitionSettings, rng: Generator, rule: str) -> Ints:
     if rule == "dirichlet":
-        return schemes.dirichlet_sizes(n, s.clients, s.beta, rng)
+        return partition_schemes.dirichlet_sizes(n, s.clients, s.beta, rng)
     if rule == "lognormal":
-        return schemes.lognormal_sizes(n, s.clients, s.sigma, rng)
-    return schemes.equal_sizes(n, s.clients)
+        return partition_schemes.lognormal_sizes(n, s.clients, s.sigma, rng)
+    return partition_schemes.equal_sizes(n, s.clients)
 
 
 def _sized(rule: str) -> Callable[..., Drawn]:
-    return lambda labels, s, rng, users: (schemes.iid(_sizes(len(labels), s, rng, rule), rng), None)
+    return lambda labels, s, rng, users: (partition_schemes.iid(_sizes(len(labels), s, rng, rule), rng), None)
 
 
 def _by_class(labels: Ints, s: PartitionSettings, rng: Generator, users: Ints | None) -> Drawn:
-    return schemes.dirichlet_class(labels, s.clients, s.alpha, s.balance, rng)
+    return partition_schemes.dirichlet_class(labels, s.clients, s.alpha, s.balance, rng)
 
 
 def _by_client(labels: Ints, s: PartitionSettings, rng: Generator, users: Ints | None) -> Drawn:
-    return schemes.dirichlet_client(labels, _sizes(len(labels), s, rng, s.sizes), s.alpha, s.prior, rng)
+    return partition_schemes.dirichlet_client(labels, _sizes(len(labels), s, rng, s.sizes), s.alpha, s.prior, rng)
 
 
 def _in_shards(labels: Ints, s: PartitionSettings, rng: Generator, users: Ints | None) -> Drawn:
-    return schemes.shards(labels, s.clients, s.shards_per_client * s.clients, s.drop_rest, rng), None
+    return partition_schemes.shards(labels, s.clients, s.shards_per_client * s.clients, s.drop_rest, rng), None
 
 
 def _by_few_classes(labels: Ints, s: PartitionSettings, rng: Generator, users: Ints | None) -> Drawn:
@@ -190,15 +190,15 @@ def _by_few_classes(labels: Ints, s: PartitionSettings, rng: Generator, users: I
     if s.classes_per_client > present:
         raise BadInput(f"[partition] classes_per_client = {s.classes_per_client}, but the data have {present} classes")
     if s.name == "few_per_class":
-        return schemes.few_per_class(labels, s.clients, s.classes_per_client, s.images_per_class, rng), None
-    return schemes.classes_per_client(labels, s.clients, s.classes_per_client, rng), None
+        return partition_schemes.few_per_class(labels, s.clients, s.classes_per_client, s.images_per_class, rng), None
+    return partition_schemes.classes_per_client(labels, s.clients, s.classes_per_client, rng), None
 
 
 def _by_user(labels: Ints, s: PartitionSettings, rng: Generator, users: Ints | None) -> Drawn:
     if users is None:
         known = ", ".join(name for name in NAMES if name != "natural")
         raise BadInput(f'[partition] name = "natural" needs users (a file with a dataset client); without them there are: {known}')
-    return schemes.natural(users, s.clients, s.least, rng), None
+    return partition_schemes.natural(users, s.clients, s.least, rng), None
 
 
 RANDOM_SIZES = ("dirichlet_class", "dirichlet_client", "quantity_dirichlet", "quantity_lognormal")

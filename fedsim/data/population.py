@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from fedsim import draw
-from fedsim.data import DataSettings, partition, splits
-from fedsim.data.images import Stored, Unscaled
+from fedsim.core import rng
+from fedsim.data import partition, splits
+from fedsim.data.client_indices import Blocks, Ints, Listed, Shards, of_owners, sha256_of
+from fedsim.data.image_sets import Stored, Unscaled
 from fedsim.data.partition import Deal, PartitionSettings, generator
-from fedsim.data.shards import Blocks, Ints, Listed, Shards, of_owners, sha256_of
+from fedsim.data.settings import DataSettings
 from fedsim.data.sources import open_data
-from fedsim.fault import BadInput
+from fedsim.errors import BadInput
 
 if TYPE_CHECKING:
-    from fedsim.core import Data
+    from fedsim.core.types import Data
+
 
 COUNTED = 100_000  # clients up to which counts are kept
 MOVED = 0.01  # share of images moved by the repair above which the record warns
@@ -40,7 +42,7 @@ class Skew:
 
     def angle(self, client: int) -> float:
         """Degrees, fixed for the client, uniform within ± max_angle."""
-        return self.max_angle * (2 * float(draw.uniform(draw.key(self.seed, "rotation", client), 1)) - 1)
+        return self.max_angle * (2 * float(rng.uniform(rng.key(self.seed, "rotation", client), 1)) - 1)
 
 
 @dataclass(frozen=True, eq=False)

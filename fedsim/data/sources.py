@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import interpolate
 
-from fedsim.data import DataSettings
-from fedsim.data.images import Fake, Stored, fifth, moments, parted
+from fedsim.data.image_sets import Fake, Stored, fifth, moments, parted
+from fedsim.data.settings import DataSettings
 
 if TYPE_CHECKING:
-    from fedsim.core import Data
+    from fedsim.core.types import Data
+
 
 __all__ = ["Fake", "Stored", "digits", "fake", "fifth", "moments", "open_data", "parted"]
 
@@ -23,18 +24,18 @@ def open_data(settings: DataSettings, seed: int) -> tuple[Data, Data]:
     if settings.name == "fake":
         return fake(settings, seed)
     if settings.name == "shapes":
-        from fedsim.data.shapes import shapes
+        from fedsim.data.drawn_shapes import shapes
 
         return shapes(settings)
     if settings.name in ("cinic10", "tiny_imagenet"):
-        from fedsim.data import folders
+        from fedsim.data import image_folders
 
-        return folders.open_folder(settings.name, settings.root)
+        return image_folders.open_folder(settings.name, settings.root)
     if settings.name == "file":
-        from fedsim.data.file import open_file
+        from fedsim.data.hdf5_file import open_file
 
         return open_file(str(settings.path))
-    from fedsim.data.published import open_published
+    from fedsim.data.torchvision_sets import open_published
 
     return open_published(settings)
 

@@ -9,12 +9,12 @@ import torch
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from fedsim.data.schemes import apportion
-from fedsim.data.shards import Ints, held_size
-from fedsim.fault import BadInput
+from fedsim.data.client_indices import Ints, held_size
+from fedsim.data.partition_schemes import apportion
+from fedsim.errors import BadInput
 
 if TYPE_CHECKING:
-    from fedsim.core import Data
+    from fedsim.core.types import Data
 
 
 def labels_of(data: Data, index: Ints) -> Ints:

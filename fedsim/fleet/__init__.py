@@ -1,1 +1,1 @@
-"""Fleets: who carries out Work. Serial is the reference, packed stacks clients, MPI asks ranks that are either; the same answer."""
+"""Who carries out the work of clients: one after the other, stacked, as a CUDA graph, on MPI ranks; the same answer."""

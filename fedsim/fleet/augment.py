@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedsim import draw
+from fedsim.core import rng
 
 NAMES = ("crop", "flip", "cutout")
 
@@ -14,11 +14,11 @@ NAMES = ("crop", "flip", "cutout")
 def moved(x: Tensor, keys: Tensor, pad: int, flip: bool, border: str = "zeros") -> Tensor:
     """Each image shifted by up to `pad` pixels either way within a border of zeros, or its reflection; mirrored or not; in one gather."""
     count, _, height, width = x.shape
-    shift = draw.integers(draw.fold(keys, "crop"), 2, 2 * pad + 1)  # (M, 2)
+    shift = rng.integers(rng.fold(keys, "crop"), 2, 2 * pad + 1)  # (M, 2)
     rows = shift[:, :1] + torch.arange(height, device=x.device)  # (M, H)
     columns = shift[:, 1:] + torch.arange(width, device=x.device)
     if flip:
-        mirrored = draw.integers(draw.fold(keys, "flip"), 1, 2).bool()
+        mirrored = rng.integers(rng.fold(keys, "flip"), 1, 2).bool()
         columns = torch.where(mirrored, columns.flip(-1), columns)
     padded = F.pad(x, (pad, pad, pad, pad), mode="constant" if border == "zeros" else border)
     images = torch.arange(count, device=x.device).view(-1, 1, 1)
@@ -28,7 +28,7 @@ def moved(x: Tensor, keys: Tensor, pad: int, flip: bool, border: str = "zeros") 
 def cut_out(x: Tensor, keys: Tensor, hole: int) -> Tensor:
     """A square of `hole` pixels set to 0 (Cutout, arXiv:1708.04552). Its centre is anywhere, so parts of it may fall outside."""
     _, _, height, width = x.shape
-    spot = draw.uniform(draw.fold(keys, "cutout"), 2)
+    spot = rng.uniform(rng.fold(keys, "cutout"), 2)
     rows = torch.arange(height, device=x.device) - (spot[:, :1] * height).floor()  # (M, H)
     columns = torch.arange(width, device=x.device) - (spot[:, 1:] * width).floor()
     inside = ((rows >= -(hole // 2)) & (rows < hole - hole // 2)).unsqueeze(2) & (
@@ -39,7 +39,7 @@ def cut_out(x: Tensor, keys: Tensor, hole: int) -> Tensor:
 
 def noisy(x: Tensor, keys: Tensor, std: Tensor) -> Tensor:
     """x plus normal noise of standard deviation `std` (M,)."""
-    return x + draw.normal(keys, x[0].numel()).view_as(x) * std.view(-1, 1, 1, 1)
+    return x + rng.normal(keys, x[0].numel()).view_as(x) * std.view(-1, 1, 1, 1)
 
 
 def rotated(x: Tensor, degrees: Tensor) -> Tensor:

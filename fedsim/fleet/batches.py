@@ -5,44 +5,20 @@ Shapes: K clients of the pack, A of them still active at a step, S steps, B imag
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim import draw
-from fedsim.core import Data, Feed
+from fedsim.core import rng
+from fedsim.core.types import Data, Feed
 from fedsim.fleet.augment import cut_out, moved, noisy, rotated
+from fedsim.fleet.client_images import TESTS, Population, count_of, images_of, steps_of
 
-TESTS = ("test", "global")  # splits of the test set
 READY = 1 << 26  # bytes of float images up to which they are normalised once, not per batch
-
-
-class Population(Protocol):
-    """Whose images a fleet reads; the data room makes it."""
-
-    @property
-    def train(self) -> Data: ...
-    @property
-    def test(self) -> Data: ...
-    @property
-    def shards(self) -> Mapping[str, Any]: ...  # "train", "held", "test": .of(client) -> sorted indices, .size(client), .sizes()
-    @property
-    def clients(self) -> int: ...
-    @property
-    def augment(self) -> tuple[str, ...]: ...
-    @property
-    def crop_pad(self) -> int: ...
-    @property
-    def crop_border(self) -> str: ...
-    @property
-    def cutout(self) -> int: ...
-    @property
-    def skew(self) -> Any: ...  # None, or .noise(client) -> standard deviation and .angle(client) -> degrees
-    def size(self, client: int) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -87,58 +63,6 @@ def _moments(data: Data, device: str, dtype: torch.dtype) -> tuple[Tensor, Tenso
     """Deviation and mean of the channels, (C, 1, 1)."""
     scale, shift = (torch.tensor(value, dtype=dtype, device=device).view(-1, 1, 1) for value in (data.std, data.mean))
     return scale, shift
-
-
-def images_of(population: Population, split: str, client: int) -> np.ndarray:
-    """A client's images in a split as sorted indices; clients beyond the population are fixed shards of the global test set."""
-    if client >= population.clients:
-        return evaluation_images(population, client)
-    if split == "global":
-        return np.arange(len(population.test))
-    return population.shards["train" if split == "probe" else split].of(client)
-
-
-def evaluation_shards(population: Population) -> int:
-    """Number of shards of the global test set: enough for many ranks, never empty."""
-    return min(len(population.test), max(8, min(64, -(-len(population.test) // 256))))
-
-
-def evaluation_images(population: Population, client: int) -> np.ndarray:
-    """The global test images of a pseudo-client."""
-    cuts = np.linspace(0, len(population.test), evaluation_shards(population) + 1).astype(np.int64)
-    return np.arange(cuts[client - population.clients], cuts[client - population.clients + 1])
-
-
-def count_of(population: Population, feed: Feed, client: int) -> int:
-    """Number of images that the feed shows the client in one epoch."""
-    if client >= population.clients:
-        whole = len(evaluation_images(population, client))
-    elif feed.split == "global":
-        whole = len(population.test)
-    else:
-        whole = population.shards["train" if feed.split == "probe" else feed.split].size(client)
-    return whole if feed.share == 1 else min(whole, max(int(feed.share * whole + 1e-9), min(feed.batch, whole)))
-
-
-def steps_of(feed: Feed, count: int) -> int:
-    """Steps of the feed for a client with `count` images; none without images."""
-    return 0 if count == 0 else feed.steps or feed.epochs * -(-count // feed.batch)
-
-
-def shown(feed: Feed, count: int) -> int:
-    """Images that the feed shows the client in all, incomplete last batches at their true size."""
-    if count == 0:
-        return 0
-    epochs, rest = divmod(steps_of(feed, count), -(-count // feed.batch))
-    return epochs * count + rest * feed.batch
-
-
-def shown_last(feed: Feed, count: int, last: int) -> int:
-    """Images of the feed's `last` steps."""
-    if count == 0:
-        return 0
-    before = steps_of(feed, count) - last
-    return shown(feed, count) - (shown(replace(feed, epochs=0, steps=before), count) if before > 0 else 0)
 
 
 class Batches:
@@ -186,9 +110,9 @@ class Batches:
         """A share of a split is a random subset that the client draws once and for all."""
         if self.feed.share == 1:
             return
-        keys = draw.key(self.key.seed, "share", self.clients)
+        keys = rng.key(self.key.seed, "share", self.clients)
         for row, size, count, key in zip(self.images, whole, self.counts, keys, strict=True):
-            row[:count] = row[draw.permutation(key, size)[:count].sort().values].clone()
+            row[:count] = row[rng.permutation(key, size)[:count].sort().values].clone()
         self.images = self.images[:, : max(self.counts)].contiguous()
 
     def _plan(self) -> Tensor:
@@ -212,7 +136,7 @@ class Batches:
         if self.feed.split in TESTS:
             return places
         calls = 0 if self.feed.split == "probe" else self.calls  # models that are compared are compared on the same batches
-        numbers = draw.bits(draw.key(self.key.seed, self.feed.split, self.key.r, calls, self.clients, epoch), width).numpy()
+        numbers = rng.bits(rng.key(self.key.seed, self.feed.split, self.key.r, calls, self.clients, epoch), width).numpy()
         return np.where(places < np.array(self.counts)[:, None], numbers, np.iinfo(np.int64).max).argsort(-1, kind="stable")
 
     def _ready(self) -> Tensor | None:
@@ -267,8 +191,8 @@ class Batches:
 
     def _keys(self, width: int, begin: int, end: int, t: int) -> Tensor:
         """A key for every image of the step, (A · B,)."""
-        keys = draw.key(self.key.seed, "augment", self.key.r, self.calls[begin:end], self.clients[begin:end], t)
-        return draw.fold(keys.unsqueeze(1), torch.arange(width)).flatten()
+        keys = rng.key(self.key.seed, "augment", self.key.r, self.calls[begin:end], self.clients[begin:end], t)
+        return rng.fold(keys.unsqueeze(1), torch.arange(width)).flatten()
 
     def _skewed(self, x: Tensor, images: Tensor, begin: int, end: int) -> Tensor:
         """The client's own transform of its images, which is part of the partition; the global test set stays clean."""
@@ -282,6 +206,6 @@ class Batches:
         if bool(angles.any()):
             x = rotated(x, angles.to(x.device))
         if bool(stds.any()):
-            keys = draw.fold(draw.fold(draw.key(self.key.seed, "noise", int(self.feed.split == "test")), clients), images)
+            keys = rng.fold(rng.fold(rng.key(self.key.seed, "noise", int(self.feed.split == "test")), clients), images)
             x = noisy(x, keys.to(x.device), stds.to(x.device, x.dtype))
         return x

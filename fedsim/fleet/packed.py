@@ -13,15 +13,19 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from fedsim import masks, tree
-from fedsim.core import Batch, Sent, Work
+from fedsim.core import masks, tree
+from fedsim.core.tree import Tree
+from fedsim.core.types import Batch
+from fedsim.federated.protocol import ClientInput, Work
 from fedsim.fleet.batches import Step
-from fedsim.fleet.local import LocalFleet
-from fedsim.fleet.order import Answer, Order, Pack, Place, Site, batches, charge_all, charged, finite, row_of, sent, unchanged
-from fedsim.tree import Tree
+from fedsim.fleet.checks import finite, unchanged
+from fedsim.fleet.local_fleet import LocalFleet
+from fedsim.fleet.messages import ErrorContext, Pack, PackResult, WorkerContext, WorkOrder
+from fedsim.fleet.packing import batches, client_input, client_row
+from fedsim.fleet.report_costs import charge_all, charge_pack
 
 
-def carry_out(order: Order, pack: Pack, site: Site) -> Answer:
+def carry_out(order: WorkOrder, pack: Pack, site: WorkerContext) -> PackResult:
     """The pack's answer, clients whose kept states are alike at once."""
     order = replace(order, net=order.net.under_vmap())
     answer, *others = [_stacked(order, part, site) for part in alike(order, pack, site)]
@@ -30,10 +34,10 @@ def carry_out(order: Order, pack: Pack, site: Site) -> Answer:
     return answer
 
 
-def alike(order: Order, pack: Pack, site: Site) -> list[Pack]:
+def alike(order: WorkOrder, pack: Pack, site: WorkerContext) -> list[Pack]:
     """The pack in parts whose kept states, first ones filled in, have the same keys, shapes and dtypes."""
-    with Place(order, site.rank, pack.clients, "fresh").told():
-        fresh = mapped(order.work.fresh, order, sent(order, site, pack))
+    with ErrorContext(order, site.rank, pack.clients, "fresh").told():
+        fresh = mapped(order.work.fresh, order, client_input(order, site, pack))
         if not fresh and not any(pack.kept):
             return [pack]
         rows = [tree.row(fresh, i) | (kept or {}) for i, kept in enumerate(pack.kept)]
@@ -51,21 +55,21 @@ def alike(order: Order, pack: Pack, site: Site) -> list[Pack]:
     ]
 
 
-def _stacked(order: Order, pack: Pack, site: Site) -> Answer:
-    place = Place(order, site.rank, pack.clients)
-    answer = Answer(order.sum())
+def _stacked(order: WorkOrder, pack: Pack, site: WorkerContext) -> PackResult:
+    place = ErrorContext(order, site.rank, pack.clients)
+    answer = PackResult(order.sum())
     with place.told():
-        held = replace(sent(order, site, pack), kept=tree.stack([kept or {} for kept in pack.kept]))
+        held = replace(client_input(order, site, pack), kept=tree.stack([kept or {} for kept in pack.kept]))
         place.stage = "start"
         state = _laid_out(mapped(order.work.start, order, held))
-        masks.check(row_of(held, 0).tree(tree.row(state, 0)))
+        masks.check(client_row(held, 0).tree(tree.row(state, 0)))
         losses = _losses(order, site, pack, held, state, place)
         place.stage = "finish"
         total, each, keep = mapped(finished(order), order, held, state)
         answer.total.add(total, pack.clients, held.n.tolist())
         answer.loss = dict(zip(pack.clients, losses, strict=True))
         answer.each, answer.keep = apart(pack.clients, each), apart(pack.clients, keep)
-        if charged(order):
+        if charge_pack(order):
             charge_all(answer, order.net, pack.clients, held, state, total | each)
     return answer
 
@@ -75,11 +79,11 @@ def apart(clients: list[int], rows: Tree) -> dict[int, Tree]:
     return {client: tree.clone(tree.row(rows, i)) for i, client in enumerate(clients)}
 
 
-def mapped(function: Any, order: Order, held: Sent, *trees: Any) -> Any:
+def mapped(function: Any, order: WorkOrder, held: ClientInput, *trees: Any) -> Any:
     """function(net, sent, *trees) for every client; outputs (K, …)."""
 
     def one(own: Tree, kept: Tree, n: Tensor, steps: Tensor, key: Tensor, *rows: Any) -> Any:
-        return function(order.net, Sent(held.shared, own, kept, n, steps, key), *rows)
+        return function(order.net, ClientInput(held.shared, own, kept, n, steps, key), *rows)
 
     return vmap(one)(held.own, held.kept, held.n, held.steps, held.key, *trees)
 
@@ -89,15 +93,15 @@ def _laid_out(start: Tree) -> Tree:
     return {key: value.clone(memory_format=torch.contiguous_format) for key, value in start.items()}
 
 
-def finished(order: Order) -> Any:
-    def finish(net: Any, one: Sent, state: Tree) -> tuple[Tree, Tree, Tree]:
+def finished(order: WorkOrder) -> Any:
+    def finish(net: Any, one: ClientInput, state: Tree) -> tuple[Tree, Tree, Tree]:
         report = order.work.finish(net, one, state)
         return report.total, report.each, report.keep
 
     return finish
 
 
-def _losses(order: Order, site: Site, pack: Pack, held: Sent, state: Tree, place: Place) -> list[float]:
+def _losses(order: WorkOrder, site: WorkerContext, pack: Pack, held: ClientInput, state: Tree, place: ErrorContext) -> list[float]:
     """Runs every feed, overwriting `state`; the mean loss of each client (K,)."""
     sums = torch.zeros(len(pack.clients), dtype=torch.float64)
     for feed in range(len(order.work.feeds)):
@@ -111,7 +115,9 @@ def _losses(order: Order, site: Site, pack: Pack, held: Sent, state: Tree, place
     return (sums / held.steps.sum(1).cpu()).tolist()
 
 
-def _feed(order: Order, site: Site, pack: Pack, held: Sent, state: Tree, feed: int, rows: list[int], place: Place) -> Tensor:
+def _feed(
+    order: WorkOrder, site: WorkerContext, pack: Pack, held: ClientInput, state: Tree, feed: int, rows: list[int], place: ErrorContext
+) -> Tensor:
     """One feed, clients in the order of `rows`; losses (S, K), 0 where a client had ended."""
     run = batches(order, site, pack, feed, rows)
     ordered = rows == sorted(rows)
@@ -133,16 +139,16 @@ def _feed(order: Order, site: Site, pack: Pack, held: Sent, state: Tree, feed: i
     return losses
 
 
-def taken(held: Sent, rows: Any) -> Sent:
+def taken(held: ClientInput, rows: Any) -> ClientInput:
     """Some clients' part of a packed Sent."""
     own, kept = ({key: value[rows] for key, value in part.items()} for part in (held.own, held.kept))
-    return Sent(held.shared, own, kept, held.n[rows], held.steps[rows], held.key[rows])
+    return ClientInput(held.shared, own, kept, held.n[rows], held.steps[rows], held.key[rows])
 
 
-def _step(order: Order, feed: int, step: Step, held: Sent, state: Tree, numbers: Tensor, last: Tensor) -> tuple[Tree, Tensor]:
+def _step(order: WorkOrder, feed: int, step: Step, held: ClientInput, state: Tree, numbers: Tensor, last: Tensor) -> tuple[Tree, Tensor]:
     """One vmapped step; the new states and losses (A,)."""
 
-    def one(net: Any, alone: Sent, rows: Tree, x: Tensor, y: Tensor, T: Tensor, *real: Tensor) -> tuple[Tree, Tensor]:
+    def one(net: Any, alone: ClientInput, rows: Tree, x: Tensor, y: Tensor, T: Tensor, *real: Tensor) -> tuple[Tree, Tensor]:
         return order.work.step(net, alone, rows, Batch(x, y, real[0] if real else None, numbers[step.t], T, feed))
 
     real = () if step.real is None else (step.real,)

@@ -8,45 +8,49 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fedsim import masks, tree
-from fedsim.core import Batch, Sent
+from fedsim.core import masks, tree
+from fedsim.core.tree import Tree
+from fedsim.core.types import Batch
+from fedsim.federated.protocol import ClientInput
 from fedsim.fleet.batches import Batches
-from fedsim.fleet.local import LocalFleet
-from fedsim.fleet.order import Answer, Order, Pack, Place, Site, batches, charge, charged, finite, row_of, sent, unchanged
-from fedsim.tree import Tree
+from fedsim.fleet.checks import finite, unchanged
+from fedsim.fleet.local_fleet import LocalFleet
+from fedsim.fleet.messages import ErrorContext, Pack, PackResult, WorkerContext, WorkOrder
+from fedsim.fleet.packing import batches, client_input, client_row
+from fedsim.fleet.report_costs import charge_pack, charge_report
 
 
-def carry_out(order: Order, pack: Pack, site: Site) -> Answer:
+def carry_out(order: WorkOrder, pack: Pack, site: WorkerContext) -> PackResult:
     """The pack's answer, client by client."""
     return _carried_out(order, pack, site, idle=False)
 
 
-def idle(order: Order, pack: Pack, site: Site) -> Answer:
+def idle(order: WorkOrder, pack: Pack, site: WorkerContext) -> PackResult:
     """The answer of clients that begin and end their work but take no step: what it would cost, not what it would give."""
     return _carried_out(order, pack, site, idle=True)
 
 
-def _carried_out(order: Order, pack: Pack, site: Site, idle: bool) -> Answer:
-    answer = Answer(order.sum())
-    held = sent(order, site, pack)
+def _carried_out(order: WorkOrder, pack: Pack, site: WorkerContext, idle: bool) -> PackResult:
+    answer = PackResult(order.sum())
+    held = client_input(order, site, pack)
     buffers: Tree = {}
     runs = _Runs(order, site, pack, held, idle)
     bytes_up: int | None = None
     for i, client in enumerate(pack.clients):
-        place = Place(order, site.rank, [client])
+        place = ErrorContext(order, site.rank, [client])
         with place.told():
-            one = _with_kept(order, row_of(held, i), pack.kept[i], place)
+            one = _with_kept(order, client_row(held, i), pack.kept[i], place)
             state, answer.loss[client] = _work(order, runs, i, one, buffers, place)
             place.stage = "finish"
             report = order.work.finish(order.net, one, state)
             answer.total.add({key: value[None] for key, value in report.total.items()}, [client], [int(one.n)])
             answer.each[client], answer.keep[client] = tree.clone(report.each), tree.clone(report.keep)
-            if charged(order):
-                bytes_up = charge(answer, order.net, client, one, state, report.total | report.each, bytes_up)
+            if charge_pack(order):
+                bytes_up = charge_report(answer, order.net, client, one, state, report.total | report.each, bytes_up)
     return answer
 
 
-def _with_kept(order: Order, one: Sent, kept: Tree | None, place: Place) -> Sent:
+def _with_kept(order: WorkOrder, one: ClientInput, kept: Tree | None, place: ErrorContext) -> ClientInput:
     place.stage = "fresh"
     return replace(one, kept=order.work.fresh(order.net, one) | (kept or {}))
 
@@ -54,7 +58,7 @@ def _with_kept(order: Order, one: Sent, kept: Tree | None, place: Place) -> Sent
 class _Runs:
     """The batches of every feed, made for the whole pack when the first client gets there."""
 
-    def __init__(self, order: Order, site: Site, pack: Pack, held: Sent, idle: bool) -> None:
+    def __init__(self, order: WorkOrder, site: WorkerContext, pack: Pack, held: ClientInput, idle: bool) -> None:
         self.order, self.site, self.pack, self.idle = order, site, pack, idle
         self.rows = [held.steps[:, feed].argsort(descending=True, stable=True, dim=0).tolist() for feed in range(len(order.work.feeds))]
         self.made: dict[int, Batches] = {}
@@ -70,7 +74,7 @@ class _Runs:
             yield step.t, Batch(step.x[0], step.y[0], None, self.numbers[step.t], self.numbers[run.steps[row]], feed)
 
 
-def _work(order: Order, runs: _Runs, i: int, one: Sent, buffers: Tree, place: Place) -> tuple[Tree, float]:
+def _work(order: WorkOrder, runs: _Runs, i: int, one: ClientInput, buffers: Tree, place: ErrorContext) -> tuple[Tree, float]:
     """The last state and the mean loss over all steps."""
     place.stage = "start"
     start = order.work.start(order.net, one)

@@ -6,7 +6,7 @@ model.gate_sigmoid, gate_bias, gate_l1, gate_choice and gate_place; methods that
 last round, every client a network that is physically smaller: the channels that its own training images open most often (our addition
 to the paper).
 
-Paper -> code:  d -> model.gate_keep,  K -> clients,  g -> fedsim.models.gating,  f_{l,c} -> own/frequency,  m_k -> gate/channels
+Paper -> code:  d -> model.gate_keep,  K -> clients,  g -> fedsim.nn.layers.input_gate,  f_{l,c} -> own/frequency,  m_k -> gate/channels
 
 The dense reference is the same model without model.gate_keep under the method fedavg.
 """
@@ -21,17 +21,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedsim import dynamic, frequency
-from fedsim.aggregate import COUNT
-from fedsim.core import Data, Fleet, Method, Sent, Setting
-from fedsim.dynamic import Costs
-from fedsim.exact import COHORT
-from fedsim.fault import BadInput, within
-from fedsim.frequency import ACTIVE, FREQUENCY, VARYING, Frequency, TrainLocal
-from fedsim.gates import GATES
-from fedsim.net import Net
-from fedsim.tree import Tree, under
-from fedsim.works import Train
+from fedsim.core.keys import ACTIVE_CONVS, COUNT, FREQUENCY, GATE, VARYING_CHANNELS
+from fedsim.core.tree import Tree, under
+from fedsim.core.types import COHORT, Data
+from fedsim.core.validation import within
+from fedsim.errors import BadInput
+from fedsim.federated.client_work import Train
+from fedsim.federated.protocol import ClientInput, Fleet, Method, Setting
+from fedsim.nn.net import Net
+from fedsim.pruning import channel_frequency, dynamic_channels
+from fedsim.pruning.channel_frequency import MeasureChannelFrequency, TrainLocal
+from fedsim.pruning.dynamic_channels import Costs
 
 Told = dict[str, float]
 WHY = "adp gives clients plain or standardised convolutions, whose results pass on by activations, pools, and additions to a stream"
@@ -88,14 +88,14 @@ class ADP(Method[State]):
         return self._measured(setting, state, fleet, work, told) if r == setting.rounds else (state, told)
 
     def deploy(self, setting: Setting, state: State, fleet: Fleet, cohort: Sequence[int]) -> tuple[Tree, Tree, Net | None]:
-        mask = {GATES: state.mask} if state.mask is not None and self.export == "global" else {}
+        mask = {GATE: state.mask} if state.mask is not None and self.export == "global" else {}
         return under(state.shared, "w/", "buf/") | mask, {}, None
 
-    def model_of(self, net: Net, sent: Sent) -> Tree:
+    def model_of(self, net: Net, sent: ClientInput) -> Tree:
         if FREQUENCY in sent.kept and self.export == "client":
-            return frequency.model_of(net, sent, self._counts(net), self.export_gate == "folded")
+            return channel_frequency.model_of(net, sent, self._counts(net), self.export_gate == "folded")
         held = sent.tree({})
-        return held | (frequency.personal(held) if self.personalise else {})
+        return held | (channel_frequency.personal(held) if self.personalise else {})
 
     def others(self) -> dict[str, Method[State]]:
         """How else the clients could use what has been learned: each form's accuracy is recorded as well after the last round."""
@@ -106,18 +106,18 @@ class ADP(Method[State]):
     def _measured(self, setting: Setting, state: State, fleet: Fleet, train: TrainLocal, told: Told) -> tuple[State, Told]:
         """Every client with images measures what these use; the server learns no more than the masks' sum, if it is wanted."""
         costs, counts = Costs.of(setting.net.channels, setting.anatomy), self._counts(setting.net)
-        work = Frequency.after(train, self.personalise, self.export_gate == "folded", counts, self.export == "global", costs)
+        work = MeasureChannelFrequency.after(train, self.personalise, self.export_gate == "folded", counts, self.export == "global", costs)
         sent, clients = self._sent(setting.net, state.shared), fleet.pick(None, setting.rounds)
         totals = [fleet.run(work, clients[begin : begin + COHORT], sent).total for begin in range(0, len(clients), COHORT)]
         total = {key: torch.stack([part[key] for part in totals]).sum(0) for key in totals[0]}
-        convs = float(total[ACTIVE] / total[COUNT])
+        convs = float(total[ACTIVE_CONVS] / total[COUNT])
         active = (convs * costs.dense["convs"] + costs.gates + costs.others) / costs.dense.total
-        told |= {"active_convs_share": convs, "active_share": active, "varying_share": float(total[VARYING] / total[COUNT])}
+        told |= {"active_convs_share": convs, "active_share": active, "varying_share": float(total[VARYING_CHANNELS] / total[COUNT])}
         if self.export != "none":
-            small = dynamic.exported(setting.net.channels, setting.anatomy, counts, self.export_gate == "folded")
+            small = dynamic_channels.exported(setting.net.channels, setting.anatomy, counts, self.export_gate == "folded")
             told["export_share"] = small / costs.dense.total
         if self.export == "global":
-            mask = dynamic.kept(total["loss/frequency"], total["loss/gate"], setting.net.channels.widths, counts)
+            mask = dynamic_channels.kept(total["loss/frequency"], total["loss/gate"], setting.net.channels.widths, counts)
             state = replace(state, mask=mask)
         return state, told
 
@@ -148,4 +148,4 @@ class ADP(Method[State]):
 
     def _counts(self, net: Net) -> tuple[int, ...]:
         """Channels that an exported network keeps of every layer."""
-        return dynamic.aligned(net.selected, net.channels.widths, self.align)
+        return dynamic_channels.aligned(net.selected, net.channels.widths, self.align)

@@ -17,22 +17,23 @@ from typing import Literal
 
 from torch import Tensor
 
-from fedsim.choosing import Choosing, Masks
-from fedsim.constraint import Flops
-from fedsim.core import Data, Feed, Fleet, Method, Sent, Setting
-from fedsim.cotrain import Cotraining
-from fedsim.fault import TINY, BadInput, within
-from fedsim.gated import GRADIENT, STEPS
-from fedsim.gates import GATES
-from fedsim.net import Net
-from fedsim.phases import JUDGES, CutOnce, all_seen, judged
-from fedsim.tree import Tree, under
+from fedsim.core.keys import GATE, GATE_GRADIENT, GATE_STEPS
+from fedsim.core.tree import Tree, under
+from fedsim.core.types import Data, Feed
+from fedsim.core.validation import TINY, within
+from fedsim.errors import BadInput
+from fedsim.federated.protocol import ClientInput, Fleet, Method, Setting
+from fedsim.nn.net import Net
+from fedsim.pruning.cut_and_finetune import JUDGES, CutAndFinetune, all_seen, judged
+from fedsim.pruning.flops_constraint import FlopsConstraint
+from fedsim.pruning.gate_controller import GateController, GateState
+from fedsim.pruning.hypernet_training import HypernetTraining
 
 
 @dataclass(frozen=True)
 class Best:
     shared: Tree
-    masks: Masks
+    masks: GateState
     accuracy: float  # on held-out images
 
 
@@ -40,13 +41,13 @@ class Best:
 class State:
     shared: Tree  # the broadcast: w, running statistics, averaged momentum
     memory: Tree  # of the aggregation
-    masks: Masks
+    masks: GateState
     kept: Tree = field(default_factory=dict)  # group -> positions of the channels that the cut has left; empty before it
     best: Best | None = None  # with report = "best"
 
 
 @dataclass(frozen=True)
-class DWFNP(CutOnce, Method[State]):
+class DWFNP(CutAndFinetune, Method[State]):
     """Prunes channels by a base network for all and a sub-network for each client."""
 
     keep: float = 0.8  # p, FLOPs share of the gated layers that the base keeps
@@ -106,14 +107,14 @@ class DWFNP(CutOnce, Method[State]):
     def deploy(self, setting: Setting, state: State, fleet: Fleet, cohort: Sequence[int]) -> tuple[Tree, Tree, Net | None]:
         choosing, model = self.choosing(setting), state.best or state
         shared, masks = under(model.shared, "w/", "buf/"), model.masks
-        own = {GATES: self._left(state, choosing.choices(masks, cohort))} if self.personal and len(cohort) else {}
+        own = {GATE: self._left(state, choosing.choices(masks, cohort))} if self.personal and len(cohort) else {}
         if state.kept:
             return shared, own, setting.net.cut(state.kept)
-        return shared | {GATES: choosing.base(masks)}, own, None
+        return shared | {GATE: choosing.base(masks)}, own, None
 
-    def model_of(self, net: Net, sent: Sent) -> Tree:
+    def model_of(self, net: Net, sent: ClientInput) -> Tree:
         held = sent.tree({})
-        return held | {GATES: held[GATES].float()} if GATES in held and self.norm_over == "all" else held
+        return held | {GATE: held[GATE].float()} if GATE in held and self.norm_over == "all" else held
 
     # ---- phases
 
@@ -130,14 +131,14 @@ class DWFNP(CutOnce, Method[State]):
         choosing, work, masks = self.choosing(setting), self.training(setting, r), state.masks
         own, net = {}, setting.net.cut(state.kept) if state.kept else None
         if not state.kept and r > self.warm(setting):
-            own = {STEPS: choosing.steps(masks, cohort, r, setting.train.steps)}
+            own = {GATE_STEPS: choosing.steps(masks, cohort, r, setting.train.steps)}
         elif state.kept and self.personal:
             gate = choosing.soft(masks, cohort, r) if self.finetune == "dynamic" else choosing.choices(masks, cohort)
-            own = {GATES: self._left(state, gate)}
+            own = {GATE: self._left(state, gate)}
         reply = fleet.run(work, cohort, setting.aggregate.shared(state.memory, state.shared), own, net)
         shared, memory = self.averaged(setting, state.shared, state.memory, reply)
-        if GRADIENT in reply.each:
-            masks = choosing.learnt_within(masks, cohort, r, reply.each[GRADIENT])
+        if GATE_GRADIENT in reply.each:
+            masks = choosing.learnt_within(masks, cohort, r, reply.each[GATE_GRADIENT])
         return replace(state, shared=shared, memory=memory, masks=masks), {"lr": work.lr}
 
     def _cut(self, setting: Setting, state: State) -> State:
@@ -162,13 +163,13 @@ class DWFNP(CutOnce, Method[State]):
 
     # ---- what it is made of
 
-    def choosing(self, setting: Setting) -> Choosing:
+    def choosing(self, setting: Setting) -> GateController:
         """How gates are drawn and learned."""
-        flops = Flops.of(setting.net.channels, setting.anatomy, self.depthwise == "squared")
-        rule = Cotraining(flops, self.tau, self.bias, self.keep, self.slope, self.reg == "two_sided")
+        flops = FlopsConstraint.of(setting.net.channels, setting.anatomy, self.depthwise == "squared")
+        rule = HypernetTraining(flops, self.tau, self.bias, self.keep, self.slope, self.reg == "two_sided")
         targets = self.keep_client if isinstance(self.keep_client, tuple) else (self.keep_client,)
         sample, averaged = self.mask_eval == "sample", self.embed_sync == "mean"
-        return Choosing(rule, setting.seed, targets, self.personal, self.hyper_lr, self.hyper_decay, sample, averaged)
+        return GateController(rule, setting.seed, targets, self.personal, self.hyper_lr, self.hyper_decay, sample, averaged)
 
     def _feed(self, setting: Setting) -> Feed:
         """A batch of the images that masks learn from."""

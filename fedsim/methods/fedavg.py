@@ -12,10 +12,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedsim.core import Data, Fleet, Method, Setting
-from fedsim.net import Net
-from fedsim.tree import Tree
-from fedsim.works import Train
+from fedsim.core.tree import Tree
+from fedsim.core.types import Data
+from fedsim.federated.client_work import Train
+from fedsim.federated.protocol import Fleet, Method, Setting
+from fedsim.nn.net import Net
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,13 @@ from math import inf
 import torch
 from torch import Tensor
 
-from fedsim.core import Batch, Data, Fleet, Method, Report, Sent, Setting
-from fedsim.fault import TINY, BadInput, within
-from fedsim.net import Net
-from fedsim.tree import Tree, renamed, size, under
-from fedsim.works import Train
+from fedsim.core.tree import Tree, renamed, size, under
+from fedsim.core.types import Batch, Data
+from fedsim.core.validation import TINY, within
+from fedsim.errors import BadInput
+from fedsim.federated.client_work import Train
+from fedsim.federated.protocol import ClientInput, Fleet, Method, Report, Setting
+from fedsim.nn.net import Net
 
 EPOCHS = "n/epochs"  # that a client has trained in all its visits
 NONZERO = "n/nonzero"  # (L,) weights of every convolution that are not 0
@@ -39,13 +41,13 @@ class TrainZeroing(Train):
     filters: float = 0.0  # share of every convolution's filters
     fall: float = 1.0  # of the rate, with every epoch
 
-    def fresh(self, net: Net, sent: Sent) -> Tree:
+    def fresh(self, net: Net, sent: ClientInput) -> Tree:
         return super().fresh(net, sent) | {EPOCHS: torch.zeros((), device=sent.n.device)}
 
-    def start(self, net: Net, sent: Sent) -> Tree:
+    def start(self, net: Net, sent: ClientInput) -> Tree:
         return super().start(net, sent) | renamed(sent.kept, OPTIMISER, "opt/")
 
-    def step(self, net: Net, sent: Sent, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
+    def step(self, net: Net, sent: ClientInput, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
         each = batch.T // self.feeds[0].epochs  # steps of an epoch
         state = state | {key: torch.where(batch.t % each == 0, _soft(state[key], self.filters), state[key]) for key in self._weak(net)}
         loss, gradient, buffers, _ = self.gradient(net, sent, state, batch)
@@ -54,7 +56,7 @@ class TrainZeroing(Train):
         ends, small = (batch.t + 1) % each == 0, {key: state[key].abs() <= self.theta for key in convolutions(net)}
         return state | {key: state[key].masked_fill(ends & where, 0.0) for key, where in small.items()}, loss
 
-    def finish(self, net: Net, sent: Sent, state: Tree) -> Report:
+    def finish(self, net: Net, sent: ClientInput, state: Tree) -> Report:
         report = super().finish(net, sent, state)
         kept = {EPOCHS: sent.kept[EPOCHS] + self.feeds[0].epochs} | renamed(state, "opt/", OPTIMISER)
         return replace(report, each=report.each | {NONZERO: nonzero(net, state)}, keep=report.keep | kept)

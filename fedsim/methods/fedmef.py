@@ -18,14 +18,17 @@ from typing import Literal
 
 from torch import Tensor
 
-from fedsim import adjust, draw, extrude, masks
-from fedsim.aggregate import COUNT
-from fedsim.core import Data, Fleet, Method, Reply, Setting
-from fedsim.extrude import MARK, ExtrudeAndProbe
-from fedsim.fault import TINY, BadInput, within
-from fedsim.net import Net
-from fedsim.tree import Tree
-from fedsim.works import TrainAndProbe
+from fedsim.core import masks, rng
+from fedsim.core.keys import COUNT, MARKED
+from fedsim.core.tree import Tree
+from fedsim.core.types import Data
+from fedsim.core.validation import TINY, within
+from fedsim.errors import BadInput
+from fedsim.federated.client_work import TrainAndScore
+from fedsim.federated.protocol import Fleet, Method, Reply, Setting
+from fedsim.nn.net import Net
+from fedsim.pruning import extrusion, mask_adjustment
+from fedsim.pruning.extrusion import ExtrudeAndProbe, marked, norm_of
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class FedMef(Method[State]):
 
     def init(self, setting: Setting, public: Data | None) -> State:
         try:
-            adjust.blocks(self._masked(setting.net), self.blocks)
+            mask_adjustment.blocks(self._masked(setting.net), self.blocks)
             held = self.masks_of(setting)
         except ValueError as error:
             raise BadInput(f"[method] {error}") from error
@@ -86,11 +89,11 @@ class FedMef(Method[State]):
         trained, reply = self.trained(setting, state, fleet, r, extrusion)
         shared, told = trained.shared, {"lr": setting.train.at(r).lr, "adjusted": 0.0}
         if extrusion.marks:
-            low = extrude.marked(state.shared, extrusion.marks)
-            told |= {"low_before": float(extrude.norm_of(state.shared, low)), "low_after": float(extrude.norm_of(shared, low))}
+            low = marked(state.shared, extrusion.marks)
+            told |= {"low_before": float(norm_of(state.shared, low)), "low_after": float(norm_of(shared, low))}
         if extrusion.moves:
             n, leaving = reply.each[COUNT].double(), self._leaving(state.shared, extrusion.moves)
-            shared, told["adjusted"] = adjust.swapped(shared, reply.each, extrusion.moves, n / n.sum(), leaving)
+            shared, told["adjusted"] = mask_adjustment.swapped(shared, reply.each, extrusion.moves, n / n.sum(), leaving)
         return State(shared, trained.memory), told
 
     def deploy(self, setting: Setting, state: State, fleet: Fleet, cohort: Sequence[int]) -> tuple[Tree, Tree, Net | None]:
@@ -98,7 +101,7 @@ class FedMef(Method[State]):
 
     def trained(self, setting: Setting, state: State, fleet: Fleet, r: int, extrusion: Extrusion) -> tuple[State, Reply]:
         """The average of what the cohort trained in round `r`, under the old masks, and the reply with its votes."""
-        work = TrainAndProbe.growing(setting, r, extrusion.moves)
+        work = TrainAndScore.growing(setting, r, extrusion.moves)
         if extrusion.marks and self.penalty:
             how = (self.penalty, self.penalty_form, self.ramp, self.beta_norm, setting.train.lr, self.budget)
             when = (extrusion.before, extrusion.rounds, self.remark, extrusion.marks)
@@ -111,18 +114,18 @@ class FedMef(Method[State]):
         """What round `r` presses down and moves: for the adjustment that it ends with, or one at most `transfer` rounds ahead."""
         due = -(-r // self.adjust_every) * self.adjust_every
         first = max(1, due - self.transfer)
-        if r < first or not adjust.due(due, self.adjust_every, self.stop):
+        if r < first or not mask_adjustment.due(due, self.adjust_every, self.stop):
             return Extrusion()
-        groups = adjust.blocks(self._masked(net), self.blocks)
-        layers = groups[adjust.turn(due, self.adjust_every, len(groups)) - 1]
-        moves = adjust.moving(shared, layers, self.swap, due, self.stop)
+        groups = mask_adjustment.blocks(self._masked(net), self.blocks)
+        layers = groups[mask_adjustment.turn(due, self.adjust_every, len(groups)) - 1]
+        moves = mask_adjustment.moving(shared, layers, self.swap, due, self.stop)
         return Extrusion(moves if r == due else {}, moves, r - first, due - first + 1)
 
     def _leaving(self, shared: Tree, moves: Mapping[str, int]) -> dict[str, Tensor] | None:
         """The weights that the broadcast had marked, where these are what leaves."""
         if self.drop == "smallest":
             return None
-        return {key.removeprefix(MARK): index for key, index in extrude.marked(shared, moves).items()}
+        return {key.removeprefix(MARKED): index for key, index in extrusion.marked(shared, moves).items()}
 
     # ---- masks
 
@@ -138,6 +141,6 @@ class FedMef(Method[State]):
         held = {}
         for i, (layer, k) in enumerate(counts.items()):
             w = net.initial[f"w/{layer}.weight"]
-            order = draw.permutation(draw.key(setting.seed, "mask", i), w.numel()).to(w.device)
+            order = rng.permutation(rng.key(setting.seed, "mask", i), w.numel()).to(w.device)
             held[f"mask/{layer}.weight"] = masks.first(order if self.start == "erk" else masks.rank(w.abs()), k, w.shape)
         return held

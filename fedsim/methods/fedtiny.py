@@ -19,14 +19,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedsim import adjust, draw, ledger, masks, server, tree
-from fedsim.aggregate import COUNT
-from fedsim.core import Data, Feed, Fleet, Method, Setting
-from fedsim.exact import COHORT
-from fedsim.fault import TINY, BadInput, within
-from fedsim.net import Net
-from fedsim.tree import Tree, under
-from fedsim.works import Loss, Statistics, Train, TrainAndProbe
+from fedsim.core import masks, rng, tree
+from fedsim.core.keys import COUNT
+from fedsim.core.tree import Tree, under
+from fedsim.core.types import COHORT, Data, Feed
+from fedsim.core.validation import TINY, within
+from fedsim.costs import profile
+from fedsim.errors import BadInput
+from fedsim.federated import pretraining
+from fedsim.federated.client_work import Loss, Statistics, Train, TrainAndScore
+from fedsim.federated.protocol import Fleet, Method, Setting
+from fedsim.nn.net import Net
+from fedsim.pruning import mask_adjustment
 
 DRAWS = 10_000  # of layer densities for one candidate
 
@@ -71,20 +75,20 @@ class FedTiny(Method[State]):
 
     def init(self, setting: Setting, public: Data | None) -> State:
         self._check(setting, public)
-        shared = server.pretrained(setting, public, self.pretrain_epochs) if public else setting.net.initial
+        shared = pretraining.pretrained(setting, public, self.pretrain_epochs) if public else setting.net.initial
         return State(shared, setting.aggregate.begin(shared))
 
     def round(self, setting: Setting, state: State, fleet: Fleet, r: int) -> tuple[State, dict[str, float]]:
         if r == 0:
             return self._selected(setting, state, fleet)
         block, moves = self.adjustment(setting.net, state.shared, r)
-        work = TrainAndProbe.growing(setting, r, moves, self.growth == "last_step") if moves else Train.at(setting, r)
+        work = TrainAndScore.growing(setting, r, moves, self.growth == "last_step") if moves else Train.at(setting, r)
         reply = fleet.run(work, fleet.pick(setting.cohort, r), setting.aggregate.shared(state.memory, state.shared))
         shared, memory = setting.aggregate.server(state.memory, state.shared, reply.total, setting)
         moved = 0
         if moves:
             n = (torch.ones_like(reply.each[COUNT]) if self.uniform else reply.each[COUNT]).double()
-            shared, moved = adjust.swapped(shared, reply.each, moves, n / n.sum())
+            shared, moved = mask_adjustment.swapped(shared, reply.each, moves, n / n.sum())
         return State(shared, memory), {"lr": work.lr, "adjusted": moved} | ({"block": block} if block else {})
 
     def deploy(self, setting: Setting, state: State, fleet: Fleet, cohort: Sequence[int]) -> tuple[Tree, Tree, Net | None]:
@@ -124,7 +128,7 @@ class FedTiny(Method[State]):
         """Kept weights of every layer, for each candidate: layer densities are drawn until the whole density is in the window."""
         sizes = setting.net.sizes
         count = self.pool or min(ceil(0.1 / self.density - 1e-9), self.pool_cap)
-        return [self._drawn(sizes, draw.key(setting.seed, "pool", c)) for c in range(count)]
+        return [self._drawn(sizes, rng.key(setting.seed, "pool", c)) for c in range(count)]
 
     def _drawn(self, sizes: Mapping[str, int], key: Tensor) -> dict[str, int]:
         (_, first), *rest = sizes.items()
@@ -135,7 +139,7 @@ class FedTiny(Method[State]):
         if self.tol_two_sided:
             least, most = (1 - self.tol) * budget, (1 + self.tol) * budget
         for draws in torch.arange(DRAWS).split(500):
-            u = draw.uniform(draw.fold(key, draws), len(layers)).double()
+            u = rng.uniform(rng.fold(key, draws), len(layers)).double()
             share = budget / n.sum() * (1 + 2 * self.spread * (u - 0.5))  # d_l
             counts = (share * n).floor().long().clamp(min=1).minimum(n)  # (draws, L)
             fits = ((counts.sum(1) >= least) & (counts.sum(1) <= most)).nonzero()
@@ -150,11 +154,11 @@ class FedTiny(Method[State]):
 
     def adjustment(self, net: Net, shared: Tree, r: int) -> tuple[int, dict[str, int]]:
         """The block that round `r` adjusts, 1 nearest the input (0: none), and a_t^l of those of its layers that move."""
-        if not adjust.due(r, self.adjust_every, self.stop):
+        if not mask_adjustment.due(r, self.adjust_every, self.stop):
             return 0, {}
-        blocks = adjust.blocks(net.maskable, self.blocks)
-        block = adjust.turn(r, self.adjust_every, len(blocks), self.order)
-        moves = adjust.moving(shared, blocks[block - 1], self.alpha, r, self.stop, self.rounding == "ceil")
+        blocks = mask_adjustment.blocks(net.maskable, self.blocks)
+        block = mask_adjustment.turn(r, self.adjust_every, len(blocks), self.order)
+        moves = mask_adjustment.moving(shared, blocks[block - 1], self.alpha, r, self.stop, self.rounding == "ceil")
         return block if moves else 0, moves
 
     # ---- what cannot be
@@ -169,7 +173,7 @@ class FedTiny(Method[State]):
         if self.selection != "none" and (self.selection_clients or setting.clients) > most:
             raise BadInput(f"[method] selection_clients: of {setting.clients:,} clients at most {most:,} can select")
         try:
-            adjust.blocks(setting.net.maskable, self.blocks)
+            mask_adjustment.blocks(setting.net.maskable, self.blocks)
             self._pool(setting)
         except ValueError as error:
             raise BadInput(f"[method] {error}") from error
@@ -177,7 +181,7 @@ class FedTiny(Method[State]):
 
 def _stored(counts: Mapping[str, int], ranking: Tree) -> int:
     """Bytes of a candidate that a client stores sparse, values and positions, and expands when its turn comes."""
-    return sum(ledger.VALUE * kept + ledger.positions(kept, len(ranking[layer])) for layer, kept in counts.items())
+    return sum(profile.VALUE_BYTES * kept + profile.positions_bytes(kept, len(ranking[layer])) for layer, kept in counts.items())
 
 
 def _pruned(shared: Tree, ranking: Tree, counts: Mapping[str, int]) -> Tree:

@@ -18,17 +18,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedsim import draw
-from fedsim.aggregate import COUNT
-from fedsim.choosing import reachable
-from fedsim.constraint import Flops
-from fedsim.core import Data, Feed, Fleet, Method, Setting
-from fedsim.exact import COHORT
-from fedsim.fault import TINY, within
-from fedsim.gated import UNIT, Energy
-from fedsim.net import Net
-from fedsim.phases import CutOnce
-from fedsim.tree import Tree, under
+from fedsim.core import rng
+from fedsim.core.keys import COUNT
+from fedsim.core.tree import Tree, under
+from fedsim.core.types import COHORT, Data, Feed
+from fedsim.core.validation import TINY, within
+from fedsim.federated.protocol import Fleet, Method, Setting
+from fedsim.nn.net import Net
+from fedsim.pruning.cut_and_finetune import CutAndFinetune
+from fedsim.pruning.flops_constraint import FlopsConstraint
+from fedsim.pruning.gate_controller import reachable
+from fedsim.pruning.gated_training import ENERGY_UNIT, Energy
 
 SLACK = exp(0.05 / 2)  # of r over p where R(r, p) = 2 log(r / p) is 0.05
 
@@ -41,7 +41,7 @@ class State:
 
 
 @dataclass(frozen=True)
-class Structured(CutOnce, Method[State]):
+class Structured(CutAndFinetune, Method[State]):
     """Cuts one network for all clients, once."""
 
     choice: Literal["uniform", "random", "fl1"] = "uniform"  # which channels stay
@@ -88,12 +88,12 @@ class Structured(CutOnce, Method[State]):
             return self._by_features(setting, self._importance(setting, shared, fleet, r))
         groups, counts = setting.net.channels.groups, self.uniform(self._flops(setting))
         if self.choice == "random":
-            scores = [draw.uniform(draw.key(setting.seed, "channels", i), group.size) for i, group in enumerate(groups)]
+            scores = [rng.uniform(rng.key(setting.seed, "channels", i), group.size) for i, group in enumerate(groups)]
         else:
             scores = [shared[f"w/{group.name}.weight"].abs().flatten(1).sum(1) for group in groups]
         return torch.cat([_largest(score.cpu(), count) for score, count in zip(scores, counts, strict=True)])
 
-    def uniform(self, flops: Flops) -> list[int]:
+    def uniform(self, flops: FlopsConstraint) -> list[int]:
         """round(s C_l) >= 1 channels of every group, s the largest with r <= p."""
         steps = sorted({1.0, *((j + 0.5) / width + 1e-9 for width in flops.widths for j in range(width))})
 
@@ -113,7 +113,7 @@ class Structured(CutOnce, Method[State]):
         feed = Feed("train", epochs=1, batch=setting.train.batch, augment=False, charge="forward")
         clients = fleet.pick(None if setting.clients <= COHORT else setting.cohort, r)
         total = fleet.run(Energy((feed,), 2 if self.norm == "l2" else 1), clients, under(shared, "w/", "buf/")).total
-        return (total["loss/energy"] * UNIT / total[COUNT]).cpu()
+        return (total["loss/energy"] * ENERGY_UNIT / total[COUNT]).cpu()
 
     def _by_features(self, setting: Setting, importance: Tensor) -> Tensor:
         """What is left when the smallest go until the share fits; the best of a group stays, and its cost counts."""
@@ -127,8 +127,8 @@ class Structured(CutOnce, Method[State]):
             gate[part] = False
         return gate
 
-    def _flops(self, setting: Setting) -> Flops:
-        return Flops.of(setting.net.channels, setting.anatomy, self.depthwise == "squared")
+    def _flops(self, setting: Setting) -> FlopsConstraint:
+        return FlopsConstraint.of(setting.net.channels, setting.anatomy, self.depthwise == "squared")
 
 
 def _largest(score: Tensor, count: int) -> Tensor:

@@ -10,15 +10,16 @@ from fractions import Fraction
 import torch
 from torch import nn
 
-from fedsim.fault import BadInput
-from fedsim.models import resnet, small
-from fedsim.models.anatomy import anatomy
-from fedsim.models.gating import Gating, gated
-from fedsim.models.layers import Form
-from fedsim.models.match import Matched, widest
+from fedsim.errors import BadInput
+from fedsim.models import cnn, resnet
+from fedsim.models.blueprint import Blueprint
 from fedsim.models.settings import ModelSettings
+from fedsim.models.width_matching import Matched, widest
+from fedsim.nn.layers.gate_insertion import gated
+from fedsim.nn.layers.input_gate import Gating
+from fedsim.nn.profiler import profile
 
-__all__ = ["FAMILIES", "Family", "Form", "Matched", "ModelSettings", "anatomy", "build", "match_width", "matched"]
+__all__ = ["FAMILIES", "Blueprint", "Family", "Matched", "ModelSettings", "build", "match_width", "matched", "profile"]
 
 Shape = tuple[int, int, int]
 
@@ -27,37 +28,37 @@ Shape = tuple[int, int, int]
 class Family:
     """A model's maker, its own width, and the least height and width of an image."""
 
-    make: Callable[[Form], nn.Module]
+    make: Callable[[Blueprint], nn.Module]
     width: int  # channels of the first convolution
     least: int  # pixels
 
 
-def _vgg11(form: Form) -> nn.Module:
-    from fedsim.models import vision  # torchvision takes a second to import
+def _vgg11(form: Blueprint) -> nn.Module:
+    from fedsim.models import vgg_mobilenet  # torchvision takes a second to import
 
-    return vision.vgg11(form)
-
-
-def _vgg16(form: Form) -> nn.Module:
-    from fedsim.models import vision
-
-    return vision.vgg16(form)
+    return vgg_mobilenet.vgg11(form)
 
 
-def _mobilenet_v2(form: Form) -> nn.Module:
-    from fedsim.models import vision
+def _vgg16(form: Blueprint) -> nn.Module:
+    from fedsim.models import vgg_mobilenet
 
-    return vision.mobilenet_v2(form)
+    return vgg_mobilenet.vgg16(form)
 
 
-def _thin(blocks: int) -> Callable[[Form], nn.Module]:
+def _mobilenet_v2(form: Blueprint) -> nn.Module:
+    from fedsim.models import vgg_mobilenet
+
+    return vgg_mobilenet.mobilenet_v2(form)
+
+
+def _thin(blocks: int) -> Callable[[Blueprint], nn.Module]:
     return lambda form: resnet.thin(form, blocks)
 
 
 FAMILIES: dict[str, Family] = {
-    "cnn": Family(small.cnn, 32, 4),
-    "simple_cnn": Family(small.simple_cnn, 32, 6),
-    "lenet5": Family(small.lenet5, 6, 12),
+    "cnn": Family(cnn.cnn, 32, 4),
+    "simple_cnn": Family(cnn.simple_cnn, 32, 6),
+    "lenet5": Family(cnn.lenet5, 6, 12),
     "resnet8": Family(_thin(1), 16, 1),
     "resnet18": Family(resnet.resnet18, 64, 1),
     "resnet20": Family(_thin(3), 16, 1),
@@ -109,7 +110,7 @@ def _make(settings: ModelSettings, shape: Shape, classes: int, width: int | None
     family = _family(settings, shape)
     full = settings.width or family.width
     width = width or full
-    form = Form(
+    form = Blueprint(
         shape, classes, width, settings.norm, settings.standardise, settings.detach_shortcut, Fraction(width, full), settings.nsconv_over
     )
     module = family.make(form)

@@ -13,13 +13,14 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from fedsim.models.layers import Form, Shortcut, he, recast
+from fedsim.models.blueprint import Blueprint, he, recast
+from fedsim.nn.layers.shortcut import Shortcut
 
 
-class Block(nn.Module):
+class ResidualBlock(nn.Module):
     """conv, norm, ReLU, conv, norm, plus the shortcut, ReLU."""
 
-    def __init__(self, form: Form, inside: int, outside: int, stride: int) -> None:
+    def __init__(self, form: Blueprint, inside: int, outside: int, stride: int) -> None:
         super().__init__()
         self.conv1 = form.conv(inside, outside, stride=stride)
         self.norm1 = form.normed(outside)
@@ -34,12 +35,12 @@ class Block(nn.Module):
         return cast(Tensor, self.relu2(self.norm2(self.conv2(inner)) + self.shortcut(x)))
 
 
-def _stage(form: Form, inside: int, outside: int, blocks: int, stride: int) -> nn.Sequential:
+def _stage(form: Blueprint, inside: int, outside: int, blocks: int, stride: int) -> nn.Sequential:
     sizes = [inside] + [outside] * blocks
-    return nn.Sequential(*(Block(form, a, b, stride if i == 0 else 1) for i, (a, b) in enumerate(pairwise(sizes))))
+    return nn.Sequential(*(ResidualBlock(form, a, b, stride if i == 0 else 1) for i, (a, b) in enumerate(pairwise(sizes))))
 
 
-def thin(form: Form, blocks: int) -> nn.Module:
+def thin(form: Blueprint, blocks: int) -> nn.Module:
     """Three stages of `blocks` blocks, of width, 2 width and 4 width channels."""
     width = form.width
     return he(
@@ -59,7 +60,7 @@ def thin(form: Form, blocks: int) -> nn.Module:
     )
 
 
-def resnet18(form: Form) -> nn.Module:
+def resnet18(form: Blueprint) -> nn.Module:
     """torchvision's ResNet-18, stages of width, 2, 4 and 8 width channels, 1x1 shortcuts with a norm."""
     from torchvision.models.resnet import BasicBlock, ResNet
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import isfinite
 
-from fedsim.fault import BadInput
-from fedsim.models.normalised import OVER
+from fedsim.errors import BadInput
+from fedsim.kernels.nsconv import OVER
 
 NORMS = ("batch", "group", "none", "nsconv")
 PLACES = ("norm", "affine")

@@ -116,21 +116,22 @@ def table(name: str, way: str, folder: Path) -> dict[str, Any]:
 
 def run(name: str, way: str, folder: Path, out: Path, stopped: Callable[[], bool] | None = None, change: dict | None = None) -> int:
     """Runs one line of the table on this process's ranks; the exit code."""
-    from fedsim import job, launch
+    from fedsim.config import job
+    from fedsim.simulation import launch, stop_signal
 
-    launch.SIGNALS = ()  # the test process keeps its own
+    stop_signal.SIGNALS = ()  # the test process keeps its own
     made = job.check(table(name, way, folder) | (change or {}))
     return launch.main(made, out, "auto") if stopped is None else stopping(made, out, stopped)
 
 
 def stopping(made: Any, out: Path, stopped: Callable[[], bool]) -> int:
     """A run that `stopped` may end between two packs, as a signal would."""
-    from fedsim import launch
-    from fedsim.assemble import assemble
-    from fedsim.start import begin
+    from fedsim.simulation import launch
+    from fedsim.simulation.experiment import build_experiment
+    from fedsim.simulation.resume import find_start
 
-    parts = assemble(made, 0, stopped)
-    return launch._lead(parts, begin(parts, out, "auto"), None, ["here"])
+    parts = build_experiment(made, 0, stopped)
+    return launch._lead(parts, find_start(parts, out, "auto"), None, ["here"])
 
 
 if __name__ == "__main__":

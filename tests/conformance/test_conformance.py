@@ -14,11 +14,12 @@ import pytest
 import torch
 from cases import FLEETS, HERE, ROUNDS, RUNS, SIZES, TABLE, run, table
 
-from fedsim import checkpoint, wire
-from fedsim.assemble import assemble
-from fedsim.fault import BadInput
-from fedsim.job import check
-from fedsim.record import Reader, read_model
+from fedsim.config.job import check
+from fedsim.costs import communication
+from fedsim.errors import BadInput
+from fedsim.simulation.experiment import build_experiment
+from fedsim.storage import checkpoint
+from fedsim.storage.reader import Reader, read_model
 
 NAMES = list(TABLE)
 APART = ("seconds", "rank_bytes", "root_bytes", "root_messages")  # what may differ between two runs of one job
@@ -94,7 +95,7 @@ def test_stopped_and_resumed_is_never_stopped(name, fleet, alone, folder, tmp_pa
 
 
 def test_the_clients_accuracy_is_by_images_and_the_macro_by_clients(alone, folder) -> None:
-    tests = assemble(check(table("fedavg", "serial", folder))).population.shards["test"].sizes()
+    tests = build_experiment(check(table("fedavg", "serial", folder))).population.shards["test"].sizes()
     reader = Reader(alone["fedavg", "serial"])
     each, tested = reader.clients("accuracy", ROUNDS), tests > 0
     assert reader.column("client_accuracy")[-1] == pytest.approx((each[tested] * tests[tested]).sum() / tests.sum())
@@ -112,7 +113,7 @@ def test_a_checkpoint_rewrites_the_kept_states_of_its_round_alone(alone) -> None
 
 
 def test_many_clients_are_evaluated_in_parts_alike(alone, folder, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("fedsim.evaluate.COHORT", 2)
+    monkeypatch.setattr("fedsim.core.types.COHORT", 2)
     assert run("fedavg", "serial", folder, tmp_path / "run.h5") == 0
     same_rows(tmp_path / "run.h5", alone["fedavg", "serial"])
 
@@ -169,20 +170,20 @@ def test_pruned_weights_are_exactly_zero(name, fleet, alone) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_the_ledger_charges_what_would_be_encoded(name, alone, folder, tmp_path, monkeypatch) -> None:
     """Every size that the ledger charges is that of the real encoding, which decodes to what was sent."""
-    seen, real = [], wire.heads
+    seen, real = [], communication.heads
 
     def checked(tree, held=None, last=None):  # type: ignore[no-untyped-def]
         header, known = real(tree, held, last), {**(held or {}), **tree}
         for head in header:
             value = tree[head.key].float() if tree[head.key].is_floating_point() else tree[head.key]
-            payload = wire._values(head, value, known, (last or {}).get(head.key)).tobytes()
-            back = wire.decode(payload, [replace(head, dtype=value.dtype)], known, last)[head.key]
+            payload = communication._values(head, value, known, (last or {}).get(head.key)).tobytes()
+            back = communication.decode(payload, [replace(head, dtype=value.dtype)], known, last)[head.key]
             assert len(payload) == head.size
             assert torch.equal(back, value), head.key  # a pruned weight that is not 0 would be lost
             seen.append(len(payload))
         return header
 
-    monkeypatch.setattr(wire, "heads", checked)
+    monkeypatch.setattr(communication, "heads", checked)
     assert run(name, "serial", folder, tmp_path / "run.h5") == 0
     assert sum(seen) > 0
     same_rows(tmp_path / "run.h5", alone[name, "serial"])
@@ -223,7 +224,7 @@ def test_one_client_with_all_the_data_is_plain_sgd(fleet, folder, tmp_path) -> N
     }
     out = tmp_path / "one.h5"
     assert run("fedavg", fleet, folder, out, change=made) == 0
-    parts = assemble(check(made))
+    parts = build_experiment(check(made))
     module = models.build(parts.job.model, (1, 8, 8), 10, parts.job.seed)
     optimiser = torch.optim.SGD(module.parameters(), 0.05, 0.9, weight_decay=1e-3)
     for step in Batches(parts.population, parts.setting.train.feed(), [0], [0], Round(0, 1), "cpu", torch.float32):

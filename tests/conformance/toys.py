@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fedsim import draw, gates
-from fedsim.aggregate import COUNT
-from fedsim.core import Batch, Data, Feed, Fleet, Method, Report, Sent, Setting, Work
-from fedsim.net import Net
-from fedsim.tree import Tree, mean, under, weigh
-from fedsim.works import Train
+from fedsim.core import keys, rng
+from fedsim.core.keys import COUNT
+from fedsim.core.tree import Tree, mean, under, weigh
+from fedsim.core.types import Batch, Data, Feed
+from fedsim.federated.client_work import Train
+from fedsim.federated.protocol import ClientInput, Fleet, Method, Report, Setting, Work
+from fedsim.nn.net import Net
+from fedsim.pruning import gates
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class StaticMask(Method[State]):
         layers = [key for key, value in under(shared, "w/").items() if value.dim() > 1][1:]
         masks = {}
         for place, key in enumerate(layers):
-            order = draw.permutation(draw.key(change, place), shared[key].numel())
+            order = rng.permutation(rng.key(change, place), shared[key].numel())
             masks["mask/" + key[2:]] = (order < int(self.density * shared[key].numel() * 0.8)).view(shared[key].shape)
         return shared | {"w/" + key[5:]: shared["w/" + key[5:]] * mask for key, mask in masks.items()} | masks
 
@@ -57,16 +59,16 @@ class StaticMask(Method[State]):
 class TrainKept(Train):
     """Trains on held-out images, then on its own, and keeps a personal mask and a count of its visits."""
 
-    def fresh(self, net: Net, sent: Sent) -> Tree:
-        mask = draw.uniform(sent.key, 10 * 128).view(10, 128) < 0.5
+    def fresh(self, net: Net, sent: ClientInput) -> Tree:
+        mask = rng.uniform(sent.key, 10 * 128).view(10, 128) < 0.5
         return {"mask/fc2.weight": mask, "n/visits": torch.zeros((), device=sent.n.device)}
 
-    def begin(self, net: Net, sent: Sent, state: Tree, feed: int) -> Tree:
+    def begin(self, net: Net, sent: ClientInput, state: Tree, feed: int) -> Tree:
         if feed == 0:
             return state
         return state | {"w/fc2.weight": state["w/fc2.weight"] * 0.5}
 
-    def finish(self, net: Net, sent: Sent, state: Tree) -> Report:
+    def finish(self, net: Net, sent: ClientInput, state: Tree) -> Report:
         report = super().finish(net, sent, state)
         visits = sent.kept["n/visits"] + 1
         mask = sent.kept["mask/fc2.weight"] & (state["w/fc2.weight"].abs() > 1e-3)
@@ -101,11 +103,11 @@ class Probe(Work):
     layer: str
     k: int
 
-    def start(self, net: Net, sent: Sent) -> Tree:
+    def start(self, net: Net, sent: ClientInput) -> Tree:
         device = sent.n.device
         return {"top/index": torch.zeros(self.k, dtype=torch.int64, device=device), "top/value": torch.zeros(self.k, device=device)}
 
-    def step(self, net: Net, sent: Sent, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
+    def step(self, net: Net, sent: ClientInput, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
         def tap(layer: str, g: Tensor) -> Tree:
             index = (g.flatten().abs() * 1e6).round().sort(descending=True, stable=True).indices[: self.k]
             return {"top/index": index, "top/value": g.flatten()[index] * sent.own["n/scale"]}
@@ -113,7 +115,7 @@ class Probe(Work):
         loss, _, _, taps = net.gradient(sent.tree(state), batch, wrt=None, tap=tap, layers=(self.layer,))
         return taps, loss
 
-    def finish(self, net: Net, sent: Sent, state: Tree) -> Report:
+    def finish(self, net: Net, sent: ClientInput, state: Tree) -> Report:
         return Report(weigh(sent.n, {"grad/sum": state["top/value"]}), each=state)
 
 
@@ -162,7 +164,7 @@ class Gated(Method[GatedState]):
     def base(self, setting: Setting) -> Tensor:
         """(n,) the channels that stay, the same ones in every run."""
         channels = setting.net.channels
-        order = [draw.permutation(draw.key(setting.seed, "base", place), size) for place, size in enumerate(channels.widths)]
+        order = [rng.permutation(rng.key(setting.seed, "base", place), size) for place, size in enumerate(channels.widths)]
         return torch.cat([mine < max(2, int(self.keep * size)) for mine, size in zip(order, channels.widths, strict=True)])
 
     def gates(self, setting: Setting, state: GatedState, cohort: Sequence[int]) -> Tree:
@@ -170,9 +172,9 @@ class Gated(Method[GatedState]):
         if not cohort:
             return {}
         within = self.base(setting)
-        u = draw.uniform(draw.key(setting.seed, "own", 0, 0, torch.tensor(sorted(cohort))), setting.net.channels.n)
+        u = rng.uniform(rng.key(setting.seed, "own", 0, 0, torch.tensor(sorted(cohort))), setting.net.channels.n)
         hard = gates.never_empty(u < self.own, u, setting.net.channels.widths, within.expand(len(u), -1))
-        return {gates.GATES: hard[:, within] if state.kept else hard}
+        return {keys.GATE: hard[:, within] if state.kept else hard}
 
     def round(self, setting: Setting, state: GatedState, fleet: Fleet, r: int) -> tuple[GatedState, dict[str, float]]:
         if r == 0:

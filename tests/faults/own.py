@@ -9,22 +9,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedsim import draw
-from fedsim.core import Batch, Fleet, Report, Sent, Setting
+from fedsim.core import rng
+from fedsim.core.tree import Tree, under
+from fedsim.core.types import Batch
+from fedsim.federated.client_work import Train
+from fedsim.federated.protocol import ClientInput, Fleet, Report, Setting
 from fedsim.methods.fedavg import FedAvg, State
-from fedsim.net import Net
-from fedsim.tree import Tree, under
-from fedsim.works import Train
+from fedsim.nn.net import Net
 
 
 @dataclass(frozen=True)
 class TrainHead(Train):
     """Local training with a last layer that never leaves the client."""
 
-    def fresh(self, net: Net, sent: Sent) -> Tree:
+    def fresh(self, net: Net, sent: ClientInput) -> Tree:
         return {"w/fc2.weight": sent.shared["w/fc2.weight"]}
 
-    def finish(self, net: Net, sent: Sent, state: Tree) -> Report:
+    def finish(self, net: Net, sent: ClientInput, state: Tree) -> Report:
         return replace(super().finish(net, sent, state), keep=under(state, "w/fc2.weight"))
 
 
@@ -45,7 +46,7 @@ class Lasting(FedAvg):
 
 def _masked(shared: Tree, r: int) -> Tree:
     w = shared["w/fc1.weight"]
-    mask = draw.uniform(draw.key(r), w.numel()).view(w.shape) < 0.5
+    mask = rng.uniform(rng.key(r), w.numel()).view(w.shape) < 0.5
     return shared | {"w/fc1.weight": w * mask, "mask/fc1.weight": mask}
 
 
@@ -55,7 +56,7 @@ class Boom(Train):
 
     r: int = 0
 
-    def step(self, net: Net, sent: Sent, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
+    def step(self, net: Net, sent: ClientInput, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
         if self.r == 3 and sent.own["n/client"] == 5 and batch.t == 1:
             raise ValueError("this is not what I wanted")
         return super().step(net, sent, state, batch)
@@ -67,7 +68,7 @@ class Lost(Train):
 
     r: int = 0
 
-    def step(self, net: Net, sent: Sent, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
+    def step(self, net: Net, sent: ClientInput, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
         state, loss = super().step(net, sent, state, batch)
         return state, torch.where((sent.own["n/client"] == 5) & (batch.t == 1), loss * (float("nan") if self.r == 3 else 1.0), loss)
 
@@ -78,7 +79,7 @@ class Garbled(Train):
 
     r: int = 0
 
-    def finish(self, net: Net, sent: Sent, state: Tree) -> Report:
+    def finish(self, net: Net, sent: ClientInput, state: Tree) -> Report:
         report = super().finish(net, sent, state)
         return replace(report, each={"n/none": None}) if self.r == 3 else report  # type: ignore[dict-item]
 

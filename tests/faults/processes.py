@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from fedsim.checkpoint import folder_of, latest
-from fedsim.fault import BadInput
-from fedsim.record import Reader
+from fedsim.errors import BadInput
+from fedsim.storage.checkpoint import folder_of, latest
+from fedsim.storage.reader import Reader
 
 HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
 MPIRUN = Path(sys.executable).with_name("mpirun")

@@ -14,8 +14,8 @@ import pytest
 import torch
 from processes import Ended, Lab, assert_same, hash_of, of_users, rows, signals_kept, snapshot, users
 
-from fedsim import __main__ as cli
-from fedsim.checkpoint import folder_of
+from fedsim.cli import commands
+from fedsim.storage.checkpoint import folder_of
 
 Console = Callable[..., Ended]
 
@@ -25,13 +25,13 @@ def console(lab: Lab, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixt
     """`fedsim run tiny.toml --out run.h5 …` in this process."""
     monkeypatch.chdir(lab.folder)
     monkeypatch.setattr("sys.path", list(sys.path))
-    for name in cli.RANK:
+    for name in commands.RANK:
         monkeypatch.delenv(name, raising=False)
 
     def call(*arguments: str) -> Ended:
         monkeypatch.setattr("sys.argv", ["fedsim", "run", "tiny.toml", "--out", "run.h5", *arguments])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            commands.main()
         return Ended(int(ended.value.code or 0), *capfd.readouterr())
 
     threads = torch.get_num_threads()

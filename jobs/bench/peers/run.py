@@ -26,11 +26,11 @@ from torch import Tensor
 from work import Work, write
 
 from fedsim import models
-from fedsim.assemble import assemble
 from fedsim.bench.ranks import launch, seconds
-from fedsim.fault import BadInput
-from fedsim.job import Job, load
-from fedsim.record import Reader
+from fedsim.config.job import Job, load
+from fedsim.errors import BadInput
+from fedsim.simulation.experiment import build_experiment
+from fedsim.storage.reader import Reader
 
 HERE = Path(__file__).parent
 JOBS = (HERE.parent / "small.toml", HERE.parent / "medium.toml")
@@ -40,7 +40,7 @@ SAME = 2e-3  # of the way that the weights have gone: how far apart they may end
 LIKE_FEDSIM = {
     "OMP_NUM_THREADS": "1",
     "CUDA_VISIBLE_DEVICES": "",
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 25),  # what fedsim.memory has glibc do for fedsim itself
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 25),  # what fedsim.simulation.malloc has glibc do for fedsim itself
     "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
 }
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0", "PYTHONWARNINGS": "ignore"}
@@ -163,7 +163,7 @@ def _answer(command: list[str], work: Work) -> Answer:
 
 def _work(job: Job) -> Work:
     """The job's own images, normalised, and first weights."""
-    parts = assemble(job)
+    parts = build_experiment(job)
     population, train = parts.population, parts.setting.train
     mean, std = (torch.tensor(value).view(-1, 1, 1) for value in (population.train.mean, population.train.std))
     index = [torch.from_numpy(population.shards["train"].of(client)) for client in range(population.clients)]

@@ -1,0 +1,60 @@
+"""`fedsim bench record`: seconds of recording and checkpointing a round over the seconds of the round itself, in one process."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from fedsim.config.job import Job, load
+from fedsim.fleet.registry import FLEETS
+from fedsim.simulation import malloc
+from fedsim.simulation.experiment import Experiment, build_experiment
+from fedsim.simulation.loop import RoundWriter
+from fedsim.simulation.planning.plan import resolve
+from fedsim.simulation.resume import RunStart
+from fedsim.simulation.round_record import row_of
+
+DEFAULT = ("jobs/bench/medium.toml",)
+REPEATS = 12
+
+
+def main(jobs: list[Job], console: Console) -> int:
+    """Prints a row per job."""
+    torch.set_num_threads(1)
+    malloc.hold()
+    table = Table(title=f"recording and checkpointing every round, median of {REPEATS}", title_justify="left")
+    for name in ("job", "round, s", "row and checkpoint, s", "share"):
+        table.add_column(name, justify="left" if name == "job" else "right")
+    for job in jobs or [load(Path(name)) for name in DEFAULT]:
+        rounds, writes = measured(build_experiment(job), console)
+        table.add_row(job.name, f"{median(rounds):.4f}", f"{median(writes):.4f}", f"{median(writes) / median(rounds):.2%}")
+    console.print(table)
+    return 0
+
+
+def measured(parts: Experiment, console: Console) -> tuple[list[float], list[float]]:
+    """Seconds of every round, and of writing it down; the first of each is left out."""
+    plan = resolve(parts, console.print)
+    fleet = FLEETS[plan.fleet](plan.settled(parts.site), parts.account(), plan.packs, time.perf_counter)
+    state = parts.method.init(parts.setting, parts.population.public())
+    rounds, writes = [], []
+    with TemporaryDirectory() as folder:
+        start = RunStart(Path(folder) / "run.h5")
+        with start.record(parts, plan, ["here"]) as record:
+            scribe = RoundWriter(parts, record, start, plan.text())
+            for r in range(REPEATS + 1):
+                began = time.perf_counter()
+                fleet.open(r)
+                state, found = parts.method.round(parts.setting, state, fleet, r)
+                shared = parts.method.deploy(parts.setting, state, fleet, [])[0]
+                row = row_of(parts.anatomy, fleet.account.bills, None, shared, {}, found)
+                rounds.append(time.perf_counter() - began)
+                scribe.write(r, row, (state, fleet.account.received), {}, fleet)
+                writes.append(scribe.seconds)
+    return rounds[1:], writes[1:]

@@ -1,0 +1,54 @@
+"""`fedsim methods`: what there is, and of one method its paper, its hyperparameters and their defaults."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import MISSING
+
+from rich.console import Console
+from rich.table import Table
+
+from fedsim.config import method_registry
+from fedsim.config.messages import written
+
+
+def show(name: str | None, console: Console) -> None:
+    """All methods, or one; BadInput for a name that is none."""
+    if name is None:
+        console.print(_all())
+        return
+    method = method_registry.find(name)
+    console.print(_flowing(method_registry.about(name)), markup=False, highlight=False)
+    console.print()
+    console.print(
+        _parameters(method) if method_registry.parameters(method) else "No hyperparameters of its own; see [train].", markup=False
+    )
+
+
+def _flowing(text: str) -> str:
+    """A docstring without the line ends inside of its paragraphs, so that the terminal breaks the lines; indented lines stay."""
+    return re.sub(r"(?<=\S)\n(?=\S)", " ", text)
+
+
+def _default(value: object) -> str:
+    """As a job writes it; what may be left out alone is a dash."""
+    return "needed" if value is MISSING else "-" if value is None else written(value)
+
+
+def _kind(written: str) -> str:
+    """A type as a job's author reads it: Literal['a', 'b'] is "a" | "b"."""
+    return re.sub(r"Literal\[(.*?)\]", lambda found: found[1].replace("'", '"').replace(", ", " | "), written)
+
+
+def _all() -> Table:
+    table = Table("method", "what it is", box=None, header_style="bold", pad_edge=False)
+    for name in method_registry.names():
+        table.add_row(name, method_registry.about(name).splitlines()[0])
+    return table
+
+
+def _parameters(method: type) -> Table:
+    table = Table("field", "type", "default", "meaning", box=None, header_style="bold", pad_edge=False)
+    for each in method_registry.parameters(method):
+        table.add_row(each.name, _kind(each.kind), _default(each.default), each.meaning)
+    return table

@@ -1,0 +1,1 @@
+"""TOML in; one frozen job out, or every error in it listed."""

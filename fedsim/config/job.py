@@ -1,0 +1,239 @@
+"""The job file: TOML in, one validated, frozen Job out, or one BadInput that lists all that is wrong, a line each.
+
+Each room owns the settings of its section as a frozen dataclass; pydantic validates them as they are, so that a field and its
+default are written once. A Job says what is computed; [execution] says how, and never changes the answer beyond rounding.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from difflib import get_close_matches
+from hashlib import sha256
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any
+
+import tomli_w
+from pydantic import (
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    PrivateAttr,
+    ValidationError,
+    create_model,
+    model_validator,
+)
+
+from fedsim.config import method_registry
+from fedsim.config.messages import complain
+from fedsim.config.sections import Cohort, Evaluate, Execution, Number, Section, Train
+from fedsim.data.partition import PartitionSettings
+from fedsim.data.settings import DataSettings
+from fedsim.errors import BadInput
+from fedsim.models.settings import ModelSettings
+
+WHERE_NOT_WHAT = ("execution", "data.root", "data.download")  # may differ between two runs of one job
+SWEEP = 'a list of values for each field, for example "train.lr" = [0.1, 0.05]'
+FILE_NAME = "a text that can name a file: not empty, without /"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """[method]: its name in the job, and the method with its hyperparameters."""
+
+    name: str
+    use: Any
+
+
+def _choose(table: Any) -> Chosen:
+    """The method that [method] names; a ValidationError tells what is wrong with its fields."""
+    if not isinstance(table, dict):
+        raise BadInput('[method] is a section: write [method] and below it name = "fedavg"')
+    if not isinstance(table.get("name"), str):
+        raise BadInput(f"[method] needs a name. There are: {', '.join(method_registry.names())}")
+    found: Any = method_registry.find(table["name"])
+    rest = {key: value for key, value in table.items() if key != "name"}
+    holder = create_model("Holder", __config__=Section.model_config, use=(found, ...))
+    return Chosen(table["name"], holder.model_validate_json(json.dumps({"use": rest})).use)  # type: ignore[attr-defined]
+
+
+def _write(chosen: Chosen) -> dict[str, Any]:
+    return {"name": chosen.name, **asdict(chosen.use)}
+
+
+class Job(Section):
+    """A validated job. Made by `load` or `check`."""
+
+    name: Annotated[str, Field(pattern=r"^[^/\s][^/]*$", description=FILE_NAME)] = "job"  # also the name of the run file
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    rounds: Number = 100  # all of them, warm-up and fine-tuning included
+    data: DataSettings = DataSettings()
+    partition: PartitionSettings = PartitionSettings()
+    cohort: Cohort = Cohort()
+    model: ModelSettings = ModelSettings()
+    train: Train = Train()
+    method: Annotated[Chosen, PlainValidator(_choose), PlainSerializer(_write)]
+    evaluate: Evaluate = Evaluate()
+    execution: Execution = Execution()
+    sweep: Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], Field(description=SWEEP)] = Field(default_factory=dict)
+
+    _given: dict[str, Any] = PrivateAttr(default_factory=dict)  # what the file and the command line said, for `runs`
+
+    @property
+    def population(self) -> int | None:
+        """Registered clients; None when the data alone knows (one for each natural user)."""
+        return self.partition.clients or None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Job:
+        for section in ("model", "method"):
+            for field, value in _densities(getattr(self, section)):
+                if not 0 < value <= 1:
+                    raise ValueError(f"[{section}] {field} = {value}: a density is a share of the weights, above 0 and at most 1")
+        if self.population is not None:
+            self.cohort.of(self.population)
+            self.evaluate.of(self.population)
+        return self
+
+
+def _densities(settings: Any) -> Iterator[tuple[str, float]]:
+    """A density means the same wherever it stands, so it is checked in one place."""
+    for name, value in vars(getattr(settings, "use", settings)).items():
+        if (name == "density" or name.endswith("_density")) and isinstance(value, int | float):
+            yield name, value
+
+
+def load(path: Path | str, overrides: Sequence[str] = ()) -> Job:
+    """The job in a file, with `section.field=value` laid over it; its name is the file's unless it says otherwise."""
+    path = Path(path)
+    table = {"name": path.stem, **_read(path)}
+    for item in overrides:
+        _override(table, item)
+    return check(table, str(path))
+
+
+def check(table: dict[str, Any], where: str = "job") -> Job:
+    """The job in a table, as a TOML file would give it; BadInput begins each line with `where`."""
+    settled = _settled(table, where)
+    try:
+        job = Job.model_validate_json(json.dumps(settled, default=str))
+    except ValidationError as error:
+        raise BadInput("\n".join(f"{where}: {line}" for line in complain(error, Job, settled))) from None
+    job._given = deepcopy(table)
+    runs(job, where)  # a fault in any run of a sweep is told now
+    return job
+
+
+def runs(job: Job, where: str = "job") -> list[Job]:
+    """Every run of the job's [sweep], the last field varying fastest; the job itself when it has none."""
+    if not job.sweep:
+        return [job]
+    made = [_run(job, dict(zip(job.sweep, values, strict=True)), where) for values in product(*job.sweep.values())]
+    names = [run.name for run in made]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise BadInput(f"{where}: [sweep] makes two runs with the name {twice[0]!r}; list each value once")
+    return made
+
+
+def _run(job: Job, values: dict[str, Any], where: str) -> Job:
+    table = {key: deepcopy(value) for key, value in job._given.items() if key != "sweep"}
+    shown = [f"{key.rpartition('.')[2]}{value}" for key, value in values.items()]
+    name = "-".join([job.name, *(re.sub(r"[^\w.+-]+", "_", part).strip("_") for part in shown)])
+    for key, value in ({"name": name} | values).items():
+        _put(table, key, value)
+    return check(table, f"{where}, run {name} of [sweep]")
+
+
+def resolved(job: Job, without: Sequence[str] = ()) -> str:
+    """The whole job as canonical TOML, defaults written out; `without` some sections or "section.field"s."""
+    table = job.model_dump(exclude={"sweep"} if not job.sweep else None)
+    table["train"]["epochs"] = None if job.train.steps else job.train.epochs or 1
+    if job.population is not None:
+        table["cohort"]["size"] = job.cohort.of(job.population)
+        table["evaluate"]["clients"] = job.evaluate.of(job.population)
+    for key in without:
+        section, _, field = key.partition(".")
+        (table[section] if field else table).pop(field or section)
+    return tomli_w.dumps(_without_none(table))
+
+
+def identity(job: Job) -> str:
+    """SHA-256 of what the job computes: two jobs that differ in [execution] or in where the data lies are one job."""
+    return sha256(resolved(job, WHERE_NOT_WHAT).encode()).hexdigest()
+
+
+def _without_none(value: Any) -> Any:
+    """TOML has no null; what is None stands at its default."""
+    if isinstance(value, dict):
+        return {key: _without_none(inner) for key, inner in value.items() if inner is not None}
+    return [_without_none(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_bytes().decode()
+        return tomllib.loads(text)
+    except FileNotFoundError:
+        near = get_close_matches(path.name, [other.name for other in path.parent.glob("*.toml")], 3) if path.parent.is_dir() else []
+        raise BadInput(f"{path}: no such job file{'; did you mean ' + ' or '.join(near) + '?' if near else ''}") from None
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: not a text in UTF-8 (byte {error.start})") from None
+    except tomllib.TOMLDecodeError as error:
+        found = re.search(r" \(at line (\d+), column (\d+)\)$", str(error))
+        line, message = (found[1], str(error)[: found.start()]) if found else (str(text.count("\n") + 1), str(error))
+        raise BadInput(f"{path}, line {line}: not valid TOML: {message}") from None
+
+
+def _override(table: dict[str, Any], item: str) -> None:
+    key, equals, text = item.partition("=")
+    if not equals or not key.strip():
+        raise BadInput(f"--set {item}: write section.field=value, for example --set train.lr=0.1")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    _put(table, key.strip(), value)
+    table["sweep"] = {swept: values for swept, values in flat(table.get("sweep", {})).items() if swept != key.strip()}
+
+
+def _put(table: dict[str, Any], key: str, value: Any) -> None:
+    *sections, field = key.split(".")
+    for section in sections:
+        table = table.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise BadInput(f"{key} = {value!r}: {section} is a value, not a section")
+    table[field] = value
+
+
+def flat(table: Any, prefix: str = "") -> Any:
+    """A table with keys "section.field", however it is nested."""
+    if not isinstance(table, dict):
+        return table
+    entries: dict[str, Any] = {}
+    for key, value in table.items():
+        entries |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return entries
+
+
+def _settled(table: dict[str, Any], where: str) -> dict[str, Any]:
+    """The table with its sweep flattened and the fields that others fix: an alias of a method, a natural partition."""
+    table = deepcopy(table)
+    table["sweep"] = flat(table.get("sweep", {}))
+    table.setdefault("method", {})  # so that its absence is told like an absent name
+    if isinstance(dealt := table.get("partition"), dict) and dealt.get("name") == "natural":
+        dealt.setdefault("clients", 0)  # one for each user, unless the job wants them merged
+    name = table["method"].get("name") if isinstance(table.get("method"), dict) else None
+    alias = method_registry.ALIASES.get(str(name))
+    for key, value in alias.fixed.items() if alias else ():
+        section, _, field = key.partition(".")
+        given = table.setdefault(section, {})
+        if isinstance(given, dict) and given.setdefault(field, value) != value:
+            raise BadInput(f"{where}: [method] name = {name!r} means {key} = {value!r}; the job says {given[field]!r}")
+    return table

@@ -1,0 +1,148 @@
+"""What a user reads when a job is wrong: the offender first, then what would have been right, one line for each fault."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from difflib import get_close_matches
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from fedsim.config import method_registry
+
+KINDS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", dict: "a table", Any: "a value"}
+LIMITS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below", "min_length": "with a length of at least"}
+UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+MISSED = ("missing", "missing_argument")
+
+
+@dataclass(frozen=True)
+class FieldHelp:
+    """One field of a section: what it wants and what it is when left out."""
+
+    name: str
+    wanted: str
+    default: Any  # MISSING when the job must give it
+
+    def __str__(self) -> str:
+        return self.name if _unsaid(self.default) else f"{self.name} = {written(self.default)}"
+
+
+def _unsaid(default: Any) -> bool:
+    return default is None or default is MISSING or default == {}
+
+
+def complain(error: ValidationError, job: type[BaseModel], table: dict[str, Any]) -> list[str]:
+    """A line for each fault of `table`; the several errors of a field that may be of several types are one fault."""
+    lines = [_line(each, job, table) for each in error.errors(include_url=False)]
+    return list(dict.fromkeys(lines))
+
+
+def written(value: Any) -> str:
+    """A value as a job file says it."""
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def slots(kind: type) -> dict[str, FieldHelp]:
+    """The fields of a settings dataclass, a pydantic section or a method, in the order they are written."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {name: FieldHelp(name, _wanted(hints[name]), default) for name, default in _defaults(kind)}
+
+
+def _defaults(kind: Any) -> Iterable[tuple[str, Any]]:
+    if issubclass(kind, BaseModel):
+        for name, info in kind.model_fields.items():
+            yield name, MISSING if info.is_required() else info.get_default(call_default_factory=True, validated_data={})
+        return
+    for field in fields(kind):
+        if field.init:
+            yield field.name, field.default if field.default_factory is MISSING else field.default_factory()
+
+
+def _line(error: Any, job: type[BaseModel], table: dict[str, Any]) -> str:
+    section, *rest = (str(part) for part in error["loc"]) if error["loc"] else ("",)
+    if section == "method" and rest[:1] == ["use"]:
+        rest = rest[1:]  # where the job's model holds the method itself
+    if error["type"] == "value_error":
+        return _placed(str(error["ctx"]["error"]), ".".join([section, *rest]))
+    kind = _kind(section, job, table)
+    if rest and kind is not None:
+        return _fault(error["type"], rest[0], slots(kind), f"[{section}]", _title(section, table), table[section], job)
+    if kind is not None:
+        return f"[{section}] is a section, not {written(table.get(section))}: write [{section}] and its fields below it"
+    return _fault(error["type"], section, slots(job), "", "A job", table, job)
+
+
+def _placed(message: str, place: str) -> str:
+    told = message.startswith(("[", f"{place.partition('.')[0]}."))  # a room's own check names its field itself
+    return message if told or not place else f"{place}: {message}"
+
+
+def _kind(section: str, job: type[BaseModel], table: dict[str, Any]) -> type | None:
+    """The class that owns a section; None for a plain field of the job."""
+    if section == "method":
+        return method_registry.find(table["method"]["name"])
+    hint = get_type_hints(job).get(section)
+    return hint if is_dataclass(hint) or _is_model(hint) else None
+
+
+def _is_model(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, BaseModel)
+
+
+def _title(section: str, table: dict[str, Any]) -> str:
+    return str(table["method"]["name"]) if section == "method" else f"[{section}]"
+
+
+def _fault(type_: str, field: str, known: dict[str, FieldHelp], place: str, title: str, given: Any, job: type[BaseModel]) -> str:
+    start = f"{place} " if place else ""
+    if type_ in UNKNOWN:
+        listed = ", ".join(_named(slot, job) if not place else str(slot) for slot in known.values())
+        has = f"{title} has: {listed}" if known else f"{title} has no fields of its own"
+        return f"{place or 'a job'} has no field {field!r}{_hint(field, known, place, job)}. {has}"
+    slot = known[field]
+    if type_ in MISSED:
+        return f"{start}needs {field}: {slot.wanted}"
+    default = "" if _unsaid(slot.default) else f"; the default is {written(slot.default)}"
+    return f"{start}{field} = {written(given[field])}: should be {slot.wanted}{default}"
+
+
+def _named(slot: FieldHelp, job: type[BaseModel]) -> str:
+    """A field of the job itself; sections in brackets."""
+    hint = get_type_hints(job)[slot.name]
+    return f"[{slot.name}]" if is_dataclass(hint) or _is_model(hint) or slot.name == "sweep" else str(slot)
+
+
+def _hint(field: str, known: dict[str, FieldHelp], place: str, job: type[BaseModel]) -> str:
+    """A close name in the same section, or the same name in another."""
+    if close := get_close_matches(field, known, 1):
+        return f" (did you mean {close[0]!r}?)"
+    hints = {name: hint for name, hint in get_type_hints(job).items() if is_dataclass(hint) or _is_model(hint)}
+    homes = [f"[{name}]" for name, hint in hints.items() if name != "method" and field in slots(hint)]
+    return f" (it belongs to {' or '.join(homes)})" if homes else ""
+
+
+def _wanted(hint: Any) -> str:
+    """A type in words: Annotated[int, Field(ge=1)] -> "a whole number, at least 1"."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        info = next((extra for extra in inner[1:] if isinstance(extra, FieldInfo)), None)
+        return (info.description if info and info.description else None) or ", ".join([_wanted(inner[0]), *_limits(info)])
+    if origin in (Union, UnionType):
+        return " or ".join(_wanted(part) for part in inner if part is not NoneType)
+    if origin is Literal:
+        return " or ".join(written(value) for value in inner)
+    if origin in (tuple, list):
+        return f"a list, each {_wanted(inner[0])}"
+    return KINDS.get(origin or hint, getattr(hint, "__name__", str(hint)))
+
+
+def _limits(info: FieldInfo | None) -> Iterable[str]:
+    for limit in info.metadata if info else ():
+        for name, words in LIMITS.items():
+            if (value := getattr(limit, name, None)) is not None:
+                yield f"{words} {value}"

@@ -1,0 +1,133 @@
+"""The sections of a job that no other room owns: who takes part, local training, evaluation, and how all of it is computed."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from fedsim.core.activation_pruning import ActivationPruning
+from fedsim.core.types import LocalTraining
+from fedsim.errors import BadInput
+from fedsim.federated.aggregation import NAMES as AGGREGATES
+
+SMALL_COHORT = 10  # clients per round when the job does not say
+COHORT = 16_384  # clients a round: what fedsim.core.exact_sum can sum, which is too heavy to import here
+ALL_CLIENTS = 1_000  # up to this many are evaluated one by one when the job does not say
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Number = Annotated[int, Field(ge=1)]
+PLANS = '"auto", "reference" or the run file whose plan is taken (RUN.h5)'
+
+
+class Section(BaseModel):
+    """A table of the job: nothing but its fields, of exactly their types."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Cohort(Section):
+    """[cohort]: who takes part in a round."""
+
+    size: Number | None = None  # clients per round; None: all, at most SMALL_COHORT
+
+    def of(self, clients: int) -> int:
+        """Clients per round out of `clients`; BadInput when there are not that many."""
+        size = min(SMALL_COHORT, clients) if self.size is None else self.size
+        if size > clients:
+            raise BadInput(f"[cohort] size = {size} is more than the population; there are {clients} clients")
+        if size > COHORT:
+            raise BadInput(f"[cohort] size = {size}; at most {COHORT:,} clients a round can be summed exactly")
+        return size
+
+
+class Train(Section):
+    """[train]: local training and the averaging of what it gives."""
+
+    epochs: Number | None = None  # local epochs; 1 unless steps says otherwise
+    steps: Number | None = None  # local steps, instead of epochs
+    batch: Number = LocalTraining.batch  # images
+    lr: NotNegative = LocalTraining.lr
+    momentum: Annotated[float, Field(ge=0, lt=1)] = LocalTraining.momentum
+    weight_decay: NotNegative = LocalTraining.decay
+    optimiser: Literal["sgd", "adam"] = "sgd"
+    schedule: Literal["constant", "cosine", "exponential", "step"] = "constant"  # over rounds
+    factor: Positive = LocalTraining.factor  # of exponential (each round) and step (at each milestone)
+    milestones: tuple[Share, ...] = LocalTraining.milestones  # shares of the rounds
+    activation_keep: Annotated[float, Field(gt=0, le=1)] = (
+        1.0  # of the inputs of layers, kept for their weights' gradients; 1: plain layers
+    )
+    activation_layers: Literal["all", "conv"] = "all"  # which: never the first one; conv: linear layers keep all
+    activation_cache: Literal["bitmap", "int32"] = "bitmap"  # how the positions of what is kept are kept
+    aggregate: str = "fedavg"
+    mu: NotNegative = AGGREGATES["fedprox"]().mu  # type: ignore[attr-defined]
+    nova: Literal["samples", "batches"] = "samples"  # what clients count by under fednova: their images, or their local steps
+
+    @field_validator("aggregate")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in AGGREGATES:
+            raise ValueError(f"[train] aggregate = {name!r} is not known. There are: {', '.join(AGGREGATES)}")
+        return name
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Train:
+        if self.epochs and self.steps:
+            raise ValueError(f"[train] has epochs = {self.epochs} and steps = {self.steps}; give one of them")
+        if self.optimiser == "adam" and self.momentum:
+            raise ValueError(f'[train] optimiser = "adam" has moments of its own; leave out momentum = {self.momentum}')
+        if self.optimiser == "adam" and AGGREGATES[self.aggregate].sgd:
+            raise ValueError(f'[train] aggregate = "{self.aggregate}" follows the steps of SGD; leave out optimiser = "adam"')
+        return self
+
+    def training(self, rounds: int, augment: bool) -> LocalTraining:
+        """What the engine's core calls it."""
+        epochs, steps = (0, self.steps) if self.steps else (self.epochs or 1, 0)
+        taken = {f.name: getattr(self, f.name) for f in fields(LocalTraining) if hasattr(self, f.name)}
+        return LocalTraining(**taken | {"epochs": epochs, "steps": steps, "decay": self.weight_decay, "rounds": rounds, "augment": augment})
+
+    def keep(self) -> ActivationPruning | None:
+        """How inputs of layers are pruned; None: they are not."""
+        return ActivationPruning(self.activation_keep, self.activation_layers, self.activation_cache) if self.activation_keep < 1 else None
+
+    def aggregation(self) -> Any:
+        """The chosen aggregation, its parameters taken from this section."""
+        chosen = AGGREGATES[self.aggregate]
+        return chosen(**{f.name: getattr(self, f.name) for f in fields(chosen)})
+
+
+class Evaluate(Section):
+    """[evaluate]: when, and on whom."""
+
+    every: Annotated[int, Field(ge=0)] = 1  # rounds; 0: never
+    clients: Literal["all", "cohort"] | Number | None = None  # None: all up to ALL_CLIENTS, above them the cohort
+    batch: Number = 256  # images
+
+    def of(self, clients: int) -> Literal["all", "cohort"] | int:
+        """Whose own test images are tried, out of `clients`."""
+        if self.clients is None:
+            return "all" if clients <= ALL_CLIENTS else "cohort"
+        if isinstance(self.clients, int) and self.clients > clients:
+            raise BadInput(f"[evaluate] clients = {self.clients} is more than the population; there are {clients} clients")
+        return self.clients
+
+
+class Execution(Section):
+    """[execution]: how it is computed; None is left to the plan."""
+
+    plan: Annotated[str, Field(pattern=r"^(auto|reference|.+\.h5)$", description=PLANS)] = "auto"
+    fleet: Literal["serial", "packed", "graphed"] | None = None
+    pack: Number | None = None  # packs that a cohort is cut into
+    layout: Literal["contiguous", "channels_last"] | None = None
+    kernels: Literal["dense", "sparse"] | None = None  # of layers with a mask; None: by their density, as measured
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["float32", "tf32", "bfloat16"] = "float32"  # of convolutions and products; weights, norms and losses stay float32
+    stacked: Literal["grouped", "matmul"] | None = None  # how the convolutions of a pack are computed
+    memory_share: Annotated[float, Field(gt=0, le=1)] = 1.0  # of a GPU's memory that one rank may take; R ranks on it: 1 / R
+    cuda_mpi: Literal["auto", "on", "off"] = "auto"  # whether MPI is handed tensors on the GPU, or copies of them on the host
+    threads: Number = 1  # per rank
+    checkpoint_every: Number = 1  # rounds
+    time_limit: Positive | None = None  # minutes

@@ -1,0 +1,140 @@
+"""Masks: which weights are kept. A mask is bool, stands beside its weight under "mask/", and is counted, never inferred from zeros.
+
+Every choice is exact in number and depends on values alone: of equal scores the lower flat position goes first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import ceil, floor, prod
+
+import torch
+from torch import Tensor
+
+from fedsim.core.keys import key_of
+from fedsim.core.tree import Tree
+
+CHUNK = 1 << 11  # positions of a gradient that are ranked at once
+_LAST = 2**31 - 1  # a tensor has fewer positions than that
+_NEVER, _BEYOND = -(2**63), 2**63 - 1  # keys below and above those of every score
+
+
+def apply(tree: Tree, masks: Tree) -> Tree:
+    """The tree with every masked weight multiplied by its mask, so that pruned weights are exactly 0."""
+    return {key: value * masks[key_of(key)] if key_of(key) in masks else value for key, value in tree.items()}
+
+
+def ones(masks: Tree) -> dict[str, int]:
+    """Kept weights by the weight's name: {"conv.weight": 12}."""
+    return {key.removeprefix("mask/"): int(mask.sum()) for key, mask in masks.items() if key.startswith("mask/")}
+
+
+def check(tree: Tree) -> None:
+    """Raises ValueError for a mask that is not bool or not of its weight's shape."""
+    for key, mask in tree.items():
+        if not key.startswith("mask/"):
+            continue
+        name = key.removeprefix("mask/")
+        if mask.dtype != torch.bool:
+            raise ValueError(f"mask {name!r} is {mask.dtype}; a mask is bool")
+        weight = tree.get("w/" + name)
+        if weight is not None and weight.shape != mask.shape:
+            raise ValueError(f"mask {name!r} is {tuple(mask.shape)}, its weight is {tuple(weight.shape)}")
+
+
+def rank(score: Tensor) -> Tensor:
+    """(N,) flat positions of `score` from its largest value to its smallest; ValueError for a score that is not finite."""
+    flat = score.flatten()
+    if not bool(flat.isfinite().all()):
+        raise ValueError(f"a score is {flat[~flat.isfinite()][0].item()}; only finite scores can be ranked")
+    return flat.sort(descending=True, stable=True).indices
+
+
+def first(ranking: Tensor, k: int, shape: torch.Size) -> Tensor:
+    """The mask of `shape` that keeps the first `k` positions of a ranking."""
+    mask = torch.zeros(len(ranking), dtype=torch.bool, device=ranking.device)
+    mask[ranking[:k]] = True
+    return mask.view(shape)
+
+
+def top(score: Tensor, k: int) -> Tensor:
+    """1 at the `k` largest entries of `score`."""
+    return first(rank(score), k, score.shape)
+
+
+def budget(sizes: Mapping[str, int], density: float) -> int:
+    """Weights that the masked layers may keep at a whole density: floor(d n) - n_1, the first of `sizes` (layer -> weights) being dense.
+
+    ValueError where that is less than one for each layer.
+    """
+    (name, dense), *masked = sizes.items()
+    whole = sum(sizes.values())
+    left = floor(density * whole + 1e-9) - dense
+    if left < len(masked):
+        least = ceil(1e4 * (dense + len(masked)) / whole) / 1e4
+        raise ValueError(
+            f"density = {density} leaves {max(left, 0)} of {whole:,} weights for the {len(masked)} layers to be pruned, each needs one:"
+            f" {name} stays dense with {dense:,}. Take at least {least}"
+        )
+    return left
+
+
+def erk(shapes: Mapping[str, tuple[int, ...]], budget: int) -> dict[str, int]:
+    """Kept weights of every layer, `budget` in all, by Erdős-Rényi-kernel densities: eps · the sum of a tensor's sizes / their product.
+
+    Evci et al., ICML 2020, arXiv:1911.11134, appendix. A layer that would get more than it has is dense, and eps is solved again;
+    counts are rounded down, at least 1, and what is left goes to the layers that have room, in order. ValueError for a budget below
+    one weight a layer, or above all weights.
+    """
+    sizes = {layer: prod(shape) for layer, shape in shapes.items()}
+    if not len(sizes) <= budget <= sum(sizes.values()):
+        raise ValueError(f"{budget:,} kept weights for {len(sizes)} layers of {sum(sizes.values()):,}; each keeps at least one")
+    raw = {layer: sum(shape) / prod(shape) for layer, shape in shapes.items()}
+    dense: set[str] = set()
+    while True:
+        free = [layer for layer in sizes if layer not in dense]
+        left = budget - sum(sizes[layer] for layer in dense)
+        eps = left / sum(raw[layer] * sizes[layer] for layer in free) if free else 0.0
+        if not (full := {layer for layer in free if eps * raw[layer] > 1}):
+            break
+        dense |= full
+    counts = {layer: sizes[layer] if layer in dense else max(1, floor(eps * raw[layer] * size + 1e-9)) for layer, size in sizes.items()}
+    while rest := budget - sum(counts.values()):
+        step = 1 if rest > 0 else -1
+        able = [layer for layer, count in counts.items() if (count < sizes[layer] if step > 0 else count > 1)]
+        for layer in able[: abs(rest)]:
+            counts[layer] += step
+    return counts
+
+
+def largest(g: Tensor, mask: Tensor, k: int, chunk: int = CHUNK) -> tuple[Tensor, Tensor]:
+    """(index (k,) int32, value (k,) float32) of the `k` largest |g| among pruned positions, largest first; k is at most their number.
+
+    A stream: g is read chunk by chunk into a buffer of k entries, so that no second tensor of g's size is made. Fit for `vmap`.
+    """
+    flat, pruned = g.flatten(), ~mask.flatten()
+    best = torch.full((k,), _NEVER, dtype=torch.int64, device=g.device)
+    chunk = max(chunk, k // 8, len(flat) // 64)  # long buffers and layers are gone through in fewer steps
+    for begin in range(0, flat.shape[0], chunk):
+        part = slice(begin, begin + chunk)
+        found = torch.where(pruned[part], _keys(flat[part].abs(), begin), _NEVER)
+        best = torch.cat([best, found]).topk(k).values
+    index = _LAST - (best & 0xFFFFFFFF)
+    return index.to(torch.int32), flat[index].float()
+
+
+def smallest(w: Tensor, mask: Tensor, k: int) -> Tensor:
+    """(k,) int64 flat positions of the `k` smallest |w| among kept ones, smallest first. Fit for `vmap`."""
+    flat = w.flatten().abs()
+    keys = torch.where(mask.flatten(), (flat.float().view(torch.int32).long() << 32) | _positions(flat), _BEYOND)
+    return keys.topk(k, largest=False).values & 0xFFFFFFFF
+
+
+def _positions(flat: Tensor) -> Tensor:
+    return torch.arange(flat.shape[0], device=flat.device)
+
+
+def _keys(score: Tensor, begin: int) -> Tensor:
+    """(n,) int64 keys in the order of the scores (>= 0), equal ones by falling position: the bits of a float32 sort as it does."""
+    position = torch.arange(begin, begin + score.shape[0], device=score.device)
+    return (score.float().view(torch.int32).long() << 32) | (_LAST - position)

@@ -1,0 +1,1 @@
+"""FLOPs, memory and bytes on the air, from plain numbers."""

@@ -1,0 +1,105 @@
+"""FLOPs and densities of a network, from plain numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fedsim.costs.profile import DENSE, Breakdown, KeptCounts, ModelProfile
+
+NORMALISING = 5  # operations for each entry of a normalised weight
+CHARGES = ("train", "forward", "inputs")
+"""Ones in the mask of each masked layer: {"layer1.0.conv1": 1843}."""
+
+
+# ---- density
+def ones(anatomy: ModelProfile, kept: KeptCounts) -> dict[str, int]:
+    """Kept weights of every layer, dense ones included; ValueError for a layer that is unknown or cannot keep that many."""
+    sizes = {layer.name: layer.weights for layer in anatomy.layers}
+    for name, count in kept.items():
+        if name not in sizes:
+            raise ValueError(f"no layer {name!r} to count; the model has {', '.join(sizes)}")
+        if not 0 <= count <= sizes[name]:
+            raise ValueError(f"layer {name!r} keeps {count} weights; it has {sizes[name]}")
+    return {**sizes, **kept}
+
+
+def density(anatomy: ModelProfile, kept: KeptCounts) -> float:
+    """The whole density: kept over all conv and linear weights, layers without a mask counted as kept."""
+    return sum(ones(anatomy, kept).values()) / anatomy.weights
+
+
+def density_all(anatomy: ModelProfile, kept: KeptCounts) -> float:
+    """Kept over all parameters: (nnz + u) / (n + u)."""
+    return (sum(ones(anatomy, kept).values()) + anatomy.free) / anatomy.parameters
+
+
+def density_maskable(anatomy: ModelProfile, kept: KeptCounts) -> float:
+    """Kept over all weights of the masked layers; 1 where nothing is masked."""
+    whole = sum(layer.weights for layer in anatomy.layers if layer.name in kept)
+    return sum(kept.values()) / whole if whole else 1.0
+
+
+def densities(anatomy: ModelProfile, kept: KeptCounts) -> dict[str, float]:
+    """Kept share of every layer."""
+    counts = ones(anatomy, kept)
+    return {layer.name: counts[layer.name] / layer.weights for layer in anatomy.layers}
+
+
+# ---- FLOPs
+def forward_flops(anatomy: ModelProfile, kept: KeptCounts = DENSE) -> int:
+    """f_S of one image; f_D without `kept`. The sum of d_l f_l, which is not d f_D."""
+    return sum(layer_flops(anatomy, kept).values())
+
+
+def layer_flops(anatomy: ModelProfile, kept: KeptCounts = DENSE) -> dict[str, int]:
+    """d_l f_l of every layer, exactly: 2 · ones · positions."""
+    counts = ones(anatomy, kept)
+    return {layer.name: 2 * counts[layer.name] * layer.positions for layer in anatomy.layers}
+
+
+def feed_flops(
+    anatomy: ModelProfile,
+    images: int,
+    kept: KeptCounts = DENSE,
+    charge: str = "train",
+    dense: Sequence[str] = (),
+    dense_images: int | None = None,
+) -> Breakdown:
+    """What `images` images cost (an image seen in two epochs counts twice).
+
+    forward f_S; with charge "inputs" backward f_S, the gradients of inputs alone; with "train" backward 2 f_S, and dense_gradient
+    f_l - d_l f_l of the layers in `dense` ("*" = all), whose weight gradient is formed at all positions for `dense_images` of them
+    (None: all): together 2 f_S + f_S of the others + f_D of these.
+    """
+    if charge not in CHARGES:
+        raise ValueError(f"a feed's charge is one of {', '.join(CHARGES)}; not {charge!r}")
+    sparse = layer_flops(anatomy, kept)
+    terms = Breakdown(forward=images * sum(sparse.values()))
+    if charge == "inputs":
+        terms |= {"backward": terms["forward"]}
+    if charge == "train":
+        names = layers_named(anatomy, dense)
+        extra = sum(layer.flops - sparse[layer.name] for layer in anatomy.layers if layer.name in names)
+        terms |= {"backward": 2 * terms["forward"], "dense_gradient": extra * (images if dense_images is None else dense_images)}
+    return terms
+
+
+def training_flops(anatomy: ModelProfile, kept: KeptCounts = DENSE, dense: Sequence[str] = ()) -> int:
+    """Of one image: 3 f_S, or 2 f_S + f_S of the others + f_D of the `dense` layers."""
+    return feed_flops(anatomy, 1, kept, "train", dense).total
+
+
+def normalising_flops(anatomy: ModelProfile) -> int:
+    """About what it takes to normalise weights once, as every step does: 5 N a filter. A line of its own, in no other figure."""
+    return NORMALISING * sum(layer.weights for layer in anatomy.layers if layer.name in anatomy.normalised)
+
+
+def layers_named(anatomy: ModelProfile, names: Sequence[str]) -> set[str]:
+    """The layers meant; "*" means all; ValueError for an unknown one."""
+    known = [layer.name for layer in anatomy.layers]
+    if "*" in names:
+        return set(known)
+    for name in names:
+        if name not in known:
+            raise ValueError(f"no layer {name!r}; the model has {', '.join(known)}")
+    return set(names)

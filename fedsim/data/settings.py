@@ -1,0 +1,85 @@
+"""The data room: which images there are (sources), and which client holds which (partition, population).
+
+`DataSettings` is the job's [data] section. This module imports no torch, so that a job is checked before anything heavy loads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedsim.errors import BadInput
+
+DRAWN = ("shapes", "fake")  # made here, in any number and size
+AUGMENTS: dict[str, tuple[str, ...]] = {  # every data set, with what is usual in training on it
+    "digits": (),
+    "shapes": (),
+    "fake": (),
+    "cifar10": ("crop", "flip"),
+    "cifar100": ("crop", "flip"),
+    "svhn": ("crop",),
+    "fashion_mnist": (),
+    "emnist": (),
+    "cinic10": ("crop", "flip"),
+    "tiny_imagenet": ("crop", "flip"),
+    "file": (),
+}
+EMNIST_SPLITS = ("byclass", "bymerge", "balanced", "letters", "digits", "mnist")
+BORDERS = ("zeros", "reflect")
+KINDS = ("crop", "flip", "cutout")  # of augmentation
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """The job's [data] section. None stands for the data set's own default."""
+
+    name: str = "digits"
+    root: str = "data"  # folder of the data sets that are files
+    download: bool = False
+    size: int | None = None  # pixels, height = width: digits (upsampled from 8), shapes, fake
+    channels: int | None = None  # shapes (1 or 3), fake
+    classes: int | None = None  # shapes, fake
+    train: int | None = None  # images: shapes, fake
+    test: int | None = None  # images: shapes, fake
+    augment: tuple[str, ...] | None = None  # of crop, flip, cutout
+    crop_pad: int = 4  # pixels of padding that a crop moves in
+    crop_border: str = "zeros"  # what it is padded with: zeros | reflect
+    normalise: bool = True  # by the training images' mean and deviation; false: pixels in [0, 1]
+    cutout: int = 16  # pixels, side of the square cut out
+    split: str = "balanced"  # emnist
+    path: str | None = None  # file: the user's HDF5 file
+
+    def __post_init__(self) -> None:
+        _one_of("name", self.name, tuple(AUGMENTS))
+        _one_of("split", self.split, EMNIST_SPLITS)
+        for kind in self.augment or ():
+            _one_of("augment", kind, KINDS)
+        _one_of("crop_border", self.crop_border, BORDERS)
+        self._check_applies()
+        self._check_numbers()
+
+    def augments(self) -> tuple[str, ...]:
+        """The augmentations in use: those named, or else the data set's usual ones."""
+        return AUGMENTS[self.name] if self.augment is None else tuple(self.augment)
+
+    def _check_applies(self) -> None:
+        for name in ("channels", "classes", "train", "test"):
+            if getattr(self, name) is not None and self.name not in DRAWN:
+                raise BadInput(f"[data] {name} applies to {' and '.join(DRAWN)}; {self.name} brings its own, leave {name} out")
+        if self.size is not None and self.name not in ("digits", *DRAWN):
+            raise BadInput(f"[data] size applies to digits, {' and '.join(DRAWN)}; {self.name} has its own size, leave size out")
+        if (self.path is not None) != (self.name == "file"):
+            raise BadInput(f'[data] path and name = "file" go together; name is {self.name!r}, path is {self.path!r}')
+        if self.split != "balanced" and self.name != "emnist":
+            raise BadInput(f"[data] split applies to emnist; {self.name} has no splits, leave split out")
+
+    def _check_numbers(self) -> None:
+        least = {"size": 8 if self.name in ("digits", "shapes") else 1, "channels": 1, "classes": 2, "train": 1, "test": 1}
+        for name, low in (least | {"crop_pad": 0, "cutout": 1}).items():
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise BadInput(f"[data] {name} = {value} is too small for {self.name}; the least is {low}")
+
+
+def _one_of(field: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise BadInput(f"[data] {field} = {value!r} is not known. There are: {', '.join(known)}")

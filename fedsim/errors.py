@@ -1,0 +1,15 @@
+"""The faults a user meets, and the exit codes they end with (DESIGN section 4)."""
+
+from __future__ import annotations
+
+
+class BadInput(ValueError):
+    """The job, the data or the command line asks for what cannot be: exit code 2, one clear message, nothing written."""
+
+
+class ClientFault(RuntimeError):
+    """An exception in a client's work, told with its rank, client, round and step: exit code 1."""
+
+
+class Stopped(Exception):
+    """A signal or a time limit ended the run; the checkpoint of the last complete round stands: exit code 3."""

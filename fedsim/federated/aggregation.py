@@ -1,0 +1,198 @@
+"""Aggregation: how averaged weights become the next model, chosen by `train.aggregate` for every method that averages weights.
+
+FedAvg: McMahan et al., AISTATS 2017: w <- sum_k n_k w_k / sum_k n_k over the cohort, running statistics of norms alike.
+FedProx: Li et al., MLSys 2020: the same server; the local loss gains mu/2 · |w - w_t|^2.
+FedNova: Wang et al., NeurIPS 2020, arXiv:2007.07481: the mean of what clients moved, each by the length a_k of its own path.
+SCAFFOLD: Karimireddy et al., ICML 2020, arXiv:1910.06378: control variates take the clients' drift out of every local step.
+
+Paper -> code:  p_k -> weight / total weight,  tau_k -> sent.steps[0],  rho -> momentum,  eta_l -> lr,  c -> CONTROL,  c_i -> OWN
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor
+
+from fedsim.core import masks, tree
+from fedsim.core.keys import COUNT, FEDNOVA_MOVE, FEDNOVA_PATH, FEDNOVA_WEIGHT, SCAFFOLD_CHANGE, SCAFFOLD_CONTROL, SCAFFOLD_OWN
+from fedsim.core.tree import Tree, renamed, under
+from fedsim.core.types import LocalOptimizer
+from fedsim.federated.protocol import ClientInput, Report, Setting
+
+if TYPE_CHECKING:
+    from fedsim.nn.net import Net
+
+PATH_UNIT = 2.0**20  # of path lengths, whose sums over many images are large
+
+
+@dataclass(frozen=True)
+class FedAvg:
+    """The mean of the cohort's weights, by number of images."""
+
+    sgd: ClassVar[bool] = False  # its formulas are those of SGD
+
+    def at(self, rate: LocalOptimizer) -> FedAvg:
+        """The aggregation of a round of that rate."""
+        return self
+
+    def begin(self, shared: Tree) -> Tree:
+        """The server's memory."""
+        return {}
+
+    def shared(self, memory: Tree, shared: Tree) -> Tree:
+        """What is added to the broadcast."""
+        return shared
+
+    def fresh(self, net: Net, sent: ClientInput) -> Tree:
+        """Kept state of a client never visited."""
+        return {}
+
+    def extra(self, sent: ClientInput, state: Tree) -> Tree | None:
+        """A gradient to add to the loss's."""
+        return None
+
+    def moved(self, sent: ClientInput, state: Tree, lr: float | Tensor) -> Tree:
+        """The state after a step of the local optimiser, spent; `lr` is the round's rate."""
+        return state
+
+    def report(self, sent: ClientInput, state: Tree) -> Report:
+        """n · w and n · running statistics, and n."""
+        return Report(tree.weigh(sent.n, _floats(under(state, "w/", "buf/"))) | {COUNT: sent.n.double()})
+
+    def server(self, memory: Tree, shared: Tree, total: Tree, setting: Setting) -> tuple[Tree, Tree]:
+        """The next broadcast and memory; what no client sent stays as it is."""
+        return shared | tree.mean(total, total[COUNT], _sent(shared, total, "w/", "buf/")), memory
+
+
+@dataclass(frozen=True)
+class FedProx(FedAvg):
+    """FedAvg whose clients are held near the broadcast: gradient + mu (w - w_t) over the kept weights, not over buffers."""
+
+    mu: float = 0.01
+
+    def extra(self, sent: ClientInput, state: Tree) -> Tree | None:
+        """mu (w - w_t); nothing at mu = 0, which is then FedAvg to the bit."""
+        if self.mu == 0:
+            return None
+        return tree.each(lambda w, broadcast: self.mu * (w - broadcast), _sent(state, sent.shared, "w/"), sent.shared)
+
+
+@dataclass(frozen=True)
+class FedNova(FedAvg):
+    """w <- w - (sum_k p_k a_k) · sum_k p_k (w - w_k) / a_k: clients of more steps pull no harder; running statistics by p_k.
+
+    Where all clients take equally many steps it is FedAvg. Momentum that is carried from round to round counts as if it began at 0.
+    """
+
+    sgd: ClassVar[bool] = True
+
+    momentum: float  # rho
+    nova: str = "samples"  # p_k: by images; batches: by the client's local steps, as the authors' code
+
+    def at(self, rate: LocalOptimizer) -> FedNova:
+        return replace(self, momentum=rate.momentum)
+
+    def path(self, steps: Tensor) -> Tensor:
+        """a_k = (tau_k - rho (1 - rho^tau_k) / (1 - rho)) / (1 - rho), (); tau_k itself without momentum."""
+        tau, rho = steps.double(), self.momentum
+        return (tau - rho * (1 - rho**tau) / (1 - rho)) / (1 - rho)
+
+    def report(self, sent: ClientInput, state: Tree) -> Report:
+        """p · d, p · running statistics, p · a, p and n; p is n or tau."""
+        weight, path = sent.steps[0] if self.nova == "batches" else sent.n, self.path(sent.steps[0])
+        found = tree.weigh(weight, _floats(under(state, "buf/"))) | tree.weigh(weight / PATH_UNIT, {FEDNOVA_PATH: path})
+        move = tree.weigh(weight / path, _path(sent, state))
+        return Report(found | renamed(move, "w/", FEDNOVA_MOVE) | {FEDNOVA_WEIGHT: weight.double(), COUNT: sent.n.double()})
+
+    def server(self, memory: Tree, shared: Tree, total: Tree, setting: Setting) -> tuple[Tree, Tree]:
+        buffers = tree.mean(total, total[FEDNOVA_WEIGHT], _sent(shared, total, "buf/"))
+        moves, length = renamed(total, FEDNOVA_MOVE, "w/"), PATH_UNIT * total[FEDNOVA_PATH] / total[FEDNOVA_WEIGHT]  # of the mean path
+        before = masks.apply(_sent(shared, moves, "w/"), shared)
+        after = tree.each(lambda w, move: (w.double() - length * move / total[FEDNOVA_WEIGHT]).to(w.dtype), before, moves)
+        return shared | buffers | after, memory
+
+
+@dataclass(frozen=True)
+class Scaffold(FedAvg):
+    """FedAvg whose clients step by c - c_k as well, outside of the momentum; c_k is what their steps were without that.
+
+    Steps that a method takes at a rate of its own (FedMef's extrusion) count as taken at the round's. Controls begin at 0, of
+    parameters alone; those of pruned weights are 0, and 0 again when a weight grows back.
+    """
+
+    sgd: ClassVar[bool] = True
+
+    lr: float = field(repr=False)  # of the round; as a Work's own rate it is no part of what a program is made for
+
+    def at(self, rate: LocalOptimizer) -> Scaffold:
+        return replace(self, lr=rate.lr)
+
+    def begin(self, shared: Tree) -> Tree:
+        return renamed(tree.zeros(under(shared, "w/")), "w/", SCAFFOLD_CONTROL)
+
+    def shared(self, memory: Tree, shared: Tree) -> Tree:
+        return shared | masks.apply(under(memory, SCAFFOLD_CONTROL), shared)
+
+    def fresh(self, net: Net, sent: ClientInput) -> Tree:
+        controls = under(sent.shared, SCAFFOLD_CONTROL)
+        if not controls:
+            raise ValueError("the broadcast has no controls: send aggregate.shared(memory, shared)")
+        return renamed(tree.zeros(controls), SCAFFOLD_CONTROL, SCAFFOLD_OWN)
+
+    def moved(self, sent: ClientInput, state: Tree, lr: float | Tensor) -> Tree:
+        """w - lr (c - c_k), in place."""
+        c, own = self._controls(sent)
+        for key, value in c.items():
+            state[key].sub_(lr * (value - own[key]))
+        return state
+
+    def report(self, sent: ClientInput, state: Tree) -> Report:
+        """FedAvg's, and c_k' - c_k; kept: c_k' = c_k - c + (w - w_k) / (tau_k lr). Where the rate is 0 nothing is learned."""
+        c, own = self._controls(sent)
+        later = own
+        if self.lr:
+            way, move = sent.steps[0].double() * self.lr, _path(sent, state)
+            later = tree.each(lambda mine, c, moved: (mine.double() - c + moved / way).to(c.dtype), own, c, move)
+        change = tree.each(lambda new, old: new.double() - old.double(), later, own)
+        total = super().report(sent, state).total | renamed(change, "w/", SCAFFOLD_CHANGE)
+        return Report(total, keep=renamed(later, "w/", SCAFFOLD_OWN))
+
+    def server(self, memory: Tree, shared: Tree, total: Tree, setting: Setting) -> tuple[Tree, Tree]:
+        """FedAvg's; c <- c + sum_k (c_k' - c_k) / K over the cohort, K all clients."""
+        shared, _ = super().server(memory, shared, total, setting)
+        changes = renamed(total, SCAFFOLD_CHANGE, SCAFFOLD_CONTROL)
+        told = tree.each(
+            lambda c, change: (c.double() + change / setting.clients).to(c.dtype), _sent(memory, changes, SCAFFOLD_CONTROL), changes
+        )
+        return shared, masks.apply(memory | told, shared)
+
+    def _controls(self, sent: ClientInput) -> tuple[Tree, Tree]:
+        """c and c_k by their weights' keys, masked; c_k is 0 again after a cut, which its shapes tell."""
+        held = sent.tree({})
+        c, own = (
+            masks.apply(renamed(part, slot, "w/"), held) for part, slot in ((sent.shared, SCAFFOLD_CONTROL), (sent.kept, SCAFFOLD_OWN))
+        )
+        fits = all(own[key].shape == value.shape for key, value in c.items())
+        return c, own if fits else tree.zeros(c)
+
+
+def _floats(part: Tree) -> Tree:
+    """Counters are not averaged."""
+    return {key: value for key, value in part.items() if value.is_floating_point()}
+
+
+def _sent(shared: Tree, total: Tree, *prefixes: str) -> Tree:
+    """Of one side's tensors those that the other has sent."""
+    return {key: value for key, value in under(shared, *prefixes).items() if key in total}
+
+
+def _path(sent: ClientInput, state: Tree) -> Tree:
+    """w - w_k in float64, from the weights as the client used them at first; 0 where they are pruned."""
+    held = sent.tree({})
+    before = masks.apply({key: held[key] for key in under(state, "w/")}, held)
+    return tree.each(lambda w, trained: w.double() - trained.double(), before, state)
+
+
+NAMES: dict[str, type[FedAvg]] = {"fedavg": FedAvg, "fedprox": FedProx, "fednova": FedNova, "scaffold": Scaffold}

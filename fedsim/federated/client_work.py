@@ -1,0 +1,219 @@
+"""Works that methods share. Each is written for one client, as pure tensor arithmetic: no branch on a tensor's value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fedsim.core import keys, masks
+from fedsim.core.keys import CORRECT, GATE, GATE_VALUES
+from fedsim.core.tree import Tree, under, weigh
+from fedsim.core.types import Batch, Feed
+from fedsim.federated.aggregation import FedAvg
+from fedsim.federated.protocol import ClientInput, Report, Setting, Work
+from fedsim.nn import optim
+from fedsim.nn.net import cross_entropy
+
+if TYPE_CHECKING:
+    from fedsim.nn.net import Net
+
+
+def _real(batch: Batch) -> Tensor:
+    """(B,) 1 for every real image."""
+    return torch.ones_like(batch.y, dtype=batch.x.dtype) if batch.real is None else batch.real
+
+
+def _nothing(sent: ClientInput) -> Tensor:
+    """(), a sum that begins."""
+    return torch.zeros((), dtype=torch.float64, device=sent.n.device)
+
+
+@dataclass(frozen=True)
+class Train(Work):
+    """Local SGD (or Adam) from the broadcast with a fresh optimiser; total: n · w, n · running statistics, n."""
+
+    feeds: tuple[Feed, ...]
+    lr: float  # eta
+    momentum: float = 0.0
+    decay: float = 0.0  # weight decay
+    aggregate: Any = field(default_factory=FedAvg)
+    optimiser: str = "sgd"
+
+    @classmethod
+    def at(cls, setting: Setting, r: int) -> Train:
+        """The job's local training in round `r`."""
+        rate = setting.train.at(r)
+        return cls((setting.train.feed(),), rate.lr, rate.momentum, rate.decay, setting.aggregate.at(rate), rate.optimiser)
+
+    def fresh(self, net: Net, sent: ClientInput) -> Tree:
+        return self.aggregate.fresh(net, sent)
+
+    def start(self, net: Net, sent: ClientInput) -> Tree:
+        held = sent.tree({})
+        w = net.effective(held)
+        return w | under(held, "buf/") | optim.fresh(w, self.momentum, self.optimiser)
+
+    def step(self, net: Net, sent: ClientInput, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
+        loss, gradient, buffers, taps = self.gradient(net, sent, state, batch)
+        return self.descend(net, sent, state | buffers | taps, gradient), loss
+
+    def gradient(self, net: Net, sent: ClientInput, state: Tree, batch: Batch) -> tuple[Tensor, Tree, Tree, Tree]:
+        """What net.gradient gives, the aggregation's part added."""
+        return net.gradient(sent.tree(state), batch, extra=self.aggregate.extra(sent, state))
+
+    def descend(self, net: Net, sent: ClientInput, state: Tree, gradient: Tree, lr: float | Tensor | None = None) -> Tree:
+        """The optimiser's step, at a rate of its own where it has one, and the aggregation's behind it, always at the round's.
+
+        What the aggregation adds to all steps is then known from their number: SCAFFOLD takes it out of the path again, exactly.
+        """
+        state = net.descend(state, gradient, self.lr if lr is None else lr, self.momentum, self.decay, self.optimiser)
+        return self.aggregate.moved(sent, state, self.lr)
+
+    def finish(self, net: Net, sent: ClientInput, state: Tree) -> Report:
+        return self.aggregate.report(sent, state)
+
+
+@dataclass(frozen=True)
+class TrainAndScore(Train):
+    """Train, and in the feed that has `dense` layers the largest dense gradients among their pruned positions.
+
+    A feed after the first only probes, at the trained weights. each: top/index/LAYER and top/value/LAYER (a,), and n/images ().
+    A layer's gradient goes through a buffer of exactly a entries as soon as it exists, and is freed.
+    """
+
+    moves: Mapping[str, int] = field(default_factory=dict)  # a_t^l of the layers in `dense`
+
+    @classmethod
+    def growing(cls, setting: Setting, r: int, moves: Mapping[str, int], last_step: bool = False) -> TrainAndScore:
+        """Round `r`, plain training where nothing moves, probed on one more mini-batch at the trained weights.
+
+        last_step: probed on the last mini-batch of the training instead, before its step.
+        """
+        train, moves = Train.at(setting, r), {layer: k for layer, k in moves.items() if k}
+        feeds, layers = train.feeds, tuple(moves)
+        if moves:
+            probe = replace(feeds[0], epochs=0, steps=1, dense=layers)
+            feeds = (replace(feeds[0], dense=layers, dense_steps=1),) if last_step else (*feeds, probe)
+        return cls(feeds, train.lr, train.momentum, train.decay, train.aggregate, train.optimiser, moves)
+
+    def start(self, net: Net, sent: ClientInput) -> Tree:
+        """Before any gradient is seen, one pruned weight is as good as another."""
+        weights, seen = under(sent.tree({}), "w/"), super().start(net, sent)
+        for layer, k in self.moves.items():
+            if not 0 < k <= net.sizes.get(layer, 0):
+                raise ValueError(f"{k} moves of layer {layer!r}; there can be 1 to its pruned weights, of layers {', '.join(net.maskable)}")
+            seen |= self._top(sent, layer, torch.ones_like(weights[f"w/{layer}.weight"]))
+        return seen
+
+    def step(self, net: Net, sent: ClientInput, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
+        if batch.feed == 0:
+            return super().step(net, sent, state, batch)
+        tap = partial(self._top, sent)
+        loss, _, _, taps = net.gradient(sent.tree(state), batch, None, tap=tap, layers=self.feeds[batch.feed].dense)
+        return state | taps, loss
+
+    def gradient(self, net: Net, sent: ClientInput, state: Tree, batch: Batch) -> tuple[Tensor, Tree, Tree, Tree]:
+        layers, extra = self.feeds[batch.feed].dense, self.aggregate.extra(sent, state)
+        return net.gradient(sent.tree(state), batch, extra=extra, tap=partial(self._top, sent) if layers else None, layers=layers)
+
+    def finish(self, net: Net, sent: ClientInput, state: Tree) -> Report:
+        report = super().finish(net, sent, state)
+        return replace(report, each=report.each | under(state, "top/") | {keys.COUNT: sent.n})
+
+    def _top(self, sent: ClientInput, layer: str, g: Tensor) -> Tree:
+        index, value = masks.largest(g, sent.tree({})[f"mask/{layer}.weight"], self.moves[layer])
+        return {f"top/index/{layer}": index, f"top/value/{layer}": value}
+
+
+@dataclass(frozen=True)
+class Statistics(Work):
+    """Running statistics of norms moved by forward passes in training mode; total: images · statistics, and images seen."""
+
+    feeds: tuple[Feed, ...]
+    momentum: float | None = None  # of the running statistics; None: each norm's own
+    beside: int = 0
+
+    def start(self, net: Net, sent: ClientInput) -> Tree:
+        return under(sent.tree({}), "buf/") | {keys.COUNT: _nothing(sent)}
+
+    def step(self, net: Net, sent: ClientInput, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
+        logits, buffers = net(sent.tree(state), batch.x, True, batch.real, self.momentum)
+        seen = state[keys.COUNT] + _real(batch).sum().double()
+        return state | buffers | {keys.COUNT: seen}, cross_entropy(logits, batch.y, batch.real)
+
+    def finish(self, net: Net, sent: ClientInput, state: Tree) -> Report:
+        seen = state[keys.COUNT]
+        return Report(weigh(seen, under(state, "buf/")) | {keys.COUNT: seen})
+
+
+@dataclass(frozen=True)
+class Loss(Work):
+    """Cross-entropy in evaluation mode; total: its sum over the images seen, how many are classified rightly, and their number."""
+
+    feeds: tuple[Feed, ...]
+    beside: int = 0
+    method: Any = None  # for model_of, where the client does not use what it is sent as it is
+
+    def start(self, net: Net, sent: ClientInput) -> Tree:
+        return {"loss/sum": _nothing(sent), CORRECT: _nothing(sent), keys.COUNT: _nothing(sent)}
+
+    def step(self, net: Net, sent: ClientInput, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
+        held = sent.tree(state) if self.method is None else self.method.model_of(net, sent)
+        logits, _ = net(held, batch.x, False, batch.real)
+        mean, seen = cross_entropy(logits, batch.y, batch.real), _real(batch).sum().double()
+        right = ((logits.argmax(-1) == batch.y) * _real(batch)).sum().double()
+        found = {"loss/sum": mean * seen, CORRECT: right, keys.COUNT: seen}
+        return {key: state[key] + value for key, value in found.items()}, mean
+
+    def finish(self, net: Net, sent: ClientInput, state: Tree) -> Report:
+        return Report(state)
+
+
+@dataclass(frozen=True)
+class Evaluate(Work):
+    """A method's deployed model on test images; total and each: correct, loss (summed) and images."""
+
+    feeds: tuple[Feed, ...]
+    method: Any  # for model_of
+
+    @classmethod
+    def of(cls, method: Any, batch: int = 256, split: str = "test") -> Evaluate:
+        """On a client's own test images, or with split = "global" each client on the whole global test set."""
+        return cls((Feed(split, epochs=1, batch=batch, augment=False, charge="forward"),), method)
+
+    def start(self, net: Net, sent: ClientInput) -> Tree:
+        return {CORRECT: _nothing(sent), "n/images": _nothing(sent), "loss/sum": _nothing(sent)}
+
+    def step(self, net: Net, sent: ClientInput, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
+        logits, _ = net(self.method.model_of(net, sent), batch.x, False, batch.real)
+        real = _real(batch)
+        losses = F.cross_entropy(logits, batch.y, reduction="none") * real
+        correct = (logits.argmax(-1) == batch.y) * real
+        found = {CORRECT: correct, "n/images": real, "loss/sum": losses}
+        return {key: state[key] + value.sum().double() for key, value in found.items()}, losses.sum() / real.sum()
+
+    def finish(self, net: Net, sent: ClientInput, state: Tree) -> Report:
+        return Report(total=state, each=state)
+
+
+@dataclass(frozen=True)
+class OwnGates(Evaluate):
+    """No image: each: the hard gate of the network that a client uses, where it has one of its own, and the VALUES of its channels."""
+
+    @classmethod
+    def used(cls, method: Any) -> OwnGates:
+        return cls((), method)
+
+    def start(self, net: Net, sent: ClientInput) -> Tree:
+        return {}
+
+    def finish(self, net: Net, sent: ClientInput, state: Tree) -> Report:
+        held = self.method.model_of(net, sent)
+        mine = GATE in held and held[GATE].dtype == torch.bool and GATE not in sent.shared
+        return Report({}, {key: held[key] for key in (GATE, GATE_VALUES) if key in held} if mine else {})

@@ -1,0 +1,55 @@
+"""What the server does with its own public images, before any client takes part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from fedsim.core import rng
+from fedsim.core.tree import Tree, clone, under
+from fedsim.core.types import Batch, Data
+from fedsim.errors import BadInput
+from fedsim.federated.protocol import Setting
+from fedsim.nn import optim
+
+
+def pretrained(setting: Setting, public: Data, epochs: int) -> Tree:
+    """The initial model after `epochs` of the job's own optimiser (its rate in round 1, its batch) on `public`, not augmented.
+
+    The server has memory enough: its activations are not pruned.
+
+    BadInput where it diverges.
+    """
+    net, rate = setting.net.whole(), setting.train.at(1)
+    state = clone(net.initial)
+    state |= optim.fresh(under(state, "w/"), rate.momentum, rate.optimiser)
+    with torch.no_grad():
+        for batch in batches(setting, public, epochs):
+            _, gradient, buffers, _ = net.gradient(state, batch)
+            state = net.descend(state | buffers, gradient, rate.lr, rate.momentum, rate.decay, rate.optimiser)
+    trained = under(state, "w/", "buf/")
+    if bad := [key for key, value in trained.items() if not bool(value.isfinite().all())]:
+        raise BadInput(f"pretraining on the public images diverged ({bad[0]} is not finite): a lower train.lr may help")
+    return trained
+
+
+def batches(setting: Setting, public: Data, epochs: int) -> Iterator[Batch]:
+    """The public images in the job's batches, in a fresh order every epoch."""
+    x, y = images(setting, public)
+    orders = [rng.permutation(rng.key(setting.seed, "public", epoch), len(y)) for epoch in range(epochs)]
+    parts = [part for order in orders for part in order.split(setting.train.batch)]
+    steps = torch.tensor(len(parts), device=y.device)
+    for t, part in enumerate(parts):
+        part = part.to(y.device)
+        yield Batch(x[part], y[part], None, torch.tensor(t, device=y.device), steps)
+
+
+def images(setting: Setting, public: Data) -> tuple[Tensor, Tensor]:
+    """All of them: x (n, C, H, W) normalised, y (n,), where the net's values are."""
+    like = next(iter(setting.net.initial.values()))
+    every = torch.arange(len(public))
+    mean, std = (torch.tensor(values, dtype=like.dtype).view(-1, 1, 1) for values in (public.mean, public.std))
+    x = public.images(every).to(like.dtype).div_(255).sub_(mean).div_(std)
+    return x.to(like.device), public.labels(every).to(like.device)

@@ -1,0 +1,222 @@
+"""What the clients of a round are charged: FLOPs, bytes up and down, memory. Rank 0 keeps it, from plain numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from zlib import crc32
+
+import numpy as np
+from torch import Tensor
+
+from fedsim.core import keys
+from fedsim.core.keys import SCAFFOLD_CONTROL
+from fedsim.core.tree import Tree, under
+from fedsim.core.types import Feed
+from fedsim.costs import communication, flops, profile
+from fedsim.costs.memory import client_memory, executed_memory
+from fedsim.fleet.client_images import Population, count_of, shown, shown_last, steps_of
+from fedsim.fleet.messages import PackResult, WorkOrder
+from fedsim.fleet.received_masks import ReceivedMasks
+from fedsim.nn import profiler
+from fedsim.nn.net import Net
+
+NO_STEP = ("gradients", "dense_gradient", "optimiser")
+BESIDE = ("opt/", "grad/", "loss/", "top/", "index/")  # kept tensors that do not stand in the model's place, where they are counted
+UNUSED = {"train": (), "inputs": NO_STEP, "forward": (*NO_STEP, "activations")}  # memory that each kind of pass does without
+
+
+@dataclass
+class ClientCosts:
+    """One client's share of a round."""
+
+    samples: int = 0  # images it saw, each epoch counted
+    loss: float = float("nan")  # mean training loss of its last work
+    density: float = float("nan")  # whole density of what it trained
+    train_flops: int = 0
+    dense_flops: int = 0  # of the job's local training with the dense model, the measure of the above
+    bytes_up: int = 0
+    bytes_down: int = 0
+    memory: int = 0  # model figure, bytes, the largest of the round
+    model_memory: int = 0  # the same without activations
+
+    def add(self, run: ClientCosts) -> None:
+        """One more run of a work; its bytes and its loss are added where they are known."""
+        self.samples += run.samples
+        self.train_flops += run.train_flops
+        self.density, self.dense_flops = run.density, run.dense_flops
+        self.memory, self.model_memory = max(self.memory, run.memory), max(self.model_memory, run.model_memory)
+
+
+class CostAccount:
+    """The bills of the round in progress."""
+
+    def __init__(self, anatomy: profile.ModelProfile, population: Population, local: Feed, slots: int, pack: int = 1) -> None:
+        self.anatomy, self.population = anatomy, population
+        self.local = local  # the job's local training
+        self.pack = pack  # clients that a rank trains at once
+        self.executed = 0  # bytes, the most that a rank holds in a step of this round
+        self.deployed = 0  # FLOPs of this round that belong to no training: what clients do to get the model that they use
+        self.slots = slots  # values of the optimiser per parameter
+        self.bills: dict[int, ClientCosts] = {}
+        self.received = ReceivedMasks()
+        self._sent: dict[str, list[tuple[Tensor, Tensor | None, set[int]]]] = {}  # key -> tensors of this round, their masks, who has them
+        self._own: dict[int, dict[str, int]] = {}  # client -> key -> checksum of what it was sent for itself in this round
+        self._known: tuple[Net, profile.ModelProfile, list[int]] | None = None
+
+    def open(self) -> None:
+        self.bills = {}
+        self.executed = self.deployed = 0
+        self._sent = {}
+        self._own = {}
+
+    def charge(self, order: WorkOrder, clients: Sequence[int], sent: Tree, answer: PackResult) -> None:
+        """Adds one run of a work to the bills; one that deploys a model to a count of its own."""
+        if getattr(order.work, "deploys", False):
+            feeds = [(feed, count_of(self.population, feed, client)) for client in clients for feed in order.work.feeds]
+            self.deployed += sum(self._flops(feed, count, [order.net.used(order.shared)]) for feed, count in feeds)
+            return
+        held = order.net.used(under(order.shared, "mask/"))
+        personal: dict[object, int] = {}  # of clients with equally many weights
+        down = self._down(order.shared, clients, answer.arrived)
+        runs: dict[object, ClientCosts] = {}  # of clients with equally many images, weights and channels
+        trains = any(feed.charge == "train" for feed in order.work.feeds)
+        for i, client in enumerate(clients):
+            bill = self.bills.setdefault(client, ClientCosts())
+            bill.bytes_down += int(down[i]) + self._down_own(client, {key: value[i] for key, value in sent.items()}, order.shared)
+            bill.bytes_up += answer.up[client]
+            own = {name.removesuffix(".weight"): count for name, count in answer.ones.get(client, {}).items()}
+            opened, top = answer.open.get(client), _entries(answer.each[client])
+            counts = tuple(count_of(self.population, feed, client) for feed in (self.local, *order.work.feeds))
+            weights = tuple(own.items())
+            if weights not in personal:
+                personal[weights] = _personal(order.shared, answer.keep.get(client, {}))
+            mark = (counts, top, weights, opened and tuple(map(tuple, opened)))
+            if mark not in runs:
+                runs[mark] = self._run(order, counts, held | own, opened, top, personal[weights])
+            bill.add(runs[mark])
+            if trains:
+                bill.loss = answer.loss[client]
+
+    def _run(
+        self, order: WorkOrder, counts: Sequence[int], kept: dict[str, int], opened: list[list[int]] | None, top: int, personal: int
+    ) -> ClientCosts:
+        """What a run of the work costs a client with so many images in an epoch of the job's local training and of each feed.
+
+        `kept`: weights of every layer that is not whole; `opened`: channels under hard gates; `top`: entries of the buffers that the
+        client's largest gradients went through; `personal`: bytes that it holds beside the model for the aggregation, and for itself.
+        """
+        each = [kept | order.net.channels.used(row) for row in opened] if opened else [kept]  # step after step, or the same in all
+        bill = ClientCosts(density=sum(flops.density(self.anatomy, used) for used in each) / len(each))
+        bill.dense_flops = flops.feed_flops(self.anatomy, shown(self.local, counts[0])).total
+        for feed, count in zip(order.work.feeds, counts[1:], strict=True):
+            trains = feed.charge == "train"
+            batch = min(feed.batch, count)
+            bill.samples += shown(feed, count) if trains else 0
+            bill.train_flops += self._flops(feed, count, each)
+            memory = self._memory(order, feed, batch, kept, opened, top if feed.dense else 0)
+            memory = profile.Breakdown(memory | {"personal": personal}).without(*UNUSED[feed.charge])
+            bill.memory = max(bill.memory, memory.total)
+            bill.model_memory = max(bill.model_memory, memory.without("activations").total)
+            held = executed_memory(self.anatomy_of(order.net), batch, _masked(order, kept), self.slots, self.pack)
+            self.executed = max(self.executed, held.total if trains else 0)
+        return bill
+
+    def _flops(self, feed: Feed, count: int, each: list[dict[str, int]]) -> int:
+        """Of a feed with `count` images an epoch; `each`: weights in use at every step (the last one's in those beyond), or at all."""
+        images = shown(feed, count)
+        if len(each) == 1:
+            seen = shown_last(feed, count, feed.dense_steps) if feed.dense_steps else images
+            return flops.feed_flops(self.anatomy, images, each[0], feed.charge, feed.dense, seen).total
+        ends = [shown_last(feed, count, last) for last in range(steps_of(feed, count) + 1)]  # images of the last steps
+        shares = [more - less for less, more in pairwise(ends)][::-1]
+        used = [each[min(step, len(each) - 1)] for step in range(len(shares))]
+        return sum(flops.feed_flops(self.anatomy, n, kept, feed.charge).total for n, kept in zip(shares, used, strict=True))
+
+    def _memory(
+        self, order: WorkOrder, feed: Feed, batch: int, kept: dict[str, int], opened: list[list[int]] | None, top: int
+    ) -> profile.Breakdown:
+        """The described client's: under gates it holds the whole model, and gradients and activations of the open channels."""
+        beside = getattr(order.work, "beside", 0)  # a Work need not inherit from core.Work
+        anatomy, masked = self.anatomy_of(order.net), _masked(order, kept)
+        memory = client_memory(anatomy, masked, batch, self.slots, feed.dense, top=top, beside=beside)
+        if not opened:
+            return memory
+        widths, per = order.net.channels.widths, self._per_channel(order.net)
+        closed = [sum((width - row[i]) * per[i] for i, width in enumerate(widths)) for row in opened]
+        used = [client_memory(anatomy, masked | order.net.channels.used(row))["gradients"] for row in opened]
+        return profile.Breakdown(memory | {"gradients": max(used), "activations": memory["activations"] - batch * min(closed)})
+
+    def anatomy_of(self, net: Net) -> profile.ModelProfile:
+        """The job's own, or that of what a cut has left."""
+        return self._of_cut(net)[0] if net.kept else self.anatomy
+
+    def _per_channel(self, net: Net) -> list[int]:
+        return self._of_cut(net)[1]
+
+    def _of_cut(self, net: Net) -> tuple[profile.ModelProfile, list[int]]:
+        """The anatomy of a net, and the bytes its activations lose with every closed channel; remembered for the last net."""
+        if self._known is None or self._known[0] is not net:
+            shape = self.population.train.shape
+            self._known = net, profiler.profile(net.plain(net.initial).float(), shape, net.keep), net.per_channel(shape)
+        return self._known[1:]
+
+    def _down(self, shared: Tree, clients: Sequence[int], arrived: dict[int, dict[str, int]]) -> np.ndarray:
+        """(K,) bytes of the broadcast that each client does not hold yet; `arrived` counts the masks it has for itself."""
+        sizes = np.zeros(len(clients), dtype=np.int64)
+        held = under(shared, "mask/")
+        for head in communication.heads({key: value for key, value in shared.items() if key not in held}, held):
+            mask = keys.key_of(head.key)
+            holders = self._holders(head.key, shared[head.key], shared.get(mask))
+            prices = [head.size] * len(clients)
+            if arrived and head.key.startswith(("w/", "opt/")):
+                prices = [_own_price(arrived.get(client, {}), mask, head.size) for client in clients]
+            sizes += np.array([0 if client in holders else price for client, price in zip(clients, prices, strict=True)])
+            holders.update(clients)
+        if held:
+            self.received.version(held)
+            sizes += np.array([self.received.price(client) for client in clients])
+        return sizes
+
+    def _holders(self, key: str, value: Tensor, mask: Tensor | None) -> set[int]:
+        """Who received this very tensor under this very mask in this round."""
+        for before, under_mask, holders in self._sent.setdefault(key, []):
+            if before is value and under_mask is mask:
+                return holders
+        self._sent[key].append((value, mask, set()))
+        return self._sent[key][-1][2]
+
+    def _down_own(self, client: int, row: Tree, shared: Tree) -> int:
+        """Bytes of what is sent to this client alone, but for what it received in this round already, and masks it has had before."""
+        if not row:
+            return 0
+        marks = {key: crc32(value.cpu().contiguous().numpy().tobytes()) for key, value in row.items()}
+        had = self._own.setdefault(client, {}) | self.received.own.get(client, {})
+        new = {key: value for key, value in row.items() if had.get(key) != marks[key]}
+        self._own[client].update(marks)
+        if lasting := {key: mark for key, mark in marks.items() if key.startswith("mask/")}:
+            self.received.own[client] = self.received.own.get(client, {}) | lasting
+        return communication.length(new, shared | row)
+
+
+def _personal(shared: Tree, kept: Tree) -> int:
+    """Bytes that a client holds beside the model for the aggregation, and keeps for its training."""
+    return communication.length(under(shared, SCAFFOLD_CONTROL) | under(kept, *BESIDE), under({**shared, **kept}, "mask/"))
+
+
+def _masked(order: WorkOrder, kept: dict[str, int]) -> dict[str, int]:
+    """Of the weights in use, those of layers with a mask."""
+    whole = order.net.used({})
+    return {layer: count for layer, count in kept.items() if whole.get(layer) != count}
+
+
+def _entries(each: Tree) -> int:
+    """Entries, index and value, of what is under "top/"."""
+    return sum(value.numel() for value in under(each, "top/").values()) // 2
+
+
+def _own_price(arrived: dict[str, int], mask: str, size: int) -> int:
+    """Bytes of a weight under a mask of the client's own."""
+    name = mask.removeprefix("mask/")
+    return communication.VALUE_BYTES * arrived[name] if name in arrived else size

@@ -1,0 +1,161 @@
+"""What every fleet does besides the work itself: picking cohorts, cutting packs, kept state, counting calls, charging."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedsim.core import tree
+from fedsim.core.tree import Tree
+from fedsim.core.types import COHORT
+from fedsim.errors import BadInput, Stopped
+from fedsim.federated.client_work import Evaluate
+from fedsim.federated.protocol import Reply, Work
+from fedsim.fleet.accounting import CostAccount
+from fedsim.fleet.client_images import TESTS
+from fedsim.fleet.messages import Pack, PackResult, WorkerContext, WorkOrder
+from fedsim.fleet.packing import cut_cohort, images
+from fedsim.fleet.report_costs import charge_pack
+from fedsim.nn.net import Net
+
+Engine = Callable[[WorkOrder, Pack, WorkerContext], PackResult]
+Answers = Callable[[WorkOrder, Sequence[Pack], WorkerContext], Iterator[PackResult]]
+
+
+def in_turn(engine: Engine) -> Answers:
+    """One pack after the other. Raises Stopped when the site is asked to stop."""
+
+    def answers(order: WorkOrder, packs: Sequence[Pack], site: WorkerContext) -> Iterator[PackResult]:
+        for pack in packs:
+            if site.stopped():
+                raise Stopped
+            yield engine(order, pack, site)
+
+    return answers
+
+
+class KeptStates(Sequence[Tree | None]):
+    """The kept states of some clients, taken from where they lie when they are asked for."""
+
+    def __init__(self, kept: Mapping[int, Tree], clients: list[int]) -> None:
+        self.kept, self.clients = kept, clients
+
+    def __len__(self) -> int:
+        return len(self.clients)
+
+    def __getitem__(self, i: Any) -> Any:
+        return [self.kept.get(client) for client in self.clients[i]] if isinstance(i, slice) else self.kept.get(self.clients[i])
+
+
+class LocalFleet:
+    """Runs every pack in this process, one after the other; a subclass says how one pack is carried out."""
+
+    name = "local"
+    carry_out: Engine
+
+    def __init__(
+        self,
+        site: WorkerContext,
+        account: CostAccount,
+        packs: int,
+        clock: Callable[[], float],
+        kept: MutableMapping[int, Tree] | None = None,
+    ) -> None:
+        self.site, self.account, self.packs, self.clock = site, account, packs, clock
+        self.timing = {"broadcast": 0.0, "compute": 0.0, "reduce": 0.0}  # seconds, growing
+        self.moved = {"broadcast": 0, "reduce": 0}  # bytes between ranks, growing
+        self.traffic = {"rank_bytes": 0, "root_bytes": 0, "root_messages": 0}  # of all ranks, and of rank 0, growing
+        self.touched: set[int] = set()  # clients whose kept state changed; whoever writes it down empties this
+        self.kept: MutableMapping[int, Tree] = {} if kept is None else kept
+        self.r = 0
+        self._calls: Counter[tuple[str, int]] = Counter()
+        sizes = site.population.shards["train"].sizes()
+        self._filled = None if sizes.min() > 0 else np.flatnonzero(sizes)
+
+    def open(self, r: int) -> None:
+        """Begins round `r`: calls are counted anew, and nothing has been sent yet."""
+        self.r = r
+        self._calls.clear()
+        self.account.open()
+
+    def pick(self, k: int | None, r: int) -> list[int]:
+        """`k` (None: all) distinct non-empty clients, sorted: a function of the seed and the round, the same for every method."""
+        filled = self.site.population.clients if self._filled is None else len(self._filled)
+        if k is None:
+            return list(range(filled)) if self._filled is None else self._filled.tolist()
+        if k > filled:
+            raise BadInput(f"{k} clients are to take part, and {filled} have images; partition.least gives every client some")
+        chosen = np.random.default_rng((self.site.seed, r)).choice(filled, k, replace=False)
+        return np.sort(chosen if self._filled is None else self._filled[chosen]).tolist()
+
+    def later(self, task: Callable[[], None]) -> None:
+        """Runs `task` while the ranks train, where there are ranks; at once otherwise."""
+        task()
+
+    def run(self, work: Work, cohort: Sequence[int], shared: Tree, own: Tree | None = None, net: Net | None = None) -> Reply:
+        """Has every client of the cohort do the work; totals over the cohort, and the rows of each client in sorted order."""
+        clients = sorted(cohort)
+        self._check(work, clients, own or {})
+        n = sum(images(self.site, client) for client in clients)
+        shared, sent = (tree.each(lambda value: value.to(self.site.device), part) for part in (shared, own or {}))
+        order = WorkOrder(work, net or self.site.net, shared, self.r, n)
+        with torch.no_grad():
+            answer = self._carried_out(order, self._packed(order, clients, sent))
+        if charge_pack(order):
+            self.account.charge(order, clients, own or {}, answer)
+        for client, keep in answer.keep.items():
+            if keep:
+                self.kept[client] = (self.kept.get(client) or {}) | keep
+                self.touched.add(client)
+        total, each = answer.total.value(), tree.stack(answer.each[client] for client in clients)
+        return Reply(*(tree.each(lambda value: value.to(self.site.device), part) for part in (total, each)))
+
+    def drain(self) -> None:
+        """Does what is still to be done later."""
+
+    def _carried_out(self, order: WorkOrder, packs: list[Pack]) -> PackResult:
+        begin, answer = self.clock(), PackResult(order.sum())
+        for part in self.answers(order, packs):
+            answer.merge(part)
+        self.timing["compute"] += self.clock() - begin
+        return answer
+
+    def answers(self, order: WorkOrder, packs: list[Pack]) -> Iterator[PackResult]:
+        """Of every pack, in turn."""
+        return in_turn(type(self).carry_out)(order, packs, self.site)
+
+    def _packed(self, order: WorkOrder, clients: list[int], own: Tree) -> list[Pack]:
+        calls = self._counted(order.work, clients)
+        packs, begin = [], 0
+        for part in cut_cohort(clients, self.packs):
+            rows = slice(begin, begin + len(part))
+            begin += len(part)
+            mine = {key: value[rows] for key, value in own.items()}
+            packs.append(Pack(part, mine, KeptStates(self.kept, part), [counts[rows] for counts in calls]))
+        return packs
+
+    def _counted(self, work: Work, clients: list[int]) -> list[list[int]]:
+        """Earlier uses in this round of the work, then of each feed's split, by each client."""
+        calls = []
+        for purpose in (type(work).__name__, *(feed.split for feed in work.feeds)):
+            calls.append([self._calls[purpose, client] for client in clients])
+            self._calls.update((purpose, client) for client in clients)
+        return calls
+
+    def _check(self, work: Work, clients: list[int], own: Tree) -> None:
+        if not clients or len(set(clients)) < len(clients):
+            raise ValueError(f"a cohort is of distinct clients, at least one; this one is {clients}")
+        for feed in work.feeds:
+            if feed.split in TESTS and not isinstance(work, Evaluate):
+                raise ValueError(f"{type(work).__name__} asks for test images, which only Evaluate may see")
+            if feed.split == "held" and not self.site.population.shards["held"].sizes().any():
+                raise ValueError(f"{type(work).__name__} asks for held-out images; set partition.holdout above 0")
+        if len(clients) > COHORT:
+            raise ValueError(f"a cohort of {len(clients):,} clients; at most {COHORT:,} can be summed exactly")
+        short = [key for key, value in own.items() if len(value) != len(clients)]
+        if short:
+            raise ValueError(f"own {short[0]!r} has {len(own[short[0]])} rows for a cohort of {len(clients)}")

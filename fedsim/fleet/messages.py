@@ -1,0 +1,103 @@
+"""What passes inside a fleet: an order for the cohort, a pack of clients, and the answer of a pack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+from fedsim.core.exact_sum import Sum, Unit
+from fedsim.core.tree import Tree
+from fedsim.errors import ClientFault
+from fedsim.federated.protocol import Work
+from fedsim.fleet.batches import Ready
+from fedsim.fleet.client_images import Population
+from fedsim.nn.net import Net
+
+
+@dataclass(frozen=True)
+class WorkerContext:
+    """Where work is done: the same on every rank, but for the rank."""
+
+    net: Net
+    population: Population
+    seed: int
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+    channels_last: bool = False
+    rank: int = 0
+    stopped: Callable[[], bool] = lambda: False  # asked between packs
+    ready: Ready = field(default_factory=Ready, compare=False)
+
+
+@dataclass(frozen=True)
+class WorkOrder:
+    """One run of a work, the same for every pack of the cohort."""
+
+    work: Work
+    net: Net
+    shared: Tree
+    r: int
+    n: int  # images of the cohort
+    units: dict[str, Unit] = field(default_factory=dict, compare=False)  # of the sums, found when they are first asked for
+
+    def sum(self) -> Sum:
+        """An empty sum of this order."""
+        return Sum(self.shared, self.n, self.units)
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Clients that are worked on together on one rank, in the order of the sorted cohort."""
+
+    clients: list[int]
+    own: Tree  # (K, …)
+    kept: Sequence[Tree | None]  # None: never visited
+    calls: list[list[int]]  # of the work, then of each feed's split: earlier uses by each client in this round
+
+
+@dataclass
+class PackResult:
+    """What comes back of some packs."""
+
+    total: Sum
+    each: dict[int, Tree] = field(default_factory=dict)  # by client
+    keep: dict[int, Tree] = field(default_factory=dict)
+    loss: dict[int, float] = field(default_factory=dict)  # mean over the client's steps
+    ones: dict[int, dict[str, int]] = field(default_factory=dict)  # kept weights, where a client has masks of its own
+    arrived: dict[int, dict[str, int]] = field(default_factory=dict)  # the same, when its work began
+    open: dict[int, list[list[int]]] = field(default_factory=dict)  # channels of every group under hard gates, step after step
+    up: dict[int, int] = field(default_factory=dict)  # bytes of the report
+
+    def merge(self, other: PackResult) -> None:
+        self.total.merge(other.total)
+        for name in ("each", "keep", "loss", "ones", "arrived", "open", "up"):
+            getattr(self, name).update(getattr(other, name))
+
+
+@dataclass
+class ErrorContext:
+    """Where in a client's work we are, for the message of an error."""
+
+    order: WorkOrder
+    rank: int
+    clients: Sequence[int]
+    stage: str = "start"
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """What goes wrong inside is told with its rank, client, round and step."""
+        try:
+            yield
+        except Exception as error:
+            raise self._fault(error) from error
+
+    def _fault(self, error: Exception) -> ClientFault:
+        who = f"client {self.clients[0]}" if len(self.clients) == 1 else f"clients {', '.join(map(str, self.clients))}"
+        work = type(self.order.work).__name__
+        told = f"{type(error).__name__}: {error}"
+        if "vmap" in told and "data-dependent" in told:
+            told = f"a Work may not branch on a tensor's value (torch.where chooses); the packed fleet says {told}"
+        return ClientFault(f"[rank {self.rank}, {who}, round {self.order.r}, {work}.{self.stage}] {told}")

@@ -1,0 +1,246 @@
+"""Layers with a weight that keep little for their backward pass: activations pruned to their largest entries.
+
+Scaled activation pruning: FedMef (Huang et al., CVPR 2024, arXiv:2403.14737), specification section 3.4. A layer's result and the
+gradient of its input are those of the plain layer, by the same kernels; the gradient of its weight is taken with the pruned input.
+A normalised weight is made anew in the backward pass, so that no tensor of a weight's size is kept.
+
+Shapes: x (B, …), M = B · P entries of which k are kept; where (ceil(M / 8),) a bit an entry, or (k,) int32 positions; values (k,).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from math import prod
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fedsim.core.activation_pruning import ActivationPruning, count
+from fedsim.kernels.activation_pruning import topk
+from fedsim.kernels.nsconv import normalised, slopes
+from fedsim.kernels.sparse.chwn_layout import inner, innermost
+from fedsim.kernels.sparse.pattern import KeptPositions
+from fedsim.kernels.vmap import applied, by_rows
+
+Cache = tuple[Tensor, Tensor]  # where, values
+
+
+# ---- entries in the order of memory
+def form_of(x: Tensor, pure: bool) -> str:
+    """How x lies in memory: "rows", channels "last", images "inner"; a call under a transform sees rows."""
+    if pure or x.is_contiguous():
+        return "rows"
+    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        return "last"
+    return "inner" if innermost(x) else "rows"
+
+
+def flat(x: Tensor, form: str) -> Tensor:
+    """(M,) the entries in the order of that form, without a copy where x lies so."""
+    if form == "last":
+        return x.permute(0, 2, 3, 1).reshape(-1)
+    return inner(x).view(-1) if form == "inner" else x.reshape(-1)
+
+
+def turned(shape: torch.Size, form: str) -> tuple[int, int]:
+    """(S, T): the form has in memory (…, S, T) of what is (…, T, S) in rows."""
+    if form == "last":
+        return shape[2] * shape[3], shape[1]
+    return (prod(shape[1:]), shape[0]) if form == "inner" else (1, 1)
+
+
+def shaped(entries: Tensor, shape: torch.Size, form: str) -> Tensor:
+    """The tensor whose `flat` these are."""
+    if form == "last":
+        b, c, h, w = shape
+        return entries.view(b, h, w, c).permute(0, 3, 1, 2)
+    return entries.view(*shape[1:], shape[0]).movedim(-1, 0) if form == "inner" else entries.view(shape)
+
+
+# ---- the cache of an input
+def pruned(x: Tensor, real: Tensor | None, keep: ActivationPruning, form: str) -> Cache:
+    """The largest entries of a batch, of its real images alone (real (B,) in {0, 1}, or None)."""
+    k = count(x.numel(), keep.share)
+    x = x.detach()
+    if real is None:
+        where, values = by_rows(partial(_pruned, keep.cache, k, turned(x.shape, form)), flat(x, form), None)
+        return where, values
+    held = x * real.to(x.dtype).view(-1, *[1] * (x.dim() - 1))
+    kept = topk.counts(real.sum().double() * prod(x.shape[1:]), keep.share)
+    where, values = by_rows(partial(_pruned, keep.cache, k, turned(x.shape, form)), flat(held, form), kept)
+    return where, values
+
+
+def _pruned(cache: str, k: int, turned: tuple[int, int], x: Tensor, kept: Tensor | None) -> Cache:
+    bits, values = topk.select(x.contiguous(), kept, k, turned)
+    return (bits if cache == "bitmap" else topk.positions(bits, x.shape[1], k)), values
+
+
+def pruned_pack(x: Tensor, real: Tensor | None, keep: ActivationPruning, clients: int) -> Cache:
+    """The same of K stacked clients, each for itself: x (B, K · C, …) or features (K, B, F), real (K, B) or None; (K, …) both."""
+    rows = _rows(x.detach(), clients)
+    k = count(rows[0].numel(), keep.share)
+    if real is None:
+        return _pruned(keep.cache, k, (1, 1), rows.flatten(1), None)
+    kept = topk.counts(real.sum(1).double() * prod(rows.shape[2:]), keep.share)
+    return _pruned(keep.cache, k, (1, 1), (rows * real.to(x.dtype).view(*real.shape, *[1] * (rows.dim() - 2))).flatten(1), kept)
+
+
+def _rows(x: Tensor, clients: int) -> Tensor:
+    """(K, B, …)."""
+    return x if x.dim() == 3 else x.unflatten(1, (clients, -1)).transpose(0, 1)
+
+
+def restored(cache: Cache, shape: torch.Size, form: str | int) -> Tensor:
+    """x~: the kept entries in their places, 0 elsewhere; form: a number of stacked clients, or how x lies in memory."""
+    if isinstance(form, int):
+        (rows,) = _restored(prod(shape) // form, *cache)
+        packed = len(shape) == 3
+        return rows.view(shape) if packed else rows.view(form, shape[0], shape[1] // form, *shape[2:]).transpose(0, 1).reshape(shape)
+    (entries,) = by_rows(partial(_restored, prod(shape)), *cache)
+    return shaped(entries, shape, form)
+
+
+def _restored(entries: int, where: Tensor, values: Tensor) -> tuple[Tensor]:
+    if where.dtype == torch.int32:
+        return (values.new_zeros(len(values), entries).scatter_add_(1, where.long(), values),)
+    return (topk.restore(where.contiguous(), values.contiguous(), entries),)
+
+
+# ---- layers with a weight
+@dataclass(frozen=True)
+class Convolution:
+    """How a convolution lies over its input."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        op = (F.conv1d, F.conv2d, F.conv3d)[weight.dim() - 3]
+        return op(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def backward(self, g: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, bool, bool]) -> tuple[Tensor | None, ...]:
+        sizes, none = [weight.shape[0]], [0] * len(self.stride)
+        way = (self.stride, self.padding, self.dilation, False, none, self.groups)
+        found: tuple[Tensor | None, ...] = torch.ops.aten.convolution_backward(g, x, weight, sizes, *way, list(wanted))
+        return found
+
+
+@dataclass(frozen=True)
+class Product:
+    """A linear map of the last axis."""
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, weight, bias)
+
+    def backward(self, g: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, bool, bool]) -> tuple[Tensor | None, ...]:
+        rows, inputs = g.reshape(-1, g.shape[-1]), x.reshape(-1, x.shape[-1])
+        by_x = (rows @ weight).view(x.shape) if wanted[0] else None
+        return by_x, (inputs.t() @ rows).t() if wanted[1] else None, rows.sum(0) if wanted[2] else None
+
+
+@dataclass(frozen=True)
+class Products:
+    """Linear maps of K stacked clients: x (K, B, F), weight (K, O, F), bias (K, O)."""
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        turned = weight.transpose(1, 2)
+        return torch.bmm(x, turned) if bias is None else torch.baddbmm(bias.unsqueeze(1), x, turned)
+
+    def backward(self, g: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, bool, bool]) -> tuple[Tensor | None, ...]:
+        by_x = torch.bmm(g, weight) if wanted[0] else None
+        return by_x, torch.bmm(g.transpose(1, 2), x) if wanted[1] else None, g.sum(1) if wanted[2] else None
+
+
+def operation(layer: Any) -> Convolution | Product:
+    """What a convolution or a linear layer does with its input and its weight."""
+    if isinstance(layer, nn.Linear):
+        return Product()
+    padding = layer.padding
+    if isinstance(padding, str):
+        same = [dilation * (kernel - 1) // 2 for dilation, kernel in zip(layer.dilation, layer.kernel_size, strict=True)]
+        padding = tuple(same) if padding == "same" else (0,) * len(same)
+    return Convolution(layer.stride, padding, layer.dilation, layer.groups)
+
+
+@dataclass(frozen=True)
+class Tap:
+    """Who looks at the dense gradient of the weight in use, and what it gives back."""
+
+    see: Callable[[Tensor], dict[str, Tensor]]
+    probes: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What a layer does, and what of it is kept."""
+
+    op: Convolution | Product | Products
+    over: str = ""  # a normalised weight's statistics; empty: the weight is used as it is
+    tap: Tap | None = field(default=None, compare=False)
+    form: str | int = "rows"
+    thin: KeptPositions | None = field(default=None, compare=False)  # the weight comes as its kept values, and so goes its gradient
+
+    def stored(self, weight: Tensor) -> Tensor:
+        """The dense weight."""
+        return weight if self.thin is None else self.thin.spread(weight)
+
+    def weight(self, x: Tensor, weight: Tensor, gain: Tensor | None, mask: Tensor | None) -> Tensor:
+        """The weight in use, in the dtype of x."""
+        weight = self.stored(weight)
+        return (weight if gain is None else normalised(weight, gain, mask, self.over)).to(x.dtype)
+
+    def slopes(self, dense: Tensor, weight: Tensor, gain: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Gradients of what is given as weight, and of the gain, from the dense one of the weight in use."""
+        moved, gained = (dense, None) if gain is None else slopes(dense, self.stored(weight), gain, mask, self.over)
+        return moved if self.thin is None else self.thin.values(moved), gained
+
+    def __call__(
+        self, x: Tensor, cache: Cache | None, weight: Tensor, bias: Tensor | None, gain: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """The layer's result; backward it reads the cache in the place of x."""
+        where, values = cache or (None, None)
+        out: Tensor = applied(_Layer, self, x, where, values, bias, weight, gain, mask, *(self.tap.probes if self.tap else ()))
+        return out
+
+
+class _Layer(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        way: Layer, x: Tensor, where: Any, values: Any, bias: Tensor | None, weight: Tensor, gain: Any, mask: Any, *probes: Tensor
+    ) -> Tensor:
+        return way.op(x, way.weight(x, weight, gain, mask), None if bias is None else bias.to(x.dtype))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.way, x, where, values, bias, weight, gain, mask, *probes = inputs
+        ctx.shape, ctx.biased = x.shape, bias is not None
+        ctx.dtypes = [probe.dtype for probe in probes]
+        ctx.save_for_backward(x if where is None else None, where, values, weight, gain, mask)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+        x, where, values, weight, gain, mask = ctx.saved_tensors
+        way: Layer = ctx.way
+        x = x if where is None else restored((where, values), ctx.shape, way.form)
+        _, by_x, _, _, by_bias, by_weight, by_gain, *_ = ctx.needs_input_grad
+        learns = by_weight or by_gain or way.tap is not None
+        used = way.weight(x, weight, gain, mask)
+        into, dense, shift = way.op.backward(g, x, used, (by_x, learns, by_bias and ctx.biased))
+        del x, used
+        found: list[Any] = []
+        if way.tap is not None:
+            seen = way.tap.see(cast(Tensor, dense).detach().to(weight.dtype))
+            found = [value.to(dtype) for value, dtype in zip(seen.values(), ctx.dtypes, strict=True)]
+        moved = gained = None
+        if by_weight or by_gain:
+            moved, gained = way.slopes(cast(Tensor, dense).to(weight.dtype), weight, gain, mask)
+        return None, into, None, None, shift, moved, gained, None, *found

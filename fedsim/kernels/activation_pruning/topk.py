@@ -1,0 +1,345 @@
+"""The largest entries of a tensor, as a bit for each position and the values behind it: what scaled activation pruning keeps.
+
+FedMef (Huang et al., CVPR 2024, arXiv:2403.14737), specification section 3.4. Nothing is sorted: the bits of |x|, read as an integer,
+sort as |x| does, so the smallest kept entry is found by counting leading bits, then those behind them among the few that agree.
+
+Shapes: K rows (clients), M entries of a row, k of them kept. Bit t of byte j belongs to entry 8 j + t.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from numba import njit
+from torch import Tensor
+from torch.nn import functional as F
+
+from fedsim.core.activation_pruning import bits as bits_of
+
+FIRST, NEXT = 11, 10  # bits that are counted at once: of all entries, of those that are still undecided
+SPREAD = 64  # tables that a device counts into side by side
+INTEGERS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32, torch.float64: torch.int64}
+
+
+def counts(entries: Tensor, share: float) -> Tensor:
+    """`keep.count` of each row, int64."""
+    return (entries.long() - ((1 - share) * entries.double() + 0.5).long()).clamp(min=1)
+
+
+def select(x: Tensor, kept: Tensor | None, k: int, turned: tuple[int, int] = (1, 1)) -> tuple[Tensor, Tensor]:
+    """(bits (K, ceil(M / 8)) uint8, values (K, k)) of the largest |x| in every row of x (K, M); of equal ones the first.
+
+    kept (K,) int64, at most k: so many in each row, and zeros behind their values; None: k in all. turned (S, T): a row lies as
+    (…, S, T) in memory and the first is meant of (…, T, S); among zeros it does not matter.
+    """
+    bits = x.new_empty(len(x), bits_of(x.shape[1]), dtype=torch.uint8)
+    values = x.new_zeros(len(x), k) if kept is not None else x.new_empty(len(x), k)
+    if x.device.type != "cpu":
+        kept = x.new_full((len(x),), k, dtype=torch.int64) if kept is None else kept
+        if turned != (1, 1) or not _by_triton(x):
+            return _select_anywhere(x, kept, values, turned)
+        from fedsim.kernels.activation_pruning import topk_cuda
+
+        held = values.view(INTEGERS[x.dtype])
+        return topk_cuda.select(x.detach().view(INTEGERS[x.dtype]), kept, held, _magnitude(x.dtype))[0], values
+    wanted = np.full(len(x), k, np.int64) if kept is None else kept.numpy()
+    _select(_integers(x), wanted, _integers(values), bits.numpy(), _magnitude(x.dtype), *turned)
+    return bits, values
+
+
+def restore(bits: Tensor, values: Tensor, entries: int) -> Tensor:
+    """x~ (K, M): the values at their positions, 0 elsewhere."""
+    if bits.device.type != "cpu" and _by_triton(values):
+        from fedsim.kernels.activation_pruning import topk_cuda
+
+        return topk_cuda.restore(bits, values.view(INTEGERS[values.dtype]), entries).view(values.dtype)
+    if bits.device.type != "cpu":
+        kept = _unpacked(bits, entries)
+        place = kept.cumsum(1).sub_(1).clamp_(0, values.shape[1] - 1)
+        return torch.where(kept, values.gather(1, place), 0)
+    out = values.new_empty(len(values), entries)
+    _restore(bits.numpy(), _integers(values), _integers(out))
+    return out
+
+
+def positions(bits: Tensor, entries: int, k: int) -> Tensor:
+    """(K, k) int32 where the bits are set, in order; behind the last one positions whose value is 0."""
+    kept = _unpacked(bits, entries)
+    place = torch.where(kept, kept.cumsum(1) - 1, k)
+    every = torch.arange(entries, dtype=torch.int32, device=bits.device).expand(len(bits), -1)
+    return torch.zeros(len(bits), k + 1, dtype=torch.int32, device=bits.device).scatter_(1, place, every)[:, :k].clone()
+
+
+def where_positive(x: Tensor, out: Tensor, top: float, scale: float) -> Tensor:
+    """bits (K, ceil(M / 8)) of 0 < x < top for x (K, M); out, which may be x, becomes scale · min(max(x, 0), top)."""
+    inside = x.new_empty(len(x), bits_of(x.shape[1]), dtype=torch.uint8)
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
+        inside = _packed((x > 0) & (x < top))
+        torch.clamp(x, 0, top, out=out)
+        if scale != 1:
+            out.mul_(scale)
+        return inside
+    _positive(x.numpy(), out.numpy(), inside.numpy(), x.numpy().dtype.type(top), x.numpy().dtype.type(scale))
+    return inside
+
+
+def where_set(g: Tensor, bits: Tensor, scale: float) -> Tensor:
+    """scale · g (K, M) where a bit is set, 0 elsewhere."""
+    if g.device.type != "cpu":
+        out = torch.where(_unpacked(bits, g.shape[1]), g, 0)
+    else:
+        out = torch.empty_like(g)
+        _passed(_integers(g), bits.numpy(), _integers(out))
+    return out if scale == 1 else out.mul_(scale)
+
+
+def _integers(x: Tensor) -> Any:
+    return x.detach().view(INTEGERS[x.dtype]).numpy()
+
+
+def _magnitude(dtype: torch.dtype) -> int:
+    """Number of bits of |x|."""
+    return 8 * dtype.itemsize - 1
+
+
+def _by_triton(x: Tensor) -> bool:
+    """Whether Triton's kernels are for x; torch's own operations give the same bits, more slowly."""
+    return x.is_cuda and x.dtype != torch.float64 and _compiles(str(x.device))
+
+
+@cache
+def _compiles(device: str) -> bool:
+    """Whether Triton can make kernels for a device (it wants a C compiler where it runs)."""
+    try:
+        from fedsim.kernels.activation_pruning import topk_cuda  # here, for Triton is not on every machine
+
+        one = torch.ones(1, 8, dtype=torch.int32, device=device)
+        topk_cuda.select(one, one[:, 0].long(), one[:, :1].clone(), _magnitude(torch.float32))
+    except Exception:
+        return False
+    return True
+
+
+# ---- compiled
+@njit(nogil=True)
+def _leading(x: Any, magnitude: Any, shift: Any) -> Any:  # pragma: no cover - compiled
+    """How many entries have each value of the leading bits; four tables, for equal neighbours would wait for each other."""
+    mask = (np.int64(1) << magnitude) - 1 if magnitude < 63 else np.int64(0x7FFFFFFFFFFFFFFF)
+    tables = np.zeros((4, 1 << (magnitude - shift)), np.int32)
+    whole = x.size - x.size % 4
+    for i in range(0, whole, 4):
+        tables[0, (np.int64(x[i]) & mask) >> shift] += 1
+        tables[1, (np.int64(x[i + 1]) & mask) >> shift] += 1
+        tables[2, (np.int64(x[i + 2]) & mask) >> shift] += 1
+        tables[3, (np.int64(x[i + 3]) & mask) >> shift] += 1
+    for i in range(whole, x.size):
+        tables[0, (np.int64(x[i]) & mask) >> shift] += 1
+    return tables[0] + tables[1] + tables[2] + tables[3]
+
+
+@njit(nogil=True)
+def _bin(table: Any, k: Any) -> Any:  # pragma: no cover - compiled
+    """(the bin in which the k-th largest lies, how many of its entries are among the k)."""
+    for j in range(table.size - 1, -1, -1):
+        if k <= table[j]:
+            return j, k
+        k -= table[j]
+    return 0, k
+
+
+@njit(nogil=True)
+def _threshold(x: Any, k: Any, magnitude: Any) -> Any:  # pragma: no cover - compiled
+    """(|x| of the k-th largest as an integer, how many of those equal to it are among the k)."""
+    mask = (np.int64(1) << magnitude) - 1 if magnitude < 63 else np.int64(0x7FFFFFFFFFFFFFFF)
+    shift = magnitude - FIRST
+    table = _leading(x, magnitude, shift)
+    place, k = _bin(table, k)
+    near, found = np.empty(table[place] + 1, np.int64), 0
+    for i in range(x.size):
+        e = np.int64(x[i]) & mask
+        near[found] = e
+        found += (e >> shift) == place
+    while shift > 0:
+        width = min(shift, NEXT)
+        shift -= width
+        inner = np.zeros(1 << width, np.int32)
+        for i in range(found):
+            inner[(near[i] >> shift) & ((1 << width) - 1)] += 1
+        place, k = _bin(inner, k)
+        left = 0
+        for i in range(found):
+            near[left] = near[i]
+            left += ((near[i] >> shift) & ((1 << width) - 1)) == place
+        found = left
+    return near[0], k
+
+
+@njit(nogil=True)
+def _place(i: Any, s: Any, t: Any) -> Any:  # pragma: no cover - compiled
+    """Where entry i of (…, S, T) stands in (…, T, S)."""
+    return i - i % (s * t) + (i % t) * s + i % (s * t) // t
+
+
+@njit(nogil=True)
+def _limit(entries: Any, least: Any, ties: Any, magnitude: Any, s: Any, t: Any) -> Any:  # pragma: no cover - compiled
+    """The place of the last of those equal to `least` that is taken; -1 where they are taken in the order of memory."""
+    if t == 1 or least == 0:
+        return np.int64(-1)
+    mask = (np.int64(1) << magnitude) - 1 if magnitude < 63 else np.int64(0x7FFFFFFFFFFFFFFF)
+    equal = 0
+    for i in range(entries.size):
+        equal += (np.int64(entries[i]) & mask) == least
+    if equal == ties:
+        return np.int64(-1)
+    places, found = np.empty(equal, np.int64), 0
+    for i in range(entries.size):
+        if (np.int64(entries[i]) & mask) == least:
+            places[found] = _place(i, s, t)
+            found += 1
+    return np.sort(places)[ties - 1]
+
+
+@njit(nogil=True)
+def _taken(
+    entries: Any, least: Any, ties: Any, held: Any, k: Any, bits: Any, magnitude: Any, limit: Any, s: Any, t: Any
+) -> None:  # pragma: no cover - compiled
+    """Writes the entries above `least`, and `ties` of those equal to it: the first, or up to the place `limit`."""
+    mask = (np.int64(1) << magnitude) - 1 if magnitude < 63 else np.int64(0x7FFFFFFFFFFFFFFF)
+    at = 0
+    for j in range(bits.size):
+        eight = entries[8 * j : 8 * j + 8]
+        above, equal = np.int64(0), np.int64(0)
+        for b in range(eight.size):
+            e = np.int64(eight[b]) & mask
+            above |= np.int64(e > least) << b
+            equal |= np.int64(e == least) << b
+        for b in range(8 if equal and ties else 0):
+            if (equal >> b) & 1 and ties and (limit < 0 or _place(8 * j + b, s, t) <= limit):
+                above |= 1 << b
+                ties -= 1
+        bits[j] = above
+        if at < k:
+            for b in range(eight.size):
+                held[min(at, k - 1)] = eight[b] if at < k else held[k - 1]
+                at += int((above >> b) & 1)
+
+
+@njit(cache=True, nogil=True)
+def _select(x: Any, kept: Any, values: Any, bits: Any, magnitude: Any, s: Any, t: Any) -> None:  # pragma: no cover - compiled
+    for row in range(x.shape[0]):
+        least, ties = _threshold(x[row], kept[row], magnitude)
+        limit = _limit(x[row], least, ties, magnitude, s, t)
+        _taken(x[row], least, ties, values[row], kept[row], bits[row], magnitude, limit, s, t)
+
+
+@njit(nogil=True)
+def _spread(byte: Any, held: Any, at: Any, into: Any) -> int:  # pragma: no cover - compiled
+    kind = held.dtype.type
+    for t in range(into.size):
+        one = (byte >> np.uint8(t)) & np.uint8(1)
+        into[t] = held[min(at, held.size - 1)] & -kind(one)
+        at += one
+    return at
+
+
+@njit(nogil=True)
+def _back(bits: Any, held: Any, out: Any) -> None:  # pragma: no cover - compiled
+    kind = held.dtype.type
+    at = 0
+    for j in range(bits.size):
+        byte, base = bits[j], 8 * j
+        if base + 8 <= out.size and at + 8 < held.size:
+            for t in range(8):
+                one = (byte >> np.uint8(t)) & np.uint8(1)
+                out[base + t] = held[at] & -kind(one)
+                at += one
+        else:
+            at = _spread(byte, held, at, out[base : base + 8])
+
+
+@njit(cache=True, nogil=True)
+def _restore(bits: Any, values: Any, out: Any) -> None:  # pragma: no cover - compiled
+    for row in range(out.shape[0]):
+        _back(bits[row], values[row], out[row])
+
+
+@njit(nogil=True)
+def _clamped(x: Any, out: Any, bits: Any, top: Any, scale: Any) -> None:  # pragma: no cover - compiled
+    zero = x.dtype.type(0)
+    for j in range(bits.size):
+        eight, into, byte = x[8 * j : 8 * j + 8], out[8 * j : 8 * j + 8], np.int64(0)
+        for t in range(eight.size):
+            value = eight[t]
+            byte |= np.int64(value > zero and value < top) << t
+            into[t] = scale * min(max(value, zero), top) if value == value else value
+        bits[j] = byte
+
+
+@njit(cache=True, nogil=True)
+def _positive(x: Any, out: Any, bits: Any, top: Any, scale: Any) -> None:  # pragma: no cover - compiled
+    for row in range(x.shape[0]):
+        _clamped(x[row], out[row], bits[row], top, scale)
+
+
+@njit(nogil=True)
+def _held(g: Any, bits: Any, out: Any) -> None:  # pragma: no cover - compiled
+    kind, last = g.dtype.type, g.size // 8
+    for j in range(last):
+        byte, base = np.int32(bits[j]), 8 * j
+        for t in range(8):
+            out[base + t] = g[base + t] & kind(-((byte >> np.int32(t)) & np.int32(1)))
+    for i in range(8 * last, g.size):
+        out[i] = g[i] & kind(-((np.int32(bits[last]) >> np.int32(i - 8 * last)) & np.int32(1)))
+
+
+@njit(cache=True, nogil=True)
+def _passed(g: Any, bits: Any, out: Any) -> None:  # pragma: no cover - compiled
+    for row in range(g.shape[0]):
+        _held(g[row], bits[row], out[row])
+
+
+# ---- on any device, in torch's own operations, without asking the device for a number
+def _select_anywhere(x: Tensor, kept: Tensor, values: Tensor, turned: tuple[int, int] = (1, 1)) -> tuple[Tensor, Tensor]:
+    keys = x.detach().view(INTEGERS[x.dtype])
+    keys = (keys.int() if keys.dtype == torch.int16 else keys) & ((1 << _magnitude(x.dtype)) - 1)
+    shift, need = _magnitude(x.dtype), kept
+    least = torch.zeros(len(x), 1, dtype=keys.dtype, device=x.device)
+    while shift > 0:
+        width = min(shift, FIRST if shift == _magnitude(x.dtype) else NEXT)
+        agree = None if shift == _magnitude(x.dtype) else keys >> shift == least >> shift
+        shift -= width
+        found = _counted((keys >> shift) & ((1 << width) - 1), agree, width)
+        above = found.flip(1).cumsum(1).flip(1)  # in this bin and those above it
+        place = (above >= need.unsqueeze(1)).sum(1, keepdim=True) - 1
+        need = need - (above - found).gather(1, place).squeeze(1)
+        least = least | (place.to(keys.dtype) << shift)
+    equal = keys == least
+    before = equal.view(len(x), -1, *turned).transpose(2, 3).flatten(1).cumsum(1)
+    before = before.view(len(x), -1, turned[1], turned[0]).transpose(2, 3).flatten(1)
+    chosen = (keys > least) | (equal & (before <= need.unsqueeze(1)))
+    place = torch.where(chosen, chosen.cumsum(1) - 1, values.shape[1])
+    wide = torch.cat([torch.zeros_like(values), values.new_zeros(len(x), 1)], 1).scatter_(1, place, x.detach())
+    return _packed(chosen), wide[:, :-1].clone()
+
+
+def _counted(bins: Tensor, agree: Tensor | None, width: int) -> Tensor:
+    """(K, 2^width) how many entries that agree lie in each bin."""
+    table = torch.zeros(len(bins), SPREAD << width, dtype=torch.int64, device=bins.device)
+    lane = torch.arange(bins.shape[1], device=bins.device) % SPREAD
+    one = torch.ones((), dtype=torch.int64, device=bins.device).expand(bins.shape) if agree is None else agree.long()
+    return table.scatter_add_(1, bins.long() + (lane << width), one).view(len(bins), SPREAD, -1).sum(1)
+
+
+def _packed(chosen: Tensor) -> Tensor:
+    """(K, M) bool as (K, ceil(M / 8)) bytes."""
+    whole = F.pad(chosen, (0, -chosen.shape[1] % 8)).view(len(chosen), -1, 8)
+    return (whole.to(torch.uint8) << torch.arange(8, dtype=torch.uint8, device=chosen.device)).sum(-1, dtype=torch.uint8)
+
+
+def _unpacked(bits: Tensor, entries: int) -> Tensor:
+    """(K, M) bool."""
+    each = bits.unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8, device=bits.device) & 1
+    return each.flatten(1)[:, :entries].bool()

@@ -1,0 +1,1 @@
+"""Convolutions and linear layers on kept weights alone, on CPU (numba) and CUDA (Triton)."""

@@ -1,0 +1,168 @@
+"""Layers on kept weights alone: convolution and linear map, forward and both gradients, on images that lie innermost.
+
+The weight is (nnz,) values and a Pattern. The gradient exists at the kept positions only.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fedsim.kernels.activation_pruning.layers import Cache, restored
+from fedsim.kernels.sparse import cpu, padding
+from fedsim.kernels.sparse.chwn_layout import inner, made
+from fedsim.kernels.sparse.pattern import Pattern, Sweep
+
+CacheInput = tuple[Cache, str]  # and the order of its entries
+
+
+def conv2d(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern, cache: CacheInput | None = None) -> Tensor:
+    """F.conv2d of x (B, I, H, W) with the pattern's weight; (B, O, H', W'), images innermost.
+
+    cache: what is kept of x for the values' gradient, in the place of x itself.
+    """
+    (where, held), form = cache or ((None, None), "")
+    return cast(Tensor, _Sparse.apply(x, values, bias, pattern, where, held, form))
+
+
+def linear(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern, cache: CacheInput | None = None) -> Tensor:
+    """F.linear of x (B, I) with the pattern's weight; (B, O), images innermost."""
+    return conv2d(x[:, :, None, None], values, bias, pattern, cache)[:, :, 0, 0]
+
+
+@cache
+def missing(device: str) -> str:
+    """What keeps the kernels from this device, as Triton says it (it wants a C compiler where it runs); empty where nothing does."""
+    if device == "cpu":
+        return ""
+    try:
+        one = torch.ones(1, 1, 1, 1, device=device)
+        conv2d(one, one.view(1), None, Pattern(one.bool()))
+    except Exception as fault:
+        return f"{type(fault).__name__}: {fault}"
+    return ""
+
+
+class _Sparse(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern, where: Any, held: Any, form: str) -> Tensor:
+        images = inner(x)  # (I, H, W, B)
+        out, read = _forward(images, values, bias, pattern)
+        context.save_for_backward(read if where is None else None, values, where, held)
+        context.shape, context.pattern, context.biased, context.whole, context.form = images.shape, pattern, bias is not None, x.shape, form
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        read, values, where, held = context.saved_tensors
+        if where is not None:
+            read = _read(inner(restored((where, held), context.whole, context.form)), context.pattern)
+        g = inner(g)  # (O, H', W', B)
+        by_x, by_values = _backward(read, context.shape, values, g, context.pattern)
+        return by_x.movedim(-1, 0), by_values, g.sum((1, 2, 3)) if context.biased else None, None, None, None, None
+
+
+def _read(images: Tensor, pattern: Pattern) -> Tensor:
+    """What the backward pass reads: the images, of strided layers on the CPU their phases."""
+    strided = not images.is_cuda and pattern.geometry.stride != (1, 1)
+    return _phased(images, pattern, pattern.sweep(*images.shape[1:])) if strided else images
+
+
+def _forward(images: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> tuple[Tensor, Tensor]:
+    """(B, O, H', W'), images innermost; and what `_read` gives."""
+    if images.is_cuda:
+        from fedsim.kernels.sparse import cuda  # here, for Triton is not on every machine
+
+        return cuda.forward(images, values, bias, pattern), images
+    sweep = pattern.sweep(*images.shape[1:])
+    count = images.shape[-1]
+    whole, out = made(images, (count, pattern.outputs, *sweep.out))
+    start = images.new_zeros(pattern.outputs) if bias is None else bias
+    rows, run, pitch = sweep.out[0], sweep.out[1] * count, sweep.plane[1] * count
+    if run == pitch:  # rows without anything between them are one
+        rows, run, pitch = 1, rows * run, rows * run
+    strided = pattern.geometry.stride != (1, 1)
+    read = _phased(images, pattern, sweep) if strided or sweep.plane != images.shape[1:3] else images
+    held = [_array(part) for part in (read, sweep.forward, values, pattern.begins, start, out)]
+    cpu.forward(*held, rows, run, pitch)
+    return whole, read if strided else images
+
+
+def _phased(images: Tensor, pattern: Pattern, sweep: Sweep) -> Tensor:
+    """(P, I, *plane, B) the phases of the padded images."""
+    out = images.new_empty(len(pattern.phases), len(images), *sweep.plane, images.shape[-1])
+    way = pattern.geometry
+    padding.pad(images.numpy(), out.numpy(), np.array(way.stride), pattern.phases, np.array(way.padding))
+    return out
+
+
+class _Place(NamedTuple):
+    """Where the inputs of a region lie among those that the sweep reads."""
+
+    start: int
+    pitch: int
+    plane: int
+
+
+def _backward(x: Tensor, shape: torch.Size, values: Tensor, g: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
+    """Gradients with respect to images of `shape` (I, H, W, B) and values (nnz,), of g (O, H', W', B); x: what `_forward` read."""
+    if x.is_cuda:
+        from fedsim.kernels.sparse import cuda
+
+        return cuda.backward(x, values, g, pattern)
+    sweep, count = pattern.sweep(*shape[1:]), shape[-1]
+    strided = pattern.geometry.stride != (1, 1)
+    into = torch.zeros_like(x) if strided or not sweep.regions else torch.empty_like(x)
+    padded = _padded(g, sweep) if sweep.gradient != sweep.out else g
+    ordered = values[pattern.order]
+    found = torch.zeros_like(ordered)
+    for region in sweep.regions:
+        place = _place(region, x, strided)
+        start = (sum(a * b for a, b in zip(_shifted(region, sweep), (sweep.gradient[1], 1), strict=True)) * count, place.start)
+        rows, run, pitch = region.rows, region.columns * count, (sweep.gradient[1] * count, place.pitch)
+        if pitch == (run, run):
+            rows, run = 1, rows * run
+        parts = [_array(part) for part in (padded, sweep.backward, ordered, pattern.begins_back[region.phase], x, into, found)]
+        cpu.backward(*parts, np.array(start), rows, run, np.array(pitch), place.plane)
+    by_values = torch.empty_like(found)
+    by_values[pattern.order] = found
+    return _gathered(into, shape, pattern) if strided else into, by_values
+
+
+def _shifted(region: Any, sweep: Sweep) -> tuple[int, int]:
+    """The region's first row and column in the padded gradient."""
+    return region.first[0] + sweep.before[0], region.first[1] + sweep.before[1]
+
+
+def _place(region: Any, x: Tensor, strided: bool) -> _Place:
+    """x is the images themselves (I, H, W, B), or their phases (P, I, H, W, B)."""
+    height, width, count = x.shape[-3:]
+    if not strided:
+        return _Place(0, width * count, height * width * count)
+    first = ((region.phase * x.shape[1] * height + region.first[0]) * width + region.first[1]) * count
+    return _Place(first, width * count, height * width * count)
+
+
+def _padded(g: Tensor, sweep: Sweep) -> Tensor:
+    """(O, *gradient, B): zeros around."""
+    out = g.new_empty(1, len(g), *sweep.gradient, g.shape[-1])
+    padding.pad(g.numpy(), out.numpy(), np.ones(2, np.int64), np.zeros((1, 2), np.int64), np.array(sweep.before))
+    return out[0]
+
+
+def _gathered(phases: Tensor, shape: torch.Size, pattern: Pattern) -> Tensor:
+    out = phases.new_empty(shape)
+    way = pattern.geometry
+    padding.unpad(phases.numpy(), out.numpy(), np.array(way.stride), pattern.phases, np.array(way.padding))
+    return out
+
+
+def _array(part: Tensor) -> Any:
+    """Flat, without a copy."""
+    return part.detach().view(-1).numpy()

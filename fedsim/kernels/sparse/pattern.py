@@ -1,0 +1,180 @@
+"""Which weights of a layer are kept, as the kernels want them: offsets into the images that every kept weight meets.
+
+Symbols: O outputs and I inputs of a convolution (k_h, k_w) with stride s, padding p, dilation d and groups; H, W of its input, H', W'
+of its output, B images; nnz kept weights. A strided convolution reads one of s x s phases of its padded input, row sY + a of which is
+row Y of phase a: so neighbouring outputs read neighbouring inputs whatever the stride.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Array = NDArray[np.int64]
+REACH = 2**31  # values that an offset can tell apart
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a convolution walks over its input; a linear layer is one over a single position."""
+
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+
+@dataclass(frozen=True)
+class Region:
+    """The inputs of one phase that lie inside the image: rows first[0] …, columns first[1] … of the phase."""
+
+    phase: int
+    first: tuple[int, int]
+    rows: int
+    columns: int
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A pattern at one size of input and number of images: int32 offsets, in values."""
+
+    out: tuple[int, int]  # H', W'
+    plane: tuple[int, int]  # rows and columns of a phase
+    gradient: tuple[int, int]  # of the padded gradient of the output
+    before: tuple[int, int]  # rows above and columns left of that gradient
+    regions: tuple[Region, ...]
+    forward: Tensor  # (nnz,) into the phases (P, I, *plane, B), kept weights by output
+    backward: Tensor  # (nnz,) into the padded gradient (O, *gradient, B), relative to an input's position, kept weights by phase and input
+
+
+class KeptPositions:
+    """The kept positions of a weight of any shape; values travel as (nnz,), in the weight's order."""
+
+    def __init__(self, mask: Tensor) -> None:
+        self.mask = mask
+        self.kept = mask.reshape(-1).nonzero().squeeze(1).int()  # (nnz,)
+
+    def values(self, weight: Tensor) -> Tensor:
+        """(nnz,) the kept entries of a weight."""
+        return weight.reshape(-1)[self.kept.long()]
+
+    def spread(self, values: Tensor) -> Tensor:
+        """A dense tensor with the values (nnz,) at the kept positions and 0 elsewhere."""
+        return values.new_zeros(self.mask.numel()).index_copy_(0, self.kept.long(), values).view(self.mask.shape)
+
+
+class Pattern:
+    """The kept positions of one layer's weight (O, I / groups, k_h, k_w) or (O, I); values travel as (nnz,), in the weight's order."""
+
+    def __init__(self, mask: Tensor, geometry: Geometry = Geometry()) -> None:
+        self.mask, self.geometry = mask, geometry
+        self.kept = mask.reshape(-1).nonzero().squeeze(1)  # (nnz,)
+        self.outputs = mask.shape[0]
+        self.inputs = mask.shape[1] * geometry.groups
+        self._kernel = tuple(mask.shape[2:]) or (1, 1)
+        o, i, ky, kx = np.unravel_index(self.kept.cpu().numpy(), (*mask.shape[:2], *self._kernel))
+        self._o, self._i = o, i + o // (self.outputs // geometry.groups) * mask.shape[1]
+        taps = [k * d for k, d in zip((ky, kx), geometry.dilation, strict=True)]
+        self._tap = [tap // s for tap, s in zip(taps, geometry.stride, strict=True)]  # rows and columns of a phase
+        sides = [np.unique(np.arange(k) * d % s) for k, d, s in zip(self._kernel, geometry.dilation, geometry.stride, strict=True)]
+        self.phases = np.array([(a, b) for a in sides[0] for b in sides[1]])  # (P, 2)
+        numbers = [np.searchsorted(side, tap % s) for side, tap, s in zip(sides, taps, geometry.stride, strict=True)]
+        self._phase = numbers[0] * len(sides[1]) + numbers[1]
+        self._sweeps: dict[tuple[int, int, int], Sweep] = {}
+
+    @property
+    def density(self) -> float:
+        return len(self.kept) / self.mask.numel()
+
+    def values(self, weight: Tensor) -> Tensor:
+        """(nnz,) the kept entries of a weight."""
+        return weight.reshape(-1)[self.kept]
+
+    def spread(self, values: Tensor) -> Tensor:
+        """A dense tensor with the values (nnz,) at the kept positions and 0 elsewhere."""
+        dense = values.new_zeros(self.mask.shape)
+        dense.view(-1)[self.kept] = values
+        return dense
+
+    @cached_property
+    def begins(self) -> Tensor:
+        """(O + 1,) where each output's kept weights begin."""
+        return self._placed(np.searchsorted(self._o, np.arange(self.outputs + 1)))
+
+    @cached_property
+    def owners(self) -> Tensor:
+        """(nnz,) int32: the output of each kept weight."""
+        return self._placed(self._o, torch.int32)
+
+    @cached_property
+    def order(self) -> Tensor:
+        """(nnz,) the kept weights by phase and input."""
+        return self._placed(np.argsort(self._input_of_phase, kind="stable"))
+
+    @cached_property
+    def begins_back(self) -> Tensor:
+        """(P, I + 1) where each input's kept weights begin in that order, by phase."""
+        ends = np.searchsorted(np.sort(self._input_of_phase), np.arange(len(self.phases) * self.inputs + 1))
+        rows = np.arange(len(self.phases))[:, None] * self.inputs + np.arange(self.inputs + 1)
+        return self._placed(ends[rows])
+
+    @property
+    def _input_of_phase(self) -> Array:
+        return np.asarray(self._phase * self.inputs + self._i)
+
+    def _placed(self, values: Array, dtype: torch.dtype = torch.int64) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values)).to(self.kept.device, dtype)
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int, int], ...]:
+        """Height, width and number of images of the inputs that there are offsets for."""
+        return tuple(self._sweeps)
+
+    def sweep(self, height: int, width: int, images: int) -> Sweep:
+        """The offsets for inputs of this size; made once."""
+        size = height, width, images
+        if size not in self._sweeps:
+            self._sweeps[size] = self._sweep((height, width), images)
+        return self._sweeps[size]
+
+    def _sweep(self, size: tuple[int, int], images: int) -> Sweep:
+        way = self.geometry
+        spans = [d * (k - 1) for k, d in zip(self._kernel, way.dilation, strict=True)]
+        out = [(n + 2 * p - span - 1) // s + 1 for n, p, span, s in zip(size, way.padding, spans, way.stride, strict=True)]
+        plane = [n + span // s for n, span, s in zip(out, spans, way.stride, strict=True)]
+        ranges = [
+            [_inside(int(phase[axis]), size[axis], plane[axis], way.stride[axis], way.padding[axis]) for axis in (0, 1)]
+            for phase in self.phases
+        ]
+        regions = tuple(
+            Region(number, (rows[0], columns[0]), rows[1] - rows[0], columns[1] - columns[0])
+            for number, (rows, columns) in enumerate(ranges)
+            if rows[0] < rows[1] and columns[0] < columns[1]
+        )
+        reach = [span // s for span, s in zip(spans, way.stride, strict=True)]
+        before = [max([0, *(reach[axis] - region.first[axis] for region in regions)]) for axis in (0, 1)]
+        last = [max([0, *(region.first[axis] + (region.rows, region.columns)[axis] for region in regions)]) for axis in (0, 1)]
+        padded = [max(n, end) + around for n, end, around in zip(out, last, before, strict=True)]
+        if max(len(self.phases) * self.inputs * plane[0] * plane[1], self.outputs * padded[0] * padded[1]) * images >= REACH:
+            raise ValueError(f"{images} images of {size[0]} x {size[1]} in {self.inputs} channels are beyond the reach of 32-bit offsets")
+        down, across = self._tap
+        forward = (((self._phase * self.inputs + self._i) * plane[0] + down) * plane[1] + across) * images
+        backward = ((self._o * padded[0] - down) * padded[1] - across) * images
+        ordered = backward[self.order.cpu().numpy()]
+        whole = [self._placed(offsets, torch.int32) for offsets in (forward, ordered)]
+        return Sweep(_pair(out), _pair(plane), _pair(padded), _pair(before), regions, whole[0], whole[1])
+
+
+def _pair(values: list[int]) -> tuple[int, int]:
+    return values[0], values[1]
+
+
+def _inside(phase: int, size: int, plane: int, stride: int, padding: int) -> tuple[int, int]:
+    """First and last + 1 of the places of a phase, in a plane of so many, that are positions of the image: sY + phase - padding."""
+    first = max(0, -((phase - padding) // stride))
+    return first, min(plane, (size - 1 + padding - phase) // stride + 1)

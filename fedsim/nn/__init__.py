@@ -1,0 +1,1 @@
+"""The simulated network: a torch module as a pure function of a tree of tensors, its channels and its cuts."""

@@ -1,0 +1,290 @@
+"""Channels that live and die together, found from the module graph.
+
+A group is the output channels of a convolution or linear layer together with all that carries them: its bias, the norm that
+follows, depth-wise filters, and the input columns of the layers that read them. Its gate multiplies them after every activation
+that they pass. The graph is traced by torch.fx; what it cannot follow (an unknown layer, an addition, a concatenation) holds its
+channels fast. In a network with additions the residual stream is never cut, nor are the stem and the last layer before the
+classifier, which belong to it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from fedsim.nn.layers.gate_insertion import ADDING, Tracer
+from fedsim.nn.layers.input_gate import InputGate, Shift
+from fedsim.nn.layers.standardized_conv import StandardisedConv2d
+
+ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.GELU, nn.Hardswish, nn.Tanh)  # f(0) = 0
+POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Identity, nn.Dropout, nn.Dropout2d)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+CARRIED = (*NORMS, Shift)  # layers with entries for each channel
+LAYERS = (nn.Conv2d, nn.Linear, StandardisedConv2d)  # exactly: a class of a user's own may do anything with its weight
+ACTIVATING = {F.relu, F.relu6, torch.relu, F.leaky_relu, F.elu, F.silu, F.gelu, F.hardswish, torch.tanh, "relu", "relu_", "tanh"}
+POOLING = {F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, "contiguous"}
+FLATTENING = {torch.flatten, "flatten"}  # from axis 1
+RESHAPING = {"view", "reshape", torch.reshape}  # to (B, -1)
+AVERAGING = {"mean", torch.mean}  # over the two axes of positions
+SHAPES = ("shape", "ndim", "device", "dtype")  # of a tensor: not what it holds
+
+
+Places = list[tuple[Any, str, str]]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels with one gate each."""
+
+    name: str  # of the layer that makes them: "layer1.0.conv1"
+    size: int  # C_l
+    rows: tuple[str, ...]  # tensors whose first axis they are: "layer1.0.conv1.weight", "layer1.0.norm1.running_mean" …
+    columns: tuple[str, ...]  # weights whose second axis they are, maybe several positions a channel
+    norms: tuple[str, ...]
+    depthwise: tuple[str, ...]  # convolutions with one filter a channel
+    points: tuple[str, ...]  # nodes of the graph after which the gate stands
+    nodes: tuple[str, ...]  # all nodes that hand these channels on
+    gate: str = ""  # the layer that gates them by the image; then they may be added to a stream, which stays whole
+
+
+@dataclass
+class _Space:
+    """Channels under way, whose group is not yet known to be free."""
+
+    size: int = 0
+    why: str = ""  # they are held fast
+    rows: list[str] = field(default_factory=list)
+    columns: list[str] = field(default_factory=list)
+    norms: list[str] = field(default_factory=list)
+    depthwise: list[str] = field(default_factory=list)
+    points: list[str] = field(default_factory=list)
+    gate: str = ""
+
+
+@dataclass(frozen=True)
+class _Flow:
+    """What one node of the graph hands on."""
+
+    space: _Space
+    gated: bool = False  # since the last layer that made or mixed it
+    flat: bool = False  # (B, features)
+    folded: bool = False  # maybe several features a channel
+    maker: str = ""  # the layer that made it
+    by_image: bool = False  # its gate has just been multiplied in
+
+
+class _Reading:
+    """One walk through the graph, node by node."""
+
+    def __init__(self, module: nn.Module, graph: fx.Graph) -> None:
+        self.layers = dict(module.named_modules())
+        self.spaces: list[_Space] = []
+        self.flows: dict[fx.Node, _Flow] = {}
+        self.streams = False  # whether anything is added
+        self.stems: list[_Space] = []
+        self.heads: dict[str, _Space] = {}  # layer -> what it reads
+        self.touched: dict[str, list[_Space]] = {}  # layer -> spaces that it made or changed
+        shared = [id(value) for layer in module.modules() for value in layer._parameters.values() if value is not None]
+        self.tied = {number for number in shared if shared.count(number) > 1}
+        for node in graph.nodes:
+            self._walk(node)
+
+    def _walk(self, node: fx.Node) -> None:
+        flows = [self.flows[entry] for entry in node.all_input_nodes if entry in self.flows]
+        if node.op == "call_module":
+            self.flows[node] = self._layer(node, str(node.target), flows)
+        elif node.op in ("call_function", "call_method"):
+            if flows and not _number(node):
+                self.flows[node] = self._function(node, flows)
+        elif node.op == "output":
+            self._end(flows)
+        else:
+            self.flows[node] = self._fixed([], "the image" if node.op == "placeholder" else str(node.target))
+
+    def _layer(self, node: fx.Node, name: str, flows: list[_Flow]) -> _Flow:
+        layer = self.layers[name]
+        own = list(layer.parameters())
+        again, tied = bool(own) and name in self.touched, any(id(value) in self.tied for value in own)
+        if type(layer) is InputGate and not (again or tied):
+            return self._gate(name, layer, [self.flows[entry] for entry in node.args])  # type: ignore[index]
+        flows = [replace(flow, by_image=False) for flow in flows]
+        if len(flows) != 1 or again or tied:
+            for space in self.touched.get(name, []):
+                space.why = space.why or f"{name} is used twice"
+            return self._fixed(flows, name)
+        flow = flows[0]
+        if type(layer) in LAYERS:
+            return self._weighted(name, layer, flow)
+        if type(layer) in ACTIVATIONS:
+            return self._activated(node, flow)
+        if type(layer) in POOLS:
+            return flow
+        if type(layer) is nn.Flatten and (layer.start_dim, layer.end_dim) == (1, -1):
+            return _Flow(flow.space, flow.gated, True, True, flow.maker)
+        if (type(layer) in CARRIED or (type(layer) is nn.GroupNorm and layer.num_groups == 1)) and not (flow.gated or flow.folded):
+            flow.space.rows += _names(name, layer)
+            flow.space.norms += [name] * (type(layer) is not Shift)
+            self.touched[name] = [flow.space]
+            return flow
+        return self._fixed(flows, name)
+
+    def _weighted(self, name: str, layer: Any, flow: _Flow) -> _Flow:
+        outside, inside = layer.weight.shape[:2]
+        groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+        self.touched[name] = [flow.space]
+        if isinstance(layer, nn.Linear) and not flow.flat:
+            return self._fixed([flow], name)
+        if groups > 1 and groups == outside and inside == 1 and flow.space.size == outside:
+            flow.space.rows += _names(name, layer)
+            flow.space.depthwise.append(name)
+            return _Flow(flow.space, False, maker=name)
+        if groups > 1:
+            return self._fixed([flow], name)
+        if flow.maker == "":
+            self.stems.append(made := self._new(outside))
+        else:
+            made = self._new(outside)
+            flow.space.columns.append(f"{name}.weight")
+            self.heads[name] = flow.space
+            if not flow.gated:
+                flow.space.why = flow.space.why or f"{name} reads them before any activation"
+        made.rows += _names(name, layer)
+        self.touched[name].append(made)
+        return _Flow(made, False, isinstance(layer, nn.Linear), maker=name)
+
+    def _gate(self, name: str, layer: InputGate, flows: list[_Flow]) -> _Flow:
+        """It reads the channels of its first input as the convolution does, and has a row for each of its second's."""
+        entry, out = flows
+        entry.space.columns.append(f"{name}.weight")
+        if not entry.gated:
+            entry.space.why = entry.space.why or f"{name} reads them before any activation"
+        out.space.rows += _names(name, layer)
+        out.space.gate = name
+        self.touched[name] = [entry.space, out.space]
+        return replace(out, by_image=True)
+
+    def _function(self, node: fx.Node, flows: list[_Flow]) -> _Flow:
+        if node.target in ADDING and len(flows) > 1:
+            self.streams = True
+            gated = [flow for flow in flows if flow.by_image]
+            free = gated if len(gated) == 1 and len(node.args) == 2 and not node.kwargs else []  # the other is a stream, which stays whole
+            return self._fixed([flow for flow in flows if not any(flow is one for one in free)], node.name)
+        flows = [replace(flow, by_image=False) for flow in flows]
+        if len(flows) == 1 and node.target in ACTIVATING:
+            return self._activated(node, flows[0])
+        if len(flows) == 1 and node.target in POOLING:
+            return flows[0]
+        if len(flows) == 1 and _flattens(node):
+            return _Flow(flows[0].space, flows[0].gated, True, True, flows[0].maker)
+        return self._fixed(flows, node.name)
+
+    def _activated(self, node: fx.Node, flow: _Flow) -> _Flow:
+        if flow.folded and not flow.gated:
+            return self._fixed([flow], node.name)
+        if not flow.gated:
+            flow.space.points.append(node.name)
+        return replace(flow, gated=True)
+
+    def _end(self, flows: list[_Flow]) -> None:
+        for flow in flows:
+            flow.space.why = "they are the logits"
+        if self.streams:
+            last = [self.heads[flow.maker] for flow in flows if flow.maker in self.heads]
+            for space in (*self.stems, *last):
+                space.why = space.why or "they belong to the residual stream"
+
+    def _new(self, size: int) -> _Space:
+        self.spaces.append(_Space(size))
+        return self.spaces[-1]
+
+    def _fixed(self, flows: list[_Flow], where: str) -> _Flow:
+        """Something that is not understood, or mixes channels: all that goes in and comes out stays whole."""
+        for flow in flows:
+            flow.space.why = flow.space.why or f"{where} needs them all"
+        maker = flows[0].maker if flows else ""
+        return _Flow(_Space(why=where), maker=maker or ("" if not flows else where))
+
+    def groups(self) -> tuple[Group, ...]:
+        nodes: dict[int, list[str]] = {}
+        for node, flow in self.flows.items():
+            nodes.setdefault(id(flow.space), []).append(node.name)
+        free = [space for space in self.spaces if not space.why and (space.gate or (space.points and space.columns))]
+        free = [space for space in free if space.gate] or free
+        return tuple(_group(space, tuple(nodes[id(space)])) for space in free)
+
+
+def _group(space: _Space, nodes: tuple[str, ...]) -> Group:
+    name, rows, columns = space.rows[0].rpartition(".")[0], tuple(space.rows), tuple(space.columns)
+    return Group(name, space.size, rows, columns, tuple(space.norms), tuple(space.depthwise), tuple(space.points), nodes, space.gate)
+
+
+def _flattens(node: fx.Node) -> bool:
+    """Whether a call makes (B, features) of (B, C, H, W), channel after channel."""
+    rest = (*node.args[1:], *node.kwargs.values())
+    if node.target in FLATTENING:
+        return rest in ((1,), (1, -1)) and "end_dim" not in node.kwargs
+    if node.target in RESHAPING:
+        shape = rest[0] if len(rest) == 1 and isinstance(rest[0], tuple | list) else rest
+        return bool(len(shape) == 2 and shape[1] == -1)
+    return bool(node.target in AVERAGING) and len(rest) == 1 and str(rest[0]) in ("[2, 3]", "(2, 3)", "[-2, -1]", "(-2, -1)")
+
+
+def _number(node: fx.Node) -> bool:
+    """Whether a call asks for a number about a tensor, not for what it holds."""
+    return node.target in ("size", "dim") or (node.target is getattr and node.args[1] in SHAPES)
+
+
+def _names(name: str, layer: nn.Module) -> list[str]:
+    """The tensors of a layer with an entry for each channel."""
+    tensors = {**layer._parameters, **layer._buffers}
+    return [f"{name}.{slot}" for slot, value in tensors.items() if value is not None and value.dim()]
+
+
+def found(module: nn.Module) -> tuple[fx.Graph, tuple[Group, ...]]:
+    """The module's graph and its groups in network order; ValueError that says why there are none."""
+    twin = copy.deepcopy(module)
+    try:
+        graph, other = (Tracer().trace(twin.train(mode)) for mode in (True, False))
+    except Exception as error:
+        raise ValueError(f"the model has no gates: torch.fx cannot trace it ({type(error).__name__}: {error})") from error
+    if str(graph) != str(other):
+        raise ValueError("the model has no gates: its forward does not do the same in training and in evaluation")
+    reading = _Reading(module, graph)
+    groups = reading.groups()
+    if not groups:
+        reasons = [f"{space.rows[0].rpartition('.')[0]}: {space.why or 'nothing reads them'}" for space in reading.spaces if space.rows]
+        raise ValueError(f"the model has no gates: no channels can be cut without touching others ({'; '.join(reasons[:5])})")
+    return graph, groups
+
+
+def gated(module: nn.Module, graph: fx.Graph, groups: Sequence[Group], gate: Callable[[str], nn.Module]) -> tuple[fx.GraphModule, Places]:
+    """The module's own layers, and behind every point of a group the layer `gate(group)`.
+
+    Besides, where parameters of its containers stand in it, which are no layer's: place, name there, name in the module.
+    """
+    graph = copy.deepcopy(graph)
+    owner = {point: group.name for group in groups for point in group.points}
+    twin = fx.GraphModule(module, graph)
+    for node in [node for node in graph.nodes if node.name in owner]:
+        place = f"gate_{node.name}"
+        twin.add_submodule(place, gate(owner[node.name]))
+        with graph.inserting_after(node):
+            behind = graph.call_module(place, (node,))
+        node.replace_all_uses_with(behind, lambda user, behind=behind: user is not behind)
+    twin.recompile()
+    return twin, [_opened(twin, str(node.target)) for node in graph.nodes if node.op == "get_attr"]
+
+
+def _opened(twin: fx.GraphModule, name: str) -> tuple[Any, str, str]:
+    """A place for a parameter, where the graph module has copied an empty one."""
+    parent, _, slot = name.rpartition(".")
+    holder = twin.get_submodule(parent)
+    holder.__dict__.pop(slot, None)
+    holder._parameters[slot] = None
+    return holder._parameters, slot, name

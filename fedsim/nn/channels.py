@@ -1,0 +1,244 @@
+"""The channels of a network: gates split into groups, weights in use counted, tensors and modules cut to the kept ones.
+
+Shapes: n channels of all groups in network order, C_l those of group l. A cut is told by `kept`, group -> (c,) int64 positions.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedsim.core.tree import Tree
+from fedsim.nn import subnetwork
+from fedsim.nn.channel_groups import NORMS, Group
+from fedsim.nn.compact_gradient import ChannelBlock, cuttable
+from fedsim.nn.layers import input_gate
+from fedsim.nn.layers.standardized_conv import StandardisedConv2d, moments
+from fedsim.nn.subnetwork import ordinary
+
+Place = tuple[int, str, int]  # axis of a tensor, the group it runs along, positions of a channel
+
+
+@dataclass(frozen=True)
+class Channels:
+    """All groups of a network."""
+
+    groups: tuple[Group, ...]
+    shapes: dict[str, tuple[int, ...]]  # layer -> shape of its weight
+    standardised: frozenset[str] = frozenset()  # layers whose filters are
+    halves: frozenset[str] = frozenset()  # gates by the image to which a closed channel is sigmoid(0) = 1/2
+
+    @property
+    def n(self) -> int:
+        return sum(self.widths)
+
+    @cached_property
+    def widths(self) -> list[int]:
+        """C_l."""
+        return [group.size for group in self.groups]
+
+    @cached_property
+    def rows(self) -> dict[str, str]:
+        """Tensor -> the group whose channels are its first axis."""
+        return {row: group.name for group in self.groups for row in group.rows}
+
+    @cached_property
+    def norms(self) -> dict[str, str]:
+        """Norm -> group."""
+        return {norm: group.name for group in self.groups for norm in group.norms}
+
+    @cached_property
+    def depthwise(self) -> dict[str, str]:
+        """Depth-wise convolution -> group."""
+        return {layer: group.name for group in self.groups for layer in group.depthwise}
+
+    @cached_property
+    def _places(self) -> dict[str, list[Place]]:
+        """Tensor -> where its channels are."""
+        places: dict[str, list[Place]] = {row: [(0, group, 1)] for row, group in self.rows.items()}
+        for group in self.groups:
+            for column in group.columns:
+                each = self.shapes[column.removesuffix(".weight")][1] // group.size
+                places.setdefault(column, []).append((1, group.name, each))
+        return places
+
+    # ---- gates of all groups in a row
+
+    def split(self, gate: Tensor) -> Tree:
+        """(…, n) -> group -> (…, C_l)."""
+        return dict(zip((group.name for group in self.groups), gate.split(self.widths, -1), strict=True))
+
+    def kept(self, gate: Tensor) -> Tree:
+        """Group -> kept channels, of a hard gate (n,); ValueError for a group without any."""
+        kept = {name: part.nonzero().flatten() for name, part in self.split(gate).items()}
+        if empty := [name for name, index in kept.items() if not len(index)]:
+            raise ValueError(f"the gate keeps no channel of {empty[0]}; every group keeps at least one")
+        return kept
+
+    def gate(self, kept: Tree) -> Tensor:
+        """(n,) bool, the hard gate that keeps these channels."""
+        return torch.cat([torch.zeros(g.size, dtype=torch.bool).index_fill(0, kept[g.name].cpu(), True) for g in self.groups])
+
+    def open(self, gate: Tensor) -> list[list[int]]:
+        """Open channels of every group, for each row of hard gates (R, n)."""
+        return torch.stack([part.sum(-1) for part in self.split(gate).values()], -1).tolist()
+
+    def used(self, open: Sequence[int]) -> dict[str, int]:
+        """Weights in use of every layer that a group touches, with so many channels of each group open."""
+        widths = {group.name: width for group, width in zip(self.groups, open, strict=True)}
+        return {name: self._used(name, shape, widths) for name, shape in self.shapes.items() if f"{name}.weight" in self._places}
+
+    def _used(self, layer: str, shape: tuple[int, ...], widths: dict[str, int]) -> int:
+        sizes = list(shape)
+        for axis, group, each in self._places[f"{layer}.weight"]:
+            sizes[axis] = widths[group] * each
+        return prod(sizes)
+
+    # ---- cutting
+
+    def cut(self, tree: Tree, kept: Tree) -> Tree:
+        """The tree with every tensor narrowed to the kept channels: "w/…", "buf/…", "mask/…", "opt/momentum/…" alike."""
+        narrow = {key: _narrow(value, self._places.get(_tensor(key), ()), kept) for key, value in tree.items()}
+        return narrow | self._halved(tree, narrow, kept)
+
+    def _halved(self, tree: Tree, narrow: Tree, kept: Tree) -> Tree:
+        """c' = c + 1/2 of the removed columns of U, of gates that see 1/2 where a channel is closed (ADP, 3.4)."""
+        found = {}
+        for gate in sorted(self.halves):
+            places, weight = self._places.get(f"{gate}.weight", ()), tree.get(f"w/{gate}.weight")
+            if weight is None or not any(axis == 1 for axis, _, _ in places):
+                continue
+            mine = _narrow(weight, [place for place in places if place[0] == 0], kept)
+            gone = _narrow(mine, [place for place in places if place[0] == 1], self._others(kept))
+            found[f"w/{gate}.bias"] = narrow[f"w/{gate}.bias"] + 0.5 * gone.sum(1)
+        return found
+
+    def blocks(self, weights: Tree, kept: Tree) -> dict[str, ChannelBlock]:
+        """Where the kept channels are in those of the weights that can be cut by a kernel; standardised filters are not among them."""
+        index = {group: part.cpu().numpy() for group, part in kept.items()}
+        stored = {f"w/{layer}.weight" for layer in self.standardised}
+        places = {key: self._places.get(_tensor(key)) for key, value in weights.items() if cuttable(value) and key not in stored}
+        return {key: _block(weights[key].shape, found, index) for key, found in places.items() if found}
+
+    def lost(self, tree: Tree, kept: Tree) -> Tree:
+        """ "buf/LAYER.removed" (out, 3) of the standardised layers that lose input channels: what goes on counting in their filters."""
+        found = {}
+        for layer in sorted(self.standardised):
+            places = self._places.get(f"{layer}.weight", ())
+            weight, before = tree[f"w/{layer}.weight"], tree.get(f"buf/{layer}.removed")
+            mine = _narrow(weight, [place for place in places if place[0] == 0], kept)
+            gone = _narrow(mine, [place for place in places if place[0] == 1], self._others(kept))
+            if any(place[0] == 1 for place in places) and gone.shape[1]:
+                mean, squares = moments(gone)
+                lost = torch.stack([torch.full_like(mean, gone[0].numel()), mean, squares], 1)
+                old = None if before is None else _narrow(before, [place for place in places if place[0] == 0], kept)
+                found[f"buf/{layer}.removed"] = lost if old is None else _together(lost, old)
+        return found
+
+    def _others(self, kept: Tree) -> Tree:
+        """What is not kept."""
+        return {name: (~part).nonzero().flatten().to(kept[name].device) for name, part in self.split(self.gate(kept)).items()}
+
+    def spread(self, small: Tree, full: Tree, kept: Tree) -> Tree:
+        """Running statistics of the full net, those of the kept channels taken from the small one's."""
+        groups = {key: self.rows.get(_tensor(key)) for key in small}
+        return {key: full[key].index_copy(0, kept[group], small[key]) if group else small[key] for key, group in groups.items()}
+
+    def stayed(self, new: Tree, old: Tree, gates: Tree) -> Tree:
+        """Running statistics, those of channels whose gate is closed as they were."""
+        groups = {key: self.rows.get(_tensor(key)) for key in new}
+        return {key: torch.where(gates[group], new[key], old[key]) if group else new[key] for key, group in groups.items()}
+
+    def narrowed(self, module: nn.Module, kept: Tree) -> nn.Module:
+        """A copy of the module that has the kept channels only: smaller layers, nothing masked."""
+        small, values = copy.deepcopy(module), {"w/" + name: value.detach() for name, value in module.named_parameters()}
+        values |= {"buf/" + name: value for name, value in module.named_buffers()}
+        narrow, lost = self.cut(values, kept), self.lost(values, kept)
+        for name, layer in small.named_modules():
+            for slot in layer._parameters:
+                if f"{name}.{slot}" in self._places:
+                    layer._parameters[slot] = nn.Parameter(narrow[f"w/{name}.{slot}"])
+            for slot in layer._buffers:
+                if f"{name}.{slot}" in self._places:
+                    layer._buffers[slot] = narrow[f"buf/{name}.{slot}"]
+            if f"buf/{name}.removed" in lost:
+                layer._buffers["removed"] = lost[f"buf/{name}.removed"]
+            _measure(layer, name in self.depthwise)
+        return subnetwork.sliced(small, kept) if input_gate.gates_of(small) else small
+
+
+def _together(one: Tensor, other: Tensor) -> Tensor:
+    """Numbers, means and squared deviations (out, 3) of both together (Chan, Golub and LeVeque 1979)."""
+    (n, a, s), (m, b, t) = one.unbind(1), other.unbind(1)
+    return torch.stack([n + m, (n * a + m * b) / (n + m), s + t + (a - b).square() * (n * m / (n + m))], 1)
+
+
+def _measure(layer: nn.Module, depthwise: bool) -> None:
+    """The numbers of a layer follow its tensors."""
+    weight = layer._parameters.get("weight")
+    if isinstance(layer, nn.Conv2d):
+        layer.out_channels = layer.weight.shape[0]
+        layer.groups = layer.out_channels if depthwise else layer.groups
+        layer.in_channels = layer.weight.shape[1] * layer.groups
+    elif isinstance(layer, nn.Linear):
+        layer.out_features, layer.in_features = layer.weight.shape
+    elif isinstance(layer, NORMS) and (own := layer.running_mean if weight is None else weight) is not None:
+        layer.num_features = len(own)
+    elif isinstance(layer, nn.GroupNorm) and weight is not None:
+        layer.num_channels = len(weight)
+
+
+@cache
+def _tensor(key: str) -> str:
+    """The module's name of a tensor: "opt/momentum/conv.weight" is "conv.weight"."""
+    prefix, _, name = key.partition("/")
+    return name.partition("/")[2] if prefix == "opt" else name
+
+
+def _narrow(value: Tensor, places: Sequence[Place], kept: Tree) -> Tensor:
+    for axis, group, each in places:
+        index = kept[group].to(value.device)
+        if each > 1:  # a flattened channel
+            value = value.unflatten(axis, (-1, each)).index_select(axis, index).flatten(axis, axis + 1)
+        else:
+            value = value.index_select(axis, index)
+    return value
+
+
+def _block(shape: Sequence[int], places: Sequence[Place], index: dict[str, Any]) -> ChannelBlock:
+    held = {axis: (index[group], each) for axis, group, each in places}
+    if len(shape) == 1:
+        return ChannelBlock((1, shape[0], 1), np.zeros(1, np.int64), held[0][0])
+    columns, each = held.get(1, (np.arange(shape[1]), 1))
+    rows = held[0][0] if 0 in held else np.arange(shape[0])
+    return ChannelBlock((shape[0], shape[1] // each, each * prod(shape[2:])), rows, columns)
+
+
+def standardised_of(module: nn.Module) -> frozenset[str]:
+    """The layers whose filters are standardised."""
+    return frozenset(name for name, layer in module.named_modules() if isinstance(layer, StandardisedConv2d))
+
+
+def halves_of(module: nn.Module) -> frozenset[str]:
+    """The gates by the image that take the sigmoid of what they see."""
+    return frozenset(name for name, gate in input_gate.gates_of(module).items() if gate.sigmoid)
+
+
+def filled(module: nn.Module, values: Tree) -> nn.Module:
+    """A copy of the module in evaluation mode with the "w/" and "buf/" of a tree, whose filters are ready for use."""
+    module = ordinary(copy.deepcopy(module))
+    own: Tree = {f"w/{name}": value for name, value in module.named_parameters()}
+    own |= {f"buf/{name}": value for name, value in module.named_buffers() if value.is_floating_point()}
+    if missing := own.keys() - values.keys():
+        raise ValueError(f"these are not the values of this model, they lack {', '.join(sorted(missing))}")
+    for key, value in own.items():
+        value.data = values[key].detach().cpu().clone()
+    return module.eval()

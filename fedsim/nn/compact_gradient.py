@@ -1,0 +1,80 @@
+"""What a hard gate leaves of the stored weights: cut in one pass, and moved by a step that never spreads their gradient out.
+
+A closed channel's gradient is 0, so its weights only decay and drift with their momentum; that needs no tensor of zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.core.tree import Tree
+from fedsim.kernels import channel_blocks
+
+Array = Any
+NOTHING = np.empty((0, 0, 0), np.float32)
+
+
+@dataclass(frozen=True)
+class ChannelBlock:
+    """Kept rows and columns of a tensor that is read as (rows, columns, run)."""
+
+    shape: tuple[int, int, int]
+    rows: Array  # (r,) int64, rising
+    columns: Array  # (c,)
+
+    def cut(self, whole: Tensor) -> Tensor:
+        """The kept part."""
+        out = whole.new_empty(self._narrow(whole))
+        channel_blocks.cut(whole.numpy().reshape(self.shape), self.rows, self.columns, self._part(out))
+        return out
+
+    def step(self, w: Tensor, momentum: Tensor | None, g: Tensor, *rates: np.float32) -> None:
+        """torch.optim.SGD's step in place, g the gradient of the kept part; rates: lr, factor of the momentum, decay."""
+        held = NOTHING if momentum is None else momentum.numpy().reshape(self.shape)
+        channel_blocks.step(w.numpy().reshape(self.shape), held, self._part(g.contiguous()), self.rows, self.columns, *rates)
+
+    def _narrow(self, whole: Tensor) -> tuple[int, ...]:
+        """The kept part's own shape."""
+        if whole.dim() == 1:
+            return (len(self.columns),)
+        return (len(self.rows), len(self.columns) * whole.shape[1] // self.shape[1], *whole.shape[2:])
+
+    def _part(self, narrow: Tensor) -> Array:
+        return narrow.numpy().reshape(len(self.rows), len(self.columns), self.shape[2])
+
+
+class Narrow(dict[str, Tensor]):
+    """A gradient: of the tensors that have a block that of their kept part, of the others the whole."""
+
+    def __init__(self, gradient: Tree, blocks: Mapping[str, ChannelBlock]) -> None:
+        super().__init__(gradient)
+        self.blocks = blocks
+
+    def whole(self, like: Tree) -> Tree:
+        """With zeros where nothing is kept, in the shapes of `like`."""
+        made = {key: torch.zeros_like(like[key]) for key in self.blocks}
+        for key, block in self.blocks.items():
+            block.step(made[key], None, self[key], *_float32(-1.0, 0.0, 0.0))
+        return {key: made.get(key, g) for key, g in self.items()}
+
+    def step(self, state: Tree, lr: float, momentum: float, decay: float) -> Tree:
+        """Moves the tensors that have a block; the gradient of the others."""
+        rates = _float32(lr, momentum, decay)
+        for key, block in self.blocks.items():
+            block.step(state[key], state["opt/momentum/" + key[2:]] if momentum else None, self[key], *rates)
+        return {key: g for key, g in self.items() if key not in self.blocks}
+
+
+def cuttable(whole: Tensor) -> bool:
+    """Whether the kernels take a tensor: float32, contiguous, on the CPU."""
+    return whole.dtype == torch.float32 and whole.device.type == "cpu" and whole.is_contiguous()
+
+
+def _float32(*values: float) -> tuple[np.float32, ...]:
+    return tuple(np.float32(value) for value in values)

@@ -1,0 +1,95 @@
+"""Puts an input gate at the convolutions of a model, by its module graph."""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fedsim.errors import BadInput
+from fedsim.nn.layers.input_gate import GATES_MODULE, Gating, InputGate, Shift
+
+NORMS = (nn.BatchNorm2d, nn.GroupNorm)
+ADDING = {operator.add, operator.iadd, torch.add, "add", "add_"}
+
+
+class Tracer(fx.Tracer):
+    """Follows a model down to its layers."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return not any(True for _ in m.children())
+
+
+def gated(module: nn.Module, gating: Gating) -> fx.GraphModule:
+    """The module with a gate at every convolution larger than 1x1, in a network with additions all but the one that reads the image.
+
+    BadInput for one that torch.fx cannot trace, or that has no such convolution.
+    """
+    try:
+        graph = Tracer().trace(module)
+    except Exception as error:
+        raise BadInput(f"[model] gate_keep: torch.fx cannot trace the model ({type(error).__name__}: {error})") from error
+    made = fx.GraphModule(module, _without_identities(module, graph))
+    residual = any(node.target in ADDING and len(node.all_input_nodes) > 1 for node in graph.nodes)
+    uses = Counter(node.target for node in graph.nodes if node.op == "call_module")
+    nodes = [node for node in graph.nodes if uses[node.target] == 1 and _takes_gate(made, node, residual)]
+    if not nodes:
+        raise BadInput("[model] gate_keep: no convolution to gate: one above 1x1, ungrouped, used once, not a residual network's first")
+    for node in nodes:
+        _insert(made, node, gating, residual)
+    made.recompile()
+    return made
+
+
+def _without_identities(module: nn.Module, graph: fx.Graph) -> fx.Graph:
+    """Where a model has no norm, one may stand for it."""
+    for node in [node for node in graph.nodes if calls(module, node, nn.Identity)]:
+        node.replace_all_uses_with(entry_of(node))
+        graph.erase_node(node)
+    return graph
+
+
+def _takes_gate(module: fx.GraphModule, node: fx.Node, residual: bool) -> bool:
+    layer = module.get_submodule(str(node.target)) if node.op == "call_module" else None
+    if not isinstance(layer, nn.Conv2d) or layer.groups > 1 or layer.kernel_size == (1, 1):
+        return False
+    return not (residual and entry_of(node).op == "placeholder")
+
+
+def entry_of(node: fx.Node) -> fx.Node:
+    return node.all_input_nodes[0]
+
+
+def _insert(module: fx.GraphModule, conv: fx.Node, gating: Gating, residual: bool) -> None:
+    """A gate behind the convolution's norm, or behind the convolution itself where it has none."""
+    name, graph, last = str(conv.target), module.graph, conv
+    layer: Any = module.get_submodule(name)
+    behind = next(iter(conv.users)) if len(conv.users) == 1 else None
+    if behind is not None and calls(module, behind, NORMS):
+        last = behind if gating.place == "norm" else _without_scale(module, behind)
+    module.add_submodule(f"{GATES_MODULE}.{name}", InputGate(layer.in_channels, layer.out_channels, gating, residual))
+    with graph.inserting_after(last):
+        gate = graph.call_module(f"{GATES_MODULE}.{name}", (entry_of(conv), last))
+    last.replace_all_uses_with(gate, lambda user: user is not gate)
+
+
+def _without_scale(module: fx.GraphModule, norm: fx.Node) -> fx.Node:
+    """The norm without an affine map, and a shift behind it."""
+    name = str(norm.target)
+    own: Any = module.get_submodule(name)
+    channels = own.num_features if isinstance(own, nn.BatchNorm2d) else own.num_channels
+    bare = nn.BatchNorm2d(channels, own.eps, own.momentum, affine=False) if isinstance(own, nn.BatchNorm2d) else None
+    module.set_submodule(name, bare or nn.GroupNorm(own.num_groups, channels, own.eps, affine=False))
+    module.add_submodule(f"shifts.{name}", Shift(channels))
+    with module.graph.inserting_after(norm):
+        shift = module.graph.call_module(f"shifts.{name}", (norm,))
+    norm.replace_all_uses_with(shift, lambda user: user is not shift)
+    return shift
+
+
+def calls(module: nn.Module, node: fx.Node, kinds: Any) -> bool:
+    """Whether a node calls a layer of one of these kinds."""
+    return node.op == "call_module" and isinstance(module.get_submodule(str(node.target)), kinds)

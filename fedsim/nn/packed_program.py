@@ -1,0 +1,224 @@
+"""A plain sequence of layers, differentiated for K clients at once: stacked tensors and ordinary autograd in the place of `vmap`.
+
+Shapes: K clients, B images. Images are (B, K · C, H, W), the clients' channels one after the other, so that a convolution is one
+grouped convolution, and norms of groups and pools see nothing but channels. Behind `Flatten` features are (K, B, F).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fedsim.core.activation_pruning import ActivationPruning
+from fedsim.core.keys import REAL_IMAGES, key_of
+from fedsim.core.tree import Tree
+from fedsim.kernels import max_pool
+from fedsim.kernels.activation_pruning.layers import Convolution, Layer, Products, operation, pruned_pack
+from fedsim.kernels.activation_pruning.relu_and_pool import averaged, has_places, largest_of_windows, relu
+from fedsim.kernels.nsconv import RELU_SCALE
+from fedsim.kernels.vmap import by_rows
+from fedsim.nn.layers.nsconv import NormalisedConv2d, ScaledReLU
+
+if TYPE_CHECKING:
+    from fedsim.core.types import Batch
+
+
+Stage = Callable[[Tensor, Tree, int], Tensor]  # x, weights and masks (K, …), K
+Keys = dict[str, str]  # "weight" -> its key
+Makers = dict[type[nn.Module], Callable[[Any, Keys], Stage | None]]
+
+
+@dataclass(frozen=True)
+class PackedProgram:
+    """What the layers do, one after the other."""
+
+    stages: tuple[Stage, ...]
+
+    def losses(self, weights: Tree, x: Tensor, y: Tensor, real: Tensor | None) -> Tensor:
+        """(K,) mean cross-entropy over the real images: x (K, B, C, H, W), y (K, B), real (K, B) or None."""
+        clients = len(x)
+        out = x.transpose(0, 1).flatten(1, 2)
+        weights = weights if real is None else weights | {REAL_IMAGES: real}
+        for stage in self.stages:
+            out = stage(out, weights, clients)
+        each = F.cross_entropy(out.flatten(0, 1), y.flatten(), reduction="none").view(y.shape)
+        return each.mean(1) if real is None else (each * real).sum(1) / real.sum(1)
+
+    def gradients(self, weights: Tree, x: Tensor, y: Tensor, real: Tensor | None) -> tuple[Tensor, ...]:
+        """Losses (K,), and the gradient of every weight (K, …), in their order."""
+        leaves = {key: value.detach().requires_grad_() for key, value in weights.items() if key.startswith("w/")}
+        with torch.enable_grad():
+            losses = self.losses(weights | leaves, x, y, real)
+            found = torch.autograd.grad(losses.sum(), list(leaves.values()))
+        return losses.detach(), *found
+
+
+def gradient(program: PackedProgram, weights: Tree, batch: Batch) -> tuple[Tensor, Tree]:
+    """(loss (), gradient) of one client; under `vmap` all of them go through the program together. weights: masks may be among them."""
+
+    def gradients(x: Tensor, y: Tensor, real: Tensor | None, *values: Tensor) -> tuple[Tensor, ...]:
+        return program.gradients(dict(zip(weights, values, strict=True)), x, y, real)
+
+    loss, *found = by_rows(gradients, batch.x, batch.y, batch.real, *weights.values())
+    return loss, dict(zip((key for key in weights if key.startswith("w/")), found, strict=True))
+
+
+# ---- layers
+def program(module: nn.Module, made: Makers | None = None, keep: ActivationPruning | None = None) -> PackedProgram | None:
+    """The module as a program, its layers `made` as below or otherwise; None for one that is more than a sequence of such layers.
+
+    keep: how the inputs of all layers but the first are pruned.
+    """
+    first: dict[int, str] = {}
+    for name, value in module.named_parameters(remove_duplicate=False):
+        first.setdefault(id(value), "w/" + name)
+    made = made or MADE
+    lean = made if keep is None else made | _lean(keep)
+    weighted = False
+    stages: list[Stage] = []
+    flat = False
+    for layer in _pooled_first(_in_turn(module)):
+        make = (lean if weighted or not list(layer.parameters()) else made).get(type(layer))
+        weighted |= bool(list(layer.parameters(recurse=False)))
+        if make is None or type(layer) in (IMAGES if flat else FEATURES):
+            return None
+        flat |= isinstance(layer, nn.Flatten)
+        stage = make(layer, {name: first[id(value)] for name, value in layer.named_parameters(recurse=False)})
+        if stage is None:
+            return None
+        stages.append(stage)
+    return PackedProgram(tuple(stages)) if flat else None
+
+
+def _pooled_first(layers: list[nn.Module]) -> list[nn.Module]:
+    """A ReLU before a max pool behind it: the same value and gradient to the bit, of fewer values."""
+    swapped = list(layers)
+    for i, (one, other) in enumerate(pairwise(layers)):
+        if type(one) is nn.ReLU and type(other) is nn.MaxPool2d:
+            swapped[i : i + 2] = other, one
+    return swapped
+
+
+def _in_turn(module: nn.Module) -> list[nn.Module]:
+    if type(module) is nn.Sequential:
+        return [layer for part in module for layer in _in_turn(part)]
+    return [module]
+
+
+def _conv2d(layer: nn.Conv2d, keys: Keys) -> Stage | None:
+    return partial(_convolved, layer, keys["weight"], keys.get("bias")) if layer.padding_mode == "zeros" else None
+
+
+def _convolved(layer: nn.Conv2d, weight: str, bias: str | None, x: Tensor, weights: Tree, clients: int) -> Tensor:
+    shift = None if bias is None else weights[bias].flatten()
+    groups = clients * layer.groups
+    return F.conv2d(x, weights[weight].flatten(0, 1), shift, layer.stride, layer.padding, layer.dilation, groups)
+
+
+def _normalised(layer: NormalisedConv2d, keys: Keys, keep: ActivationPruning | None = None) -> Stage | None:
+    """A convolution with a gain, and a mask where the weights have one."""
+    if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+        return None
+    weight, mask = keys["weight"], key_of(keys["weight"])
+
+    def convolved(x: Tensor, weights: Tree, clients: int) -> Tensor:
+        way = Layer(_grouped(layer, clients), layer.over, form=clients)
+        cache = pruned_pack(x, weights.get(REAL_IMAGES), keep, clients) if keep else None
+        held = weights[mask].flatten(0, 1) if mask in weights else None
+        bias = weights[keys["bias"]].flatten() if "bias" in keys else None
+        return way(x, cache, weights[weight].flatten(0, 1), bias, weights[keys["gain"]].flatten(), held)
+
+    return convolved
+
+
+def _grouped(layer: nn.Conv2d, clients: int) -> Convolution:
+    return replace(cast(Convolution, operation(layer)), groups=clients * layer.groups)
+
+
+def _lean(keep: ActivationPruning) -> Makers:
+    """Layers that keep little for the backward pass."""
+    linear: Makers = {nn.Linear: partial(_lean_linear, keep)} if keep.layers == "all" else {}
+    return {
+        nn.Conv2d: partial(_lean_conv2d, keep),
+        NormalisedConv2d: partial(_normalised, keep=keep),
+        nn.ReLU: lambda layer, keys: lambda x, weights, clients: relu(x),
+        ScaledReLU: lambda layer, keys: lambda x, weights, clients: relu(x, scale=RELU_SCALE),
+        nn.MaxPool2d: _lean_max_pool2d,
+        nn.AvgPool2d: lambda layer, keys: lambda x, weights, clients: averaged(layer, x),
+        **linear,
+    }
+
+
+def _lean_conv2d(keep: ActivationPruning, layer: nn.Conv2d, keys: Keys) -> Stage | None:
+    if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+        return None
+
+    def convolved(x: Tensor, weights: Tree, clients: int) -> Tensor:
+        cache, bias = pruned_pack(x, weights.get(REAL_IMAGES), keep, clients), weights[keys["bias"]].flatten() if "bias" in keys else None
+        return Layer(_grouped(layer, clients), form=clients)(x, cache, weights[keys["weight"]].flatten(0, 1), bias)
+
+    return convolved
+
+
+def _lean_max_pool2d(layer: nn.MaxPool2d, keys: Keys) -> Stage | None:
+    if not has_places(layer):
+        return _max_pool2d(layer, keys)
+    return lambda x, weights, clients: max_pool.halved(x) if max_pool.takes(x, layer) else largest_of_windows(layer, x)
+
+
+def _lean_linear(keep: ActivationPruning, layer: nn.Linear, keys: Keys) -> Stage:
+    def product(x: Tensor, weights: Tree, clients: int) -> Tensor:
+        cache = pruned_pack(x, weights.get(REAL_IMAGES), keep, clients)
+        return Layer(Products(), form=clients)(x, cache, weights[keys["weight"]], weights[keys["bias"]] if "bias" in keys else None)
+
+    return product
+
+
+def _group_norm(layer: nn.GroupNorm, keys: Keys) -> Stage:
+    def normed(x: Tensor, weights: Tree, clients: int) -> Tensor:
+        scale, shift = (weights[keys[name]].flatten() if name in keys else None for name in ("weight", "bias"))
+        return F.group_norm(x, clients * layer.num_groups, scale, shift, layer.eps)
+
+    return normed
+
+
+def _linear(layer: nn.Linear, keys: Keys) -> Stage:
+    def product(x: Tensor, weights: Tree, clients: int) -> Tensor:
+        weight = weights[keys["weight"]].transpose(1, 2)
+        return torch.baddbmm(weights[keys["bias"]].unsqueeze(1), x, weight) if "bias" in keys else torch.bmm(x, weight)
+
+    return product
+
+
+def _max_pool2d(layer: nn.MaxPool2d, keys: Keys) -> Stage | None:
+    return None if layer.return_indices else lambda x, weights, clients: max_pool.halved(x) if max_pool.takes(x, layer) else layer(x)
+
+
+def _flatten(layer: nn.Flatten, keys: Keys) -> Stage | None:
+    whole = (layer.start_dim, layer.end_dim) == (1, -1)
+    return (lambda x, weights, clients: x.reshape(len(x), clients, -1).transpose(0, 1)) if whole else None
+
+
+def _itself(layer: nn.Module, keys: Keys) -> Stage:
+    """Of a layer that looks at one value, or one channel, at a time."""
+    return lambda x, weights, clients: layer(x)
+
+
+MADE: Makers = {
+    nn.Conv2d: _conv2d,
+    NormalisedConv2d: _normalised,
+    nn.GroupNorm: _group_norm,
+    nn.MaxPool2d: _max_pool2d,
+    nn.Flatten: _flatten,
+    nn.Linear: _linear,
+    **dict.fromkeys((nn.ReLU, ScaledReLU, nn.Identity, nn.AvgPool2d, nn.AdaptiveAvgPool2d), _itself),
+}
+FEATURES = (nn.Linear,)  # for features alone
+IMAGES = (nn.Conv2d, NormalisedConv2d, nn.GroupNorm, nn.MaxPool2d, nn.Flatten, nn.AvgPool2d, nn.AdaptiveAvgPool2d)  # for images alone

@@ -1,0 +1,1 @@
+"""What pruning methods share: adjustment of masks, gates, hypernetworks, cuts."""

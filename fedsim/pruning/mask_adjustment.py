@@ -1,0 +1,132 @@
+"""Adjusting masks while a network trains: when, how much, which layers, and the swap itself.
+
+FedTiny (specification, section 3.5) and its kin: every `every` rounds some layers exchange kept weights for pruned ones. The
+smallest magnitude leaves, the largest gradient enters, and no layer ever changes its number of kept weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate, pairwise
+from math import ceil, cos, floor, pi
+
+import torch
+from torch import Tensor
+
+from fedsim.core.masks import rank
+from fedsim.core.tree import Tree
+
+
+def due(r: int, every: int, stop: int) -> bool:
+    """Whether round `r`, counted from 1, adjusts. ValueError where `every` is below 1."""
+    if every < 1:
+        raise ValueError(f"an adjustment every {every} rounds; at least 1")
+    return r % every == 0 and r <= stop
+
+
+def moves(kept: int, size: int, alpha: float, r: int, stop: int, up: bool = False) -> int:
+    """a_t^l = floor(alpha (1 + cos(pi r / R_stop)) n_l), rounded `up` on wish, at most what is kept and what is pruned."""
+    share = alpha * (1 + cos(pi * r / stop)) * kept
+    return min(ceil(share - 1e-9) if up else floor(share + 1e-9), kept, size - kept)
+
+
+def groups(layers: Sequence[str], count: int) -> list[list[str]]:
+    """The layers, in network order, as `count` contiguous groups whose lengths differ by at most one, longer ones first.
+
+    No group is empty: there are fewer where there are fewer layers.
+    """
+    if not layers:
+        raise ValueError("no layer is left to be pruned: the first one stays dense, and others may be left out")
+    count = min(count, len(layers))
+    each, rest = divmod(len(layers), count)
+    ends = accumulate((each + (i < rest) for i in range(count)), initial=0)
+    return [list(layers[begin:end]) for begin, end in pairwise(ends)]
+
+
+def stages(layers: Sequence[str]) -> list[list[str]]:
+    """The layers by the part of the network they stand in ("layer1", "layer2" …); a part of one layer joins the part before it."""
+    parts: dict[str, list[str]] = {}
+    for layer in layers:
+        parts.setdefault(layer.partition(".")[0], []).append(layer)
+    large = [part for part, members in parts.items() if len(members) > 1]
+    if len(large) < 2:
+        raise ValueError(f"no stages in a model of {', '.join(parts)}: at least two of its parts have several maskable layers")
+    found: list[list[str]] = []
+    for part, members in parts.items():
+        if part in large or not found:
+            found.append(members)
+        else:
+            found[-1] += members
+    if found[0] and len(found) > len(large):  # a single layer before the first stage belongs to it
+        found[0:2] = [found[0] + found[1]]
+    return found
+
+
+def blocks(layers: Sequence[str], how: int | str) -> list[list[str]]:
+    """The layers in so many groups; by "stages"; every "layer" by itself; or "all" at once. ValueError for a model without stages."""
+    if how == "stages":
+        return stages(layers)
+    return groups(layers, {"layer": len(layers), "all": 1}.get(str(how), int(how) if isinstance(how, int) else 1))
+
+
+def turn(r: int, every: int, count: int, order: str = "backward") -> int:
+    """The block that round `r` adjusts, 1 nearest the input: from the output to the input or "forward", and again from the start."""
+    before = (r // every - 1) % count  # adjustments before this one
+    return count - before if order == "backward" else before + 1
+
+
+def moving(shared: Tree, layers: Sequence[str], alpha: float, r: int, stop: int, up: bool = False) -> dict[str, int]:
+    """`moves` of each of the layers, of those that move any."""
+    held = {layer: shared[f"mask/{layer}.weight"] for layer in layers}
+    found = {layer: moves(int(mask.sum()), mask.numel(), alpha, r, stop, up) for layer, mask in held.items()}
+    return {layer: k for layer, k in found.items() if k}
+
+
+def votes(index: Tensor, value: Tensor, weight: Tensor, size: int) -> Tensor:
+    """(N,) float64: sum over clients of weight_k · value_k at index_k, 0 where nobody voted; index and value (K, a), weight (K,).
+
+    A client names each position once, so that adding client after client gives the same sum on every machine.
+    """
+    total = torch.zeros(size, dtype=torch.float64, device=value.device)
+    for places, values, share in zip(index.long(), value.double(), weight.double(), strict=True):
+        total[places] += share * values
+    return total
+
+
+def swap(mask: Tensor, w: Tensor, score: Tensor, k: int, leaving: Tensor | None = None) -> tuple[Tensor, Tensor, int]:
+    """(mask, w, moved): the `k` pruned positions of largest |score| enter as 0, as many kept ones of smallest |w| leave.
+
+    Only positions pruned before can enter, so that none both enters and leaves; a score of 0 is no vote, and fewer votes than
+    `k` move fewer on both sides. leaving (k,): kept positions that leave in their place, in this order.
+    """
+    scores, weights, kept = score.flatten().abs(), w.flatten(), mask.flatten()
+    pruned = (~kept).nonzero().flatten()
+    grown = pruned[rank(scores[pruned])[:k]]
+    grown = grown[scores[grown] > 0]
+    held = kept.nonzero().flatten()
+    dropped = held[rank(-weights[held].abs())[: len(grown)]] if leaving is None else leaving[: len(grown)]
+    grown = grown[: len(dropped)]
+    after, moved = kept.clone(), weights.clone()
+    after[grown], after[dropped] = True, False
+    moved[grown], moved[dropped] = 0.0, 0.0
+    return after.view(mask.shape), moved.view(w.shape), len(grown)
+
+
+def swapped(
+    shared: Tree, each: Tree, moves: Mapping[str, int], weight: Tensor, leaving: Mapping[str, Tensor] | None = None
+) -> tuple[Tree, int]:
+    """`shared` after every layer in `moves` exchanged its weights by the clients' votes, and how many moved.
+
+    each: top/index/LAYER and top/value/LAYER (K, a), a row per client; weight (K,), its share of a vote; leaving: what leaves, where
+    that is not the smallest.
+    """
+    changed, total = {}, 0
+    for layer, k in moves.items():
+        name = f"{layer}.weight"
+        mask, w = shared["mask/" + name], shared["w/" + name]
+        score = votes(each[f"top/index/{layer}"], each[f"top/value/{layer}"], weight, w.numel())
+        if not bool(score.isfinite().all()):
+            raise ValueError(f"the clients' gradients of layer {layer!r} are not finite; a lower train.lr may help")
+        changed["mask/" + name], changed["w/" + name], moved = swap(mask, w, score, k, (leaving or {}).get(layer))
+        total += moved
+    return shared | changed, total

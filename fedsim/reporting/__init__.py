@@ -1,0 +1,1 @@
+"""Summaries of run files, from the run files alone."""

@@ -1,0 +1,204 @@
+"""The summary of a run file that a person reads: what ran, how it went, what it cost and where the time went."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fedsim.reporting.bottleneck import beside, bottleneck
+from fedsim.reporting.formatting import duration, quantity, share
+from fedsim.storage.reader import Reader
+
+Array = NDArray[np.float64]
+LINES = 12  # rounds shown at most
+
+
+def show(path: str | Path, console: Console) -> None:
+    """Prints the summary of the run file at `path`, also while it grows. Raises BadInput for what is no run file."""
+    run = Reader(path, time.sleep)
+    _headline(run, console)
+    if run.rounds < 0:
+        console.print("no round is complete yet")
+        return
+    for table in (_rounds(run), _facts(_totals(run) + _clients(run)), _facts(_timing(run))):
+        if table.row_count:
+            console.print()
+            console.print(table)
+    if found := bottleneck(run):
+        console.print(Text.assemble(("\nnext bottleneck  ", "dim"), found), soft_wrap=True)
+
+
+def _headline(run: Reader, console: Console) -> None:
+    known = run.attributes
+    done, planned = max(known["rounds"], 0), known.get("rounds_planned", "?")
+    state = Text("finished", "green") if known["finished"] else Text(f"not finished: {done} of {planned} rounds", "yellow")
+    console.print(Text.assemble((run.path.name, "bold"), "  ", state))
+    ranks, hosts = known.get("ranks", 1), known.get("hosts", "")
+    console.print(
+        f"{known.get('method', '?')}, seed {known.get('seed', '?')}, {planned} rounds, {len(run.labels('client')):,} clients",
+        highlight=False,
+    )
+    where = f"{ranks} rank{'s' if ranks != 1 else ''}" + (f" on {hosts}" if hosts else "")
+    since = str(known.get("started_at", "?")).replace("T", " ")
+    console.print(f"{where}, since {since}, fedsim {known.get('fedsim_version', '?')}", style="dim", highlight=False)
+
+
+SHOWN: dict[str, tuple[str, Callable[[float], str]]] = {
+    "accuracy": ("accuracy", share),
+    "client_accuracy": ("of clients", share),
+    "loss": ("loss", lambda value: f"{value:.3f}" if np.isfinite(value) else "-"),
+    "train_loss": ("train loss", lambda value: f"{value:.3f}" if np.isfinite(value) else "-"),
+    "density": ("density", lambda value: f"{value:.3g}" if np.isfinite(value) else "-"),
+    "bytes": ("sent", lambda value: quantity(value, "B")),
+    "seconds": ("seconds", lambda value: f"{value:.3g}" if np.isfinite(value) else "-"),
+}
+
+
+def _rounds(run: Reader) -> Table:
+    """The first, every k-th and the last round; where some were evaluated, those."""
+    columns = {name: run.column(name) for name in run.names() if name in SHOWN}
+    columns["bytes"] = _bytes(run)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    shown = [name for name in SHOWN if name in columns and np.isfinite(columns[name]).any()]
+    for title in ("round", *(SHOWN[name][0] for name in shown)):
+        table.add_column(title, justify="right")
+    for r in _chosen(columns.get("accuracy", np.full(run.rounds + 1, np.nan))):
+        table.add_row(str(r), *(SHOWN[name][1](columns[name][r]) for name in shown))
+    return table
+
+
+def _chosen(accuracy: Array) -> list[int]:
+    """At most LINES rounds, evenly spread over those with an accuracy, with the first and the last of all."""
+    last = len(accuracy) - 1
+    candidates = np.flatnonzero(np.isfinite(accuracy)) if np.isfinite(accuracy).any() else np.arange(last + 1)
+    spread = candidates[np.linspace(0, len(candidates) - 1, min(LINES, len(candidates))).round().astype(int)]
+    return sorted({0, *spread.tolist(), last})
+
+
+def _bytes(run: Reader) -> Array:
+    """(rounds + 1,) sent up and down."""
+    sent = np.zeros(run.rounds + 1)
+    for name in {"bytes_up", "bytes_down"}.intersection(run.names()):
+        sent += np.nan_to_num(run.column(name))
+    return sent
+
+
+def _facts(rows: list[tuple[str, ...]]) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(style="dim")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _totals(run: Reader) -> list[tuple[str, ...]]:
+    """What the whole run cost, and its dearest client."""
+    has = {name: column for name in run.names() if np.isfinite(column := run.column(name)).any()}
+    rows: list[tuple[str, ...]] = []
+    if {"bytes_up", "bytes_down"} <= has.keys():
+        up, down = np.nansum(has["bytes_up"]), np.nansum(has["bytes_down"])
+        rows.append(("sent over the air", f"{quantity(up + down, 'B')}: {quantity(up, 'B')} up, {quantity(down, 'B')} down"))
+    if "train_flops" in has:
+        rows.append(("training", quantity(np.nansum(has["train_flops"]), "FLOP")))
+    if np.isfinite(has.get("max_client_flops", np.empty(0))[1:]).any():
+        rows.append(("busiest client", quantity(_most(has["max_client_flops"][1:]), "FLOP in a round")))
+    if np.isfinite(of_dense := _most(has.get("max_client_flops_share", np.empty(0))[1:])):
+        rows.append(("of dense training", f"at most {share(of_dense)} of a client's own"))
+    if "max_client_memory" in has:
+        rows.append(("largest client", quantity(_most(has["max_client_memory"]), "B of memory")))
+    if "seconds" in has:
+        seconds = has["seconds"]
+        rows.append(("time", f"{duration(np.nansum(seconds))}, {duration(float(np.nanmedian(seconds)))} a round"))
+    return rows + _pruning(has) + _smaller(has)
+
+
+def _most(values: Array) -> float:
+    return float(np.nanmax(values)) if np.isfinite(values).any() else float("nan")
+
+
+def _pruning(has: dict[str, Array]) -> list[tuple[str, ...]]:
+    """What was selected in round 0, and how many weights changed places since."""
+    rows: list[tuple[str, ...]] = []
+    first = [f"busiest client {quantity(flops, 'FLOP')}" for flops in has.get("max_client_flops", np.empty(0))[:1] if flops > 0]
+    if {"candidate", "candidates", "candidate_loss"} <= has.keys():
+        number, pool, loss = (has[name][0] for name in ("candidate", "candidates", "candidate_loss"))
+        rows.append(("selection", "; ".join([f"candidate {number:.0f} of {pool:.0f}, loss {loss:.3f}", *first])))
+    elif first:
+        rows.append(("before round 1", first[0]))
+    if "adjusted" in has and (moved := np.nan_to_num(has["adjusted"])).any():
+        rows.append(("adjustments", f"{np.count_nonzero(moved)} rounds, {moved.sum():,.0f} weights moved in all"))
+    return rows
+
+
+FORMS = {
+    "in use": "client_accuracy",
+    "gated by the image": "gated_client_accuracy",
+    "trained for itself": "personal_client_accuracy",
+    "in use on the global test set": "client_global_accuracy",
+}
+
+
+def _smaller(has: dict[str, Array]) -> list[tuple[str, ...]]:
+    """What a cut left of the network, and the clients' own sub-networks, as last recorded."""
+    rows: list[tuple[str, ...]] = []
+    if {"inference_share", "parameters", "parameters_share"} <= has.keys():
+        flops, count, part = (_last(has[name]) for name in ("inference_share", "parameters", "parameters_share"))
+        rows.append(("network", f"{share(flops)} of the FLOPs, {count:,.0f} of {count / part:,.0f} parameters"))
+    if "client_inference_share" in has:
+        overlap = f", overlap {share(_last(has['client_overlap']))}" if "client_overlap" in has else ""
+        size = "export_share" if "export_share" in has else "client_inference_share"
+        rows.append(("sub-networks", f"{share(_last(has[size]))} of the FLOPs{overlap}"))
+    if {"nominal_share", "active_share", "varying_share"} <= has.keys():
+        nominal, active, varying = (share(_last(has[name])) for name in ("nominal_share", "active_share", "varying_share"))
+        rows.append(("gated by the image", f"{nominal} of the FLOPs, {active} as counted; {varying} of the channels differ by the image"))
+    forms = {name: _last(has[key]) for name, key in FORMS.items() if key in has}
+    if len(forms) > 1:
+        rows.append(("clients' accuracy", ", ".join(f"{share(value)} {name}" for name, value in forms.items())))
+    return rows
+
+
+def _last(values: Array) -> float:
+    """The last measured one."""
+    return float(values[np.isfinite(values)][-1])
+
+
+def _clients(run: Reader) -> list[tuple[str, ...]]:
+    """How the clients fare with the last model that they were evaluated on."""
+    measured = run.column("client_accuracy_macro") if "client_accuracy_macro" in run.names() else np.empty(0)
+    if "accuracy" not in run.names("clients") or not np.isfinite(measured).any():
+        return []
+    r = int(np.flatnonzero(np.isfinite(measured))[-1])
+    values = run.clients("accuracy", r)
+    worst = run.column("client_worst")[r] if "client_worst" in run.names() else np.nan
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return []
+    spread = f"mean {share(values.mean())}, 10th percentile {share(np.percentile(values, 10))}, lowest {share(values.min())}"
+    spread += f" (client {worst:.0f})" if np.isfinite(worst) else ""
+    return [(f"{len(values):,} clients, round {r}", spread)]
+
+
+def _timing(run: Reader) -> list[tuple[str, ...]]:
+    """The phases by their time, longest first, and their share; what runs beside the others is not added to them."""
+    spent = {name: float(np.nansum(run.timing(name))) for name in run.names("timing")}
+    aside = beside(run)
+    total = sum(seconds for name, seconds in spent.items() if name not in aside)
+    rows: list[tuple[str, ...]] = []
+    for name, seconds in sorted(spent.items(), key=lambda entry: -entry[1]):
+        if total > 0 and seconds > 0:
+            bar = "━" * max(1, round(30 * min(seconds / total, 1)))
+            rows.append(
+                (
+                    name,
+                    f"{duration(seconds):>8}",
+                    f"[cyan]{bar}[/] {seconds / total:.0%}" + (" beside the rest" if name in aside else ""),
+                )
+            )
+    return rows

@@ -1,0 +1,1 @@
+"""A job becomes a run file: experiment, plan, rounds, evaluation, resume, export."""

@@ -1,0 +1,118 @@
+"""`fedsim estimate`: checks a job and predicts bytes, FLOPs and memory, without training.
+
+The job's own method runs on a fleet whose clients begin and end their work but take no step: what travels and what is charged
+depends on shapes, masks and numbers of images alone, so the prediction is what the run file will say; where clients choose between
+models, for the first of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.table import Table
+
+from fedsim.config.job import Job
+from fedsim.core.tree import under
+from fedsim.costs import flops, memory
+from fedsim.fleet.local_fleet import LocalFleet
+from fedsim.fleet.messages import Pack, PackResult, WorkerContext, WorkOrder
+from fedsim.fleet.serial import idle
+from fedsim.simulation.experiment import Experiment, build_experiment
+from fedsim.simulation.round_record import RoundRow, row_of
+
+ALIKE = 0.05  # of a cost: less is told as no change
+PATIENCE = 20.0  # seconds after which the rest of the rounds is taken to be like the last
+
+
+class IdleFleet(LocalFleet):
+    """Clients that take no step."""
+
+    name = "idle"
+
+    @staticmethod
+    def carry_out(order: WorkOrder, pack: Pack, site: WorkerContext) -> PackResult:
+        return idle(order, pack, site)
+
+
+def rows(parts: Experiment) -> Iterator[RoundRow]:
+    """Row after row as the run would charge them."""
+    setting, method = parts.setting, parts.method
+    fleet = IdleFleet(parts.site, parts.account(), 1, time.perf_counter)
+    state = method.init(setting, parts.population.public())
+    masks = under(method.deploy(setting, state, fleet, [])[0], "mask/")
+    for r in range(setting.rounds + 1):
+        fleet.open(r)
+        state, found = method.round(setting, state, fleet, r)
+        shared, _, net = method.deploy(setting, state, fleet, [])
+        row = row_of(parts.anatomy, fleet.account.bills, None, shared, masks, found, net or setting.net)
+        masks = row.masks
+        yield row
+
+
+def estimate(job: Job, console: Console) -> None:
+    """Prints what the job will cost."""
+    parts = build_experiment(job)
+    began, seen = time.monotonic(), []
+    for row in rows(parts):
+        seen.append(row.values)
+        if time.monotonic() - began > PATIENCE:
+            break
+    for line in _told(parts):
+        console.print(line, highlight=False)
+    console.print(_table(seen, parts.setting.cohort))
+    for line in _summed(seen, parts.setting.rounds):
+        console.print(line, highlight=False)
+
+
+def _told(parts: Experiment) -> Iterator[str]:
+    job, setting, anatomy = parts.job, parts.setting, parts.anatomy
+    yield f"{job.name}: {job.method.name} on {job.data.name}; the job is valid"
+    sizes = parts.population.shards["train"].sizes()
+    least, most = sizes.min(), sizes.max()
+    yield f"{setting.clients:,} clients of {least:,} to {most:,} training images, {setting.cohort} a round, {setting.rounds} rounds"
+    yield f"{anatomy.parameters:,} parameters, {flops.forward_flops(anatomy) / 1e6:,.2f} MFLOP forward for an image"
+    if normalising := flops.normalising_flops(anatomy):
+        yield f"{normalising / 1e6:,.2f} MFLOP to normalise the weights once, in every pass of a batch; in no other figure"
+    batch = setting.train.batch
+    parts_of = memory.saved(anatomy, batch)
+    told = {"pruned inputs": parts_of["caches"], "signs of ReLUs": parts_of["signs"], "all else": parts_of["others"]}
+    kept = ", ".join(f"{name} {value / 1e6:,.2f} MB" for name, value in told.items()) if anatomy.keep else f"{parts_of.total / 1e6:,.2f} MB"
+    yield f"saved for the backward pass of a batch of {batch}: {kept}"
+
+
+def _summed(seen: list[dict[str, float]], rounds: int) -> Iterator[str]:
+    missing = rounds + 1 - len(seen)
+    if missing > 0:
+        yield f"rounds {len(seen)} to {rounds} are taken to be like round {len(seen) - 1}"
+    up, down, flops = (sum(row[name] for row in seen) + missing * seen[-1][name] for name in ("bytes_up", "bytes_down", "train_flops"))
+    yield f"whole run: {up / 1e6:,.1f} MB up, {down / 1e6:,.1f} MB down, {flops / 1e12:,.3f} TFLOP of training"
+
+
+def _table(seen: list[dict[str, float]], cohort: int) -> Table:
+    """A line wherever a cost changes by more than ALIKE."""
+    table = Table(title=f"per client and round, to within {ALIKE:.0%}", title_justify="left")
+    for name in ("rounds", "up, MB", "down, MB", "training, GFLOP (largest)", "memory, MB (largest)", "density"):
+        table.add_column(name, justify="right")
+    begin = 0
+    for r in range(1, len(seen) + 1):
+        if r == len(seen) or not _alike(seen[r], seen[begin]):
+            table.add_row(f"{begin}" if r - 1 == begin else f"{begin} to {r - 1}", *_costs(seen[begin], cohort))
+            begin = r
+    return table
+
+
+def _alike(row: dict[str, float], first: dict[str, float]) -> bool:
+    names = ("bytes_up", "bytes_down", "max_client_flops", "max_client_memory", "density")
+    return all(abs(row[name] - first[name]) <= ALIKE * first[name] for name in names)
+
+
+def _costs(row: dict[str, float], cohort: int) -> tuple[str, ...]:
+    return (
+        f"{row['bytes_up'] / cohort / 1e6:,.3f}",
+        f"{row['bytes_down'] / cohort / 1e6:,.3f}",
+        f"{row['max_client_flops'] / 1e9:,.2f}",
+        f"{row['max_client_memory'] / 1e6:,.2f}",
+        f"{row['density']:.4f}",
+    )

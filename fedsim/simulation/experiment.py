@@ -1,0 +1,95 @@
+"""From a job to the parts that run it: population, net, setting, method, and where the work is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fedsim import models
+from fedsim.config.job import Job, identity, resolved
+from fedsim.costs.profile import ModelProfile
+from fedsim.data.population import Population, populate
+from fedsim.errors import BadInput
+from fedsim.federated.protocol import Setting
+from fedsim.fleet.accounting import CostAccount
+from fedsim.fleet.messages import WorkerContext
+from fedsim.nn import optim, profiler
+from fedsim.nn.net import Net
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything a run needs that follows from its job alone."""
+
+    job: Job
+    population: Population
+    anatomy: ModelProfile
+    setting: Setting
+    method: Any
+    site: WorkerContext
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 of what the job computes."""
+        return identity(self.job)
+
+    @property
+    def resolved(self) -> str:
+        """The whole job as TOML."""
+        return resolved(self.job)
+
+    def account(self, pack: int = 1) -> CostAccount:
+        """The books of a run whose ranks train `pack` clients at once."""
+        train = self.setting.train
+        return CostAccount(self.anatomy, self.population, train.feed(), optim.values_per_parameter(train.momentum, train.optimiser), pack)
+
+
+def device_of(job: Job, node_rank: int = 0) -> str:
+    """The torch device of this rank: by its number on the node, so that several ranks may share a GPU."""
+    wanted = job.execution.device
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise BadInput('[execution] device = "cuda", and torch sees no CUDA device here; use "auto" or "cpu"')
+    return f"cuda:{node_rank % torch.cuda.device_count()}"
+
+
+def _occupy(device: str, share: float) -> None:
+    """Makes the device this process's own choice, of whose memory it takes `share` at most."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.set_device(device)
+        torch.cuda.set_per_process_memory_fraction(share, device)
+
+
+def build_experiment(job: Job, node_rank: int = 0, stopped: Callable[[], bool] = lambda: False) -> Experiment:
+    """The parts of a job. BadInput says what in the job or its data cannot be."""
+    device = device_of(job, node_rank)
+    _occupy(device, job.execution.memory_share)
+    population = populate(job.data, job.partition, job.seed)
+    shape, classes = population.train.shape, population.train.classes
+    module = models.build(job.model, shape, classes, job.seed)
+    anatomy = profiler.profile(module, shape, job.train.keep())
+    try:
+        net = Net(module).to(device)
+    except ValueError as error:
+        raise BadInput(f"[model] {job.model.name or job.model.factory}: {error}") from error
+    if job.train.keep() and job.execution.stacked == "matmul":
+        raise BadInput('[execution] stacked = "matmul" has no products that prune activations: leave it out, or train.activation_keep')
+    try:
+        net.prune(job.train.keep())
+    except ValueError as error:
+        raise BadInput(f"[train] activation_keep = {job.train.activation_keep}: {error}") from error
+    cohort, filled = job.cohort.of(population.clients), int((population.shards["train"].sizes() > 0).sum())
+    if cohort > filled:
+        raise BadInput(
+            f"[cohort] size = {cohort}, and {filled} of {population.clients} clients have images; partition.least gives each some"
+        )
+    job.evaluate.of(population.clients)
+    training = job.train.training(job.rounds, augment=bool(population.augment))
+    setting = Setting(
+        net, training, job.train.aggregation(), job.rounds, cohort, population.clients, job.seed, anatomy, job.partition.holdout
+    )
+    return Experiment(job, population, anatomy, setting, job.method.use, WorkerContext(net, population, job.seed, device, stopped=stopped))

@@ -1,0 +1,180 @@
+"""From a run file to a plain torch module: the network that a run ended with, or the smaller one of a client."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import fx, nn
+
+from fedsim import models
+from fedsim.config.job import Job, check
+from fedsim.core import masks
+from fedsim.core.keys import GATE, GATE_VALUES
+from fedsim.core.tree import Tree, under
+from fedsim.costs import flops
+from fedsim.costs.profile import ModelProfile
+from fedsim.data.population import populate
+from fedsim.errors import BadInput
+from fedsim.nn import profiler
+from fedsim.nn.net import Net
+from fedsim.nn.subnetwork import folded, lean
+from fedsim.simulation import subnetworks
+from fedsim.storage.reader import Reader
+
+FORMS = ("torch",)
+LIBRARIES = ("torch", "_operator", "math", "builtins")  # where the functions of a plain module may come from
+
+
+@dataclass(frozen=True)
+class Final:
+    """The network of a finished run, and its values."""
+
+    net: Net  # after a permanent cut
+    tree: Tree  # w/, buf/, mask/, and the gate in force
+    anatomy: ModelProfile  # of the original network
+    note: str = ""  # in what it differs from the network that was evaluated
+
+    @property
+    def module(self) -> nn.Module:
+        """As ordinary torch layers in evaluation mode, masked weights exactly 0, physically small."""
+        net, tree = self.net, masks.apply(under(self.tree, "w/", "buf/"), under(self.tree, "mask/"))
+        if GATE in self.tree:
+            kept = net.channels.kept(self.tree[GATE])
+            small = net.cut(kept).plain(net.narrow(tree, kept))
+            if GATE_VALUES in self.tree:
+                return folded(small, {name: part[kept[name]] for name, part in net.channels.split(self.tree[GATE_VALUES]).items()})
+            return lean(small) if net.by_image else small
+        return net.plain(tree)
+
+    @property
+    def flops(self) -> int:
+        """Of an image, masks and gates counted."""
+        return flops.forward_flops(self.anatomy, subnetworks.in_use(self.net, self.anatomy, self.tree))
+
+
+def module_of(path: Path | str, client: int | None = None) -> nn.Module:
+    """The final model of a finished run in evaluation mode, or a client's sub-network; BadInput where there is none.
+
+    Its layers are torch's own where torch.fx can trace it. Its data set must be where the job says, since that knows the shape of
+    the images and the number of classes.
+    """
+    return traced(final(path, client).module)[0]
+
+
+def final(path: Path | str, client: int | None = None) -> Final:
+    """What a finished run ended with, for one client with that client's gates."""
+    reader = Reader(path)
+    known = reader.attributes
+    if not known["finished"]:
+        raise BadInput(f"{path} holds no final model yet: {known['rounds']} of {known['rounds_planned']} rounds are done")
+    job = check(tomllib.loads(known["job"]), str(path))
+    gate = {} if client is None else _gate_of(reader, client, job)
+    data = populate(job.data, job.partition, job.seed).train
+    module = models.build(job.model, data.shape, data.classes, job.seed)
+    tree = reader.model()
+    net = Net(module)
+    try:
+        kept = {key.removeprefix("index/"): value for key, value in tree.items() if key.startswith("index/")}
+        net = net.cut(kept) if kept else net
+        found = Final(
+            net, under(tree, "w/", "buf/", "mask/", "gate/") | gate, profiler.profile(module, data.shape), _note(job, tree | gate)
+        )
+        net.plain(found.tree)
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise BadInput(f"{path}: the model in the file is not the job's: {error}") from error
+    return found
+
+
+def _note(job: Job, tree: Tree) -> str:
+    if job.model.gate_choice == "random" and GATE not in tree:
+        return "note: here its random channels are drawn by what each layer sees, not by the image: outputs and accuracy differ"
+    if GATE not in tree or getattr(job.method.use, "norm_over", "kept") == "kept" or job.model.norm != "group":
+        return ""
+    return (
+        'note: under norm_over = "all" norms saw the closed channels too, which are not here any more: outputs and accuracy differ a little'
+    )
+
+
+def _gate_of(reader: Reader, client: int, job: Job) -> Tree:
+    """(n,) the client's own gate, and the constants in its place if it is one; BadInput where it has none, or more than that."""
+    clients = len(reader.labels("client"))
+    if not 0 <= client < clients:
+        raise BadInput(f"{reader.path} has no client {client}; its clients are 0 to {clients - 1}")
+    ids, hard = reader.gates()
+    if not len(ids):
+        raise BadInput(
+            f"{reader.path}: client {client} has no network of its own, since this run gave its clients no gates;"
+            " leave out --client for the network that all share"
+        )
+    if client not in ids:
+        some = ", ".join(map(str, ids[:10])) + (" …" if len(ids) > 10 else "")
+        raise BadInput(f"{reader.path} holds no network of client {client}; it has those of the clients {some}")
+    if own := getattr(job.method.use, "stays", ""):
+        raise BadInput(f"{reader.path}: its clients have {own} of their own, which are in their kept state and not in the run file")
+    row, values = int(np.flatnonzero(ids == client)[0]), reader.gate_values()
+    gate = {GATE: torch.from_numpy(hard[row])}
+    return gate if values is None else gate | {GATE_VALUES: torch.from_numpy(values[row])}
+
+
+def traced(module: nn.Module) -> tuple[nn.Module, str]:
+    """(the module of torch's own layers alone, "") or (the module itself, why it needs its class)."""
+    try:
+        traced = fx.symbolic_trace(module.eval())
+    except Exception as error:  # whatever a user's own forward raises when it is given no numbers
+        return module, f"torch.fx cannot trace it ({type(error).__name__}: {error})"
+    calls = {node.target for node in traced.graph.nodes if node.op == "call_function"}
+    if own := [call for call in calls if getattr(call, "__module__", "").partition(".")[0] not in LIBRARIES]:
+        return module, f"it calls {own[0].__module__}.{own[0].__name__}"
+    return traced.eval(), ""
+
+
+def export(path: Path, client: int | None, out: Path | None, console: Console) -> None:
+    """Writes the final model of the run at `path`, or of one of its clients, and says what it wrote."""
+    out = out or path.with_suffix(".pt" if client is None else f".client{client}.pt")
+    if out.exists() and (out.is_dir() or out.samefile(path)):
+        raise BadInput(f"--out {out}: {'a folder' if out.is_dir() else 'the run file itself'} cannot be written over; choose another")
+    found = final(path, client)
+    module, why = traced(found.module)
+    _save(module, out)
+    for line in _told(found, module, path, client):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print(f"wrote {out}: " + _how(out, module, why), highlight=False, markup=False, soft_wrap=True)
+
+
+def _save(module: nn.Module, out: Path) -> None:
+    aside = out.with_name(out.name + ".new")
+    try:
+        aside.touch()
+    except OSError as error:
+        raise BadInput(f"{out} cannot be written: {error.strerror}; choose another --out") from None
+    torch.save(module, aside)
+    aside.rename(out)
+
+
+def _how(out: Path, module: nn.Module, why: str) -> str:
+    load = f'torch.load("{out}", weights_only=False)'
+    if not why:
+        return f"{load}, without fedsim"
+    kind = type(module)
+    return f"{load} where {kind.__module__}.{kind.__qualname__} can be imported, since {why}"
+
+
+def _told(found: Final, module: nn.Module, path: Path, client: int | None) -> list[str]:
+    """Parameters, FLOPs and accuracy."""
+    count, whole = sum(value.numel() for value in module.parameters()), found.anatomy.parameters
+    full = flops.forward_flops(found.anatomy)
+    lines = [
+        f"{count:,} of {whole:,} parameters ({count / whole:.1%})",
+        f"{found.flops:,} of {full:,} FLOP an image ({found.flops / full:.1%})",
+    ]
+    reader = Reader(path)
+    accuracy = reader.column("accuracy") if client is None else reader.clients("accuracy")[:, client]
+    if len(measured := np.flatnonzero(np.isfinite(accuracy))):
+        where = "the global test set" if client is None else "its own test images"
+        lines.append(f"accuracy {accuracy[measured[-1]]:.1%} on {where} (round {measured[-1]})")
+    return lines + ([found.note] if found.note else [])

@@ -1,0 +1,108 @@
+"""The rounds of a run, and what is written after each."""
+
+from __future__ import annotations
+
+import time
+from collections import ChainMap
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fedsim.core import tree
+from fedsim.core.tree import Tree, under
+from fedsim.fleet.local_fleet import LocalFleet
+from fedsim.fleet.received_masks import ReceivedMasks
+from fedsim.nn.net import Net
+from fedsim.simulation.evaluation import due, evaluate, final_gates
+from fedsim.simulation.experiment import Experiment
+from fedsim.simulation.progress import Progress
+from fedsim.simulation.resume import RunStart
+from fedsim.simulation.round_record import RoundRow, row_of, speeds
+from fedsim.storage import checkpoint
+from fedsim.storage.writer import Record
+
+
+def written() -> int:
+    """Bytes that this process has written so far, as the kernel counts; 0 where it does not tell."""
+    try:
+        told = Path("/proc/self/io").read_text()
+    except OSError:
+        return 0
+    return int(told.partition("wchar:")[2].split()[0])
+
+
+Number = TypeVar("Number", int, float)
+
+
+class RoundWriter:
+    """Writes rows and checkpoints down: row, flush, counter, checkpoint."""
+
+    def __init__(self, parts: Experiment, record: Record, start: RunStart, plan: str) -> None:
+        self.parts, self.record, self.start = parts, record, start
+        self.extra = {"plan": plan, "job_sha256": parts.identity}
+        self.seconds, self.bytes = 0.0, 0  # of the last write
+        self.kept: dict[int, Tree] = {}  # touched since the last checkpoint
+
+    def write(self, r: int, row: RoundRow, state: Any, kept: dict[int, Tree], fleet: LocalFleet) -> None:
+        """`state` and the `kept` that clients touched are those at the end of round `r`; once saved, `kept` is read from the disk."""
+        began, before = time.perf_counter(), written()
+        self.record.row(r, row.values, row.clients, row.layers, row.masks, row.timing, row.gates, row.speed)
+        self.kept |= kept
+        if r % self.parts.job.execution.checkpoint_every == 0 or r == self.parts.job.rounds:
+            saved = checkpoint.save(self.start.folder, r, state, self.extra, self.kept)
+            fleet.kept, self.kept = ChainMap({}, saved), {}  # type: ignore[arg-type]
+        self.seconds, self.bytes = time.perf_counter() - began, written() - before
+
+
+def simulate(parts: Experiment, fleet: LocalFleet, scribe: RoundWriter, start: RunStart, progress: Progress) -> None:
+    """Runs every round that is still to be done, and stores the final model."""
+    setting, method, rounds = parts.setting, parts.method, parts.job.rounds
+    state = _resumed(start, fleet) if start.checkpoint else start.state.pop()
+    masks = under(method.deploy(setting, state, fleet, [])[0], "mask/")
+    for r in range(start.round + 1, rounds + 1):
+        began, timing, moved, traffic = time.perf_counter(), dict(fleet.timing), dict(fleet.moved), dict(fleet.traffic)
+        fleet.open(r)
+        state, found = method.round(setting, state, fleet, r)
+        trained, timing, moved = time.perf_counter(), _since(timing, fleet.timing), _since(moved, fleet.moved)
+        score = evaluate(parts, state, fleet, r) if due(parts, r) else None
+        ended = time.perf_counter()
+        shared, _, net = method.deploy(setting, state, fleet, [])
+        row = row_of(parts.anatomy, fleet.account.bills, score, shared, masks, found, net or setting.net)
+        row.timing.update(timing, server=trained - began - sum(timing.values()), evaluate=ended - trained, record=scribe.seconds)
+        row.speed.update(speeds(fleet.account.bills, parts.job.train.batch, row.timing, moved | {"record": scribe.bytes}))
+        row.values.update(_since(traffic, fleet.traffic), executed_memory=fleet.account.executed)
+        row.values.update({"deploy_flops": fleet.account.deployed} if fleet.account.deployed else {})
+        row.values["seconds"] = time.perf_counter() - began
+        masks = row.masks
+        fleet.later(partial(scribe.write, r, row, *_to_keep(state, fleet), fleet))
+        progress.advance(r, row)
+    fleet.drain()
+    model = _model(*method.deploy(setting, state, fleet, []))
+    scribe.record.finish(model, tree.sha256_of(model), final_gates(parts, state, fleet))
+
+
+def _since(before: Mapping[str, Number], now: Mapping[str, Number]) -> dict[str, Number]:
+    """By how much each of some growing numbers has grown."""
+    return {name: now[name] - before[name] for name in now}
+
+
+def _model(shared: Tree, own: Tree, net: Net | None) -> Tree:
+    """What the run file keeps of a deployed model: its values, and after a cut which channels of the original network they are."""
+    index = {f"index/{group}": kept for group, kept in net.kept.items()} if net else {}
+    return under(shared, "w/", "buf/", "mask/", "gate/") | index
+
+
+def _to_keep(state: Any, fleet: LocalFleet) -> tuple[Any, dict[int, Tree]]:
+    """What a checkpoint of this moment holds: the method's state and the masks clients hold, and the kept states that changed."""
+    kept = {client: fleet.kept[client] for client in sorted(fleet.touched)}
+    fleet.touched.clear()
+    return (state, fleet.account.received.copy()), kept
+
+
+def _resumed(start: RunStart, fleet: LocalFleet) -> Any:
+    assert start.checkpoint is not None
+    state, received = start.checkpoint.state
+    assert isinstance(received, ReceivedMasks)
+    fleet.account.received = received
+    return state

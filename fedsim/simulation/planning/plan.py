@@ -1,0 +1,289 @@
+"""The execution plan: how a run is computed, resolved once, never from the number of ranks, and kept in the run file (DESIGN promise 8)."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedsim.config.job import resolved
+from fedsim.core import masks, rng
+from fedsim.core.keys import GATE
+from fedsim.core.tree import Tree, under
+from fedsim.errors import BadInput, ClientFault
+from fedsim.federated.client_work import Train
+from fedsim.fleet.cuda_graph import fleet
+from fedsim.fleet.local_fleet import Engine
+from fedsim.fleet.messages import Pack, WorkerContext, WorkOrder
+from fedsim.fleet.packing import cut_cohort, images
+from fedsim.fleet.registry import FLEETS, STACKED
+from fedsim.fleet.serial import SerialFleet
+from fedsim.kernels.sparse.cost_model import CostRow, always_sparse, from_rows, to_rows
+from fedsim.kernels.sparse.layers import missing
+from fedsim.nn.mixed_precision import settle
+from fedsim.nn.net import Net
+from fedsim.simulation.experiment import Experiment
+from fedsim.simulation.planning import cache, layer_timing
+
+PACKS = (4, 8, 16)  # packs that are tried
+TRIALS = 3  # timed runs of a candidate, after one that warms up
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How clients are carried out."""
+
+    fleet: str = "serial"  # serial | packed | graphed
+    packs: int = 16  # that a cohort is cut into
+    channels_last: bool = False
+    device: str = "cpu"  # kind
+    dtype: str = "float32"  # of convolutions and products
+    stacked: str = "grouped"  # convolutions of a pack: grouped | matmul
+    sparse: tuple[CostRow, ...] = ()  # every layer's name and Cost, by which it runs sparse where it keeps few weights; empty: never
+    torch: str = str(torch.__version__)
+
+    def unlike(self, parts: Experiment) -> str:
+        """In what the plan differs from what the job asks for and this machine has; empty where it does not."""
+        execution, device = parts.job.execution, parts.site.device.partition(":")[0]
+        layout = "channels_last" if self.channels_last else "contiguous"
+        asked: dict[str, tuple[object, object]] = {
+            "fleet": (execution.fleet, self.fleet),
+            "pack": (execution.pack, self.packs),
+            "layout": (execution.layout, layout),
+            "device": (device, self.device),
+            "kernels": (execution.kernels, "sparse" if self.sparse else "dense"),
+            "dtype": (execution.dtype, self.dtype),
+            "stacked": (execution.stacked, self.stacked),
+            "torch": (str(torch.__version__), self.torch),
+        }
+        return ", ".join(f"{name} {wanted} (plan: {mine})" for name, (wanted, mine) in asked.items() if wanted not in (None, mine))
+
+    def pack(self, cohort: int) -> int:
+        """Clients that are trained at once."""
+        return -(-cohort // self.packs) if self.fleet in STACKED else 1
+
+    def settled(self, site: WorkerContext) -> WorkerContext:
+        """The site under this plan, its net included."""
+        settle(site.net, self.dtype, site.device, self.stacked)
+        site.net.use(from_rows(self.sparse))
+        return replace(site, channels_last=self.channels_last)
+
+    @property
+    def told(self) -> str:
+        """The plan as a table tells it."""
+        return ", ".join([self.fleet, f"{self.packs} packs", *self.ways])
+
+    @property
+    def ways(self) -> list[str]:
+        """What is not done as the reference does it, besides the fleet."""
+        ways = {
+            "channels last": self.channels_last,
+            "sparse kernels": bool(self.sparse),
+            "matmul convolutions": self.stacked == "matmul",
+        }
+        return [name for name, taken in (ways | {self.dtype: self.dtype != "float32"}).items() if taken]
+
+    def text(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def of(cls, text: str) -> Plan:
+        told = json.loads(text)
+        return cls(**told | {"sparse": tuple(tuple(row) for row in told.get("sparse", ()))})
+
+
+def resolve(parts: Experiment, tell: Callable[[str], None] = lambda line: None, state: Any = None) -> Plan:
+    """The plan that the job's [execution] asks for; `auto` measures once per machine, torch and job, and remembers.
+
+    state: the method's first, made where it is not given.
+    """
+    execution = parts.job.execution
+    if execution.plan.endswith(".h5"):
+        return _taken(Path(execution.plan))
+    candidates = list(_candidates(parts))
+    load = Load.of(parts, state) if execution.plan == "auto" else None
+    if load is None or (len(candidates) == 1 and not load.may_be_sparse(parts)):
+        return candidates[0]
+    kept = _place(parts)
+    if kept.exists():
+        return Plan.of(kept.read_text())
+    tell(f"measuring {len(candidates)} execution plans, once for this job on this machine")
+    plan = fastest(parts, candidates, load)
+    if load.may_be_sparse(parts):
+        rows = to_rows(layer_timing.costs(parts.setting.net, load.batch(parts)))
+        plain = [candidate for candidate in candidates if candidate.fleet == "serial" and not candidate.channels_last]
+        plan = fastest(parts, [plan, *(replace(candidate, sparse=rows) for candidate in plain)], load)
+    cache.remember(kept, plan.text())
+    return plan
+
+
+def _candidates(parts: Experiment) -> Iterator[Plan]:
+    """Every plan that [execution] leaves open; the reference comes first."""
+    execution, setting = parts.job.execution, parts.setting
+    device, most = parts.site.device.partition(":")[0], setting.cohort
+    reference = Plan(device=device, dtype=execution.dtype, packs=execution.pack or max(PACKS))
+    if execution.kernels == "sparse":
+        yield replace(reference, sparse=_always_sparse(parts))
+        return
+    free = execution.plan == "auto"
+    several = ["serial", "packed", "graphed"] if device == "cuda" else ["serial", "packed"]
+    fleets = [execution.fleet] if execution.fleet else (several if free else ["serial"])
+    layouts = [execution.layout] if execution.layout else (["contiguous", "channels_last"] if free else ["contiguous"])
+    for kind in fleets:
+        for layout in layouts if kind == "serial" or execution.layout else ["contiguous"]:
+            for packs in _pack_counts(kind, execution.pack, most, free):
+                plan = replace(reference, fleet=kind, channels_last=layout == "channels_last", packs=packs)
+                yield from (
+                    replace(plan, stacked=how) for how in _stackings(kind, execution.stacked, device, free and not parts.job.train.keep())
+                )
+
+
+def _always_sparse(parts: Experiment) -> tuple[CostRow, ...]:
+    """BadInput where the kernels do not reach."""
+    execution, site = parts.job.execution, parts.site
+    needs = {"fleet": "serial", "layout": "contiguous", "dtype": "float32"}
+    for name, needed in needs.items():
+        if (given := getattr(execution, name)) not in (None, needed):
+            raise BadInput(f'[execution] kernels = "sparse" needs {name} = "{needed}"; the job says "{given}"')
+    if fault := missing(site.device):
+        raise BadInput(f'[execution] kernels = "sparse": there are none on {site.device} ({fault})')
+    return to_rows(always_sparse(parts.setting.net.geometries))
+
+
+def _stackings(fleet: str, chosen: str | None, device: str, free: bool) -> list[str]:
+    """How packs convolve: on the CPU grouped convolutions are no slower."""
+    if fleet not in STACKED:
+        return ["grouped"]
+    return [chosen] if chosen else ["grouped", "matmul"] if free and device == "cuda" else ["grouped"]
+
+
+def _pack_counts(fleet: str, chosen: int | None, cohort: int, free: bool) -> list[int]:
+    """One by one, the packs are only the portions of ranks; stacked, their size is what matters."""
+    if chosen:
+        return [chosen]
+    if fleet == "serial":
+        return [max(PACKS)]
+    if fleet == "graphed" and free:
+        sizes = [max(PACKS) * 2**power for power in range(-2, 11)]  # clients
+        return sorted({-(-cohort // size) for size in sizes}, reverse=True)
+    return [packs for packs in PACKS if packs <= max(cohort // 2, PACKS[0])] if free else [PACKS[0]]
+
+
+@dataclass(frozen=True)
+class Load:
+    """What clients train while plans are compared: the model that the method begins with, under its gates and masks."""
+
+    clients: list[int]
+    shared: Tree
+    own: Tree  # (clients, …)
+    net: Net
+
+    @classmethod
+    def of(cls, parts: Experiment, state: Any) -> Load:
+        """A method that has a density and no mask yet is taken to prune all layers alike."""
+        setting, method = parts.setting, parts.method
+        clients = [client for client in range(min(setting.clients, 4096)) if parts.population.size(client)][: setting.cohort]
+        state = method.init(setting, parts.population.public()) if state is None else state
+        fleet = SerialFleet(parts.site, parts.account(), 1, time.perf_counter)
+        shared, own, net = method.deploy(setting, state, fleet, clients)
+        density = getattr(method, "density", None)
+        if isinstance(density, float) and density < 1 and not under(shared, "mask/") and net is None:
+            shared = shared | _uniform(setting.net, density)
+        shared = setting.aggregate.shared(setting.aggregate.begin(shared), shared)
+        return cls(clients, shared, {key: value for key, value in own.items() if key == GATE}, net or setting.net)
+
+    def may_be_sparse(self, parts: Experiment) -> bool:
+        execution = parts.job.execution
+        dense = execution.kernels or execution.dtype != "float32" or execution.layout == "channels_last"
+        masked = execution.fleet in (None, "serial") and bool(under(self.shared, "mask/"))
+        return masked and not dense and not missing(parts.site.device)
+
+    def batch(self, parts: Experiment) -> Tensor:
+        train = parts.population.train
+        return torch.full((parts.setting.train.batch, *train.shape), 0.5, device=parts.site.device)
+
+
+def _uniform(net: Net, density: float) -> Tree:
+    """Random masks that leave every maskable layer the same share of its weights, the whole network `density`."""
+    share = masks.budget(net.sizes, density) / sum(net.sizes[layer] for layer in net.maskable)
+    keys = {layer: rng.key(0, "plan", i) for i, layer in enumerate(net.maskable)}
+    kept = {layer: rng.uniform(key, net.sizes[layer]).view(net.shapes[layer]) < share for layer, key in keys.items()}
+    return {f"mask/{layer}.weight": mask.to(net.initial[f"w/{layer}.weight"].device) for layer, mask in kept.items()}
+
+
+def fastest(parts: Experiment, candidates: Iterable[Plan], load: Load) -> Plan:
+    """The plan with the least seconds per client. Packs of one program grow until that pays no more or memory is out."""
+    found: dict[Plan, float] = {}
+    last: dict[str, float] = {}
+    ended: set[str] = set()
+    for plan in candidates:
+        if plan.fleet == "graphed" and plan.stacked in ended:
+            continue
+        found[plan] = _if_it_fits(parts, plan, load)
+        if plan.fleet == "graphed":
+            ended |= {plan.stacked} if found[plan] >= last.get(plan.stacked, inf) else set()
+            last[plan.stacked] = found[plan]
+    return min(found, key=lambda plan: found[plan])
+
+
+def _if_it_fits(parts: Experiment, plan: Plan, load: Load) -> float:
+    """Seconds per client; infinite where the memory does not suffice."""
+    try:
+        return seconds(parts, plan, load)
+    except ClientFault as fault:
+        if not isinstance(fault.__cause__, torch.OutOfMemoryError):
+            raise
+        return inf
+    finally:
+        fleet.forget()
+
+
+def seconds(parts: Experiment, plan: Plan, load: Load) -> float:
+    """Seconds per client of the job's own local training under a plan: the best of some runs of one pack."""
+    site = plan.settled(parts.site)
+    pack = max(cut_cohort(load.clients, plan.packs), key=len)
+    pack = pack if plan.fleet in STACKED else pack[:2]
+    nothing = [0] * len(pack)
+    own = {key: value[: len(pack)] for key, value in load.own.items()}
+    order = WorkOrder(_short(Train.at(parts.setting, 1)), load.net, load.shared, 1, sum(images(site, client) for client in pack))
+    engine: Engine = FLEETS[plan.fleet].carry_out
+    times = []
+    with torch.no_grad():
+        for _ in range(TRIALS + 1):
+            begin = time.perf_counter()
+            engine(order, Pack(pack, own, [None for _ in pack], [nothing, nothing]), site)
+            if site.device != "cpu":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - begin)
+    return min(times[1:]) / len(pack)
+
+
+def _short(work: Train) -> Train:
+    """At most a few steps of the work, which are like all the others."""
+    return replace(work, feeds=tuple(replace(feed, epochs=0, steps=(feed.steps and min(feed.steps, 5)) or 5) for feed in work.feeds))
+
+
+def _taken(path: Path) -> Plan:
+    from fedsim.storage.reader import Reader
+
+    if not path.exists():
+        raise BadInput(f'[execution] plan = "{path}": no such run file')
+    return Plan.of(Reader(path).attributes["plan"])
+
+
+def _place(parts: Experiment) -> Path:
+    """Where the plan is kept: by the machine, torch, and the job but for its seed."""
+    execution = parts.job.execution
+    machine = [platform.node(), platform.machine(), os.cpu_count(), torch.__version__, parts.site.device, torch.get_num_threads()]
+    left: list[object] = [execution.fleet, execution.pack, execution.layout, execution.kernels]
+    left += [execution.dtype, execution.stacked, execution.memory_share]
+    return cache.place("plans", machine, left, resolved(parts.job, ("execution", "seed", "name")))

@@ -1,0 +1,165 @@
+"""Where a run begins: afresh, where its last checkpoint stands, or nowhere because it has ended."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import tomllib
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedsim.config.job import flat
+from fedsim.config.method_registry import source_sha256
+from fedsim.errors import BadInput
+from fedsim.simulation.experiment import Experiment
+from fedsim.simulation.planning import roofline
+from fedsim.simulation.planning.plan import Plan
+from fedsim.storage import checkpoint
+from fedsim.storage.checkpoint import Checkpoint, folder_of
+from fedsim.storage.reader import Reader
+from fedsim.storage.writer import Record
+
+
+@dataclass(frozen=True)
+class RunStart:
+    """The run file, and the checkpoint to go on from or the method's first state."""
+
+    out: Path
+    checkpoint: Checkpoint | None = None
+    finished: bool = False
+    state: list[Any] = field(default_factory=list)  # the method's first, until it is taken
+
+    @property
+    def folder(self) -> Path:
+        return folder_of(self.out)
+
+    @property
+    def round(self) -> int:
+        """The last round that is done; -1: none."""
+        return -1 if self.checkpoint is None else self.checkpoint.round
+
+    @property
+    def plan(self) -> Plan | None:
+        """The plan that the run began with."""
+        return None if self.checkpoint is None else Plan.of(self.checkpoint.extra["plan"])
+
+    def record(self, parts: Experiment, plan: Plan, hosts: list[str]) -> Record:
+        """The run file, open for the next row."""
+        if self.checkpoint is not None:
+            return Record.resume(self.out, self.round, where(parts, plan, hosts))
+        counts = parts.population.counts()
+        layers = [layer.name for layer in parts.anatomy.layers]
+        attributes = describe(parts, plan, hosts)
+        return Record.create(self.out, attributes=attributes, layers=layers, clients=parts.setting.clients, counts=counts)
+
+
+def find_start(parts: Experiment, out: Path, resume: str) -> RunStart:
+    """Looks at what stands at `out`. BadInput: a run that `resume` does not allow, of another job, on another partition, or that the
+    method refuses."""
+    folder = folder_of(out)
+    if not out.exists():
+        if resume == "must":
+            raise BadInput(f"--resume must: there is no run file {out}")
+        checkpoint.clear(folder)
+        return _start_afresh(parts, out)
+    out.with_name(out.name + ".new").unlink(missing_ok=True)  # a copy that a kill left behind
+    known = Reader(out).attributes
+    _same_job(parts, out, known, resume)
+    if known["finished"]:
+        return RunStart(out, finished=True)
+    found = checkpoint.latest(folder, parts.site.device)
+    if found is not None and found.extra["job_sha256"] != parts.identity:
+        raise BadInput(f"the checkpoints in {folder} are not of the run in {out}; choose another --out, or remove both to start afresh")
+    if found is None:
+        _abandon(out, known["rounds"], folder)
+        return _start_afresh(parts, out)
+    return RunStart(out, found)
+
+
+def _start_afresh(parts: Experiment, out: Path) -> RunStart:
+    """The method's first state is made before anything is measured or written: it may refuse the job."""
+    return RunStart(out, state=[parts.method.init(parts.setting, parts.population.public())])
+
+
+def _abandon(out: Path, rounds: int, folder: Path) -> None:
+    """Removes a run file that was killed before its first checkpoint; BadInput where rounds would be lost with it."""
+    if rounds > 0:
+        raise BadInput(
+            f"{out} holds {rounds} rounds, but the checkpoints to go on from are gone from {folder};"
+            f" put them back, choose another --out, or remove {out} to start afresh"
+        )
+    out.unlink()
+
+
+def _same_job(parts: Experiment, out: Path, known: dict[str, Any], resume: str) -> None:
+    if known.get("job_sha256") != parts.identity:
+        about = f"{known['method']}, seed {known['seed']}, {max(known['rounds'], 0)} of {known['rounds_planned']} rounds"
+        raise BadInput(f"{out} already holds another job ({about}; {differences(known['job'], parts.resolved)}). Choose another --out")
+    if known.get("own_code_sha256", "") != _own_code(parts):
+        own = " or ".join(name for name in _own_names(parts) if name and ":" in name)
+        raise BadInput(f"{out} was made by other code of {own}; choose another --out, or remove it to start afresh")
+    if resume == "never":
+        raise BadInput(f"{out} already holds this job; leave out --resume never to go on with it, or choose another --out")
+    if known["partition_sha256"] != parts.population.sha256:
+        raise BadInput(f"{out} was made on another partition of the data than this job gives here; is it the same data set?")
+
+
+def _own_names(parts: Experiment) -> tuple[str | None, ...]:
+    return parts.job.method.name, parts.job.model.factory
+
+
+def _own_code(parts: Experiment) -> str:
+    """What a user's own method and model say, so that a run does not go on under other code."""
+    return source_sha256(*_own_names(parts))
+
+
+def differences(theirs: str, mine: str) -> str:
+    """In which fields two resolved jobs differ."""
+    one, other = (flat(tomllib.loads(text)) for text in (theirs, mine))
+    fields = [key for key in sorted(one | other) if one.get(key) != other.get(key) and not key.startswith("execution.")]
+    return ", ".join(f"there {key} = {one.get(key)!r}, here {other.get(key)!r}" for key in fields[:3]) + (" …" if len(fields) > 3 else "")
+
+
+def describe(parts: Experiment, plan: Plan, hosts: list[str]) -> dict[str, Any]:
+    """The attributes of a new run file."""
+    return {
+        "fedsim_version": version("fedsim"),
+        "git_commit": _commit(),
+        "job": parts.resolved,
+        "job_sha256": parts.identity,
+        "plan": plan.text(),
+        "own_code_sha256": _own_code(parts),
+        "seed": parts.job.seed,
+        "method": parts.job.method.name,
+        **where(parts, plan, hosts),
+        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "partition": json.dumps(parts.population.record, sort_keys=True),
+        "partition_sha256": parts.population.sha256,
+        "rounds_planned": parts.job.rounds,
+    }
+
+
+def where(parts: Experiment, plan: Plan, hosts: list[str]) -> dict[str, Any]:
+    """The attributes that a resumed run brings up to date; the peaks are those of one rank, per second."""
+    peaks = roofline.peaks(parts.site.device, plan.dtype)
+    told = {"ranks": len(hosts), "hosts": ",".join(sorted(set(hosts))), "torch_version": str(torch.__version__)}
+    return told | {"peak_flops": peaks.flops, "peak_bytes": peaks.bytes}
+
+
+def host() -> str:
+    return socket.gethostname()
+
+
+def _commit() -> str:
+    """The commit of fedsim's own checkout; empty when it was installed from a package."""
+    where = Path(__file__).resolve().parents[1]
+    if not (where.parent / ".git").exists():
+        return ""
+    found = subprocess.run(["git", "-C", str(where), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return found.stdout.strip()

@@ -1,0 +1,120 @@
+"""A round as the run file holds it, from the bills of its clients, its evaluation, and the masks in force after it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+
+from fedsim.core import masks
+from fedsim.core.tree import Tree, under
+from fedsim.costs import flops
+from fedsim.costs.profile import ModelProfile
+from fedsim.fleet.accounting import ClientCosts
+from fedsim.nn.net import Net
+from fedsim.simulation import subnetworks
+from fedsim.simulation.evaluation import Columns, Score
+from fedsim.storage.client_gates import Gates
+
+
+@dataclass(frozen=True)
+class RoundRow:
+    values: dict[str, float]
+    clients: Columns = field(default_factory=dict)
+    layers: dict[str, np.ndarray] = field(default_factory=dict)
+    masks: Tree = field(default_factory=dict)
+    timing: dict[str, float] = field(default_factory=dict)
+    speed: dict[str, float] = field(default_factory=dict)
+    gates: Gates | None = None  # of clients, where they have some of their own
+
+
+def row_of(
+    anatomy: ModelProfile,
+    bills: Mapping[int, ClientCosts],
+    score: Score | None,
+    shared: Tree,
+    before: Tree,
+    found: Mapping[str, float],
+    net: Net | None = None,
+) -> RoundRow:
+    """`shared` is what would be broadcast next, `before` the masks of the round before, `found` what the method records.
+
+    net: in use, for a model that may be cut or gated; `anatomy` is always the original network's.
+    """
+    held = under(shared, "mask/")
+    kept = subnetworks.in_use(net, anatomy, shared) if net else _kept(held)
+    values = _sums(bills) | _densities(anatomy, kept) | (subnetworks.sizes(net, anatomy, shared) if net else {}) | dict(found)
+    layers = _layers(anatomy, kept, held, before)
+    if score is None:
+        return RoundRow(values, _columns(bills), layers, held)
+    return RoundRow(values | score.rounds, _columns(bills) | score.clients, layers, held, gates=score.gates)
+
+
+def _sums(bills: Mapping[int, ClientCosts]) -> dict[str, float]:
+    every = list(bills.values())
+    trained = [bill for bill in every if bill.samples and bill.loss == bill.loss]
+    samples = sum(bill.samples for bill in trained)
+    return {
+        "train_loss": sum(bill.loss * bill.samples for bill in trained) / samples if samples else float("nan"),
+        "train_flops": sum(bill.train_flops for bill in every),
+        "max_client_flops": max((bill.train_flops for bill in every), default=0),
+        "max_client_flops_share": max((bill.train_flops / bill.dense_flops for bill in every if bill.dense_flops), default=0),
+        "bytes_up": sum(bill.bytes_up for bill in every),
+        "bytes_down": sum(bill.bytes_down for bill in every),
+        "max_client_memory": max((bill.memory for bill in every), default=0),
+        "max_client_model_memory": max((bill.model_memory for bill in every), default=0),
+    }
+
+
+def speeds(bills: Mapping[int, ClientCosts], batch: int, seconds: Mapping[str, float], moved: Mapping[str, int]) -> dict[str, float]:
+    """What was achieved per second of a phase by all ranks together: FLOPs of the ledger, and bytes; `moved`: those of other phases.
+
+    A training step writes and reads at least once each what its client holds by the ledger: weights, gradients, optimiser and the
+    activations of its batch. A step on fewer than `batch` images counts as that part of a step, so the bytes err on the low side.
+    """
+    every = bills.values()
+    done = {f"{phase}_bytes": (phase, float(count)) for phase, count in moved.items()}
+    done["compute_flops"] = "compute", sum(bill.train_flops for bill in every)
+    done["compute_dense_flops"] = "compute", sum(bill.dense_flops for bill in every if bill.samples)
+    done["compute_bytes"] = "compute", sum(2 * bill.memory * bill.samples / batch for bill in every)
+    return {name: count / seconds[phase] for name, (phase, count) in done.items() if count and seconds[phase] > 0}
+
+
+def _kept(held: Tree) -> dict[str, int]:
+    return {name.removesuffix(".weight"): count for name, count in masks.ones(held).items()}
+
+
+def _densities(anatomy: ModelProfile, kept: Mapping[str, int]) -> dict[str, float]:
+    return {
+        "density": flops.density(anatomy, kept),
+        "density_maskable": flops.density_maskable(anatomy, kept),
+        "inference_flops": flops.forward_flops(anatomy, kept),
+    }
+
+
+def _layers(anatomy: ModelProfile, kept: Mapping[str, int], held: Tree, before: Tree) -> dict[str, np.ndarray]:
+    """Density, and how many weights came to masks and left them since the round before."""
+    shares = flops.densities(anatomy, kept)
+    grown, pruned = np.zeros(len(shares)), np.zeros(len(shares))
+    for place, name in enumerate(shares):
+        now, then = held.get(f"mask/{name}.weight"), before.get(f"mask/{name}.weight")
+        if now is not None and then is not None and now is not then:
+            grown[place], pruned[place] = _moved(now, then)
+    return {"density": np.array(list(shares.values())), "grown": grown, "pruned": pruned}
+
+
+def _moved(now: Tensor, then: Tensor) -> tuple[int, int]:
+    """Weights that came and that went; a cut only takes."""
+    if now.shape != then.shape:
+        return 0, int(then.sum()) - int(now.sum())
+    return int((now & ~then).sum()), int((then & ~now).sum())
+
+
+def _columns(bills: Mapping[int, ClientCosts]) -> Columns:
+    ids = np.array(sorted(bills), dtype=np.int64)
+    names = {"samples": "samples", "loss": "train_loss", "density": "density", "train_flops": "train_flops"}
+    names |= {"bytes_up": "bytes_up", "bytes_down": "bytes_down", "memory": "memory"}
+    columns = {column: (ids, np.array([getattr(bills[k], name) for k in ids], float)) for name, column in names.items()}
+    return {"took_part": (ids, np.ones(len(ids)))} | columns if len(ids) else {}

@@ -1,0 +1,277 @@
+"""All runs of one or more jobs in warm processes of one rank: each imports torch once and takes one run after the other.
+
+The process that was called hands out the runs, so no two workers have the same one, and it alone speaks. A worker does with its run
+what `fedsim run` does: one that is finished is left as it is, one that was killed goes on.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import sys
+import time
+import traceback
+from collections import deque
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from dataclasses import dataclass
+from multiprocessing import get_context, parent_process, resource_tracker
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from fedsim.config.job import Job, identity, resolved
+from fedsim.config.job import runs as runs_of
+from fedsim.errors import BadInput
+from fedsim.simulation import launch
+from fedsim.simulation.resume import differences
+from fedsim.simulation.stop_signal import LAUNCHED, SIGNALS, StopSignal
+from fedsim.storage.reader import Reader
+
+LOOK = 0.5  # seconds between two looks at the signals and at the rounds done
+AGAIN = "the same command goes on from there"
+PATIENCE = 20.0  # seconds that a worker is left to end by itself
+
+
+@dataclass(frozen=True)
+class Run:
+    """One of the sweep's runs, and where it is written."""
+
+    job: Job
+    out: Path
+
+    @property
+    def name(self) -> str:
+        return self.job.name
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: the exit code of `fedsim run`, and what it said when that is not 0."""
+
+    code: int
+    message: str = ""
+    seconds: float = 0.0
+    already: bool = False  # it had been finished before
+
+
+def sweep(jobs: Sequence[Job], folder: Path, processes: int | None, console: Console) -> tuple[int, list[Path]]:
+    """Carries out all runs of the jobs; the exit code, and the run files there are. Raises BadInput before any run begins."""
+    if any(name in os.environ for name in LAUNCHED):
+        raise BadInput("fedsim sweep starts its own processes on one machine: call it without mpirun")
+    runs = plan(jobs, folder)
+    brake = StopSignal()
+    brake.listen()
+    processes = min(processes or _processes(runs), len(runs))
+    with SweepProgress(runs, console) as tally:
+        tally.say(f"{len(runs)} run{'s' * (len(runs) > 1)} in {processes} process{'es' * (processes > 1)}; writing {folder}")
+        _carry_out(runs, processes, brake, tally)
+    return tally.close(brake.signalled), [run.out for run in runs if run.out.exists()]
+
+
+def plan(jobs: Sequence[Job], folder: Path) -> list[Run]:
+    """Every run with its file; BadInput where two would write one file, or where one holds something else."""
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(f"--out {folder}: it is the folder of the run files, and there is a file of that name")
+    planned = [Run(job, folder / f"{job.name}.h5") for each in jobs for job in runs_of(each)]
+    names = [run.name for run in planned]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise BadInput(f"two runs would write {folder / twice[0]}.h5: give the jobs different names, or sweep them into different folders")
+    if others := [run.out for run in planned if run.out.exists() and Reader(run.out).attributes.get("job_sha256") != identity(run.job)]:
+        more = f", and {len(others) - 1} more do" if len(others) > 1 else ""
+        theirs, run = Reader(others[0]).attributes.get("job", ""), next(run for run in planned if run.out == others[0])
+        raise BadInput(
+            f"{others[0]} already holds another job ({differences(theirs, resolved(run.job))}){more}: choose another --out FOLDER"
+        )
+    return planned
+
+
+def _processes(runs: Sequence[Run]) -> int:
+    """One a core that this process may use, or fewer when a run takes more threads."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // max(run.job.execution.threads for run in runs))
+
+
+def _carry_out(runs: Sequence[Run], processes: int, brake: StopSignal, tally: SweepProgress) -> None:
+    """Hands out the runs until none is left, or a signal came and those in flight have stopped."""
+    waiting, busy = deque(runs), list[Worker]()
+    free = [Worker() for _ in range(processes)]
+    try:
+        while waiting or busy:
+            if brake():
+                waiting.clear()
+                for worker in busy:
+                    worker.process.terminate()  # at every look, since a worker that is about to begin forgets what it was told
+            while waiting and free:
+                busy.append(free.pop(0))
+                busy[-1].begin(waiting.popleft())
+            ready = wait([worker.pipe for worker in busy], LOOK)
+            for worker in [worker for worker in busy if worker.pipe in ready]:
+                busy.remove(worker)
+                outcome = worker.outcome(brake())
+                tally.add(worker.run, outcome)
+                free.append(Worker() if worker.dead and waiting else worker)
+            tally.look([worker.run for worker in busy])
+    finally:
+        for worker in busy:
+            worker.process.terminate()
+        for worker in (*free, *busy):
+            worker.pipe.close()
+        for worker in (*free, *busy):
+            worker.end()
+
+
+class Worker:
+    """A process that carries out the runs it is sent, seen from the process that sends them."""
+
+    run: Run
+    dead = False
+
+    def __init__(self) -> None:
+        resource_tracker.ensure_running()  # which unblocks signals when it is started
+        context = get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=serve, args=(theirs,), daemon=True)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        self.process.start()  # deaf until it can hear: Ctrl-C reaches every process of a terminal, and this one has no handler yet
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        theirs.close()
+
+    def begin(self, run: Run) -> None:
+        self.run = run
+        with suppress(BrokenPipeError):  # it is dead, which `outcome` tells
+            self.pipe.send(run)
+
+    def outcome(self, stopping: bool) -> Outcome:
+        """How its run ended; when the process died with it, what became of that."""
+        try:
+            return self.pipe.recv()
+        except (EOFError, ConnectionResetError):
+            self.end()
+            self.dead = True
+            return Outcome(3) if stopping else Outcome(1, f"lost: its process {self._death()}; its checkpoint stands, and {AGAIN}")
+
+    def _death(self) -> str:
+        code = self.process.exitcode or 0
+        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+
+    def end(self) -> None:
+        self.pipe.close()
+        self.process.join(PATIENCE)
+        self.process.kill()
+        self.process.join()
+
+
+def serve(pipe: Connection) -> None:
+    """A worker's life: one run after the other, until the pipe is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # until a run listens; the process that sends the runs says when to stop
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    Thread(target=_end_with_parent, daemon=True).start()
+    with suppress(EOFError, OSError):
+        while True:
+            pipe.send(_done(pipe.recv()))
+
+
+def _end_with_parent() -> None:
+    """Stops the run in flight when the process that sent it was killed."""
+    parent = parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _done(run: Run) -> Outcome:
+    """Carries out a run and keeps what it says."""
+    began, said = time.perf_counter(), io.StringIO()
+    already = False
+    try:
+        already = _finished(run.out)
+        with redirect_stdout(io.StringIO()), redirect_stderr(said):
+            code, message = launch.main(run.job, run.out, "auto"), said.getvalue().strip()
+    except BadInput as error:
+        code, message = 2, str(error)
+    except Exception:
+        code, message = 1, traceback.format_exc().strip()
+    return Outcome(code, message if code else "", time.perf_counter() - began, already)
+
+
+def _finished(out: Path) -> bool:
+    return out.exists() and bool(Reader(out, time.sleep).attributes["finished"])
+
+
+class SweepProgress:
+    """What is told while the runs go on, and of how they ended."""
+
+    def __init__(self, runs: Sequence[Run], console: Console) -> None:
+        self.runs, self.console = runs, console
+        self.width = max(len(run.name) for run in runs)
+        self.outcomes: dict[Path, Outcome] = {}
+        columns = (BarColumn(20), TextColumn("{task.description}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+        quiet = not console.is_terminal
+        self.bar = Progress(*columns, console=console, refresh_per_second=4, speed_estimate_period=600, transient=True, disable=quiet)
+        self.task = self.bar.add_task(f"0/{len(runs)} runs", total=sum(run.job.rounds for run in runs))
+
+    def __enter__(self) -> SweepProgress:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def say(self, line: str) -> None:
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def add(self, run: Run, outcome: Outcome) -> None:
+        """Takes note of an outcome and tells it in a line."""
+        self.outcomes[run.out] = outcome
+        self.say(f"{run.name:<{self.width}}  {_told(run, outcome)}")
+
+    def look(self, busy: Sequence[Run]) -> None:
+        """Shows how far the runs are, by their rounds."""
+        if self.console.is_terminal:
+            done = sum(run.job.rounds for run in self.runs if run.out in self.outcomes) + sum(map(_rounds, busy))
+            self.bar.update(self.task, completed=done, description=f"{len(self.outcomes)}/{len(self.runs)} runs")
+
+    def close(self, signalled: bool) -> int:
+        """Says on the error stream what failed and why, and whether something is left to do; the exit code."""
+        failed = [(run, outcome) for run in self.runs if (outcome := self.outcomes.get(run.out)) and outcome.code in (1, 2)]
+        done = sum(outcome.code == 0 for outcome in self.outcomes.values())
+        stopped = done + len(failed) < len(self.runs)
+        told = [f"{len(failed)} of {len(self.runs)} runs failed:"] if failed else []
+        told += [f"{run.name}: {outcome.message}" for run, outcome in failed]
+        if stopped:
+            told.append(f"stopped; {done} of {len(self.runs)} runs are done, and {AGAIN}")
+        sys.stderr.write("".join(f"{line}\n" for line in told))
+        sys.stderr.flush()
+        if stopped and signalled:
+            return 3
+        return min((outcome.code for _, outcome in failed), default=3 if stopped else 0)
+
+
+def _told(run: Run, outcome: Outcome) -> str:
+    if outcome.code == 3:
+        return f"stopped after round {_rounds(run)}"
+    if outcome.code:
+        lines = outcome.message.splitlines() or ["?"]
+        return f"failed: {lines[-1 if lines[0].startswith('Traceback') else 0]}"
+    return f"accuracy {_accuracy(run.out):>6.1%}  " + ("finished already" if outcome.already else f"{outcome.seconds:.1f} s")
+
+
+def _accuracy(out: Path) -> float:
+    """The last that was measured."""
+    known = Reader(out, time.sleep).column("accuracy")
+    known = known[np.isfinite(known)]
+    return float(known[-1]) if len(known) else float("nan")
+
+
+def _rounds(run: Run) -> int:
+    """Rounds done so far, as its file says."""
+    try:
+        return max(Reader(run.out).rounds, 0)
+    except BadInput:
+        return 0  # not there yet, or in the middle of a write

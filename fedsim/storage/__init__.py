@@ -1,0 +1,20 @@
+"""The run file: one HDF5 file per run, appended to round by round, readable while it grows and after a kill.
+
+    /rounds/NAME (round,)    /clients/NAME (round, client)    /layers/NAME (round, layer)    /timing/NAME, /speed/NAME (round,)
+    /masks/ROUND  packed bits, where the mask changed          /partition/counts (client, class)          /model  final weights
+    /clients_masks/ROUND, /clients_masks/final  gates of clients, where they have some of their own
+
+The dimension scales `round`, `client`, `layer` (and `class`) stand in every group that uses them, as links to one dataset, so
+that xarray finds the labels whichever group it opens. A row is written and flushed before the attribute `rounds` counts it:
+readers trust rows 0 … `rounds` and nothing else. The final weights of a network that was cut are small; "index/GROUP" beside them
+says which channels of the original network are left.
+"""
+
+from __future__ import annotations
+
+from fedsim.storage.client_gates import Gates
+from fedsim.storage.columns import COLUMNS, Column
+from fedsim.storage.reader import Reader, read_model
+from fedsim.storage.writer import Record
+
+__all__ = ["COLUMNS", "Column", "Gates", "Reader", "Record", "read_model"]

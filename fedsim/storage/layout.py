@@ -1,0 +1,133 @@
+"""Where things stand in a run file: its groups, dimension scales, columns and attributes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.errors import BadInput
+from fedsim.storage import encoding
+from fedsim.storage.columns import Column
+
+Attributes = Mapping[str, str | int | float | bool]
+Item = TypeVar("Item")
+
+FORMAT = 1  # of the run file; a reader refuses what is newer
+COUNTS_UP_TO = 100_000  # clients, beyond which /partition/counts is left out
+CHUNK = 512  # clients in a chunk: a row writes only the chunks it touches
+ROWS = {"rounds": 1024, "timing": 1024, "speed": 1024, "layers": 256, "clients": 1}  # rounds in a chunk; 64 chunks are indexed by one node
+DIMENSIONS = {
+    "rounds": ("round",),
+    "clients": ("round", "client"),
+    "layers": ("round", "layer"),
+    "timing": ("round",),
+    "speed": ("round",),
+}
+
+
+def opened(path: Path) -> h5py.File:
+    """The run file, for reading; BadInput where there is none or its format is newer than ours."""
+    if not path.is_file():
+        raise BadInput(f"there is no run file {path}")
+    file = h5py.File(path, "r", locking=False)
+    if int(file.attrs["format_version"]) > FORMAT:
+        writer = file.attrs.get("fedsim_version", "a newer fedsim")
+        file.close()
+        raise BadInput(f"{path} was written by fedsim {writer} in a newer format than this fedsim reads ({FORMAT}); upgrade fedsim")
+    return file
+
+
+def writable(path: Path) -> h5py.File:
+    return h5py.File(path, "r+", locking=False)
+
+
+def splits(held: int, more: int) -> bool:
+    """Whether an index of `held` chunks splits a node when `more` are appended to it in order.
+
+    A full node of 64 keeps 57 of them (HDF5's split ratio of 0.9 at the right end), so nodes begin at multiples of 57, also
+    after chunks at the end were cut, and one that began at 57 i splits with chunk 57 i + 65.
+    """
+    return max(held + more - 8, 0) // 57 > max(held - 8, 0) // 57
+
+
+def lay_out(
+    file: h5py.File,
+    attributes: Attributes,
+    columns: Mapping[str, Column],
+    layers: Sequence[str],
+    clients: int,
+    counts: NDArray[np.integer] | None,
+) -> None:
+    """A run file with no rows."""
+    # All attributes have their final size from the start, so that a later change is one write in place.
+    file.attrs.update({"format_version": FORMAT, **attributes, "rounds": -1, "finished": False, "weights_sha256": np.bytes_(64 * " ")})
+    _scale(file, "round", np.arange(0), maxshape=(None,), chunks=(1024,))
+    _scale(file, "client", np.arange(clients), chunks=(min(clients, 65536),), shuffle=True, compression=1)
+    _scale(file, "layer", np.array(list(layers), dtype=h5py.string_dtype()))
+    for group, dimensions in DIMENSIONS.items():
+        for dimension in dimensions:
+            file.require_group(group)[dimension] = file[dimension]
+    for path, column in columns.items():
+        add_column(file, path, column)
+    file.create_group("masks")
+    if counts is not None and clients <= COUNTS_UP_TO:
+        _put_counts(file, counts)
+
+
+def _scale(file: h5py.File, name: str, data: NDArray[Any], **options: Any) -> None:
+    file.create_dataset(name, data=data, **options).make_scale(name)
+
+
+def _put_counts(file: h5py.File, counts: NDArray[np.integer]) -> None:
+    _scale(file, "partition/class", np.arange(counts.shape[1]))
+    file["partition/client"] = file["client"]
+    stored = file.create_dataset("partition/counts", data=counts.astype(np.int32), shuffle=True, compression=1)
+    stored.attrs["long_name"] = "training images"
+    stored.dims[0].attach_scale(file["client"])
+    stored.dims[1].attach_scale(file["partition/class"])
+
+
+def add_column(file: h5py.File, path: str, column: Column) -> h5py.Dataset:
+    """A column of not-a-numbers, as long as the others."""
+    group = path.partition("/")[0]
+    if group not in DIMENSIONS:
+        raise ValueError(f"column {path!r} is under none of {', '.join(DIMENSIONS)}")
+    scales = [file[name] for name in DIMENSIONS[group]]
+    wide = tuple(scale.shape[0] for scale in scales[1:])
+    chunks = (ROWS[group], *(min(CHUNK, size) if group == "clients" else size for size in wide))
+    added = file.create_dataset(
+        path,
+        shape=(scales[0].shape[0], *wide),
+        maxshape=(None, *wide),
+        chunks=chunks,
+        dtype=np.float64,
+        fillvalue=np.nan,
+        compression=1 if group == "clients" else None,
+    )
+    added.attrs.update({"units": column.units, "long_name": column.about})
+    for axis, scale in enumerate(scales):
+        added.dims[axis].attach_scale(scale)
+    return added
+
+
+def names(file: h5py.File, group: str) -> list[str]:
+    """The columns of a group; none where an older writer has not made it."""
+    return [name for name in file.get(group, ()) if name not in DIMENSIONS[group]]
+
+
+def last_mask(file: h5py.File, r: int) -> tuple[str, bytes]:
+    """The mask in force after round `r`, packed."""
+    stored = [int(name) for name in file["masks"] if int(name) <= r]
+    if not stored:
+        return encoding.pack({})
+    mask = file["masks"][str(max(stored))]
+    return mask.attrs["tensors"], mask[()].tobytes()
+
+
+def mask_of(key: str, model: Mapping[str, Item]) -> Item | None:
+    return model.get("mask/" + key.removeprefix("w/")) if key.startswith("w/") else None

@@ -1,0 +1,259 @@
+"""The writer of a run file: a row is flushed before the counter says that it is there, and no kill can lose what was there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from shutil import copyfile
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedsim.errors import BadInput
+from fedsim.storage import client_gates, encoding
+from fedsim.storage.client_gates import Gates
+from fedsim.storage.columns import COLUMNS, OF_METHODS, Column
+from fedsim.storage.layout import CHUNK, DIMENSIONS, Attributes, add_column, last_mask, lay_out, mask_of, names, splits, writable
+from fedsim.storage.reader import Reader
+
+Tree = dict[str, Tensor]
+Chunk = tuple[int, bytes]  # first client, compressed values
+
+COPIED_UP_TO = 64_000_000  # bytes, below which a split is worth a copy
+ONE = h5py.h5s.create_simple((1,))  # a number in memory
+
+
+class Record:
+    """The writer of one run file: `create` or `resume` it, write each `row`, `finish`, `close`.
+
+    HDF5 writes the parts of its indices in no order that a kill would respect. So whatever changes the structure of the file
+    (a new column, a mask, the final model, rows cut on resume, an index node that splits) is done on a copy that is renamed
+    into place, and in place there are only appended chunks, which no trusted row depends on. Beyond `COPIED_UP_TO`, splits are
+    done in place too: a kill within that millisecond may damage a column.
+    """
+
+    _gates: Gates | None  # last stored
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = Path(path)
+        self._open(self._path)
+        self._count()
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        *,
+        attributes: Attributes,
+        layers: Sequence[str],
+        clients: int,
+        columns: Mapping[str, Column] = COLUMNS,
+        counts: NDArray[np.integer] | None = None,
+    ) -> Record:
+        """A new run file with no rows yet.
+
+        `columns`: by "rounds/…", "clients/…", "layers/…", "timing/…". `counts`: (clients, classes) training images.
+        Raises BadInput where `path` exists already or cannot be written.
+        """
+        path = Path(path)
+        if path.exists():
+            raise BadInput(_taken(path, attributes))
+        aside = path.with_name(path.name + ".new")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            aside.touch()
+        except OSError as error:
+            raise BadInput(f"{path} cannot be written: {error.strerror}; choose another --out") from None
+        with h5py.File(aside, "w", locking=False) as file:
+            lay_out(file, attributes, columns, layers, clients, counts)
+        aside.rename(path)
+        return cls(path)
+
+    @classmethod
+    def resume(cls, path: str | Path, r: int, attributes: Attributes | None = None) -> Record:
+        """The run file with `r` as its last row (-1: none), later rows cut and some `attributes` new. BadInput where it ends before `r`."""
+        done = Reader(path).rounds
+        if done < r:
+            raise BadInput(f"{path} ends with round {done}, before its checkpoint of round {r}; choose another --out to start afresh")
+        record = cls(path)
+        with record._aside():
+            record._cut(r)
+            record._file.attrs.update(attributes or {})
+        record._count()
+        return record
+
+    @property
+    def rounds(self) -> int:
+        """The last complete round, -1 before row 0."""
+        return int(self._file.attrs["rounds"])
+
+    def row(
+        self,
+        r: int,
+        values: Mapping[str, float],
+        clients: Mapping[str, tuple[NDArray[np.integer], NDArray[Any]]] | None = None,
+        layers: Mapping[str, NDArray[Any]] | None = None,
+        masks: Tree | None = None,
+        timing: Mapping[str, float] | None = None,
+        gates: Gates | None = None,
+        speed: Mapping[str, float] | None = None,
+    ) -> None:
+        """Row `r`, the one after the last: `clients` maps a name to (ids, values), `masks` and `gates` are stored where they changed.
+
+        A name not declared before is added, with NaN in the rows that lack it.
+        """
+        if r != self.rounds + 1:
+            raise ValueError(f"row {r} cannot follow row {self.rounds} of {self._path}")
+        groups: dict[str, Mapping[str, Any]] = {"rounds": values, "clients": clients or {}, "layers": layers or {}}
+        groups |= {"timing": timing or {}, "speed": speed or {}}
+        row = {f"{group}/{name}": value for group, entries in groups.items() for name, value in entries.items()}
+        mask = encoding.pack(masks) if masks else self._mask
+        chunks = {path: self._chunks(path, *value) for path, value in row.items() if path.startswith("clients/")}
+        moved = gates is not None and not gates.same(self._gates)
+        appends = mask == self._mask and not moved and row.keys() <= self._columns.keys() and not self._splits(chunks)
+        with nullcontext() if appends else self._aside():
+            self._extend(r + 1)
+            self._put(r, row, chunks)
+            self._put_mask(r, mask)
+            if gates is not None and moved:
+                client_gates.put(self._file, str(r), gates)
+                self._gates = gates
+            self._file.flush()
+            self._file.attrs.modify("rounds", r)
+            self._file.flush()
+
+    def finish(self, model: Tree, weights_sha256: str, gates: Gates | None = None) -> None:
+        """Stores the final weights, and gates of clients, and marks the run as finished."""
+        with self._aside():
+            if gates is not None:
+                client_gates.put(self._file, client_gates.FINAL, gates)
+            for key, value in model.items():
+                _put_tensor(self._file.require_group("model"), key, value, model)
+            self._file.attrs.modify("weights_sha256", np.bytes_(weights_sha256))
+            self._file.attrs.modify("finished", True)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> Record:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _open(self, path: Path) -> None:
+        self._file = writable(path)
+        self._clients: int = self._file["client"].shape[0]
+        self._numbers = self._file["round"]
+        self._columns = {f"{group}/{name}": self._file[group][name] for group in DIMENSIONS for name in names(self._file, group)}
+        self._wide = {group: tuple(self._file[name].shape[0] for name in scales[1:]) for group, scales in DIMENSIONS.items()}
+        self._mask = last_mask(self._file, self.rounds)
+        self._gates = client_gates.last(self._file, self.rounds)
+
+    def _count(self) -> None:
+        """The chunks that each column of the clients holds; kept up by every row."""
+        self._held = {path: column.id.get_num_chunks() for path, column in self._columns.items() if path.startswith("clients/")}
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """Until its end, the record writes to a copy, which then takes the file's place."""
+        aside = self._path.with_name(self._path.name + ".new")
+        self._file.close()
+        copyfile(self._path, aside)
+        self._open(aside)
+        try:
+            yield
+            self._file.close()
+            aside.rename(self._path)
+        finally:
+            self._file.close()
+            aside.unlink(missing_ok=True)
+            self._open(self._path)
+
+    def _cut(self, r: int) -> None:
+        self._file.attrs.modify("rounds", r)
+        self._file.attrs.modify("finished", False)
+        self._file.attrs.modify("weights_sha256", np.bytes_(b""))
+        self._extend(r + 1)
+        for later in [f"masks/{name}" for name in self._file["masks"] if int(name) > r]:
+            del self._file[later]
+        if "model" in self._file:
+            del self._file["model"]
+        client_gates.cut(self._file, r)
+        self._mask, self._gates = last_mask(self._file, r), client_gates.last(self._file, r)
+
+    def _extend(self, rows: int) -> None:
+        self._numbers.id.set_extent((rows,))  # by the library's own call: resize asks for the shape three times
+        for path, column in self._columns.items():
+            column.id.set_extent((rows, *self._wide[path.partition("/")[0]]))
+
+    def _put(self, r: int, row: Mapping[str, Any], chunks: Mapping[str, list[Chunk]]) -> None:
+        _put_row(self._numbers, r, r, np.int64)
+        for path in row.keys() - self._columns.keys():
+            self._columns[path] = add_column(self._file, path, (OF_METHODS | COLUMNS).get(path, Column()))
+        for path, column in self._columns.items():
+            if path.startswith("clients/"):
+                self._put_chunks(r, path, chunks.get(path, []))
+            # A column's index is made with its first row, lest it be made under rows that readers trust already.
+            elif path in row or r == 0:
+                _put_row(column, r, row.get(path, np.nan))
+
+    def _chunks(self, path: str, ids: Any, measured: Any) -> list[Chunk]:
+        ids, measured = np.asarray(ids, np.int64), np.asarray(measured, np.float64)
+        if ids.shape != measured.shape or ids.ndim != 1:
+            raise ValueError(f"{path}: ids are {ids.shape}, values {measured.shape}; both must be (K,)")
+        if ids.size and not 0 <= ids.min() <= ids.max() < self._clients:
+            raise ValueError(f"{path}: ids are 0 … {self._clients - 1}, not {ids.min()} … {ids.max()}")
+        return list(encoding.chunks(ids, measured, min(CHUNK, self._clients)))
+
+    def _splits(self, chunks: Mapping[str, list[Chunk]]) -> bool:
+        return self._path.stat().st_size <= COPIED_UP_TO and any(splits(self._held[path], len(new)) for path, new in chunks.items())
+
+    def _put_chunks(self, r: int, path: str, chunks: list[Chunk]) -> None:
+        column = self._columns[path]
+        if r == 0 and not chunks:
+            column[0, 0] = np.nan
+        # The library's own path decompresses, slices and compresses again: ten times the cost for a scattered cohort.
+        for start, chunk in chunks:
+            column.id.write_direct_chunk((r, start), chunk)
+        self._held[path] = self._held.get(path, 0) + max(len(chunks), int(r == 0))
+
+    def _put_mask(self, r: int, mask: tuple[str, bytes]) -> None:
+        if mask != self._mask:
+            stored = self._file["masks"].create_dataset(str(r), data=np.frombuffer(mask[1], np.uint8))
+            stored.attrs["tensors"], self._mask = mask[0], mask
+
+
+def _put_row(column: h5py.Dataset, r: int, value: Any, dtype: Any = np.float64) -> None:
+    """column[r] = value, without the indexing of h5py, which costs five times as much for a number."""
+    space = column.id.get_space()
+    if space.get_simple_extent_ndims() == 1:
+        space.select_hyperslab((r,), (1,))
+        column.id.write(ONE, space, np.full(1, value, dtype))
+        return
+    shape = space.get_simple_extent_dims()[1:]
+    space.select_hyperslab((r, *(0 for _ in shape)), (1, *shape))
+    values = np.ascontiguousarray(np.broadcast_to(np.asarray(value, dtype), (1, *shape)))
+    column.id.write(h5py.h5s.create_simple((1, *shape)), space, values)
+
+
+def _taken(path: Path, attributes: Attributes) -> str:
+    """Why a run file cannot be created here, and what to do about it."""
+    try:
+        found = Reader(path).attributes
+    except BadInput:
+        return f"{path} exists already and is no run file that can be read; choose another --out"
+    method, seed, planned = (found.get(name, "?") for name in ("method", "seed", "rounds_planned"))
+    about = f"{method}, seed {seed}, {max(found['rounds'], 0)} of {planned} rounds"
+    if found.get("job") == attributes.get("job"):
+        return f"{path} already holds this job ({about}); continue it with --resume must, or choose another --out"
+    return f"{path} already holds another job: {about}; that one is continued by its own job file with --resume must; choose another --out"
+
+
+def _put_tensor(group: h5py.Group, key: str, value: Tensor, model: Tree) -> None:
+    data, about = encoding.store(value, mask_of(key, model))
+    group.create_dataset(key, data=data).attrs.update(about)
