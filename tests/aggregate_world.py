@@ -25,7 +25,7 @@ def having(aggregate: Any, kind: type = FLEETS[0], sizes: list[int] = SIZES, coh
 
 def begun(made: World, hidden: bool = False) -> State:
     shared = masked(made.setting).shared if hidden else made.setting.net.initial
-    return State(shared, made.setting.aggregate.begin(shared))
+    return State(shared, made.setting.aggregate.init_memory(shared))
 
 
 def played(made: World, state: State, r: int) -> State:

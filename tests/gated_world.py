@@ -54,7 +54,7 @@ def gated(
 ) -> World:
     """Clients with so many images of their own, some of them held out."""
     data, module = stored(*drawn(list(sizes))), module or module_of()
-    population = divide(data, data, PartitionSettings(name="natural", clients=0, least=1, test="global", holdout=holdout), 0)
+    population = divide(data, data, PartitionSettings(name="natural", clients=0, min_images=1, test="global", holdout=holdout), 0)
     anatomy, net = profiler.profile(module, SHAPE), Net(module).to("cpu", dtype)
     seen: list[Seen] = []
     account = CostAccount(anatomy, population, training.feed(), optim.values_per_parameter(training.momentum, training.optimiser))

@@ -101,7 +101,7 @@ def world(
 ) -> World:
     """Clients with the images of their own, in float64."""
     module = module or small()
-    population = divide(data, data, PartitionSettings(name="natural", clients=0, least=1, test="global"), 0)
+    population = divide(data, data, PartitionSettings(name="natural", clients=0, min_images=1, test="global"), 0)
     anatomy = profiler.profile(module, data.shape)
     net = Net(module).to("cpu", torch.float64)
     seen: list[Seen] = []

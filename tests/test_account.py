@@ -86,7 +86,7 @@ def test_a_mask_is_charged_against_what_the_client_held(kind) -> None:
 class Personal(Train):
     """Keeps half of the layer for itself."""
 
-    def fresh(self, net: Net, sent: ClientInput) -> Tree:
+    def init_kept(self, net: Net, sent: ClientInput) -> Tree:
         return {"mask/1.weight": (torch.arange(48) % 2 == 0).view(3, 16)}
 
     def finish(self, net: Net, sent: ClientInput, state: Tree) -> Report:
@@ -119,7 +119,7 @@ def test_a_mask_sent_to_one_client_again_costs_nothing(kind) -> None:
 @pytest.mark.parametrize("kind", FLEETS)
 def test_a_forward_pass_is_no_training(kind) -> None:
     made, account = charged(kind, [4, 6])
-    made.run(Loss((Feed("train", epochs=2, batch=4, augment=False, charge="forward"),)), [0, 1], made.site.net.initial)
+    made.run(Loss((Feed("train", epochs=2, batch=4, augment=False, cost="forward"),)), [0, 1], made.site.net.initial)
     bill = account.bills[1]
     assert (bill.samples, bill.train_flops) == (0, 12 * 2 * 48)
     assert bill.memory == WEIGHT + BIAS
@@ -135,7 +135,7 @@ class Untidy(Work):
     feeds: tuple[Feed, ...]
     how: str
 
-    def start(self, net: Net, sent: ClientInput) -> Tree:
+    def init_state(self, net: Net, sent: ClientInput) -> Tree:
         return {"n/a": torch.zeros(()) + 1, "n/b": torch.zeros(()) + 2}
 
     def step(self, net: Net, sent: ClientInput, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
@@ -180,7 +180,7 @@ class Keeps(Train):
 
     key: str = "n/a"
 
-    def fresh(self, net: Net, sent: ClientInput) -> Tree:
+    def init_kept(self, net: Net, sent: ClientInput) -> Tree:
         return {self.key: torch.zeros(())}
 
     def finish(self, net: Net, sent: ClientInput, state: Tree) -> Report:
@@ -205,13 +205,13 @@ class Unrelated:
 
     feeds = (Feed("train", epochs=1, batch=2),)
 
-    def fresh(self, net, sent):  # type: ignore[no-untyped-def]
+    def init_kept(self, net, sent):  # type: ignore[no-untyped-def]
         return {}
 
-    def start(self, net, sent):  # type: ignore[no-untyped-def]
+    def init_state(self, net, sent):  # type: ignore[no-untyped-def]
         return {"w/bias": sent.tree({})[net.weights[-1]].clone()}
 
-    def begin(self, net, sent, state, feed):  # type: ignore[no-untyped-def]
+    def begin_feed(self, net, sent, state, feed):  # type: ignore[no-untyped-def]
         return state
 
     def step(self, net, sent, state, batch):  # type: ignore[no-untyped-def]

@@ -34,7 +34,7 @@ def test_every_job_is_valid(path) -> None:
 def test_the_authors_setting_is_theirs(name) -> None:
     one = job.runs(job.load(JOBS / f"{name}.toml"))[0]
     train, data, partition = one.train, one.data, one.partition
-    assert (one.rounds, partition.clients, one.cohort.of(10), partition.alpha, partition.least) == (100, 10, 10, 0.1, 10)
+    assert (one.rounds, partition.clients, one.cohort.of(10), partition.alpha, partition.min_images) == (100, 10, 10, 0.1, 10)
     assert (train.epochs, train.batch, train.lr, train.momentum, train.weight_decay, train.schedule) == (
         10,
         64,

@@ -21,7 +21,7 @@ NORMS = [f"w/norm{i}.{kind}" for i in "12" for kind in ("weight", "bias")]
 NORMS += [f"buf/norm{i}.running_{kind}" for i in "12" for kind in ("mean", "var")]
 LOCAL = {"gates": (ADP(gates="local", export="none"), GATES), "bn": (ADP(bn="local", export="none"), NORMS)}
 LOCAL["both"] = (ADP(gates="local", bn="local", export="none"), GATES + NORMS)
-AGGREGATES = {"fedavg": FedAvg(), "fedprox": FedProx(mu=0.7), "fednova": FedNova(0.9), "scaffold": Scaffold(0.1)}
+AGGREGATES = {"fedavg": FedAvg(), "fedprox": FedProx(fedprox_mu=0.7), "fednova": FedNova(0.9), "scaffold": Scaffold(0.1)}
 
 
 def without(tree: Tree, keys: list[str]) -> Tree:
@@ -45,7 +45,7 @@ class People:
 
     def round(self, r: int) -> None:
         cohort, lr = self.made.fleet.pick(self.made.setting.cohort, r), self.made.setting.train.lr
-        mu, control = getattr(self.aggregate, "mu", 0.0), isinstance(self.aggregate, Scaffold)
+        mu, control = getattr(self.aggregate, "fedprox_mu", 0.0), isinstance(self.aggregate, Scaffold)
         ends, changes, steps = [], [], [2 * -(-SIZES[k] // 4) for k in cohort]
         for k, tau in zip(cohort, steps, strict=True):
             drift = {key: self.c[key] - self.ck[k][key] for key in self.c} if control else None
@@ -143,8 +143,8 @@ def test_a_client_s_own_training_is_plain_sgd_from_the_new_model_which_stays_as_
         f, g = measured(own, pixels(made, k))
         assert torch.equal(made.fleet.kept[k][FREQUENCY], f.float())
         assert torch.equal(model[keys.GATE], first_of(f, g))
-        near(weights(used(made, method.others()["gated"], state, k)), weights(state.shared), 0)
-        near(weights(used(made, method.others()["personal"], state, k)), own)
+        near(weights(used(made, method.variants()["gated"], state, k)), weights(state.shared), 0)
+        near(weights(used(made, method.variants()["personal"], state, k)), own)
 
 
 def test_gates_of_its_own_are_trained_on_for_its_own_use() -> None:
@@ -155,7 +155,7 @@ def test_gates_of_its_own_are_trained_on_for_its_own_use() -> None:
         first = visit(made, made.setting.net.initial, k, 1)
         own = visit(made, state.shared | only(first, GATES), k, 1, epochs=1, call=1)
         near(weights(used(made, method, state, k)), own)
-        near(only(used(made, method.others()["gated"], state, k), GATES), only(first, GATES))
+        near(only(used(made, method.variants()["gated"], state, k), GATES), only(first, GATES))
 
 
 @pytest.mark.parametrize("export", ["client", "none"])
@@ -178,13 +178,13 @@ def test_accuracy_is_that_of_what_the_client_uses(export) -> None:
 
 
 def test_the_other_forms_of_use_are_those_that_are_not_its_own() -> None:
-    assert ADP().others().keys() == {"gated"}
-    assert ADP(export="none").others() == {}
-    assert ADP(export="global").others().keys() == {"gated"}
-    assert ADP(personalise=2).others().keys() == {"gated", "personal"}
-    assert ADP(personalise=2, export="none").others().keys() == {"gated"}
+    assert ADP().variants().keys() == {"gated"}
+    assert ADP(export="none").variants() == {}
+    assert ADP(export="global").variants().keys() == {"gated"}
+    assert ADP(personalise=2).variants().keys() == {"gated", "personal"}
+    assert ADP(personalise=2, export="none").variants().keys() == {"gated"}
     folded = ADP(gates="local", align=2, export_gate="folded", personalise=1)
-    assert folded.others() == {
+    assert folded.variants() == {
         "gated": replace(folded, export="none", export_gate="live", align=1, personalise=0),
         "personal": replace(folded, export="none", export_gate="live", align=1),
     }

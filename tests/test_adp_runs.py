@@ -35,7 +35,7 @@ path = "colours.h5"
 [partition]
 name = "natural"
 clients = 0
-least = 1
+min_images = 1
 [cohort]
 size = 3
 [model]

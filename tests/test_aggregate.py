@@ -101,11 +101,11 @@ def test_clients_of_30_and_10_images_weigh_three_to_one(aggregate) -> None:
         ClientInput({"w/a": torch.tensor([1.0]), "buf/a": torch.zeros(1)}, {}, {}, torch.tensor(n), torch.tensor([2]), torch.tensor(0))
         for n in (30, 10)
     ]
-    memory = aggregate.begin(sent[0].shared)
+    memory = aggregate.init_memory(sent[0].shared)
     total: Tree = {}
     for one, value in zip(sent, (5.0, 9.0), strict=True):
         one = replace(one, shared=aggregate.shared(memory, one.shared))
-        one = replace(one, kept=aggregate.fresh(None, one))
+        one = replace(one, kept=aggregate.init_kept(None, one))
         report = aggregate.report(one, {"w/a": torch.tensor([value]), "buf/a": torch.tensor([value + 1])})
         total = {key: total.get(key, 0) + value for key, value in report.total.items()}
     assert total[COUNT] == 40
@@ -125,19 +125,19 @@ def test_counters_and_what_no_client_sends_stay_as_they_are(aggregate) -> None:
         "buf/local": torch.zeros(2),
         "buf/seen": torch.tensor(7),
     }
-    sent = ClientInput(aggregate.shared(aggregate.begin(shared), shared), {}, {}, torch.tensor(3), torch.tensor([2]), torch.tensor(0))
-    sent = replace(sent, kept=aggregate.fresh(None, sent))
+    sent = ClientInput(aggregate.shared(aggregate.init_memory(shared), shared), {}, {}, torch.tensor(3), torch.tensor([2]), torch.tensor(0))
+    sent = replace(sent, kept=aggregate.init_kept(None, sent))
     state = {key: value + 2 for key, value in shared.items()}
     total = aggregate.report(sent, state).total
     assert all(value.dtype == torch.float64 for value in total.values())
     assert "buf/seen" not in total
     some = {key: value for key, value in total.items() if not key.endswith("local")}
     setting = having(aggregate).setting
-    after, memory = aggregate.server(aggregate.begin(shared), shared, some, setting)
+    after, memory = aggregate.server(aggregate.init_memory(shared), shared, some, setting)
     assert after.keys() == shared.keys()
     assert all(after[key] is shared[key] for key in ("w/local", "buf/local", "buf/seen"))
     near({key: after[key] for key in ("w/a", "buf/a")}, {key: state[key] for key in ("w/a", "buf/a")})
-    assert memory.keys() == aggregate.begin(shared).keys()
+    assert memory.keys() == aggregate.init_memory(shared).keys()
     without = {key: value for key, value in shared.items() if not key.endswith("local")}
     assert aggregate.server({}, without, some, setting)[0].keys() == without.keys()
     count = FEDNOVA_WEIGHT if isinstance(aggregate, FedNova) else COUNT
@@ -166,7 +166,7 @@ def test_programs_of_fixed_shapes_serve_rounds_of_other_rates() -> None:
 
 
 def test_jobs_choose_them_with_their_parameters() -> None:
-    job = check({"method": {"name": "fednova"}, "train": {"nova": "batches", "momentum": 0.5}})
+    job = check({"method": {"name": "fednova"}, "train": {"fednova_weights": "batches", "momentum": 0.5}})
     assert job.train.aggregation() == FedNova(0.5, "batches")
     assert check({"method": {"name": "scaffold"}, "train": {"lr": 0.3}}).train.aggregation().lr == 0.3
     tiny = check({"method": {"name": "fedtiny"}, "train": {"aggregate": "scaffold"}})

@@ -105,21 +105,21 @@ def run_of(path: Path, method: dict[str, Any], accuracy: float, shares: Any, see
 
 
 def test_the_table_for_people(tmp_path: Path) -> None:
-    tiny = {"name": "fedtiny", "density": 0.1, "alpha": 0.15, "stop": 100}
+    tiny = {"name": "fedtiny", "density": 0.1, "adjust_fraction": 0.15, "stop_round": 100}
     paths = [run_of(tmp_path / f"tiny{seed}.h5", tiny, 0.5 + seed / 10, [0.3, 0.2, 0.1], seed) for seed in (0, 1)]
-    paths.append(run_of(tmp_path / "none.h5", tiny | {"stop": 0, "pool": 1}, 0.4, [0.0, 0.25]))
+    paths.append(run_of(tmp_path / "none.h5", tiny | {"stop_round": 0, "pool": 1}, 0.4, [0.0, 0.25]))
     paths.append(run_of(tmp_path / "dense.h5", {"name": "fedavg"}, 0.9, [0.0, 1.0], train={"lr": 0.2}))
     rows = readable(compare(paths)).to_dict("records")
     same = {"density": "0.0995", "memory": "193 kB", "model memory": "4.00 kB"}
     assert rows == [
         same
-        | {"method": "fedtiny", "stop": "100", "pool": "-", "lr": "-", "seeds": 2, "rounds": 2, "accuracy": "55.0 ± 63.5 %"}
+        | {"method": "fedtiny", "stop_round": "100", "pool": "-", "lr": "-", "seeds": 2, "rounds": 2, "accuracy": "55.0 ± 63.5 %"}
         | {"training": "20 %", "with round 0": "30 %", "sent": "9.00 MB", "time": "6.0 s"},
         same
-        | {"method": "fedtiny", "stop": "0", "pool": "1", "lr": "-", "seeds": 1, "rounds": 1, "accuracy": "40.0 %"}
+        | {"method": "fedtiny", "stop_round": "0", "pool": "1", "lr": "-", "seeds": 1, "rounds": 1, "accuracy": "40.0 %"}
         | {"training": "25 %", "with round 0": "25 %", "sent": "6.00 MB", "time": "4.0 s"},
         same
-        | {"method": "fedavg", "stop": "-", "pool": "-", "lr": "0.2", "seeds": 1, "rounds": 1, "accuracy": "90.0 %"}
+        | {"method": "fedavg", "stop_round": "-", "pool": "-", "lr": "0.2", "seeds": 1, "rounds": 1, "accuracy": "90.0 %"}
         | {"training": "100 %", "with round 0": "100 %", "sent": "6.00 MB", "time": "4.0 s"},
     ]
 

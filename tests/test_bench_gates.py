@@ -1,4 +1,4 @@
-"""`fedsim bench gates` compares like with like: its hand-built networks compute what the engine computes, step by step."""
+"""`fedsim bench compaction` compares like with like: its hand-built networks compute what the engine computes, step by step."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 
 def case(**model: Any) -> Case:
     table = {
-        "data": {"name": "fake", "channels": 2, "size": 8, "classes": 3, "train": 40},
+        "data": {"name": "fake", "channels": 2, "image_size": 8, "classes": 3, "train_images": 40},
         "partition": {"name": "blocks", "clients": 2, "test": "global"},
         "model": model,
         "train": {"batch": 6, "lr": 0.05, "momentum": 0.9, "weight_decay": 1e-2},
@@ -89,7 +89,7 @@ def test_a_model_without_gates_is_refused() -> None:
 
 
 def test_the_job_is_the_one_that_was_agreed() -> None:
-    job = load(ROOT / "jobs/bench/gates.toml")
+    job = load(ROOT / "jobs/bench/compaction.toml")
     train = job.train.training(1, True)
-    assert (job.model.name, job.model.norm, job.data.channels, job.data.size, job.data.classes) == ("resnet56", "group", 3, 32, 10)
+    assert (job.model.name, job.model.norm, job.data.channels, job.data.image_size, job.data.classes) == ("resnet56", "group", 3, 32, 10)
     assert (train.batch, train.momentum, train.decay, train.optimiser) == (25, 0.9, 1e-4, "sgd")

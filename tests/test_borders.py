@@ -38,7 +38,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def people(path: Path, scheme: str = "natural", **fields: Any) -> Population:
-    settings = PartitionSettings(name=scheme, clients=0 if scheme == "natural" else 3, least=1)
+    settings = PartitionSettings(name=scheme, clients=0 if scheme == "natural" else 3, min_images=1)
     return populate(DataSettings(name="file", path=str(path), **fields), settings, 0)
 
 
@@ -141,7 +141,7 @@ def test_only_the_values_change_and_not_who_has_what(path, scheme) -> None:
 
 
 def test_the_server_s_images_are_not_normalised_either(path) -> None:
-    settings = PartitionSettings(name="iid", clients=3, least=1, public=1)
+    settings = PartitionSettings(name="iid", clients=3, min_images=1, public=1)
     public = populate(DataSettings(name="file", path=str(path), normalise=False), settings, 0).public()
     assert public is not None
     assert (public.mean, public.std) == ((0.0,) * 3, (1.0,) * 3)

@@ -23,10 +23,10 @@ rounds = 2
 [data]
 name = "fake"
 channels = 1
-size = 8
+image_size = 8
 classes = 4
-train = 120
-test = 40
+train_images = 120
+test_images = 40
 [partition]
 name = "iid"
 clients = 4
@@ -192,7 +192,7 @@ def test_a_truncated_job_is_told_with_its_line(refuses: Callable[..., str], tmp_
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        (["data.name='digits'", "data.size=8"], "applies to shapes and fake"),
+        (["data.name='digits'", "data.image_size=8"], "applies to shapes and fake"),
         (["partition.name='classes_per_client'", "partition.classes_per_client=5"], "classes_per_client"),
         (["partition.clients=100"], "clients"),
         (["model.name='resnet19'"], "resnet18"),
@@ -209,8 +209,11 @@ def test_what_data_and_model_refuse(refuses: Callable[..., str], command: str, s
     assert said in message
 
 
+FAKE = '"fake"\nchannels = 1\nimage_size = 8\nclasses = 4\ntrain_images = 120\ntest_images = 40'
+
+
 def test_a_missing_data_folder_is_told_with_what_belongs_there(refuses: Callable[..., str], tmp_path: Path) -> None:
-    job = SMALL.replace('"fake"\nchannels = 1\nsize = 8\nclasses = 4\ntrain = 120\ntest = 40', '"cifar10"\nroot = "nowhere"')
+    job = SMALL.replace(FAKE, '"cifar10"\nroot = "nowhere"')
     (tmp_path / "cifar.toml").write_text(job)
     message = refuses("run", "cifar.toml")
     assert "nowhere" in message
@@ -218,7 +221,7 @@ def test_a_missing_data_folder_is_told_with_what_belongs_there(refuses: Callable
 
 
 def test_a_data_folder_that_is_a_file_is_told(refuses: Callable[..., str], tmp_path: Path) -> None:
-    job = SMALL.replace('"fake"\nchannels = 1\nsize = 8\nclasses = 4\ntrain = 120\ntest = 40', '"cifar10"\nroot = "small.toml"')
+    job = SMALL.replace(FAKE, '"cifar10"\nroot = "small.toml"')
     (tmp_path / "cifar.toml").write_text(job)
     assert "small.toml" in refuses("run", "cifar.toml")
 

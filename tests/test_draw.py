@@ -80,6 +80,6 @@ def test_no_global_generator_moves() -> None:
 
 
 def test_another_process_draws_the_same() -> None:
-    program = "from fedsim import draw; print(draw.bits(draw.key(9, 'train', 3), 2).tolist())"
+    program = "from fedsim.core import rng; print(rng.bits(rng.key(9, 'train', 3), 2).tolist())"
     told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert told.strip() == str(rng.bits(rng.key(9, "train", 3), 2).tolist())

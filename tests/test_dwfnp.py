@@ -33,11 +33,11 @@ LEAST = f"{float(cost(ONE)) / FULL:.4f}"  # of the FLOPs of the gated layers
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"keep": 0.1}, f"[method] keep = 0.1: with one channel in every group {LEAST} remain; it is {LEAST} … 1"),
-        ({"keep_client": 0.1}, f"[method] keep_client = 0.1: with one channel in every group {LEAST} remain"),
-        ({"keep_client": (0.5, 0.1, 0.5, 0.5)}, "[method] keep_client = 0.1: "),
-        ({"keep_client": (0.5, 0.5, 0.5, 0.5, 0.5)}, "keep_client has 5 shares for 4 clients"),
-        ({"keep": 0.4}, "[method] keep_client = 0.5: a client uses part of the base, which keeps 0.4"),
+        ({"flops_share": 0.1}, f"[method] flops_share = 0.1: with one channel in every group {LEAST} remain; it is {LEAST} … 1"),
+        ({"client_flops_share": 0.1}, f"[method] client_flops_share = 0.1: with one channel in every group {LEAST} remain"),
+        ({"client_flops_share": (0.5, 0.1, 0.5, 0.5)}, "[method] client_flops_share = 0.1: "),
+        ({"client_flops_share": (0.5, 0.5, 0.5, 0.5, 0.5)}, "keep_client has 5 shares for 4 clients"),
+        ({"flops_share": 0.4}, "[method] client_flops_share = 0.5: a client uses part of the base, which keeps 0.4"),
         ({"cotrain": 5}, "[method] cotrain = 5: the cut comes after the last of 4 rounds"),
         ({"warmup": 2}, "[method] masks never learn: warmup = 2, the cut after round 2, hyper_interval = 1"),
         ({"hyper_interval": 9}, "[method] masks never learn: warmup = 0, the cut after round 2, hyper_interval = 9"),
@@ -50,10 +50,10 @@ def test_what_the_method_refuses(fields, said) -> None:
 
 def test_what_the_messages_advise_is_taken() -> None:
     for fields in (
-        {"keep": 0.19, "keep_client": 0.19},
-        {"keep_client": (0.2, 0.3, 0.4, 0.8)},
+        {"flops_share": 0.19, "client_flops_share": 0.19},
+        {"client_flops_share": (0.2, 0.3, 0.4, 0.8)},
         {"cotrain": 4},
-        {"keep": 0.4, "personal": False},
+        {"flops_share": 0.4, "personal": False},
         {"hyper_interval": 6},
     ):
         state = DWFNP(**{"hyper_interval": 1} | fields).init(gated().setting, None)
@@ -62,10 +62,10 @@ def test_what_the_messages_advise_is_taken() -> None:
 
 def test_one_share_in_a_list_is_for_all_clients() -> None:
     made = gated()
-    one, same = (DWFNP(keep_client=share).choosing(made.setting) for share in (0.5, (0.5,)))
+    one, same = (DWFNP(client_flops_share=share).choosing(made.setting) for share in (0.5, (0.5,)))
     assert one == same
     assert one._targets([0, 2]).tolist() == [0.5, 0.5]
-    assert DWFNP(keep_client=(0.2, 0.3, 0.4, 0.5)).choosing(made.setting)._targets([1, 3]).tolist() == pytest.approx([0.3, 0.5])
+    assert DWFNP(client_flops_share=(0.2, 0.3, 0.4, 0.5)).choosing(made.setting)._targets([1, 3]).tolist() == pytest.approx([0.3, 0.5])
 
 
 def test_what_the_job_must_bring() -> None:
@@ -85,10 +85,10 @@ rounds = 4
 [data]
 name = "fake"
 channels = 1
-size = 8
+image_size = 8
 classes = 4
-train = 160
-test = 40
+train_images = 160
+test_images = 40
 [partition]
 name = "iid"
 clients = 4
@@ -121,12 +121,12 @@ def test_a_client_that_no_cohort_contains_while_masks_learn_is_named_and_nothing
     code, message = fedsim(command)
     assert code == 2
     assert "2 of 4 clients (the first: " in message
-    assert 'unseen = "accept"' in message
+    assert 'unseen_clients = "accept"' in message
     assert "Traceback" not in message
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["smoke.toml"]
 
 
-@pytest.mark.parametrize("setting", ["method.unseen='accept'", "cohort.size=4", "method.personal=false"])
+@pytest.mark.parametrize("setting", ["method.unseen_clients='accept'", "cohort.size=4", "method.personal=false"])
 def test_what_that_message_advises_runs(fedsim, setting) -> None:
     assert fedsim("run", setting) == (0, "")
 
@@ -134,15 +134,15 @@ def test_what_that_message_advises_runs(fedsim, setting) -> None:
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ("method.keep=0.0", "keep = 0.0; it is above 0 and at most 1"),
-        ("method.keep_client=[0.5, 0.5]", "keep_client has 2 shares for 4 clients"),
+        ("method.flops_share=0.0", "flops_share = 0.0; it is above 0 and at most 1"),
+        ("method.client_flops_share=[0.5, 0.5]", "keep_client has 2 shares for 4 clients"),
         ("method.hypernet='both'", '"both": should be "server" or "client"'),
         ("method.tau=0", "tau"),
         ("method.hyperlr=1", "has no field 'hyperlr'"),
     ],
 )
 def test_what_a_job_may_not_ask_for(fedsim, tmp_path, setting, said) -> None:
-    code, message = fedsim("run", setting, "method.unseen='accept'")
+    code, message = fedsim("run", setting, "method.unseen_clients='accept'")
     assert (code, said in message, "Traceback" in message) == (2, True, False), message
     assert [path.name for path in tmp_path.iterdir()] == ["smoke.toml"]
 
@@ -153,7 +153,7 @@ def test_what_a_job_may_not_ask_for(fedsim, tmp_path, setting, said) -> None:
 def resnet56(**method: Any) -> Experiment:
     table = {
         "rounds": 8,
-        "data": {"name": "fake", "channels": 3, "size": 32, "classes": 10, "train": 400, "test": 20},
+        "data": {"name": "fake", "channels": 3, "image_size": 32, "classes": 10, "train_images": 400, "test_images": 20},
         "partition": {"name": "iid", "clients": 10, "holdout": 0.1},
         "model": {"name": "resnet56", "norm": "group", "standardise": True},
         "train": {"epochs": None, "steps": 5, "batch": 25, "lr": 0.1, "momentum": 0.9},
@@ -210,7 +210,7 @@ def test_check_17_with_hypernetworks_on_the_clients() -> None:
 
 def test_gates_that_a_client_has_in_this_round_are_not_sent_again_to_choose_the_best_model() -> None:
     """The new weights are, and one loss comes back."""
-    parts = resnet56(finetune="static", report="best")
+    parts = resnet56(finetune="static", checkpoint_choice="best")
     parts = replace(parts, setting=replace(parts.setting, rounds=3), method=replace(parts.method, cotrain=2))
     assert bytes_of(parts)[0][3] == {(W + 126 + W, BOTH + 4)}
 
@@ -257,7 +257,7 @@ def test_check_14_budgets_are_reached_by_the_regulariser_alone() -> None:
     """Nothing is trained, so that no client's loss has a say; a budget of its own for every client."""
     targets = (0.5, 0.3, 0.6, 0.4)
     made = gated(kind=IdleFleet, rounds=160, dtype=torch.float32)
-    method = DWFNP(keep_client=targets, cotrain=150, **QUICK | {"hyper_lr": 0.005, "bias": 3.0})
+    method = DWFNP(client_flops_share=targets, cotrain=150, **QUICK | {"hyper_lr": 0.005, "bias": 3.0})
     state = states(made, method, 150)[-1]
     shared, own, net = method.deploy(made.setting, state, made.fleet, [0, 1, 2, 3])
     share = method.choosing(made.setting).rule.flops.share
@@ -277,7 +277,7 @@ def test_check_18_masks_learn_from_images_that_weights_never_see() -> None:
     for split, share in (("held", 1.0), ("overlap", 0.1)):
         made.play(DWFNP(hyper_split=split, **QUICK), 1)
         (feed,) = next(seen.work.feeds for seen in made.seen[-2:] if type(seen.work).__name__ == "GateGradient")
-        assert (feed.split, feed.share, feed.steps, feed.charge) == ("held" if split == "held" else "probe", share, 1, "inputs")
+        assert (feed.split, feed.share, feed.steps, feed.cost) == ("held" if split == "held" else "probe", share, 1, "inputs")
         seen = [x for k in (0, 1) for x, _ in batches(made, replace(feed, augment=False), k, 1)]
         local = [x for k in (0, 1) for x, _ in batches(made, Feed("train", epochs=1, batch=64, augment=False), k, 1)]
         among = [bool((image == torch.cat(local)).flatten(1).all(1).any()) for image in torch.cat(seen)]

@@ -40,7 +40,7 @@ from fedsim.methods.dwfnp import DWFNP, State
 def cut_world(kind: type[DWFNP], **fields):  # type: ignore[no-untyped-def]
     """Two clients, the cut after round 4: the world, the method and the states after every round up to 5."""
     made = gated((9, 12), rounds=8)
-    method = kind(cotrain=4, keep=0.6, keep_client=0.4, **QUICK | {"hyper_lr": 0.05} | fields)
+    method = kind(cotrain=4, flops_share=0.6, client_flops_share=0.4, **QUICK | {"hyper_lr": 0.05} | fields)
     return made, method, states(made, method, 5)
 
 
@@ -105,7 +105,7 @@ def test_static_fine_tuning_keeps_the_clients_gates_and_trains_under_them() -> N
 @pytest.mark.parametrize("hypernet", ["server", "client"])
 def test_a_base_alone_has_no_gates_of_clients(hypernet) -> None:
     made = gated((9, 12), rounds=6)
-    method = DWFNP(personal=False, keep=0.5, hypernet=hypernet, cotrain=3, **QUICK)
+    method = DWFNP(personal=False, flops_share=0.5, hypernet=hypernet, cotrain=3, **QUICK)
     state, told = made.play(method, 5)
     assert method.deploy(made.setting, state, made.fleet, [0, 1])[1] == {}
     assert not theta(state, "client")
@@ -121,7 +121,7 @@ def test_a_base_alone_has_no_gates_of_clients(hypernet) -> None:
 def test_the_best_model_on_held_out_images_is_reported() -> None:
     """Of the second half of fine-tuning; training goes on from the last one."""
     made, plain = (gated((30, 30), training=replace(SGD, lr=0.8), rounds=12) for _ in range(2))
-    method = DWFNP(cotrain=4, report="best", finetune_schedule="constant", **QUICK)
+    method = DWFNP(cotrain=4, checkpoint_choice="best", finetune_schedule="constant", **QUICK)
     state, best, shared = method.init(made.setting, None), [], {}
     for r in range(13):
         made.fleet.open(r)
@@ -136,14 +136,14 @@ def test_the_best_model_on_held_out_images_is_reported() -> None:
     winner = 9 + best.index(max(best))
     assert winner < 12
     assert same(method.deploy(made.setting, state, made.fleet, [])[0], shared[winner])
-    last = plain.play(replace(method, report="last"), 12)[0]
+    last = plain.play(replace(method, checkpoint_choice="last"), 12)[0]
     assert same(last.shared, state.shared)
 
 
 def test_the_best_model_is_judged_by_the_same_clients_in_every_round() -> None:
     """Whoever took part."""
     made = gated((12, 9, 10), rounds=6, cohort=1, holdout=0.3)
-    made.play(DWFNP(cotrain=4, report="best", unseen="accept", **QUICK), 6)
+    made.play(DWFNP(cotrain=4, checkpoint_choice="best", unseen_clients="accept", **QUICK), 6)
     scored = [seen for seen in made.seen if type(seen.work).__name__ == "Loss"]
     assert [seen.clients for seen in scored] == [[0, 1, 2]]
     assert {tuple(seen.clients) for seen in made.seen} > {(0, 1, 2)}
@@ -174,7 +174,7 @@ def outputs(made: World, method: DWFNP, state: State, k: int) -> tuple[torch.Ten
 def before_and_after(**fields):  # type: ignore[no-untyped-def]
     """The same state after round 4 with and without its cut."""
     made = gated((9, 12), module_of(standardise=True), rounds=8)
-    method = DWFNP(cotrain=4, keep=0.6, keep_client=0.4, **QUICK | {"hyper_lr": 0.05} | fields)
+    method = DWFNP(cotrain=4, flops_share=0.6, client_flops_share=0.4, **QUICK | {"hyper_lr": 0.05} | fields)
     after = states(made, method, 4)[4]
     reply = next(seen.reply.total for seen in made.seen if seen.r == 4 and type(seen.work).__name__ == "TrainGated")
     shared = {key: value / reply[COUNT] for key, value in under(reply, "w/").items()}
@@ -240,7 +240,7 @@ def test_folded_filters_are_standardised_before_they_are_cut() -> None:
 def test_the_best_model_is_judged_as_it_is_used() -> None:
     """Under norm_over = "all" closed channels are in the statistics of norms on held-out images too; images are not augmented."""
     made = gated((30, 30), training=replace(SGD, lr=0.3), rounds=6)
-    method = DWFNP(cotrain=2, report="best", finetune="static", norm_over="all", **QUICK | {"hyper_lr": 0.1})
+    method = DWFNP(cotrain=2, checkpoint_choice="best", finetune="static", norm_over="all", **QUICK | {"hyper_lr": 0.1})
     state, _ = made.play(method, 6)
     assert state.best is not None
     scored = [seen for seen in made.seen if type(seen.work).__name__ == "Loss"]

@@ -35,7 +35,7 @@ from fedsim.methods import fedavg
 from fedsim.methods.dwfnp import DWFNP
 
 SIZES = (12, 9, 14)
-HELD = Feed("held", steps=1, batch=4, charge="inputs")
+HELD = Feed("held", steps=1, batch=4, cost="inputs")
 
 
 def works(made: World) -> list[tuple[int, str]]:
@@ -76,14 +76,14 @@ def test_check_11_each_step_leaves_the_others_parameters_alone() -> None:
     assert all(training.shared[key] is value for key, value in order.shared.items())
     assert list(order.reply.total) == [COUNT]
     assert list(order.reply.each) == [GATE_GRADIENT]
-    frozen = states(gated(rounds=6), replace(method, freeze=True), 4)
+    frozen = states(gated(rounds=6), replace(method, freeze_weights=True), 4)
     assert same(frozen[2].shared, frozen[1].shared)
     assert same(frozen[2].masks.hyper, after[2].masks.hyper)
 
 
 def test_freeze_trains_weights_in_the_warm_up_and_after_the_cut_alone() -> None:
     made = gated((5, 5), rounds=6)
-    made.play(DWFNP(warmup=2, hyper_interval=1, cotrain=4, freeze=True), 6)
+    made.play(DWFNP(warmup=2, hyper_interval=1, cotrain=4, freeze_weights=True), 6)
     learn, train = "GateGradient", "TrainGated"
     assert works(made) == [(1, train), (2, train), (3, learn), (4, learn), (5, train), (6, train)]
 
@@ -111,7 +111,7 @@ def test_check_9_with_one_client_server_and_client_learn_the_same() -> None:
 def test_clients_that_learn_copies_average_them_and_their_moments(kind) -> None:
     """Each by torch's AdamW on its own whole chain; the embedding stays with its owner."""
     made, clients = gated(kind=kind), [0, 1, 2, 3]
-    method = Precise(hypernet="client", cotrain=4, keep_client=0.5, **QUICK)
+    method = Precise(hypernet="client", cotrain=4, client_flops_share=0.5, **QUICK)
     choosing, state = method.choosing(made.setting), method.init(made.setting, None)
     made.fleet.open(1)
     state, _ = method.round(made.setting, state, made.fleet, 1)
@@ -172,7 +172,7 @@ def test_an_embedding_moves_with_its_own_client_alone() -> None:
     rows = []
     for targets, clients in (((0.5, 0.5, 0.5, 0.5), [0, 1, 2, 3]), ((0.5, 0.5, 0.3, 0.2), [0, 1, 2, 3]), ((0.5, 0.5, 0.5, 0.5), [1])):
         made = gated()
-        choosing = Precise(keep_client=targets, bias=0.5).choosing(made.setting)
+        choosing = Precise(client_flops_share=targets, bias=0.5).choosing(made.setting)
         made.fleet.open(1)
         table = choosing.learnt(choosing.begin(), made.fleet, made.setting.net.initial, clients, (1, 0), HELD, 0.01).table
         rows.append(table.rows["opt/first/embedding"])
@@ -240,7 +240,7 @@ def test_co_training_is_sgd_under_the_drawn_gates() -> None:
 def test_the_jobs_aggregation_holds_under_gates() -> None:
     """FedProx pulls back towards the broadcast."""
     distance = []
-    for aggregate in (None, FedProx(mu=5.0)):
+    for aggregate in (None, FedProx(fedprox_mu=5.0)):
         made = gated((9, 12), rounds=8)
         made.setting = replace(made.setting, aggregate=aggregate or made.setting.aggregate)
         found = states(made, DWFNP(cotrain=4, **QUICK), 2)

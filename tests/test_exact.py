@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsim.core import exact_sum, types
+from fedsim.core import exact_sum
 from fedsim.core.exact_sum import HEADROOM, Sum, unit_of
 
 VALUES = st.lists(st.floats(-1e3, 1e3, allow_nan=False, width=64), min_size=2, max_size=12)
@@ -114,7 +114,7 @@ def test_the_accelerators_arithmetic_is_the_processors(values) -> None:
 
 
 def test_merged_parts_of_too_large_a_cohort_are_refused(monkeypatch) -> None:
-    monkeypatch.setattr(types, "COHORT", 3)
+    monkeypatch.setattr(exact_sum, "COHORT", 3)
     total, part = Sum({}, 2), Sum({}, 2)
     part.add({"n/images": torch.ones(2, 1).double()}, [0, 1], [1, 1])
     total.merge(part)

@@ -120,14 +120,14 @@ def convs(tree: Tree) -> Tree:
 @pytest.mark.parametrize("kind", FLEETS)
 @pytest.mark.parametrize("fields", [{"momentum": 0.0}, {"momentum": 0.0, "decay": 0.0}])
 def test_without_threshold_and_fall_it_is_fedavg(kind, fields) -> None:
-    mine, plain = (played(constant(kind, **fields), method, 4)[0] for method in (FedDP(theta=0.0, fall=1.0), fedavg.FedAvg()))
+    mine, plain = (played(constant(kind, **fields), method, 4)[0] for method in (FedDP(theta=0.0, lr_decay_per_epoch=1.0), fedavg.FedAvg()))
     for one, other in zip(mine, plain, strict=True):
         near(one, other, 1e-7)  # its rate is a float32
 
 
 @pytest.mark.parametrize("kind", FLEETS)
 @pytest.mark.parametrize("fall", [1.0, 0.8])
-@pytest.mark.parametrize("aggregate", [Mean(), FedProx(mu=0.7)])
+@pytest.mark.parametrize("aggregate", [Mean(), FedProx(fedprox_mu=0.7)])
 def test_a_client_s_optimiser_and_schedule_last_from_visit_to_visit(kind, fall, aggregate) -> None:
     """Cohorts of two of four clients: their schedules stand at different places."""
     made = constant(kind, aggregate=aggregate)
@@ -135,7 +135,10 @@ def test_a_client_s_optimiser_and_schedule_last_from_visit_to_visit(kind, fall, 
     visits = [sum(k in cohort for cohort in cohorts) for k in range(4)]
     assert len(set(visits)) > 1
     assert max(visits) > 2
-    found, (expected, _, _) = played(made, FedDP(theta=0.0, fall=fall), 5)[0], by_hand(made, 5, fall=fall, mu=getattr(aggregate, "mu", 0))
+    found, (expected, _, _) = (
+        played(made, FedDP(theta=0.0, lr_decay_per_epoch=fall), 5)[0],
+        by_hand(made, 5, fall=fall, mu=getattr(aggregate, "fedprox_mu", 0)),
+    )
     for one, other in zip(found, expected, strict=True):
         near(one, other)
     if fall < 1:
@@ -145,7 +148,7 @@ def test_a_client_s_optimiser_and_schedule_last_from_visit_to_visit(kind, fall, 
 
 def test_the_job_s_own_schedule_falls_as_well() -> None:
     made = constant(schedule="exponential", factor=0.5)
-    told = played(made, FedDP(theta=0.0, fall=0.9), 3)[1]
+    told = played(made, FedDP(theta=0.0, lr_decay_per_epoch=0.9), 3)[1]
     assert [row["lr"] for row in told] == pytest.approx([0.1, 0.05, 0.025])
 
 
@@ -155,7 +158,7 @@ def test_the_job_s_own_schedule_falls_as_well() -> None:
 @pytest.mark.parametrize("kind", FLEETS)
 def test_small_weights_of_convolutions_are_zero_at_every_epoch_s_end(kind) -> None:
     made = constant(kind)
-    found, (expected, _, _) = played(made, FedDP(theta=THETA, fall=0.9), 4)[0], by_hand(made, 4, fall=0.9, theta=THETA)
+    found, (expected, _, _) = played(made, FedDP(theta=THETA, lr_decay_per_epoch=0.9), 4)[0], by_hand(made, 4, fall=0.9, theta=THETA)
     for one, other in zip(found, expected, strict=True):
         near(one, other)
 
@@ -165,9 +168,9 @@ def epoch_by_epoch(made: World, work: TrainZeroing, k: int, kept: Tree | None = 
     net, n = made.setting.net, torch.tensor(made.population.size(k))
     steps = batches(made, work.feeds[0], k, 1, 0)
     sent = ClientInput(made.setting.net.initial, {}, {}, n, torch.tensor([len(steps)]), torch.tensor(0))
-    sent = replace(sent, kept=work.fresh(net, sent) | (kept or {}))
+    sent = replace(sent, kept=work.init_kept(net, sent) | (kept or {}))
     with torch.no_grad():
-        state = {key: value.clone() for key, value in work.start(net, sent).items()}
+        state = {key: value.clone() for key, value in work.init_state(net, sent).items()}
         ends, each = [], len(steps) // work.feeds[0].epochs
         for t, (x, y) in enumerate(steps):
             state, _ = work.step(net, sent, state, batch_of(x, y, t, len(steps)))
@@ -221,7 +224,7 @@ def test_a_weight_that_is_exactly_theta_goes() -> None:
 def test_the_server_prunes_nothing() -> None:
     """Its model is the plain mean of what clients send, in which some weights are small."""
     made = constant()
-    found = played(made, FedDP(theta=THETA, fall=1.0), 1)[0][1]
+    found = played(made, FedDP(theta=THETA, lr_decay_per_epoch=1.0), 1)[0][1]
     _, (ends,), _ = by_hand(made, 1, theta=THETA)
     mean = mean_of(list(ends.values()), shares_of([made.population.size(k) for k in ends]))
     near(found, mean)
@@ -241,7 +244,7 @@ def test_weak_filters_are_zero_before_every_epoch(kind, share) -> None:
         initial[f"w/norm{name}.bias"] += 0.5  # at 0 the ReLU behind an empty filter would let none come back
         initial[f"w/conv{name}.weight"][2] = 0.0
         initial[f"w/conv{name}.weight"][2, 0, 0, 0] = weight  # the smallest L1 norm, and the largest L2 norm
-    method = FedDP(theta=0.0, filters=share, fall=0.9)
+    method = FedDP(theta=0.0, filters=share, lr_decay_per_epoch=0.9)
     found, (expected, _, _) = played(made, method, 4)[0], by_hand(made, 4, fall=0.9, share=share)
     for one, other in zip(found, expected, strict=True):
         near(one, other)
@@ -264,7 +267,7 @@ def test_filters_may_come_back_and_of_equal_ones_the_first_goes() -> None:
 
 def test_densities_and_bytes_are_counted() -> None:
     made = constant()
-    shared, told = played(made, FedDP(theta=THETA, fall=0.9), 3)
+    shared, told = played(made, FedDP(theta=THETA, lr_decay_per_epoch=0.9), 3)
     _, ends, _ = by_hand(made, 3, fall=0.9, theta=THETA)
     for r in range(3):
         left = [{name: int((end[f"w/{name}.weight"] != 0).sum()) for name in CONVS} for end in ends[r].values()]
@@ -295,7 +298,9 @@ def test_what_travels_is_dense_and_nothing_of_the_optimiser() -> None:
 # ---- bad input
 
 
-@pytest.mark.parametrize("fields", [{"theta": -1e-3}, {"filters": -0.1}, {"filters": 1.1}, {"fall": 0.0}, {"fall": 1.01}])
+@pytest.mark.parametrize(
+    "fields", [{"theta": -1e-3}, {"filters": -0.1}, {"filters": 1.1}, {"lr_decay_per_epoch": 0.0}, {"lr_decay_per_epoch": 1.01}]
+)
 def test_fields_that_cannot_be_are_refused(fields) -> None:
     with pytest.raises(ValueError, match=next(iter(fields))):
         FedDP(**fields)

@@ -32,7 +32,7 @@ from fedsim.pruning.extrusion import ExtrudeAndProbe, marked
 
 SGD = LocalTraining(batch=4, epochs=2, lr=0.1)
 FALLING = LocalTraining(batch=4, epochs=2, lr=0.1, schedule="exponential", factor=0.5)
-ALWAYS = FedMef(density=0.45, adjust_every=1, stop=8, penalty=0.05)
+ALWAYS = FedMef(density=0.45, adjust_every=1, stop_round=8, penalty=0.05)
 
 
 def small() -> nn.Module:
@@ -45,7 +45,7 @@ def small() -> nn.Module:
 
 def made(training: LocalTraining = SGD, kind: type = FLEETS[0], keep: ActivationPruning | None = None, cohort: int | None = None) -> World:
     found = world(stored(*drawn([6, 9, 5])), small(), kind, training, cohort)
-    found.setting.net.prune(keep)
+    found.setting.net.set_activation_pruning(keep)
     return found
 
 
@@ -53,8 +53,8 @@ def made(training: LocalTraining = SGD, kind: type = FLEETS[0], keep: Activation
 
 
 def test_check_1_moves() -> None:
-    assert [mask_adjustment.moves(1000, 10_000, FedMef().swap, r, 300) for r in (10, 150, 290, 300)] == [398, 200, 1, 0]
-    assert mask_adjustment.moves(1000, 10_000, FedMef().swap, 0, 300) == 400
+    assert [mask_adjustment.moves(1000, 10_000, FedMef().adjust_fraction, r, 300) for r in (10, 150, 290, 300)] == [398, 200, 1, 0]
+    assert mask_adjustment.moves(1000, 10_000, FedMef().adjust_fraction, 0, 300) == 400
 
 
 def test_check_2_rates() -> None:
@@ -72,7 +72,7 @@ def test_check_2_rates() -> None:
 @pytest.mark.parametrize(("penalty", "shrunk"), [(1e-4, 0.9992), (1e-3, 0.9920), (1e-2, 0.9230), (1e-1, 0.4457)])
 def test_check_3_marked_weights_alone_shrink_when_the_data_say_nothing(penalty, shrunk, monkeypatch) -> None:
     one = made(replace(SGD, epochs=0, steps=40))
-    method = FedMef(density=0.45, adjust_every=1, stop=8, penalty=penalty)
+    method = FedMef(density=0.45, adjust_every=1, stop_round=8, penalty=penalty)
     state = method.init(one.setting, None)
     net = one.setting.net
     zero = {key: torch.zeros_like(value) for key, value in under(net.initial, "w/").items()}
@@ -100,7 +100,7 @@ def _taps(rest: dict, zero: Tree) -> Tree:
 @pytest.mark.parametrize("kind", FLEETS)
 def test_check_3_without_a_penalty_an_adjusting_round_trains_as_a_plain_one_to_the_bit(kind) -> None:
     ends = []
-    for method in (replace(ALWAYS, penalty=0.0), replace(ALWAYS, stop=0)):
+    for method in (replace(ALWAYS, penalty=0.0), replace(ALWAYS, stop_round=0)):
         one = made(kind=kind)
         state = method.init(one.setting, None)
         ends.append(method.trained(one.setting, state, one.fleet, 1, method.extrusion(one.setting.net, state.shared, 1))[0].shared)
@@ -138,7 +138,7 @@ def test_an_extruding_round_by_hand(kind, mu, form) -> None:
     """Round 3 of a falling rate: the loss with the penalty, the rate of each step, the swap by the votes."""
     one = made(FALLING, kind)
     one = replace(one, setting=replace(one.setting, aggregate=FedProx(mu)))
-    method = FedMef(density=0.45, adjust_every=1, stop=8, penalty=0.03, penalty_form=form)
+    method = FedMef(density=0.45, adjust_every=1, stop_round=8, penalty=0.03, penalty_form=form)
     state, _ = method.round(one.setting, method.init(one.setting, None), one.fleet, 0)
     state = replace(state, shared={key: value * 3 if key.startswith("w/") else value for key, value in state.shared.items()})
     one.fleet.open(3)
@@ -200,9 +200,11 @@ def test_an_extruding_round_by_hand(kind, mu, form) -> None:
     for name, value in total.items():
         torch.testing.assert_close(after.shared["w/" + name], value, rtol=0, atol=2e-7)
     assert 0 < raised < 14  # steps
-    assert told["adjusted"] == moved > 0
-    assert told["low_before"] == pytest.approx(float(torch.cat([state.shared["w/" + n].flatten()[i] for n, i in low.items()]).norm()))
-    assert told["low_after"] == pytest.approx(pressed, rel=1e-6)
+    assert told["weights_swapped"] == moved > 0
+    assert told["marked_norm_before"] == pytest.approx(
+        float(torch.cat([state.shared["w/" + n].flatten()[i] for n, i in low.items()]).norm())
+    )
+    assert told["marked_norm_after"] == pytest.approx(pressed, rel=1e-6)
 
 
 # ---- 4: the marked set
@@ -228,7 +230,7 @@ def test_check_4_every_client_marks_the_same(kind) -> None:
     seen: list[Tensor] = []
     work = ExtrudeAndProbe(SGD.feed() and (SGD.feed(),), 0.1, marks=extrusion.marks, lr0=0.1)
     for _ in range(3):
-        found = work.start(one.setting.net, _sent(state.shared))
+        found = work.init_state(one.setting.net, _sent(state.shared))
         seen.append(torch.cat([found[MARKED + layer] for layer in extrusion.marks]))
         assert {layer: len(found[MARKED + layer]) for layer in extrusion.marks} == dict(extrusion.moves)
     assert all(torch.equal(one, seen[0]) for one in seen)
@@ -245,10 +247,13 @@ def _sent(shared: Tree):  # type: ignore[no-untyped-def]
 
 
 @pytest.mark.parametrize("kind", FLEETS)
-@pytest.mark.parametrize("options", [{}, {"drop": "marked", "remark": True}, {"transfer": 1, "blocks": 2, "ramp": True, "beta_norm": "l1"}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"drop_rule": "marked", "remark_every_step": True}, {"extrusion_rounds": 1, "blocks": 2, "ramp": True, "beta_norm": "l1"}],
+)
 def test_check_5_twenty_five_rounds_keep_their_counts(kind, options) -> None:
     one = made(FALLING, kind, ActivationPruning(0.4), cohort=2)
-    method = FedMef(density=0.45, adjust_every=2, stop=20, penalty=0.01, **options)
+    method = FedMef(density=0.45, adjust_every=2, stop_round=20, penalty=0.01, **options)
     state, told = method.init(one.setting, None), []
     first = kept(state.shared)
     assert sum(first.values()) + 36 <= 0.45 * 522
@@ -256,7 +261,7 @@ def test_check_5_twenty_five_rounds_keep_their_counts(kind, options) -> None:
         one.fleet.open(r)
         before = state.shared
         state, found = method.round(one.setting, state, one.fleet, r)
-        told.append(found.get("adjusted", 0))
+        told.append(found.get("weights_swapped", 0))
         assert kept(state.shared) == first
         for key, mask in under(state.shared, "mask/").items():
             w, old = state.shared["w/" + key[5:]], before[key]
@@ -271,7 +276,7 @@ def test_check_5_twenty_five_rounds_keep_their_counts(kind, options) -> None:
 def test_what_leaves_is_what_was_marked_or_what_is_smallest(drop) -> None:
     """At this rate the marked weights do not stay the smallest."""
     one = made(replace(SGD, lr=2.0))
-    method = replace(ALWAYS, drop=drop, penalty=0.0)
+    method = replace(ALWAYS, drop_rule=drop, penalty=0.0)
     state = method.init(one.setting, None)
     after, _ = method.round(one.setting, state, one.fleet, 1)
     extrusion = method.extrusion(one.setting.net, state.shared, 1)
@@ -331,7 +336,7 @@ def test_a_classifier_that_is_not_masked_counts_as_kept() -> None:
 
 def test_check_14_bytes_are_those_of_the_tensors_that_are_encoded() -> None:
     one = world(stored(*drawn([6])), small(), training=LocalTraining(batch=4), cohort=1)
-    method, before, told = FedMef(density=0.45, adjust_every=2, stop=20), {}, []
+    method, before, told = FedMef(density=0.45, adjust_every=2, stop_round=20), {}, []
     state = method.init(one.setting, None)
     for r in range(4):
         one.fleet.open(r)
@@ -373,7 +378,7 @@ def _at(step: int, steps: int):  # type: ignore[no-untyped-def]
 
 def test_a_transfer_presses_in_the_rounds_before_and_moves_in_the_last() -> None:
     one = made()
-    method = FedMef(density=0.45, adjust_every=4, stop=8, transfer=2)
+    method = FedMef(density=0.45, adjust_every=4, stop_round=8, extrusion_rounds=2)
     state = method.init(one.setting, None)
     found = [method.extrusion(one.setting.net, state.shared, r) for r in range(1, 9)]
     assert [bool(one.marks) for one in found] == [False, True, True, True, False, False, False, False]  # K_l = 0 at R_stop
@@ -389,7 +394,7 @@ def test_a_growing_penalty() -> None:
 
 def test_a_plain_round_is_plain_training() -> None:
     one = made()
-    method = FedMef(density=0.45, adjust_every=2, stop=8)
+    method = FedMef(density=0.45, adjust_every=2, stop_round=8)
     state = method.init(one.setting, None)
     method.round(one.setting, state, one.fleet, 1)
     assert type(one.seen[-1].work) is TrainAndScore
@@ -404,11 +409,11 @@ def test_a_plain_round_is_plain_training() -> None:
     [
         ({"budget": 0}, "budget = 0; it is at least 1"),
         ({"penalty": -1.0}, "penalty = -1.0"),
-        ({"transfer": 10}, "transfer = 10; it is from 0 to 9"),
-        ({"swap": 0.6}, "swap = 0.6; it is from 0 to 0.5"),
+        ({"extrusion_rounds": 10}, "extrusion_rounds = 10; it is from 0 to 9"),
+        ({"adjust_fraction": 0.6}, "adjust_fraction = 0.6; it is from 0 to 0.5"),
         ({"density": 0.0}, "density"),
         ({"adjust_every": 0}, "adjust_every = 0"),
-        ({"drop": "all"}, "drop"),
+        ({"drop_rule": "all"}, "drop"),
     ],
 )
 def test_fields_outside_of_their_ranges(fields, told) -> None:

@@ -20,10 +20,10 @@ rounds = 4
 [data]
 name = "fake"
 channels = 1
-size = 8
+image_size = 8
 classes = 4
-train = 160
-test = 40
+train_images = 160
+test_images = 40
 [partition]
 name = "iid"
 clients = 4
@@ -40,7 +40,7 @@ device = "cpu"
 name = "fedmef"
 density = 0.2
 adjust_every = 2
-stop = 8
+stop_round = 8
 penalty = 0.01
 """
 
@@ -65,7 +65,7 @@ def test_every_job_is_valid(path) -> None:
         (["train.activation_layers='first'"], "activation_layers"),
         (["train.activation_cache='float'"], "activation_cache"),
         (["method.budget=0"], "budget = 0; it is at least 1"),
-        (["method.transfer=2"], "transfer = 2; it is from 0 to 1"),
+        (["method.extrusion_rounds=2"], "extrusion_rounds = 2; it is from 0 to 1"),
         (["method.density=0.001"], "conv1 stays dense with 36"),
         (["method.blocks='stages'"], "no stages in a model of conv2, fc1, fc2"),
         (["model.nsconv_over='most'"], "nsconv_over is one of all, kept"),
@@ -84,7 +84,7 @@ def test_a_run_tells_its_extrusions_and_becomes_a_plain_module(fedsim, tmp_path)
     assert code == 0, text
     (path,) = tmp_path.rglob("*.h5")
     reader = Reader(path)
-    before, after = reader.column("low_before"), reader.column("low_after")
+    before, after = reader.column("marked_norm_before"), reader.column("marked_norm_after")
     assert np.isfinite(before).tolist() == [False, False, True, False, True]
     assert (np.isfinite(after) == np.isfinite(before)).all()
     assert reader.column("density").max() <= 0.2

@@ -240,7 +240,7 @@ def test_check_2_the_choice_is_the_least_weighted_loss_by_hand(kind, selection) 
         scores.append((3 * losses[0] + 6 * losses[1]) / 9)
         assert float(made.seen[c * runs + runs - 1].reply.total["loss/sum"]) / 9 == pytest.approx(scores[-1], abs=1e-8)
     best = min(range(4), key=lambda c: scores[c])
-    assert found["candidate"] == best + 1
+    assert found["chosen_candidate"] == best + 1
     assert found["candidate_loss"] == pytest.approx(min(scores), abs=1e-8)
     assert found["pool_loss"] == pytest.approx(sum(scores) / 4, abs=1e-8)
     assert kept(state.shared) == kept(made.seen[best * runs].shared)
@@ -267,7 +267,7 @@ def test_check_2_loss_chooses_not_accuracy_and_by_images_not_by_clients() -> Non
     choices = [1 + int(np.argmin(weighted)), 1 + int(np.argmax(alike)), 1 + int(np.argmax(accuracy))]
     assert choices == [5, 2, 1]
     assert accuracy[0] > accuracy[4]
-    assert found["candidate"] == 5
+    assert found["chosen_candidate"] == 5
 
 
 def test_check_2_permuting_clients_changes_nothing() -> None:
@@ -277,7 +277,7 @@ def test_check_2_permuting_clients_changes_nothing() -> None:
     for numbers in ([0, 1, 2], [2, 0, 1]):
         made = world(stored(x, y, torch.tensor(numbers)[owners]), training=LocalTraining(batch=100))
         state, (found,) = made.play(WHOLE, 0)
-        results.append((found["candidate"], found["candidate_loss"], state.shared))
+        results.append((found["chosen_candidate"], found["candidate_loss"], state.shared))
     assert results[0][0] == results[1][0]
     assert results[0][1] == pytest.approx(results[1][1], abs=1e-10)
     assert all(torch.allclose(value, results[1][2][key], atol=1e-10) for key, value in results[0][2].items())
@@ -290,7 +290,7 @@ def test_of_equal_candidates_the_first_is_taken() -> None:
         nn.init.zeros_(value)
     made = world(stored(*drawn([4, 4])), module)
     state, (found,) = made.play(FedTiny(density=0.4, pool=6, selection="vanilla", pretrain_epochs=0), 0)
-    assert (found["candidates"], found["candidate"]) == (6, 1)
+    assert (found["candidates"], found["chosen_candidate"]) == (6, 1)
     assert found["candidate_loss"] == pytest.approx(np.log(3), abs=1e-6)
     assert kept(state.shared) == kept(made.seen[0].shared)
     assert kept(state.shared) not in [kept(seen.shared) for seen in made.seen[1:]]
@@ -309,7 +309,7 @@ def test_vanilla_selection_judges_with_the_servers_statistics_and_none_asks_nobo
     first, (found,) = made.play(FedTiny(density=0.4, pool=3, selection="none"), 0, public)
     assert made.seen == []
     assert kept(first.shared) == candidates[0]
-    assert found == {"candidates": 1, "candidate": 1}
+    assert found == {"candidates": 1, "chosen_candidate": 1}
 
 
 def test_a_pool_of_one_still_sets_the_statistics() -> None:

@@ -65,7 +65,7 @@ def bills(made: World, method: FedTiny, rounds: int) -> list[dict[int, tuple[int
 def test_check_13_bytes_of_selection_plain_and_adjusting_rounds(kind) -> None:
     """Four clients select among three candidates, two a round train: some come back after masks have changed twice."""
     made = world(stored(*drawn([6, 9, 5, 7])), kind=kind, training=LocalTraining(batch=4, momentum=0.9), cohort=2)
-    told = bills(made, FedTiny(density=0.4, pool=3, adjust_every=2, stop=20, pretrain_epochs=0, blocks="all"), 10)
+    told = bills(made, FedTiny(density=0.4, pool=3, adjust_every=2, stop_round=20, pretrain_epochs=0, blocks="all"), 10)
     pool = [seen.shared for seen in made.seen if type(seen.work).__name__ == "Statistics"]
     assert len(pool) == 3
     candidates = sum(values(shared) + positions(shared, before) for shared, before in zip(pool, [None, *pool[:-1]], strict=True))
@@ -83,7 +83,7 @@ def test_check_13_bytes_of_selection_plain_and_adjusting_rounds(kind) -> None:
 
 def test_check_13_the_bytes_are_those_of_the_tensors_that_are_encoded() -> None:
     made = world(stored(*drawn([6])), training=LocalTraining(batch=4), cohort=1)
-    told = bills(made, FedTiny(density=0.4, adjust_every=2, stop=20, pretrain_epochs=0, selection="none"), 3)
+    told = bills(made, FedTiny(density=0.4, adjust_every=2, stop_round=20, pretrain_epochs=0, selection="none"), 3)
     before: Tree = {}
     for seen in made.seen:
         broadcast = {key: value.float() if value.is_floating_point() else value for key, value in seen.shared.items()}
@@ -153,7 +153,7 @@ def test_check_12_a_clients_flops_and_memory_with_the_growth_batch(growth) -> No
     """Clients of 3, 9 and 8 images in batches of 4: the last batch of two epochs holds 3, 1 and 4, a batch of its own 3, 4 and 4."""
     made = world(stored(*drawn([3, 9, 8])), training=LocalTraining(batch=4, epochs=2, momentum=0.9))
     before = masked(made.setting)
-    method = FedTiny(density=0.6, adjust_every=1, stop=8, pretrain_epochs=0, selection="none", growth=growth)
+    method = FedTiny(density=0.6, adjust_every=1, stop_round=8, pretrain_epochs=0, selection="none", growth=growth)
     made.fleet.open(1)
     method.round(made.setting, before, made.fleet, 1)
     moves, counts = made.seen[0].work.moves, kept(before.shared)
@@ -301,7 +301,7 @@ def test_check_16_a_probe_needs_its_buffers_and_one_gradient_more_than_the_backw
 @pytest.fixture(scope="module")
 def parts() -> Experiment:
     """Two clients."""
-    table = {"data": {"name": "fake", "channels": 3, "size": 32, "classes": 10, "train": 20, "test": 10}}
+    table = {"data": {"name": "fake", "channels": 3, "image_size": 32, "classes": 10, "train_images": 20, "test_images": 10}}
     table |= {"partition": {"name": "iid", "clients": 2, "test": "global"}, "model": {"name": "resnet20"}}
     table |= {"train": {"batch": 5, "steps": 1, "lr": 0.05}, "execution": {"device": "cpu"}}
     return build_experiment(check(table | {"method": {"name": "fedtiny", "density": 0.1}}))

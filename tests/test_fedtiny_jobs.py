@@ -21,10 +21,10 @@ rounds = 6
 [data]
 name = "fake"
 channels = 1
-size = 8
+image_size = 8
 classes = 4
-train = 160
-test = 40
+train_images = 160
+test_images = 40
 [partition]
 name = "iid"
 clients = 4
@@ -58,7 +58,13 @@ def fedsim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
         (["method.density=0.0"], "above 0 and at most 1"),
         (["train.lr=1e30"], "pretraining on the public images diverged"),
         (
-            ["partition.name='dirichlet_class'", "partition.alpha=0.001", "partition.least=0", "partition.clients=30", "cohort.size=30"],
+            [
+                "partition.name='dirichlet_class'",
+                "partition.alpha=0.001",
+                "partition.min_images=0",
+                "partition.clients=30",
+                "cohort.size=30",
+            ],
             "[cohort] size = 30, and ",
         ),
         (["method.density=0.5", "method.tol=0", "method.spread=0.99", "model.width=5"], "none of 10,000 draws"),
@@ -70,10 +76,10 @@ def fedsim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
         (["method.blocks='stage'"], "blocks"),
         (["method.blocks=0"], "blocks = 0; it is at least 1"),
         (["method.selection_clients=5"], "selection_clients: of 4 clients at most 4 can select"),
-        (["method.alpha=0.51"], "alpha = 0.51; it is from 0 to 0.5"),
-        (["method.alpha=-0.1"], "alpha = -0.1; it is from 0 to 0.5"),
+        (["method.adjust_fraction=0.51"], "adjust_fraction = 0.51; it is from 0 to 0.5"),
+        (["method.adjust_fraction=-0.1"], "adjust_fraction = -0.1; it is from 0 to 0.5"),
         (["method.adjust_every=0"], "adjust_every = 0; it is at least 1"),
-        (["method.stop=-1"], "stop = -1; it is at least 0"),
+        (["method.stop_round=-1"], "stop_round = -1; it is at least 0"),
         (["method.pool=0"], "pool = 0; it is at least 1"),
         (["method.bn_passes=0"], "bn_passes = 0; it is at least 1"),
         (["method.probe_share=1.5"], "probe_share = 1.5"),
@@ -98,7 +104,7 @@ def test_what_a_job_may_not_ask_for(fedsim, tmp_path, command, settings, said) -
         ["model.norm='none'", "method.selection='none'"],
         ["model.norm='group'", "method.selection='vanilla'"],
         ["partition.public=0", "method.pretrain_epochs=0"],
-        ["method.selection_clients=4", "method.blocks=100", "method.stop=0"],
+        ["method.selection_clients=4", "method.blocks=100", "method.stop_round=0"],
     ],
 )
 def test_what_the_messages_advise_runs(fedsim, settings) -> None:
@@ -118,12 +124,12 @@ def test_the_smoke_job_leaves_its_resources_on_record(fedsim, tmp_path) -> None:
     assert (layers == layers[0]).all()
     grown, pruned = reader.layers("grown"), reader.layers("pruned")
     np.testing.assert_array_equal(grown, pruned)
-    np.testing.assert_array_equal(grown.sum(1)[1:], reader.column("adjusted")[1:])
+    np.testing.assert_array_equal(grown.sum(1)[1:], reader.column("weights_swapped")[1:])
     assert [np.flatnonzero(row).tolist() for row in grown] == [[], [], [3], [], [2], [], [1]]  # from the output to the input
-    assert reader.column("block")[[2, 4, 6]].tolist() == [3, 2, 1]
-    assert np.isnan(reader.column("block")[[1, 3, 5]]).all()
+    assert reader.column("adjusted_block")[[2, 4, 6]].tolist() == [3, 2, 1]
+    assert np.isnan(reader.column("adjusted_block")[[1, 3, 5]]).all()
     assert reader.column("candidates")[0] == 3
-    assert 1 <= reader.column("candidate")[0] <= 3
+    assert 1 <= reader.column("chosen_candidate")[0] <= 3
     assert reader.column("candidate_loss")[0] <= reader.column("pool_loss")[0]
     for name in ("bytes_up", "bytes_down", "train_flops"):
         np.testing.assert_array_equal(np.nansum(reader.clients(name), 1), reader.column(name))
@@ -131,10 +137,10 @@ def test_the_smoke_job_leaves_its_resources_on_record(fedsim, tmp_path) -> None:
     assert plain.max() < adjusting.min() < 1
     assert (np.nanmax(reader.clients("memory"), 1) == reader.column("max_client_memory")).all()
     up, down = reader.column("bytes_up"), reader.column("bytes_down")
-    assert (up[[2, 4, 6]] == up[1] + 4 * 8 * reader.column("adjusted")[[2, 4, 6]]).all()
+    assert (up[[2, 4, 6]] == up[1] + 4 * 8 * reader.column("weights_swapped")[[2, 4, 6]]).all()
     assert (up[[3, 5]] == up[1]).all()
     assert down[2] == down[4] == down[6]
-    changed = np.minimum(4 * 2 * reader.column("adjusted")[[2, 4]], sizes[[3, 2]] // 8)  # what came and what went, or a bit for each
+    changed = np.minimum(4 * 2 * reader.column("weights_swapped")[[2, 4]], sizes[[3, 2]] // 8)  # what came and what went, or a bit for each
     assert (down[[3, 5]] == down[2] + 4 * changed).all()
 
 
@@ -151,7 +157,7 @@ def test_check_14_three_ranks_agree_with_one_process_bit_for_bit(fedsim, tmp_pat
     alone, ranks = Reader(tmp_path / "runs/smoke.h5"), Reader(tmp_path / "ranks.h5")
     assert (alone.attributes["ranks"], ranks.attributes["ranks"]) == (1, 3)
     assert ranks.attributes["weights_sha256"] == alone.attributes["weights_sha256"]
-    for name in ("accuracy", "adjusted", "candidate", "candidate_loss", "bytes_up", "bytes_down", "train_flops"):
+    for name in ("accuracy", "weights_swapped", "chosen_candidate", "candidate_loss", "bytes_up", "bytes_down", "train_flops"):
         np.testing.assert_array_equal(ranks.column(name), alone.column(name))
     for r in range(7):
         assert all(torch.equal(mask, ranks.masks(r)[key]) for key, mask in alone.masks(r).items())

@@ -24,7 +24,7 @@ from fedsim.methods.fedtiny import FedTiny
 from fedsim.models import settings
 
 ADAM = LocalTraining(batch=4, epochs=2, lr=0.01, decay=1e-3, optimiser="adam")
-ALWAYS = FedTiny(density=0.6, adjust_every=1, stop=8, pretrain_epochs=0, selection="none")
+ALWAYS = FedTiny(density=0.6, adjust_every=1, stop_round=8, pretrain_epochs=0, selection="none")
 
 
 # ---- a round by hand
@@ -47,7 +47,7 @@ def trained(made: World, shared: Tree, k: int, r: int, growth: str) -> tuple[nn.
     for x, y in batches(made, feed, k, r, 0):
         dense = {name: g.clone() for name, g in gradient(module, x, y).items()}
         for name, value in module.named_parameters():
-            value.grad += getattr(made.setting.aggregate, "mu", 0) * (value.detach() - shared["w/" + name])
+            value.grad += getattr(made.setting.aggregate, "fedprox_mu", 0) * (value.detach() - shared["w/" + name])
             value.grad *= hidden.get(name, 1)
         optimiser.step()
     assert all(bool((value[~hidden[name]] == 0).all()) for name, value in module.named_parameters() if name in hidden)
@@ -84,7 +84,7 @@ def round_by_hand(made: World, shared: Tree, r: int, growth: str, shares: list[f
 
 
 @pytest.mark.parametrize("kind", FLEETS)
-@pytest.mark.parametrize("aggregate", [FedAvg(), FedProx(mu=0.5)])
+@pytest.mark.parametrize("aggregate", [FedAvg(), FedProx(fedprox_mu=0.5)])
 @pytest.mark.parametrize(("growth", "uniform", "training"), [("batch", False, SLOW), ("batch", True, ADAM), ("last_step", False, SLOW)])
 def test_a_round_of_two_clients_is_the_one_by_hand(kind, aggregate, growth, uniform, training) -> None:
     """Clients of 5 and 11 images, batches of 4, two epochs of SGD with momentum and decay or of Adam, every layer adjusted."""
@@ -98,7 +98,7 @@ def test_a_round_of_two_clients_is_the_one_by_hand(kind, aggregate, growth, unif
     shares = [0.5, 0.5] if uniform else [5 / 16, 11 / 16]
     expected, votes = round_by_hand(made, before.shared, r, growth, shares, moves)
     assert min(moves.values()) >= 2
-    assert found["adjusted"] == sum(moves.values())
+    assert found["weights_swapped"] == sum(moves.values())
     assert state.shared.keys() == expected.keys()
     for key, value in expected.items():
         if key.startswith("mask/"):
@@ -117,7 +117,7 @@ def test_a_round_of_two_clients_is_the_one_by_hand(kind, aggregate, growth, unif
 def test_the_probe_changes_nothing_that_is_trained() -> None:
     """Weights and running statistics before the swap are those of a plain round."""
     totals = []
-    for method in (ALWAYS, replace(ALWAYS, growth="last_step"), replace(ALWAYS, stop=0)):
+    for method in (ALWAYS, replace(ALWAYS, growth="last_step"), replace(ALWAYS, stop_round=0)):
         made = world(stored(*drawn([5, 11])))
         made.fleet.open(2)
         method.round(made.setting, masked(made.setting), made.fleet, 2)
@@ -159,7 +159,7 @@ BLOCKS = [["layer1.0.conv1", "layer1.0.conv2"], ["layer2.0.conv1", "layer2.0.con
 
 def test_check_10_invariants_of_25_rounds() -> None:
     made = world(stored(*drawn([6, 9, 12, 5])), toy(), training=LocalTraining(batch=6, lr=0.2, momentum=0.9, decay=1e-3), cohort=3)
-    method = FedTiny(density=0.3, pool=3, adjust_every=2, stop=60, pretrain_epochs=0)
+    method = FedTiny(density=0.3, pool=3, adjust_every=2, stop_round=60, pretrain_epochs=0)
     state, found = made.play(method, 25)
     whole, first = sum(made.setting.net.sizes.values()), next(iter(made.setting.net.sizes))
     sent = [seen.shared for seen in made.seen if seen.r > 0] + [state.shared]
@@ -177,15 +177,15 @@ def test_check_10_invariants_of_25_rounds() -> None:
             assert bool((w[mask & ~held] == 0).all())
             assert int((mask & ~held).sum()) == int((held & ~mask).sum())
             grown += int((mask & ~held).sum())
-        assert found[r]["adjusted"] == grown  # none that left came back, or fewer positions would have changed
+        assert found[r]["weights_swapped"] == grown  # none that left came back, or fewer positions would have changed
         adjusted.append(grown)
     assert [r for r, count in enumerate(adjusted, start=1) if count] == list(range(2, 25, 2))
 
 
 def test_check_11_blocks_from_the_output_to_the_input_and_round_again() -> None:
     made = world(stored(*drawn([8, 8])), toy(), training=LocalTraining(batch=8, lr=0.1))
-    state, found = made.play(replace(ALWAYS, stop=100), 7, state=masked(made.setting))
-    assert [told["block"] for told in found] == [5, 4, 3, 2, 1, 5, 4]
+    state, found = made.play(replace(ALWAYS, stop_round=100), 7, state=masked(made.setting))
+    assert [told["adjusted_block"] for told in found] == [5, 4, 3, 2, 1, 5, 4]
     sent = [seen.shared for seen in made.seen] + [state.shared]
     for block, before, after in zip([5, 4, 3, 2, 1, 5, 4], sent[:-1], sent[1:], strict=True):
         changed = [key[5:].removesuffix(".weight") for key in under(after, "mask/") if not torch.equal(before[key], after[key])]
@@ -201,12 +201,12 @@ def test_check_11_blocks_from_the_output_to_the_input_and_round_again() -> None:
         ({"blocks": "stages"}, [[*BLOCKS[2], *BLOCKS[3], *BLOCKS[4]], BLOCKS[1], BLOCKS[0], [*BLOCKS[2], *BLOCKS[3], *BLOCKS[4]]]),
         ({"blocks": 2, "order": "forward"}, [[*BLOCKS[0], *BLOCKS[1]], [*BLOCKS[2], *BLOCKS[3], *BLOCKS[4]]]),
         ({"adjust_every": 2}, [[], BLOCKS[4], [], BLOCKS[3], [], BLOCKS[2]]),
-        ({"adjust_every": 2, "stop": 3}, [[], BLOCKS[4], [], []]),
+        ({"adjust_every": 2, "stop_round": 3}, [[], BLOCKS[4], [], []]),
     ],
 )
 def test_other_blocks_other_orders_and_other_rounds(fields, blocks) -> None:
     made = world(stored(*drawn([8, 8])), toy(), training=LocalTraining(batch=8, lr=0.1))
-    made.play(replace(ALWAYS, **{"stop": 100} | fields), len(blocks), state=masked(made.setting))
+    made.play(replace(ALWAYS, **{"stop_round": 100} | fields), len(blocks), state=masked(made.setting))
     assert [list(getattr(seen.work, "moves", {})) for seen in made.seen] == blocks
 
 
@@ -214,7 +214,7 @@ def test_other_blocks_other_orders_and_other_rounds(fields, blocks) -> None:
 def test_the_moves_of_every_layer_follow_its_own_kept_weights(rounding, rule) -> None:
     made = world(stored(*drawn([8, 8])))
     counts = kept(masked(made.setting).shared)
-    made.play(replace(ALWAYS, blocks="all", rounding=rounding, stop=11, alpha=0.2), 11, state=masked(made.setting))
+    made.play(replace(ALWAYS, blocks="all", rounding=rounding, stop_round=11, adjust_fraction=0.2), 11, state=masked(made.setting))
     for r, seen in enumerate(made.seen[:10], start=1):
         share = 0.2 * (1 + cos(pi * r / 11))
         assert {name: rule(share * count) for name, count in counts.items() if rule(share * count)} == dict(getattr(seen.work, "moves", {}))
@@ -250,8 +250,8 @@ def test_check_14_serial_and_packed_fleets_agree() -> None:
         made = world(stored(*drawn([6, 9, 12, 5])), toy(), kind, LocalTraining(batch=5, epochs=2, lr=0.1))
         ends.append(made.play(FedTiny(density=0.3, pool=3, adjust_every=1, pretrain_epochs=0), 7))
     (serial, told), (packed, other) = ends
-    assert [one["adjusted"] for one in told[1:]] == [one["adjusted"] for one in other[1:]]
-    assert told[0]["candidate"] == other[0]["candidate"]
+    assert [one["weights_swapped"] for one in told[1:]] == [one["weights_swapped"] for one in other[1:]]
+    assert told[0]["chosen_candidate"] == other[0]["chosen_candidate"]
     for key, value in serial.shared.items():
         if key.startswith("mask/"):
             assert torch.equal(value, packed.shared[key]), key

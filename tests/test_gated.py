@@ -35,7 +35,7 @@ from fedsim.fleet.serial import SerialFleet
 from fedsim.pruning import gates, hypernet_training
 from fedsim.pruning.gated_training import ENERGY_UNIT, Energy, GateGradient, TrainGated
 
-HELD = Feed("held", steps=1, batch=4, augment=False, charge="inputs")
+HELD = Feed("held", steps=1, batch=4, augment=False, cost="inputs")
 TARGETS = [0.5, 0.3, 0.6, 0.5]
 
 
@@ -118,7 +118,7 @@ def test_under_a_soft_gate_weights_train_and_its_mean_gradient_comes_back(kind) 
 def test_the_energy_of_channels_is_summed_over_images_and_positions(kind, power) -> None:
     """Batches of 4 of 9, 11 and 5 images: a small last batch counts by its images."""
     made = gated((9, 11, 5), kind=kind, holdout=0.0)
-    feed = Feed("train", epochs=1, batch=4, augment=False, charge="forward")
+    feed = Feed("train", epochs=1, batch=4, augment=False, cost="forward")
     total = made.fleet.run(Energy((feed,), power), range(3), made.setting.net.initial).total
     x = torch.cat([x for k in range(3) for x, _ in batches(made, feed, k, 0)])
     found = []
@@ -145,7 +145,7 @@ def test_a_lone_image_goes_through_a_lone_channel_at_a_lone_position(kind) -> No
 
 def world_and_rule(kind: type = SerialFleet):  # type: ignore[no-untyped-def]
     made = gated(kind=kind)
-    method = Precise(keep=0.8, keep_client=tuple(TARGETS), bias=0.5)
+    method = Precise(flops_share=0.8, client_flops_share=tuple(TARGETS), bias=0.5)
     return made, method.choosing(made.setting)
 
 
@@ -288,4 +288,4 @@ def test_a_feed_longer_than_its_gates_is_charged_at_the_last_of_them() -> None:
     few, many = (net.channels.used([width, 8, 16]) for width in (1, 3))
     f, g = (flops.forward_flops(account.anatomy, used) for used in (few, many))
     assert account._flops(Feed("train", steps=4, batch=4), 9, [few, many]) == 3 * (4 * f + (4 + 1 + 4) * g)
-    assert account._flops(Feed("train", steps=4, batch=4, charge="inputs"), 9, [few, many]) == 2 * (4 * f + (4 + 1 + 4) * g)
+    assert account._flops(Feed("train", steps=4, batch=4, cost="inputs"), 9, [few, many]) == 2 * (4 * f + (4 + 1 + 4) * g)

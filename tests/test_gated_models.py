@@ -101,7 +101,7 @@ def test_methods_that_cut_by_themselves_refuse_gates() -> None:
     with pytest.raises(BadInput, match="leave gate_keep out"):
         Structured().init(made.setting, None)
     with pytest.raises(ValueError, match=r"gates.conv1 sees the image \(model.gate_keep\)"):
-        made.setting.net.prune(ActivationPruning(0.5, "all", "bitmap"))
+        made.setting.net.set_activation_pruning(ActivationPruning(0.5, "all", "bitmap"))
 
 
 def test_what_does_not_go_together_is_told() -> None:

@@ -205,7 +205,7 @@ def test_a_total_that_is_not_float64_is_refused() -> None:
 
 def gradients(low: torch.dtype | None, under: Callable[[Net], Net] = lambda net: net) -> tuple[Tree, Tensor]:
     net = Net(small())
-    net.lower(low)
+    net.set_compute_dtype(low)
     generator = torch.Generator().manual_seed(2)
     x, t = torch.randn(32, 1, 4, 4, generator=generator), torch.zeros((), dtype=torch.int64)
     loss, found, buffers, _ = under(net).gradient(net.initial, Batch(x, torch.arange(32) % 3, None, t, t))
@@ -225,7 +225,7 @@ def test_low_arithmetic_rounds_nothing_that_is_kept(under) -> None:
 
 def test_a_net_is_raised_again_and_a_cut_one_is_lowered_too() -> None:
     net = Net(small())
-    net.lower(torch.bfloat16)
+    net.set_compute_dtype(torch.bfloat16)
     assert net.cut(net.channels.kept(torch.ones(net.channels.n, dtype=torch.bool))).low == torch.bfloat16
     before, x = net(net.initial, torch.ones(1, 1, 4, 4))[0], torch.ones(1, 1, 4, 4)
     mixed_precision.settle(net, "float32", "cpu")
@@ -240,7 +240,7 @@ def test_programs_train_in_bfloat16_near_to_float32() -> None:
     for low in (None, torch.bfloat16):
         made = world(stored(*drawn(RAGGED)), kind=CudaGraphFleet)
         net = Net(small())
-        net.lower(low)
+        net.set_compute_dtype(low)
         made.fleet.site = replace(made.fleet.site, net=net, dtype=torch.float32)
         made.fleet.open(1)
         found[low] = made.fleet.run(train(), range(4), net.initial).total
@@ -280,7 +280,7 @@ def stacked_gradients(net: Net, how: str) -> Tree:
     generator, t = torch.Generator().manual_seed(3), torch.zeros((), dtype=torch.int64)
     weights = {key: value + 0.1 * torch.randn(3, *value.shape, generator=generator) for key, value in net.initial.items()}
     x, y = torch.randn(3, 5, 1, 8, 8, generator=generator).to(next(iter(weights.values())).dtype), torch.arange(15).view(3, 5) % 3
-    net.stack(how)
+    net.set_packed_convolution(how)
     pure = net.under_vmap()
     return torch.func.vmap(lambda rows, x, y: pure.gradient(rows, Batch(x, y, None, t, t))[1])(weights, x, y)
 
@@ -294,7 +294,7 @@ def test_batched_products_are_grouped_convolutions(conv) -> None:
     grouped, product = (stacked_gradients(exact, how) for how in ("grouped", "matmul"))
     assert all(torch.allclose(value, product[key], rtol=1e-10, atol=1e-10) for key, value in grouped.items())
     low = Net(module)
-    low.lower(torch.bfloat16)
+    low.set_compute_dtype(torch.bfloat16)
     whole = torch.cat([value.flatten() for value in grouped.values()])
     for found in (stacked_gradients(low, how) for how in ("grouped", "matmul")):
         assert {value.dtype for value in found.values()} == {torch.float32}

@@ -135,8 +135,8 @@ def test_identity_forgets_how_and_where_but_nothing_else() -> None:
 
 
 def test_fedprox_is_fedavg_with_another_aggregation() -> None:
-    job = check({"method": {"name": "fedprox"}, "train": {"mu": 0.5}})
-    assert job.train.aggregation() == FedProx(mu=0.5)
+    job = check({"method": {"name": "fedprox"}, "train": {"fedprox_mu": 0.5}})
+    assert job.train.aggregation() == FedProx(fedprox_mu=0.5)
     assert job.method.use == check(FEDAVG).method.use
     assert "means train.aggregate = 'fedprox'" in fault({"method": {"name": "fedprox"}, "train": {"aggregate": "fedavg"}})
 
@@ -213,7 +213,7 @@ def test_a_misspelt_section_and_a_field_without_its_section() -> None:
         ({"execution": {"plan": "fast"}}, 'plan = "fast": should be "auto", "reference" or the run file whose plan is taken'),
         ({"execution": {"time_limit": 0}}, "time_limit = 0: should be a number, above 0"),
         ({"data": "digits"}, '[data] is a section, not "digits": write [data] and its fields below it'),
-        ({"data": {"size": "big"}}, '[data] size = "big": should be a whole number'),
+        ({"data": {"image_size": "big"}}, '[data] image_size = "big": should be a whole number'),
         ({"data": {"name": "cifar"}}, "[data] name = 'cifar' is not known. There are: digits"),
         ({"partition": {"clients": 0}}, "[partition] clients = 0 must be at least 1"),
         ({"method": "fedavg"}, "[method] is a section"),
@@ -299,8 +299,8 @@ def test_every_job_of_ours_is_one_and_says_only_what_it_changes(path: Path) -> N
 def test_the_benchmarks_are_the_ones_that_were_agreed() -> None:
     small, medium = load(ROOT / "jobs/bench/small.toml"), load(ROOT / "jobs/bench/medium.toml")
     for job, channels, size, images, cohort, width in ((small, 1, 8, 20, 50, 16), (medium, 3, 32, 50, 20, 32)):
-        assert (job.data.name, job.data.channels, job.data.size, job.data.classes) == ("fake", channels, size, 10)
-        assert (job.partition.clients, job.data.train, job.cohort.size) == (100, 100 * images, cohort)
+        assert (job.data.name, job.data.channels, job.data.image_size, job.data.classes) == ("fake", channels, size, 10)
+        assert (job.partition.clients, job.data.train_images, job.cohort.size) == (100, 100 * images, cohort)
         assert (job.train.batch, job.train.training(1, True).epochs, job.train.lr, job.rounds) == (10, 1, 0.05, 6)
         assert (job.model.name, job.model.width, job.model.norm, job.evaluate.every) == ("cnn", width, "none", 0)
 
@@ -308,7 +308,7 @@ def test_the_benchmarks_are_the_ones_that_were_agreed() -> None:
 def test_a_million_clients_differ_from_a_thousand_in_number_only() -> None:
     million, thousand = (tomllib.loads(resolved(load(ROOT / f"jobs/bench/{name}.toml"))) for name in ("million", "thousand"))
     assert (million["partition"].pop("clients"), thousand["partition"].pop("clients")) == (1_000_000, 1_000)
-    assert (million["data"].pop("train"), thousand["data"].pop("train")) == (20_000_000, 20_000)
+    assert (million["data"].pop("train_images"), thousand["data"].pop("train_images")) == (20_000_000, 20_000)
     assert (million.pop("name"), thousand.pop("name")) == ("million", "thousand")
     assert million.pop("evaluate")["every"] == thousand.pop("evaluate")["every"] == 0
     assert million == thousand

@@ -33,7 +33,7 @@ KEPT = {"wide": 100, "head": 16}
 
 @pytest.fixture(scope="module")
 def resnet18() -> ModelProfile:
-    return profiler(build(ModelSettings("resnet18"), (3, 32, 32), 10, 0), (3, 32, 32))
+    return profiler.profile(build(ModelSettings("resnet18"), (3, 32, 32), 10, 0), (3, 32, 32))
 
 
 @pytest.fixture(autouse=True)
@@ -80,13 +80,13 @@ def test_training_by_hand() -> None:
 def test_a_round_is_the_sum_of_its_feeds() -> None:
     train = flops.feed_flops(SMALL, 50, KEPT)
     probe = flops.feed_flops(SMALL, 8, KEPT, dense=("*",))
-    score = flops.feed_flops(SMALL, 5, KEPT, charge="forward")
+    score = flops.feed_flops(SMALL, 5, KEPT, cost="forward")
     both = train + probe + score
     f_sparse, f_dense = flops.forward_flops(SMALL, KEPT), flops.forward_flops(SMALL)
     assert both.total == 50 * 3 * f_sparse + 8 * (2 * f_sparse + f_dense) + 5 * f_sparse
     assert both["dense_gradient"] == 8 * (f_dense - f_sparse)
     with pytest.raises(ValueError, match="train, forward, inputs; not 'backward'"):
-        flops.feed_flops(SMALL, 5, charge="backward")
+        flops.feed_flops(SMALL, 5, cost="backward")
 
 
 def test_resnet18_a_dense_round(resnet18: ModelProfile) -> None:
@@ -104,7 +104,7 @@ def test_resnet18_at_a_hundredth(resnet18: ModelProfile) -> None:
 
 def test_sparse_flops_are_the_measured_dense_ones_times_the_density_of_the_real_masks() -> None:
     net = build(ModelSettings("resnet8"), (3, 16, 16), 10, 0)
-    found = profiler(net, (3, 16, 16))
+    found = profiler.profile(net, (3, 16, 16))
     masks = {layer.name: torch.rand(layer.shape) < 0.3 for layer in found.layers[1:]}
     with FlopCounterMode(display=False, depth=5) as counter:
         net(torch.zeros(1, 3, 16, 16))
@@ -273,9 +273,9 @@ def test_executed_memory_is_within_a_tenth_of_the_measured_peak(
 ) -> None:
     shape = (3, side, side)
     module = build(ModelSettings(name, norm=norm), shape, 10, 0)
-    found = profiler(module, shape, keep)
+    found = profiler.profile(module, shape, keep)
     net = Net(module)
-    net.prune(keep)
+    net.set_activation_pruning(keep)
     state = {key: value.clone() for key, value in net.initial.items()}
     state |= {"opt/momentum/" + key[2:]: torch.zeros_like(state[key]) for key in net.weights}
     masks = {f"mask/{layer.name}.weight": torch.rand(layer.shape) < 0.5 for layer in found.layers} if masked else {}
@@ -296,6 +296,6 @@ def test_the_gradient_of_a_dense_linear_map_by_the_counter() -> None:
     net = nn.Sequential(nn.Linear(12, 7), nn.Linear(7, 5))
     with FlopCounterMode(display=False) as counter:
         F.cross_entropy(net(torch.randn(1, 12)), torch.tensor([0])).backward()
-    found = profiler(net, (12,))
+    found = profiler.profile(net, (12,))
     assert counter.get_total_flops() == flops.training_flops(found) - found.layers[0].flops
     assert flops.training_flops(found) == 6 * (12 * 7 + 7 * 5)

@@ -105,7 +105,7 @@ def test_the_same_seed_gives_the_same_weights_in_another_process() -> None:
 @pytest.mark.parametrize("settings", [ModelSettings("resnet8"), ModelSettings("cnn", match="params", match_density=0.5)])
 def test_global_randomness_is_left_alone(settings: ModelSettings) -> None:
     before = torch.get_rng_state()
-    profiler(build(settings, IMAGE, 10, 3), IMAGE)
+    profiler.profile(build(settings, IMAGE, 10, 3), IMAGE)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -333,7 +333,7 @@ def test_a_match_below_one_channel_says_the_least() -> None:
 
 def test_resnet18_as_the_specification_has_it() -> None:
     net = model("resnet18")
-    found = profiler(net, IMAGE)
+    found = profiler.profile(net, IMAGE)
     assert (found.weights, found.free, found.buffers) == (11_164_352, 9_610, 9_600)
     assert flops.forward_flops(found) == 1_110_845_440 == 2 * 555_422_720
     assert found.layers[0].flops == 2 * 1_769_472
@@ -343,7 +343,7 @@ def test_resnet18_as_the_specification_has_it() -> None:
 
 
 def test_mobilenet_halves_the_sides_three_times() -> None:
-    layers = profiler(model("mobilenet_v2", width=4), IMAGE).layers
+    layers = profiler.profile(model("mobilenet_v2", width=4), IMAGE).layers
     depthwise = [layer.positions for layer in layers if layer.shape[1:] == (1, 3, 3)]
     # 1 + 2, 3, 4 + 3 and 3 + 1 blocks; the convolution with stride 2 is the depthwise one of a stage's first block
     assert depthwise == [32 * 32] * 3 + [16 * 16] * 3 + [8 * 8] * 7 + [4 * 4] * 4
@@ -354,13 +354,15 @@ def test_layers_stand_in_state_dict_order() -> None:
     for name in FAMILIES:
         net = model(name, width=4)
         names = [f"{at}.weight" for at, layer in net.named_modules() if isinstance(layer, CONV_AND_LINEAR)]
-        assert [f"{layer.name}.weight" for layer in profiler(net, IMAGE).layers] == [key for key in net.state_dict() if key in names]
+        assert [f"{layer.name}.weight" for layer in profiler.profile(net, IMAGE).layers] == [
+            key for key in net.state_dict() if key in names
+        ]
 
 
 def test_a_module_stays_as_it_was() -> None:
     net = model("resnet8").eval()
     before = {key: value.clone() for key, value in net.state_dict().items()}
-    profiler(net, IMAGE)
+    profiler.profile(net, IMAGE)
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
     assert not net.training
     assert not any(layer._forward_hooks for layer in net.modules())
@@ -368,7 +370,7 @@ def test_a_module_stays_as_it_was() -> None:
 
 def test_the_meta_device_gives_the_same_numbers() -> None:
     net = model("resnet20", norm="group")
-    assert profiler(net.to("meta"), IMAGE) == profiler(model("resnet20", norm="group"), IMAGE)
+    assert profiler.profile(net.to("meta"), IMAGE) == profiler.profile(model("resnet20", norm="group"), IMAGE)
 
 
 def saved_bytes(net: nn.Module, batch: int) -> int:
@@ -390,7 +392,7 @@ def saved_bytes(net: nn.Module, batch: int) -> int:
 @pytest.mark.parametrize("norm", ["batch", "group", "none"])
 def test_activations_are_what_autograd_saves(name: str, norm: str) -> None:
     net = model(name, norm=norm, width=8)
-    found = profiler(net, IMAGE)
+    found = profiler.profile(net, IMAGE)
     scalar = 4  # the total weight of the loss's mean
     assert saved_bytes(net, 3) == 3 * found.activations + found.vectors + scalar
 
@@ -399,7 +401,7 @@ def test_activations_are_what_autograd_saves(name: str, norm: str) -> None:
 def test_relu_in_place_saves_the_same(inplace: bool) -> None:
     for relu in (nn.ReLU(inplace), nn.ReLU6(inplace)):
         net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), relu, nn.AvgPool2d(2), nn.Flatten(), nn.Linear(8 * 15 * 15, 10))
-        found = profiler(net, IMAGE)
+        found = profiler.profile(net, IMAGE)
         assert saved_bytes(net, 3) == 3 * found.activations + found.vectors + 4
 
 
@@ -414,13 +416,13 @@ def counted(net: nn.Module, backward: bool) -> int:
 @pytest.mark.parametrize("name", list(FAMILIES))
 def test_forward_flops_are_those_that_torch_counts(name: str) -> None:
     net = model(name, norm="group", width=8)
-    assert flops.forward_flops(profiler(net, IMAGE)) == counted(net, backward=False)
+    assert flops.forward_flops(profiler.profile(net, IMAGE)) == counted(net, backward=False)
 
 
 @pytest.mark.parametrize("name", ["cnn", "resnet8", "resnet18", "vgg11"])
 def test_training_flops_but_for_the_gradient_of_the_image(name: str) -> None:
     net = model(name, norm="group")
-    found = profiler(net, IMAGE)
+    found = profiler.profile(net, IMAGE)
     first = found.layers[0].flops  # no gradient of the images is asked for
     assert flops.training_flops(found) - first == counted(net, backward=True)
     if name == "resnet18":
@@ -432,7 +434,7 @@ def test_grouped_convolutions(groups: int) -> None:
     net = nn.Sequential(
         nn.Conv2d(3, 8, 1), nn.Conv2d(8, 16, 3, stride=2, groups=groups), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10)
     )
-    found = profiler(net, IMAGE)
+    found = profiler.profile(net, IMAGE)
     assert flops.forward_flops(found) == counted(net, backward=False)
     assert found.layers[1].weights == 16 * (8 // groups) * 9
     assert found.layers[1].positions == 15 * 15
@@ -441,7 +443,7 @@ def test_grouped_convolutions(groups: int) -> None:
 def test_a_layer_used_twice_counts_twice() -> None:
     shared = nn.Conv2d(3, 3, 3, padding=1)
     net = nn.Sequential(shared, nn.ReLU(), shared, nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
-    found = profiler(net, IMAGE)
+    found = profiler.profile(net, IMAGE)
     assert [layer.positions for layer in found.layers] == [2 * 1024, 1]
     assert flops.forward_flops(found) == counted(net, backward=False)
 

@@ -25,7 +25,7 @@ def population(size: int) -> Population:
     x = torch.randint(0, 256, (sum(SIZES), 3, size, size), generator=generator, dtype=torch.uint8)
     users = torch.repeat_interleave(torch.arange(len(SIZES)), torch.tensor(SIZES))
     data = Stored("own", x, torch.arange(sum(SIZES)) % 4, 4, (0.5,) * 3, (0.25,) * 3, users)
-    return divide(data, data, PartitionSettings(name="natural", clients=0, least=1, test="global"), 0)
+    return divide(data, data, PartitionSettings(name="natural", clients=0, min_images=1, test="global"), 0)
 
 
 @pytest.mark.parametrize(("name", "norm"), CASES)

@@ -105,7 +105,7 @@ def test_a_client_trains_under_its_gates_as_the_reference_does() -> None:
         {key: value for key, value in held.items() if key != GATE}, own, {}, torch.tensor(5), torch.tensor([3]), torch.tensor(0)
     )
     work = TrainGated((Feed("train", steps=3),), 0.05, 0.9, 1e-2)
-    states = [clone(work.start(net, sent)) for _ in range(2)]
+    states = [clone(work.init_state(net, sent)) for _ in range(2)]
     with torch.no_grad():
         for t in range(3):
             step = Batch(images.x, images.y, None, torch.tensor(t), torch.tensor(3))

@@ -141,7 +141,7 @@ def test_check_16_no_norms_and_a_batch_of_one(name) -> None:
     assert all(isinstance(layer, NormalisedConv2d) for layer in module.modules() if isinstance(layer, nn.Conv2d))
     net = Net(module)
     for keep in (None, KEEP):
-        net.prune(keep)
+        net.set_activation_pruning(keep)
         loss, gradient, buffers, _ = net.gradient(sparse(net), batch_of(1))
         assert loss.isfinite()
         assert not buffers
@@ -155,7 +155,7 @@ def test_check_12_at_keep_one_a_network_is_the_plain_one(name, norm) -> None:
     net, batch = Net(built(name, norm, 8)), batch_of(4)
     tree = sparse(net, 0.5)
     plain = net.gradient(tree, batch)
-    net.prune(ActivationPruning(1.0))
+    net.set_activation_pruning(ActivationPruning(1.0))
     ours = net.gradient(tree, batch)
     assert torch.equal(plain[0], ours[0])
     largest = max(float(g.abs().max()) for g in plain[1].values())
@@ -165,7 +165,7 @@ def test_check_12_at_keep_one_a_network_is_the_plain_one(name, norm) -> None:
 
 def test_check_12_every_layer_but_the_first_is_pruned() -> None:
     net = Net(built("resnet8", width=8))
-    net.prune(KEEP)
+    net.set_activation_pruning(KEEP)
     prunes = {name: layer.prunes for name, layer in net.module.named_modules() if hasattr(layer, "prunes")}
     assert list(prunes) == list(net.sizes)
     assert [name for name, pruned in prunes.items() if not pruned] == ["conv1"]
@@ -178,12 +178,12 @@ def test_check_8_saved_bytes_are_the_ledgers_to_the_byte(name, pruned, dtype) ->
     """Of NSConv networks: caches, bits of ReLUs and pools, the first input. Nothing of a weight's size but kept values."""
     module, keep = built(name, width=8 if name != "mobilenet_v2" else 16), KEEP if pruned else None
     net, batch = Net(module), batch_of(6)
-    net.prune(keep)
+    net.set_activation_pruning(keep)
     tree = sparse(net)
     if dtype is not None:
         if not pruned:
             return
-        net.lower(dtype)
+        net.set_compute_dtype(dtype)
     activations, weights = saved(net, tree, batch)
     found = memory.saved(profiler.profile(module, (3, 32, 32), keep), 6)
     if dtype is None and name not in ("cnn", "lenet5", "vgg11"):
@@ -213,7 +213,7 @@ def test_check_8_with_an_ordinary_relu_the_full_tensor_is_still_kept() -> None:
     kept = {}
     for activation in (nn.ReLU, Own):
         net = Net(chain(activation))
-        net.prune(KEEP)
+        net.set_activation_pruning(KEEP)
         kept[activation] = saved(net, net.initial, batch_of(4))[0] - 4 * 4 * 3 * 32 * 32
     each = 4 * 8 * 32 * 32
     small = 4 * (8 + 4 * 4) + LOSS  # labels, log-probabilities
@@ -225,7 +225,7 @@ def test_layers_that_read_the_same_tensor_share_a_cache(monkeypatch) -> None:
     found = profiler.profile(built("resnet18", "batch", 8), (3, 32, 32), KEEP)
     assert len(found.caches) == 20 - 3  # the shortcuts' three read what others do
     net = Net(built("resnet18", "batch", 8))
-    net.prune(KEEP)
+    net.set_activation_pruning(KEEP)
     caches: set[int] = set()
     before = Layer.__call__
 
@@ -235,7 +235,7 @@ def test_layers_that_read_the_same_tensor_share_a_cache(monkeypatch) -> None:
 
     monkeypatch.setattr(Layer, "__call__", called)
     for dtype in (None, torch.bfloat16):
-        net.lower(dtype)
+        net.set_compute_dtype(dtype)
         caches.clear()
         net.gradient(net.initial, batch_of(2))
         assert len(caches) == 17
@@ -267,7 +267,7 @@ def test_a_tensor_that_was_changed_in_place_has_a_cache_of_its_own(packed) -> No
     found = {}
     for inplace in (False, True):
         net = Net(Twice(inplace))
-        net.prune(KEEP)
+        net.set_activation_pruning(KEEP)
         found[inplace] = torch.func.vmap(partial(alone, net.under_vmap()))(batch.x[None]) if packed else alone(net, batch.x)
     for key, g in found[False].items():
         assert torch.equal(g, found[True][key]), key
@@ -277,7 +277,7 @@ def test_evaluation_and_passes_without_a_gradient_prune_nothing(monkeypatch) -> 
     from fedsim.kernels.activation_pruning import layers
 
     net = Net(built("cnn", width=8))
-    net.prune(KEEP)
+    net.set_activation_pruning(KEEP)
     monkeypatch.setattr(layers, "pruned", lambda *given: pytest.fail("an activation was pruned"))
     with torch.no_grad():
         net(net.initial, batch_of(2).x, train=True)
@@ -307,7 +307,7 @@ def test_a_pruned_network_becomes_a_plain_module_with_its_filters_ready() -> Non
 )
 def test_layers_that_cannot_are_told(module, told) -> None:
     with pytest.raises(ValueError, match=told):
-        Net(module).prune(KEEP)
+        Net(module).set_activation_pruning(KEEP)
 
 
 def test_settings_that_do_not_fit_are_told() -> None:

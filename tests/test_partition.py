@@ -46,9 +46,9 @@ def entropy(counts):
         ({"prior": "flat"}, "shares, ones"),
         ({"sizes": "odd"}, "equal, dirichlet, lognormal"),
         ({"test": "none"}, "proportional, global"),
-        ({"least": -1}, "least = -1 must be at least 0"),
+        ({"min_images": -1}, "min_images = -1 must be at least 0"),
         ({"public": -1}, "public"),
-        ({"tries": 0}, "tries = 0 must be at least 1"),
+        ({"max_tries": 0}, "max_tries = 0 must be at least 1"),
         ({"sigma": float("inf")}, "sigma"),
     ],
 )
@@ -60,11 +60,11 @@ def test_impossible_settings_are_refused(fields, said):
 @pytest.mark.parametrize(
     ("name", "fields", "said"),
     [
-        ("iid", {"clients": 5_001}, "clients = 5001 x least = 10 images = 50010, but there are 50000"),
+        ("iid", {"clients": 5_001}, "clients = 5001 x min_images = 10 images = 50010, but there are 50000"),
         ("classes_per_client", {"classes_per_client": 11}, "classes_per_client = 11, but the data have 10 classes"),
         ("few_per_class", {"clients": 400, "images_per_class": 200}, "lower images_per_class"),
-        ("few_per_class", {"images_per_class": 3}, "fewer than least = 10"),
-        ("shards", {"clients": 4_999, "drop_rest": True, "shards_per_client": 9}, "fewer than least"),
+        ("few_per_class", {"images_per_class": 3}, "fewer than min_images = 10"),
+        ("shards", {"clients": 4_999, "drop_rest": True, "shards_per_client": 9}, "fewer than min_images"),
         ("natural", {"clients": 4_000}, "but the data have"),
     ],
 )
@@ -96,7 +96,7 @@ def test_every_image_is_dealt_once_and_every_client_has_its_least(name, clients)
 @pytest.mark.parametrize("clients", [2, 100, 400])
 def test_extreme_concentrations_end_quickly_and_cover(name, alpha, clients):
     for balance, prior in ((True, "shares"), (False, "ones")):
-        made = dealt(name, clients=clients, alpha=alpha, beta=alpha, balance=balance, prior=prior, tries=2)
+        made = dealt(name, clients=clients, alpha=alpha, beta=alpha, balance=balance, prior=prior, max_tries=2)
         assert made.owner.min() >= 0
         assert made.sizes().min() >= 10
 
@@ -112,7 +112,7 @@ def test_extreme_concentrations_end_quickly_and_cover(name, alpha, clients):
 @settings(max_examples=250, deadline=None)
 def test_any_small_data_are_dealt_exactly(labels, name, clients, least, alpha, seed):
     labels = np.array(labels)
-    asked = {"clients": clients, "least": least, "alpha": alpha, "beta": alpha, "classes_per_client": 1, "sizes": "lognormal"}
+    asked = {"clients": clients, "min_images": least, "alpha": alpha, "beta": alpha, "classes_per_client": 1, "sizes": "lognormal"}
     users = np.arange(len(labels)) // 2
     try:
         made = dealt(name, labels=labels, users=users, seed=seed, **asked)
@@ -128,7 +128,7 @@ def test_one_client_has_all_and_n_clients_have_one_each():
     assert set(dealt(clients=1).owner) == {0}
     few = LABELS[:50]
     for name in ("iid", "dirichlet_class", "quantity_lognormal"):
-        assert dealt(name, labels=few, clients=50, least=1).sizes().tolist() == [1] * 50
+        assert dealt(name, labels=few, clients=50, min_images=1).sizes().tolist() == [1] * 50
 
 
 def test_numpys_global_state_is_neither_used_nor_changed():
@@ -254,8 +254,8 @@ def test_balance_sends_later_classes_to_those_with_room():
 
 
 def test_balanced_clients_stop_near_the_mean():
-    size = dealt("dirichlet_class", clients=10, alpha=0.1, least=0, tries=1).sizes()
-    before = dealt("dirichlet_class", clients=10, alpha=0.1, least=0, tries=1, balance=False).sizes()
+    size = dealt("dirichlet_class", clients=10, alpha=0.1, min_images=0, max_tries=1).sizes()
+    before = dealt("dirichlet_class", clients=10, alpha=0.1, min_images=0, max_tries=1, balance=False).sizes()
     assert size.max() < before.max()
 
 
@@ -277,7 +277,7 @@ def test_dropping_the_rest_of_the_shards():
 
 @pytest.mark.parametrize("clients", [1, 3, 10, 400])
 def test_every_class_has_an_owner_and_clients_their_classes(clients):
-    made = dealt("classes_per_client", clients=clients, classes_per_client=2, least=0)
+    made = dealt("classes_per_client", clients=clients, classes_per_client=2, min_images=0)
     counts = made.counts(LABELS, CLASSES)
     assert (counts.sum(0) == 5_000).all()
     owned = (counts > 0).sum(1)
@@ -316,7 +316,7 @@ def test_the_repair_takes_the_most_frequent_class_of_the_largest():
 
 
 def test_a_hopeless_draw_is_repaired_after_its_tries():
-    made = dealt("dirichlet_class", clients=400, alpha=1e-3, tries=3)
+    made = dealt("dirichlet_class", clients=400, alpha=1e-3, max_tries=3)
     assert made.tries == 3
     assert made.moved > 0
     assert made.sizes().min() == 10
@@ -331,7 +331,7 @@ def test_the_best_of_the_tries_is_the_one_repaired():
     best = max(sizes, key=lambda size: size.min())
     assert best is not sizes[-1]
     assert best.min() < 20
-    made = dealt("dirichlet_class", labels=labels, clients=50, alpha=0.05, tries=6, least=20)
+    made = dealt("dirichlet_class", labels=labels, clients=50, alpha=0.05, max_tries=6, min_images=20)
     assert made.moved == np.maximum(20 - best, 0).sum()
 
 

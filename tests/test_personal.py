@@ -178,7 +178,7 @@ def test_a_run_records_every_evaluated_client(folder: Path) -> None:
         for name, value in rounds.items():
             assert reader.column(name)[r] == value
         accuracy = reader.clients("accuracy", r)
-        assert reader.column("client_worst")[r] == np.flatnonzero(accuracy == accuracy.min())[0]
+        assert reader.column("worst_client")[r] == np.flatnonzero(accuracy == accuracy.min())[0]
 
 
 def test_a_run_without_gates_records_nothing_new(folder: Path) -> None:
@@ -186,7 +186,7 @@ def test_a_run_without_gates_records_nothing_new(folder: Path) -> None:
     new = {"inference_share", "parameters", "parameters_share", "gates_open", "inference_flops"}
     assert not new & set(reader.names("clients"))
     assert not (new - {"inference_flops"}) & set(reader.names())
-    assert not {name for name in reader.names() if name in ("client_overlap", "client_worst", "client_parameters")}
+    assert not {name for name in reader.names() if name in ("client_overlap", "worst_client", "client_parameters")}
     assert not [key for key in reader.model() if key.startswith(("index/", "gate/"))]
 
 

@@ -30,12 +30,12 @@ def chosen(monkeypatch: pytest.MonkeyPatch, seconds: dict[int, float], candidate
 
 
 def test_packs_of_a_program_grow_until_that_pays_no_more(monkeypatch) -> None:
-    plans = [Plan("graphed", packs) for packs in (32, 16, 8, 4)]
+    plans = [Plan("cuda_graph", packs) for packs in (32, 16, 8, 4)]
     assert chosen(monkeypatch, {32: 3.0, 16: 1.0, 8: 2.0, 4: 0.5}, plans) == (plans[1], [32, 16, 8])
 
 
 def test_packs_of_a_program_grow_until_memory_is_out(monkeypatch) -> None:
-    plans = [Plan("graphed", packs) for packs in (32, 16, 8, 4)]
+    plans = [Plan("cuda_graph", packs) for packs in (32, 16, 8, 4)]
     assert chosen(monkeypatch, {32: 3.0, 16: 1.0, 8: float("inf"), 4: 0.5}, plans) == (plans[1], [32, 16, 8])
 
 

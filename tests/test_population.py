@@ -147,7 +147,7 @@ def test_the_record_is_fit_for_json_and_warns_of_repairs():
     assert record["scheme"] == "dirichlet_class"
     assert record["parameters"]["alpha"] == 0.5
     assert record["warnings"] == []
-    repaired = digits(alpha=1e-3, clients=100, tries=2).record
+    repaired = digits(alpha=1e-3, clients=100, max_tries=2).record
     assert repaired["tries"] == 2
     assert f"{repaired['moved']} images" in repaired["warnings"][0]
 
@@ -167,7 +167,7 @@ def test_the_same_in_another_process():
 
 @pytest.mark.parametrize("name", ["iid", "dirichlet_class", "blocks"])
 def test_another_seed_or_parameter_is_another_hash(name):
-    fields = [{}, {"clients": 11}, {"least": 9}, {"public": 1}, {"holdout": 0.1}, {"test": "global"}]
+    fields = [{}, {"clients": 11}, {"min_images": 9}, {"public": 1}, {"holdout": 0.1}, {"test": "global"}]
     hashes = [digits(name=name, **more).sha256 for more in fields] + [digits(seed=1, name=name).sha256]
     assert len(set(hashes)) == len(hashes)
 
@@ -198,10 +198,10 @@ def test_changing_one_split_leaves_the_others():
 def test_natural_users_stay_whole_and_small_ones_merge():
     users = np.repeat([10, 20, 30, 40, 50], [12, 3, 4, 15, 2])
     labels = np.zeros(36, np.int64)
-    made = deal(labels, PartitionSettings(name="natural", clients=0, least=5), generator(0, "partition"), users)
+    made = deal(labels, PartitionSettings(name="natural", clients=0, min_images=5), generator(0, "partition"), users)
     assert sorted(made.sizes()) == [9, 12, 15]  # 20 and 30 merge to 7, the smallest other, which 50 joins
     assert all(len(set(made.owner[users == u])) == 1 for u in set(users))
-    two = deal(labels, PartitionSettings(name="natural", clients=2, least=0), generator(0, "partition"), users)
+    two = deal(labels, PartitionSettings(name="natural", clients=2, min_images=0), generator(0, "partition"), users)
     assert two.clients == 2
     assert all(len(set(two.owner[users == u])) == 1 for u in set(users))
 
@@ -249,7 +249,7 @@ def test_natural_without_users_is_bad_input():
     ("fields", "said"),
     [
         ({"public": 200}, "public = 200 images per class, but class 0 of digits has"),
-        ({"clients": 200}, "clients = 200 x least = 10 images = 2000, but there are 1437"),
+        ({"clients": 200}, "clients = 200 x min_images = 10 images = 2000, but there are 1437"),
         ({"clients": 200, "name": "blocks"}, "clients = 200"),
         ({"clients": 140, "public": 10}, "but there are 1337"),
         ({"name": "classes_per_client", "classes_per_client": 11}, "10 classes"),
@@ -266,7 +266,7 @@ def test_what_the_digits_cannot_give(fields, said):
 def test_a_million_clients_cost_what_ten_cost():
     settings = PartitionSettings(name="blocks", clients=1_000_000, holdout=0.1)
     tracemalloc.start()
-    p = populate(DataSettings(name="fake", size=8, channels=1, train=20_000_000), settings, 0)
+    p = populate(DataSettings(name="fake", image_size=8, channels=1, train_images=20_000_000), settings, 0)
     held, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert held < 1_000_000

@@ -49,7 +49,7 @@ def off(one: Tree, other: Tree) -> float:
 @pytest.mark.parametrize(("name", "norm", "standardise"), [("cnn", "batch", False), ("resnet8", "group", True), ("cnn", "nsconv", False)])
 def test_under_a_hard_gate_packed_is_serial(name, norm, standardise, keep) -> None:
     net = Net(models.build(ModelSettings(name, norm=norm, width=8, standardise=standardise), (3, 16, 16), 10, 0))
-    net.prune(keep)
+    net.set_activation_pruning(keep)
     tree = net.initial | {GATE: torch.rand(net.channels.n) < 0.6}
     tree |= {key: torch.randn_like(value) for key, value in net.initial.items() if key.endswith(".gain")}
     if norm == "nsconv":
@@ -65,9 +65,9 @@ def test_linear_layers_of_rows_run_sparse(keep) -> None:
     net = Net(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(2), nn.Linear(196, 5), nn.Flatten(), nn.Linear(20, 3)))
     held = {f"mask/{layer}.weight": torch.rand(net.shapes[layer]) < 0.3 for layer in net.maskable}
     tree, batch = masks.apply(net.initial, held) | held, batch_of(4)
-    net.prune(keep)
+    net.set_activation_pruning(keep)
     dense = net.gradient(tree, batch)[1]
-    net.use(cost_model.always_sparse(net.geometries))
+    net.set_sparse_costs(cost_model.always_sparse(net.geometries))
     assert len(net.sparse(tree)) == 2
     assert off(dense, net.gradient(tree, batch)[1]) < 1e-5
 
@@ -90,12 +90,12 @@ def test_rows_of_windows_are_of_their_images() -> None:
     real = torch.tensor([1.0, 1, 1, 0])
     batch = batch_of(4, real=real)
     net = Net(Windows(False))
-    net.prune(KEEP)
+    net.set_activation_pruning(KEEP)
     padded = net.gradient(net.initial, batch)[1]
     alone = net.gradient(net.initial, Batch(batch.x[:3], batch.y[:3], None, batch.t, batch.T))[1]
     assert off(alone, padded) < 1e-5
     net = Net(Windows(True))
-    net.prune(KEEP)
+    net.set_activation_pruning(KEEP)
     with pytest.raises(ValueError, match=r"cannot be pruned in a padded batch of 3: images come first"):
         net.gradient(net.initial, Batch(torch.randn(3, 3, 9, 9), batch.y[:3], real[:3], batch.t, batch.T))
 
@@ -122,7 +122,7 @@ def test_a_pack_of_any_plain_sequence_is_its_clients_and_keeps_what_the_ledger_s
     module = layers(pool)
     module(torch.zeros(1, 3, 16, 16))
     net, batch = Net(module), batch_of(4)
-    net.prune(KEEP)
+    net.set_activation_pruning(KEEP)
     alone = net.gradient(net.initial, batch)[1]
     assert net._program is not None
     together = partial(net.under_vmap().gradient, net.initial)
@@ -151,7 +151,7 @@ def test_views_of_a_tensor_have_caches_of_their_own() -> None:
     found = profiler.profile(Halves(), (3, 16, 16), KEEP)
     assert found.caches == (4 * 14 * 14, 4 * 14 * 14)
     net = Net(Halves())
-    net.prune(KEEP)
+    net.set_activation_pruning(KEEP)
     assert saved(net, net.initial, batch_of(5))[0] == memory.saved(found, 5).total + 4
 
 
@@ -188,7 +188,7 @@ def test_products_of_windows_prune_nothing_and_say_so() -> None:
     from fedsim.config.job import check
     from fedsim.simulation.experiment import build_experiment
 
-    table = {"method": {"name": "fedavg"}, "train": {"activation_keep": 0.3}, "execution": {"stacked": "matmul"}}
+    table = {"method": {"name": "fedavg"}, "train": {"activation_keep": 0.3}, "execution": {"packed_conv": "matmul"}}
     with pytest.raises(BadInput, match="no products that prune activations"):
         build_experiment(check(table))
 

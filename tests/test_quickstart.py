@@ -63,8 +63,8 @@ def test_its_run_file_is_whole(quickstart) -> None:
         assert rounds.accuracy.dims == ("round",)
         assert float(rounds.accuracy[20]) > 0.94
         assert float(rounds.density.max()) <= 0.1
-        assert float(rounds.adjusted.sum()) > 1000
-        assert [int(block) for block in rounds.block.dropna("round")] == [3, 2, 1, 3, 2, 1, 3]  # in round 16 = stop none moves
+        assert float(rounds.weights_swapped.sum()) > 1000
+        assert [int(block) for block in rounds.adjusted_block.dropna("round")] == [3, 2, 1, 3, 2, 1, 3]  # in round 16 = stop none moves
     with xarray.open_dataset(quickstart[0], group="layers", engine="h5netcdf") as layers:
         assert (layers.grown == layers.pruned).all()
         assert float(layers.grown.sum()) > 1000

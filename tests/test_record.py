@@ -75,8 +75,8 @@ def test_masks_are_stored_where_they_changed(path: Path) -> None:
 
 def test_a_name_not_declared_has_nan_before(path: Path) -> None:
     with Record.resume(path, 3) as record:
-        record.row(4, {"adjusted": 1.0}, {"votes": (np.array([0]), np.array([7.0]))})
-    np.testing.assert_array_equal(Reader(path).column("adjusted"), [np.nan] * 4 + [1])
+        record.row(4, {"weights_swapped": 1.0}, {"votes": (np.array([0]), np.array([7.0]))})
+    np.testing.assert_array_equal(Reader(path).column("weights_swapped"), [np.nan] * 4 + [1])
     np.testing.assert_array_equal(Reader(path).clients("votes")[4], [7] + [np.nan] * 4)
 
 
@@ -248,7 +248,7 @@ def gated(tmp_path: Path) -> Path:
 
 def stored(path: Path) -> list[str]:
     with h5py.File(path, locking=False) as file:
-        return sorted(file["clients_masks"])
+        return sorted(file["client_gates"])
 
 
 def test_gates_are_stored_where_they_changed(gated: Path) -> None:
@@ -261,13 +261,13 @@ def test_gates_are_stored_where_they_changed(gated: Path) -> None:
     assert [part.size for part in run.gates(0)] == [0, 0]
     assert run.groups(0) == {}
     with h5py.File(gated, locking=False) as file:
-        assert file["clients_masks/1/gates"].shape == (2, 2)  # 13 bits
-        assert file["clients_masks/1"].attrs["n"] == 13
+        assert file["client_gates/1/gates"].shape == (2, 2)  # 13 bits
+        assert file["client_gates/1"].attrs["n"] == 13
 
 
 def test_a_run_without_gates_has_none(path: Path) -> None:
     with h5py.File(path, locking=False) as file:
-        assert "clients_masks" not in file
+        assert "client_gates" not in file
     assert [part.size for part in Reader(path).gates()] == [0, 0]
 
 
@@ -283,8 +283,8 @@ def test_resume_cuts_later_gates(gated: Path) -> None:
 
 def test_xarray_opens_a_file_with_gates(gated: Path) -> None:
     with xarray.open_datatree(gated, engine="h5netcdf", phony_dims="sort") as tree:
-        assert tree["clients_masks/final"].gates.shape == (5, 1)
-        assert tree["clients_masks/5"].clients.values.tolist() == [0, 1, 4]
+        assert tree["client_gates/final"].gates.shape == (5, 1)
+        assert tree["client_gates/5"].clients.values.tolist() == [0, 1, 4]
 
 
 # --- bad input
@@ -466,11 +466,11 @@ def check(path: Path) -> int:
             assert np.isnan(found[:, [0, 300, 598]]).all()
         assert [r for r in (20, 21) if f"new{r}" in file["rounds"] and r <= rounds] == [r for r in (20, 21) if r <= rounds]
         assert sorted(int(name) for name in file["masks"] if int(name) <= rounds) == list(range(0, rounds + 1, 5))
-        gates = [int(name) for name in file.get("clients_masks", ()) if name != "final" and int(name) <= rounds]
+        gates = [int(name) for name in file.get("client_gates", ()) if name != "final" and int(name) <= rounds]
         assert sorted(gates) == list(range(7, rounds + 1, 7))
         for r in gates:
-            assert (file[f"clients_masks/{r}/gates"][()] == np.packbits(hard(r // 7).hard, axis=1)).all()
-        assert not file.attrs["finished"] or ("model/w/a" in file and "clients_masks/final" in file)
+            assert (file[f"client_gates/{r}/gates"][()] == np.packbits(hard(r // 7).hard, axis=1)).all()
+        assert not file.attrs["finished"] or ("model/w/a" in file and "client_gates/final" in file)
         return rounds
 
 

@@ -91,7 +91,7 @@ def test_a_rank_is_measured_by_its_own_peak(tmp_path: Path) -> None:
     for ranks, packs, share in ((4, 16, 40), (9, 4, 30), (2, 16, 120)):
         text = told(tmp_path, {"compute": 1.0}, speed, ranks=ranks, plan=json.dumps({"packs": packs}), **PEAKS)
         assert f"at {share}% of the arithmetic roof ({120 // min(ranks - 1, packs)} of 100 GFLOP/s a rank)" in text
-        assert ("execution.pack" in text) == (ranks > packs)
+        assert ("execution.packs" in text) == (ranks > packs)
 
 
 def test_far_from_every_roof_it_is_overhead_or_pruned_weights(tmp_path: Path) -> None:

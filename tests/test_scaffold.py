@@ -180,9 +180,9 @@ def masked_own(later: Tree, reply: Any, key: str) -> Tensor:
 @pytest.mark.parametrize("aggregate", [FedNova(0.9), Scaffold(0.1)])
 def test_where_masks_move_pruned_weights_and_their_controls_are_exactly_0(kind, aggregate) -> None:
     made = having(aggregate, kind)
-    method = FedTiny(density=0.6, adjust_every=1, stop=8, pretrain_epochs=0, selection="none", alpha=0.4, blocks="all")
+    method = FedTiny(density=0.6, adjust_every=1, stop_round=8, pretrain_epochs=0, selection="none", adjust_fraction=0.4, blocks="all")
     state, found = made.play(method, 6)
-    assert all(row["adjusted"] > 0 for row in found[1:])
+    assert all(row["weights_swapped"] > 0 for row in found[1:])
     stale = forgotten = 0
     for seen, later in zip(made.seen, [*made.seen[1:], None], strict=True):
         for key, mask in under(seen.shared, "mask/").items():
@@ -229,7 +229,7 @@ def test_controls_begin_at_0_again_after_a_cut(kind) -> None:
     """The cut ends round 3. Of five clients some come back with controls of the larger network, some come for the first time."""
     made = gated((12, 9, 10, 7, 8), kind=kind, rounds=8, cohort=2)
     made.setting = replace(made.setting, aggregate=Scaffold(9.9))  # the round's rate counts
-    method = Structured(keep=0.5, cotrain=3)
+    method = Structured(flops_share=0.5, cotrain=3)
     state, _ = made.play(method, 3)
     assert all(
         bool((value == 0).all()) and value.shape == state.shared["w/" + key.removeprefix(SCAFFOLD_CONTROL)].shape
@@ -263,7 +263,7 @@ def test_device_wise_pruning_takes_both() -> None:
         for kind in FLEETS:
             made = gated((9, 12, 10), kind=kind, dtype=torch.float32, rounds=6, cohort=2)
             made.setting = replace(made.setting, aggregate=aggregate)
-            state, _ = made.play(DWFNP(cotrain=3, warmup=0, hyper_interval=1, unseen="accept"), 5)
+            state, _ = made.play(DWFNP(cotrain=3, warmup=0, hyper_interval=1, unseen_clients="accept"), 5)
             ends[aggregate, kind] = weights(state.shared)
     for kind in FLEETS:
         near(ends[FedNova(0.9), kind], ends[FedAvg(), kind], 1e-4)

@@ -76,16 +76,21 @@ def pruned(path: Path, rows: list[dict[str, float]]) -> str:
 
 
 def test_the_busiest_client_is_told_beside_dense_training_and_selection_by_itself(tmp_path: Path) -> None:
-    first = {"max_client_flops": 3.3e8, "max_client_flops_share": 0.5, "candidates": 10, "candidate": 3, "candidate_loss": 2.0625}
-    rounds = [{"max_client_flops": flops, "max_client_flops_share": flops / 1e9, "adjusted": k} for flops, k in ((1.57e8, 0), (1e8, 1200))]
-    text = pruned(tmp_path / "a.h5", [first, *rounds, rounds[1] | {"adjusted": 34}])
+    first = {"max_client_flops": 3.3e8, "max_client_flops_share": 0.5, "candidates": 10, "chosen_candidate": 3, "candidate_loss": 2.0625}
+    rounds = [
+        {"max_client_flops": flops, "max_client_flops_share": flops / 1e9, "weights_swapped": k} for flops, k in ((1.57e8, 0), (1e8, 1200))
+    ]
+    text = pruned(tmp_path / "a.h5", [first, *rounds, rounds[1] | {"weights_swapped": 34}])
     assert "busiest client 157 MFLOP in a round of dense training at most 15.7% of a client's own" in text
     assert "selection candidate 3 of 10, loss 2.062; busiest client 330 MFLOP" in text
     assert "adjustments 2 rounds, 1,234 weights moved in all" in text
 
 
 def test_nothing_is_told_of_pruning_that_did_not_happen(tmp_path: Path) -> None:
-    text = pruned(tmp_path / "a.h5", [{"max_client_flops": 0, "candidates": 1, "candidate": 1}, {"max_client_flops": 1e6, "adjusted": 0}])
+    text = pruned(
+        tmp_path / "a.h5",
+        [{"max_client_flops": 0, "candidates": 1, "chosen_candidate": 1}, {"max_client_flops": 1e6, "weights_swapped": 0}],
+    )
     assert "busiest client 1.00 MFLOP in a round" in text
     assert not any(word in text for word in ("dense", "selection", "adjustments", "before round 1"))
     assert "before round 1 busiest client 2.00 kFLOP" in pruned(tmp_path / "b.h5", [{"max_client_flops": 2e3}, {"max_client_flops": 1e6}])
@@ -103,7 +108,7 @@ def test_smaller_networks_are_told_as_last_recorded(tmp_path: Path) -> None:
 
 def test_the_worst_client_is_named_where_it_is_known(tmp_path: Path) -> None:
     with Record.create(tmp_path / "a.h5", attributes={"rounds_planned": 0}, layers=["fc"], clients=10) as record:
-        record.row(0, {"client_accuracy_macro": 0.5, "client_worst": 7}, {"accuracy": (np.array([3, 7]), np.array([0.75, 0.25]))})
+        record.row(0, {"client_accuracy_macro": 0.5, "worst_client": 7}, {"accuracy": (np.array([3, 7]), np.array([0.75, 0.25]))})
     assert "lowest 25.0% (client 7)" in shown(tmp_path / "a.h5")
 
 

@@ -27,11 +27,11 @@ def every(data):
     ("fields", "said"),
     [
         ({"name": "cifar"}, "cifar10, cifar100, svhn"),
-        ({"name": "cifar10", "size": 64}, "size applies to digits, shapes and fake"),
+        ({"name": "cifar10", "image_size": 64}, "image_size applies to digits, shapes and fake"),
         ({"name": "digits", "classes": 5}, "classes applies to shapes and fake"),
         ({"name": "shapes", "classes": 1}, "classes = 1 is too small"),
-        ({"name": "digits", "size": 7}, "the least is 8"),
-        ({"name": "fake", "train": 0}, "train = 0"),
+        ({"name": "digits", "image_size": 7}, "the least is 8"),
+        ({"name": "fake", "train_images": 0}, "train_images = 0"),
         ({"name": "file"}, "path"),
         ({"name": "digits", "path": "x.h5"}, "path"),
         ({"name": "emnist", "split": "greek"}, "byclass, bymerge"),
@@ -79,7 +79,7 @@ def test_digits_do_not_depend_on_the_seed():
 
 
 def test_digits_upsample_bilinearly():
-    small, large = opened()[0], opened(size=16)[0]
+    small, large = opened()[0], opened(image_size=16)[0]
     assert large.shape == (1, 16, 16)
     a = small.x[0, 0].double() / 255 * 16  # 0 … 16, exact but for the rounding to uint8
     inner = 0.75 * 0.75 * a[0, 0] + 0.75 * 0.25 * (a[0, 1] + a[1, 0]) + 0.25 * 0.25 * a[1, 1]
@@ -129,8 +129,8 @@ def test_fake_is_a_function_of_the_index():
 
 def test_fake_differs_by_seed_and_part_and_looks_uniform():
     (train, test), (other, _) = (
-        opened(name="fake", train=2000, test=500, size=8, channels=1, classes=4),
-        opened(seed=1, name="fake", train=2000),
+        opened(name="fake", train_images=2000, test_images=500, image_size=8, channels=1, classes=4),
+        opened(seed=1, name="fake", train_images=2000),
     )
     x, y = every(train)
     assert not torch.equal(x[:500], every(test)[0])
@@ -153,7 +153,7 @@ def test_fake_images_of_odd_size_and_out_of_range():
 
 @pytest.mark.parametrize(("size", "channels", "classes"), [(8, 1, 2), (13, 3, 20), (32, 3, 10)])
 def test_shapes_in_any_size(size, channels, classes):
-    train, test = opened(name="shapes", size=size, channels=channels, classes=classes, train=60, test=40)
+    train, test = opened(name="shapes", image_size=size, channels=channels, classes=classes, train_images=60, test_images=40)
     assert train.shape == (channels, size, size)
     assert torch.bincount(train.y, minlength=classes).min() >= 60 // classes
     assert not torch.equal(train.x[:40], test.x)
@@ -161,7 +161,10 @@ def test_shapes_in_any_size(size, channels, classes):
 
 
 def test_shapes_depend_on_the_number_of_the_image_alone():
-    few, many = opened(seed=0, name="shapes", train=30, test=5)[0], opened(seed=5, name="shapes", train=700, test=5)[0]
+    few, many = (
+        opened(seed=0, name="shapes", train_images=30, test_images=5)[0],
+        opened(seed=5, name="shapes", train_images=700, test_images=5)[0],
+    )
     assert torch.equal(few.x, many.x[:30])
 
 
@@ -182,7 +185,7 @@ def test_figures_are_different_and_fill_part_of_their_frame():
 
 
 def test_shapes_can_be_learned_but_not_by_a_line():
-    train, test = opened(name="shapes", size=16, channels=1, classes=4, train=3200, test=400)
+    train, test = opened(name="shapes", image_size=16, channels=1, classes=4, train_images=3200, test_images=400)
     mean, std = train.mean[0], train.std[0]
     (x, y), (u, v) = every(train), every(test)
     x, u = (x / 255 - mean) / std, (u / 255 - mean) / std

@@ -70,12 +70,12 @@ def test_sparse_is_masked_dense_in_float64(count) -> None:
     torch.manual_seed(0)
     net, tree = net_and_tree(Smooth(), 0.4)
     given = batch(count)
-    net.use(always_sparse(net.geometries))
+    net.set_sparse_costs(always_sparse(net.geometries))
     assert set(net.sparse(tree)) == set(net.maskable)
     loss, gradient, buffers, _ = net.gradient(tree, given)
     logits, _ = net(tree, given.x)
     exact = net.to("cpu", torch.float64)
-    exact.use({})
+    exact.set_sparse_costs({})
     wide = Batch(given.x.double(), given.y, None, given.t, given.T, 0)
     wanted = exact.gradient(double(tree), wide)
     assert float(loss) == pytest.approx(float(wanted[0]), rel=1e-5)
@@ -94,7 +94,7 @@ def test_a_tapped_layer_is_dense_and_its_gradient_whole() -> None:
         return {f"grad/{layer}": g}
 
     wanted = net.gradient(tree, batch(9), tap=tap, layers=("wide",))
-    net.use(always_sparse(net.geometries))
+    net.set_sparse_costs(always_sparse(net.geometries))
     found = net.gradient(tree, batch(9), tap=tap, layers=("wide",))
     agrees(found[3], wanted[3])
     agrees(found[1], wanted[1])
@@ -106,7 +106,7 @@ def test_extra_is_added_and_masked() -> None:
     net, tree = net_and_tree(Smooth(), 0.4)
     extra = {key: torch.ones_like(value) for key, value in under(tree, "w/").items()}
     wanted = net.gradient(tree, batch(4), extra=extra)[1]
-    net.use(always_sparse(net.geometries))
+    net.set_sparse_costs(always_sparse(net.geometries))
     found = net.gradient(tree, batch(4), extra=extra)[1]
     agrees(found, wanted)
     assert not found["w/deep.weight"][~tree["mask/deep.weight"]].any()
@@ -116,7 +116,7 @@ def test_extra_is_added_and_masked() -> None:
 def test_steps_at_the_kept_weights_are_torchs(momentum, decay) -> None:
     torch.manual_seed(0)
     net, tree = net_and_tree(Smooth(), 0.4)
-    net.use(always_sparse(net.geometries))
+    net.set_sparse_costs(always_sparse(net.geometries))
     held = under(tree, "mask/")
     w = net.effective(tree)
     state = {key: value.clone() for key, value in w.items()}
@@ -138,7 +138,7 @@ def test_images_stay_innermost_between_sparse_layers() -> None:
     torch.manual_seed(0)
     form: Any = check(JOB).model
     net, tree = net_and_tree(models.build(form, (3, 32, 32), 10, 0), 0.1)
-    net.use(always_sparse(net.geometries))
+    net.set_sparse_costs(always_sparse(net.geometries))
     given: dict[str, bool] = {}
     for name, layer in net.module.named_modules():
         if name in net.maskable and "fc" not in name:
@@ -151,7 +151,7 @@ def test_images_stay_innermost_between_sparse_layers() -> None:
 def test_new_masks_are_noticed_and_the_same_ones_are_not_rebuilt() -> None:
     torch.manual_seed(0)
     net, tree = net_and_tree(Smooth(), 0.4)
-    net.use(always_sparse(net.geometries))
+    net.set_sparse_costs(always_sparse(net.geometries))
     first = net.sparse(tree)
     again = net.sparse(tree | {key: value.clone() for key, value in under(tree, "mask/").items()})
     assert all(again[layer] is first[layer] for layer in first)
@@ -167,7 +167,7 @@ def test_new_masks_are_noticed_and_the_same_ones_are_not_rebuilt() -> None:
 def test_gates_transforms_and_shared_weights_stay_dense() -> None:
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5))
     net, tree = net_and_tree(module, 0.5)
-    net.use(always_sparse(net.geometries))
+    net.set_sparse_costs(always_sparse(net.geometries))
     assert net.sparse(tree)
     assert not net.under_vmap().sparse(tree)
     assert not net.sparse(tree | {"gate/channels": torch.ones(8, dtype=torch.bool)})
@@ -194,7 +194,7 @@ def test_the_choice_is_by_cost() -> None:
 JOB: dict[str, Any] = {
     "name": "sparse",
     "rounds": 1,
-    "data": {"name": "fake", "channels": 3, "size": 8, "classes": 5, "train": 40},
+    "data": {"name": "fake", "channels": 3, "image_size": 8, "classes": 5, "train_images": 40},
     "partition": {"name": "blocks", "clients": 4},
     "cohort": {"size": 4},
     "model": {"name": "resnet8", "width": 4},

@@ -63,7 +63,7 @@ def importance(made: World, shared: Any, power: int) -> Tensor:
 def test_uniform_keeps_the_largest_share_of_every_layer_that_fits(keep) -> None:
     """Of all shares on a fine grid: none that fits costs more."""
     made = small()
-    counts = counts_of(chosen(Structured(keep=keep), made))
+    counts = counts_of(chosen(Structured(flops_share=keep), made))
     grid = [[max(1, round(i / 960 * width)) for width in WIDTHS] for i in range(961)]
     fitting = [of_counts(one) for one in grid if of_counts(one) <= keep + 1e-12]
     assert of_counts(counts) == max(fitting)
@@ -74,17 +74,17 @@ def test_uniform_keeps_the_largest_share_of_every_layer_that_fits(keep) -> None:
 
 def test_uniform_keeps_the_filters_of_largest_l1_norm_and_random_as_many() -> None:
     made = small()
-    gate, other = chosen(Structured(keep=0.5), made), chosen(Structured(keep=0.5, choice="random"), made)
+    gate, other = chosen(Structured(flops_share=0.5), made), chosen(Structured(flops_share=0.5, choice="random"), made)
     for stage, part in zip((1, 2, 3), (part.tolist() for part in gate.split(WIDTHS)), strict=True):
         norms = [float(row.abs().sum()) for row in made.setting.net.initial[f"w/layer{stage}.0.conv1.weight"]]
         stay, go = ([n for n, kept in zip(norms, part, strict=True) if kept is which] for which in (True, False))
         assert min(stay) > max(go)
     assert counts_of(gate) == counts_of(other)
     assert not torch.equal(gate, other)
-    assert torch.equal(other, chosen(Structured(keep=0.5, choice="random"), small()))
+    assert torch.equal(other, chosen(Structured(flops_share=0.5, choice="random"), small()))
     seeded = small()
     seeded.setting = replace(seeded.setting, seed=7)
-    assert not torch.equal(other, chosen(Structured(keep=0.5, choice="random"), seeded))
+    assert not torch.equal(other, chosen(Structured(flops_share=0.5, choice="random"), seeded))
 
 
 # ---- by features
@@ -107,7 +107,7 @@ def test_importance_is_that_of_one_machine_on_the_pooled_images(kind, norm, powe
 def test_the_smallest_features_go_so_many_at_a_time_until_the_target_holds(keep, size, strict) -> None:
     """By brute force: channels in rising order, the best of a layer left out of it; one step less would not hold."""
     made = small()
-    gate = chosen(Structured(choice="fl1", keep=keep, prune_size=size, strict=strict), made)
+    gate = chosen(Structured(choice="fl1", flops_share=keep, prune_size=size, strict=strict), made)
     score = importance(made, made.setting.net.initial, 2)
     best = {place + int(part.argmax()) for place, part in zip((0, 4, 12), score.split(WIDTHS), strict=True)}
     order = sorted((i for i in range(28) if i not in best), key=lambda i: float(score[i]))
@@ -133,7 +133,7 @@ def test_a_layer_whose_channels_are_all_dead_keeps_one() -> None:
     shared = dict(made.setting.net.initial)
     shared["w/layer3.0.norm1.weight"] = torch.zeros(16, dtype=torch.float64)
     shared["w/layer3.0.norm1.bias"] = torch.full((16,), -1.0, dtype=torch.float64)
-    gate = chosen(Structured(choice="fl1", keep=0.25, prune_size=1), made, shared)
+    gate = chosen(Structured(choice="fl1", flops_share=0.25, prune_size=1), made, shared)
     assert share(gate) <= 1.026 * 0.25
 
 
@@ -143,7 +143,7 @@ def test_a_layer_whose_channels_are_all_dead_keeps_one() -> None:
 @pytest.mark.parametrize("choice", ["uniform", "random", "fl1"])
 def test_dense_rounds_one_cut_and_fine_tuning_of_what_is_left(choice) -> None:
     made = small(training=replace(SGD, batch=3))
-    method = Structured(choice=choice, keep=0.5, prune_size=1)
+    method = Structured(choice=choice, flops_share=0.5, prune_size=1)
     state, told = made.play(method, 4)
     assert [type(seen.work).__name__ for seen in made.seen if seen.r == 2] == ["TrainGated", *["Energy"] * (choice == "fl1")]
     training = [seen for seen in made.seen if type(seen.work).__name__ == "TrainGated"]
@@ -173,7 +173,7 @@ def test_before_the_cut_every_choice_trains_alike() -> None:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"keep": 0.1}, f"[method] keep = 0.1: with one channel in every group {of_counts([1, 1, 1]):.4f} remain"),
+        ({"flops_share": 0.1}, f"[method] flops_share = 0.1: with one channel in every group {of_counts([1, 1, 1]):.4f} remain"),
         ({"cotrain": 5}, "cotrain = 5: the cut comes after the last of 4 rounds"),
     ],
 )

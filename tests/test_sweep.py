@@ -24,7 +24,7 @@ from fedsim.simulation.sweep import Outcome, Run, SweepProgress, plan, sweep
 from fedsim.storage.reader import Reader
 
 HANG = 60.0  # seconds after which a process is taken for lost
-FAKE = {"name": "fake", "channels": 1, "size": 8, "classes": 4, "train": 120, "test": 40}
+FAKE = {"name": "fake", "channels": 1, "image_size": 8, "classes": 4, "train_images": 120, "test_images": 40}
 TABLE = {
     "rounds": 2,
     "data": FAKE,

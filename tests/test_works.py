@@ -37,7 +37,7 @@ def people(sizes: list[int], users: list[int] | None = None) -> Population:
     x = torch.randint(0, 256, (n, 1, 4, 4), generator=generator, dtype=torch.uint8)
     owners = torch.tensor(users) if users else torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
     data = Stored("own", x, torch.arange(n) % 3, 3, (0.5,), (0.25,), owners)
-    return divide(data, data, PartitionSettings(name="natural", clients=0, least=1, test="global"), 0)
+    return divide(data, data, PartitionSettings(name="natural", clients=0, min_images=1, test="global"), 0)
 
 
 def fleet(kind: type, population: Population, module: nn.Module, packs: int = 2):  # type: ignore[no-untyped-def]
@@ -103,10 +103,10 @@ def test_permuting_the_cohort_and_cutting_other_packs_changes_no_bit_of_a_serial
 @pytest.mark.parametrize("kind", FLEETS)
 def test_fedprox_without_mu_is_fedavg_to_the_bit_and_its_first_step_always(kind) -> None:
     feed = Feed("train", epochs=1, batch=2, augment=False)
-    plain, none = (averaged(kind, [4, 6], Train((feed,), 0.3, aggregate=kept)) for kept in (FedAvg(), FedProx(mu=0.0)))
+    plain, none = (averaged(kind, [4, 6], Train((feed,), 0.3, aggregate=kept)) for kept in (FedAvg(), FedProx(fedprox_mu=0.0)))
     assert all(torch.equal(value, none[key]) for key, value in plain.items())
     first = Feed("train", steps=1, batch=2, augment=False)
-    one, strong = (averaged(kind, [4, 6], Train((first,), 0.3, aggregate=kept)) for kept in (FedAvg(), FedProx(mu=5.0)))
+    one, strong = (averaged(kind, [4, 6], Train((first,), 0.3, aggregate=kept)) for kept in (FedAvg(), FedProx(fedprox_mu=5.0)))
     assert all(torch.equal(value, strong[key]) for key, value in one.items())
 
 
@@ -115,7 +115,7 @@ def test_fedprox_adds_its_term() -> None:
     from fedsim.federated.protocol import ClientInput
 
     sent = ClientInput(shared, {}, {}, torch.tensor(1), torch.tensor([1]), torch.tensor(0))
-    assert FedProx(mu=0.5).extra(sent, state) == {"w/a": torch.tensor([1.0])}
+    assert FedProx(fedprox_mu=0.5).extra(sent, state) == {"w/a": torch.tensor([1.0])}
 
 
 def test_many_fedprox_steps_reach_the_fixed_point() -> None:
@@ -126,7 +126,7 @@ def test_many_fedprox_steps_reach_the_fixed_point() -> None:
     sent = ClientInput({"w/a": start}, {}, {}, torch.tensor(1), torch.tensor([1]), torch.tensor(0))
     w = start.clone()
     for _ in range(400):
-        w = w - 0.1 * (a * (w - c) + FedProx(mu=mu).extra(sent, {"w/a": w})["w/a"])
+        w = w - 0.1 * (a * (w - c) + FedProx(fedprox_mu=mu).extra(sent, {"w/a": w})["w/a"])
     assert torch.allclose(w, torch.tensor([(a * c + mu * 1.0) / (a + mu)]))
 
 
@@ -172,7 +172,7 @@ def test_statistics_move_by_the_closed_form_and_are_averaged_by_images(kind) -> 
     torch.manual_seed(0)
     module = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(16, 3)).double()
     made = fleet(kind, people(sizes), module)
-    work = Statistics((Feed("train", epochs=passes, batch=100, augment=False, charge="forward"),))
+    work = Statistics((Feed("train", epochs=passes, batch=100, augment=False, cost="forward"),))
     total = made.run(work, [0, 1], made.site.net.initial).total
     x = (people(sizes).train.images(torch.arange(40)).double() / 255 - 0.5) / 0.25
     expected = torch.zeros(2, dtype=torch.float64)
@@ -187,7 +187,7 @@ def test_statistics_move_by_the_closed_form_and_are_averaged_by_images(kind) -> 
 @pytest.mark.parametrize("kind", FLEETS)
 def test_loss_is_the_mean_over_all_images(kind) -> None:
     made = fleet(kind, people([7, 5]), linear())
-    total = made.run(Loss((Feed("train", epochs=1, batch=3, augment=False, charge="forward"),)), [0, 1], made.site.net.initial).total
+    total = made.run(Loss((Feed("train", epochs=1, batch=3, augment=False, cost="forward"),)), [0, 1], made.site.net.initial).total
     x = (people([7, 5]).train.images(torch.arange(12)).double() / 255 - 0.5) / 0.25
     expected = nn.functional.cross_entropy(linear()(x), people([7, 5]).train.labels(torch.arange(12)))
     assert torch.allclose(total["loss/sum"] / total[COUNT], expected.detach(), atol=1e-12)
@@ -296,9 +296,9 @@ def test_a_probe_sees_the_same_batches_at_every_call(split, alike) -> None:
     assert torch.equal(first.plan, second.plan) is alike
 
 
-@pytest.mark.parametrize("fields", [{"dense_steps": -1, "dense": ("fc",)}, {"dense_steps": 1}])
+@pytest.mark.parametrize("fields", [{"dense_gradient_steps": -1, "dense_gradient_layers": ("fc",)}, {"dense_gradient_steps": 1}])
 def test_a_feed_forms_dense_gradients_in_steps_that_it_has_layers_for(fields) -> None:
-    with pytest.raises(ValueError, match="dense_steps >= 0, of its dense layers"):
+    with pytest.raises(ValueError, match="dense_gradient_steps >= 0, of its dense_gradient_layers"):
         Feed("train", epochs=1, **fields)
 
 

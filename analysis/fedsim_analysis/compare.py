@@ -9,15 +9,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.special import stdtrit
 
 from fedsim_analysis.load import Run, load
-
-# Student's t, 97.5 %, for 1 to 30 degrees of freedom; a table, since scipy is large for one number. Beyond 30, 1.96 + 2.4 / f
-# is within 0.003.
-T = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131),
-    *(2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
-)
 
 
 def _last(run: Run, name: str) -> float:
@@ -154,8 +148,7 @@ def half_interval(values: Sequence[float]) -> float:
     n = len(values)
     if n < 2:
         return np.nan
-    t = T[n - 2] if n - 1 <= len(T) else 1.96 + 2.4 / (n - 1)
-    return float(t * np.std(values, ddof=1) / np.sqrt(n))
+    return float(stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / np.sqrt(n))
 
 
 def _fields(job: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -11,7 +11,9 @@ import h5py
 import numpy as np
 import pandas as pd
 
-FORMAT = 1  # of the run files read here
+from fedsim_analysis import former_names
+
+FORMAT = 2  # of the run files read here; format 1 is read under the names of format 2
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Run:
     @property
     def job(self) -> dict[str, Any]:
         """The resolved job."""
-        return tomllib.loads(self.attributes.get("job", ""))
+        table = tomllib.loads(self.attributes.get("job", ""))
+        return former_names.job(table) if self.attributes["format_version"] < FORMAT else table
 
     def clients(self, name: str) -> pd.DataFrame:
         """(rounds, clients) of a column, read now; clients never measured are left out."""
@@ -43,14 +46,15 @@ class Run:
     def units(self, group: str = "rounds") -> dict[str, str]:
         """The unit of every column of "rounds", "clients", "layers" or "timing"."""
         with h5py.File(self.path, "r", locking=False) as file:
-            return {name: file[group][name].attrs["units"] for name in _names(file, group)}
+            return {name: column.attrs["units"] for name, column in _found(file, group).items()}
 
     def _table(self, group: str, name: str, axis: str) -> pd.DataFrame:
         with h5py.File(self.path, "r", locking=False) as file:
-            if name not in file[group]:
-                raise KeyError(f"{self.path} has no {group}/{name}; it has {', '.join(_names(file, group))}")
+            columns = _found(file, group)
+            if name not in columns:
+                raise KeyError(f"{self.path} has no {group}/{name}; it has {', '.join(columns)}")
             labels = pd.Index([_plain(label) for label in file[axis][()].tolist()], name=axis)
-            return pd.DataFrame(file[group][name][: len(self.rounds)], index=self.rounds.index, columns=labels)
+            return pd.DataFrame(columns[name][: len(self.rounds)], index=self.rounds.index, columns=labels)
 
 
 def load(path: str | Path) -> Run:
@@ -66,11 +70,13 @@ def load(path: str | Path) -> Run:
 
 def _columns(file: h5py.File, group: str, rows: int) -> pd.DataFrame:
     index = pd.Index(file["round"][:rows], name="round")
-    return pd.DataFrame({name: file[group][name][:rows] for name in _names(file, group)}, index=index)
+    return pd.DataFrame({name: column[:rows] for name, column in _found(file, group).items()}, index=index)
 
 
-def _names(file: h5py.File, group: str) -> list[str]:
-    return [name for name in file[group] if name not in ("round", "client", "layer")]
+def _found(file: h5py.File, group: str) -> dict[str, h5py.Dataset]:
+    """The columns of a group under their present names."""
+    former = former_names.COLUMNS if file.attrs["format_version"] < FORMAT else {}
+    return {former.get(f"{group}/{name}", name): column for name, column in file[group].items() if name not in ("round", "client", "layer")}
 
 
 def _plain(value: Any) -> Any:

@@ -99,7 +99,7 @@ def step(parts: Experiment) -> tuple[str, ...]:
     net, batch, keep = parts.setting.net, images(parts), parts.job.train.keep()
 
     def gradient(pruning: bool) -> Tensor:
-        net.prune(keep if pruning else None)
+        net.set_activation_pruning(keep if pruning else None)
         return net.gradient(net.initial, batch)[0]
 
     ways: dict[str, Callable[[], Tensor]] = {"plain": partial(gradient, False), "ours": partial(gradient, True)}

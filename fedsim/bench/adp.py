@@ -85,7 +85,7 @@ def main(jobs: list[Job], console: Console) -> int:
 def measured(parts: Experiment, batch: int, readings: int = READINGS) -> list[Line]:
     """Every network's line; the channels that the exported ones keep are drawn."""
     setting, device = parts.setting, torch.device(parts.site.device)
-    if not setting.net.by_image:
+    if not setting.net.has_dynamic_gates:
         raise BadInput(f"{parts.job.name}: fedsim bench adp measures gates by the image; set model.gate_keep")
     networks, shares = _networks(parts), _shares(parts)
     if batch > 1:

@@ -1,4 +1,4 @@
-"""`fedsim bench gates`: what half of the channels of every group cost by compaction, over a hand-built network of these widths.
+"""`fedsim bench compaction`: what half of the channels of every group cost by compaction, over a hand-built network of these widths.
 
 Training: a client's step as the serial fleet takes it, with a hard gate in its tree, over the step of ordinary torch layers and
 torch.optim. Inference: the exported sub-network over the same layers. Both also over the full network. All runs take turns in one
@@ -36,7 +36,7 @@ from fedsim.pruning.gated_training import TrainGated
 from fedsim.simulation import malloc
 from fedsim.simulation.experiment import Experiment, build_experiment
 
-DEFAULT = ("jobs/bench/gates.toml", "jobs/bench/medium.toml")
+DEFAULT = ("jobs/bench/compaction.toml", "jobs/bench/medium.toml")
 REPEATS = 15
 BUSY = 0.1  # seconds that one reading takes at least
 FRESH = 8  # gates that take turns where every step has another one
@@ -177,7 +177,7 @@ class Case:
         zero = torch.zeros((), dtype=torch.int64, device=self.device)
         bare = ClientInput(net.initial, {}, {}, zero, zero, zero)
         each = cycle([replace(bare, own={} if gate is None else {GATE: gate}) for gate in gates])
-        batch, state = Batch(self.x, self.y, None, zero, zero), tree.clone(work.start(net, bare))
+        batch, state = Batch(self.x, self.y, None, zero, zero), tree.clone(work.init_state(net, bare))
 
         @torch.no_grad()
         def run() -> Tensor:
@@ -249,4 +249,4 @@ def _layer(layer: nn.Module, outside: int | None, before: int, after: int) -> nn
         return nn.GroupNorm(1, outside or layer.num_channels, layer.eps)
     if isinstance(layer, nn.BatchNorm2d):
         return nn.BatchNorm2d(outside or layer.num_features, layer.eps, layer.momentum)
-    raise BadInput(f"fedsim bench gates cannot build {type(layer).__name__} by hand; it builds Conv2d, Linear, GroupNorm and BatchNorm2d")
+    raise BadInput(f"the hand-built network has no {type(layer).__name__}; it has Conv2d, Linear, GroupNorm and BatchNorm2d")

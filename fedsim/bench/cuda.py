@@ -44,11 +44,11 @@ def main(jobs: list[Job], console: Console) -> int:
     if not torch.cuda.is_available():
         return _agreeing(jobs or [load(COMPARED), load(WHOLE)], console)
     table = Table(title=f"{torch.cuda.get_device_name()}, seconds per round, median of {REPEATS}; torch {torch.__version__}")
-    for name in ("job", "plan", "dtype", "one by one", "graphed", "times faster", "roof", "share", "peak memory, GB"):
+    for name in ("job", "plan", "dtype", "one by one", "cuda_graph", "times faster", "roof", "share", "peak memory, GB"):
         table.add_column(name, justify="left" if name in ("job", "plan", "dtype", "roof") else "right")
     for job in jobs or [load(COMPARED)]:
         for dtype in DTYPES:
-            table.add_row(*_compared(_with(job, {"execution": {"dtype": dtype, "device": "cuda", "fleet": "graphed"}}), console))
+            table.add_row(*_compared(_with(job, {"execution": {"dtype": dtype, "device": "cuda", "fleet": "cuda_graph"}}), console))
     console.print(table)
     if not jobs:
         _whole(load(WHOLE), console)
@@ -137,7 +137,7 @@ def _few(job: Job) -> Experiment:
 
 def _difference(parts: Experiment) -> float:
     """Between the weights after a round by two engines, over their largest magnitude."""
-    one, other = (_weights(parts, fleet) for fleet in ("serial", "graphed"))
+    one, other = (_weights(parts, fleet) for fleet in ("serial", "cuda_graph"))
     largest = max(float(value.abs().max()) for value in one.values())
     return max(float((value - other[key]).abs().max()) for key, value in one.items()) / largest
 

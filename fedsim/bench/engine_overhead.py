@@ -1,4 +1,4 @@
-"""`fedsim bench round`: seconds per round of the engine over those of a bare PyTorch loop that does the same local steps.
+"""`fedsim bench engine-overhead`: seconds per round of the engine over those of a bare PyTorch loop that does the same local steps.
 
 Both run in this process, in turn, on one thread; medians over several rounds. The bare loop is what a careful author writes by
 hand: one module, load_state_dict, torch.optim.SGD, batches by index from normalised float images, a weighted mean of state_dicts.

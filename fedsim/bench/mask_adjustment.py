@@ -1,4 +1,4 @@
-"""`fedsim bench adjust`: seconds of a FedTiny round that adjusts a mask over those of the plain round before it, in one process.
+"""`fedsim bench mask-adjustment`: seconds of a FedTiny round that adjusts a mask over those of the plain round before it, in one process.
 
 Every second round adjusts, so that each has a plain neighbour, and every block of layers has its turn. Beside it what the
 allocator's level rises more while one client is in an adjusting round than in a plain one, against the block's buffers and the
@@ -33,7 +33,7 @@ from fedsim.simulation import malloc
 from fedsim.simulation.experiment import Experiment, build_experiment
 from fedsim.simulation.planning.plan import Plan, resolve
 
-DEFAULT = ("jobs/bench/adjust.toml",)
+DEFAULT = ("jobs/bench/mask_adjustment.toml",)
 
 
 def main(jobs: list[Job], console: Console) -> int:
@@ -61,8 +61,10 @@ def main(jobs: list[Job], console: Console) -> int:
 
 def _check(job: Job) -> None:
     method = job.method.use
-    if not (isinstance(method, FedTiny) and method.adjust_every == 2 and method.stop > job.rounds >= 4 and job.rounds % 2 == 0):
-        raise BadInput(f"{job.name}: fedsim bench adjust needs fedtiny with adjust_every = 2 and stop > rounds, and 4, 6, 8 … rounds")
+    if not (isinstance(method, FedTiny) and method.adjust_every == 2 and method.stop_round > job.rounds >= 4 and job.rounds % 2 == 0):
+        raise BadInput(
+            f"{job.name}: fedsim bench mask-adjustment needs fedtiny with adjust_every = 2, stop_round > rounds, 4, 6, 8 … rounds"
+        )
 
 
 def _rounds(parts: Experiment, plan: Plan) -> tuple[list[float], Tree]:
@@ -88,7 +90,7 @@ def _compared(parts: Experiment, plan: Plan, seconds: list[float]) -> tuple[str,
 
 def _risen(parts: Experiment, shared: Tree) -> list[tuple[str, ...]]:
     """For every block: the rise in a plain and in an adjusting round of one client, on dense kernels, and the bound."""
-    parts.setting.net.use({})
+    parts.setting.net.set_sparse_costs({})
     plain = rise(partial(_visit, parts, Train.at(parts.setting, 1), shared))
     rows = {}
     for r in range(1, parts.setting.rounds + 1):

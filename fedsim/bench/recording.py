@@ -1,4 +1,4 @@
-"""`fedsim bench record`: seconds of recording and checkpointing a round over the seconds of the round itself, in one process."""
+"""`fedsim bench recording`: seconds of recording and checkpointing a round over the seconds of the round itself, in one process."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ def projected(costs: Costs, ranks: int) -> dict[str, float]:
 
     Down the tree, every level waits for a message of the order to reach ranks that are asleep, and for one of the model; up the
     tree, for one of the partial sums and their addition. Rank 0 hands each rank its own part and the word to go on, and reads its reply.
-    A run cuts its cohort into as many packs as ranks at least (execution.pack), of equal work, and nothing goes on beside anything else.
+    A run cuts its cohort into as many packs as ranks at least (execution.packs), of equal work, and nothing goes on beside anything else.
     """
     each, levels, clients = costs.messages, ranks.bit_length(), ranks * costs.clients
     return {
@@ -128,7 +128,7 @@ def traffic(job: Job, ranks: int) -> dict[int, tuple[int, int]]:
             (Path(folder) / f"{cohort}.toml").write_text(resolved(sized(job, cohort, 2)))
         launch(job, ranks + 1, [sys.executable, "-m", "fedsim.bench.scale", "count", "JOB", folder], Path(folder))
         readers = {cohort: Reader(Path(folder) / f"{cohort}.h5") for cohort in COHORTS}
-        return {cohort: (int(run.column("root_messages")[-1]), int(run.column("root_bytes")[-1])) for cohort, run in readers.items()}
+        return {cohort: (int(run.column("rank0_messages")[-1]), int(run.column("rank0_bytes")[-1])) for cohort, run in readers.items()}
 
 
 def _counted(job: Job, counted: dict[int, dict[int, tuple[int, int]]]) -> Table:

@@ -182,7 +182,7 @@ class Engine:
 
     def __init__(self, parts: Experiment, tree: Tree, batch: Batch, costs: dict[str, Cost]) -> None:
         self.net, self.batch, self.train = parts.setting.net.to(batch.x.device), batch, parts.setting.train
-        self.net.use(costs)
+        self.net.set_sparse_costs(costs)
         self.shared, self.patterns = under(tree, "mask/"), self.net.sparse(tree)
         w = self.net.effective(tree)
         self.state = clone(w | under(tree, "buf/") | fresh(w, self.train.momentum))

@@ -28,10 +28,11 @@ RANK = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID")  # what
 INTERRUPTED = 130  # what typer makes of Ctrl-C
 PATIENCE = 10.0  # seconds that another rank leaves to rank 0 to say the same thing first
 
-BENCHES = """round: against a bare PyTorch loop; ranks: two client ranks against one; scale: traffic and
+FORMER_BENCHES = {"adjust": "mask-adjustment", "record": "recording", "round": "engine-overhead", "gates": "compaction"}
+BENCHES = """engine-overhead: against a bare PyTorch loop; ranks: two client ranks against one; scale: traffic and
 seconds by ranks and cohort, projected to 1,024 ranks; sparse: layers and steps on kept weights alone against dense ones;
-gates: half of the channels by compaction against a hand-built network of these widths; cuda: programs on a GPU against
-the eager loop; adjust: a round of FedTiny that adjusts against one that does not; record: the share of recording;
+compaction: half of the channels by compaction against a hand-built network of these widths; cuda: programs on a GPU against
+the eager loop; mask-adjustment: a round of FedTiny that adjusts against one that does not; recording: the share of recording;
 population: a million clients against a thousand."""
 
 app = typer.Typer(
@@ -183,15 +184,16 @@ def bench(
     name: Annotated[
         str,
         typer.Argument(help=BENCHES),
-    ] = "round",
+    ] = "engine-overhead",
     job: Annotated[list[Path] | None, typer.Option("--job", metavar="JOB.toml", help="A job to measure; may be given again.")] = None,
     settings: Settings = None,
 ) -> int | None:
     """Measure speed and memory, as ratios to a reference in the same run."""
     known = _benches()
     if name not in known:
-        raise BadInput(f"fedsim bench {name}: there is no such measurement. There are: {', '.join(known)}")
-    return import_module(f"fedsim.bench.{name}").main([_load(each, settings) for each in job or ()], Console())
+        hint = f" It is called {FORMER_BENCHES[name]!r} now." if name in FORMER_BENCHES else ""
+        raise BadInput(f"fedsim bench {name}: there is no such measurement.{hint} There are: {', '.join(known)}")
+    return import_module(f"fedsim.bench.{name.replace('-', '_')}").main([_load(each, settings) for each in job or ()], Console())
 
 
 def _load(path: Path, settings: list[str] | None) -> Job:
@@ -224,7 +226,7 @@ def _benches() -> list[str]:
 
     from fedsim import bench
 
-    return sorted(module.name for module in iter_modules(bench.__path__))
+    return sorted(module.name.replace("_", "-") for module in iter_modules(bench.__path__))
 
 
 def _rank() -> int:

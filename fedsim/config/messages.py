@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from fedsim.config import method_registry
+from fedsim.storage import former_names
 
 KINDS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", dict: "a table", Any: "a value"}
 LIMITS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below", "min_length": "with a length of at least"}
@@ -103,7 +104,7 @@ def _fault(type_: str, field: str, known: dict[str, FieldHelp], place: str, titl
     if type_ in UNKNOWN:
         listed = ", ".join(_named(slot, job) if not place else str(slot) for slot in known.values())
         has = f"{title} has: {listed}" if known else f"{title} has no fields of its own"
-        return f"{place or 'a job'} has no field {field!r}{_hint(field, known, place, job)}. {has}"
+        return f"{place or 'a job'} has no field {field!r}{_hint(field, known, place, job, title)}. {has}"
     slot = known[field]
     if type_ in MISSED:
         return f"{start}needs {field}: {slot.wanted}"
@@ -117,8 +118,10 @@ def _named(slot: FieldHelp, job: type[BaseModel]) -> str:
     return f"[{slot.name}]" if is_dataclass(hint) or _is_model(hint) or slot.name == "sweep" else str(slot)
 
 
-def _hint(field: str, known: dict[str, FieldHelp], place: str, job: type[BaseModel]) -> str:
-    """A close name in the same section, or the same name in another."""
+def _hint(field: str, known: dict[str, FieldHelp], place: str, job: type[BaseModel], method: str = "") -> str:
+    """What the field is called now, a close name in the same section, or the same name in another."""
+    if now := former_names.fields_of(place.strip("[]"), method).get(field):
+        return f" (it is called {now!r} now)"
     if close := get_close_matches(field, known, 1):
         return f" (did you mean {close[0]!r}?)"
     hints = {name: hint for name, hint in get_type_hints(job).items() if is_dataclass(hint) or _is_model(hint)}

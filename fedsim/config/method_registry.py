@@ -37,13 +37,13 @@ ALIASES = MappingProxyType(
         "fedprox": Alias(
             "fedavg",
             {"train.aggregate": "fedprox"},
-            'FedProx: Li et al., MLSys 2020, arXiv:1812.06127. fedavg with train.aggregate = "fedprox"; its parameter is train.mu.',
+            'FedProx: Li et al., MLSys 2020, arXiv:1812.06127. fedavg with train.aggregate = "fedprox"; its parameter is train.fedprox_mu.',
         ),
         "fednova": Alias(
             "fedavg",
             {"train.aggregate": "fednova"},
             "FedNova: Wang et al., NeurIPS 2020, arXiv:2007.07481."
-            ' fedavg with train.aggregate = "fednova"; its parameter is train.nova, what clients count by.',
+            ' fedavg with train.aggregate = "fednova"; its parameter is train.fednova_weights, what clients count by.',
         ),
         "scaffold": Alias(
             "fedavg",

@@ -63,8 +63,8 @@ class Train(Section):
     activation_layers: Literal["all", "conv"] = "all"  # which: never the first one; conv: linear layers keep all
     activation_cache: Literal["bitmap", "int32"] = "bitmap"  # how the positions of what is kept are kept
     aggregate: str = "fedavg"
-    mu: NotNegative = AGGREGATES["fedprox"]().mu  # type: ignore[attr-defined]
-    nova: Literal["samples", "batches"] = "samples"  # what clients count by under fednova: their images, or their local steps
+    fedprox_mu: NotNegative = AGGREGATES["fedprox"]().fedprox_mu  # type: ignore[attr-defined]
+    fednova_weights: Literal["samples", "batches"] = "samples"  # what clients count by under fednova: their images, or their local steps
 
     @field_validator("aggregate")
     @classmethod
@@ -119,15 +119,15 @@ class Execution(Section):
     """[execution]: how it is computed; None is left to the plan."""
 
     plan: Annotated[str, Field(pattern=r"^(auto|reference|.+\.h5)$", description=PLANS)] = "auto"
-    fleet: Literal["serial", "packed", "graphed"] | None = None
-    pack: Number | None = None  # packs that a cohort is cut into
-    layout: Literal["contiguous", "channels_last"] | None = None
+    fleet: Literal["serial", "packed", "cuda_graph"] | None = None
+    packs: Number | None = None  # packs that a cohort is cut into
+    memory_format: Literal["contiguous", "channels_last"] | None = None
     kernels: Literal["dense", "sparse"] | None = None  # of layers with a mask; None: by their density, as measured
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["float32", "tf32", "bfloat16"] = "float32"  # of convolutions and products; weights, norms and losses stay float32
-    stacked: Literal["grouped", "matmul"] | None = None  # how the convolutions of a pack are computed
-    memory_share: Annotated[float, Field(gt=0, le=1)] = 1.0  # of a GPU's memory that one rank may take; R ranks on it: 1 / R
-    cuda_mpi: Literal["auto", "on", "off"] = "auto"  # whether MPI is handed tensors on the GPU, or copies of them on the host
+    packed_conv: Literal["grouped", "matmul"] | None = None  # how the convolutions of a pack are computed
+    gpu_memory_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0  # of a GPU's memory that one rank may take; R ranks on it: 1 / R
+    cuda_aware_mpi: Literal["auto", "on", "off"] = "auto"  # whether MPI is handed tensors on the GPU, or copies of them on the host
     threads: Number = 1  # per rank
     checkpoint_every: Number = 1  # rounds
     time_limit: Positive | None = None  # minutes

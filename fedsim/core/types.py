@@ -21,9 +21,9 @@ class Feed:
     batch: int = 64  # images
     augment: bool = True
     share: float = 1.0  # of the split, at least one batch
-    charge: str = "train"  # what the ledger prices per image: train | forward | inputs (forward, and gradients of inputs alone)
-    dense: tuple[str, ...] = ()  # layers whose weight gradient is formed at all positions ("*" = all)
-    dense_steps: int = 0  # in so many of its last steps; 0: in all
+    cost: str = "train"  # what the ledger prices per image: train | forward | inputs (forward, and gradients of inputs alone)
+    dense_gradient_layers: tuple[str, ...] = ()  # layers whose weight gradient is formed at all positions ("*" = all)
+    dense_gradient_steps: int = 0  # in so many of its last steps; 0: in all
 
     def __post_init__(self) -> None:
         if (self.epochs > 0) == (self.steps > 0) or min(self.epochs, self.steps) < 0:
@@ -32,10 +32,13 @@ class Feed:
             )
         if self.split not in SPLITS:
             raise ValueError(f"a feed's split is one of {', '.join(SPLITS)}; not {self.split!r}")
-        if self.charge not in COSTS:
-            raise ValueError(f"a feed's charge is one of {', '.join(COSTS)}; not {self.charge!r}")
-        if self.dense_steps < 0 or (self.dense_steps and not self.dense):
-            raise ValueError(f"a feed has dense_steps >= 0, of its dense layers; this one has {self.dense_steps} of {self.dense}")
+        if self.cost not in COSTS:
+            raise ValueError(f"a feed's cost is one of {', '.join(COSTS)}; not {self.cost!r}")
+        if self.dense_gradient_steps < 0 or (self.dense_gradient_steps and not self.dense_gradient_layers):
+            raise ValueError(
+                f"a feed has dense_gradient_steps >= 0, of its dense_gradient_layers;"
+                f" this one has {self.dense_gradient_steps} of {self.dense_gradient_layers}"
+            )
         if self.batch < 1 or not 0 < self.share <= 1:
             raise ValueError(f"a feed has batch >= 1 and share in (0, 1]; this one has batch = {self.batch}, share = {self.share}")
 

@@ -61,7 +61,7 @@ def feed_flops(
     anatomy: ModelProfile,
     images: int,
     kept: KeptCounts = DENSE,
-    charge: str = "train",
+    cost: str = "train",
     dense: Sequence[str] = (),
     dense_images: int | None = None,
 ) -> Breakdown:
@@ -71,13 +71,13 @@ def feed_flops(
     f_l - d_l f_l of the layers in `dense` ("*" = all), whose weight gradient is formed at all positions for `dense_images` of them
     (None: all): together 2 f_S + f_S of the others + f_D of these.
     """
-    if charge not in CHARGES:
-        raise ValueError(f"a feed's charge is one of {', '.join(CHARGES)}; not {charge!r}")
+    if cost not in CHARGES:
+        raise ValueError(f"a feed's charge is one of {', '.join(CHARGES)}; not {cost!r}")
     sparse = layer_flops(anatomy, kept)
     terms = Breakdown(forward=images * sum(sparse.values()))
-    if charge == "inputs":
+    if cost == "inputs":
         terms |= {"backward": terms["forward"]}
-    if charge == "train":
+    if cost == "train":
         names = layers_named(anatomy, dense)
         extra = sum(layer.flops - sparse[layer.name] for layer in anatomy.layers if layer.name in names)
         terms |= {"backward": 2 * terms["forward"], "dense_gradient": extra * (images if dense_images is None else dense_images)}

@@ -35,10 +35,10 @@ FIELDS: dict[str, tuple[str, ...]] = {  # every scheme, with the fields that are
     "blocks": (),
 }
 NAMES = tuple(FIELDS)
-SHARED = ("clients", "least", "tries", "public", "holdout", "test")
+SHARED = ("clients", "min_images", "max_tries", "public", "holdout", "test")
 CHOICES = {"name": NAMES, "prior": ("shares", "ones"), "sizes": ("equal", "dirichlet", "lognormal"), "test": ("proportional", "global")}
-COUNTED = ("shards_per_client", "classes_per_client", "images_per_class", "tries")  # at least 1
-MEASURED = ("least", "public", "sigma", "noise_std", "angle")  # at least 0
+COUNTED = ("shards_per_client", "classes_per_client", "images_per_class", "max_tries")  # at least 1
+MEASURED = ("min_images", "public", "sigma", "noise_std", "angle")  # at least 0
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class PartitionSettings:
     images_per_class: int = 20  # few_per_class
     noise_std: float = 0.1  # feature_noise: of the last client, pixel values in [0, 1]
     angle: float = 45.0  # feature_rotation: largest, degrees
-    least: int = 10  # m, images of every client, held-out ones included
-    tries: int = 10  # draws before the best of them is repaired
+    min_images: int = 10  # m, images of every client, held-out ones included
+    max_tries: int = 10  # draws before the best of them is repaired
     public: int = 0  # images per class kept for the server
     holdout: float = 0.0  # share of each client's images it does not train on
     test: str = "proportional"  # proportional (each client has test images) | global (none has)
@@ -112,19 +112,19 @@ def parameters(settings: PartitionSettings) -> dict[str, int | float | str | boo
 
 
 def deal(labels: Ints, settings: PartitionSettings, rng: Generator, users: Ints | None = None) -> Deal:
-    """Deal n images to clients by the scheme named; every client gets at least `least`.
+    """Deal n images to clients by the scheme named; every client gets at least `min_images`.
 
-    labels (n,), users (n,) for `natural`. Up to `tries` draws; where none reaches the least size, the one with the largest
+    labels (n,), users (n,) for `natural`. Up to `max_tries` draws; where none reaches the least size, the one with the largest
     minimum is repaired. BadInput if the data cannot give what is asked.
     """
     check_enough(settings, len(labels))
     best = None
-    for tries in range(1, settings.tries + 1):
+    for tries in range(1, settings.max_tries + 1):
         owner, shares = _draw(labels, settings, rng, users)
         drawn = Deal(owner, settings.clients or int(owner.max()) + 1, shares, tries)
         if best is None or drawn.sizes().min() > best.sizes().min():
             best = drawn
-        if best.sizes().min() >= settings.least or settings.name not in RANDOM_SIZES:
+        if best.sizes().min() >= settings.min_images or settings.name not in RANDOM_SIZES:
             break
     assert best is not None
     return _repaired(Deal(best.owner, best.clients, best.shares, tries), labels, settings, rng)
@@ -132,9 +132,11 @@ def deal(labels: Ints, settings: PartitionSettings, rng: Generator, users: Ints 
 
 def check_enough(settings: PartitionSettings, n: int) -> None:
     """BadInput if n images cannot give every client its least."""
-    if n == 0 or settings.clients * settings.least > n:
-        asked = f"clients = {settings.clients} x least = {settings.least} images"
-        raise BadInput(f"[partition] {asked} = {settings.clients * settings.least}, but there are {n} to deal: lower clients or least")
+    if n == 0 or settings.clients * settings.min_images > n:
+        asked = f"clients = {settings.clients} x min_images = {settings.min_images} images"
+        raise BadInput(
+            f"[partition] {asked} = {settings.clients * settings.min_images}, but there are {n} to deal: lower clients or min_images"
+        )
 
 
 def tally(owner: Ints, labels: Ints, clients: int, classes: int) -> Ints:
@@ -145,12 +147,12 @@ def tally(owner: Ints, labels: Ints, clients: int, classes: int) -> Ints:
 
 def _repaired(drawn: Deal, labels: Ints, settings: PartitionSettings, rng: Generator) -> Deal:
     size = drawn.sizes()
-    if size.min() >= settings.least or settings.name == "natural":
+    if size.min() >= settings.min_images or settings.name == "natural":
         return drawn
-    if size.sum() < drawn.clients * settings.least or settings.name == "few_per_class":
-        gives = f"{settings.name} gives a client {size.min()} images, fewer than least = {settings.least}"
-        raise BadInput(f"[partition] {gives}: lower least or clients")
-    moved = partition_schemes.repair(drawn.owner, labels, drawn.clients, settings.least, rng)
+    if size.sum() < drawn.clients * settings.min_images or settings.name == "few_per_class":
+        gives = f"{settings.name} gives a client {size.min()} images, fewer than min_images = {settings.min_images}"
+        raise BadInput(f"[partition] {gives}: lower min_images or clients")
+    moved = partition_schemes.repair(drawn.owner, labels, drawn.clients, settings.min_images, rng)
     return Deal(drawn.owner, drawn.clients, drawn.shares, drawn.tries, moved)
 
 
@@ -198,7 +200,7 @@ def _by_user(labels: Ints, s: PartitionSettings, rng: Generator, users: Ints | N
     if users is None:
         known = ", ".join(name for name in NAMES if name != "natural")
         raise BadInput(f'[partition] name = "natural" needs users (a file with a dataset client); without them there are: {known}')
-    return partition_schemes.natural(users, s.clients, s.least, rng), None
+    return partition_schemes.natural(users, s.clients, s.min_images, rng), None
 
 
 RANDOM_SIZES = ("dirichlet_class", "dirichlet_client", "quantity_dirichlet", "quantity_lognormal")

@@ -35,11 +35,11 @@ class DataSettings:
     name: str = "digits"
     root: str = "data"  # folder of the data sets that are files
     download: bool = False
-    size: int | None = None  # pixels, height = width: digits (upsampled from 8), shapes, fake
+    image_size: int | None = None  # pixels, height = width: digits (upsampled from 8), shapes, fake
     channels: int | None = None  # shapes (1 or 3), fake
     classes: int | None = None  # shapes, fake
-    train: int | None = None  # images: shapes, fake
-    test: int | None = None  # images: shapes, fake
+    train_images: int | None = None  # images: shapes, fake
+    test_images: int | None = None  # images: shapes, fake
     augment: tuple[str, ...] | None = None  # of crop, flip, cutout
     crop_pad: int = 4  # pixels of padding that a crop moves in
     crop_border: str = "zeros"  # what it is padded with: zeros | reflect
@@ -62,18 +62,24 @@ class DataSettings:
         return AUGMENTS[self.name] if self.augment is None else tuple(self.augment)
 
     def _check_applies(self) -> None:
-        for name in ("channels", "classes", "train", "test"):
+        for name in ("channels", "classes", "train_images", "test_images"):
             if getattr(self, name) is not None and self.name not in DRAWN:
                 raise BadInput(f"[data] {name} applies to {' and '.join(DRAWN)}; {self.name} brings its own, leave {name} out")
-        if self.size is not None and self.name not in ("digits", *DRAWN):
-            raise BadInput(f"[data] size applies to digits, {' and '.join(DRAWN)}; {self.name} has its own size, leave size out")
+        if self.image_size is not None and self.name not in ("digits", *DRAWN):
+            raise BadInput(f"[data] image_size applies to digits, {' and '.join(DRAWN)}; {self.name} has its own; leave it out")
         if (self.path is not None) != (self.name == "file"):
             raise BadInput(f'[data] path and name = "file" go together; name is {self.name!r}, path is {self.path!r}')
         if self.split != "balanced" and self.name != "emnist":
             raise BadInput(f"[data] split applies to emnist; {self.name} has no splits, leave split out")
 
     def _check_numbers(self) -> None:
-        least = {"size": 8 if self.name in ("digits", "shapes") else 1, "channels": 1, "classes": 2, "train": 1, "test": 1}
+        least = {
+            "image_size": 8 if self.name in ("digits", "shapes") else 1,
+            "channels": 1,
+            "classes": 2,
+            "train_images": 1,
+            "test_images": 1,
+        }
         for name, low in (least | {"crop_pad": 0, "cutout": 1}).items():
             value = getattr(self, name)
             if value is not None and value < low:

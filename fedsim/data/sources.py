@@ -20,7 +20,7 @@ __all__ = ["Fake", "Stored", "digits", "fake", "fifth", "moments", "open_data", 
 def open_data(settings: DataSettings, seed: int) -> tuple[Data, Data]:
     """The training and the test set. The seed matters to `fake` alone. BadInput if files are missing or unreadable."""
     if settings.name == "digits":
-        return digits(settings.size or 8)
+        return digits(settings.image_size or 8)
     if settings.name == "fake":
         return fake(settings, seed)
     if settings.name == "shapes":
@@ -56,7 +56,7 @@ def digits(size: int) -> tuple[Stored, Stored]:
 
 def fake(settings: DataSettings, seed: int) -> tuple[Fake, Fake]:
     """Random images for benchmarks; 50,000 and 10,000 of 3x32x32 in 10 classes where the job does not say otherwise."""
-    size = settings.size or 32
+    size = settings.image_size or 32
     shape = (settings.channels or 3, size, size)
     classes = settings.classes or 10
-    return Fake(settings.train or 50_000, shape, classes, seed), Fake(settings.test or 10_000, shape, classes, seed, "test")
+    return Fake(settings.train_images or 50_000, shape, classes, seed), Fake(settings.test_images or 10_000, shape, classes, seed, "test")

@@ -37,7 +37,7 @@ class FedAvg:
         """The aggregation of a round of that rate."""
         return self
 
-    def begin(self, shared: Tree) -> Tree:
+    def init_memory(self, shared: Tree) -> Tree:
         """The server's memory."""
         return {}
 
@@ -45,7 +45,7 @@ class FedAvg:
         """What is added to the broadcast."""
         return shared
 
-    def fresh(self, net: Net, sent: ClientInput) -> Tree:
+    def init_kept(self, net: Net, sent: ClientInput) -> Tree:
         """Kept state of a client never visited."""
         return {}
 
@@ -70,13 +70,13 @@ class FedAvg:
 class FedProx(FedAvg):
     """FedAvg whose clients are held near the broadcast: gradient + mu (w - w_t) over the kept weights, not over buffers."""
 
-    mu: float = 0.01
+    fedprox_mu: float = 0.01
 
     def extra(self, sent: ClientInput, state: Tree) -> Tree | None:
         """mu (w - w_t); nothing at mu = 0, which is then FedAvg to the bit."""
-        if self.mu == 0:
+        if self.fedprox_mu == 0:
             return None
-        return tree.each(lambda w, broadcast: self.mu * (w - broadcast), _sent(state, sent.shared, "w/"), sent.shared)
+        return tree.each(lambda w, broadcast: self.fedprox_mu * (w - broadcast), _sent(state, sent.shared, "w/"), sent.shared)
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class FedNova(FedAvg):
     sgd: ClassVar[bool] = True
 
     momentum: float  # rho
-    nova: str = "samples"  # p_k: by images; batches: by the client's local steps, as the authors' code
+    fednova_weights: str = "samples"  # p_k: by images; batches: by the client's local steps, as the authors' code
 
     def at(self, rate: LocalOptimizer) -> FedNova:
         return replace(self, momentum=rate.momentum)
@@ -101,7 +101,7 @@ class FedNova(FedAvg):
 
     def report(self, sent: ClientInput, state: Tree) -> Report:
         """p · d, p · running statistics, p · a, p and n; p is n or tau."""
-        weight, path = sent.steps[0] if self.nova == "batches" else sent.n, self.path(sent.steps[0])
+        weight, path = sent.steps[0] if self.fednova_weights == "batches" else sent.n, self.path(sent.steps[0])
         found = tree.weigh(weight, _floats(under(state, "buf/"))) | tree.weigh(weight / PATH_UNIT, {FEDNOVA_PATH: path})
         move = tree.weigh(weight / path, _path(sent, state))
         return Report(found | renamed(move, "w/", FEDNOVA_MOVE) | {FEDNOVA_WEIGHT: weight.double(), COUNT: sent.n.double()})
@@ -129,13 +129,13 @@ class Scaffold(FedAvg):
     def at(self, rate: LocalOptimizer) -> Scaffold:
         return replace(self, lr=rate.lr)
 
-    def begin(self, shared: Tree) -> Tree:
+    def init_memory(self, shared: Tree) -> Tree:
         return renamed(tree.zeros(under(shared, "w/")), "w/", SCAFFOLD_CONTROL)
 
     def shared(self, memory: Tree, shared: Tree) -> Tree:
         return shared | masks.apply(under(memory, SCAFFOLD_CONTROL), shared)
 
-    def fresh(self, net: Net, sent: ClientInput) -> Tree:
+    def init_kept(self, net: Net, sent: ClientInput) -> Tree:
         controls = under(sent.shared, SCAFFOLD_CONTROL)
         if not controls:
             raise ValueError("the broadcast has no controls: send aggregate.shared(memory, shared)")

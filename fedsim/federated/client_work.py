@@ -51,10 +51,10 @@ class Train(Work):
         rate = setting.train.at(r)
         return cls((setting.train.feed(),), rate.lr, rate.momentum, rate.decay, setting.aggregate.at(rate), rate.optimiser)
 
-    def fresh(self, net: Net, sent: ClientInput) -> Tree:
-        return self.aggregate.fresh(net, sent)
+    def init_kept(self, net: Net, sent: ClientInput) -> Tree:
+        return self.aggregate.init_kept(net, sent)
 
-    def start(self, net: Net, sent: ClientInput) -> Tree:
+    def init_state(self, net: Net, sent: ClientInput) -> Tree:
         held = sent.tree({})
         w = net.effective(held)
         return w | under(held, "buf/") | optim.fresh(w, self.momentum, self.optimiser)
@@ -98,13 +98,13 @@ class TrainAndScore(Train):
         train, moves = Train.at(setting, r), {layer: k for layer, k in moves.items() if k}
         feeds, layers = train.feeds, tuple(moves)
         if moves:
-            probe = replace(feeds[0], epochs=0, steps=1, dense=layers)
-            feeds = (replace(feeds[0], dense=layers, dense_steps=1),) if last_step else (*feeds, probe)
+            probe = replace(feeds[0], epochs=0, steps=1, dense_gradient_layers=layers)
+            feeds = (replace(feeds[0], dense_gradient_layers=layers, dense_gradient_steps=1),) if last_step else (*feeds, probe)
         return cls(feeds, train.lr, train.momentum, train.decay, train.aggregate, train.optimiser, moves)
 
-    def start(self, net: Net, sent: ClientInput) -> Tree:
+    def init_state(self, net: Net, sent: ClientInput) -> Tree:
         """Before any gradient is seen, one pruned weight is as good as another."""
-        weights, seen = under(sent.tree({}), "w/"), super().start(net, sent)
+        weights, seen = under(sent.tree({}), "w/"), super().init_state(net, sent)
         for layer, k in self.moves.items():
             if not 0 < k <= net.sizes.get(layer, 0):
                 raise ValueError(f"{k} moves of layer {layer!r}; there can be 1 to its pruned weights, of layers {', '.join(net.maskable)}")
@@ -115,11 +115,11 @@ class TrainAndScore(Train):
         if batch.feed == 0:
             return super().step(net, sent, state, batch)
         tap = partial(self._top, sent)
-        loss, _, _, taps = net.gradient(sent.tree(state), batch, None, tap=tap, layers=self.feeds[batch.feed].dense)
+        loss, _, _, taps = net.gradient(sent.tree(state), batch, None, tap=tap, layers=self.feeds[batch.feed].dense_gradient_layers)
         return state | taps, loss
 
     def gradient(self, net: Net, sent: ClientInput, state: Tree, batch: Batch) -> tuple[Tensor, Tree, Tree, Tree]:
-        layers, extra = self.feeds[batch.feed].dense, self.aggregate.extra(sent, state)
+        layers, extra = self.feeds[batch.feed].dense_gradient_layers, self.aggregate.extra(sent, state)
         return net.gradient(sent.tree(state), batch, extra=extra, tap=partial(self._top, sent) if layers else None, layers=layers)
 
     def finish(self, net: Net, sent: ClientInput, state: Tree) -> Report:
@@ -137,9 +137,9 @@ class Statistics(Work):
 
     feeds: tuple[Feed, ...]
     momentum: float | None = None  # of the running statistics; None: each norm's own
-    beside: int = 0
+    extra_memory: int = 0
 
-    def start(self, net: Net, sent: ClientInput) -> Tree:
+    def init_state(self, net: Net, sent: ClientInput) -> Tree:
         return under(sent.tree({}), "buf/") | {keys.COUNT: _nothing(sent)}
 
     def step(self, net: Net, sent: ClientInput, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
@@ -157,10 +157,10 @@ class Loss(Work):
     """Cross-entropy in evaluation mode; total: its sum over the images seen, how many are classified rightly, and their number."""
 
     feeds: tuple[Feed, ...]
-    beside: int = 0
+    extra_memory: int = 0
     method: Any = None  # for model_of, where the client does not use what it is sent as it is
 
-    def start(self, net: Net, sent: ClientInput) -> Tree:
+    def init_state(self, net: Net, sent: ClientInput) -> Tree:
         return {"loss/sum": _nothing(sent), CORRECT: _nothing(sent), keys.COUNT: _nothing(sent)}
 
     def step(self, net: Net, sent: ClientInput, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
@@ -185,9 +185,9 @@ class Evaluate(Work):
     @classmethod
     def of(cls, method: Any, batch: int = 256, split: str = "test") -> Evaluate:
         """On a client's own test images, or with split = "global" each client on the whole global test set."""
-        return cls((Feed(split, epochs=1, batch=batch, augment=False, charge="forward"),), method)
+        return cls((Feed(split, epochs=1, batch=batch, augment=False, cost="forward"),), method)
 
-    def start(self, net: Net, sent: ClientInput) -> Tree:
+    def init_state(self, net: Net, sent: ClientInput) -> Tree:
         return {CORRECT: _nothing(sent), "n/images": _nothing(sent), "loss/sum": _nothing(sent)}
 
     def step(self, net: Net, sent: ClientInput, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
@@ -210,7 +210,7 @@ class OwnGates(Evaluate):
     def used(cls, method: Any) -> OwnGates:
         return cls((), method)
 
-    def start(self, net: Net, sent: ClientInput) -> Tree:
+    def init_state(self, net: Net, sent: ClientInput) -> Tree:
         return {}
 
     def finish(self, net: Net, sent: ClientInput, state: Tree) -> Report:

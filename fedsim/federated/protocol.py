@@ -28,7 +28,7 @@ class ClientInput:
 
     shared: Tree  # from the server, the same for the whole cohort
     own: Tree  # from the server, for this client alone
-    kept: Tree  # put aside by this client at its last visit (Work.fresh gives the first)
+    kept: Tree  # put aside by this client at its last visit (Work.init_kept gives the first)
     n: Tensor  # (), its number of training images
     steps: Tensor  # (feeds,), its steps in each feed
     key: Tensor  # (), int64, for its random draws
@@ -59,18 +59,20 @@ class Work(Protocol):
     """One client's work, a frozen dataclass of plain numbers: to send an order is to send a value."""
 
     feeds: tuple[Feed, ...]  # run in this order
-    beside: int = 0  # bytes that the described client holds meanwhile beside the model at work, for the ledger
-    deploys: bool = False  # it makes the model that clients use of the last round's, which every client needs: no traffic, FLOPs apart
+    extra_memory: int = 0  # bytes that the described client holds meanwhile beside the model at work, for the ledger
+    deployment_only: bool = (
+        False  # it makes the model that clients use of the last round's, which every client needs: no traffic, FLOPs apart
+    )
 
-    def fresh(self, net: Net, sent: ClientInput) -> Tree:
+    def init_kept(self, net: Net, sent: ClientInput) -> Tree:
         """Kept state of a client never visited."""
         return {}
 
-    def start(self, net: Net, sent: ClientInput) -> Tree:
+    def init_state(self, net: Net, sent: ClientInput) -> Tree:
         """The first state; fixes the keys, shapes and dtypes of the state."""
         return {}
 
-    def begin(self, net: Net, sent: ClientInput, state: Tree, feed: int) -> Tree:
+    def begin_feed(self, net: Net, sent: ClientInput, state: Tree, feed: int) -> Tree:
         """Called before each feed."""
         return state
 
@@ -126,6 +128,6 @@ class Method(Protocol[State]):
         """The model a client uses, run where the client is."""
         return sent.tree({})
 
-    def others(self) -> Mapping[str, Method[Any]]:
+    def variants(self) -> Mapping[str, Method[Any]]:
         """Other forms in which clients could use the last round's state, by name: methods like this one, evaluated beside it."""
         return {}

@@ -73,7 +73,7 @@ class CostAccount:
 
     def charge(self, order: WorkOrder, clients: Sequence[int], sent: Tree, answer: PackResult) -> None:
         """Adds one run of a work to the bills; one that deploys a model to a count of its own."""
-        if getattr(order.work, "deploys", False):
+        if getattr(order.work, "deployment_only", False):
             feeds = [(feed, count_of(self.population, feed, client)) for client in clients for feed in order.work.feeds]
             self.deployed += sum(self._flops(feed, count, [order.net.used(order.shared)]) for feed, count in feeds)
             return
@@ -81,7 +81,7 @@ class CostAccount:
         personal: dict[object, int] = {}  # of clients with equally many weights
         down = self._down(order.shared, clients, answer.arrived)
         runs: dict[object, ClientCosts] = {}  # of clients with equally many images, weights and channels
-        trains = any(feed.charge == "train" for feed in order.work.feeds)
+        trains = any(feed.cost == "train" for feed in order.work.feeds)
         for i, client in enumerate(clients):
             bill = self.bills.setdefault(client, ClientCosts())
             bill.bytes_down += int(down[i]) + self._down_own(client, {key: value[i] for key, value in sent.items()}, order.shared)
@@ -111,12 +111,12 @@ class CostAccount:
         bill = ClientCosts(density=sum(flops.density(self.anatomy, used) for used in each) / len(each))
         bill.dense_flops = flops.feed_flops(self.anatomy, shown(self.local, counts[0])).total
         for feed, count in zip(order.work.feeds, counts[1:], strict=True):
-            trains = feed.charge == "train"
+            trains = feed.cost == "train"
             batch = min(feed.batch, count)
             bill.samples += shown(feed, count) if trains else 0
             bill.train_flops += self._flops(feed, count, each)
-            memory = self._memory(order, feed, batch, kept, opened, top if feed.dense else 0)
-            memory = profile.Breakdown(memory | {"personal": personal}).without(*UNUSED[feed.charge])
+            memory = self._memory(order, feed, batch, kept, opened, top if feed.dense_gradient_layers else 0)
+            memory = profile.Breakdown(memory | {"personal": personal}).without(*UNUSED[feed.cost])
             bill.memory = max(bill.memory, memory.total)
             bill.model_memory = max(bill.model_memory, memory.without("activations").total)
             held = executed_memory(self.anatomy_of(order.net), batch, _masked(order, kept), self.slots, self.pack)
@@ -127,20 +127,20 @@ class CostAccount:
         """Of a feed with `count` images an epoch; `each`: weights in use at every step (the last one's in those beyond), or at all."""
         images = shown(feed, count)
         if len(each) == 1:
-            seen = shown_last(feed, count, feed.dense_steps) if feed.dense_steps else images
-            return flops.feed_flops(self.anatomy, images, each[0], feed.charge, feed.dense, seen).total
+            seen = shown_last(feed, count, feed.dense_gradient_steps) if feed.dense_gradient_steps else images
+            return flops.feed_flops(self.anatomy, images, each[0], feed.cost, feed.dense_gradient_layers, seen).total
         ends = [shown_last(feed, count, last) for last in range(steps_of(feed, count) + 1)]  # images of the last steps
         shares = [more - less for less, more in pairwise(ends)][::-1]
         used = [each[min(step, len(each) - 1)] for step in range(len(shares))]
-        return sum(flops.feed_flops(self.anatomy, n, kept, feed.charge).total for n, kept in zip(shares, used, strict=True))
+        return sum(flops.feed_flops(self.anatomy, n, kept, feed.cost).total for n, kept in zip(shares, used, strict=True))
 
     def _memory(
         self, order: WorkOrder, feed: Feed, batch: int, kept: dict[str, int], opened: list[list[int]] | None, top: int
     ) -> profile.Breakdown:
         """The described client's: under gates it holds the whole model, and gradients and activations of the open channels."""
-        beside = getattr(order.work, "beside", 0)  # a Work need not inherit from core.Work
+        beside = getattr(order.work, "extra_memory", 0)  # a Work need not inherit from core.Work
         anatomy, masked = self.anatomy_of(order.net), _masked(order, kept)
-        memory = client_memory(anatomy, masked, batch, self.slots, feed.dense, top=top, beside=beside)
+        memory = client_memory(anatomy, masked, batch, self.slots, feed.dense_gradient_layers, top=top, beside=beside)
         if not opened:
             return memory
         widths, per = order.net.channels.widths, self._per_channel(order.net)

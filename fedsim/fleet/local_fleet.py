@@ -68,7 +68,7 @@ class LocalFleet:
         self.site, self.account, self.packs, self.clock = site, account, packs, clock
         self.timing = {"broadcast": 0.0, "compute": 0.0, "reduce": 0.0}  # seconds, growing
         self.moved = {"broadcast": 0, "reduce": 0}  # bytes between ranks, growing
-        self.traffic = {"rank_bytes": 0, "root_bytes": 0, "root_messages": 0}  # of all ranks, and of rank 0, growing
+        self.traffic = {"rank_bytes": 0, "rank0_bytes": 0, "rank0_messages": 0}  # of all ranks, and of rank 0, growing
         self.touched: set[int] = set()  # clients whose kept state changed; whoever writes it down empties this
         self.kept: MutableMapping[int, Tree] = {} if kept is None else kept
         self.r = 0
@@ -88,7 +88,7 @@ class LocalFleet:
         if k is None:
             return list(range(filled)) if self._filled is None else self._filled.tolist()
         if k > filled:
-            raise BadInput(f"{k} clients are to take part, and {filled} have images; partition.least gives every client some")
+            raise BadInput(f"{k} clients are to take part, and {filled} have images; partition.min_images gives every client some")
         chosen = np.random.default_rng((self.site.seed, r)).choice(filled, k, replace=False)
         return np.sort(chosen if self._filled is None else self._filled[chosen]).tolist()
 

@@ -84,7 +84,7 @@ class ErrorContext:
     order: WorkOrder
     rank: int
     clients: Sequence[int]
-    stage: str = "start"
+    stage: str = "init_state"
 
     @contextmanager
     def told(self) -> Iterator[None]:

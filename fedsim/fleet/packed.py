@@ -36,8 +36,8 @@ def carry_out(order: WorkOrder, pack: Pack, site: WorkerContext) -> PackResult:
 
 def alike(order: WorkOrder, pack: Pack, site: WorkerContext) -> list[Pack]:
     """The pack in parts whose kept states, first ones filled in, have the same keys, shapes and dtypes."""
-    with ErrorContext(order, site.rank, pack.clients, "fresh").told():
-        fresh = mapped(order.work.fresh, order, client_input(order, site, pack))
+    with ErrorContext(order, site.rank, pack.clients, "init_kept").told():
+        fresh = mapped(order.work.init_kept, order, client_input(order, site, pack))
         if not fresh and not any(pack.kept):
             return [pack]
         rows = [tree.row(fresh, i) | (kept or {}) for i, kept in enumerate(pack.kept)]
@@ -60,8 +60,8 @@ def _stacked(order: WorkOrder, pack: Pack, site: WorkerContext) -> PackResult:
     answer = PackResult(order.sum())
     with place.told():
         held = replace(client_input(order, site, pack), kept=tree.stack([kept or {} for kept in pack.kept]))
-        place.stage = "start"
-        state = _laid_out(mapped(order.work.start, order, held))
+        place.stage = "init_state"
+        state = _laid_out(mapped(order.work.init_state, order, held))
         masks.check(client_row(held, 0).tree(tree.row(state, 0)))
         losses = _losses(order, site, pack, held, state, place)
         place.stage = "finish"
@@ -106,8 +106,8 @@ def _losses(order: WorkOrder, site: WorkerContext, pack: Pack, held: ClientInput
     sums = torch.zeros(len(pack.clients), dtype=torch.float64)
     for feed in range(len(order.work.feeds)):
         place.stage = f"begin {feed}"
-        if getattr(type(order.work), "begin", None) is not Work.begin:
-            put(state, mapped(lambda net, one, rows, feed=feed: order.work.begin(net, one, rows, feed), order, held, state))
+        if type(order.work).begin_feed is not Work.begin_feed:
+            put(state, mapped(lambda net, one, rows, feed=feed: order.work.begin_feed(net, one, rows, feed), order, held, state))
         rows = held.steps[:, feed].argsort(dim=0, descending=True, stable=True).tolist()
         losses = _feed(order, site, pack, held, state, feed, rows, place)
         finite(losses, [pack.clients[i] for i in rows], place)

@@ -6,5 +6,5 @@ from fedsim.fleet.cuda_graph.fleet import CudaGraphFleet
 from fedsim.fleet.packed import PackedFleet
 from fedsim.fleet.serial import SerialFleet
 
-FLEETS = {"serial": SerialFleet, "packed": PackedFleet, "graphed": CudaGraphFleet}
-STACKED = ("packed", "graphed")  # fleets that train the clients of a pack at once
+FLEETS = {"serial": SerialFleet, "packed": PackedFleet, "cuda_graph": CudaGraphFleet}
+STACKED = ("packed", "cuda_graph")  # fleets that train the clients of a pack at once

@@ -51,8 +51,8 @@ def _carried_out(order: WorkOrder, pack: Pack, site: WorkerContext, idle: bool) 
 
 
 def _with_kept(order: WorkOrder, one: ClientInput, kept: Tree | None, place: ErrorContext) -> ClientInput:
-    place.stage = "fresh"
-    return replace(one, kept=order.work.fresh(order.net, one) | (kept or {}))
+    place.stage = "init_kept"
+    return replace(one, kept=order.work.init_kept(order.net, one) | (kept or {}))
 
 
 class _Runs:
@@ -76,14 +76,14 @@ class _Runs:
 
 def _work(order: WorkOrder, runs: _Runs, i: int, one: ClientInput, buffers: Tree, place: ErrorContext) -> tuple[Tree, float]:
     """The last state and the mean loss over all steps."""
-    place.stage = "start"
-    start = order.work.start(order.net, one)
+    place.stage = "init_state"
+    start = order.work.init_state(order.net, one)
     masks.check(one.tree(start))
     state = _laid_out(start, buffers)
     losses: list[Tensor] = []
     for feed in range(len(order.work.feeds)):
         place.stage = f"begin {feed}"
-        state = order.work.begin(order.net, one, state, feed)
+        state = order.work.begin_feed(order.net, one, state, feed)
         for t, batch in runs.alone(feed, i):
             place.stage = f"step {t}"
             state, loss = order.work.step(order.net, one, state, batch)

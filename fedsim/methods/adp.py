@@ -69,14 +69,14 @@ class ADP(Method[State]):
         return " and ".join(name for name, mine in parts.items() if mine)
 
     def init(self, setting: Setting, public: Data | None) -> State:
-        if not setting.net.by_image:
+        if not setting.net.has_dynamic_gates:
             raise BadInput("[method] adp trains a network with gates that see the image: set model.gate_keep = 0.7")
         if unfit := self._unfit(setting.net):
             raise BadInput(f"[model] the channels behind {', '.join(unfit)} cannot be cut: {WHY}")
         if self.bn == "local" and not under(setting.net.initial, "buf/"):
             raise BadInput('[method] bn = "local" needs batch norms: set model.norm = "batch"')
         shared = setting.net.initial
-        return State(shared, setting.aggregate.begin(self._sent(setting.net, shared)))
+        return State(shared, setting.aggregate.init_memory(self._sent(setting.net, shared)))
 
     def round(self, setting: Setting, state: State, fleet: Fleet, r: int) -> tuple[State, Told]:
         if r == 0:
@@ -97,7 +97,7 @@ class ADP(Method[State]):
         held = sent.tree({})
         return held | (channel_frequency.personal(held) if self.personalise else {})
 
-    def others(self) -> dict[str, Method[State]]:
+    def variants(self) -> dict[str, Method[State]]:
         """How else the clients could use what has been learned: each form's accuracy is recorded as well after the last round."""
         by_image = replace(self, export="none", export_gate="live", align=1)
         forms: dict[str, Method[State]] = {"gated": replace(by_image, personalise=0), "personal": by_image}
@@ -144,7 +144,7 @@ class ADP(Method[State]):
             free = {group.gate for group in net.channels.groups}
         except ValueError:
             free = set()
-        return [gate for gate in net.gated_by_image if gate not in free]
+        return [gate for gate in net.dynamic_gates if gate not in free]
 
     def _counts(self, net: Net) -> tuple[int, ...]:
         """Channels that an exported network keeps of every layer."""

@@ -2,10 +2,10 @@
 
 Two hypernetworks draw gates for the channels: one for the base network, which all clients share, and one, fed with an embedding per
 client, for the client's own sub-network. They and the weights are trained in turn (co-training); then the base is cut for good, and
-the smaller network is fine-tuned under the clients' gates. Every client runs a FLOPs share `keep_client` of the whole.
+the smaller network is fine-tuned under the clients' gates. Every client runs a FLOPs share `client_flops_share` of the whole.
 
 Paper -> code:  W -> w,  v -> base, u_i -> choice, m_i = v * u_i -> gate,  z -> z, e_i -> embedding,  theta_b, theta_d -> hyper,
-                p -> keep, p_d -> keep_client,  T -> cotrain.Cotraining.flops,  r_W -> train.steps,  E0 -> warmup
+                p -> flops_share, p_d -> client_flops_share,  T -> HypernetTraining.flops,  r_W -> train.steps,  E0 -> warmup
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ class State:
 class DWFNP(CutAndFinetune, Method[State]):
     """Prunes channels by a base network for all and a sub-network for each client."""
 
-    keep: float = 0.8  # p, FLOPs share of the gated layers that the base keeps
-    keep_client: float | tuple[float, ...] = 0.5  # p_d, share of the whole that a client uses; or one for every client
+    flops_share: float = 0.8  # p, FLOPs share of the gated layers that the base keeps
+    client_flops_share: float | tuple[float, ...] = 0.5  # p_d, share of the whole that a client uses; or one for every client
     personal: bool = True  # false: the base alone ("static"), no sub-networks of clients
-    freeze: bool = False  # no weight steps between warm-up and cut ("one-shot"): masks are learned on a trained, frozen network
+    freeze_weights: bool = False  # no weight steps between warm-up and cut ("one-shot"): masks are learned on a trained, frozen network
     hypernet: Literal["server", "client"] = "server"  # client: until the cut clients train copies, which are averaged (the authors' way)
     warmup: int | None = None  # E0, rounds of weights alone; None: a tenth of the rounds before the cut
     hyper_interval: int = 5  # local steps: until the cut masks learn in rounds whose number of steps is a multiple
@@ -64,30 +64,30 @@ class DWFNP(CutAndFinetune, Method[State]):
     embed_sync: Literal["owner", "mean"] = "owner"  # with hypernet = "client"; mean: the table is averaged, a change divided by the clients
     tau: float = 0.4  # temperature of the Gumbel-sigmoid
     bias: float = 3.0  # b, added to the logits: at the start every channel is kept
-    reg: Literal["two_sided", "one_sided"] = "two_sided"  # whether the FLOPs are also pulled up to the target
+    regulariser: Literal["two_sided", "one_sided"] = "two_sided"  # whether the FLOPs are also pulled up to the target
     slope: float = 1.0  # s, of the regulariser below its target (the authors: 10 for MobileNetV2)
     depthwise: Literal["squared", "true"] = "squared"  # FLOPs of depth-wise layers: c^2 / C as in the authors' code, or c
     mask_eval: Literal["mean", "sample"] = "mean"  # gates for cut and evaluation: noise replaced by its mean, or one hard draw
     finetune: Literal["dynamic", "static"] = "dynamic"  # after the cut theta_d goes on learning, or the clients' gates stay
-    unseen: Literal["refuse", "accept"] = "refuse"  # clients in no cohort while masks are learned, and so with untrained embeddings
-    report: Literal["last", "best"] = "last"  # best: by accuracy on held-out images in the second half of fine-tuning
+    unseen_clients: Literal["refuse", "accept"] = "refuse"  # clients in no cohort while masks are learned, and so with untrained embeddings
+    checkpoint_choice: Literal["last", "best"] = "last"  # best: by accuracy on held-out images in the second half of fine-tuning
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        within(self, keep=(TINY, 1), tau=(TINY, inf), hyper_interval=(1, inf), hyper_steps=(1, inf), hyper_lr=(0, inf))
+        within(self, flops_share=(TINY, 1), tau=(TINY, inf), hyper_interval=(1, inf), hyper_steps=(1, inf), hyper_lr=(0, inf))
         within(self, hyper_decay=(0, inf), warmup=(0, inf), slope=(0, inf))
 
     def init(self, setting: Setting, public: Data | None) -> State:
         self.check(setting)
         self._check(setting)
         shared = under(setting.net.initial, "w/", "buf/")
-        return State(shared, setting.aggregate.begin(shared), self.choosing(setting).begin())
+        return State(shared, setting.aggregate.init_memory(shared), self.choosing(setting).begin())
 
     def round(self, setting: Setting, state: State, fleet: Fleet, r: int) -> tuple[State, dict[str, float]]:
         choosing = self.choosing(setting)
         found: dict[str, float] = {}
         if r == 0:
-            if self.personal and self.unseen == "refuse":
+            if self.personal and self.unseen_clients == "refuse":
                 all_seen(setting, fleet, (later for later in range(1, self.cut_after(setting) + 1) if self.learns(setting, later)))
             return state, found
         last, cohort = self.cut_after(setting), fleet.pick(setting.cohort, r)
@@ -96,11 +96,11 @@ class DWFNP(CutAndFinetune, Method[State]):
             lr = self.hyper_lr * (0.1 if 2 * (r - 1) >= last else 1.0)
             for j in range(self.hyper_steps):
                 state = replace(state, masks=learn(state.masks, fleet, state.shared, cohort, (r, j), self._feed(setting), lr))
-        if not (self.freeze and self.warm(setting) < r <= last):
+        if not (self.freeze_weights and self.warm(setting) < r <= last):
             state, found = self._trained(setting, state, fleet, cohort, r)
         if r == last:
             state = self._cut(setting, state)
-        if self.report == "best" and 2 * (r - last) > setting.rounds - last:
+        if self.checkpoint_choice == "best" and 2 * (r - last) > setting.rounds - last:
             state = self._better(setting, state, fleet)
         return state, found | choosing.shares((state.best or state).masks, cohort)
 
@@ -147,7 +147,7 @@ class DWFNP(CutAndFinetune, Method[State]):
         kept = setting.net.channels.kept(base)
         shared = self.cut(setting, state.shared, kept)
         masks = replace(state.masks, base=base, cut=True)
-        return State(shared, setting.aggregate.begin(shared), masks, kept)
+        return State(shared, setting.aggregate.init_memory(shared), masks, kept)
 
     def _left(self, state: State, gate: Tensor) -> Tensor:
         """(…, n') of (…, n): the gates of the channels that the cut has left."""
@@ -166,8 +166,8 @@ class DWFNP(CutAndFinetune, Method[State]):
     def choosing(self, setting: Setting) -> GateController:
         """How gates are drawn and learned."""
         flops = FlopsConstraint.of(setting.net.channels, setting.anatomy, self.depthwise == "squared")
-        rule = HypernetTraining(flops, self.tau, self.bias, self.keep, self.slope, self.reg == "two_sided")
-        targets = self.keep_client if isinstance(self.keep_client, tuple) else (self.keep_client,)
+        rule = HypernetTraining(flops, self.tau, self.bias, self.flops_share, self.slope, self.regulariser == "two_sided")
+        targets = self.client_flops_share if isinstance(self.client_flops_share, tuple) else (self.client_flops_share,)
         sample, averaged = self.mask_eval == "sample", self.embed_sync == "mean"
         return GateController(rule, setting.seed, targets, self.personal, self.hyper_lr, self.hyper_decay, sample, averaged)
 
@@ -175,7 +175,7 @@ class DWFNP(CutAndFinetune, Method[State]):
         """A batch of the images that masks learn from."""
         overlap = self.hyper_split == "overlap"
         share, split = (0.1, "probe") if overlap else (1.0, "held")
-        return Feed(split, steps=1, batch=setting.train.batch, augment=setting.train.augment, share=share, charge="inputs")
+        return Feed(split, steps=1, batch=setting.train.batch, augment=setting.train.augment, share=share, cost="inputs")
 
     def _check(self, setting: Setting) -> None:
         """BadInput for phases without rounds, masks without images, and budgets that cannot be met."""
@@ -190,6 +190,6 @@ class DWFNP(CutAndFinetune, Method[State]):
             raise BadInput('dwfnp learns its masks on held-out images: set partition.holdout = 0.1, or hyper_split = "overlap"')
         if self.embed_sync == "mean" and self.hypernet == "server":
             raise BadInput('[method] embed_sync = "mean" needs hypernet = "client": on the server every embedding has its own row')
-        if self.report == "best" and last == setting.rounds:
+        if self.checkpoint_choice == "best" and last == setting.rounds:
             raise BadInput('[method] report = "best" chooses among the rounds after the cut: take cotrain < rounds')
         self.choosing(setting).check(setting.clients)

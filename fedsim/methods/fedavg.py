@@ -31,7 +31,7 @@ class FedAvg(Method[State]):
 
     def init(self, setting: Setting, public: Data | None) -> State:
         shared = setting.net.initial
-        return State(shared, setting.aggregate.begin(shared))
+        return State(shared, setting.aggregate.init_memory(shared))
 
     def round(self, setting: Setting, state: State, fleet: Fleet, r: int) -> tuple[State, dict[str, float]]:
         if r == 0:

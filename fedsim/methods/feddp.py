@@ -39,19 +39,19 @@ class TrainZeroing(Train):
 
     theta: float = 0.0
     filters: float = 0.0  # share of every convolution's filters
-    fall: float = 1.0  # of the rate, with every epoch
+    lr_decay_per_epoch: float = 1.0  # of the rate, with every epoch
 
-    def fresh(self, net: Net, sent: ClientInput) -> Tree:
-        return super().fresh(net, sent) | {EPOCHS: torch.zeros((), device=sent.n.device)}
+    def init_kept(self, net: Net, sent: ClientInput) -> Tree:
+        return super().init_kept(net, sent) | {EPOCHS: torch.zeros((), device=sent.n.device)}
 
-    def start(self, net: Net, sent: ClientInput) -> Tree:
-        return super().start(net, sent) | renamed(sent.kept, OPTIMISER, "opt/")
+    def init_state(self, net: Net, sent: ClientInput) -> Tree:
+        return super().init_state(net, sent) | renamed(sent.kept, OPTIMISER, "opt/")
 
     def step(self, net: Net, sent: ClientInput, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
         each = batch.T // self.feeds[0].epochs  # steps of an epoch
         state = state | {key: torch.where(batch.t % each == 0, _soft(state[key], self.filters), state[key]) for key in self._weak(net)}
         loss, gradient, buffers, _ = self.gradient(net, sent, state, batch)
-        lr = self.lr * self.fall ** (sent.kept[EPOCHS] + batch.t // each)
+        lr = self.lr * self.lr_decay_per_epoch ** (sent.kept[EPOCHS] + batch.t // each)
         state = self.descend(net, sent, state | buffers, gradient, lr)
         ends, small = (batch.t + 1) % each == 0, {key: state[key].abs() <= self.theta for key in convolutions(net)}
         return state | {key: state[key].masked_fill(ends & where, 0.0) for key, where in small.items()}, loss
@@ -94,10 +94,10 @@ class FedDP(Method[State]):
 
     theta: float = 1e-3  # weights of convolutions that are not larger become 0
     filters: float = 0.0  # share of every convolution's filters that becomes 0 before each epoch; with theta = 0: soft filter pruning
-    fall: float = 0.99  # of the local rate, with every epoch that the client trains in all its visits
+    lr_decay_per_epoch: float = 0.99  # of the local rate, with every epoch that the client trains in all its visits
 
     def __post_init__(self) -> None:
-        within(self, theta=(0, inf), filters=(0, 1), fall=(TINY, 1))
+        within(self, theta=(0, inf), filters=(0, 1), lr_decay_per_epoch=(TINY, 1))
 
     def init(self, setting: Setting, public: Data | None) -> State:
         if setting.train.steps:
@@ -105,14 +105,14 @@ class FedDP(Method[State]):
         if setting.aggregate.sgd:
             raise BadInput("[train] feddp's local rate falls; it takes aggregate = fedavg or fedprox, whose formulas have no rate")
         shared = setting.net.initial
-        return State(shared, setting.aggregate.begin(shared))
+        return State(shared, setting.aggregate.init_memory(shared))
 
     def round(self, setting: Setting, state: State, fleet: Fleet, r: int) -> tuple[State, dict[str, float]]:
         if r == 0:
             return state, {}
         train = Train.at(setting, r)
         common = (train.feeds, train.lr, train.momentum, train.decay, train.aggregate, train.optimiser)
-        work = TrainZeroing(*common, self.theta, self.filters, self.fall)
+        work = TrainZeroing(*common, self.theta, self.filters, self.lr_decay_per_epoch)
         reply = fleet.run(work, fleet.pick(setting.cohort, r), setting.aggregate.shared(state.memory, state.shared))
         after = State(*setting.aggregate.server(state.memory, state.shared, reply.total, setting))
         return after, {"lr": work.lr, **self._zeros(setting.net, state.shared, after.shared, reply.each[NONZERO])}

@@ -6,7 +6,7 @@ the rest takes over their work. Scaled activation pruning and the normalised spa
 use to every method: the whole of FedMef is this method with model.norm = "nsconv" and train.activation_keep = 0.3 in the job.
 
 Paper -> code:  theta -> w,  m -> mask,  d -> density,  theta_low -> the marked weights,  K_l -> moves,  lambda -> penalty,  T -> budget,
-                Delta R -> adjust_every,  R_stop -> stop,  gamma -> 1 - train.activation_keep,  eta_r -> train.lr by train.schedule
+                Delta R -> adjust_every,  R_stop -> stop_round,  gamma -> 1 - train.activation_keep,  eta_r -> train.lr by train.schedule
 """
 
 from __future__ import annotations
@@ -53,23 +53,23 @@ class FedMef(Method[State]):
 
     density: float = 0.1  # d, kept share of all conv and linear weights, the dense first layer included
     adjust_every: int = 10  # Delta R, rounds
-    stop: int = 300  # R_stop, the last round that may adjust; 0: never
-    swap: float = 0.2  # K_l = swap (1 + cos(pi r / R_stop)) n_l weights of a layer move
+    stop_round: int = 300  # R_stop, the last round that may adjust; 0: never
+    adjust_fraction: float = 0.2  # K_l = adjust_fraction (1 + cos(pi r / R_stop)) n_l weights of a layer move
     penalty: float = 1e-4  # lambda, of the marked weights' norm; 0: no extrusion
     penalty_form: Literal["squared", "norm"] = "squared"  # lambda |theta_low|^2, or lambda |theta_low|
     ramp: bool = False  # lambda grows by itself at every step of an extrusion, up to 100 times
     beta_norm: Literal["l2", "l1"] = "l2"  # of the marked weights, in the extrusion's learning rate
     budget: int | None = None  # T, the last steps of local training, in which they are pressed; None: all of them
-    transfer: int = 0  # rounds just before an adjusting one that extrude as well, T counted over all of them
-    remark: bool = False  # marked anew at every step; false: once, from the broadcast
-    drop: Literal["smallest", "marked"] = "smallest"  # what leaves: the smallest weights of the average, or the marked ones
+    extrusion_rounds: int = 0  # rounds just before an adjusting one that extrude as well, T counted over all of them
+    remark_every_step: bool = False  # marked anew at every step; false: once, from the broadcast
+    drop_rule: Literal["smallest", "marked"] = "smallest"  # what leaves: the smallest weights of the average, or the marked ones
     blocks: int | Literal["stages", "layer", "all"] = "all"  # layers that move at once; FedTiny has 5 blocks, one after the other
     start: Literal["erk", "erk_magnitude"] = "erk"  # which positions are kept at first: random ones, or the largest weights
     mask_classifier: bool = True  # whether the last layer is pruned as well
 
     def __post_init__(self) -> None:
-        within(self, density=(TINY, 1), swap=(0, 0.5), penalty=(0, inf), adjust_every=(1, inf), stop=(0, inf))
-        within(self, budget=(1, inf), transfer=(0, self.adjust_every - 1))
+        within(self, density=(TINY, 1), adjust_fraction=(0, 0.5), penalty=(0, inf), adjust_every=(1, inf), stop_round=(0, inf))
+        within(self, budget=(1, inf), extrusion_rounds=(0, self.adjust_every - 1))
         if isinstance(self.blocks, int):
             within(self, blocks=(1, inf))
 
@@ -80,20 +80,20 @@ class FedMef(Method[State]):
         except ValueError as error:
             raise BadInput(f"[method] {error}") from error
         shared = masks.apply(setting.net.initial, held) | held
-        return State(shared, setting.aggregate.begin(shared))
+        return State(shared, setting.aggregate.init_memory(shared))
 
     def round(self, setting: Setting, state: State, fleet: Fleet, r: int) -> tuple[State, dict[str, float]]:
         if r == 0:
             return state, {}
         extrusion = self.extrusion(setting.net, state.shared, r)
         trained, reply = self.trained(setting, state, fleet, r, extrusion)
-        shared, told = trained.shared, {"lr": setting.train.at(r).lr, "adjusted": 0.0}
+        shared, told = trained.shared, {"lr": setting.train.at(r).lr, "weights_swapped": 0.0}
         if extrusion.marks:
             low = marked(state.shared, extrusion.marks)
-            told |= {"low_before": float(norm_of(state.shared, low)), "low_after": float(norm_of(shared, low))}
+            told |= {"marked_norm_before": float(norm_of(state.shared, low)), "marked_norm_after": float(norm_of(shared, low))}
         if extrusion.moves:
             n, leaving = reply.each[COUNT].double(), self._leaving(state.shared, extrusion.moves)
-            shared, told["adjusted"] = mask_adjustment.swapped(shared, reply.each, extrusion.moves, n / n.sum(), leaving)
+            shared, told["weights_swapped"] = mask_adjustment.swapped(shared, reply.each, extrusion.moves, n / n.sum(), leaving)
         return State(shared, trained.memory), told
 
     def deploy(self, setting: Setting, state: State, fleet: Fleet, cohort: Sequence[int]) -> tuple[Tree, Tree, Net | None]:
@@ -104,7 +104,7 @@ class FedMef(Method[State]):
         work = TrainAndScore.growing(setting, r, extrusion.moves)
         if extrusion.marks and self.penalty:
             how = (self.penalty, self.penalty_form, self.ramp, self.beta_norm, setting.train.lr, self.budget)
-            when = (extrusion.before, extrusion.rounds, self.remark, extrusion.marks)
+            when = (extrusion.before, extrusion.rounds, self.remark_every_step, extrusion.marks)
             plain = (work.feeds, work.lr, work.momentum, work.decay, work.aggregate, work.optimiser, work.moves)
             work = ExtrudeAndProbe(*plain, *how, *when)
         reply = fleet.run(work, fleet.pick(setting.cohort, r), setting.aggregate.shared(state.memory, state.shared))
@@ -113,17 +113,17 @@ class FedMef(Method[State]):
     def extrusion(self, net: Net, shared: Tree, r: int) -> Extrusion:
         """What round `r` presses down and moves: for the adjustment that it ends with, or one at most `transfer` rounds ahead."""
         due = -(-r // self.adjust_every) * self.adjust_every
-        first = max(1, due - self.transfer)
-        if r < first or not mask_adjustment.due(due, self.adjust_every, self.stop):
+        first = max(1, due - self.extrusion_rounds)
+        if r < first or not mask_adjustment.due(due, self.adjust_every, self.stop_round):
             return Extrusion()
         groups = mask_adjustment.blocks(self._masked(net), self.blocks)
         layers = groups[mask_adjustment.turn(due, self.adjust_every, len(groups)) - 1]
-        moves = mask_adjustment.moving(shared, layers, self.swap, due, self.stop)
+        moves = mask_adjustment.moving(shared, layers, self.adjust_fraction, due, self.stop_round)
         return Extrusion(moves if r == due else {}, moves, r - first, due - first + 1)
 
     def _leaving(self, shared: Tree, moves: Mapping[str, int]) -> dict[str, Tensor] | None:
         """The weights that the broadcast had marked, where these are what leaves."""
-        if self.drop == "smallest":
+        if self.drop_rule == "smallest":
             return None
         return {key.removeprefix(MARKED): index for key, index in extrusion.marked(shared, moves).items()}
 

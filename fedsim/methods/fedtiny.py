@@ -6,7 +6,7 @@ Delta R rounds one block of layers, from the output to the input, exchanges its 
 largest gradient, of which a client sends a few.
 
 Paper -> code:  Theta -> w,  m -> mask,  d_target -> density,  C -> pool,  D_s -> public,  a_t^l -> moves,  g~ -> votes,
-                Delta R -> adjust_every,  R_stop -> stop,  K -> clients,  E -> train.epochs,  B -> train.batch,  eta -> train.lr
+                Delta R -> adjust_every,  R_stop -> stop_round,  K -> clients,  E -> train.epochs,  B -> train.batch,  eta -> train.lr
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ class FedTiny(Method[State]):
     bn_momentum: float = 0.1  # 1 - gamma, share of a batch in the statistics
     selection_clients: int | None = None  # that select; None: all
     adjust_every: int = 10  # Delta R, rounds
-    stop: int = 100  # R_stop, the last round that may adjust; 0: never
-    alpha: float = 0.15  # a_t^l = alpha (1 + cos(pi r / R_stop)) n_l weights of a layer move
+    stop_round: int = 100  # R_stop, the last round that may adjust; 0: never
+    adjust_fraction: float = 0.15  # a_t^l = alpha (1 + cos(pi r / R_stop)) n_l weights of a layer move
     blocks: int | Literal["stages", "layer", "all"] = 5  # so many contiguous blocks (fewer where there are fewer layers)
     order: Literal["backward", "forward"] = "backward"  # backward: from the output to the input
     growth: Literal["batch", "last_step"] = "batch"  # gradient of a batch after local training, or of its last one before the step
@@ -67,16 +67,16 @@ class FedTiny(Method[State]):
     uniform: bool = False  # votes count alike; false: by a client's number of images
 
     def __post_init__(self) -> None:
-        within(self, density=(TINY, 1), spread=(0, 1), tol=(0, 1), probe_share=(TINY, 1), bn_momentum=(TINY, 1), alpha=(0, 0.5))
+        within(self, density=(TINY, 1), spread=(0, 1), tol=(0, 1), probe_share=(TINY, 1), bn_momentum=(TINY, 1), adjust_fraction=(0, 0.5))
         within(self, pool=(1, inf), pool_cap=(1, inf), bn_passes=(1, inf), selection_clients=(1, inf), adjust_every=(1, inf))
-        within(self, pretrain_epochs=(0, inf), stop=(0, inf))
+        within(self, pretrain_epochs=(0, inf), stop_round=(0, inf))
         if isinstance(self.blocks, int):
             within(self, blocks=(1, inf))
 
     def init(self, setting: Setting, public: Data | None) -> State:
         self._check(setting, public)
         shared = pretraining.pretrained(setting, public, self.pretrain_epochs) if public else setting.net.initial
-        return State(shared, setting.aggregate.begin(shared))
+        return State(shared, setting.aggregate.init_memory(shared))
 
     def round(self, setting: Setting, state: State, fleet: Fleet, r: int) -> tuple[State, dict[str, float]]:
         if r == 0:
@@ -89,7 +89,7 @@ class FedTiny(Method[State]):
         if moves:
             n = (torch.ones_like(reply.each[COUNT]) if self.uniform else reply.each[COUNT]).double()
             shared, moved = mask_adjustment.swapped(shared, reply.each, moves, n / n.sum())
-        return State(shared, memory), {"lr": work.lr, "adjusted": moved} | ({"block": block} if block else {})
+        return State(shared, memory), {"lr": work.lr, "weights_swapped": moved} | ({"adjusted_block": block} if block else {})
 
     def deploy(self, setting: Setting, state: State, fleet: Fleet, cohort: Sequence[int]) -> tuple[Tree, Tree, Net | None]:
         return state.shared, {}, None
@@ -108,15 +108,15 @@ class FedTiny(Method[State]):
             if all(loss < other for other in losses):
                 chosen = candidate
             losses.append(loss)
-        found: dict[str, float] = {"candidates": len(pool), "candidate": losses.index(min(losses)) + 1}
+        found: dict[str, float] = {"candidates": len(pool), "chosen_candidate": losses.index(min(losses)) + 1}
         if self.selection != "none":
             found |= {"candidate_loss": min(losses), "pool_loss": sum(losses) / len(losses)}
-        return State(chosen, setting.aggregate.begin(chosen)), found
+        return State(chosen, setting.aggregate.init_memory(chosen)), found
 
     def _judged(self, setting: Setting, candidate: Tree, fleet: Fleet, stored: int) -> tuple[Tree, float]:
         """The candidate with the clients' mean statistics, and their mean loss on it, both by images seen."""
         clients = fleet.pick(self.selection_clients, 0)
-        feed = Feed("probe", epochs=1, batch=setting.train.batch, augment=False, share=self.probe_share, charge="forward")
+        feed = Feed("probe", epochs=1, batch=setting.train.batch, augment=False, share=self.probe_share, cost="forward")
         if self.selection == "bn":
             passes = Statistics((replace(feed, epochs=self.bn_passes),), self.bn_momentum, stored)
             total = fleet.run(passes, clients, candidate).total
@@ -154,11 +154,11 @@ class FedTiny(Method[State]):
 
     def adjustment(self, net: Net, shared: Tree, r: int) -> tuple[int, dict[str, int]]:
         """The block that round `r` adjusts, 1 nearest the input (0: none), and a_t^l of those of its layers that move."""
-        if not mask_adjustment.due(r, self.adjust_every, self.stop):
+        if not mask_adjustment.due(r, self.adjust_every, self.stop_round):
             return 0, {}
         blocks = mask_adjustment.blocks(net.maskable, self.blocks)
         block = mask_adjustment.turn(r, self.adjust_every, len(blocks), self.order)
-        moves = mask_adjustment.moving(shared, blocks[block - 1], self.alpha, r, self.stop, self.rounding == "ceil")
+        moves = mask_adjustment.moving(shared, blocks[block - 1], self.adjust_fraction, r, self.stop_round, self.rounding == "ceil")
         return block if moves else 0, moves
 
     # ---- what cannot be

@@ -4,7 +4,7 @@ uniform: every gated layer keeps the same share of its channels, those whose fil
 fl1: channels of all layers in one order of their feature norm, measured by the clients; the smallest go, `prune_size` at a time
 (after gaosh/DWNP, whose mistakes are left out: the very smallest channel goes too, images count alike, no layer is emptied).
 
-Paper -> code:  p -> keep,  T -> constraint.Flops,  R(r, p) <= 0.05 -> r <= 1.025 p
+Paper -> code:  p -> flops_share,  T -> FlopsConstraint,  R(r, p) <= 0.05 -> r <= 1.025 p
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Structured(CutAndFinetune, Method[State]):
     """Cuts one network for all clients, once."""
 
     choice: Literal["uniform", "random", "fl1"] = "uniform"  # which channels stay
-    keep: float = 0.5  # p, FLOPs share of the gated layers that stays
+    flops_share: float = 0.5  # p, FLOPs share of the gated layers that stays
     strict: bool = False  # with fl1: r <= p; false: R(r, p) <= 0.05
     prune_size: int = 10  # with fl1: channels removed at a time
     norm: Literal["l2", "l1"] = "l2"  # with fl1: squared or absolute activations
@@ -53,13 +53,13 @@ class Structured(CutAndFinetune, Method[State]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        within(self, keep=(TINY, 1), prune_size=(1, inf))
+        within(self, flops_share=(TINY, 1), prune_size=(1, inf))
 
     def init(self, setting: Setting, public: Data | None) -> State:
         self.check(setting)
-        reachable(self._flops(setting), "keep", self.keep)
+        reachable(self._flops(setting), "flops_share", self.flops_share)
         shared = under(setting.net.initial, "w/", "buf/")
-        return State(shared, setting.aggregate.begin(shared))
+        return State(shared, setting.aggregate.init_memory(shared))
 
     def round(self, setting: Setting, state: State, fleet: Fleet, r: int) -> tuple[State, dict[str, float]]:
         if r == 0:
@@ -74,7 +74,7 @@ class Structured(CutAndFinetune, Method[State]):
             found["base_flops_share"] = float(self._flops(setting).share(gate))
             kept = setting.net.channels.kept(gate)
             shared = self.cut(setting, state.shared, kept)
-            state = State(shared, setting.aggregate.begin(shared), kept)
+            state = State(shared, setting.aggregate.init_memory(shared), kept)
         return state, found
 
     def deploy(self, setting: Setting, state: State, fleet: Fleet, cohort: Sequence[int]) -> tuple[Tree, Tree, Net | None]:
@@ -105,12 +105,12 @@ class Structured(CutAndFinetune, Method[State]):
                 flops.share(torch.cat([_largest(torch.arange(width), c) for width, c in zip(flops.widths, widths(s), strict=True)]))
             )
 
-        fits = bisect_right(steps, self.keep + 1e-12, key=share)
+        fits = bisect_right(steps, self.flops_share + 1e-12, key=share)
         return widths(steps[fits - 1] if fits else 0.0)
 
     def _importance(self, setting: Setting, shared: Tree, fleet: Fleet, r: int) -> Tensor:
         """(n,) feature norms, their mean over all clients' training images, each summed over its positions."""
-        feed = Feed("train", epochs=1, batch=setting.train.batch, augment=False, charge="forward")
+        feed = Feed("train", epochs=1, batch=setting.train.batch, augment=False, cost="forward")
         clients = fleet.pick(None if setting.clients <= COHORT else setting.cohort, r)
         total = fleet.run(Energy((feed,), 2 if self.norm == "l2" else 1), clients, under(shared, "w/", "buf/")).total
         return (total["loss/energy"] * ENERGY_UNIT / total[COUNT]).cpu()
@@ -122,7 +122,7 @@ class Structured(CutAndFinetune, Method[State]):
         order = importance.masked_fill(best, inf).argsort(stable=True)[: int((~best).sum())]
         gate = torch.ones(flops.n, dtype=torch.bool)
         for part in order.split(self.prune_size):
-            if float(flops.share(gate)) <= self.keep * (1 if self.strict else SLACK):
+            if float(flops.share(gate)) <= self.flops_share * (1 if self.strict else SLACK):
                 break
             gate[part] = False
         return gate

@@ -60,14 +60,14 @@ class FunctionalModule:
         self._raise: Callable[[], None] = lambda: None
         self.pure = False
         self._program = packed_program.program(self._given)
-        self.stacked = "grouped"
+        self.packed_convolution = "grouped"
         self._product: packed_program.PackedProgram | None = None
         self._training = True
-        self.gated_by_image = tuple(gates_of(self._given))  # gates that see the image
-        self.by_image = bool(self.gated_by_image)
+        self.dynamic_gates = tuple(gates_of(self._given))  # gates that see the image
+        self.has_dynamic_gates = bool(self.dynamic_gates)
         self._empty()
 
-    def use(self, costs: Mapping[str, Cost]) -> None:
+    def set_sparse_costs(self, costs: Mapping[str, Cost]) -> None:
         """From now on layers run sparse where that costs less: layer -> Cost, of all that take part; empty: none does."""
         self._patterns = Patterns(self._patterns.geometries, costs)
 
@@ -76,7 +76,7 @@ class FunctionalModule:
         """The layers that can run sparse."""
         return self._patterns.geometries
 
-    def prune(self, keep: ActivationPruning | None) -> None:
+    def set_activation_pruning(self, keep: ActivationPruning | None) -> None:
         """From now on layers keep so much of their inputs for a backward pass; None: all of it.
 
         Under a hard gate such a pass is masked, not compacted: closed channels count as the zeros that they are.
@@ -86,17 +86,20 @@ class FunctionalModule:
             raise ValueError(f"activations cannot be pruned: {'; '.join(unfit)}")
         self.keep = keep
         self._program = packed_program.program(self._given, keep=keep)
-        self.stack(self.stacked)
+        self.set_packed_convolution(self.packed_convolution)
         self.__dict__.pop("_remaking", None)
 
-    def lower(self, dtype: torch.dtype | None) -> None:
+    def set_compute_dtype(self, dtype: torch.dtype | None) -> None:
         """From now on convolutions and products are computed in this dtype, all else as before; None: all alike."""
         self._raise()
         self.low, self._raise = dtype, mixed_precision.lower(self.module, dtype) if dtype else lambda: None
 
-    def stack(self, how: str) -> None:
+    def set_packed_convolution(self, how: str) -> None:
         """From now on a pack's convolutions are "grouped" ones or, where the model is a plain sequence, one batched "matmul" each."""
-        self.stacked, self._product = how, batched_matmul.by_products(self._given, self.low) if how == "matmul" and not self.keep else None
+        self.packed_convolution, self._product = (
+            how,
+            batched_matmul.by_products(self._given, self.low) if how == "matmul" and not self.keep else None,
+        )
 
     # ---- channels
 
@@ -180,9 +183,9 @@ class FunctionalModule:
         if gate is None:
             with self._filled(weights, tree, train, real, momentum) as buffers, tapping(self.module, self._slots, tapped, probes):
                 return self.module(x), buffers
-        if gate.dtype == torch.bool and not (self.pure or tapped or self.by_image or (train and self.keep)):
+        if gate.dtype == torch.bool and not (self.pure or tapped or self.has_dynamic_gates or (train and self.keep)):
             return self._compact(weights, tree, self.channels.kept(gate), x, train, real, momentum)
-        gates, module = self.channels.split(gate), self.module if self.by_image else self._gated
+        gates, module = self.channels.split(gate), self.module if self.has_dynamic_gates else self._gated
         taps = tapping(self.module, self._slots, tapped, probes)
         with self._filled(weights, tree, train, real, momentum) as buffers, taps, self._gates(gates):
             logits = module(x)

@@ -21,14 +21,14 @@ LOW = {"float32": None, "tf32": None, "bfloat16": torch.bfloat16}  # [execution]
 
 
 class Lowered(Protocol):
-    def lower(self, dtype: torch.dtype | None) -> None: ...
-    def stack(self, how: str) -> None: ...
+    def set_compute_dtype(self, dtype: torch.dtype | None) -> None: ...
+    def set_packed_convolution(self, how: str) -> None: ...
 
 
 def settle(net: Lowered, dtype: str, device: str, stacked: str = "grouped") -> None:
     """A run's arithmetic in this process: its dtype, how packs convolve, and on CUDA kernels that give the same bits every time."""
-    net.lower(LOW[dtype])
-    net.stack(stacked)
+    net.set_compute_dtype(LOW[dtype])
+    net.set_packed_convolution(stacked)
     if torch.device(device).type == "cuda":
         torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
         torch.backends.cudnn.conv.fp32_precision = "tf32" if dtype == "tf32" else "ieee"  # type: ignore[attr-defined]

@@ -119,9 +119,9 @@ class Net(FunctionalModule):
                 return small
         like = next(iter(self.initial.values()))
         self._cuts[:] = [Net(self.channels.narrowed(self._given, kept), whole).to(like.device, like.dtype)]
-        self._cuts[0].lower(self.low)
-        self._cuts[0].stack(self.stacked)
-        self._cuts[0].prune(self.keep)
+        self._cuts[0].set_compute_dtype(self.low)
+        self._cuts[0].set_packed_convolution(self.packed_convolution)
+        self._cuts[0].set_activation_pruning(self.keep)
         return self._cuts[0]
 
     def narrow(self, tree: Tree, kept: Tree, removed: bool = True) -> Tree:
@@ -153,7 +153,7 @@ class Net(FunctionalModule):
         return (
             gate is not None
             and gate.dtype == torch.bool
-            and not (self.pure or self.by_image)
+            and not (self.pure or self.has_dynamic_gates)
             and self.keep is None
             and not any(mask in tree for mask in self._mask_keys.values())
         )

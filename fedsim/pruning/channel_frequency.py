@@ -34,8 +34,8 @@ class TrainLocal(Train):
 
     local: tuple[str, ...] = ()  # "w/gates.", "buf/norm1.running_mean" …
 
-    def fresh(self, net: Net, sent: ClientInput) -> Tree:
-        return super().fresh(net, sent) | under(net.initial, *self.local)
+    def init_kept(self, net: Net, sent: ClientInput) -> Tree:
+        return super().init_kept(net, sent) | under(net.initial, *self.local)
 
     def finish(self, net: Net, sent: ClientInput, state: Tree) -> Report:
         mine = under(state, *self.local)
@@ -56,23 +56,23 @@ class MeasureChannelFrequency(TrainLocal):
     counts: tuple[int, ...] = ()  # channels of every layer that such a mask keeps
     shared: bool = False
     costs: Costs | None = None
-    deploys: bool = True
+    deployment_only: bool = True
 
     @classmethod
     def after(
         cls, train: TrainLocal, personalise: int, folded: bool, counts: Sequence[int], shared: bool, costs: Costs
     ) -> MeasureChannelFrequency:
         """After training like `train`: `personalise` more epochs of it, then the client's images once; with `folded` twice."""
-        look = Feed("train", epochs=1, batch=train.feeds[0].batch, augment=False, charge="forward")
+        look = Feed("train", epochs=1, batch=train.feeds[0].batch, augment=False, cost="forward")
         own = (replace(train.feeds[0], steps=0, epochs=personalise),) if personalise else ()
         feeds = (*own, look, *([look] if folded else []))
         common = (train.lr, train.momentum, train.decay, aggregation.FedAvg(), train.optimiser, train.local)
         return cls(feeds, *common, bool(personalise), folded, tuple(counts), shared, costs)
 
-    def start(self, net: Net, sent: ClientInput) -> Tree:
+    def init_state(self, net: Net, sent: ClientInput) -> Tree:
         zeros = torch.zeros(net.channels.n, dtype=torch.float64, device=sent.n.device)
         found = {FREQUENCY: zeros, MEAN_GATE: zeros, ACTIVE_CONVS: zeros.sum()}
-        return found | ({FOLDED_GATE: zeros} if self.folded else {}) | (super().start(net, sent) if self.personal else {})
+        return found | ({FOLDED_GATE: zeros} if self.folded else {}) | (super().init_state(net, sent) if self.personal else {})
 
     def step(self, net: Net, sent: ClientInput, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
         if self.personal and batch.feed == 0:

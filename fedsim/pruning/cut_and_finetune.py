@@ -74,7 +74,7 @@ class CutAndFinetune:
 
     def check(self, setting: Setting) -> None:
         """BadInput for a job whose rounds are too few, or whose model has no channels to cut, or gates of its own."""
-        if setting.net.by_image:
+        if setting.net.has_dynamic_gates:
             raise BadInput("[model] gate_keep has channels chosen by the image; this method chooses them for good: leave gate_keep out")
         if self.cut_after(setting) > setting.rounds:
             raise BadInput(f"[method] cotrain = {self.cotrain}: the cut comes after the last of {setting.rounds} rounds")
@@ -90,13 +90,13 @@ def all_seen(setting: Setting, fleet: Fleet, rounds: Iterable[int]) -> None:
     if missing:
         raise BadInput(
             f"{len(missing):,} of {setting.clients:,} clients (the first: {min(missing)}) are in no cohort while masks are learned:"
-            ' sub-networks of untrained embeddings. Take a larger cohort.size, more rounds, or unseen = "accept"'
+            ' sub-networks of untrained embeddings. Take a larger cohort.size, more rounds, or unseen_clients = "accept"'
         )
 
 
 def judged(method: Any, feed: Feed, fleet: Fleet, judges: list[int], model: tuple[Tree, Tree, Net | None]) -> float:
     """Share of the judges' images of the feed's split that a deployed model classifies rightly, as they use it."""
     shared, own, net = model
-    every = replace(feed, steps=0, epochs=1, augment=False, charge="forward")
+    every = replace(feed, steps=0, epochs=1, augment=False, cost="forward")
     total = fleet.run(Loss((every,), method=method), judges, shared, own, net).total
     return float(total[CORRECT] / total[COUNT].clamp(min=1))

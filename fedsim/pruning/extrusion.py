@@ -66,8 +66,8 @@ class ExtrudeAndProbe(TrainAndScore):
     remark: bool = False  # marked anew at every step
     marks: Mapping[str, int] = field(default_factory=dict)  # K_l
 
-    def start(self, net: Net, sent: ClientInput) -> Tree:
-        return super().start(net, sent) | marked(sent.tree({}), self.marks)
+    def init_state(self, net: Net, sent: ClientInput) -> Tree:
+        return super().init_state(net, sent) | marked(sent.tree({}), self.marks)
 
     def step(self, net: Net, sent: ClientInput, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
         if batch.feed:

@@ -65,12 +65,12 @@ class GateController:
         """BadInput for budgets that cannot be met."""
         targets = self.targets
         if len(targets) not in (1, clients):
-            raise BadInput(f"[method] keep_client has {len(targets)} shares for {clients:,} clients: one for all, or one for each")
-        for name, share in (("keep", self.rule.keep), *(("keep_client", share) for share in targets if self.personal)):
+            raise BadInput(f"[method] client_flops_share has {len(targets)} shares for {clients:,} clients: one for all, or one for each")
+        for name, share in (("flops_share", self.rule.keep), *(("client_flops_share", share) for share in targets if self.personal)):
             reachable(self.rule.flops, name, share)
         if self.personal and max(targets) > self.rule.keep:
             raise BadInput(
-                f"[method] keep_client = {max(targets)}: a client uses part of the base, which keeps {self.rule.keep} of the FLOPs"
+                f"[method] client_flops_share = {max(targets)}: a client uses part of the base, which keeps {self.rule.keep} of the FLOPs"
             )
 
     # ---- gates

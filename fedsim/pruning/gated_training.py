@@ -33,7 +33,7 @@ class GateGradient(Work):
 
     feeds: tuple[Feed, ...]
 
-    def start(self, net: Net, sent: ClientInput) -> Tree:
+    def init_state(self, net: Net, sent: ClientInput) -> Tree:
         return {GATE_GRADIENT: torch.zeros_like(sent.own[GATE])}
 
     def step(self, net: Net, sent: ClientInput, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
@@ -55,8 +55,8 @@ class TrainGated(Train):
     carried: bool = True  # the momentum goes on from round to round; false: it begins at 0
     norm_over: str = "kept"  # all: norms see closed channels too, as in published code; then nothing runs compacted
 
-    def start(self, net: Net, sent: ClientInput) -> Tree:
-        state = super().start(net, sent)
+    def init_state(self, net: Net, sent: ClientInput) -> Tree:
+        state = super().init_state(net, sent)
         if self.carried:
             state |= {key: value for key, value in under(sent.shared, "opt/").items() if key in state}
         return state | ({GATE_GRADIENT: torch.zeros_like(sent.own[GATE])} if _soft(sent) else {})
@@ -91,7 +91,7 @@ class Energy(Work):
     feeds: tuple[Feed, ...]
     power: int = 2  # 1: of absolute values
 
-    def start(self, net: Net, sent: ClientInput) -> Tree:
+    def init_state(self, net: Net, sent: ClientInput) -> Tree:
         return {"loss/energy": torch.zeros(net.channels.n, dtype=torch.float64, device=sent.n.device)}
 
     def step(self, net: Net, sent: ClientInput, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
@@ -115,9 +115,9 @@ class HypernetStep(Work):
     lr_base: float
     lr_client: float
     decay: float
-    beside: int = 0  # bytes of the hypernetworks, their moments and gradients
+    extra_memory: int = 0  # bytes of the hypernetworks, their moments and gradients
 
-    def start(self, net: Net, sent: ClientInput) -> Tree:
+    def init_state(self, net: Net, sent: ClientInput) -> Tree:
         return hypernet_training.apart(sent.shared)[0] | hypernet_training.sent_row(hypernet_training.apart(sent.own)[1])
 
     def step(self, net: Net, sent: ClientInput, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:

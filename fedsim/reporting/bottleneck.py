@@ -64,7 +64,7 @@ def _other(run: Reader, phase: str) -> str:
 def _compute(run: Reader) -> str:
     """How near the roof a rank comes, and what would help."""
     reach, plan = _reach(run), json.loads(run.attributes.get("plan", "{}"))
-    more = "more ranks" if _working(run) < plan.get("packs", np.inf) else "more ranks, and packs for them (execution.pack)"
+    more = "more ranks" if _working(run) < plan.get("packs", np.inf) else "more ranks, and packs for them (execution.packs)"
     if not np.isfinite(reach.arithmetic):
         return f": {more}"
     if max(reach.arithmetic, reach.memory) < NEAR:

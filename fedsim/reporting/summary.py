@@ -127,12 +127,12 @@ def _pruning(has: dict[str, Array]) -> list[tuple[str, ...]]:
     """What was selected in round 0, and how many weights changed places since."""
     rows: list[tuple[str, ...]] = []
     first = [f"busiest client {quantity(flops, 'FLOP')}" for flops in has.get("max_client_flops", np.empty(0))[:1] if flops > 0]
-    if {"candidate", "candidates", "candidate_loss"} <= has.keys():
-        number, pool, loss = (has[name][0] for name in ("candidate", "candidates", "candidate_loss"))
+    if {"chosen_candidate", "candidates", "candidate_loss"} <= has.keys():
+        number, pool, loss = (has[name][0] for name in ("chosen_candidate", "candidates", "candidate_loss"))
         rows.append(("selection", "; ".join([f"candidate {number:.0f} of {pool:.0f}, loss {loss:.3f}", *first])))
     elif first:
         rows.append(("before round 1", first[0]))
-    if "adjusted" in has and (moved := np.nan_to_num(has["adjusted"])).any():
+    if "weights_swapped" in has and (moved := np.nan_to_num(has["weights_swapped"])).any():
         rows.append(("adjustments", f"{np.count_nonzero(moved)} rounds, {moved.sum():,.0f} weights moved in all"))
     return rows
 
@@ -176,7 +176,7 @@ def _clients(run: Reader) -> list[tuple[str, ...]]:
         return []
     r = int(np.flatnonzero(np.isfinite(measured))[-1])
     values = run.clients("accuracy", r)
-    worst = run.column("client_worst")[r] if "client_worst" in run.names() else np.nan
+    worst = run.column("worst_client")[r] if "worst_client" in run.names() else np.nan
     values = values[np.isfinite(values)]
     if not len(values):
         return []

@@ -47,7 +47,7 @@ def evaluate(parts: Experiment, state: Any, fleet: LocalFleet, r: int) -> Score:
     """Accuracy and loss of the state after round `r`, by count over all images; after the last round of the method's other forms too."""
     clients, last = whose(parts, fleet, r), r == parts.job.rounds
     score = _scored(parts, parts.method, state, fleet, clients, last)
-    others = parts.method.others() if last and hasattr(parts.method, "others") else {}
+    others = parts.method.variants() if last and hasattr(parts.method, "variants") else {}
     for name, form in others.items():
         other = _scored(parts, form, state, fleet, clients)
         rounds = {f"{name}_{key}": value for key, value in other.rounds.items() if key in FORMS}
@@ -90,7 +90,7 @@ def _personal(parts: Experiment, score: Score, model: Model, fleet: LocalFleet, 
         return score
     net, hard = model.net or parts.setting.net, torch.from_numpy(gates.hard)
     rounds, columns = subnetworks.of_clients(net, parts.anatomy, model.shared, hard, gates.values is not None)
-    rounds["client_worst"] = int(ids[accuracy.argmin()])
+    rounds["worst_client"] = int(ids[accuracy.argmin()])
     mine = {name: (gates.clients, values) for name, values in columns.items()}
     if last:
         share, of_clients = _on_global(parts, model, fleet, gates.clients)

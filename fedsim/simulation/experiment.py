@@ -67,7 +67,7 @@ def _occupy(device: str, share: float) -> None:
 def build_experiment(job: Job, node_rank: int = 0, stopped: Callable[[], bool] = lambda: False) -> Experiment:
     """The parts of a job. BadInput says what in the job or its data cannot be."""
     device = device_of(job, node_rank)
-    _occupy(device, job.execution.memory_share)
+    _occupy(device, job.execution.gpu_memory_fraction)
     population = populate(job.data, job.partition, job.seed)
     shape, classes = population.train.shape, population.train.classes
     module = models.build(job.model, shape, classes, job.seed)
@@ -76,16 +76,16 @@ def build_experiment(job: Job, node_rank: int = 0, stopped: Callable[[], bool] =
         net = Net(module).to(device)
     except ValueError as error:
         raise BadInput(f"[model] {job.model.name or job.model.factory}: {error}") from error
-    if job.train.keep() and job.execution.stacked == "matmul":
+    if job.train.keep() and job.execution.packed_conv == "matmul":
         raise BadInput('[execution] stacked = "matmul" has no products that prune activations: leave it out, or train.activation_keep')
     try:
-        net.prune(job.train.keep())
+        net.set_activation_pruning(job.train.keep())
     except ValueError as error:
         raise BadInput(f"[train] activation_keep = {job.train.activation_keep}: {error}") from error
     cohort, filled = job.cohort.of(population.clients), int((population.shards["train"].sizes() > 0).sum())
     if cohort > filled:
         raise BadInput(
-            f"[cohort] size = {cohort}, and {filled} of {population.clients} clients have images; partition.least gives each some"
+            f"[cohort] size = {cohort}, and {filled} of {population.clients} clients have images; partition.min_images gives each some"
         )
     job.evaluate.of(population.clients)
     training = job.train.training(job.rounds, augment=bool(population.augment))

@@ -48,7 +48,7 @@ class Final:
             small = net.cut(kept).plain(net.narrow(tree, kept))
             if GATE_VALUES in self.tree:
                 return folded(small, {name: part[kept[name]] for name, part in net.channels.split(self.tree[GATE_VALUES]).items()})
-            return lean(small) if net.by_image else small
+            return lean(small) if net.has_dynamic_gates else small
         return net.plain(tree)
 
     @property

@@ -186,8 +186,8 @@ def _fleet(parts: Experiment, plan: Plan, link: Communicator | None, start: RunS
     from fedsim.fleet.mpi.device_transfer import Passage
     from fedsim.fleet.mpi.fleet import MPIFleet
 
-    wanted = parts.job.execution.cuda_mpi
-    told = {"fleet": plan.fleet, "channels_last": plan.channels_last, "dtype": plan.dtype, "stacked": plan.stacked}
+    wanted = parts.job.execution.cuda_aware_mpi
+    told = {"fleet": plan.fleet, "channels_last": plan.channels_last, "dtype": plan.dtype, "packed_conv": plan.packed_conv}
     told |= {"sparse": plan.sparse, "cuda_mpi": wanted}
     link.order({"do": "plan"} | told)
     link.passage = Passage.of(site.device, wanted)

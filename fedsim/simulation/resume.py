@@ -22,6 +22,7 @@ from fedsim.simulation.planning import roofline
 from fedsim.simulation.planning.plan import Plan
 from fedsim.storage import checkpoint
 from fedsim.storage.checkpoint import Checkpoint, folder_of
+from fedsim.storage.layout import FORMAT
 from fedsim.storage.reader import Reader
 from fedsim.storage.writer import Record
 
@@ -98,6 +99,11 @@ def _abandon(out: Path, rounds: int, folder: Path) -> None:
 
 
 def _same_job(parts: Experiment, out: Path, known: dict[str, Any], resume: str) -> None:
+    if known["format_version"] < FORMAT:
+        raise BadInput(
+            f"{out} was written by fedsim {known.get('fedsim_version')} in format {known['format_version']}: this fedsim reads it, but"
+            f" cannot continue it (it writes format {FORMAT}); choose another --out"
+        )
     if known.get("job_sha256") != parts.identity:
         about = f"{known['method']}, seed {known['seed']}, {max(known['rounds'], 0)} of {known['rounds_planned']} rounds"
         raise BadInput(f"{out} already holds another job ({about}; {differences(known['job'], parts.resolved)}). Choose another --out")

@@ -117,4 +117,4 @@ def _columns(bills: Mapping[int, ClientCosts]) -> Columns:
     names = {"samples": "samples", "loss": "train_loss", "density": "density", "train_flops": "train_flops"}
     names |= {"bytes_up": "bytes_up", "bytes_down": "bytes_down", "memory": "memory"}
     columns = {column: (ids, np.array([getattr(bills[k], name) for k in ids], float)) for name, column in names.items()}
-    return {"took_part": (ids, np.ones(len(ids)))} | columns if len(ids) else {}
+    return {"in_cohort": (ids, np.ones(len(ids)))} | columns if len(ids) else {}

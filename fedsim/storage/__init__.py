@@ -2,7 +2,7 @@
 
     /rounds/NAME (round,)    /clients/NAME (round, client)    /layers/NAME (round, layer)    /timing/NAME, /speed/NAME (round,)
     /masks/ROUND  packed bits, where the mask changed          /partition/counts (client, class)          /model  final weights
-    /clients_masks/ROUND, /clients_masks/final  gates of clients, where they have some of their own
+    /client_gates/ROUND, /client_gates/final  gates of clients, where they have some of their own
 
 The dimension scales `round`, `client`, `layer` (and `class`) stand in every group that uses them, as links to one dataset, so
 that xarray finds the labels whichever group it opens. A row is written and flushed before the attribute `rounds` counts it:

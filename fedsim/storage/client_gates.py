@@ -1,4 +1,4 @@
-"""The gates of clients in a run file: /clients_masks/ROUND, where they changed, and /clients_masks/final, at its end.
+"""The gates of clients in a run file: /client_gates/ROUND, where they changed, and /client_gates/final, at its end.
 
 gates (K, ceil(n / 8))  packed bits, the first gate in the highest      clients (K,)  whose
 values (K, n)           what gates that see the image have become, where they are constants
@@ -14,7 +14,10 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-GROUP = "clients_masks"
+from fedsim.storage import former_names
+
+GROUP = "client_gates"
+FORMER = next(old for old, new in former_names.GROUPS.items() if new == GROUP)  # its name in files of format 1
 FINAL = "final"
 
 
@@ -50,18 +53,22 @@ def put(file: h5py.File, name: str, gates: Gates) -> None:
 
 def last(file: h5py.File, r: int) -> Gates | None:
     """The gates in force after round `r`; None where none were stored."""
-    rounds = [int(name) for name in file.get(GROUP, ()) if name != FINAL and int(name) <= r]
+    rounds = [int(name) for name in file.get(_group(file), ()) if name != FINAL and int(name) <= r]
     return read(file, str(max(rounds))) if rounds else None
 
 
 def read(file: h5py.File, name: str) -> Gates | None:
     """The gates stored under a name; None where there are none."""
-    if f"{GROUP}/{name}" not in file:
+    if f"{_group(file)}/{name}" not in file:
         return None
-    place = file[f"{GROUP}/{name}"]
+    place = file[f"{_group(file)}/{name}"]
     hard = np.unpackbits(place["gates"][()], axis=1, count=int(place.attrs["n"])).astype(bool)
     values = place["values"][()] if "values" in place else None
     return Gates(place["clients"][()], hard, dict(json.loads(place.attrs["groups"])), values)
+
+
+def _group(file: h5py.File) -> str:
+    return FORMER if FORMER in file else GROUP
 
 
 def cut(file: h5py.File, r: int) -> None:

@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.errors import BadInput
-from fedsim.storage import encoding
+from fedsim.storage import encoding, former_names
 from fedsim.storage.columns import Column
 
 Attributes = Mapping[str, str | int | float | bool]
 Item = TypeVar("Item")
 
-FORMAT = 1  # of the run file; a reader refuses what is newer
+FORMAT = 2  # of the run file; a reader refuses what is newer, and reads format 1 under the new names
 COUNTS_UP_TO = 100_000  # clients, beyond which /partition/counts is left out
 CHUNK = 512  # clients in a chunk: a row writes only the chunks it touches
 ROWS = {"rounds": 1024, "timing": 1024, "speed": 1024, "layers": 256, "clients": 1}  # rounds in a chunk; 64 chunks are indexed by one node
@@ -117,7 +117,19 @@ def add_column(file: h5py.File, path: str, column: Column) -> h5py.Dataset:
 
 def names(file: h5py.File, group: str) -> list[str]:
     """The columns of a group; none where an older writer has not made it."""
-    return [name for name in file.get(group, ()) if name not in DIMENSIONS[group]]
+    found = [name for name in file.get(group, ()) if name not in DIMENSIONS[group]]
+    return [former_names.COLUMNS.get(f"{group}/{name}", name) for name in found] if is_former(file) else found
+
+
+def is_former(file: h5py.File) -> bool:
+    """Whether the file was written before its columns had their present names."""
+    return int(file.attrs["format_version"]) < FORMAT
+
+
+def stored_name(file: h5py.File, group: str, name: str) -> str:
+    """What a column is called in the file."""
+    old = {new: path for path, new in former_names.COLUMNS.items() if path.startswith(f"{group}/")} if is_former(file) else {}
+    return old.get(name, f"{group}/{name}").partition("/")[2]
 
 
 def last_mask(file: h5py.File, r: int) -> tuple[str, bytes]:

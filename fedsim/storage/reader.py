@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,10 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.errors import BadInput
-from fedsim.storage import client_gates, encoding
+from fedsim.storage import client_gates, encoding, former_names
 from fedsim.storage.client_gates import Gates
 from fedsim.storage.columns import Column
-from fedsim.storage.layout import last_mask, mask_of, names, opened
+from fedsim.storage.layout import is_former, last_mask, mask_of, names, opened, stored_name
 
 Tree = dict[str, Tensor]
 Result = TypeVar("Result")
@@ -35,7 +36,7 @@ class Reader:
 
     @property
     def attributes(self) -> dict[str, Any]:
-        return self._read(lambda file: {name: _plain(value) for name, value in file.attrs.items()})
+        return self._read(_attributes)
 
     @property
     def rounds(self) -> int:
@@ -139,7 +140,15 @@ def read_model(path: str | Path) -> Tree:
 def _find(file: h5py.File, group: str, name: str) -> h5py.Dataset:
     if name not in names(file, group):
         raise BadInput(f"{file.filename} has no {group}/{name}; it has {', '.join(names(file, group)) or 'none'}")
-    return file[group][name]
+    return file[group][stored_name(file, group, name)]
+
+
+def _attributes(file: h5py.File) -> dict[str, Any]:
+    found = {name: _plain(value) for name, value in file.attrs.items()}
+    if is_former(file) and "job" in found:
+        found["job"] = former_names.job(found["job"])
+        found["plan"] = json.dumps(former_names.plan(json.loads(found.get("plan", "{}"))), sort_keys=True)
+    return found
 
 
 def _plain(value: Any) -> Any:

@@ -31,13 +31,13 @@ class Case:
     model: dict[str, Any] = field(default_factory=dict)
 
 
-TINY = {"density": 0.3, "pool": 2, "pretrain_epochs": 0, "adjust_every": 1, "stop": 4, "probe_share": 0.5, "bn_passes": 2}
-MOVED = {"density": 0.3, "adjust_every": 2, "stop": 4, "penalty": 0.05}
-GATED = {"cotrain": 2, "warmup": 0, "hyper_interval": 1, "hyper_lr": 0.05, "unseen": "accept"}
+TINY = {"density": 0.3, "pool": 2, "pretrain_epochs": 0, "adjust_every": 1, "stop_round": 4, "probe_share": 0.5, "bn_passes": 2}
+MOVED = {"density": 0.3, "adjust_every": 2, "stop_round": 4, "penalty": 0.05}
+GATED = {"cotrain": 2, "warmup": 0, "hyper_interval": 1, "hyper_lr": 0.05, "unseen_clients": "accept"}
 STEPS = {"epochs": None, "steps": 3}
 TABLE = {
     "fedavg": Case("fedavg"),
-    "fedprox": Case("fedprox", train={"mu": 0.5}),
+    "fedprox": Case("fedprox", train={"fedprox_mu": 0.5}),
     "fednova": Case("fednova"),
     "scaffold": Case("scaffold"),
     "fedtiny": Case("fedtiny", TINY | {"pretrain_epochs": 1}, public=1, masked=True, budget=0.3),
@@ -51,10 +51,19 @@ TABLE = {
     "fedtiny-scaffold": Case("fedtiny", TINY, {"aggregate": "scaffold"}, masked=True, budget=0.3),
     "dwfnp": Case("dwfnp", GATED, STEPS, holdout=0.2),
     "dwfnp-client": Case("dwfnp", GATED | {"hypernet": "client", "finetune": "static", "norm_over": "all"}, STEPS, holdout=0.2),
-    "fedmef": Case("fedmef", MOVED | {"transfer": 1}, {"activation_keep": 0.3}, masked=True, budget=0.3, model={"norm": "nsconv"}),
+    "fedmef": Case("fedmef", MOVED | {"extrusion_rounds": 1}, {"activation_keep": 0.3}, masked=True, budget=0.3, model={"norm": "nsconv"}),
     "fedmef-options": Case(
         "fedmef",
-        MOVED | {"remark": True, "ramp": True, "drop": "marked", "penalty_form": "norm", "beta_norm": "l1", "budget": 3, "blocks": 2},
+        MOVED
+        | {
+            "remark_every_step": True,
+            "ramp": True,
+            "drop_rule": "marked",
+            "penalty_form": "norm",
+            "beta_norm": "l1",
+            "budget": 3,
+            "blocks": 2,
+        },
         {"activation_keep": 0.5, "activation_cache": "int32", "schedule": "exponential", "factor": 0.5},
         masked=True,
         budget=0.3,
@@ -77,9 +86,9 @@ TABLE = {
 }
 FLEETS = ("serial", "packed")
 WAYS: dict[str, dict[str, Any]] = {  # [execution] of every way to compute the same
-    "serial": {"fleet": "serial", "pack": 4},
-    "packed": {"fleet": "packed", "pack": 2},
-    "sparse": {"fleet": "serial", "pack": 4, "kernels": "sparse"},
+    "serial": {"fleet": "serial", "packs": 4},
+    "packed": {"fleet": "packed", "packs": 2},
+    "sparse": {"fleet": "serial", "packs": 4, "kernels": "sparse"},
 }
 RUNS = [(name, way) for name, case in TABLE.items() for way in WAYS if way != "sparse" or case.masked]
 
@@ -104,7 +113,7 @@ def table(name: str, way: str, folder: Path) -> dict[str, Any]:
         "name": f"{name}-{way}",
         "rounds": ROUNDS,
         "data": {"name": "file", "path": str(images(folder)), "augment": ["crop", "flip", "cutout"], "crop_pad": 1, "cutout": 3},
-        "partition": {"name": "natural", "clients": 0, "least": 1, "holdout": case.holdout, "public": case.public},
+        "partition": {"name": "natural", "clients": 0, "min_images": 1, "holdout": case.holdout, "public": case.public},
         "cohort": {"size": 4},
         "model": {"name": "cnn", "width": 4, "norm": "batch"} | case.model,
         "train": {"epochs": 2, "batch": 10, "lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3} | case.train,

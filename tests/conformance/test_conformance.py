@@ -22,7 +22,7 @@ from fedsim.storage import checkpoint
 from fedsim.storage.reader import Reader, read_model
 
 NAMES = list(TABLE)
-APART = ("seconds", "rank_bytes", "root_bytes", "root_messages")  # what may differ between two runs of one job
+APART = ("seconds", "rank_bytes", "rank0_bytes", "rank0_messages")  # what may differ between two runs of one job
 MPIRUN = shutil.which("mpirun", path=str(Path(sys.executable).parent)) or shutil.which("mpirun")
 
 
@@ -107,7 +107,7 @@ def test_the_clients_accuracy_is_by_images_and_the_macro_by_clients(alone, folde
 def test_a_checkpoint_rewrites_the_kept_states_of_its_round_alone(alone) -> None:
     path = alone["keeper", "serial"]
     manifest = json.loads(max(checkpoint.folder_of(path).glob("*.json")).read_text())["manifest"]
-    took = np.flatnonzero(Reader(path).clients("took_part", ROUNDS) == 1)
+    took = np.flatnonzero(Reader(path).clients("in_cohort", ROUNDS) == 1)
     assert manifest["kept"][f"{ROUNDS:06d}.kept.safetensors"] == took.tolist()
     assert len(took) < len(SIZES)
 
@@ -134,7 +134,7 @@ def test_a_run_does_not_go_on_from_another_jobs_checkpoint(folder, tmp_path, cap
 def test_kept_state_comes_back_at_the_next_visit(fleet, alone) -> None:
     """Every client counts its own visits in what it keeps."""
     reader = Reader(alone["keeper", fleet])
-    took = reader.clients("took_part") == 1
+    took = reader.clients("in_cohort") == 1
     for r in range(1, ROUNDS + 1):
         assert reader.column("visits")[r] == took[1 : r + 1].sum(0)[took[r]].sum()
 
@@ -200,13 +200,13 @@ def test_a_static_masks_bytes_by_hand(alone) -> None:
     positions = sum(min(4 * one, -(-size // 8)) for one, size in zip(ones, sizes, strict=True))
     up = reader.clients("bytes_up", 1)
     down = reader.clients("bytes_down", 1)
-    took = reader.clients("took_part", 1) == 1
+    took = reader.clients("in_cohort", 1) == 1
     assert took.sum() == 4
     assert (up[took] == 4 * (kept + others)).all()
     assert (down[took] == 4 * (kept + others) + positions).all()
-    later = np.nansum(reader.clients("took_part"), axis=0)
+    later = np.nansum(reader.clients("in_cohort"), axis=0)
     third = reader.clients("bytes_down", 3)
-    assert (third[reader.clients("took_part", 3) == 1] > 4 * (kept + others)).all()
+    assert (third[reader.clients("in_cohort", 3) == 1] > 4 * (kept + others)).all()
     assert later.max() == 3
 
 
@@ -251,9 +251,9 @@ def test_rank_0_exchanges_as_many_messages_as_there_are_ranks_whatever_the_clien
     processes, reader = int(ranks.name.removeprefix("ranks")), Reader(ranks / "fedavg-serial.h5")
     training = min(processes - 1, 4)
     expected = 3 * (4 * training + 2 * (processes - 1).bit_length() + training.bit_length())
-    assert (reader.column("root_messages")[2:] == expected).all()
+    assert (reader.column("rank0_messages")[2:] == expected).all()
     if processes > 1:
-        sent, every = reader.column("root_bytes"), reader.column("rank_bytes")
+        sent, every = reader.column("rank0_bytes"), reader.column("rank_bytes")
         assert (sent == every).all() == (processes < 4)
         reduced = reader.speed("reduce_bytes") * reader.timing("reduce")
         model = sum(value.numel() for value in read_model(alone["fedavg", "serial"]).values())

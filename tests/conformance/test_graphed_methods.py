@@ -9,7 +9,7 @@ from cases import TABLE, run, table
 
 @pytest.mark.parametrize("name", TABLE)
 def test_programs_are_serial(name, alone, folder, tmp_path) -> None:
-    execution = table(name, "serial", folder)["execution"] | {"fleet": "graphed", "pack": 2}
+    execution = table(name, "serial", folder)["execution"] | {"fleet": "cuda_graph", "packs": 2}
     out = tmp_path / "run.h5"
     assert run(name, "serial", folder, out, change={"execution": execution}) == 0
-    test_conformance.test_every_way_is_serial(name, "graphed", {(name, "serial"): alone[name, "serial"], (name, "graphed"): out})
+    test_conformance.test_every_way_is_serial(name, "cuda_graph", {(name, "serial"): alone[name, "serial"], (name, "cuda_graph"): out})

@@ -59,11 +59,11 @@ class StaticMask(Method[State]):
 class TrainKept(Train):
     """Trains on held-out images, then on its own, and keeps a personal mask and a count of its visits."""
 
-    def fresh(self, net: Net, sent: ClientInput) -> Tree:
+    def init_kept(self, net: Net, sent: ClientInput) -> Tree:
         mask = rng.uniform(sent.key, 10 * 128).view(10, 128) < 0.5
         return {"mask/fc2.weight": mask, "n/visits": torch.zeros((), device=sent.n.device)}
 
-    def begin(self, net: Net, sent: ClientInput, state: Tree, feed: int) -> Tree:
+    def begin_feed(self, net: Net, sent: ClientInput, state: Tree, feed: int) -> Tree:
         if feed == 0:
             return state
         return state | {"w/fc2.weight": state["w/fc2.weight"] * 0.5}
@@ -103,7 +103,7 @@ class Probe(Work):
     layer: str
     k: int
 
-    def start(self, net: Net, sent: ClientInput) -> Tree:
+    def init_state(self, net: Net, sent: ClientInput) -> Tree:
         device = sent.n.device
         return {"top/index": torch.zeros(self.k, dtype=torch.int64, device=device), "top/value": torch.zeros(self.k, device=device)}
 
@@ -133,7 +133,7 @@ class Prober(Method[State]):
             return state, {}
         cohort = fleet.pick(setting.cohort, r)
         shared = trained(setting, state.shared, fleet.run(Train.at(setting, r), cohort, state.shared).total)
-        work = Probe((Feed("probe", steps=1, batch=6, share=0.5, augment=False, dense=("fc1",)),), "fc1", self.k)
+        work = Probe((Feed("probe", steps=1, batch=6, share=0.5, augment=False, dense_gradient_layers=("fc1",)),), "fc1", self.k)
         reply = fleet.run(work, cohort, shared, {"n/scale": torch.arange(1.0, len(cohort) + 1)})
         moved = shared["w/fc1.weight"].flatten().index_add(0, reply.each["top/index"].flatten(), -0.01 * reply.each["top/value"].flatten())
         return State(shared | {"w/fc1.weight": moved.view(shared["w/fc1.weight"].shape)}), {}

@@ -22,7 +22,7 @@ from fedsim.nn.net import Net
 class TrainHead(Train):
     """Local training with a last layer that never leaves the client."""
 
-    def fresh(self, net: Net, sent: ClientInput) -> Tree:
+    def init_kept(self, net: Net, sent: ClientInput) -> Tree:
         return {"w/fc2.weight": sent.shared["w/fc2.weight"]}
 
     def finish(self, net: Net, sent: ClientInput, state: Tree) -> Report:

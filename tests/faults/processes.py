@@ -25,7 +25,7 @@ HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
 MPIRUN = Path(sys.executable).with_name("mpirun")
 HANG = 90.0  # seconds, beyond which a process counts as hung
 SAID = ("out.txt", "err.txt")
-HOW = ("seconds", "rank_bytes", "root_bytes", "root_messages")  # how a run was done, not what it found
+HOW = ("seconds", "rank_bytes", "rank0_bytes", "rank0_messages")  # how a run was done, not what it found
 UNLIKE = tuple(f"rounds/{name}" for name in HOW)
 MEASURED = {"rounds": Reader.column, "clients": Reader.clients, "layers": Reader.layers}
 
@@ -168,7 +168,7 @@ def users(path: Path, sizes: tuple[int, ...]) -> Path:
 
 def of_users(path: Path, cohort: int) -> list[str]:
     """The tiny job on a user's own images."""
-    fields = {"data.name": "file", "data.path": path, "partition.name": "natural", "partition.clients": 0, "partition.least": 1}
+    fields = {"data.name": "file", "data.path": path, "partition.name": "natural", "partition.clients": 0, "partition.min_images": 1}
     return [word for key, value in (fields | {"cohort.size": cohort}).items() for word in ("--set", f"{key}={value}")]
 
 

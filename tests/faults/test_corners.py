@@ -10,7 +10,7 @@ from processes import Lab, assert_same, of_users, users
 
 
 def test_five_ranks_on_four_packs(lab: Lab, reference: Path) -> None:
-    ended = lab.run("--set", "execution.pack=4", ranks=5)
+    ended = lab.run("--set", "execution.packs=4", ranks=5)
     assert ended.code == 0, ended.err
     assert "5 ranks, serial fleet, 4 packs of clients" in ended.out
     assert_same(lab.folder / "run.h5", reference)

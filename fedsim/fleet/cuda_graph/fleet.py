@@ -90,8 +90,8 @@ class Engine:
         find_units(order)
         pure = replace(order, net=order.net.under_vmap())
         host, held = self._both(pure, replace(pack, kept=[]), site)
-        with ErrorContext(order, site.rank, pack.clients, "fresh").told():
-            fresh = mapped(order.work.fresh, pure, held)
+        with ErrorContext(order, site.rank, pack.clients, "init_kept").told():
+            fresh = mapped(order.work.init_kept, pure, held)
         if not fresh and not any(pack.kept):
             return [self._begun(order, pure, pack, host, held, site)]
         return [self._begun(order, pure, part, *self._both(pure, part, site), site) for part in alike(pure, pack, site)]
@@ -106,7 +106,7 @@ class Engine:
     def _begun(self, order: WorkOrder, pure: WorkOrder, pack: Pack, host: ClientInput, held: ClientInput, site: WorkerContext) -> Begun:
         place, answer = ErrorContext(order, site.rank, pack.clients), PackResult(order.sum())
         with place.told():
-            start = mapped(order.work.start, pure, held)
+            start = mapped(order.work.init_state, pure, held)
             masks.check(client_row(held, 0).tree(tree.row(start, 0)))
             crew = self._crew(order, pure, held, start, site)
             crew.take(order, held, start)
@@ -121,7 +121,7 @@ class Engine:
     def _crew(self, order: WorkOrder, pure: WorkOrder, held: ClientInput, start: Tree, site: WorkerContext) -> GraphedPack:
         work = replace(order.work, lr=0.0) if has_rate(order.work) else order.work  # type: ignore[type-var]
         parts = tuple(form(part) for part in (held.shared, held.own, held.kept, start))
-        how = order.net.low, order.net.stacked, site.channels_last, site.dtype
+        how = order.net.low, order.net.packed_convolution, site.channels_last, site.dtype
         key = (type(work).__module__, repr(work), id(order.net), len(held.n), parts, how)
         return remembered(self.crews, key, lambda: (order.net, GraphedPack(pure, held, start)), CREWS)[1]
 
@@ -138,8 +138,8 @@ class Engine:
     ) -> Tensor:
         """Runs a feed; its losses (S, K), on their way to the host."""
         place.stage, state = f"begin {feed}", crew.state.tree
-        if getattr(type(pure.work), "begin", None) is not Work.begin:
-            put(state, mapped(lambda net, one, rows: pure.work.begin(net, one, rows, feed), pure, held, state))
+        if type(pure.work).begin_feed is not Work.begin_feed:
+            put(state, mapped(lambda net, one, rows: pure.work.begin_feed(net, one, rows, feed), pure, held, state))
         shown = self.resident.shown(pure, pack, site, feed, host.steps[:, feed])
         return self.recorder.to_host(crew.run(feed, shown, site, place, self.recorder))
 
@@ -201,7 +201,7 @@ def carry_out(order: WorkOrder, pack: Pack, site: WorkerContext) -> PackResult:
 class CudaGraphFleet(LocalFleet):
     """Clients of a pack as one program."""
 
-    name = "graphed"
+    name = "cuda_graph"
     carry_out = staticmethod(carry_out)
 
     def answers(self, order: WorkOrder, packs: list[Pack]) -> Iterator[PackResult]:

@@ -65,7 +65,7 @@ class MPIFleet(LocalFleet):
         self.timing["reduce"] += self.link.clock() - computed
         self.moved["broadcast"] += shared - before
         self.moved["reduce"] += self.link.moved - collected
-        self.traffic = {"rank_bytes": self.link.moved, "root_bytes": self.link.bytes, "root_messages": self.link.messages}
+        self.traffic = {"rank_bytes": self.link.moved, "rank0_bytes": self.link.bytes, "rank0_messages": self.link.messages}
         return answer
 
     def _send(self, order: WorkOrder, packs: list[Pack], ranks: int) -> None:

@@ -23,7 +23,7 @@ from fedsim.fleet.mpi.tree_buffer import flat, layout, size_of, unflat
 from fedsim.kernels.sparse.cost_model import from_rows
 from fedsim.nn.mixed_precision import settle
 
-ENGINES: dict[str, Answers] = {"serial": in_turn(serial.carry_out), "packed": in_turn(packed.carry_out), "graphed": fleet.answers}
+ENGINES: dict[str, Answers] = {"serial": in_turn(serial.carry_out), "packed": in_turn(packed.carry_out), "cuda_graph": fleet.answers}
 
 
 class Worker:
@@ -44,8 +44,8 @@ class Worker:
             if header["do"] == "plan":
                 self.engine = ENGINES[header["fleet"]]
                 self.site = replace(self.site, channels_last=header["channels_last"])
-                settle(self.site.net, header["dtype"], self.site.device, header["stacked"])
-                self.site.net.use(from_rows(header["sparse"]))
+                settle(self.site.net, header["dtype"], self.site.device, header["packed_conv"])
+                self.site.net.set_sparse_costs(from_rows(header["sparse"]))
                 self.link.passage = Passage.of(self.site.device, header["cuda_mpi"])
             else:
                 passage = self.link.passage

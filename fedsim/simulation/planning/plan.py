@@ -47,7 +47,7 @@ class Plan:
     channels_last: bool = False
     device: str = "cpu"  # kind
     dtype: str = "float32"  # of convolutions and products
-    stacked: str = "grouped"  # convolutions of a pack: grouped | matmul
+    packed_conv: str = "grouped"  # convolutions of a pack: grouped | matmul
     sparse: tuple[CostRow, ...] = ()  # every layer's name and Cost, by which it runs sparse where it keeps few weights; empty: never
     torch: str = str(torch.__version__)
 
@@ -57,12 +57,12 @@ class Plan:
         layout = "channels_last" if self.channels_last else "contiguous"
         asked: dict[str, tuple[object, object]] = {
             "fleet": (execution.fleet, self.fleet),
-            "pack": (execution.pack, self.packs),
-            "layout": (execution.layout, layout),
+            "packs": (execution.packs, self.packs),
+            "memory_format": (execution.memory_format, layout),
             "device": (device, self.device),
             "kernels": (execution.kernels, "sparse" if self.sparse else "dense"),
             "dtype": (execution.dtype, self.dtype),
-            "stacked": (execution.stacked, self.stacked),
+            "packed_conv": (execution.packed_conv, self.packed_conv),
             "torch": (str(torch.__version__), self.torch),
         }
         return ", ".join(f"{name} {wanted} (plan: {mine})" for name, (wanted, mine) in asked.items() if wanted not in (None, mine))
@@ -73,8 +73,8 @@ class Plan:
 
     def settled(self, site: WorkerContext) -> WorkerContext:
         """The site under this plan, its net included."""
-        settle(site.net, self.dtype, site.device, self.stacked)
-        site.net.use(from_rows(self.sparse))
+        settle(site.net, self.dtype, site.device, self.packed_conv)
+        site.net.set_sparse_costs(from_rows(self.sparse))
         return replace(site, channels_last=self.channels_last)
 
     @property
@@ -88,7 +88,7 @@ class Plan:
         ways = {
             "channels last": self.channels_last,
             "sparse kernels": bool(self.sparse),
-            "matmul convolutions": self.stacked == "matmul",
+            "matmul convolutions": self.packed_conv == "matmul",
         }
         return [name for name, taken in (ways | {self.dtype: self.dtype != "float32"}).items() if taken]
 
@@ -130,27 +130,28 @@ def _candidates(parts: Experiment) -> Iterator[Plan]:
     """Every plan that [execution] leaves open; the reference comes first."""
     execution, setting = parts.job.execution, parts.setting
     device, most = parts.site.device.partition(":")[0], setting.cohort
-    reference = Plan(device=device, dtype=execution.dtype, packs=execution.pack or max(PACKS))
+    reference = Plan(device=device, dtype=execution.dtype, packs=execution.packs or max(PACKS))
     if execution.kernels == "sparse":
         yield replace(reference, sparse=_always_sparse(parts))
         return
     free = execution.plan == "auto"
-    several = ["serial", "packed", "graphed"] if device == "cuda" else ["serial", "packed"]
+    several = ["serial", "packed", "cuda_graph"] if device == "cuda" else ["serial", "packed"]
     fleets = [execution.fleet] if execution.fleet else (several if free else ["serial"])
-    layouts = [execution.layout] if execution.layout else (["contiguous", "channels_last"] if free else ["contiguous"])
+    layouts = [execution.memory_format] if execution.memory_format else (["contiguous", "channels_last"] if free else ["contiguous"])
     for kind in fleets:
-        for layout in layouts if kind == "serial" or execution.layout else ["contiguous"]:
-            for packs in _pack_counts(kind, execution.pack, most, free):
+        for layout in layouts if kind == "serial" or execution.memory_format else ["contiguous"]:
+            for packs in _pack_counts(kind, execution.packs, most, free):
                 plan = replace(reference, fleet=kind, channels_last=layout == "channels_last", packs=packs)
                 yield from (
-                    replace(plan, stacked=how) for how in _stackings(kind, execution.stacked, device, free and not parts.job.train.keep())
+                    replace(plan, packed_conv=how)
+                    for how in _stackings(kind, execution.packed_conv, device, free and not parts.job.train.keep())
                 )
 
 
 def _always_sparse(parts: Experiment) -> tuple[CostRow, ...]:
     """BadInput where the kernels do not reach."""
     execution, site = parts.job.execution, parts.site
-    needs = {"fleet": "serial", "layout": "contiguous", "dtype": "float32"}
+    needs = {"fleet": "serial", "memory_format": "contiguous", "dtype": "float32"}
     for name, needed in needs.items():
         if (given := getattr(execution, name)) not in (None, needed):
             raise BadInput(f'[execution] kernels = "sparse" needs {name} = "{needed}"; the job says "{given}"')
@@ -172,7 +173,7 @@ def _pack_counts(fleet: str, chosen: int | None, cohort: int, free: bool) -> lis
         return [chosen]
     if fleet == "serial":
         return [max(PACKS)]
-    if fleet == "graphed" and free:
+    if fleet == "cuda_graph" and free:
         sizes = [max(PACKS) * 2**power for power in range(-2, 11)]  # clients
         return sorted({-(-cohort // size) for size in sizes}, reverse=True)
     return [packs for packs in PACKS if packs <= max(cohort // 2, PACKS[0])] if free else [PACKS[0]]
@@ -198,12 +199,12 @@ class Load:
         density = getattr(method, "density", None)
         if isinstance(density, float) and density < 1 and not under(shared, "mask/") and net is None:
             shared = shared | _uniform(setting.net, density)
-        shared = setting.aggregate.shared(setting.aggregate.begin(shared), shared)
+        shared = setting.aggregate.shared(setting.aggregate.init_memory(shared), shared)
         return cls(clients, shared, {key: value for key, value in own.items() if key == GATE}, net or setting.net)
 
     def may_be_sparse(self, parts: Experiment) -> bool:
         execution = parts.job.execution
-        dense = execution.kernels or execution.dtype != "float32" or execution.layout == "channels_last"
+        dense = execution.kernels or execution.dtype != "float32" or execution.memory_format == "channels_last"
         masked = execution.fleet in (None, "serial") and bool(under(self.shared, "mask/"))
         return masked and not dense and not missing(parts.site.device)
 
@@ -226,12 +227,12 @@ def fastest(parts: Experiment, candidates: Iterable[Plan], load: Load) -> Plan:
     last: dict[str, float] = {}
     ended: set[str] = set()
     for plan in candidates:
-        if plan.fleet == "graphed" and plan.stacked in ended:
+        if plan.fleet == "cuda_graph" and plan.packed_conv in ended:
             continue
         found[plan] = _if_it_fits(parts, plan, load)
-        if plan.fleet == "graphed":
-            ended |= {plan.stacked} if found[plan] >= last.get(plan.stacked, inf) else set()
-            last[plan.stacked] = found[plan]
+        if plan.fleet == "cuda_graph":
+            ended |= {plan.packed_conv} if found[plan] >= last.get(plan.packed_conv, inf) else set()
+            last[plan.packed_conv] = found[plan]
     return min(found, key=lambda plan: found[plan])
 
 
@@ -284,6 +285,6 @@ def _place(parts: Experiment) -> Path:
     """Where the plan is kept: by the machine, torch, and the job but for its seed."""
     execution = parts.job.execution
     machine = [platform.node(), platform.machine(), os.cpu_count(), torch.__version__, parts.site.device, torch.get_num_threads()]
-    left: list[object] = [execution.fleet, execution.pack, execution.layout, execution.kernels]
-    left += [execution.dtype, execution.stacked, execution.memory_share]
+    left: list[object] = [execution.fleet, execution.packs, execution.memory_format, execution.kernels]
+    left += [execution.dtype, execution.packed_conv, execution.gpu_memory_fraction]
     return cache.place("plans", machine, left, resolved(parts.job, ("execution", "seed", "name")))
