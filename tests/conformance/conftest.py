@@ -1,16 +1,11 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE)] if str(HERE) not in sys.path else []
-
-from cases import RUNS, images, run  # noqa: E402
+from cases import HERE, RUNS, images, run
 
 
 @pytest.fixture(scope="session")

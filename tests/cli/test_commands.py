@@ -1,0 +1,368 @@
+"""The command line as a user meets it: exit codes, one message and no traceback, nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import pytest
+
+from fedsim.cli import commands
+from fedsim.errors import BadInput, ClientFault, Stopped
+
+ROOT = Path(__file__).parents[2]
+
+SMALL = """
+rounds = 2
+[data]
+name = "fake"
+channels = 1
+image_size = 8
+classes = 4
+train_images = 120
+test_images = 40
+[partition]
+name = "iid"
+clients = 4
+[model]
+width = 4
+[train]
+batch = 10
+[execution]
+plan = "reference"
+device = "cpu"
+[method]
+name = "fedavg"
+"""
+
+
+@dataclass(frozen=True)
+class Ended:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def fedsim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
+    """The console script, in this process and in an empty folder that holds a small job."""
+    (tmp_path / "small.toml").write_text(SMALL)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in commands.RANK:
+        monkeypatch.delenv(name, raising=False)
+
+    def call(*arguments: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["fedsim", *arguments])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            commands.main()
+        out, err = capfd.readouterr()
+        return Ended(int(ended.value.code or 0), out, err)
+
+    return call
+
+
+@pytest.fixture
+def refuses(fedsim: Callable[..., Ended], tmp_path: Path) -> Callable[..., str]:
+    """Bad input: exit code 2, one message, no traceback, and the folder as it was."""
+
+    def call(*arguments: str) -> str:
+        before = snapshot(tmp_path)
+        ended = fedsim(*arguments)
+        assert ended.code == 2
+        assert "Traceback" not in ended.err
+        assert snapshot(tmp_path) == before
+        return ended.err
+
+    return call
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path): path.read_bytes() if path.is_file() else b"" for path in sorted(folder.rglob("*")) if "__pycache__" not in path.parts
+    }
+
+
+# The command line itself
+
+
+@pytest.mark.parametrize(
+    "arguments", [["run"], ["run", "--foo"], ["fly"], ["run", "a.toml", "--resume", "perhaps"], ["sweep", "a.toml", "--processes", "0"]]
+)
+def test_a_mistyped_command_line_ends_with_2_and_the_usage(refuses: Callable[..., str], arguments: list[str]) -> None:
+    assert "Usage: " in refuses(*arguments)
+
+
+def test_no_command_is_answered_with_the_help(fedsim: Callable[..., Ended]) -> None:
+    ended = fedsim()
+    assert ended.code == 2
+    assert "estimate" in ended.out
+
+
+def test_help_names_every_command_and_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from fedsim import __main__ as m; sys.argv[1:] = ['--help']\ntry: m.main()\nfinally: assert 'torch' not in sys.modules"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert all(command in ended.stdout for command in ("run", "sweep", "estimate", "methods", "show", "bench"))
+
+
+def test_python_m_fedsim_is_the_same_program() -> None:
+    ended = subprocess.run([sys.executable, "-m", "fedsim", "run", "no.toml"], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (ended.returncode, ended.stderr) == (2, "no.toml: no such job file\n")
+
+
+def test_methods_are_listed_and_told_one_by_one(fedsim: Callable[..., Ended]) -> None:
+    listed = fedsim("methods")
+    assert listed.code == 0
+    assert "fedavg" in listed.out
+    assert "fedprox" in listed.out
+    assert "McMahan" in fedsim("methods", "fedavg").out
+
+
+def test_an_unknown_method_or_measurement_is_answered_with_all_there_are(refuses: Callable[..., str]) -> None:
+    assert "There are: adp, dwfnp" in refuses("methods", "fedagv")
+    assert "There are: " in refuses("bench", "flight")
+
+
+def test_the_exit_code_says_how_it_ended(fedsim: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = {BadInput("no"): 2, ClientFault("[rank 1, client 3, round 2, Train.step 0] ValueError: x"): 1, Stopped("time limit"): 3}
+    for error, code in ends.items():
+
+        def end(*_: object, error: Exception = error, **__: object) -> int:
+            raise error
+
+        monkeypatch.setattr(commands, "app", end)
+        assert fedsim("run") == Ended(code, "", f"{error}\n")
+
+
+def test_ctrl_c_before_anything_has_begun(fedsim: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands, "_load", lambda *_: signal.raise_signal(signal.SIGINT))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a run in this process may have left its own
+    assert fedsim("estimate", "small.toml") == Ended(3, "", "stopped\n")
+    signal.signal(signal.SIGINT, before)
+
+
+def test_another_rank_leaves_the_word_to_rank_0(fedsim: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(commands.time, "sleep", waited.append)
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "2")
+    assert fedsim("run", "no.toml") == Ended(2, "", "[rank 2] no.toml: no such job file\n")
+    assert waited == [commands.PATIENCE]
+
+
+# Jobs that cannot be, told before anything is computed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--set", "method.hyperlr=1"], "[method] has no field 'hyperlr'. fedavg has no fields of its own"),
+        (["--set", "train.epoch=1"], "[train] has no field 'epoch' (did you mean 'epochs'?). [train] has: epochs"),
+        (["--set", "train.lr=fast"], '[train] lr = "fast": should be a number'),
+        (["--set", "rounds=-1"], "rounds = -1: should be a whole number, at least 1"),
+        (["--set", "cohort.size=5"], "[cohort] size = 5 is more than the population; there are 4 clients"),
+        (["--set", "model.match='params'", "--set", "model.match_density=0"], "match_density is in (0, 1]"),
+        (["--set", "method.name=fedagv"], "did you mean 'fedavg'?"),
+        (["--set", "sweep.seed=[0, 1]"], "[sweep] makes 2 runs and `fedsim run` does one: `fedsim sweep small.toml` does all"),
+    ],
+)
+def test_a_wrong_job_is_one_message(refuses: Callable[..., str], arguments: list[str], said: str) -> None:
+    message = refuses("run", "small.toml", *arguments)
+    assert message.startswith("small.toml")
+    assert said in message
+    assert message.count("\n") == 1
+
+
+def test_a_truncated_job_is_told_with_its_line(refuses: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "cut.toml").write_text(SMALL[: SMALL.index('"iid"') + 3])
+    assert "cut.toml, line 11: not valid TOML" in refuses("run", "cut.toml")
+
+
+# Bad input that only the data, the model or the disk can tell
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["data.name='digits'", "data.image_size=8"], "applies to shapes and fake"),
+        (["partition.name='classes_per_client'", "partition.classes_per_client=5"], "classes_per_client"),
+        (["partition.clients=100"], "clients"),
+        (["model.name='resnet19'"], "resnet18"),
+        (["model.factory='nowhere:make'"], "nowhere"),
+        (["model.factory='json:dumps'"], "json:dumps"),
+        (["model.name='vgg11'"], "vgg11"),
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "estimate"])
+def test_what_data_and_model_refuse(refuses: Callable[..., str], command: str, settings: list[str], said: str) -> None:
+    overrides = [argument for setting in settings for argument in ("--set", setting)]
+    message = refuses(command, "small.toml", *overrides)
+    assert message.startswith("small.toml: ")
+    assert said in message
+
+
+FAKE = '"fake"\nchannels = 1\nimage_size = 8\nclasses = 4\ntrain_images = 120\ntest_images = 40'
+
+
+def test_a_missing_data_folder_is_told_with_what_belongs_there(refuses: Callable[..., str], tmp_path: Path) -> None:
+    job = SMALL.replace(FAKE, '"cifar10"\nroot = "nowhere"')
+    (tmp_path / "cifar.toml").write_text(job)
+    message = refuses("run", "cifar.toml")
+    assert "nowhere" in message
+    assert "cifar" in message
+
+
+def test_a_data_folder_that_is_a_file_is_told(refuses: Callable[..., str], tmp_path: Path) -> None:
+    job = SMALL.replace(FAKE, '"cifar10"\nroot = "small.toml"')
+    (tmp_path / "cifar.toml").write_text(job)
+    assert "small.toml" in refuses("run", "cifar.toml")
+
+
+def test_a_run_file_that_cannot_be_written(refuses: Callable[..., str]) -> None:
+    assert "small.toml/run.h5" in refuses("run", "small.toml", "--out", "small.toml/run.h5")
+    assert "/proc/nowhere/run.h5" in refuses("run", "small.toml", "--out", "/proc/nowhere/run.h5")
+
+
+def test_must_resume_needs_a_run(refuses: Callable[..., str]) -> None:
+    assert "run.h5" in refuses("run", "small.toml", "--out", "run.h5", "--resume", "must")
+
+
+def test_showing_what_is_no_run_file(refuses: Callable[..., str]) -> None:
+    assert "no.h5" in refuses("show", "no.h5")
+    assert "small.toml" in refuses("show", "small.toml")
+
+
+# Runs
+
+
+def test_a_run_ends_with_0_and_is_never_overwritten(fedsim: Callable[..., Ended], refuses: Callable[..., str], tmp_path: Path) -> None:
+    first = fedsim("run", "small.toml")
+    assert first.code == 0, first.err
+    path = tmp_path / "runs/small.h5"
+    with h5py.File(path, locking=False) as file:
+        assert file.attrs["finished"]
+        assert file.attrs["rounds"] == 2
+    message = refuses("run", "small.toml", "--set", "seed=1")
+    assert "runs/small.h5" in message
+    assert "--out" in message
+    assert "runs/small.h5" in refuses("run", "small.toml", "--resume", "never")
+    before = path.read_bytes()
+    again = fedsim("run", "small.toml")
+    assert (again.code, path.read_bytes() == before) == (0, True)
+    assert "finished" in again.out + again.err
+    shown = fedsim("show", str(path))
+    assert shown.code == 0
+    assert "fedavg" in shown.out
+
+
+def test_a_job_that_differs_in_execution_alone_is_the_same_job(fedsim: Callable[..., Ended]) -> None:
+    assert fedsim("run", "small.toml").code == 0
+    assert fedsim("run", "small.toml", "--set", "execution.checkpoint_every=2").code == 0
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_what_was(fedsim: Callable[..., Ended], tmp_path: Path) -> None:
+    ended = fedsim("run", "small.toml", "--set", "train.lr=1e30", "--set", "model.norm=none", "--set", "rounds=50")
+    assert ended.code == 1
+    assert "client" in ended.err
+    assert "round" in ended.err
+    assert "Traceback" not in ended.err
+    with h5py.File(tmp_path / "runs/small.h5", locking=False) as file:
+        assert 0 <= file.attrs["rounds"] < 50
+        assert not file.attrs["finished"]
+
+
+def test_a_sweep_of_two_jobs_ends_in_one_table(fedsim: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "smaller.toml").write_text(SMALL.replace("width = 4", "width = 2"))
+    command = ["sweep", "small.toml", "smaller.toml", "--set", "sweep.seed=[0, 1]", "--processes", "1", "--out", "there"]
+    first = fedsim(*command)
+    assert first.code == 0, first.err
+    assert sorted(path.name for path in tmp_path.glob("there/*.h5")) == [f"small{er}-seed{seed}.h5" for er in ("", "er") for seed in (0, 1)]
+    table = first.out.split("\n\n")[1]
+    assert [line.split()[:3] for line in table.splitlines()] == [["method", "width", "seeds"], ["fedavg", "4", "2"], ["fedavg", "2", "2"]]
+    assert table == fedsim("compare", *sorted(map(str, tmp_path.glob("there/*.h5")))).out.split("\n\n")[0]
+    monkeypatch.setitem(sys.modules, "fedsim_analysis", None)
+    without = fedsim(*command)
+    assert without.code == 0
+    assert without.out.count("finished already") == 4
+    assert "no table: fedsim compare needs the extra `analysis`" in without.out
+
+
+def test_a_sweep_refuses_before_anything_begins(refuses: Callable[..., str]) -> None:
+    assert "two runs would write" in refuses("sweep", "small.toml", "small.toml")
+    message = refuses("sweep", "small.toml", "--set", 'sweep.train.lr=[0.1, "fast"]')
+    assert message.startswith('small.toml, run small-lrfast of [sweep]: [train] lr = "fast"')
+
+
+def test_estimate_says_bytes_and_computes_nothing(fedsim: Callable[..., Ended], tmp_path: Path) -> None:
+    ended = fedsim("estimate", "small.toml")
+    assert ended.code == 0, ended.err
+    assert "B" in ended.out
+    assert not (tmp_path / "runs").exists()
+
+
+MINE = """
+from dataclasses import dataclass
+
+from torch import nn
+
+from fedsim.methods.fedavg import FedAvg
+
+
+@dataclass(frozen=True)
+class Mine(FedAvg):
+    keep: float = 0.8  # kept share
+
+
+def make(shape, classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], classes))
+"""
+
+
+def test_a_method_and_a_model_of_ones_own_are_found_in_the_folder(fedsim: Callable[..., Ended], tmp_path: Path) -> None:
+    (tmp_path / "my_room.py").write_text(MINE)
+    assert "kept share" in fedsim("methods", "my_room:Mine").out
+    settings = ["--set", "method.name=my_room:Mine", "--set", "method.keep=0.5", "--set", "model.factory=my_room:make"]
+    ended = fedsim("run", "small.toml", *settings)
+    assert ended.code == 0, ended.err
+    assert fedsim("run", "small.toml", *settings).code == 0
+    (tmp_path / "my_room.py").write_text(MINE + "# another thought\n")
+    ended = fedsim("run", "small.toml", *settings)
+    assert ended.code == 2
+    assert "was made by other code of my_room:Mine or my_room:make; choose another --out" in ended.err
+
+
+def test_a_fault_in_round_0_says_that_no_round_was_complete(fedsim: Callable[..., Ended], tmp_path: Path) -> None:
+    (tmp_path / "falls.py").write_text(
+        MINE + "\n\nclass Falls(Mine):\n    def model_of(self, net, sent):\n        raise ZeroDivisionError\n"
+    )
+    ended = fedsim("run", "small.toml", "--set", "method.name=falls:Falls")
+    assert ended.code == 1
+    assert "ZeroDivisionError" in ended.err
+    assert "no round was complete" in ended.err
+
+
+def test_compare_takes_folders(fedsim: Callable[..., Ended], refuses: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "no run files in there" in refuses("compare", "empty")
+    for seed in ("0", "1"):
+        assert fedsim("run", "small.toml", "--set", f"seed={seed}", "--out", f"both/{seed}.h5").code == 0
+    assert fedsim("compare", "both").out == fedsim("compare", "both/0.h5", "both/1.h5").out
+
+
+@pytest.mark.skipif(not Path(sys.executable).with_name("mpirun").exists(), reason="needs the extra [mpi]")
+def test_under_mpirun_one_rank_speaks_and_the_code_is_2(tmp_path: Path) -> None:
+    command = [str(Path(sys.executable).with_name("mpirun")), "-n", "3", sys.executable, "-m", "fedsim", "run", str(tmp_path / "no.toml")]
+    allowed = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMP_NUM_THREADS": "1"}
+    crowded = {"PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe"}
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, **allowed, **crowded}, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.count("no such job file") == 1
+    assert list(tmp_path.iterdir()) == []

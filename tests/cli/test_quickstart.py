@@ -1,0 +1,104 @@
+"""The quickstart as a user runs it, and what the README says one should see."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import xarray
+
+from fedsim.data.partition import PartitionSettings
+from fedsim.data.population import populate
+from fedsim.data.settings import DataSettings
+from fedsim.simulation.export import module_of
+from fedsim.storage.reader import Reader, read_model
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+TOLD = re.compile(r"^ *(fedtiny|fedavg) +1 +([\d.]+) % +([\d.]+) +([\d.]+) % +([\d.]+ \w?B) +([\d.]+ \w?B)", re.MULTILINE)  # the last table
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The run file, and what was printed, of the recipe's own command in a folder of its own."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    shutil.copytree(ROOT / "jobs", folder / "jobs")
+    shutil.copy(ROOT / "Makefile", folder)
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    # Without make's own variables, since these tests run under make too; -o: what is installed stays as it is.
+    made = ["make", "--no-print-directory", "-o", f"{BIN.parent}/.run", "quickstart", f"VENV={BIN.parent}"]
+    done = subprocess.run(made, cwd=folder, env=plain, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[0] == f"{BIN}/mpirun -n 3 {BIN}/fedsim run jobs/quickstart.toml"
+    return folder / "runs" / "quickstart.h5", done.stdout
+
+
+def test_it_ends_with_what_the_readme_says(quickstart) -> None:
+    """Accuracy, density, FLOPs, bytes and memory of both."""
+    printed, promised = (TOLD.findall(text) for text in (quickstart[1], (ROOT / "README.md").read_text()))
+    assert [row[0] for row in printed] == [row[0] for row in promised] == ["fedtiny", "fedavg"]
+    for mine, theirs in zip(printed, promised, strict=True):
+        assert abs(float(mine[1]) - float(theirs[1])) <= 2.0, "another torch may move a few images; the README should be brought up to date"
+    assert printed[1][2:] == promised[1][2:]  # what a dense run costs is known beforehand
+    assert printed[0][2] == promised[0][2]
+
+
+def test_its_output_is_plain_lines(quickstart) -> None:
+    assert "\x1b" not in quickstart[1]
+    assert quickstart[1].count("3 ranks, ") == 2
+
+
+def test_its_run_file_is_whole(quickstart) -> None:
+    reader = Reader(quickstart[0])
+    assert (reader.attributes["finished"], reader.rounds, reader.attributes["ranks"]) == (True, 20, 3)
+    assert len(reader.attributes["weights_sha256"]) == 64
+    with xarray.open_dataset(quickstart[0], group="rounds", engine="h5netcdf") as rounds:
+        assert rounds.accuracy.dims == ("round",)
+        assert float(rounds.accuracy[20]) > 0.94
+        assert float(rounds.density.max()) <= 0.1
+        assert float(rounds.weights_swapped.sum()) > 1000
+        assert [int(block) for block in rounds.adjusted_block.dropna("round")] == [3, 2, 1, 3, 2, 1, 3]  # in round 16 = stop none moves
+    with xarray.open_dataset(quickstart[0], group="layers", engine="h5netcdf") as layers:
+        assert (layers.grown == layers.pruned).all()
+        assert float(layers.grown.sum()) > 1000
+        assert float(layers.density[1:].std("round").max()) == 0
+    model = read_model(quickstart[0])
+    kept = sum(int(model[key].sum()) for key in model if key.startswith("mask/"))
+    assert kept + model["w/conv1.weight"].numel() <= 5276  # a tenth of 52,768
+
+
+def test_its_model_is_a_plain_torch_module_with_the_recorded_accuracy(quickstart) -> None:
+    module = module_of(quickstart[0])
+    test = populate(DataSettings(), PartitionSettings(), 0).test
+    every = torch.arange(len(test))
+    x = (test.images(every).float() / 255 - torch.tensor(test.mean).view(-1, 1, 1)) / torch.tensor(test.std).view(-1, 1, 1)
+    right = (module(x).argmax(-1) == test.labels(every)).float().mean()
+    assert abs(float(right) - Reader(quickstart[0]).column("accuracy")[-1]) < 1e-6
+
+
+def test_the_readmes_python_reads_it(quickstart, monkeypatch) -> None:
+    """The blocks as they stand: reading the run file, and the method, which runs at its density."""
+    monkeypatch.chdir(quickstart[0].parents[1])
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    method, reading = blocks
+    exec(compile(reading, "README.md", "exec"), {})
+    Path("mine.py").write_text(method)
+    few = ["--set", "rounds=2", "--set", "evaluate.every=0", "--out", "mine.h5"]
+    command = [str(BIN / "fedsim"), "run", "jobs/quickstart_dense.toml", "--set", "method.name=mine:Magnitude", *few]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert abs(Reader("mine.h5").column("density_maskable")[-1] - 0.2) < 1e-3
+
+
+def test_the_other_jobs_are_valid() -> None:
+    from fedsim.config.job import load
+
+    paths = sorted(ROOT.glob("jobs/**/*.toml"))
+    assert [load(path).name for path in paths] == [path.stem for path in paths]

@@ -1,0 +1,61 @@
+"""Broadcasts reach every rank once, and the projection of `fedsim bench scale` is the sum of its parts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fedsim.bench.scale import Costs, Messages, projected, sized
+from fedsim.config.job import load
+from fedsim.fleet.messages import Pack
+from fedsim.fleet.mpi.schedule import branches, deal
+
+ROOT = Path(__file__).parents[2]
+MESSAGES = Messages(awake=1e-3, asleep=2e-3, byte=1e-9, post=1e-5, hear=1e-4, add=1e-10, model=2_000_000, total=4_000_000)
+COSTS = Costs(MESSAGES, clients=16, compute=0.4, server=0.01, client=5e-5, header=100.0)
+
+
+@pytest.mark.parametrize("ranks", range(1, 41))
+def test_a_broadcast_reaches_every_rank_once_and_in_few_hops(ranks: int) -> None:
+    hops, level = 0, [0]
+    reached = [0]
+    while level := [below for rank in level for below in branches(rank, ranks)]:
+        hops, reached = hops + 1, reached + level
+    assert sorted(reached) == list(range(ranks))
+    assert hops <= (ranks - 1).bit_length()
+    assert len(branches(0, ranks)) == (ranks - 1).bit_length()
+    assert all(rank & (rank - 1) == 0 for rank in branches(0, ranks))
+    for rank in reached[1:]:
+        assert rank in branches(rank & (rank - 1), ranks)  # from where it awaits it
+
+
+def test_packs_are_dealt_whole_and_evenly() -> None:
+    packs = [Pack([k], {}, [None], []) for k in range(7)]
+    hands = deal(packs, [5, 1, 1, 1, 1, 1, 5], 3)
+    assert hands == [[0], [6], [1, 2, 3, 4, 5]]
+
+
+def test_a_projection_by_hand() -> None:
+    one = projected(COSTS, 1)
+    assert one == pytest.approx(
+        {
+            "broadcast": 2e-3 + 1e-3 + (1_600 + 2_000_000) * 1e-9 + 1e-5,
+            "compute": 0.4,
+            "collect": 1e-3 + 1.1e-4,
+            "reduce": 1e-3 + 4_000_000 * 1.1e-9,
+            "server": 0.01,
+        }
+    )
+    many = projected(COSTS, 1_024)  # eleven levels: 512, 256 … 1, and the last rank below rank 0
+    assert many["reduce"] == pytest.approx(11 * one["reduce"])
+    assert many["collect"] == pytest.approx(1e-3 + 1_024 * 1.1e-4)
+    assert many["broadcast"] == pytest.approx(11 * (3e-3 + (100 * 16_384 + 2_000_000) * 1e-9) + 1_024 * 1e-5)
+    assert many["server"] == pytest.approx(0.01 + 1_023 * 16 * 5e-5)
+    assert many["compute"] == one["compute"]
+
+
+def test_the_job_of_the_bench_takes_other_cohorts() -> None:
+    job = load(ROOT / "jobs/bench/scale.toml")
+    assert [(made.cohort.size, made.rounds) for made in (job, sized(job, 128), sized(job, 32, 2))] == [(16, 4), (128, 4), (32, 2)]
+    assert sized(job, 256).population == 256

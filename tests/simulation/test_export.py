@@ -1,0 +1,220 @@
+"""export: what is written runs without fedsim, is as small as it says, and gives the outputs that were evaluated."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from cases import images, run, table
+from torch import Tensor
+
+from fedsim import models
+from fedsim.cli import commands
+from fedsim.config.job import check
+from fedsim.core import masks
+from fedsim.core.keys import GATE
+from fedsim.core.tree import under
+from fedsim.errors import BadInput
+from fedsim.models import settings
+from fedsim.nn import profiler
+from fedsim.nn.net import Net
+from fedsim.simulation.experiment import build_experiment
+from fedsim.simulation.export import Final, module_of, traced
+from fedsim.storage.reader import Reader
+
+LINES = {
+    "gated": ("gated", {}),
+    "standardised": ("gated", {"model": {"name": "resnet8", "width": 4, "norm": "group", "standardise": True}}),
+    "masked": ("static-mask", {}),
+    "plain": ("fedavg", {}),
+}
+OUTSIDE = """
+import sys
+sys.modules["fedsim"] = None
+import torch
+module = torch.load(sys.argv[1], weights_only=False)
+assert not module.training
+kinds = {type(layer).__module__.partition(".")[0] for layer in module.modules()}
+assert kinds == {"torch"}, kinds
+with torch.no_grad():
+    torch.save((module(torch.load(sys.argv[2])), sum(value.numel() for value in module.parameters())), sys.argv[3])
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run for each of LINES."""
+    where = tmp_path_factory.mktemp("export")
+    images(where)
+    for name, (line, change) in LINES.items():
+        assert run(line, "serial", where, where / f"{name}.h5", change=change) == 0
+    return where
+
+
+def x() -> Tensor:
+    return torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(5))
+
+
+def evaluated(folder: Path, name: str, client: int | None) -> Tensor:
+    """The engine's own logits: the network in use, masks and the client's gate multiplied in."""
+    line, change = LINES[name]
+    reader, net = Reader(folder / f"{name}.h5"), build_experiment(check(table(line, "serial", folder) | change)).setting.net
+    model = reader.model()
+    if index := {key[6:]: value for key, value in model.items() if key.startswith("index/")}:
+        net = net.cut(index)
+    held = under(model, "w/", "buf/", "mask/", "gate/")
+    if client is not None:
+        ids, hard = reader.gates()
+        held |= {GATE: torch.from_numpy(hard[ids.tolist().index(client)])}
+    return net.under_vmap()(held, x())[0]
+
+
+def outside(path: Path, tmp_path: Path) -> tuple[Tensor, int]:
+    """(logits, parameters) of an exported file in a process without fedsim."""
+    torch.save(x(), tmp_path / "x.pt")
+    command = [sys.executable, "-I", "-c", OUTSIDE, str(path), str(tmp_path / "x.pt"), str(tmp_path / "y.pt")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return torch.load(tmp_path / "y.pt")
+
+
+def fedsim(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["fedsim", *map(str, arguments)])
+    return commands._outcome()
+
+
+@pytest.mark.parametrize(
+    ("name", "client"), [("gated", None), ("gated", 3), ("standardised", None), ("standardised", 1), ("masked", None), ("plain", None)]
+)
+def test_what_is_written_runs_without_fedsim_and_gives_the_same(name, client, folder, tmp_path, monkeypatch) -> None:
+    out = tmp_path / "model.pt"
+    own = [] if client is None else ["--client", client]
+    assert fedsim(monkeypatch, "export", folder / f"{name}.h5", "--to", "torch", *own, "--out", out) == 0
+    logits, count = outside(out, tmp_path)
+    expected = evaluated(folder, name, client)
+    assert float((logits - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+    with torch.no_grad():
+        assert torch.equal(module_of(folder / f"{name}.h5", client)(x()), logits)
+    reader = Reader(folder / f"{name}.h5")
+    if client is not None:
+        assert count == reader.clients("parameters")[-1, client]
+    elif name in ("gated", "standardised"):
+        assert count == reader.column("parameters")[-1]
+
+
+def test_it_says_what_it_wrote(folder, monkeypatch, capsys) -> None:
+    path, reader = folder / "gated.h5", Reader(folder / "gated.h5")
+    assert fedsim(monkeypatch, "export", path, "--client", 3) == 0
+    said = capsys.readouterr().out
+    assert f"{reader.clients('parameters')[-1, 3]:,.0f} of 5,862 parameters" in said
+    assert f"{reader.clients('inference_flops')[-1, 3]:,.0f} of 24,576 FLOP an image" in said
+    assert f"accuracy {reader.clients('accuracy')[-1, 3]:.1%} on its own test images (round 3)" in said
+    assert f"wrote {folder / 'gated.client3.pt'}" in said
+    assert fedsim(monkeypatch, "export", path) == 0
+    assert (folder / "gated.pt").is_file()
+    assert not list(folder.glob("*.new"))
+
+
+def test_pruned_weights_are_exactly_zero(folder) -> None:
+    model, values = Reader(folder / "masked.h5").model(), module_of(folder / "masked.h5").state_dict()
+    held = under(model, "mask/")
+    assert held
+    for key in held:
+        assert torch.equal(values[key[5:]], masks.apply(model, held)["w/" + key[5:]])
+
+
+def test_a_mask_hides_whatever_stands_below_it() -> None:
+    module = models.build(settings.ModelSettings(name="cnn", width=4), (1, 8, 8), 10, 0)
+    net, mask = Net(module), torch.arange(1280).view(10, 128) % 2 == 0
+    found = Final(net, net.initial | {"mask/fc2.weight": mask}, profiler.profile(module, (1, 8, 8)))
+    assert torch.equal(found.module.state_dict()["fc2.weight"] != 0, mask)
+
+
+def test_depth_wise_filters_are_cut_too(tmp_path) -> None:
+    """The module that an exported client of a mobilenet would be."""
+    torch.manual_seed(0)
+    module = models.build(settings.ModelSettings(name="mobilenet_v2", width=8), (1, 8, 8), 10, 0)
+    net = Net(module)
+    gate = torch.rand(net.channels.n) < 0.5
+    gate |= torch.cat([torch.arange(size) == 0 for size in net.channels.widths])
+    found = Final(net, net.initial | {GATE: gate}, profiler.profile(module, (1, 8, 8)))
+    small, why = traced(found.module)
+    assert why == ""
+    expected = net.under_vmap()(found.tree, x())[0]
+    with torch.no_grad():
+        assert torch.allclose(small(x()), expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
+FREE = """
+from torch import nn
+
+class Choosy(nn.Module):
+    def __init__(self, n, classes):
+        super().__init__()
+        self.fc = nn.Linear(n, classes)
+
+    def forward(self, x):
+        x = x.flatten(1)
+        return self.fc(x) if x.sum() < 1e9 else self.fc(-x)
+
+def make(shape, classes):
+    return Choosy(shape[0] * shape[1] * shape[2], classes)
+"""
+
+
+def test_a_model_that_cannot_be_traced_says_that_it_needs_its_class(folder, tmp_path, monkeypatch, capsys) -> None:
+    (tmp_path / "choosy_model.py").write_text(FREE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    path = tmp_path / "run.h5"
+    assert run("fedavg", "serial", folder, path, change={"model": {"factory": "choosy_model:make"}}) == 0
+    capsys.readouterr()
+    assert fedsim(monkeypatch, "export", path) == 0
+    assert "where choosy_model.Choosy can be imported, since torch.fx cannot trace it" in capsys.readouterr().out
+    assert type(torch.load(tmp_path / "run.pt", weights_only=False)).__name__ == "Choosy"
+
+
+# ---- bad input
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        ("gated", ["--to", "onnx"], "--to onnx: fedsim export writes torch"),
+        ("gated", ["--client", "5"], "has no client 5; its clients are 0 to 4"),
+        ("gated", ["--client=-1"], "has no client -1"),
+        ("plain", ["--client", "3"], "client 3 has no network of its own, since this run gave its clients no gates; leave out --client"),
+        ("none", [], "there is no run file"),
+        ("gated", ["--out", "RUN"], "the run file itself cannot be written over"),
+        ("gated", ["--out", "FOLDER"], "a folder cannot be written over"),
+        ("gated", ["--out", "FOLDER/none/model.pt"], "cannot be written: No such file or directory; choose another --out"),
+    ],
+)
+def test_what_cannot_be_written_is_one_message(name, arguments, said, folder, tmp_path, monkeypatch, capsys) -> None:
+    path = folder / f"{name}.h5"
+    given = [entry.replace("RUN", str(path)).replace("FOLDER", str(tmp_path)) for entry in arguments]
+    before = {file.name for file in folder.iterdir()}
+    capsys.readouterr()
+    assert fedsim(monkeypatch, "export", path, *given) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert len(error.splitlines()) == 1
+    assert {file.name for file in folder.iterdir()} == before
+
+
+def test_a_run_that_has_not_finished_is_refused(folder, tmp_path) -> None:
+    asked = iter(range(1000))
+    assert run("gated", "serial", folder, tmp_path / "run.h5", lambda: next(asked) >= 25) == 3
+    with pytest.raises(BadInput, match="holds no final model yet: 1 of 3 rounds are done"):
+        module_of(tmp_path / "run.h5", 3)
+
+
+def test_a_client_whose_gates_were_not_kept_is_refused(folder, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("fedsim.simulation.evaluation.GATES_UP_TO", 4)
+    out = tmp_path / "run.h5"
+    assert run("gated", "serial", folder, out, change={"evaluate": {"every": 1, "clients": 2, "batch": 32}}) == 0
+    missing = sorted({0, 1, 2, 3, 4} - set(Reader(out).gates()[0].tolist()))[0]
+    with pytest.raises(BadInput, match=f"holds no network of client {missing}; it has those of the clients "):
+        module_of(out, missing)
