@@ -22,6 +22,7 @@ from rich.table import Table
 
 from fedsim.bench.engine_overhead import engine
 from fedsim.config.job import Job, load
+from fedsim.core import keys
 from fedsim.core.tree import Tree, under
 from fedsim.fleet.cuda_graph import fleet
 from fedsim.fleet.local_fleet import LocalFleet
@@ -147,4 +148,4 @@ def _weights(parts: Experiment, fleet: str) -> Tree:
     state = parts.method.init(parts.setting, parts.population.public())
     made.open(1)
     state, _ = parts.method.round(parts.setting, state, made, 1)
-    return under(parts.method.deploy(parts.setting, state, made, [])[0], "w/")
+    return under(parts.method.deploy(parts.setting, state, made, [])[0], keys.WEIGHTS)

@@ -100,7 +100,7 @@ def _tried(parts: Experiment, method: FedMef, state: object, fleet: LocalFleet, 
     marks = marked(state.shared, extrusion.moves)  # type: ignore[attr-defined]
     low = [norm_of(shared, marks) for shared in (state.shared, trained.shared)]  # type: ignore[attr-defined]
     pruned = trained.shared | {
-        f"mask/{name}.weight": _without(trained.shared[f"mask/{name}.weight"], index)
+        keys.mask(name): _without(trained.shared[keys.mask(name)], index)
         for key, index in marks.items()
         if (name := key.removeprefix(keys.MARKED))
     }

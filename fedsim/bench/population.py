@@ -20,7 +20,7 @@ from rich.table import Table
 from fedsim.bench.ranks import launch
 from fedsim.config.job import Job, load
 from fedsim.simulation.launch import main as run
-from fedsim.storage.reader import Reader
+from fedsim.storage.reader import RunReader
 
 DEFAULT = ("jobs/bench/thousand.toml", "jobs/bench/million.toml")
 REPEATS = 3
@@ -49,7 +49,7 @@ def measured(job: Job) -> tuple[float, float, float]:
         began = time.perf_counter()
         launch(job, 2, [sys.executable, "-m", "fedsim.bench.population", "JOB", str(out), str(told)], Path(folder))
         wall = time.perf_counter() - began
-        seconds = Reader(out).column("seconds")
+        seconds = RunReader(out).column("seconds")
         return wall - float(seconds.sum()), json.loads(told.read_text())["peak"], median(seconds[2:].tolist())
 
 

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from fedsim.config.job import Job, load, resolved
 from fedsim.errors import BadInput
-from fedsim.storage.reader import Reader
+from fedsim.storage.reader import RunReader
 
 DEFAULT = ("jobs/bench/medium.toml",)
 REPEATS = 3
@@ -52,7 +52,7 @@ def seconds(job: Job, ranks: int) -> float:
     with TemporaryDirectory() as folder:
         out = Path(folder) / "run.h5"
         launch(job, ranks, [sys.executable, "-m", "fedsim", "run", "JOB", "--out", str(out)], Path(folder))
-        return median(Reader(out).column("seconds")[2:].tolist())
+        return median(RunReader(out).column("seconds")[2:].tolist())
 
 
 def launch(job: Job, ranks: int, program: list[str], folder: Path) -> None:

@@ -35,7 +35,7 @@ from fedsim.reporting.formatting import duration, quantity
 from fedsim.simulation.experiment import Experiment, build_experiment
 from fedsim.simulation.launch import connect
 from fedsim.simulation.launch import main as run
-from fedsim.storage.reader import Reader
+from fedsim.storage.reader import RunReader
 
 if TYPE_CHECKING:
     from fedsim.fleet.mpi.communicator import Communicator
@@ -127,7 +127,7 @@ def traffic(job: Job, ranks: int) -> dict[int, tuple[int, int]]:
         for cohort in COHORTS:
             (Path(folder) / f"{cohort}.toml").write_text(resolved(sized(job, cohort, 2)))
         launch(job, ranks + 1, [sys.executable, "-m", "fedsim.bench.scale", "count", "JOB", folder], Path(folder))
-        readers = {cohort: Reader(Path(folder) / f"{cohort}.h5") for cohort in COHORTS}
+        readers = {cohort: RunReader(Path(folder) / f"{cohort}.h5") for cohort in COHORTS}
         return {cohort: (int(run.column("rank0_messages")[-1]), int(run.column("rank0_bytes")[-1])) for cohort, run in readers.items()}
 
 
@@ -190,7 +190,7 @@ def _parts(job: Job, cohort: int) -> dict[str, float]:
     with TemporaryDirectory() as folder:
         out = Path(folder) / "run.h5"
         launch(sized(job, cohort), 2, [sys.executable, "-m", "fedsim", "run", "JOB", "--out", str(out)], Path(folder))
-        reader = Reader(out)
+        reader = RunReader(out)
         phases = {name: reader.timing(name) for name in ("broadcast", "compute", "reduce")} | {"seconds": reader.column("seconds")}
         return {name: median(values[2:].tolist()) for name, values in phases.items()}
 

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from fedsim import models
 from fedsim.bench.compaction import Run, interleaved
 from fedsim.config.job import Job, load
-from fedsim.core import rng
+from fedsim.core import keys, rng
 from fedsim.core.tree import Tree, clone, under
 from fedsim.core.types import Batch
 from fedsim.kernels.sparse.cost_model import Cost
@@ -66,9 +66,9 @@ def main(jobs: list[Job], console: Console) -> int:
 def masked(parts: Experiment, density: float) -> Tree:
     """Masks of equal density in every maskable layer."""
     net = parts.setting.net
-    keys = {layer: rng.key(0, "bench", i) for i, layer in enumerate(net.maskable)}
-    kept = {layer: rng.uniform(key, net.sizes[layer]).view(net.shapes[layer]) < density for layer, key in keys.items()}
-    return {f"mask/{layer}.weight": mask.to(parts.site.device) for layer, mask in kept.items()}
+    draws = {layer: rng.key(0, "bench", i) for i, layer in enumerate(net.maskable)}
+    kept = {layer: rng.uniform(key, net.sizes[layer]).view(net.shapes[layer]) < density for layer, key in draws.items()}
+    return {keys.mask(layer): mask.to(parts.site.device) for layer, mask in kept.items()}
 
 
 def images(parts: Experiment) -> Batch:
@@ -183,9 +183,9 @@ class Engine:
     def __init__(self, parts: Experiment, tree: Tree, batch: Batch, costs: dict[str, Cost]) -> None:
         self.net, self.batch, self.train = parts.setting.net.to(batch.x.device), batch, parts.setting.train
         self.net.set_sparse_costs(costs)
-        self.shared, self.patterns = under(tree, "mask/"), self.net.sparse(tree)
+        self.shared, self.patterns = under(tree, keys.MASKS), self.net.sparse(tree)
         w = self.net.effective(tree)
-        self.state = clone(w | under(tree, "buf/") | fresh(w, self.train.momentum))
+        self.state = clone(w | under(tree, keys.BUFFERS) | fresh(w, self.train.momentum))
 
     def step(self) -> Tensor:
         loss, gradient, buffers, _ = self.net.gradient(self.shared | self.state, self.batch)

@@ -11,7 +11,8 @@ from math import ceil, floor, prod
 import torch
 from torch import Tensor
 
-from fedsim.core.keys import key_of
+from fedsim.core import keys
+from fedsim.core.keys import mask_of
 from fedsim.core.tree import Tree
 
 CHUNK = 1 << 11  # positions of a gradient that are ranked at once
@@ -21,23 +22,23 @@ _NEVER, _BEYOND = -(2**63), 2**63 - 1  # keys below and above those of every sco
 
 def apply(tree: Tree, masks: Tree) -> Tree:
     """The tree with every masked weight multiplied by its mask, so that pruned weights are exactly 0."""
-    return {key: value * masks[key_of(key)] if key_of(key) in masks else value for key, value in tree.items()}
+    return {key: value * masks[mask_of(key)] if mask_of(key) in masks else value for key, value in tree.items()}
 
 
 def ones(masks: Tree) -> dict[str, int]:
     """Kept weights by the weight's name: {"conv.weight": 12}."""
-    return {key.removeprefix("mask/"): int(mask.sum()) for key, mask in masks.items() if key.startswith("mask/")}
+    return {key.removeprefix(keys.MASKS): int(mask.sum()) for key, mask in masks.items() if key.startswith(keys.MASKS)}
 
 
 def check(tree: Tree) -> None:
     """Raises ValueError for a mask that is not bool or not of its weight's shape."""
     for key, mask in tree.items():
-        if not key.startswith("mask/"):
+        if not key.startswith(keys.MASKS):
             continue
-        name = key.removeprefix("mask/")
+        name = key.removeprefix(keys.MASKS)
         if mask.dtype != torch.bool:
             raise ValueError(f"mask {name!r} is {mask.dtype}; a mask is bool")
-        weight = tree.get("w/" + name)
+        weight = tree.get(keys.WEIGHTS + name)
         if weight is not None and weight.shape != mask.shape:
             raise ValueError(f"mask {name!r} is {tuple(mask.shape)}, its weight is {tuple(weight.shape)}")
 
@@ -126,8 +127,8 @@ def largest(g: Tensor, mask: Tensor, k: int, chunk: int = CHUNK) -> tuple[Tensor
 def smallest(w: Tensor, mask: Tensor, k: int) -> Tensor:
     """(k,) int64 flat positions of the `k` smallest |w| among kept ones, smallest first. Fit for `vmap`."""
     flat = w.flatten().abs()
-    keys = torch.where(mask.flatten(), (flat.float().view(torch.int32).long() << 32) | _positions(flat), _BEYOND)
-    return keys.topk(k, largest=False).values & 0xFFFFFFFF
+    order = torch.where(mask.flatten(), (flat.float().view(torch.int32).long() << 32) | _positions(flat), _BEYOND)
+    return order.topk(k, largest=False).values & 0xFFFFFFFF
 
 
 def _positions(flat: Tensor) -> Tensor:

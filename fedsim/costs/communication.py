@@ -58,12 +58,12 @@ def _head(key: str, value: Tensor, known: Tree, last: Tensor | None) -> Head:
 
 
 def _form(key: str, value: Tensor, known: Tree, last: Tensor | None) -> tuple[str, int]:
-    if key.startswith(("w/", "opt/")):
-        mask = known.get(keys.key_of(key))
+    if key.startswith((keys.WEIGHTS, keys.OPTIMISER)):
+        mask = known.get(keys.mask_of(key))
         return ("float32", 4 * value.numel()) if mask is None else ("masked", 4 * int(mask.sum()))
-    if key.startswith("mask/"):
+    if key.startswith(keys.MASKS):
         return _mask_form(value, last)
-    if key.startswith("gate/") and value.dtype == torch.bool:
+    if key.startswith(keys.GATES) and value.dtype == torch.bool:
         rows = value.numel() // value.shape[-1] if value.numel() else 0
         return "bits", rows * -(-value.shape[-1] // 8)
     if key.startswith(PRICED):
@@ -90,13 +90,13 @@ def encode(tree: Tree, held: Tree | None = None, last: Tree | None = None) -> tu
 
 def _values(head: Head, value: Tensor, known: Tree, last: Tensor | None) -> np.ndarray:
     if head.form == "masked":
-        return value[known[keys.key_of(head.key)]].float().numpy()
+        return value[known[keys.mask_of(head.key)]].float().numpy()
     if head.form == "float32":
         return value.float().contiguous().numpy()
     if head.form == "int32":
         return value.to(torch.int32).contiguous().numpy()
     if head.form == "bits":
-        rows = value.reshape(-1) if head.key.startswith("mask/") else value.reshape(-1, value.shape[-1])
+        rows = value.reshape(-1) if head.key.startswith(keys.MASKS) else value.reshape(-1, value.shape[-1])
         return np.packbits(rows.numpy(), axis=-1)
     if head.form == "full":
         return np.zeros(0, np.uint8)
@@ -109,7 +109,7 @@ def decode(payload: bytes, header: list[Head], held: Tree | None = None, last: T
     begins = dict(zip((head.key for head in header), np.cumsum([0] + [head.size for head in header]), strict=False))
     known = dict(held or {})
     tree: Tree = {}
-    for head in sorted(header, key=lambda head: not head.key.startswith("mask/")):
+    for head in sorted(header, key=lambda head: not head.key.startswith(keys.MASKS)):
         part = payload[begins[head.key] : begins[head.key] + head.size]
         tree[head.key] = known[head.key] = _tensor(head, part, known, (last or {}).get(head.key))
     return tree
@@ -118,13 +118,13 @@ def decode(payload: bytes, header: list[Head], held: Tree | None = None, last: T
 def _tensor(head: Head, part: bytes, known: Tree, last: Tensor | None) -> Tensor:
     if head.form == "masked":
         value = torch.zeros(head.shape, dtype=head.dtype)
-        value[known[keys.key_of(head.key)]] = torch.from_numpy(np.frombuffer(part, np.float32).copy()).to(head.dtype)
+        value[known[keys.mask_of(head.key)]] = torch.from_numpy(np.frombuffer(part, np.float32).copy()).to(head.dtype)
         return value
     if head.form in ("float32", "int32"):
         return torch.from_numpy(np.frombuffer(part, head.form).copy()).to(head.dtype).view(head.shape)
     count = int(np.prod(head.shape))
     if head.form == "bits":
-        width = count if head.key.startswith("mask/") else head.shape[-1]
+        width = count if head.key.startswith(keys.MASKS) else head.shape[-1]
         bits = np.unpackbits(np.frombuffer(part, np.uint8).reshape(count // width, -1), axis=-1, count=width)
         return torch.from_numpy(bits.astype(bool)).view(head.shape)
     if head.form == "full":

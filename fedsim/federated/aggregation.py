@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
-from fedsim.core import masks, tree
+from fedsim.core import keys, masks, tree
 from fedsim.core.keys import COUNT, FEDNOVA_MOVE, FEDNOVA_PATH, FEDNOVA_WEIGHT, SCAFFOLD_CHANGE, SCAFFOLD_CONTROL, SCAFFOLD_OWN
 from fedsim.core.tree import Tree, renamed, under
 from fedsim.core.types import LocalOptimizer
@@ -59,11 +59,11 @@ class FedAvg:
 
     def report(self, sent: ClientInput, state: Tree) -> Report:
         """n · w and n · running statistics, and n."""
-        return Report(tree.weigh(sent.n, _floats(under(state, "w/", "buf/"))) | {COUNT: sent.n.double()})
+        return Report(tree.weigh(sent.n, _floats(under(state, keys.WEIGHTS, keys.BUFFERS))) | {COUNT: sent.n.double()})
 
     def server(self, memory: Tree, shared: Tree, total: Tree, setting: Setting) -> tuple[Tree, Tree]:
         """The next broadcast and memory; what no client sent stays as it is."""
-        return shared | tree.mean(total, total[COUNT], _sent(shared, total, "w/", "buf/")), memory
+        return shared | tree.mean(total, total[COUNT], _sent(shared, total, keys.WEIGHTS, keys.BUFFERS)), memory
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class FedProx(FedAvg):
         """mu (w - w_t); nothing at mu = 0, which is then FedAvg to the bit."""
         if self.fedprox_mu == 0:
             return None
-        return tree.each(lambda w, broadcast: self.fedprox_mu * (w - broadcast), _sent(state, sent.shared, "w/"), sent.shared)
+        return tree.each(lambda w, broadcast: self.fedprox_mu * (w - broadcast), _sent(state, sent.shared, keys.WEIGHTS), sent.shared)
 
 
 @dataclass(frozen=True)
@@ -102,14 +102,17 @@ class FedNova(FedAvg):
     def report(self, sent: ClientInput, state: Tree) -> Report:
         """p · d, p · running statistics, p · a, p and n; p is n or tau."""
         weight, path = sent.steps[0] if self.fednova_weights == "batches" else sent.n, self.path(sent.steps[0])
-        found = tree.weigh(weight, _floats(under(state, "buf/"))) | tree.weigh(weight / PATH_UNIT, {FEDNOVA_PATH: path})
+        found = tree.weigh(weight, _floats(under(state, keys.BUFFERS))) | tree.weigh(weight / PATH_UNIT, {FEDNOVA_PATH: path})
         move = tree.weigh(weight / path, _path(sent, state))
-        return Report(found | renamed(move, "w/", FEDNOVA_MOVE) | {FEDNOVA_WEIGHT: weight.double(), COUNT: sent.n.double()})
+        return Report(found | renamed(move, keys.WEIGHTS, FEDNOVA_MOVE) | {FEDNOVA_WEIGHT: weight.double(), COUNT: sent.n.double()})
 
     def server(self, memory: Tree, shared: Tree, total: Tree, setting: Setting) -> tuple[Tree, Tree]:
-        buffers = tree.mean(total, total[FEDNOVA_WEIGHT], _sent(shared, total, "buf/"))
-        moves, length = renamed(total, FEDNOVA_MOVE, "w/"), PATH_UNIT * total[FEDNOVA_PATH] / total[FEDNOVA_WEIGHT]  # of the mean path
-        before = masks.apply(_sent(shared, moves, "w/"), shared)
+        buffers = tree.mean(total, total[FEDNOVA_WEIGHT], _sent(shared, total, keys.BUFFERS))
+        moves, length = (
+            renamed(total, FEDNOVA_MOVE, keys.WEIGHTS),
+            PATH_UNIT * total[FEDNOVA_PATH] / total[FEDNOVA_WEIGHT],
+        )  # of the mean path
+        before = masks.apply(_sent(shared, moves, keys.WEIGHTS), shared)
         after = tree.each(lambda w, move: (w.double() - length * move / total[FEDNOVA_WEIGHT]).to(w.dtype), before, moves)
         return shared | buffers | after, memory
 
@@ -130,7 +133,7 @@ class Scaffold(FedAvg):
         return replace(self, lr=rate.lr)
 
     def init_memory(self, shared: Tree) -> Tree:
-        return renamed(tree.zeros(under(shared, "w/")), "w/", SCAFFOLD_CONTROL)
+        return renamed(tree.zeros(under(shared, keys.WEIGHTS)), keys.WEIGHTS, SCAFFOLD_CONTROL)
 
     def shared(self, memory: Tree, shared: Tree) -> Tree:
         return shared | masks.apply(under(memory, SCAFFOLD_CONTROL), shared)
@@ -156,8 +159,8 @@ class Scaffold(FedAvg):
             way, move = sent.steps[0].double() * self.lr, _path(sent, state)
             later = tree.each(lambda mine, c, moved: (mine.double() - c + moved / way).to(c.dtype), own, c, move)
         change = tree.each(lambda new, old: new.double() - old.double(), later, own)
-        total = super().report(sent, state).total | renamed(change, "w/", SCAFFOLD_CHANGE)
-        return Report(total, keep=renamed(later, "w/", SCAFFOLD_OWN))
+        total = super().report(sent, state).total | renamed(change, keys.WEIGHTS, SCAFFOLD_CHANGE)
+        return Report(total, keep=renamed(later, keys.WEIGHTS, SCAFFOLD_OWN))
 
     def server(self, memory: Tree, shared: Tree, total: Tree, setting: Setting) -> tuple[Tree, Tree]:
         """FedAvg's; c <- c + sum_k (c_k' - c_k) / K over the cohort, K all clients."""
@@ -172,7 +175,8 @@ class Scaffold(FedAvg):
         """c and c_k by their weights' keys, masked; c_k is 0 again after a cut, which its shapes tell."""
         held = sent.tree({})
         c, own = (
-            masks.apply(renamed(part, slot, "w/"), held) for part, slot in ((sent.shared, SCAFFOLD_CONTROL), (sent.kept, SCAFFOLD_OWN))
+            masks.apply(renamed(part, slot, keys.WEIGHTS), held)
+            for part, slot in ((sent.shared, SCAFFOLD_CONTROL), (sent.kept, SCAFFOLD_OWN))
         )
         fits = all(own[key].shape == value.shape for key, value in c.items())
         return c, own if fits else tree.zeros(c)
@@ -191,7 +195,7 @@ def _sent(shared: Tree, total: Tree, *prefixes: str) -> Tree:
 def _path(sent: ClientInput, state: Tree) -> Tree:
     """w - w_k in float64, from the weights as the client used them at first; 0 where they are pruned."""
     held = sent.tree({})
-    before = masks.apply({key: held[key] for key in under(state, "w/")}, held)
+    before = masks.apply({key: held[key] for key in under(state, keys.WEIGHTS)}, held)
     return tree.each(lambda w, trained: w.double() - trained.double(), before, state)
 
 

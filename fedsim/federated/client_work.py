@@ -57,7 +57,7 @@ class Train(Work):
     def init_state(self, net: Net, sent: ClientInput) -> Tree:
         held = sent.tree({})
         w = net.effective(held)
-        return w | under(held, "buf/") | optim.fresh(w, self.momentum, self.optimiser)
+        return w | under(held, keys.BUFFERS) | optim.fresh(w, self.momentum, self.optimiser)
 
     def step(self, net: Net, sent: ClientInput, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
         loss, gradient, buffers, taps = self.gradient(net, sent, state, batch)
@@ -104,11 +104,11 @@ class TrainAndScore(Train):
 
     def init_state(self, net: Net, sent: ClientInput) -> Tree:
         """Before any gradient is seen, one pruned weight is as good as another."""
-        weights, seen = under(sent.tree({}), "w/"), super().init_state(net, sent)
+        weights, seen = under(sent.tree({}), keys.WEIGHTS), super().init_state(net, sent)
         for layer, k in self.moves.items():
             if not 0 < k <= net.sizes.get(layer, 0):
                 raise ValueError(f"{k} moves of layer {layer!r}; there can be 1 to its pruned weights, of layers {', '.join(net.maskable)}")
-            seen |= self._top(sent, layer, torch.ones_like(weights[f"w/{layer}.weight"]))
+            seen |= self._top(sent, layer, torch.ones_like(weights[keys.weight(layer)]))
         return seen
 
     def step(self, net: Net, sent: ClientInput, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
@@ -124,11 +124,11 @@ class TrainAndScore(Train):
 
     def finish(self, net: Net, sent: ClientInput, state: Tree) -> Report:
         report = super().finish(net, sent, state)
-        return replace(report, each=report.each | under(state, "top/") | {keys.COUNT: sent.n})
+        return replace(report, each=report.each | under(state, keys.TOP) | {keys.COUNT: sent.n})
 
     def _top(self, sent: ClientInput, layer: str, g: Tensor) -> Tree:
-        index, value = masks.largest(g, sent.tree({})[f"mask/{layer}.weight"], self.moves[layer])
-        return {f"top/index/{layer}": index, f"top/value/{layer}": value}
+        index, value = masks.largest(g, sent.tree({})[keys.mask(layer)], self.moves[layer])
+        return {keys.top_index(layer): index, keys.top_value(layer): value}
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class Statistics(Work):
     extra_memory: int = 0
 
     def init_state(self, net: Net, sent: ClientInput) -> Tree:
-        return under(sent.tree({}), "buf/") | {keys.COUNT: _nothing(sent)}
+        return under(sent.tree({}), keys.BUFFERS) | {keys.COUNT: _nothing(sent)}
 
     def step(self, net: Net, sent: ClientInput, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
         logits, buffers = net(sent.tree(state), batch.x, True, batch.real, self.momentum)
@@ -149,7 +149,7 @@ class Statistics(Work):
 
     def finish(self, net: Net, sent: ClientInput, state: Tree) -> Report:
         seen = state[keys.COUNT]
-        return Report(weigh(seen, under(state, "buf/")) | {keys.COUNT: seen})
+        return Report(weigh(seen, under(state, keys.BUFFERS)) | {keys.COUNT: seen})
 
 
 @dataclass(frozen=True)
@@ -161,14 +161,14 @@ class Loss(Work):
     method: Any = None  # for model_of, where the client does not use what it is sent as it is
 
     def init_state(self, net: Net, sent: ClientInput) -> Tree:
-        return {"loss/sum": _nothing(sent), CORRECT: _nothing(sent), keys.COUNT: _nothing(sent)}
+        return {keys.LOSS_SUM: _nothing(sent), CORRECT: _nothing(sent), keys.COUNT: _nothing(sent)}
 
     def step(self, net: Net, sent: ClientInput, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
         held = sent.tree(state) if self.method is None else self.method.model_of(net, sent)
         logits, _ = net(held, batch.x, False, batch.real)
         mean, seen = cross_entropy(logits, batch.y, batch.real), _real(batch).sum().double()
         right = ((logits.argmax(-1) == batch.y) * _real(batch)).sum().double()
-        found = {"loss/sum": mean * seen, CORRECT: right, keys.COUNT: seen}
+        found = {keys.LOSS_SUM: mean * seen, CORRECT: right, keys.COUNT: seen}
         return {key: state[key] + value for key, value in found.items()}, mean
 
     def finish(self, net: Net, sent: ClientInput, state: Tree) -> Report:
@@ -188,14 +188,14 @@ class Evaluate(Work):
         return cls((Feed(split, epochs=1, batch=batch, augment=False, cost="forward"),), method)
 
     def init_state(self, net: Net, sent: ClientInput) -> Tree:
-        return {CORRECT: _nothing(sent), "n/images": _nothing(sent), "loss/sum": _nothing(sent)}
+        return {CORRECT: _nothing(sent), keys.COUNT: _nothing(sent), keys.LOSS_SUM: _nothing(sent)}
 
     def step(self, net: Net, sent: ClientInput, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
         logits, _ = net(self.method.model_of(net, sent), batch.x, False, batch.real)
         real = _real(batch)
         losses = F.cross_entropy(logits, batch.y, reduction="none") * real
         correct = (logits.argmax(-1) == batch.y) * real
-        found = {CORRECT: correct, "n/images": real, "loss/sum": losses}
+        found = {CORRECT: correct, keys.COUNT: real, keys.LOSS_SUM: losses}
         return {key: state[key] + value.sum().double() for key, value in found.items()}, losses.sum() / real.sum()
 
     def finish(self, net: Net, sent: ClientInput, state: Tree) -> Report:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from fedsim.core import rng
+from fedsim.core import keys, rng
 from fedsim.core.tree import Tree, clone, under
 from fedsim.core.types import Batch, Data
 from fedsim.errors import BadInput
@@ -24,12 +24,12 @@ def pretrained(setting: Setting, public: Data, epochs: int) -> Tree:
     """
     net, rate = setting.net.whole(), setting.train.at(1)
     state = clone(net.initial)
-    state |= optim.fresh(under(state, "w/"), rate.momentum, rate.optimiser)
+    state |= optim.fresh(under(state, keys.WEIGHTS), rate.momentum, rate.optimiser)
     with torch.no_grad():
         for batch in batches(setting, public, epochs):
             _, gradient, buffers, _ = net.gradient(state, batch)
             state = net.descend(state | buffers, gradient, rate.lr, rate.momentum, rate.decay, rate.optimiser)
-    trained = under(state, "w/", "buf/")
+    trained = under(state, keys.WEIGHTS, keys.BUFFERS)
     if bad := [key for key, value in trained.items() if not bool(value.isfinite().all())]:
         raise BadInput(f"pretraining on the public images diverged ({bad[0]} is not finite): a lower train.lr may help")
     return trained

@@ -23,7 +23,8 @@ from fedsim.nn import profiler
 from fedsim.nn.net import Net
 
 NO_STEP = ("gradients", "dense_gradient", "optimiser")
-BESIDE = ("opt/", "grad/", "loss/", "top/", "index/")  # kept tensors that do not stand in the model's place, where they are counted
+# Kept tensors that do not stand in the model's place, where they are counted.
+BESIDE = (keys.OPTIMISER, keys.GRADIENTS, keys.LOSSES, keys.TOP, keys.INDICES)
 UNUSED = {"train": (), "inputs": NO_STEP, "forward": (*NO_STEP, "activations")}  # memory that each kind of pass does without
 
 
@@ -77,7 +78,7 @@ class CostAccount:
             feeds = [(feed, count_of(self.population, feed, client)) for client in clients for feed in order.work.feeds]
             self.deployed += sum(self._flops(feed, count, [order.net.used(order.shared)]) for feed, count in feeds)
             return
-        held = order.net.used(under(order.shared, "mask/"))
+        held = order.net.used(under(order.shared, keys.MASKS))
         personal: dict[object, int] = {}  # of clients with equally many weights
         down = self._down(order.shared, clients, answer.arrived)
         runs: dict[object, ClientCosts] = {}  # of clients with equally many images, weights and channels
@@ -165,12 +166,12 @@ class CostAccount:
     def _down(self, shared: Tree, clients: Sequence[int], arrived: dict[int, dict[str, int]]) -> np.ndarray:
         """(K,) bytes of the broadcast that each client does not hold yet; `arrived` counts the masks it has for itself."""
         sizes = np.zeros(len(clients), dtype=np.int64)
-        held = under(shared, "mask/")
+        held = under(shared, keys.MASKS)
         for head in communication.heads({key: value for key, value in shared.items() if key not in held}, held):
-            mask = keys.key_of(head.key)
+            mask = keys.mask_of(head.key)
             holders = self._holders(head.key, shared[head.key], shared.get(mask))
             prices = [head.size] * len(clients)
-            if arrived and head.key.startswith(("w/", "opt/")):
+            if arrived and head.key.startswith((keys.WEIGHTS, keys.OPTIMISER)):
                 prices = [_own_price(arrived.get(client, {}), mask, head.size) for client in clients]
             sizes += np.array([0 if client in holders else price for client, price in zip(clients, prices, strict=True)])
             holders.update(clients)
@@ -195,14 +196,14 @@ class CostAccount:
         had = self._own.setdefault(client, {}) | self.received.own.get(client, {})
         new = {key: value for key, value in row.items() if had.get(key) != marks[key]}
         self._own[client].update(marks)
-        if lasting := {key: mark for key, mark in marks.items() if key.startswith("mask/")}:
+        if lasting := {key: mark for key, mark in marks.items() if key.startswith(keys.MASKS)}:
             self.received.own[client] = self.received.own.get(client, {}) | lasting
         return communication.length(new, shared | row)
 
 
 def _personal(shared: Tree, kept: Tree) -> int:
     """Bytes that a client holds beside the model for the aggregation, and keeps for its training."""
-    return communication.length(under(shared, SCAFFOLD_CONTROL) | under(kept, *BESIDE), under({**shared, **kept}, "mask/"))
+    return communication.length(under(shared, SCAFFOLD_CONTROL) | under(kept, *BESIDE), under({**shared, **kept}, keys.MASKS))
 
 
 def _masked(order: WorkOrder, kept: dict[str, int]) -> dict[str, int]:
@@ -213,10 +214,10 @@ def _masked(order: WorkOrder, kept: dict[str, int]) -> dict[str, int]:
 
 def _entries(each: Tree) -> int:
     """Entries, index and value, of what is under "top/"."""
-    return sum(value.numel() for value in under(each, "top/").values()) // 2
+    return sum(value.numel() for value in under(each, keys.TOP).values()) // 2
 
 
 def _own_price(arrived: dict[str, int], mask: str, size: int) -> int:
     """Bytes of a weight under a mask of the client's own."""
-    name = mask.removeprefix("mask/")
+    name = mask.removeprefix(keys.MASKS)
     return communication.VALUE_BYTES * arrived[name] if name in arrived else size

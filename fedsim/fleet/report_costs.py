@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fedsim.core import keys
 from fedsim.core.keys import GATE, GATE_STEPS
 from fedsim.core.masks import ones
 from fedsim.core.tree import Tree, row, under
@@ -37,7 +38,7 @@ def charge_all(answer: PackResult, net: Net, clients: Sequence[int], held: Clien
 
 def client_masks(*trees: Tree) -> bool:
     """Whether a client has masks that the cohort does not share."""
-    return any(key.startswith("mask/") for held in trees for key in held)
+    return any(key.startswith(keys.MASKS) for held in trees for key in held)
 
 
 def charge_report(answer: PackResult, net: Net, client: int, one: ClientInput, state: Tree, report: Tree, before: int | None) -> int:
@@ -52,7 +53,7 @@ def charge_report(answer: PackResult, net: Net, client: int, one: ClientInput, s
     if (gates := _hard(seen)) is not None:
         answer.open[client] = net.channels.open(gates)
     if before is None or private:
-        before = communication.length(report, seen, under(one.tree({}), "mask/"))
+        before = communication.length(report, seen, under(one.tree({}), keys.MASKS))
     answer.up[client] = before
     return before
 

@@ -21,6 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fedsim.core import keys
 from fedsim.core.keys import ACTIVE_CONVS, COUNT, FREQUENCY, GATE, VARYING_CHANNELS
 from fedsim.core.tree import Tree, under
 from fedsim.core.types import COHORT, Data
@@ -73,7 +74,7 @@ class ADP(Method[State]):
             raise BadInput("[method] adp trains a network with gates that see the image: set model.gate_keep = 0.7")
         if unfit := self._unfit(setting.net):
             raise BadInput(f"[model] the channels behind {', '.join(unfit)} cannot be cut: {WHY}")
-        if self.bn == "local" and not under(setting.net.initial, "buf/"):
+        if self.bn == "local" and not under(setting.net.initial, keys.BUFFERS):
             raise BadInput('[method] bn = "local" needs batch norms: set model.norm = "batch"')
         shared = setting.net.initial
         return State(shared, setting.aggregate.init_memory(self._sent(setting.net, shared)))
@@ -89,7 +90,7 @@ class ADP(Method[State]):
 
     def deploy(self, setting: Setting, state: State, fleet: Fleet, cohort: Sequence[int]) -> tuple[Tree, Tree, Net | None]:
         mask = {GATE: state.mask} if state.mask is not None and self.export == "global" else {}
-        return under(state.shared, "w/", "buf/") | mask, {}, None
+        return under(state.shared, keys.WEIGHTS, keys.BUFFERS) | mask, {}, None
 
     def model_of(self, net: Net, sent: ClientInput) -> Tree:
         if FREQUENCY in sent.kept and self.export == "client":
@@ -117,7 +118,7 @@ class ADP(Method[State]):
             small = dynamic_channels.exported(setting.net.channels, setting.anatomy, counts, self.export_gate == "folded")
             told["export_share"] = small / costs.dense.total
         if self.export == "global":
-            mask = dynamic_channels.kept(total["loss/frequency"], total["loss/gate"], setting.net.channels.widths, counts)
+            mask = dynamic_channels.kept(total[keys.FREQUENCY_SUM], total[keys.GATE_SUM], setting.net.channels.widths, counts)
             state = replace(state, mask=mask)
         return state, told
 
@@ -129,8 +130,8 @@ class ADP(Method[State]):
 
     def _local(self, net: Net) -> tuple[str, ...]:
         """Beginnings of the keys of what stays with the client."""
-        norms = [key.removeprefix("buf/").removesuffix("running_mean") for key in net.initial if key.endswith(".running_mean")]
-        mine = [f"{kind}{norm}" for norm in norms for kind in ("w/", "buf/", "w/shifts.")] if self.bn == "local" else []
+        norms = [key.removeprefix(keys.BUFFERS).removesuffix("running_mean") for key in net.initial if key.endswith(".running_mean")]
+        mine = [f"{kind}{norm}" for norm in norms for kind in (keys.WEIGHTS, keys.BUFFERS, "w/shifts.")] if self.bn == "local" else []
         return (*(["w/gates."] if self.gates == "local" else []), *mine)
 
     def _sent(self, net: Net, shared: Tree) -> Tree:

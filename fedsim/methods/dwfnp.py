@@ -17,6 +17,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from fedsim.core import keys
 from fedsim.core.keys import GATE, GATE_GRADIENT, GATE_STEPS
 from fedsim.core.tree import Tree, under
 from fedsim.core.types import Data, Feed
@@ -80,7 +81,7 @@ class DWFNP(CutAndFinetune, Method[State]):
     def init(self, setting: Setting, public: Data | None) -> State:
         self.check(setting)
         self._check(setting)
-        shared = under(setting.net.initial, "w/", "buf/")
+        shared = under(setting.net.initial, keys.WEIGHTS, keys.BUFFERS)
         return State(shared, setting.aggregate.init_memory(shared), self.choosing(setting).begin())
 
     def round(self, setting: Setting, state: State, fleet: Fleet, r: int) -> tuple[State, dict[str, float]]:
@@ -106,7 +107,7 @@ class DWFNP(CutAndFinetune, Method[State]):
 
     def deploy(self, setting: Setting, state: State, fleet: Fleet, cohort: Sequence[int]) -> tuple[Tree, Tree, Net | None]:
         choosing, model = self.choosing(setting), state.best or state
-        shared, masks = under(model.shared, "w/", "buf/"), model.masks
+        shared, masks = under(model.shared, keys.WEIGHTS, keys.BUFFERS), model.masks
         own = {GATE: self._left(state, choosing.choices(masks, cohort))} if self.personal and len(cohort) else {}
         if state.kept:
             return shared, own, setting.net.cut(state.kept)

@@ -19,6 +19,7 @@ from math import inf
 import torch
 from torch import Tensor
 
+from fedsim.core import keys
 from fedsim.core.tree import Tree, renamed, size, under
 from fedsim.core.types import Batch, Data
 from fedsim.core.validation import TINY, within
@@ -45,7 +46,7 @@ class TrainZeroing(Train):
         return super().init_kept(net, sent) | {EPOCHS: torch.zeros((), device=sent.n.device)}
 
     def init_state(self, net: Net, sent: ClientInput) -> Tree:
-        return super().init_state(net, sent) | renamed(sent.kept, OPTIMISER, "opt/")
+        return super().init_state(net, sent) | renamed(sent.kept, OPTIMISER, keys.OPTIMISER)
 
     def step(self, net: Net, sent: ClientInput, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
         each = batch.T // self.feeds[0].epochs  # steps of an epoch
@@ -58,7 +59,7 @@ class TrainZeroing(Train):
 
     def finish(self, net: Net, sent: ClientInput, state: Tree) -> Report:
         report = super().finish(net, sent, state)
-        kept = {EPOCHS: sent.kept[EPOCHS] + self.feeds[0].epochs} | renamed(state, "opt/", OPTIMISER)
+        kept = {EPOCHS: sent.kept[EPOCHS] + self.feeds[0].epochs} | renamed(state, keys.OPTIMISER, OPTIMISER)
         return replace(report, each=report.each | {NONZERO: nonzero(net, state)}, keep=report.keep | kept)
 
     def _weak(self, net: Net) -> list[str]:
@@ -67,7 +68,7 @@ class TrainZeroing(Train):
 
 def convolutions(net: Net) -> list[str]:
     """The keys of their weights."""
-    return [f"w/{name}.weight" for name, shape in net.shapes.items() if len(shape) > 2]
+    return [keys.weight(name) for name, shape in net.shapes.items() if len(shape) > 2]
 
 
 def nonzero(net: Net, tree: Tree) -> Tensor:
@@ -125,9 +126,9 @@ class FedDP(Method[State]):
 
         Beside the dense bytes of the ledger: those of an index and a value for each of them, if they travelled so.
         """
-        sizes = torch.tensor([net.sizes[key[2:].removesuffix(".weight")] for key in convolutions(net)], device=left.device)
+        sizes = torch.tensor([net.sizes[keys.layer_of(key)] for key in convolutions(net)], device=left.device)
         server, down = nonzero(net, after), nonzero(net, sent).sum()
-        rest = size(under(sent, "w/", "buf/")) - int(sizes.sum())
+        rest = size(under(sent, keys.WEIGHTS, keys.BUFFERS)) - int(sizes.sum())
         return {
             "client_conv_density": float((left.double().sum(1) / sizes.sum()).mean()),
             "client_conv_density_layers": float((left.double() / sizes).mean()),

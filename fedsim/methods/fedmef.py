@@ -18,7 +18,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from fedsim.core import masks, rng
+from fedsim.core import keys, masks, rng
 from fedsim.core.keys import COUNT, MARKED
 from fedsim.core.tree import Tree
 from fedsim.core.types import Data
@@ -140,7 +140,7 @@ class FedMef(Method[State]):
         counts = masks.erk({layer: net.shapes[layer] for layer in layers}, masks.budget(sizes, self.density))
         held = {}
         for i, (layer, k) in enumerate(counts.items()):
-            w = net.initial[f"w/{layer}.weight"]
+            w = net.initial[keys.weight(layer)]
             order = rng.permutation(rng.key(setting.seed, "mask", i), w.numel()).to(w.device)
-            held[f"mask/{layer}.weight"] = masks.first(order if self.start == "erk" else masks.rank(w.abs()), k, w.shape)
+            held[keys.mask(layer)] = masks.first(order if self.start == "erk" else masks.rank(w.abs()), k, w.shape)
         return held

@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedsim.core import masks, rng, tree
+from fedsim.core import keys, masks, rng, tree
 from fedsim.core.keys import COUNT
 from fedsim.core.tree import Tree, under
 from fedsim.core.types import COHORT, Data, Feed
@@ -99,7 +99,7 @@ class FedTiny(Method[State]):
     def _selected(self, setting: Setting, state: State, fleet: Fleet) -> tuple[State, dict[str, float]]:
         """The candidate of lowest loss, the first of equals, with the statistics that its clients agreed on."""
         pool = self._pool(setting)[: 1 if self.selection == "none" else None]
-        ranking = {layer: masks.rank(state.shared[f"w/{layer}.weight"].abs()) for layer in setting.net.maskable}
+        ranking = {layer: masks.rank(state.shared[keys.weight(layer)].abs()) for layer in setting.net.maskable}
         stored = sum(_stored(counts, ranking) for counts in pool)
         losses: list[float] = []
         for counts in pool:
@@ -120,9 +120,11 @@ class FedTiny(Method[State]):
         if self.selection == "bn":
             passes = Statistics((replace(feed, epochs=self.bn_passes),), self.bn_momentum, stored)
             total = fleet.run(passes, clients, candidate).total
-            candidate = candidate | tree.mean(total, total[COUNT].clamp(min=1), under(candidate, "buf/"))  # an estimate's clients see none
+            candidate = candidate | tree.mean(
+                total, total[COUNT].clamp(min=1), under(candidate, keys.BUFFERS)
+            )  # an estimate's clients see none
         total = fleet.run(Loss((feed,), stored), clients, candidate).total
-        return candidate, float(total["loss/sum"] / total[COUNT].clamp(min=1))
+        return candidate, float(total[keys.LOSS_SUM] / total[COUNT].clamp(min=1))
 
     def _pool(self, setting: Setting) -> list[dict[str, int]]:
         """Kept weights of every layer, for each candidate: layer densities are drawn until the whole density is in the window."""
@@ -186,5 +188,5 @@ def _stored(counts: Mapping[str, int], ranking: Tree) -> int:
 
 def _pruned(shared: Tree, ranking: Tree, counts: Mapping[str, int]) -> Tree:
     """The model with the largest weights of every layer."""
-    held = {f"mask/{layer}.weight": masks.first(ranking[layer], k, shared[f"w/{layer}.weight"].shape) for layer, k in counts.items()}
+    held = {keys.mask(layer): masks.first(ranking[layer], k, shared[keys.weight(layer)].shape) for layer, k in counts.items()}
     return masks.apply(shared, held) | held

@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedsim.core import rng
+from fedsim.core import keys, rng
 from fedsim.core.keys import COUNT
 from fedsim.core.tree import Tree, under
 from fedsim.core.types import COHORT, Data, Feed
@@ -58,7 +58,7 @@ class Structured(CutAndFinetune, Method[State]):
     def init(self, setting: Setting, public: Data | None) -> State:
         self.check(setting)
         reachable(self._flops(setting), "flops_share", self.flops_share)
-        shared = under(setting.net.initial, "w/", "buf/")
+        shared = under(setting.net.initial, keys.WEIGHTS, keys.BUFFERS)
         return State(shared, setting.aggregate.init_memory(shared))
 
     def round(self, setting: Setting, state: State, fleet: Fleet, r: int) -> tuple[State, dict[str, float]]:
@@ -78,7 +78,7 @@ class Structured(CutAndFinetune, Method[State]):
         return state, found
 
     def deploy(self, setting: Setting, state: State, fleet: Fleet, cohort: Sequence[int]) -> tuple[Tree, Tree, Net | None]:
-        return under(state.shared, "w/", "buf/"), {}, setting.net.cut(state.kept) if state.kept else None
+        return under(state.shared, keys.WEIGHTS, keys.BUFFERS), {}, setting.net.cut(state.kept) if state.kept else None
 
     # ---- which channels stay
 
@@ -90,7 +90,7 @@ class Structured(CutAndFinetune, Method[State]):
         if self.choice == "random":
             scores = [rng.uniform(rng.key(setting.seed, "channels", i), group.size) for i, group in enumerate(groups)]
         else:
-            scores = [shared[f"w/{group.name}.weight"].abs().flatten(1).sum(1) for group in groups]
+            scores = [shared[keys.weight(group.name)].abs().flatten(1).sum(1) for group in groups]
         return torch.cat([_largest(score.cpu(), count) for score, count in zip(scores, counts, strict=True)])
 
     def uniform(self, flops: FlopsConstraint) -> list[int]:
@@ -112,8 +112,8 @@ class Structured(CutAndFinetune, Method[State]):
         """(n,) feature norms, their mean over all clients' training images, each summed over its positions."""
         feed = Feed("train", epochs=1, batch=setting.train.batch, augment=False, cost="forward")
         clients = fleet.pick(None if setting.clients <= COHORT else setting.cohort, r)
-        total = fleet.run(Energy((feed,), 2 if self.norm == "l2" else 1), clients, under(shared, "w/", "buf/")).total
-        return (total["loss/energy"] * ENERGY_UNIT / total[COUNT]).cpu()
+        total = fleet.run(Energy((feed,), 2 if self.norm == "l2" else 1), clients, under(shared, keys.WEIGHTS, keys.BUFFERS)).total
+        return (total[keys.ENERGY] * ENERGY_UNIT / total[COUNT]).cpu()
 
     def _by_features(self, setting: Setting, importance: Tensor) -> Tensor:
         """What is left when the smallest go until the share fits; the best of a group stays, and its cost counts."""

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedsim.core import keys
 from fedsim.core.tree import Tree
 from fedsim.nn import subnetwork
 from fedsim.nn.channel_groups import NORMS, Group
@@ -113,18 +114,18 @@ class Channels:
         """c' = c + 1/2 of the removed columns of U, of gates that see 1/2 where a channel is closed (ADP, 3.4)."""
         found = {}
         for gate in sorted(self.halves):
-            places, weight = self._places.get(f"{gate}.weight", ()), tree.get(f"w/{gate}.weight")
+            places, weight = self._places.get(f"{gate}.weight", ()), tree.get(keys.weight(gate))
             if weight is None or not any(axis == 1 for axis, _, _ in places):
                 continue
             mine = _narrow(weight, [place for place in places if place[0] == 0], kept)
             gone = _narrow(mine, [place for place in places if place[0] == 1], self._others(kept))
-            found[f"w/{gate}.bias"] = narrow[f"w/{gate}.bias"] + 0.5 * gone.sum(1)
+            found[f"{keys.WEIGHTS}{gate}.bias"] = narrow[f"{keys.WEIGHTS}{gate}.bias"] + 0.5 * gone.sum(1)
         return found
 
     def blocks(self, weights: Tree, kept: Tree) -> dict[str, ChannelBlock]:
         """Where the kept channels are in those of the weights that can be cut by a kernel; standardised filters are not among them."""
         index = {group: part.cpu().numpy() for group, part in kept.items()}
-        stored = {f"w/{layer}.weight" for layer in self.standardised}
+        stored = {keys.weight(layer) for layer in self.standardised}
         places = {key: self._places.get(_tensor(key)) for key, value in weights.items() if cuttable(value) and key not in stored}
         return {key: _block(weights[key].shape, found, index) for key, found in places.items() if found}
 
@@ -133,14 +134,14 @@ class Channels:
         found = {}
         for layer in sorted(self.standardised):
             places = self._places.get(f"{layer}.weight", ())
-            weight, before = tree[f"w/{layer}.weight"], tree.get(f"buf/{layer}.removed")
+            weight, before = tree[keys.weight(layer)], tree.get(keys.removed(layer))
             mine = _narrow(weight, [place for place in places if place[0] == 0], kept)
             gone = _narrow(mine, [place for place in places if place[0] == 1], self._others(kept))
             if any(place[0] == 1 for place in places) and gone.shape[1]:
                 mean, squares = moments(gone)
                 lost = torch.stack([torch.full_like(mean, gone[0].numel()), mean, squares], 1)
                 old = None if before is None else _narrow(before, [place for place in places if place[0] == 0], kept)
-                found[f"buf/{layer}.removed"] = lost if old is None else _together(lost, old)
+                found[keys.removed(layer)] = lost if old is None else _together(lost, old)
         return found
 
     def _others(self, kept: Tree) -> Tree:
@@ -159,18 +160,18 @@ class Channels:
 
     def narrowed(self, module: nn.Module, kept: Tree) -> nn.Module:
         """A copy of the module that has the kept channels only: smaller layers, nothing masked."""
-        small, values = copy.deepcopy(module), {"w/" + name: value.detach() for name, value in module.named_parameters()}
-        values |= {"buf/" + name: value for name, value in module.named_buffers()}
+        small, values = copy.deepcopy(module), {keys.WEIGHTS + name: value.detach() for name, value in module.named_parameters()}
+        values |= {keys.BUFFERS + name: value for name, value in module.named_buffers()}
         narrow, lost = self.cut(values, kept), self.lost(values, kept)
         for name, layer in small.named_modules():
             for slot in layer._parameters:
                 if f"{name}.{slot}" in self._places:
-                    layer._parameters[slot] = nn.Parameter(narrow[f"w/{name}.{slot}"])
+                    layer._parameters[slot] = nn.Parameter(narrow[f"{keys.WEIGHTS}{name}.{slot}"])
             for slot in layer._buffers:
                 if f"{name}.{slot}" in self._places:
-                    layer._buffers[slot] = narrow[f"buf/{name}.{slot}"]
-            if f"buf/{name}.removed" in lost:
-                layer._buffers["removed"] = lost[f"buf/{name}.removed"]
+                    layer._buffers[slot] = narrow[f"{keys.BUFFERS}{name}.{slot}"]
+            if keys.removed(name) in lost:
+                layer._buffers["removed"] = lost[keys.removed(name)]
             _measure(layer, name in self.depthwise)
         return subnetwork.sliced(small, kept) if input_gate.gates_of(small) else small
 
@@ -235,8 +236,8 @@ def halves_of(module: nn.Module) -> frozenset[str]:
 def filled(module: nn.Module, values: Tree) -> nn.Module:
     """A copy of the module in evaluation mode with the "w/" and "buf/" of a tree, whose filters are ready for use."""
     module = ordinary(copy.deepcopy(module))
-    own: Tree = {f"w/{name}": value for name, value in module.named_parameters()}
-    own |= {f"buf/{name}": value for name, value in module.named_buffers() if value.is_floating_point()}
+    own: Tree = {keys.WEIGHTS + name: value for name, value in module.named_parameters()}
+    own |= {keys.BUFFERS + name: value for name, value in module.named_buffers() if value.is_floating_point()}
     if missing := own.keys() - values.keys():
         raise ValueError(f"these are not the values of this model, they lack {', '.join(sorted(missing))}")
     for key, value in own.items():

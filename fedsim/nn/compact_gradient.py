@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.core import keys
 from fedsim.core.tree import Tree
 from fedsim.kernels import channel_blocks
 
@@ -67,7 +68,7 @@ class Narrow(dict[str, Tensor]):
         """Moves the tensors that have a block; the gradient of the others."""
         rates = _float32(lr, momentum, decay)
         for key, block in self.blocks.items():
-            block.step(state[key], state["opt/momentum/" + key[2:]] if momentum else None, self[key], *rates)
+            block.step(state[key], state[keys.MOMENTUM + keys.name_of(key)] if momentum else None, self[key], *rates)
         return {key: g for key, g in self.items() if key not in self.blocks}
 
 

@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
+from fedsim.core import keys
 from fedsim.core.activation_pruning import ActivationPruning
 from fedsim.core.keys import GATE, GATE_VALUES
 from fedsim.core.tree import Tree, under
@@ -37,10 +38,10 @@ class FunctionalModule:
     def __init__(self, module: nn.Module) -> None:
         self._call = call_context.CallContext()
         self._given = copy.deepcopy(module).train()
-        self.initial: Tree = {"w/" + name: value.detach() for name, value in self._given.named_parameters()}
+        self.initial: Tree = {keys.WEIGHTS + name: value.detach() for name, value in self._given.named_parameters()}
         for name, value in self._given.named_buffers():
             if value.is_floating_point():
-                self.initial["buf/" + name] = value.detach()
+                self.initial[keys.BUFFERS + name] = value.detach()
         self.module = copy.deepcopy(self._given)
         replace.replace_norms_and_gates(self.module, self._call)
         geometries = replace.replace_convs_and_activations(self.module, self._call)
@@ -49,11 +50,11 @@ class FunctionalModule:
         self._slots: ParameterSlot = [
             (layer._parameters, slot, f"{name}.{slot}".lstrip(".")) for name, layer in slots for slot in layer._parameters
         ]
-        self._slots = tied([(where, slot, "w/" + name) for where, slot, name in self._slots if where[slot] is not None])
+        self._slots = tied([(where, slot, keys.WEIGHTS + name) for where, slot, name in self._slots if where[slot] is not None])
         uses = Counter(key for _, _, key in self._slots)
-        self._patterns = Patterns({layer: way for layer, way in geometries.items() if uses[f"w/{layer}.weight"] == 1}, {})
+        self._patterns = Patterns({layer: way for layer, way in geometries.items() if uses[keys.weight(layer)] == 1}, {})
         weighted = [name for name, layer in self.module.named_modules() if isinstance(layer, (*WEIGHTED, *replace.WEIGHTED))]
-        self.shapes = {name: tuple(self.initial[f"w/{name}.weight"].shape) for name in weighted if f"w/{name}.weight" in self.initial}
+        self.shapes = {name: tuple(self.initial[keys.weight(name)].shape) for name in weighted if keys.weight(name) in self.initial}
         self.normalised = normalised_of(self._given)
         self.keep: ActivationPruning | None = None
         self.low: torch.dtype | None = None
@@ -127,7 +128,7 @@ class FunctionalModule:
     def _gated(self) -> fx.GraphModule:
         """The module with its gates, on the same layers; made while they are empty."""
         made, places = channel_groups.gated(self.module, *self._traced, lambda group: gate.Gate(group, self._call))
-        self._slots += [(where, slot, "w/" + name) for where, slot, name in places if f"w/{name}" in self.initial]
+        self._slots += [(where, slot, keys.WEIGHTS + name) for where, slot, name in places if keys.WEIGHTS + name in self.initial]
         return made
 
     def folded(self, tree: Tree) -> Tree:
@@ -135,13 +136,13 @@ class FunctionalModule:
         tree = self._standard(tree)
         ready = {}
         for name, over in self.normalised.items():
-            weight, gain, mask = (tree.get(key) for key in (f"w/{name}.weight", f"w/{name}.gain", f"mask/{name}.weight"))
-            ready[f"w/{name}.weight"] = normalised(cast(Tensor, weight), cast(Tensor, gain), mask, over)
+            weight, gain, mask = (tree.get(key) for key in (keys.weight(name), keys.gain(name), keys.mask(name)))
+            ready[keys.weight(name)] = normalised(cast(Tensor, weight), cast(Tensor, gain), mask, over)
         return tree | ready
 
     def _standard(self, tree: Tree) -> Tree:
         """With every standardised one ready."""
-        ready = {f"w/{name}.weight": standardised(tree[f"w/{name}.weight"], tree.get(f"buf/{name}.removed")) for name in self._standardised}
+        ready = {keys.weight(name): standardised(tree[keys.weight(name)], tree.get(keys.removed(name))) for name in self._standardised}
         return {key: ready.get(key, value) for key, value in tree.items()}
 
     # ---- calls
@@ -216,8 +217,8 @@ class FunctionalModule:
 
         Normalised filters are not among those that are cut; their layers make them ready under their masks.
         """
-        ready = self._standard(under(tree, "buf/") | weights)
-        ready |= {mask: tree[mask] for name in self.normalised if (mask := f"mask/{name}.weight") in tree}
+        ready = self._standard(under(tree, keys.BUFFERS) | weights)
+        ready |= {mask: tree[mask] for name in self.normalised if (mask := keys.mask(name)) in tree}
         small = ready | self.channels.cut({key: value for key, value in ready.items() if key not in cut}, kept)
         with self._filled(small, small, train, real, momentum) as buffers, self._thin(kept):
             logits = self.module(x)
@@ -242,7 +243,7 @@ class FunctionalModule:
         """The layers that run on their kept weights alone; those in `left` do not."""
         if self.pure or GATE in tree or not self._patterns.costs:
             return {}
-        return self._patterns.of(lambda layer: tree.get(f"mask/{layer}.weight"), frozenset(left))
+        return self._patterns.of(lambda layer: tree.get(keys.mask(layer)), frozenset(left))
 
     def thin(self, tree: Tree, left: Collection[str]) -> dict[str, KeptPositions]:
         """The layers that are given their kept values alone, and hand back those values' gradients, on dense kernels; not those in `left`.
@@ -251,8 +252,8 @@ class FunctionalModule:
         """
         if self.pure or GATE in tree or self.keep is None:
             return {}
-        layers = [layer for layer in self._remaking if layer not in left and f"mask/{layer}.weight" in tree]
-        return self._patterns.thin({layer: tree[f"mask/{layer}.weight"] for layer in layers})
+        layers = [layer for layer in self._remaking if layer not in left and keys.mask(layer) in tree]
+        return self._patterns.thin({layer: tree[keys.mask(layer)] for layer in layers})
 
     @cached_property
     def _remaking(self) -> tuple[str, ...]:
@@ -260,8 +261,8 @@ class FunctionalModule:
         able = [layer for layer in self.module.modules() if getattr(layer, "prunes", False) and hasattr(layer, "key")]
         conv_only = self.keep is not None and self.keep.layers == "conv"
         uses = Counter(key for _, _, key in self._slots)
-        names = [layer.key for layer in able if not (conv_only and isinstance(layer, nn.Linear))]
-        return tuple(str(name) for name in names if uses[f"w/{name}.weight"] == 1)
+        names = [str(layer.key) for layer in able if not (conv_only and isinstance(layer, nn.Linear))]
+        return tuple(name for name in names if uses[keys.weight(name)] == 1)
 
     @contextmanager
     def _innermost(self, patterns: dict[str, Pattern], thin: dict[str, KeptPositions] | None = None) -> Iterator[None]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedsim.core import keys
 from fedsim.core.tree import Tree
 from fedsim.kernels.activation_pruning.layers import Tap
 
@@ -78,7 +79,7 @@ def tapping(module: nn.Module, slots: ParameterSlot, taps: Sequence[TappedLayer]
     for layer, key in inside:  # which sees the gradient of the weight it makes of the stored one
         tap, held = waiting.pop(key, (None, {}))
         if tap is None:
-            raise ValueError(f"layer {key[2:].removesuffix('.weight')!r} cannot be tapped: several layers normalise its weight")
+            raise ValueError(f"layer {keys.layer_of(key)!r} cannot be tapped: several layers normalise its weight")
         layer.tap = Tap(tap.see, tuple(held.values()))  # type: ignore[assignment]
 
     def wrap(key: str, *_: Any) -> None:
@@ -107,7 +108,7 @@ def tapping(module: nn.Module, slots: ParameterSlot, taps: Sequence[TappedLayer]
         for layer, _ in inside:
             layer.tap = None  # type: ignore[assignment]
     if waiting:
-        name = next(iter(waiting))[2:].removesuffix(".weight")
+        name = keys.layer_of(next(iter(waiting)))
         raise ValueError(f"layer {name!r} cannot be tapped: the model uses its weight without calling the layer")
 
 

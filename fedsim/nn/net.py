@@ -55,10 +55,10 @@ class Net(FunctionalModule):
 
     def __init__(self, module: nn.Module, kept: Tree | None = None) -> None:
         super().__init__(module)
-        self.weights = tuple(key for key in self.initial if key.startswith("w/"))
-        self.sizes = {name: self.initial[f"w/{name}.weight"].numel() for name in self.shapes}
-        self._mask_keys = {key: keys.key_of(key) for key in self.weights}
-        self._masking = {f"w/{name}.weight" for name in self.normalised}  # their layers mask them, and their gradients
+        self.weights = tuple(key for key in self.initial if key.startswith(keys.WEIGHTS))
+        self.sizes = {name: self.initial[keys.weight(name)].numel() for name in self.shapes}
+        self._mask_keys = {key: keys.mask_of(key) for key in self.weights}
+        self._masking = {keys.weight(name) for name in self.normalised}  # their layers mask them, and their gradients
         self.kept: Tree = kept or {}
         self._cuts: list[Net] = []
 
@@ -91,7 +91,7 @@ class Net(FunctionalModule):
 
     def used(self, tree: Tree) -> dict[str, int]:
         """Weights in use of every layer that a mask, a hard gate or an earlier cut makes smaller, by layer."""
-        gate, held = tree.get(GATE), under(tree, "mask/")
+        gate, held = tree.get(GATE), under(tree, keys.MASKS)
         if gate is not None and not gate.is_floating_point():
             kept = self.channels.kept(gate)
             whole, held = self.channels.used(self.channels.open(gate[None])[0]), self.channels.cut(held, kept)
@@ -160,7 +160,7 @@ class Net(FunctionalModule):
 
     def _in_use(self, tree: Tree, patterns: Mapping[str, Pattern | KeptPositions]) -> Tree:
         """The weights that layers are given: effective; with a pattern the kept values (nnz,); stored, where a layer masks them itself."""
-        kept = {f"w/{layer}.weight": pattern for layer, pattern in patterns.items()}
+        kept = {keys.weight(layer): pattern for layer, pattern in patterns.items()}
         values = {key: kept[key].values(tree[key]) if key in kept else tree[key] for key in self.weights}
         return self._masked(values, tree, kept.keys() | self._masking)
 
@@ -240,7 +240,7 @@ class Net(FunctionalModule):
         alone = patterns | thin
         with self._innermost(patterns, thin):
             value, dense, buffers, taps = self._differentiated(tree, batch, wanted, loss, tap, layers, alone)
-        done = {key: kept for layer, kept in alone.items() if (key := f"w/{layer}.weight") in dense}
+        done = {key: kept for layer, kept in alone.items() if (key := keys.weight(layer)) in dense}
         dense |= {key: spread(pattern, dense[key]) for key, pattern in done.items()}
         if extra:
             dense = {key: g + extra[key] if key in extra else g for key, g in dense.items()}
@@ -259,7 +259,7 @@ class Net(FunctionalModule):
         """Loss, the gradient of what is `wanted` (dense, but for layers with a pattern), running statistics, taps."""
         weights = self._in_use(tree, patterns)
         if self._stacks(tree, batch, wanted, loss) and not layers:
-            held = {key: tree[key] for mask in self._masking if (key := keys.key_of(mask)) in tree}
+            held = {key: tree[key] for mask in self._masking if (key := keys.mask_of(mask)) in tree}
             return (
                 *packed_program.gradient(cast(packed_program.PackedProgram, self._product or self._program), weights | held, batch),
                 {},
@@ -284,9 +284,9 @@ class Net(FunctionalModule):
         return self.pure and plain and (grouped or self._product is not None)
 
     def _tapped_layer(self, weights: Tree, layer: str, tap: Tap, passed: bool) -> TappedLayer:
-        key = f"w/{layer}.weight"
+        key = keys.weight(layer)
         if key not in weights:
-            names = ", ".join(key[2:].removesuffix(".weight") for key in self.weights if key.endswith(".weight"))
+            names = ", ".join(keys.layer_of(key) for key in self.weights if key.endswith(".weight"))
             raise ValueError(f"no layer {layer!r} to tap; the net has {names}")
         see = partial(tap, layer)
         return TappedLayer(key, see, see(torch.zeros_like(weights[key])), passed)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedsim.core import keys
 from fedsim.core.keys import ADAM_STEPS
 from fedsim.core.tree import Tree, renamed, zeros
 from fedsim.kernels.sparse.sgd import sgd as step
@@ -25,9 +26,9 @@ def fresh(w: Tree, momentum: float, optimiser: str = "sgd") -> Tree:
     """The state of an optimiser that has taken no step: a momentum, or Adam's two moments and its number of steps."""
     if optimiser == "adam":
         like = next(iter(w.values()))
-        moments = renamed(zeros(w), "w/", "opt/first/") | renamed(zeros(w), "w/", "opt/second/")
+        moments = renamed(zeros(w), keys.WEIGHTS, keys.FIRST_MOMENT) | renamed(zeros(w), keys.WEIGHTS, keys.SECOND_MOMENT)
         return moments | {ADAM_STEPS: torch.zeros((), dtype=torch.float64, device=like.device)}
-    return renamed(zeros(w), "w/", "opt/momentum/") if momentum else {}
+    return renamed(zeros(w), keys.WEIGHTS, keys.MOMENTUM) if momentum else {}
 
 
 def values_per_parameter(momentum: float, optimiser: str = "sgd") -> int:
@@ -42,7 +43,7 @@ def sgd(state: Tree, gradient: Tree, lr: float | Tensor, momentum: float, decay:
     if not (pure or isinstance(lr, Tensor)):
         alone = {key: g for key, g in gradient.items() if steps(g)}
         for key, g in alone.items():
-            step(state[key], state.get("opt/momentum/" + key[2:]) if momentum else None, g, lr, momentum, decay)
+            step(state[key], state.get(keys.MOMENTUM + keys.name_of(key)) if momentum else None, g, lr, momentum, decay)
         gradient = {key: g for key, g in gradient.items() if key not in alone} if alone else gradient
         if not gradient:
             return state
@@ -51,7 +52,7 @@ def sgd(state: Tree, gradient: Tree, lr: float | Tensor, momentum: float, decay:
     if decay:
         moves = list(rows._foreach_add(moves, w, alpha=decay))
     if momentum:
-        kept = [state["opt/momentum/" + key[2:]] for key in gradient]
+        kept = [state[keys.MOMENTUM + keys.name_of(key)] for key in gradient]
         rows._foreach_mul_(kept, momentum)
         rows._foreach_add_(kept, moves, alpha=1.0)
         moves = kept
@@ -66,7 +67,7 @@ def adam(state: Tree, gradient: Tree, lr: float | Tensor, decay: float, decouple
     steps = state[ADAM_STEPS] + 1
     first_bias, second_bias = 1 - BETA1**steps, 1 - BETA2**steps
     for key, g in gradient.items():
-        w, first, second = state[key], state["opt/first/" + key[2:]], state["opt/second/" + key[2:]]
+        w, first, second = state[key], state[keys.FIRST_MOMENT + keys.name_of(key)], state[keys.SECOND_MOMENT + keys.name_of(key)]
         if decay and decoupled:
             w.mul_(1 - lr * decay)
         elif decay:

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedsim.core import keys
 from fedsim.core.activation_pruning import ActivationPruning
-from fedsim.core.keys import REAL_IMAGES, key_of
+from fedsim.core.keys import REAL_IMAGES, mask_of
 from fedsim.core.tree import Tree
 from fedsim.kernels import max_pool
 from fedsim.kernels.activation_pruning.layers import Convolution, Layer, Products, operation, pruned_pack
@@ -53,7 +54,7 @@ class PackedProgram:
 
     def gradients(self, weights: Tree, x: Tensor, y: Tensor, real: Tensor | None) -> tuple[Tensor, ...]:
         """Losses (K,), and the gradient of every weight (K, …), in their order."""
-        leaves = {key: value.detach().requires_grad_() for key, value in weights.items() if key.startswith("w/")}
+        leaves = {key: value.detach().requires_grad_() for key, value in weights.items() if key.startswith(keys.WEIGHTS)}
         with torch.enable_grad():
             losses = self.losses(weights | leaves, x, y, real)
             found = torch.autograd.grad(losses.sum(), list(leaves.values()))
@@ -67,7 +68,7 @@ def gradient(program: PackedProgram, weights: Tree, batch: Batch) -> tuple[Tenso
         return program.gradients(dict(zip(weights, values, strict=True)), x, y, real)
 
     loss, *found = by_rows(gradients, batch.x, batch.y, batch.real, *weights.values())
-    return loss, dict(zip((key for key in weights if key.startswith("w/")), found, strict=True))
+    return loss, dict(zip((key for key in weights if key.startswith(keys.WEIGHTS)), found, strict=True))
 
 
 # ---- layers
@@ -78,7 +79,7 @@ def program(module: nn.Module, made: Makers | None = None, keep: ActivationPruni
     """
     first: dict[int, str] = {}
     for name, value in module.named_parameters(remove_duplicate=False):
-        first.setdefault(id(value), "w/" + name)
+        first.setdefault(id(value), keys.WEIGHTS + name)
     made = made or MADE
     lean = made if keep is None else made | _lean(keep)
     weighted = False
@@ -112,8 +113,8 @@ def _in_turn(module: nn.Module) -> list[nn.Module]:
     return [module]
 
 
-def _conv2d(layer: nn.Conv2d, keys: Keys) -> Stage | None:
-    return partial(_convolved, layer, keys["weight"], keys.get("bias")) if layer.padding_mode == "zeros" else None
+def _conv2d(layer: nn.Conv2d, names: Keys) -> Stage | None:
+    return partial(_convolved, layer, names["weight"], names.get("bias")) if layer.padding_mode == "zeros" else None
 
 
 def _convolved(layer: nn.Conv2d, weight: str, bias: str | None, x: Tensor, weights: Tree, clients: int) -> Tensor:
@@ -122,18 +123,18 @@ def _convolved(layer: nn.Conv2d, weight: str, bias: str | None, x: Tensor, weigh
     return F.conv2d(x, weights[weight].flatten(0, 1), shift, layer.stride, layer.padding, layer.dilation, groups)
 
 
-def _normalised(layer: NormalisedConv2d, keys: Keys, keep: ActivationPruning | None = None) -> Stage | None:
+def _normalised(layer: NormalisedConv2d, names: Keys, keep: ActivationPruning | None = None) -> Stage | None:
     """A convolution with a gain, and a mask where the weights have one."""
     if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
         return None
-    weight, mask = keys["weight"], key_of(keys["weight"])
+    weight, mask = names["weight"], mask_of(names["weight"])
 
     def convolved(x: Tensor, weights: Tree, clients: int) -> Tensor:
         way = Layer(_grouped(layer, clients), layer.over, form=clients)
         cache = pruned_pack(x, weights.get(REAL_IMAGES), keep, clients) if keep else None
         held = weights[mask].flatten(0, 1) if mask in weights else None
-        bias = weights[keys["bias"]].flatten() if "bias" in keys else None
-        return way(x, cache, weights[weight].flatten(0, 1), bias, weights[keys["gain"]].flatten(), held)
+        bias = weights[names["bias"]].flatten() if "bias" in names else None
+        return way(x, cache, weights[weight].flatten(0, 1), bias, weights[names["gain"]].flatten(), held)
 
     return convolved
 
@@ -148,65 +149,65 @@ def _lean(keep: ActivationPruning) -> Makers:
     return {
         nn.Conv2d: partial(_lean_conv2d, keep),
         NormalisedConv2d: partial(_normalised, keep=keep),
-        nn.ReLU: lambda layer, keys: lambda x, weights, clients: relu(x),
-        ScaledReLU: lambda layer, keys: lambda x, weights, clients: relu(x, scale=RELU_SCALE),
+        nn.ReLU: lambda layer, names: lambda x, weights, clients: relu(x),
+        ScaledReLU: lambda layer, names: lambda x, weights, clients: relu(x, scale=RELU_SCALE),
         nn.MaxPool2d: _lean_max_pool2d,
-        nn.AvgPool2d: lambda layer, keys: lambda x, weights, clients: averaged(layer, x),
+        nn.AvgPool2d: lambda layer, names: lambda x, weights, clients: averaged(layer, x),
         **linear,
     }
 
 
-def _lean_conv2d(keep: ActivationPruning, layer: nn.Conv2d, keys: Keys) -> Stage | None:
+def _lean_conv2d(keep: ActivationPruning, layer: nn.Conv2d, names: Keys) -> Stage | None:
     if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
         return None
 
     def convolved(x: Tensor, weights: Tree, clients: int) -> Tensor:
-        cache, bias = pruned_pack(x, weights.get(REAL_IMAGES), keep, clients), weights[keys["bias"]].flatten() if "bias" in keys else None
-        return Layer(_grouped(layer, clients), form=clients)(x, cache, weights[keys["weight"]].flatten(0, 1), bias)
+        cache, bias = pruned_pack(x, weights.get(REAL_IMAGES), keep, clients), weights[names["bias"]].flatten() if "bias" in names else None
+        return Layer(_grouped(layer, clients), form=clients)(x, cache, weights[names["weight"]].flatten(0, 1), bias)
 
     return convolved
 
 
-def _lean_max_pool2d(layer: nn.MaxPool2d, keys: Keys) -> Stage | None:
+def _lean_max_pool2d(layer: nn.MaxPool2d, names: Keys) -> Stage | None:
     if not has_places(layer):
-        return _max_pool2d(layer, keys)
+        return _max_pool2d(layer, names)
     return lambda x, weights, clients: max_pool.halved(x) if max_pool.takes(x, layer) else largest_of_windows(layer, x)
 
 
-def _lean_linear(keep: ActivationPruning, layer: nn.Linear, keys: Keys) -> Stage:
+def _lean_linear(keep: ActivationPruning, layer: nn.Linear, names: Keys) -> Stage:
     def product(x: Tensor, weights: Tree, clients: int) -> Tensor:
         cache = pruned_pack(x, weights.get(REAL_IMAGES), keep, clients)
-        return Layer(Products(), form=clients)(x, cache, weights[keys["weight"]], weights[keys["bias"]] if "bias" in keys else None)
+        return Layer(Products(), form=clients)(x, cache, weights[names["weight"]], weights[names["bias"]] if "bias" in names else None)
 
     return product
 
 
-def _group_norm(layer: nn.GroupNorm, keys: Keys) -> Stage:
+def _group_norm(layer: nn.GroupNorm, names: Keys) -> Stage:
     def normed(x: Tensor, weights: Tree, clients: int) -> Tensor:
-        scale, shift = (weights[keys[name]].flatten() if name in keys else None for name in ("weight", "bias"))
+        scale, shift = (weights[names[name]].flatten() if name in names else None for name in ("weight", "bias"))
         return F.group_norm(x, clients * layer.num_groups, scale, shift, layer.eps)
 
     return normed
 
 
-def _linear(layer: nn.Linear, keys: Keys) -> Stage:
+def _linear(layer: nn.Linear, names: Keys) -> Stage:
     def product(x: Tensor, weights: Tree, clients: int) -> Tensor:
-        weight = weights[keys["weight"]].transpose(1, 2)
-        return torch.baddbmm(weights[keys["bias"]].unsqueeze(1), x, weight) if "bias" in keys else torch.bmm(x, weight)
+        weight = weights[names["weight"]].transpose(1, 2)
+        return torch.baddbmm(weights[names["bias"]].unsqueeze(1), x, weight) if "bias" in names else torch.bmm(x, weight)
 
     return product
 
 
-def _max_pool2d(layer: nn.MaxPool2d, keys: Keys) -> Stage | None:
+def _max_pool2d(layer: nn.MaxPool2d, names: Keys) -> Stage | None:
     return None if layer.return_indices else lambda x, weights, clients: max_pool.halved(x) if max_pool.takes(x, layer) else layer(x)
 
 
-def _flatten(layer: nn.Flatten, keys: Keys) -> Stage | None:
+def _flatten(layer: nn.Flatten, names: Keys) -> Stage | None:
     whole = (layer.start_dim, layer.end_dim) == (1, -1)
     return (lambda x, weights, clients: x.reshape(len(x), clients, -1).transpose(0, 1)) if whole else None
 
 
-def _itself(layer: nn.Module, keys: Keys) -> Stage:
+def _itself(layer: nn.Module, names: Keys) -> Stage:
     """Of a layer that looks at one value, or one channel, at a time."""
     return lambda x, weights, clients: layer(x)
 

@@ -94,8 +94,8 @@ class MeasureChannelFrequency(TrainLocal):
         sometimes = (state[FREQUENCY] > 0) & (state[FREQUENCY] < n)
         total = {ACTIVE_CONVS: state[ACTIVE_CONVS], keys.COUNT: n, VARYING_CHANNELS: n * sometimes.double().mean()}
         if self.shared:
-            total |= {"loss/frequency": mine[FREQUENCY], "loss/gate": mine[MEAN_GATE]}
-        model = {OWN + key: value for key, value in under(state, "w/", "buf/").items()}
+            total |= {keys.FREQUENCY_SUM: mine[FREQUENCY], keys.GATE_SUM: mine[MEAN_GATE]}
+        model = {OWN + key: value for key, value in under(state, keys.WEIGHTS, keys.BUFFERS).items()}
         return Report(total, keep={key: value.float() for key, value in mine.items()} | model)
 
     def mask(self, net: Net, sent: ClientInput, state: Tree) -> Tensor:
@@ -123,4 +123,4 @@ def model_of(net: Net, sent: ClientInput, counts: Sequence[int], folded: bool) -
 
 def personal(held: Tree) -> Tree:
     """The "w/" and "buf/" that a client has trained for its own use; empty where it has not."""
-    return renamed(held, OWN + "w/", "w/") | renamed(held, OWN + "buf/", "buf/")
+    return renamed(held, OWN + keys.WEIGHTS, keys.WEIGHTS) | renamed(held, OWN + keys.BUFFERS, keys.BUFFERS)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from math import inf
 from typing import Any, Literal
 
+from fedsim.core import keys
 from fedsim.core.keys import CORRECT, COUNT
 from fedsim.core.tree import Tree, under
 from fedsim.core.types import Feed, LocalOptimizer
@@ -60,16 +61,14 @@ class CutAndFinetune:
 
     def averaged(self, setting: Setting, shared: Tree, memory: Tree, reply: Reply) -> tuple[Tree, Tree]:
         """The next broadcast and memory: weights and running statistics by the job's aggregation, the momentum's mean beside."""
-        moved = under(reply.total, "opt/momentum/")
-        momentum = {
-            key: (value / reply.total[COUNT]).to(shared["w/" + key.removeprefix("opt/momentum/")].dtype) for key, value in moved.items()
-        }
+        moved = under(reply.total, keys.MOMENTUM)
+        momentum = {key: (value / reply.total[COUNT]).to(shared[keys.weight_of(key)].dtype) for key, value in moved.items()}
         shared, memory = setting.aggregate.server(memory, shared, reply.total, setting)
         return shared | momentum, memory
 
     def cut(self, setting: Setting, shared: Tree, kept: Tree) -> Tree:
         """The values of the smaller network, of an optimiser that has taken no step."""
-        held = under(setting.net.folded(shared) if self.fold_ws else shared, "w/", "buf/", "mask/")
+        held = under(setting.net.folded(shared) if self.fold_ws else shared, keys.WEIGHTS, keys.BUFFERS, keys.MASKS)
         return setting.net.narrow(held, kept, removed=self.norm_over == "kept")
 
     def check(self, setting: Setting) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fedsim.core import masks
+from fedsim.core import keys, masks
 from fedsim.core.keys import MARKED
 from fedsim.core.tree import Tree, under
 from fedsim.core.types import Batch
@@ -42,12 +42,12 @@ def beta(norm: Tensor, t: Tensor | float, budget: Tensor | float, lr0: float) ->
 
 def marked(shared: Tree, moves: Mapping[str, int]) -> Tree:
     """MARK + LAYER: the K_l kept weights of smallest magnitude of every layer in `moves`, smallest first."""
-    return {MARKED + layer: masks.smallest(shared[f"w/{layer}.weight"], shared[f"mask/{layer}.weight"], k) for layer, k in moves.items()}
+    return {MARKED + layer: masks.smallest(shared[keys.weight(layer)], shared[keys.mask(layer)], k) for layer, k in moves.items()}
 
 
 def norm_of(weights: Tree, marks: Tree, kind: str = "l2") -> Tensor:
     """|theta_low| over all marked weights of all layers, ()."""
-    low = torch.cat([weights[f"w/{key.removeprefix(MARKED)}.weight"].flatten()[index] for key, index in marks.items()])
+    low = torch.cat([weights[keys.weight(key.removeprefix(keys.MARKED))].flatten()[index] for key, index in marks.items()])
     return low.abs().sum() if kind == "l1" else low.square().sum().sqrt()
 
 
@@ -81,7 +81,7 @@ class ExtrudeAndProbe(TrainAndScore):
         loss, gradient, buffers, taps = self.gradient(net, sent, state, batch)
         strength = self._penalty(t) * inside
         for key, index in marks.items():
-            name = f"w/{key.removeprefix(MARKED)}.weight"
+            name = keys.weight(key.removeprefix(keys.MARKED))
             low = state[name].flatten()[index]
             press = 2 * strength * low if self.form == "squared" else strength * low / norm_of(state, marks).clamp(min=1e-12)
             gradient[name] = gradient[name].flatten().index_add(0, index, press).view(state[name].shape)

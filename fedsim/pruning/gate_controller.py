@@ -13,8 +13,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fedsim.core import rng, tree
-from fedsim.core.keys import COUNT, EMBEDDING, FINE_SUM, GATE, GATE_GRADIENT
+from fedsim.core import keys, rng, tree
+from fedsim.core.keys import COUNT, EMBEDDING, GATE, GATE_GRADIENT, GRADIENTS
 from fedsim.core.tree import Tree
 from fedsim.core.types import Feed
 from fedsim.costs import profile
@@ -89,8 +89,8 @@ class GateController:
             block = list(clients[begin : begin + BLOCK])
             o = self.rule.choice(masks.hyper, self._rows(masks, block)[EMBEDDING])
             assert o is not None
-            keys = rng.key(self.seed, "gates in use", torch.tensor(block))
-            parts.append(self.rule.hard(None, o, keys, base) if self.sample else self.rule.mean(o, base))
+            draw_keys = rng.key(self.seed, "gates in use", torch.tensor(block))
+            parts.append(self.rule.hard(None, o, draw_keys, base) if self.sample else self.rule.mean(o, base))
         return torch.cat(parts)
 
     def shares(self, masks: GateState, clients: Sequence[int]) -> dict[str, float]:
@@ -102,15 +102,15 @@ class GateController:
     def steps(self, masks: GateState, clients: Sequence[int], r: int, steps: int) -> Tensor:
         """(K, S, n) bool, independent hard draws of v * u_i for every local step."""
         o, choice = self._logits(masks, clients)
-        _, keys = self._keys("train", clients, r)
-        keys = rng.fold(keys.unsqueeze(1), torch.arange(steps))  # (K, S)
-        return self.rule.hard(o, None if choice is None else choice.unsqueeze(1), keys)
+        _, draw_keys = self._keys("train", clients, r)
+        draw_keys = rng.fold(draw_keys.unsqueeze(1), torch.arange(steps))  # (K, S)
+        return self.rule.hard(o, None if choice is None else choice.unsqueeze(1), draw_keys)
 
     def soft(self, masks: GateState, clients: Sequence[int], r: int) -> Tensor:
         """(K, n) soft u_i, to train under and learn from after the cut."""
-        choice, (_, keys) = self.rule.choice(masks.hyper, self._rows(masks, clients)[EMBEDDING]), self._keys("finetune", clients, r)
+        choice, (_, draw_keys) = self.rule.choice(masks.hyper, self._rows(masks, clients)[EMBEDDING]), self._keys("finetune", clients, r)
         assert choice is not None
-        return self.rule.soft_choice(choice, keys)
+        return self.rule.soft_choice(choice, draw_keys)
 
     # ---- learning
 
@@ -119,33 +119,35 @@ class GateController:
     ) -> GateState:
         """After one step: the clients tell d_i, how their losses change with their soft gates. `lr` of the base, `when` round and step."""
         o, choice = self._logits(masks, clients)
-        key, keys = self._keys("learn", clients, *when)
-        reply = fleet.run(GateGradient((feed,)), clients, shared, {GATE: self.rule.soft(o, choice, keys)})
+        key, draw_keys = self._keys("learn", clients, *when)
+        reply = fleet.run(GateGradient((feed,)), clients, shared, {GATE: self.rule.soft(o, choice, draw_keys)})
         d, z, targets = reply.each[GATE_GRADIENT].cpu(), self.rule.z(self.seed), self._targets(clients)
-        return self._stepped(masks, clients, partial(self.rule.loss, z=z, keys=keys, key=key, targets=targets, d=d), lr)
+        return self._stepped(masks, clients, partial(self.rule.loss, z=z, draw_keys=draw_keys, key=key, targets=targets, d=d), lr)
 
     def learnt_by_clients(
         self, masks: GateState, fleet: Fleet, shared: Tree, clients: Sequence[int], when: tuple[int, int], feed: Feed, lr: float
     ) -> GateState:
         """After one step of every client's own copy, averaged."""
-        key, keys = self._keys("learn", clients, *when)
+        key, draw_keys = self._keys("learn", clients, *when)
         rows = self._rows(masks, clients) if self.personal else {}
-        own = {"seed/keys": keys, "n/target": self._targets(clients)} | hypernet_training.sent_row(rows)
-        sent = shared | masks.hyper | {"seed/z": self.rule.z(self.seed), "seed/base": key}
-        beside = profile.VALUE_BYTES * (tree.size(masks.hyper) + tree.size(tree.under(masks.hyper, "w/")))  # with moments, and gradients
+        own = {keys.SEED_KEYS: draw_keys, keys.TARGET: self._targets(clients)} | hypernet_training.sent_row(rows)
+        sent = shared | masks.hyper | {keys.SEED_DRAW: self.rule.z(self.seed), keys.SEED_BASE: key}
+        beside = profile.VALUE_BYTES * (tree.size(masks.hyper) + tree.size(tree.under(masks.hyper, keys.WEIGHTS)))
         reply = fleet.run(HypernetStep((feed,), self.rule, lr, self.lr, self.decay, beside), clients, sent, own)
         total, every = (tree.each(lambda value: value.cpu(), part) for part in (reply.total, reply.each))
-        hyper, mine = tree.mean(total | tree.renamed(total, FINE_SUM, ""), total[COUNT], masks.hyper), hypernet_training.apart(every)[1]
+        hyper, mine = tree.mean(total | tree.renamed(total, GRADIENTS, ""), total[COUNT], masks.hyper), hypernet_training.apart(every)[1]
         if self.averaged:
-            moved = tree.each(lambda new, old: old + (new - old) / len(clients), tree.under(mine, "w/", "opt/"), rows)
+            moved = tree.each(lambda new, old: old + (new - old) / len(clients), tree.under(mine, keys.WEIGHTS, keys.OPTIMISER), rows)
             mine = mine | moved
         return replace(masks, hyper=hyper, table=masks.table.put(clients, mine) if rows else masks.table)
 
     def learnt_within(self, masks: GateState, clients: Sequence[int], r: int, d: Tensor) -> GateState:
         """After one step on the d (K, n') of soft gates that the weights were trained under, after the cut."""
         full = d.cpu().new_zeros(len(clients), self.rule.flops.n).index_copy(1, masks.base.nonzero().flatten(), d.cpu())
-        keys, targets = self._keys("finetune", clients, r)[1], self._targets(clients)
-        return self._stepped(masks, clients, partial(self.rule.loss_within, within=masks.base, keys=keys, targets=targets, d=full), 0.0)
+        draw_keys, targets = self._keys("finetune", clients, r)[1], self._targets(clients)
+        return self._stepped(
+            masks, clients, partial(self.rule.loss_within, within=masks.base, draw_keys=draw_keys, targets=targets, d=full), 0.0
+        )
 
     def _stepped(self, masks: GateState, clients: Sequence[int], loss: Callable[[Tree], Tensor], lr: float) -> GateState:
         rows = self._rows(masks, clients) if self.personal else {}

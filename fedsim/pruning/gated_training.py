@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fedsim.core import keys, tree
-from fedsim.core.keys import EMBEDDING, FINE_SUM, GATE, GATE_GRADIENT, GATE_STEPS
+from fedsim.core.keys import EMBEDDING, GATE, GATE_GRADIENT, GATE_STEPS, GRADIENTS
 from fedsim.core.tree import Tree, row, under
 from fedsim.core.types import Batch, Feed
 from fedsim.federated.client_work import Train
@@ -58,7 +58,7 @@ class TrainGated(Train):
     def init_state(self, net: Net, sent: ClientInput) -> Tree:
         state = super().init_state(net, sent)
         if self.carried:
-            state |= {key: value for key, value in under(sent.shared, "opt/").items() if key in state}
+            state |= {key: value for key, value in under(sent.shared, keys.OPTIMISER).items() if key in state}
         return state | ({GATE_GRADIENT: torch.zeros_like(sent.own[GATE])} if _soft(sent) else {})
 
     def step(self, net: Net, sent: ClientInput, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
@@ -76,7 +76,7 @@ class TrainGated(Train):
     def finish(self, net: Net, sent: ClientInput, state: Tree) -> Report:
         n = torch.ones_like(sent.n) if self.uniform else sent.n
         report = self.aggregate.report(replace(sent, n=n), state)
-        moved = tree.weigh(n, under(state, "opt/")) if self.carried else {}
+        moved = tree.weigh(n, under(state, keys.OPTIMISER)) if self.carried else {}
         return Report(report.total | moved, report.each | under(state, GATE_GRADIENT), report.keep)
 
 
@@ -92,21 +92,21 @@ class Energy(Work):
     power: int = 2  # 1: of absolute values
 
     def init_state(self, net: Net, sent: ClientInput) -> Tree:
-        return {"loss/energy": torch.zeros(net.channels.n, dtype=torch.float64, device=sent.n.device)}
+        return {keys.ENERGY: torch.zeros(net.channels.n, dtype=torch.float64, device=sent.n.device)}
 
     def step(self, net: Net, sent: ClientInput, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
         found = net.energy(sent.tree({}), batch.x, batch.real, self.power).double()
-        return {"loss/energy": state["loss/energy"] + found}, found.sum() * 0
+        return {keys.ENERGY: state[keys.ENERGY] + found}, found.sum() * 0
 
     def finish(self, net: Net, sent: ClientInput, state: Tree) -> Report:
-        return Report({"loss/energy": state["loss/energy"] / ENERGY_UNIT, keys.COUNT: sent.n.double()})
+        return Report({keys.ENERGY: state[keys.ENERGY] / ENERGY_UNIT, keys.COUNT: sent.n.double()})
 
 
 @dataclass(frozen=True)
 class HypernetStep(Work):
     """One AdamW step of a client's own copy of the hypernetworks, on its own loss at soft gates that it draws itself.
 
-    own: its embedding with AdamW's moments (`cotrain.sent_row`), "seed/keys" (), "n/target" (). total: both hypernetworks and their
+    own: its embedding with AdamW's moments (`cotrain.sent_row`), "seed/draw_keys" (), "n/target" (). total: both hypernetworks and their
     moments under "grad/", clients alike; each: the embedding and its moments.
     """
 
@@ -123,16 +123,16 @@ class HypernetStep(Work):
     def step(self, net: Net, sent: ClientInput, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
         hyper, mine = hypernet_training.apart(state)
         rows = {key: value.unsqueeze(0) for key, value in mine.items()}
-        keys, z = sent.own["seed/keys"].view(1), sent.shared["seed/z"]
-        m = self.rule.soft(self.rule.base(hyper, z), self.rule.choice(hyper, rows.get(EMBEDDING)), keys)
+        draw_keys, z = sent.own[keys.SEED_KEYS].view(1), sent.shared[keys.SEED_DRAW]
+        m = self.rule.soft(self.rule.base(hyper, z), self.rule.choice(hyper, rows.get(EMBEDDING)), draw_keys)
         loss, gradient, _, _ = net.gradient(sent.shared | {GATE: m[0]}, batch, "gate")
-        key, targets, d = sent.shared["seed/base"], sent.own["n/target"].view(1), gradient[GATE].unsqueeze(0)
-        found = hypernet_training.gradient(partial(self.rule.loss, z=z, keys=keys, key=key, targets=targets, d=d), hyper, rows)
+        key, targets, d = sent.shared[keys.SEED_BASE], sent.own[keys.TARGET].view(1), gradient[GATE].unsqueeze(0)
+        found = hypernet_training.gradient(partial(self.rule.loss, z=z, draw_keys=draw_keys, key=key, targets=targets, d=d), hyper, rows)
         hyper, rows = hypernet_training.step(hyper, rows, found, self.lr_base, self.lr_client, self.decay)
         return hyper | hypernet_training.sent_row(row(rows, 0)), loss
 
     def finish(self, net: Net, sent: ClientInput, state: Tree) -> Report:
         hyper, mine = hypernet_training.apart(state)
-        # not under the broadcast's keys, whose sums are rounded at a unit of 1e-10: second moments are smaller than that
-        total = {key if key.startswith("n/") else FINE_SUM + key: value.double() for key, value in hyper.items()}
+        # not under the broadcast's draw_keys, whose sums are rounded at a unit of 1e-10: second moments are smaller than that
+        total = {key if key.startswith(keys.COUNTS) else GRADIENTS + key: value.double() for key, value in hyper.items()}
         return Report(total | {keys.COUNT: torch.ones_like(sent.n, dtype=torch.float64)}, hypernet_training.sent_row(mine))

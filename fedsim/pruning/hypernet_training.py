@@ -44,7 +44,9 @@ class HypernetTraining:
         """Both hypernetworks (the base alone where nothing is personal) before their first AdamW step."""
         base = hypernetwork.fresh(self.widths, rng.key(seed, "base hypernetwork"), normalised=True)
         client = hypernetwork.fresh(self.widths, rng.key(seed, "client hypernetwork"), normalised=False) if personal else {}
-        w = {f"w/base/{name}": value for name, value in base.items()} | {f"w/client/{name}": value for name, value in client.items()}
+        w = {keys.BASE_NETWORK + name: value for name, value in base.items()} | {
+            keys.CLIENT_NETWORK + name: value for name, value in client.items()
+        }
         return _begun(w, torch.zeros((), dtype=torch.float64))
 
     def z(self, seed: int) -> Tensor:
@@ -60,34 +62,34 @@ class HypernetTraining:
 
     def base(self, hyper: Tree, z: Tensor) -> Tensor:
         """(n,) logits of v."""
-        return hypernetwork.logits(renamed(hyper, "w/base/", ""), z, self.widths)
+        return hypernetwork.logits(renamed(hyper, keys.BASE_NETWORK, ""), z, self.widths)
 
     def choice(self, hyper: Tree, e: Tensor | None) -> Tensor | None:
         """(K, n) logits of u_i; None where nothing is personal."""
-        return None if e is None else hypernetwork.logits(renamed(hyper, "w/client/", ""), e, self.widths)
+        return None if e is None else hypernetwork.logits(renamed(hyper, keys.CLIENT_NETWORK, ""), e, self.widths)
 
-    def _drawn(self, o: Tensor, keys: Tensor, kind: str) -> Tensor:
+    def _drawn(self, o: Tensor, draw_keys: Tensor, kind: str) -> Tensor:
         """(…, n) soft draws, one for each key."""
-        return gates.soft(o, gates.gumbel(rng.fold(keys, kind), self.flops.n).to(o.dtype), self.tau, self.bias)
+        return gates.soft(o, gates.gumbel(rng.fold(draw_keys, kind), self.flops.n).to(o.dtype), self.tau, self.bias)
 
-    def soft(self, o: Tensor, choice: Tensor | None, keys: Tensor) -> Tensor:
-        """(K, n) m_i = v * merge(v, u_i), soft and differentiable; keys (K,)."""
-        v = self._drawn(o, keys, "v")
-        return v if choice is None else v * gates.merge(v, self._drawn(choice, keys, "u"))
+    def soft(self, o: Tensor, choice: Tensor | None, draw_keys: Tensor) -> Tensor:
+        """(K, n) m_i = v * merge(v, u_i), soft and differentiable; draw_keys (K,)."""
+        v = self._drawn(o, draw_keys, "v")
+        return v if choice is None else v * gates.merge(v, self._drawn(choice, draw_keys, "u"))
 
-    def hard(self, o: Tensor | None, choice: Tensor | None, keys: Tensor, within: Tensor | None = None) -> Tensor:
-        """(…, n) bool m_i = v * u_i for keys (…); within (n,): the base after its cut, in the place of a drawn v."""
-        y = None if o is None else self._drawn(o, keys, "v")
+    def hard(self, o: Tensor | None, choice: Tensor | None, draw_keys: Tensor, within: Tensor | None = None) -> Tensor:
+        """(…, n) bool m_i = v * u_i for draw_keys (…); within (n,): the base after its cut, in the place of a drawn v."""
+        y = None if o is None else self._drawn(o, draw_keys, "v")
         v = within if y is None else gates.never_empty(y >= 0.5, y, self.widths)
         if choice is None:
             assert v is not None, "either a base or a choice is drawn"
             return v
-        u = self._drawn(choice, keys, "u")
+        u = self._drawn(choice, draw_keys, "u")
         return gates.never_empty(u >= 0.5, u, self.widths, v)
 
-    def soft_choice(self, choice: Tensor, keys: Tensor) -> Tensor:
+    def soft_choice(self, choice: Tensor, draw_keys: Tensor) -> Tensor:
         """(K, n) soft u_i alone, for a base that is cut."""
-        return self._drawn(choice, keys, "u")
+        return self._drawn(choice, draw_keys, "u")
 
     def mean(self, o: Tensor, within: Tensor | None = None) -> Tensor:
         """(…, n) bool mean-noise gates."""
@@ -99,34 +101,34 @@ class HypernetTraining:
         """(…,) 2 R(T(m) / T_tot, target)."""
         return EFFECTIVE * regulariser(self.flops.share(gate), target, self.slope, two_sided=self.two_sided)
 
-    def loss(self, w: Tree, z: Tensor, keys: Tensor, key: Tensor, targets: Tensor, d: Tensor) -> Tensor:
+    def loss(self, w: Tree, z: Tensor, draw_keys: Tensor, key: Tensor, targets: Tensor, d: Tensor) -> Tensor:
         """mean_i <d_i, m_i> + 2 R(T(v'), p) + mean_i 2 R(T(sg(v'') * merge(v'', u''_i)), p_i), before the cut.
 
-        d (K, n) gradients of the clients' losses at the soft gates of the same `keys` (K,); targets (K,) p_i; key () of v'.
+        d (K, n) gradients of the clients' losses at the soft gates of the same `draw_keys` (K,); targets (K,) p_i; key () of v'.
         """
         o, choice = self.base(w, z), self.choice(w, w.get(EMBEDDING))
-        told = (d * self.soft(o, choice, keys)).sum(-1).mean()
+        told = (d * self.soft(o, choice, draw_keys)).sum(-1).mean()
         v = gates.straight(self._drawn(o, key, "base"), self.widths)
         told = told + self.penalty(v, self.keep)
         if choice is None:
             return told
-        y = self._drawn(o, keys, "base of client").detach()
+        y = self._drawn(o, draw_keys, "base of client").detach()
         held = gates.never_empty(y >= 0.5, y, self.widths)
-        u = gates.straight(self._drawn(choice, keys, "client"), self.widths, held)
+        u = gates.straight(self._drawn(choice, draw_keys, "client"), self.widths, held)
         return told + self.penalty(held * gates.merge(held.to(u.dtype), u), targets).mean()
 
-    def loss_within(self, w: Tree, within: Tensor, keys: Tensor, targets: Tensor, d: Tensor) -> Tensor:
+    def loss_within(self, w: Tree, within: Tensor, draw_keys: Tensor, targets: Tensor, d: Tensor) -> Tensor:
         """mean_i <d_i, u_i> + mean_i 2 R(T(v * u'_i), p_i), after the cut to v = `within` (n,); d is 0 outside of it."""
         choice = self.choice(w, w.get(EMBEDDING))
         assert choice is not None, "only clients' gates learn after the cut"
-        told = (d * self.soft_choice(choice, keys)).sum(-1).mean()
-        u = gates.straight(self._drawn(choice, keys, "client"), self.widths, within)
+        told = (d * self.soft_choice(choice, draw_keys)).sum(-1).mean()
+        u = gates.straight(self._drawn(choice, draw_keys, "client"), self.widths, within)
         return told + self.penalty(within * u, targets).mean()
 
 
 def gradient(loss: Callable[[Tree], Tensor], hyper: Tree, rows: Tree) -> Tree:
     """Of `loss(w)` in both hypernetworks, and in every client's embedding by its own terms: without the mean's 1 / K."""
-    w = under(hyper, "w/") | under(rows, "w/")
+    w = under(hyper, keys.WEIGHTS) | under(rows, keys.WEIGHTS)
     found: Tree = torch.func.grad(loss)(w)
     if EMBEDDING in found:
         found[EMBEDDING] = found[EMBEDDING] * len(found[EMBEDDING])
@@ -136,7 +138,7 @@ def gradient(loss: Callable[[Tree], Tensor], hyper: Tree, rows: Tree) -> Tree:
 def step(hyper: Tree, rows: Tree, found: Tree, lr_base: float, lr_client: float, decay: float) -> tuple[Tree, Tree]:
     """Both after one step of AdamW along `found`; nothing is overwritten."""
     hyper, rows = (_copied(part) for part in (hyper, rows))
-    base, client = under(found, "w/base/"), under(found, "w/client/")
+    base, client = under(found, keys.BASE_NETWORK), under(found, keys.CLIENT_NETWORK)
     stepped = optim.adam(hyper, base, lr_base, decay, decoupled=True)
     optim.adam(hyper, client, lr_client, decay, decoupled=True)
     if EMBEDDING not in found:
@@ -158,7 +160,12 @@ def sent_row(mine: Tree) -> Tree:
 
 def _begun(w: Tree, steps: Tensor) -> Tree:
     """Parameters and the state of an Adam that has taken no step."""
-    return w | renamed(zeros(w), "w/", "opt/first/") | renamed(zeros(w), "w/", "opt/second/") | {keys.ADAM_STEPS: steps}
+    return (
+        w
+        | renamed(zeros(w), keys.WEIGHTS, keys.FIRST_MOMENT)
+        | renamed(zeros(w), keys.WEIGHTS, keys.SECOND_MOMENT)
+        | {keys.ADAM_STEPS: steps}
+    )
 
 
 def _copied(tree: Tree) -> Tree:

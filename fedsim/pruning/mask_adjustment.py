@@ -13,6 +13,7 @@ from math import ceil, cos, floor, pi
 import torch
 from torch import Tensor
 
+from fedsim.core import keys
 from fedsim.core.masks import rank
 from fedsim.core.tree import Tree
 
@@ -77,7 +78,7 @@ def turn(r: int, every: int, count: int, order: str = "backward") -> int:
 
 def moving(shared: Tree, layers: Sequence[str], alpha: float, r: int, stop: int, up: bool = False) -> dict[str, int]:
     """`moves` of each of the layers, of those that move any."""
-    held = {layer: shared[f"mask/{layer}.weight"] for layer in layers}
+    held = {layer: shared[keys.mask(layer)] for layer in layers}
     found = {layer: moves(int(mask.sum()), mask.numel(), alpha, r, stop, up) for layer, mask in held.items()}
     return {layer: k for layer, k in found.items() if k}
 
@@ -123,10 +124,10 @@ def swapped(
     changed, total = {}, 0
     for layer, k in moves.items():
         name = f"{layer}.weight"
-        mask, w = shared["mask/" + name], shared["w/" + name]
-        score = votes(each[f"top/index/{layer}"], each[f"top/value/{layer}"], weight, w.numel())
+        mask, w = shared[keys.MASKS + name], shared[keys.WEIGHTS + name]
+        score = votes(each[keys.top_index(layer)], each[keys.top_value(layer)], weight, w.numel())
         if not bool(score.isfinite().all()):
             raise ValueError(f"the clients' gradients of layer {layer!r} are not finite; a lower train.lr may help")
-        changed["mask/" + name], changed["w/" + name], moved = swap(mask, w, score, k, (leaving or {}).get(layer))
+        changed[keys.MASKS + name], changed[keys.WEIGHTS + name], moved = swap(mask, w, score, k, (leaving or {}).get(layer))
         total += moved
     return shared | changed, total

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fedsim.reporting.formatting import part, quantity
-from fedsim.storage.reader import Reader
+from fedsim.storage.reader import RunReader
 
 NEAR = 0.2  # share of a roof, below which something else holds a phase up
 OF_NO_ROOF = {
@@ -41,12 +41,12 @@ class Reach:
         return self.bytes / self.peak_bytes if self.bytes <= self.peak_bytes else 0.0
 
 
-def beside(run: Reader) -> set[str]:
+def beside(run: RunReader) -> set[str]:
     """The phases that go on while others do: rank 0 records while the other ranks train."""
     return {"record"} if run.attributes.get("ranks", 1) > 1 else set()
 
 
-def bottleneck(run: Reader) -> str:
+def bottleneck(run: RunReader) -> str:
     """One line; empty where no time was recorded."""
     spent = {name: float(np.nansum(run.timing(name))) for name in set(run.names("timing")) - beside(run)}
     total = sum(spent.values())
@@ -56,12 +56,12 @@ def bottleneck(run: Reader) -> str:
     return f"{phase}, {spent[phase] / total:.0%} of the time{_compute(run) if phase == 'compute' else _other(run, phase)}"
 
 
-def _other(run: Reader, phase: str) -> str:
+def _other(run: RunReader, phase: str) -> str:
     rate = _rate(run, phase, "bytes")
     return (f" ({quantity(rate, 'B/s')})" if np.isfinite(rate) else "") + f": {OF_NO_ROOF.get(phase, 'no roof is known of it')}"
 
 
-def _compute(run: Reader) -> str:
+def _compute(run: RunReader) -> str:
     """How near the roof a rank comes, and what would help."""
     reach, plan = _reach(run), json.loads(run.attributes.get("plan", "{}"))
     more = "more ranks" if _working(run) < plan.get("packs", np.inf) else "more ranks, and packs for them (execution.packs)"
@@ -86,19 +86,19 @@ def _far(reach: Reach, plan: dict[str, Any], more: str) -> str:
     return f"{low}: the overhead of small steps; {small}, or {more}"
 
 
-def _reach(run: Reader) -> Reach:
+def _reach(run: RunReader) -> Reach:
     peaks = (float(run.attributes.get(f"peak_{what}", np.nan)) for what in ("flops", "bytes"))
     rates = (_rate(run, "compute", what) / _working(run) for what in ("flops", "dense_flops", "bytes"))
     return Reach(*rates, *peaks)
 
 
-def _working(run: Reader) -> int:
+def _working(run: RunReader) -> int:
     """The ranks that train: all but rank 0, where it is not alone, and no more than there are packs."""
     known = run.attributes
     return int(min(max(known.get("ranks", 1) - 1, 1), json.loads(known.get("plan", "{}")).get("packs", np.inf)))
 
 
-def _rate(run: Reader, phase: str, what: str) -> float:
+def _rate(run: RunReader, phase: str, what: str) -> float:
     """Per second of a phase, over all rounds in which it was measured; not-a-number where it never was."""
     name = f"{phase}_{what}"
     if name not in run.names("speed"):

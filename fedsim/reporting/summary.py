@@ -14,7 +14,7 @@ from rich.text import Text
 
 from fedsim.reporting.bottleneck import beside, bottleneck
 from fedsim.reporting.formatting import duration, quantity, share
-from fedsim.storage.reader import Reader
+from fedsim.storage.reader import RunReader
 
 Array = NDArray[np.float64]
 LINES = 12  # rounds shown at most
@@ -22,7 +22,7 @@ LINES = 12  # rounds shown at most
 
 def show(path: str | Path, console: Console) -> None:
     """Prints the summary of the run file at `path`, also while it grows. Raises BadInput for what is no run file."""
-    run = Reader(path, time.sleep)
+    run = RunReader(path, time.sleep)
     _headline(run, console)
     if run.rounds < 0:
         console.print("no round is complete yet")
@@ -35,7 +35,7 @@ def show(path: str | Path, console: Console) -> None:
         console.print(Text.assemble(("\nnext bottleneck  ", "dim"), found), soft_wrap=True)
 
 
-def _headline(run: Reader, console: Console) -> None:
+def _headline(run: RunReader, console: Console) -> None:
     known = run.attributes
     done, planned = max(known["rounds"], 0), known.get("rounds_planned", "?")
     state = Text("finished", "green") if known["finished"] else Text(f"not finished: {done} of {planned} rounds", "yellow")
@@ -61,7 +61,7 @@ SHOWN: dict[str, tuple[str, Callable[[float], str]]] = {
 }
 
 
-def _rounds(run: Reader) -> Table:
+def _rounds(run: RunReader) -> Table:
     """The first, every k-th and the last round; where some were evaluated, those."""
     columns = {name: run.column(name) for name in run.names() if name in SHOWN}
     columns["bytes"] = _bytes(run)
@@ -82,7 +82,7 @@ def _chosen(accuracy: Array) -> list[int]:
     return sorted({0, *spread.tolist(), last})
 
 
-def _bytes(run: Reader) -> Array:
+def _bytes(run: RunReader) -> Array:
     """(rounds + 1,) sent up and down."""
     sent = np.zeros(run.rounds + 1)
     for name in {"bytes_up", "bytes_down"}.intersection(run.names()):
@@ -98,7 +98,7 @@ def _facts(rows: list[tuple[str, ...]]) -> Table:
     return table
 
 
-def _totals(run: Reader) -> list[tuple[str, ...]]:
+def _totals(run: RunReader) -> list[tuple[str, ...]]:
     """What the whole run cost, and its dearest client."""
     has = {name: column for name in run.names() if np.isfinite(column := run.column(name)).any()}
     rows: list[tuple[str, ...]] = []
@@ -169,7 +169,7 @@ def _last(values: Array) -> float:
     return float(values[np.isfinite(values)][-1])
 
 
-def _clients(run: Reader) -> list[tuple[str, ...]]:
+def _clients(run: RunReader) -> list[tuple[str, ...]]:
     """How the clients fare with the last model that they were evaluated on."""
     measured = run.column("client_accuracy_macro") if "client_accuracy_macro" in run.names() else np.empty(0)
     if "accuracy" not in run.names("clients") or not np.isfinite(measured).any():
@@ -185,7 +185,7 @@ def _clients(run: Reader) -> list[tuple[str, ...]]:
     return [(f"{len(values):,} clients, round {r}", spread)]
 
 
-def _timing(run: Reader) -> list[tuple[str, ...]]:
+def _timing(run: RunReader) -> list[tuple[str, ...]]:
     """The phases by their time, longest first, and their share; what runs beside the others is not added to them."""
     spent = {name: float(np.nansum(run.timing(name))) for name in run.names("timing")}
     aside = beside(run)

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedsim.config.job import Job
+from fedsim.core import keys
 from fedsim.core.tree import under
 from fedsim.costs import flops, memory
 from fedsim.fleet.local_fleet import LocalFleet
@@ -41,7 +42,7 @@ def rows(parts: Experiment) -> Iterator[RoundRow]:
     setting, method = parts.setting, parts.method
     fleet = IdleFleet(parts.site, parts.account(), 1, time.perf_counter)
     state = method.init(setting, parts.population.public())
-    masks = under(method.deploy(setting, state, fleet, [])[0], "mask/")
+    masks = under(method.deploy(setting, state, fleet, [])[0], keys.MASKS)
     for r in range(setting.rounds + 1):
         fleet.open(r)
         state, found = method.round(setting, state, fleet, r)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fedsim.core import keys
 from fedsim.core.keys import GATE
 from fedsim.core.tree import Tree
 from fedsim.core.types import COHORT
@@ -61,7 +62,7 @@ def _scored(parts: Experiment, method: Any, state: Any, fleet: LocalFleet, clien
     shared, own, net = method.deploy(parts.setting, state, fleet, clients)
     first = parts.setting.clients
     whole = fleet.run(work, range(first, first + evaluation_shards(parts.population)), shared, net=net).total
-    rounds = {"accuracy": _share(whole), "loss": float(whole["loss/sum"] / whole["n/images"])}
+    rounds = {"accuracy": _share(whole), "loss": float(whole[keys.LOSS_SUM] / whole[keys.COUNT])}
     if not clients:
         return Score(rounds, {})
     parts_of = [slice(begin, begin + COHORT) for begin in range(0, len(clients), COHORT)]
@@ -121,7 +122,7 @@ def _on_global(parts: Experiment, model: Model, fleet: LocalFleet, ids: np.ndarr
     work = Evaluate.of(model.method, parts.job.evaluate.batch, "global")
     own = {key: value[rows] for key, value in model.own.items()}
     each = fleet.run(work, ids[rows].tolist(), model.shared, own, model.net).each
-    accuracy = (each["n/correct"] / each["n/images"]).cpu().numpy()
+    accuracy = (each[keys.CORRECT] / each[keys.COUNT]).cpu().numpy()
     return {"client_global_accuracy": float(accuracy.mean())}, {"global_accuracy": (ids[rows], accuracy)}
 
 
@@ -158,7 +159,7 @@ def whose(parts: Experiment, fleet: LocalFleet, r: int) -> list[int]:
 
 
 def _per_client(each: Tree, clients: np.ndarray) -> tuple[dict[str, float], Columns]:
-    correct, images, losses = (each[key].cpu().numpy() for key in ("n/correct", "n/images", "loss/sum"))
+    correct, images, losses = (each[key].cpu().numpy() for key in (keys.CORRECT, keys.COUNT, keys.LOSS_SUM))
     accuracy = correct / images
     scores = {
         "client_accuracy": float(correct.sum() / images.sum()),
@@ -172,4 +173,4 @@ def _per_client(each: Tree, clients: np.ndarray) -> tuple[dict[str, float], Colu
 
 
 def _share(total: Mapping[str, Any]) -> float:
-    return float(total["n/correct"] / total["n/images"])
+    return float(total[keys.CORRECT] / total[keys.COUNT])

@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from fedsim import models
 from fedsim.config.job import Job, check
-from fedsim.core import masks
+from fedsim.core import keys, masks
 from fedsim.core.keys import GATE, GATE_VALUES
 from fedsim.core.tree import Tree, under
 from fedsim.costs import flops
@@ -24,7 +24,7 @@ from fedsim.nn import profiler
 from fedsim.nn.net import Net
 from fedsim.nn.subnetwork import folded, lean
 from fedsim.simulation import subnetworks
-from fedsim.storage.reader import Reader
+from fedsim.storage.reader import RunReader
 
 FORMS = ("torch",)
 LIBRARIES = ("torch", "_operator", "math", "builtins")  # where the functions of a plain module may come from
@@ -42,7 +42,7 @@ class Final:
     @property
     def module(self) -> nn.Module:
         """As ordinary torch layers in evaluation mode, masked weights exactly 0, physically small."""
-        net, tree = self.net, masks.apply(under(self.tree, "w/", "buf/"), under(self.tree, "mask/"))
+        net, tree = self.net, masks.apply(under(self.tree, keys.WEIGHTS, keys.BUFFERS), under(self.tree, keys.MASKS))
         if GATE in self.tree:
             kept = net.channels.kept(self.tree[GATE])
             small = net.cut(kept).plain(net.narrow(tree, kept))
@@ -68,7 +68,7 @@ def module_of(path: Path | str, client: int | None = None) -> nn.Module:
 
 def final(path: Path | str, client: int | None = None) -> Final:
     """What a finished run ended with, for one client with that client's gates."""
-    reader = Reader(path)
+    reader = RunReader(path)
     known = reader.attributes
     if not known["finished"]:
         raise BadInput(f"{path} holds no final model yet: {known['rounds']} of {known['rounds_planned']} rounds are done")
@@ -79,10 +79,13 @@ def final(path: Path | str, client: int | None = None) -> Final:
     tree = reader.model()
     net = Net(module)
     try:
-        kept = {key.removeprefix("index/"): value for key, value in tree.items() if key.startswith("index/")}
+        kept = {key.removeprefix(keys.INDICES): value for key, value in tree.items() if key.startswith(keys.INDICES)}
         net = net.cut(kept) if kept else net
         found = Final(
-            net, under(tree, "w/", "buf/", "mask/", "gate/") | gate, profiler.profile(module, data.shape), _note(job, tree | gate)
+            net,
+            under(tree, keys.WEIGHTS, keys.BUFFERS, keys.MASKS, keys.GATES) | gate,
+            profiler.profile(module, data.shape),
+            _note(job, tree | gate),
         )
         net.plain(found.tree)
     except (ValueError, RuntimeError, KeyError) as error:
@@ -100,7 +103,7 @@ def _note(job: Job, tree: Tree) -> str:
     )
 
 
-def _gate_of(reader: Reader, client: int, job: Job) -> Tree:
+def _gate_of(reader: RunReader, client: int, job: Job) -> Tree:
     """(n,) the client's own gate, and the constants in its place if it is one; BadInput where it has none, or more than that."""
     clients = len(reader.labels("client"))
     if not 0 <= client < clients:
@@ -172,7 +175,7 @@ def _told(found: Final, module: nn.Module, path: Path, client: int | None) -> li
         f"{count:,} of {whole:,} parameters ({count / whole:.1%})",
         f"{found.flops:,} of {full:,} FLOP an image ({found.flops / full:.1%})",
     ]
-    reader = Reader(path)
+    reader = RunReader(path)
     accuracy = reader.column("accuracy") if client is None else reader.clients("accuracy")[:, client]
     if len(measured := np.flatnonzero(np.isfinite(accuracy))):
         where = "the global test set" if client is None else "its own test images"

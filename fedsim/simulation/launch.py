@@ -26,7 +26,7 @@ from fedsim.simulation.planning.plan import Plan, resolve
 from fedsim.simulation.progress import Progress
 from fedsim.simulation.resume import RunStart, find_start, host
 from fedsim.simulation.stop_signal import LAUNCHED, StopSignal
-from fedsim.storage.reader import Reader
+from fedsim.storage.reader import RunReader
 
 if TYPE_CHECKING:
     from fedsim.fleet.mpi.communicator import Communicator
@@ -156,7 +156,7 @@ def _lead(parts: Experiment, start: RunStart, link: Communicator | None, hosts: 
 
 def _left(start: RunStart) -> str:
     """What stands after a fault."""
-    rounds = Reader(start.out).rounds if start.out.exists() else -1
+    rounds = RunReader(start.out).rounds if start.out.exists() else -1
     return f"{start.out} keeps the rounds before" if rounds >= 0 else "no round was complete"
 
 

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fedsim.core import tree
+from fedsim.core import keys, tree
 from fedsim.core.tree import Tree, under
 from fedsim.fleet.local_fleet import LocalFleet
 from fedsim.fleet.received_masks import ReceivedMasks
@@ -20,7 +20,7 @@ from fedsim.simulation.progress import Progress
 from fedsim.simulation.resume import RunStart
 from fedsim.simulation.round_record import RoundRow, row_of, speeds
 from fedsim.storage import checkpoint
-from fedsim.storage.writer import Record
+from fedsim.storage.writer import RunWriter
 
 
 def written() -> int:
@@ -38,7 +38,7 @@ Number = TypeVar("Number", int, float)
 class RoundWriter:
     """Writes rows and checkpoints down: row, flush, counter, checkpoint."""
 
-    def __init__(self, parts: Experiment, record: Record, start: RunStart, plan: str) -> None:
+    def __init__(self, parts: Experiment, record: RunWriter, start: RunStart, plan: str) -> None:
         self.parts, self.record, self.start = parts, record, start
         self.extra = {"plan": plan, "job_sha256": parts.identity}
         self.seconds, self.bytes = 0.0, 0  # of the last write
@@ -59,7 +59,7 @@ def simulate(parts: Experiment, fleet: LocalFleet, scribe: RoundWriter, start: R
     """Runs every round that is still to be done, and stores the final model."""
     setting, method, rounds = parts.setting, parts.method, parts.job.rounds
     state = _resumed(start, fleet) if start.checkpoint else start.state.pop()
-    masks = under(method.deploy(setting, state, fleet, [])[0], "mask/")
+    masks = under(method.deploy(setting, state, fleet, [])[0], keys.MASKS)
     for r in range(start.round + 1, rounds + 1):
         began, timing, moved, traffic = time.perf_counter(), dict(fleet.timing), dict(fleet.moved), dict(fleet.traffic)
         fleet.open(r)
@@ -89,8 +89,8 @@ def _since(before: Mapping[str, Number], now: Mapping[str, Number]) -> dict[str,
 
 def _model(shared: Tree, own: Tree, net: Net | None) -> Tree:
     """What the run file keeps of a deployed model: its values, and after a cut which channels of the original network they are."""
-    index = {f"index/{group}": kept for group, kept in net.kept.items()} if net else {}
-    return under(shared, "w/", "buf/", "mask/", "gate/") | index
+    index = {keys.INDICES + group: kept for group, kept in net.kept.items()} if net else {}
+    return under(shared, keys.WEIGHTS, keys.BUFFERS, keys.MASKS, keys.GATES) | index
 
 
 def _to_keep(state: Any, fleet: LocalFleet) -> tuple[Any, dict[int, Tree]]:

@@ -16,7 +16,7 @@ from fedsim.simulation.experiment import Experiment
 from fedsim.simulation.planning.plan import Plan
 from fedsim.simulation.resume import RunStart
 from fedsim.simulation.round_record import RoundRow
-from fedsim.storage.reader import Reader
+from fedsim.storage.reader import RunReader
 
 LINES = 10  # plain lines of a run that is not evaluated
 
@@ -56,7 +56,7 @@ class Progress:
     def _go_on(self) -> None:
         """What the rounds before came to."""
         self.say(f"going on after round {self.start.round}")
-        reader = Reader(self.start.out)
+        reader = RunReader(self.start.out)
         self.bytes = float(reader.column("bytes_up").sum() + reader.column("bytes_down").sum())
         known = reader.column("accuracy")
         if len(tried := np.flatnonzero(~np.isnan(known))):

@@ -23,8 +23,8 @@ from fedsim.simulation.planning.plan import Plan
 from fedsim.storage import checkpoint
 from fedsim.storage.checkpoint import Checkpoint, folder_of
 from fedsim.storage.layout import FORMAT
-from fedsim.storage.reader import Reader
-from fedsim.storage.writer import Record
+from fedsim.storage.reader import RunReader
+from fedsim.storage.writer import RunWriter
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,14 @@ class RunStart:
         """The plan that the run began with."""
         return None if self.checkpoint is None else Plan.of(self.checkpoint.extra["plan"])
 
-    def record(self, parts: Experiment, plan: Plan, hosts: list[str]) -> Record:
+    def record(self, parts: Experiment, plan: Plan, hosts: list[str]) -> RunWriter:
         """The run file, open for the next row."""
         if self.checkpoint is not None:
-            return Record.resume(self.out, self.round, where(parts, plan, hosts))
+            return RunWriter.resume(self.out, self.round, where(parts, plan, hosts))
         counts = parts.population.counts()
         layers = [layer.name for layer in parts.anatomy.layers]
         attributes = describe(parts, plan, hosts)
-        return Record.create(self.out, attributes=attributes, layers=layers, clients=parts.setting.clients, counts=counts)
+        return RunWriter.create(self.out, attributes=attributes, layers=layers, clients=parts.setting.clients, counts=counts)
 
 
 def find_start(parts: Experiment, out: Path, resume: str) -> RunStart:
@@ -70,7 +70,7 @@ def find_start(parts: Experiment, out: Path, resume: str) -> RunStart:
         checkpoint.clear(folder)
         return _start_afresh(parts, out)
     out.with_name(out.name + ".new").unlink(missing_ok=True)  # a copy that a kill left behind
-    known = Reader(out).attributes
+    known = RunReader(out).attributes
     _same_job(parts, out, known, resume)
     if known["finished"]:
         return RunStart(out, finished=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
-from fedsim.core import masks
+from fedsim.core import keys, masks
 from fedsim.core.tree import Tree, under
 from fedsim.costs import flops
 from fedsim.costs.profile import ModelProfile
@@ -43,7 +43,7 @@ def row_of(
 
     net: in use, for a model that may be cut or gated; `anatomy` is always the original network's.
     """
-    held = under(shared, "mask/")
+    held = under(shared, keys.MASKS)
     kept = subnetworks.in_use(net, anatomy, shared) if net else _kept(held)
     values = _sums(bills) | _densities(anatomy, kept) | (subnetworks.sizes(net, anatomy, shared) if net else {}) | dict(found)
     layers = _layers(anatomy, kept, held, before)
@@ -99,7 +99,7 @@ def _layers(anatomy: ModelProfile, kept: Mapping[str, int], held: Tree, before: 
     shares = flops.densities(anatomy, kept)
     grown, pruned = np.zeros(len(shares)), np.zeros(len(shares))
     for place, name in enumerate(shares):
-        now, then = held.get(f"mask/{name}.weight"), before.get(f"mask/{name}.weight")
+        now, then = held.get(keys.mask(name)), before.get(keys.mask(name))
         if now is not None and then is not None and now is not then:
             grown[place], pruned[place] = _moved(now, then)
     return {"density": np.array(list(shares.values())), "grown": grown, "pruned": pruned}

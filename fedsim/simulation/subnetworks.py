@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedsim.core import keys
 from fedsim.core.keys import GATE, GATE_VALUES
 from fedsim.core.tree import Tree, under
 from fedsim.costs import flops
@@ -33,7 +34,7 @@ def in_use(net: Net, anatomy: ModelProfile, tree: Tree) -> dict[str, int]:
     """Weights in use of every layer that has a mask, or that a hard gate or a cut makes smaller; `anatomy` is the original network's."""
     full = {layer.name: layer.weights for layer in anatomy.layers}
     counts = net.sizes | net.used(tree)
-    return {name: count for name, count in counts.items() if count < full[name] or f"mask/{name}.weight" in tree}
+    return {name: count for name, count in counts.items() if count < full[name] or keys.mask(name) in tree}
 
 
 def parameters(net: Net, tree: Tree) -> int:
@@ -42,9 +43,11 @@ def parameters(net: Net, tree: Tree) -> int:
     hard = gate is not None and gate.dtype == torch.bool
     widths = {name: int(part.sum()) for name, part in net.channels.split(gate).items()} if gate is not None and hard else {}
     rows = net.channels.rows if hard else {}
-    gone = tuple(f"w/{group.gate}." for group in net.channels.groups) if GATE_VALUES in tree else ()
-    free = [key for key in net.weights if key[2:].removesuffix(".weight") not in net.sizes and not key.startswith(gone)]
-    return sum((net.sizes | net.used(tree)).values()) + sum(widths.get(rows.get(key[2:], ""), net.initial[key].numel()) for key in free)
+    gone = tuple(f"{keys.WEIGHTS}{group.gate}." for group in net.channels.groups) if GATE_VALUES in tree else ()
+    free = [key for key in net.weights if keys.layer_of(key) not in net.sizes and not key.startswith(gone)]
+    return sum((net.sizes | net.used(tree)).values()) + sum(
+        widths.get(rows.get(keys.name_of(key), ""), net.initial[key].numel()) for key in free
+    )
 
 
 def sizes(net: Net, anatomy: ModelProfile, shared: Tree) -> dict[str, float]:
@@ -61,7 +64,7 @@ def of_clients(net: Net, anatomy: ModelProfile, shared: Tree, hard: Tensor, cons
 
     constant: what looked at the image is a number for each channel, and costs nothing.
     """
-    trees = [under(shared, "mask/") | {GATE: gate} | ({GATE_VALUES: gate} if constant else {}) for gate in hard.cpu()]
+    trees = [under(shared, keys.MASKS) | {GATE: gate} | ({GATE_VALUES: gate} if constant else {}) for gate in hard.cpu()]
     flops = np.array([forward_flops(anatomy, in_use(net, anatomy, tree)) for tree in trees], float)
     counts = np.array([parameters(net, tree) for tree in trees], float)
     rounds = {

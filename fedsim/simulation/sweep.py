@@ -31,7 +31,7 @@ from fedsim.errors import BadInput
 from fedsim.simulation import launch
 from fedsim.simulation.resume import differences
 from fedsim.simulation.stop_signal import LAUNCHED, SIGNALS, StopSignal
-from fedsim.storage.reader import Reader
+from fedsim.storage.reader import RunReader
 
 LOOK = 0.5  # seconds between two looks at the signals and at the rounds done
 AGAIN = "the same command goes on from there"
@@ -82,9 +82,9 @@ def plan(jobs: Sequence[Job], folder: Path) -> list[Run]:
     names = [run.name for run in planned]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise BadInput(f"two runs would write {folder / twice[0]}.h5: give the jobs different names, or sweep them into different folders")
-    if others := [run.out for run in planned if run.out.exists() and Reader(run.out).attributes.get("job_sha256") != identity(run.job)]:
+    if others := [run.out for run in planned if run.out.exists() and RunReader(run.out).attributes.get("job_sha256") != identity(run.job)]:
         more = f", and {len(others) - 1} more do" if len(others) > 1 else ""
-        theirs, run = Reader(others[0]).attributes.get("job", ""), next(run for run in planned if run.out == others[0])
+        theirs, run = RunReader(others[0]).attributes.get("job", ""), next(run for run in planned if run.out == others[0])
         raise BadInput(
             f"{others[0]} already holds another job ({differences(theirs, resolved(run.job))}){more}: choose another --out FOLDER"
         )
@@ -201,7 +201,7 @@ def _done(run: Run) -> Outcome:
 
 
 def _finished(out: Path) -> bool:
-    return out.exists() and bool(Reader(out, time.sleep).attributes["finished"])
+    return out.exists() and bool(RunReader(out, time.sleep).attributes["finished"])
 
 
 class SweepProgress:
@@ -264,7 +264,7 @@ def _told(run: Run, outcome: Outcome) -> str:
 
 def _accuracy(out: Path) -> float:
     """The last that was measured."""
-    known = Reader(out, time.sleep).column("accuracy")
+    known = RunReader(out, time.sleep).column("accuracy")
     known = known[np.isfinite(known)]
     return float(known[-1]) if len(known) else float("nan")
 
@@ -272,6 +272,6 @@ def _accuracy(out: Path) -> float:
 def _rounds(run: Run) -> int:
     """Rounds done so far, as its file says."""
     try:
-        return max(Reader(run.out).rounds, 0)
+        return max(RunReader(run.out).rounds, 0)
     except BadInput:
         return 0  # not there yet, or in the middle of a write

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from fedsim.storage.client_gates import Gates
 from fedsim.storage.columns import COLUMNS, Column
-from fedsim.storage.reader import Reader, read_model
-from fedsim.storage.writer import Record
+from fedsim.storage.reader import RunReader, read_model
+from fedsim.storage.writer import RunWriter
 
-__all__ = ["COLUMNS", "Column", "Gates", "Reader", "Record", "read_model"]
+__all__ = ["COLUMNS", "Column", "Gates", "RunReader", "RunWriter", "read_model"]

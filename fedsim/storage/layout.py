@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.core import keys
 from fedsim.errors import BadInput
 from fedsim.storage import encoding, former_names
 from fedsim.storage.columns import Column
@@ -142,4 +143,4 @@ def last_mask(file: h5py.File, r: int) -> tuple[str, bytes]:
 
 
 def mask_of(key: str, model: Mapping[str, Item]) -> Item | None:
-    return model.get("mask/" + key.removeprefix("w/")) if key.startswith("w/") else None
+    return model.get(keys.MASKS + key.removeprefix(keys.WEIGHTS)) if key.startswith(keys.WEIGHTS) else None

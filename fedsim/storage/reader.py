@@ -22,7 +22,7 @@ Tree = dict[str, Tensor]
 Result = TypeVar("Result")
 
 
-class Reader:
+class RunReader:
     """Reads a run file, also while it grows: a file met half-written is tried again for 2 s, if there is a `sleep`.
 
     Every call opens the file anew, so it sees the rows written since. Arrays hold rows 0 … `rounds`. Raises BadInput for a
@@ -134,7 +134,7 @@ class Reader:
 
 def read_model(path: str | Path) -> Tree:
     """The final weights of a finished run, with their w/, buf/ and mask/ keys, bit for bit."""
-    return Reader(path).model()
+    return RunReader(path).model()
 
 
 def _find(file: h5py.File, group: str, name: str) -> h5py.Dataset:

@@ -18,7 +18,7 @@ from fedsim.storage import client_gates, encoding
 from fedsim.storage.client_gates import Gates
 from fedsim.storage.columns import COLUMNS, OF_METHODS, Column
 from fedsim.storage.layout import CHUNK, DIMENSIONS, Attributes, add_column, last_mask, lay_out, mask_of, names, splits, writable
-from fedsim.storage.reader import Reader
+from fedsim.storage.reader import RunReader
 
 Tree = dict[str, Tensor]
 Chunk = tuple[int, bytes]  # first client, compressed values
@@ -27,7 +27,7 @@ COPIED_UP_TO = 64_000_000  # bytes, below which a split is worth a copy
 ONE = h5py.h5s.create_simple((1,))  # a number in memory
 
 
-class Record:
+class RunWriter:
     """The writer of one run file: `create` or `resume` it, write each `row`, `finish`, `close`.
 
     HDF5 writes the parts of its indices in no order that a kill would respect. So whatever changes the structure of the file
@@ -53,7 +53,7 @@ class Record:
         clients: int,
         columns: Mapping[str, Column] = COLUMNS,
         counts: NDArray[np.integer] | None = None,
-    ) -> Record:
+    ) -> RunWriter:
         """A new run file with no rows yet.
 
         `columns`: by "rounds/…", "clients/…", "layers/…", "timing/…". `counts`: (clients, classes) training images.
@@ -74,9 +74,9 @@ class Record:
         return cls(path)
 
     @classmethod
-    def resume(cls, path: str | Path, r: int, attributes: Attributes | None = None) -> Record:
+    def resume(cls, path: str | Path, r: int, attributes: Attributes | None = None) -> RunWriter:
         """The run file with `r` as its last row (-1: none), later rows cut and some `attributes` new. BadInput where it ends before `r`."""
-        done = Reader(path).rounds
+        done = RunReader(path).rounds
         if done < r:
             raise BadInput(f"{path} ends with round {done}, before its checkpoint of round {r}; choose another --out to start afresh")
         record = cls(path)
@@ -139,7 +139,7 @@ class Record:
     def close(self) -> None:
         self._file.close()
 
-    def __enter__(self) -> Record:
+    def __enter__(self) -> RunWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -244,7 +244,7 @@ def _put_row(column: h5py.Dataset, r: int, value: Any, dtype: Any = np.float64) 
 def _taken(path: Path, attributes: Attributes) -> str:
     """Why a run file cannot be created here, and what to do about it."""
     try:
-        found = Reader(path).attributes
+        found = RunReader(path).attributes
     except BadInput:
         return f"{path} exists already and is no run file that can be read; choose another --out"
     method, seed, planned = (found.get(name, "?") for name in ("method", "seed", "rounds_planned"))

@@ -16,14 +16,14 @@ from fedsim_analysis import compare, load
 from fedsim_analysis.compare import half_interval, readable, tell
 from scipy import stats
 
-from fedsim.storage.writer import Record
+from fedsim.storage.writer import RunWriter
 
 
 def write(path: Path, seed: int = 0, density: float = 0.1, accuracies: Any = (0.1, np.nan, 0.3), pack: int = 4, **more: Any) -> Path:
     """A run of three clients; round r sends r bytes up, 10 r down and takes 2 s."""
     job = f'name = "run{seed}"\nseed = {seed}\n[method]\nname = "fedtiny"\ndensity = {density}\n[execution]\npack = {pack}\n'
     attributes = {"job": job, "seed": seed, "method": "fedtiny", "rounds_planned": len(accuracies) - 1, **more}
-    with Record.create(path, attributes=attributes, layers=["conv1", "fc"], clients=3) as record:
+    with RunWriter.create(path, attributes=attributes, layers=["conv1", "fc"], clients=3) as record:
         for r, accuracy in enumerate(accuracies):
             values = {"accuracy": accuracy, "density": density, "bytes_up": r, "bytes_down": 10 * r, "seconds": 2.0}
             values |= {"max_client_flops": 1e9 + r, "max_client_memory": 5e6 - r}
@@ -87,7 +87,7 @@ def test_groups_may_be_chosen(tmp_path: Path) -> None:
 def run_of(path: Path, method: dict[str, Any], accuracy: float, shares: Any, seed: int = 0, **top: Any) -> Path:
     """A run whose clients compute `shares` of dense training, round by round from 0, and send 1.5 MB each way in each."""
     job = {"name": path.stem, "seed": seed, **top, "method": method}
-    with Record.create(path, attributes={"job": tomli_w.dumps(job), "seed": seed}, layers=["fc"], clients=2) as record:
+    with RunWriter.create(path, attributes={"job": tomli_w.dumps(job), "seed": seed}, layers=["fc"], clients=2) as record:
         for r, share in enumerate(shares):
             values = {"accuracy": accuracy, "density": 0.0995, "bytes_up": 1.5e6, "bytes_down": 1.5e6, "seconds": 2.0}
             values |= {

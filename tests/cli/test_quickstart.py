@@ -17,7 +17,7 @@ from fedsim.data.partition import PartitionSettings
 from fedsim.data.population import populate
 from fedsim.data.settings import DataSettings
 from fedsim.simulation.export import module_of
-from fedsim.storage.reader import Reader, read_model
+from fedsim.storage.reader import RunReader, read_model
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -56,7 +56,7 @@ def test_its_output_is_plain_lines(quickstart) -> None:
 
 
 def test_its_run_file_is_whole(quickstart) -> None:
-    reader = Reader(quickstart[0])
+    reader = RunReader(quickstart[0])
     assert (reader.attributes["finished"], reader.rounds, reader.attributes["ranks"]) == (True, 20, 3)
     assert len(reader.attributes["weights_sha256"]) == 64
     with xarray.open_dataset(quickstart[0], group="rounds", engine="h5netcdf") as rounds:
@@ -80,7 +80,7 @@ def test_its_model_is_a_plain_torch_module_with_the_recorded_accuracy(quickstart
     every = torch.arange(len(test))
     x = (test.images(every).float() / 255 - torch.tensor(test.mean).view(-1, 1, 1)) / torch.tensor(test.std).view(-1, 1, 1)
     right = (module(x).argmax(-1) == test.labels(every)).float().mean()
-    assert abs(float(right) - Reader(quickstart[0]).column("accuracy")[-1]) < 1e-6
+    assert abs(float(right) - RunReader(quickstart[0]).column("accuracy")[-1]) < 1e-6
 
 
 def test_the_readmes_python_reads_it(quickstart, monkeypatch) -> None:
@@ -94,7 +94,7 @@ def test_the_readmes_python_reads_it(quickstart, monkeypatch) -> None:
     command = [str(BIN / "fedsim"), "run", "jobs/quickstart_dense.toml", "--set", "method.name=mine:Magnitude", *few]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    assert abs(Reader("mine.h5").column("density_maskable")[-1] - 0.2) < 1e-3
+    assert abs(RunReader("mine.h5").column("density_maskable")[-1] - 0.2) < 1e-3
 
 
 def test_the_other_jobs_are_valid() -> None:

@@ -19,7 +19,7 @@ from fedsim.costs import communication
 from fedsim.errors import BadInput
 from fedsim.simulation.experiment import build_experiment
 from fedsim.storage import checkpoint
-from fedsim.storage.reader import Reader, read_model
+from fedsim.storage.reader import RunReader, read_model
 
 NAMES = list(TABLE)
 APART = ("seconds", "rank_bytes", "rank0_bytes", "rank0_messages")  # what may differ between two runs of one job
@@ -27,11 +27,11 @@ MPIRUN = shutil.which("mpirun", path=str(Path(sys.executable).parent)) or shutil
 
 
 def sha(path: Path) -> str:
-    return Reader(path).attributes["weights_sha256"]
+    return RunReader(path).attributes["weights_sha256"]
 
 
 def rows(path: Path) -> dict[str, np.ndarray]:
-    reader = Reader(path)
+    reader = RunReader(path)
     every = {f"rounds/{name}": reader.column(name) for name in reader.names("rounds") if name not in APART}
     every |= {f"clients/{name}": reader.clients(name) for name in reader.names("clients")}
     return every | {f"layers/{name}": reader.layers(name) for name in reader.names("layers")}
@@ -88,7 +88,7 @@ def test_stopped_and_resumed_is_never_stopped(name, fleet, alone, folder, tmp_pa
     for after in (5, 6):
         asked = iter(range(1000))
         assert run(name, fleet, folder, out, stopped=lambda asked=asked, after=after: next(asked) >= after) == 3
-    assert Reader(out).rounds < ROUNDS
+    assert RunReader(out).rounds < ROUNDS
     assert run(name, fleet, folder, out) == 0
     assert sha(out) == sha(alone[name, fleet])
     same_rows(out, alone[name, fleet])
@@ -96,7 +96,7 @@ def test_stopped_and_resumed_is_never_stopped(name, fleet, alone, folder, tmp_pa
 
 def test_the_clients_accuracy_is_by_images_and_the_macro_by_clients(alone, folder) -> None:
     tests = build_experiment(check(table("fedavg", "serial", folder))).population.shards["test"].sizes()
-    reader = Reader(alone["fedavg", "serial"])
+    reader = RunReader(alone["fedavg", "serial"])
     each, tested = reader.clients("accuracy", ROUNDS), tests > 0
     assert reader.column("client_accuracy")[-1] == pytest.approx((each[tested] * tests[tested]).sum() / tests.sum())
     assert reader.column("client_accuracy_macro")[-1] == pytest.approx(each[tested].mean())
@@ -107,7 +107,7 @@ def test_the_clients_accuracy_is_by_images_and_the_macro_by_clients(alone, folde
 def test_a_checkpoint_rewrites_the_kept_states_of_its_round_alone(alone) -> None:
     path = alone["keeper", "serial"]
     manifest = json.loads(max(checkpoint.folder_of(path).glob("*.json")).read_text())["manifest"]
-    took = np.flatnonzero(Reader(path).clients("in_cohort", ROUNDS) == 1)
+    took = np.flatnonzero(RunReader(path).clients("in_cohort", ROUNDS) == 1)
     assert manifest["kept"][f"{ROUNDS:06d}.kept.safetensors"] == took.tolist()
     assert len(took) < len(SIZES)
 
@@ -133,7 +133,7 @@ def test_a_run_does_not_go_on_from_another_jobs_checkpoint(folder, tmp_path, cap
 @pytest.mark.parametrize("fleet", FLEETS)
 def test_kept_state_comes_back_at_the_next_visit(fleet, alone) -> None:
     """Every client counts its own visits in what it keeps."""
-    reader = Reader(alone["keeper", fleet])
+    reader = RunReader(alone["keeper", fleet])
     took = reader.clients("in_cohort") == 1
     for r in range(1, ROUNDS + 1):
         assert reader.column("visits")[r] == took[1 : r + 1].sum(0)[took[r]].sum()
@@ -144,7 +144,7 @@ def test_kept_states_of_rounds_without_a_checkpoint_are_in_the_next(alone, folde
     seldom = {"execution": table(*name, folder)["execution"] | {"checkpoint_every": 2}}
     asked = iter(range(1000))
     assert run(*name, folder, out, lambda: next(asked) >= 33, change=seldom) == 3
-    assert Reader(out).rounds == 2
+    assert RunReader(out).rounds == 2
     assert run(*name, folder, out, change=seldom) == 0
     assert sha(out) == sha(alone[name])
 
@@ -153,7 +153,7 @@ def test_kept_states_of_rounds_without_a_checkpoint_are_in_the_next(alone, folde
 @pytest.mark.parametrize("name", NAMES)
 def test_density_never_exceeds_the_budget(name, fleet, alone) -> None:
     if TABLE[name].budget is not None:
-        assert Reader(alone[name, fleet]).column("density").max() <= TABLE[name].budget
+        assert RunReader(alone[name, fleet]).column("density").max() <= TABLE[name].budget
 
 
 @pytest.mark.parametrize("fleet", FLEETS)
@@ -191,7 +191,7 @@ def test_the_ledger_charges_what_would_be_encoded(name, alone, folder, tmp_path,
 
 def test_a_static_masks_bytes_by_hand(alone) -> None:
     """Dense first layer and free values 4 bytes each, kept weights 4, positions once to each client and again when they changed."""
-    reader = Reader(alone["static-mask", "serial"])
+    reader = RunReader(alone["static-mask", "serial"])
     model = read_model(alone["static-mask", "serial"])
     kept = sum(int(model[key].sum()) for key in model if key.startswith("mask/"))
     sizes = [model[key].numel() for key in model if key.startswith("mask/")]
@@ -238,7 +238,7 @@ def test_one_client_with_all_the_data_is_plain_sgd(fleet, folder, tmp_path) -> N
 
 
 def test_speeds_are_of_the_work_that_was_done(alone) -> None:
-    reader = Reader(alone["fedtiny", "packed"])
+    reader = RunReader(alone["fedtiny", "packed"])
     assert min(reader.attributes[f"peak_{what}"] for what in ("flops", "bytes")) > 1e6
     assert reader.speed("compute_flops") * reader.timing("compute") == pytest.approx(reader.column("train_flops"))
     assert (reader.speed("record_bytes")[1:] > 0).all()
@@ -248,7 +248,7 @@ def test_speeds_are_of_the_work_that_was_done(alone) -> None:
 def test_rank_0_exchanges_as_many_messages_as_there_are_ranks_whatever_the_clients(alone, ranks) -> None:
     """A work costs four messages a rank that trains, and two down and one up for every level of the tree; a round has three works,
     each in four packs: the cohort's, and evaluation on shards of test images and on the clients' own."""
-    processes, reader = int(ranks.name.removeprefix("ranks")), Reader(ranks / "fedavg-serial.h5")
+    processes, reader = int(ranks.name.removeprefix("ranks")), RunReader(ranks / "fedavg-serial.h5")
     training = min(processes - 1, 4)
     expected = 3 * (4 * training + 2 * (processes - 1).bit_length() + training.bit_length())
     assert (reader.column("rank0_messages")[2:] == expected).all()

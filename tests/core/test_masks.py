@@ -143,7 +143,7 @@ def test_the_least_density_that_is_told_is_possible(counts) -> None:
 
 def test_every_tensor_of_a_weight_has_the_weights_mask() -> None:
     for key in ("w/conv.weight", "opt/momentum/conv.weight", "opt/control/conv.weight", "grad/conv.weight"):
-        assert keys.key_of(key) == "mask/conv.weight"
+        assert keys.mask_of(key) == "mask/conv.weight"
 
 
 def test_what_a_mask_hides_is_exactly_0_and_the_rest_untouched() -> None:

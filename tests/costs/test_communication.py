@@ -84,7 +84,7 @@ def test_a_key_without_a_price_is_refused() -> None:
 def test_masks_are_found_by_name_and_applied() -> None:
     mask = torch.tensor([True, False])
     held = {"mask/a.weight": mask}
-    assert keys.key_of("opt/control/a.weight") == keys.key_of("grad/a.weight") == "mask/a.weight"
+    assert keys.mask_of("opt/control/a.weight") == keys.mask_of("grad/a.weight") == "mask/a.weight"
     assert masks.apply({"w/a.weight": torch.tensor([3.0, 4.0]), "w/b": torch.ones(1)}, held)["w/a.weight"].tolist() == [3.0, 0.0]
     assert masks.ones(held) == {"a.weight": 1}
 

@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 
 from fedsim.errors import BadInput
 from fedsim.storage.checkpoint import folder_of, latest
-from fedsim.storage.reader import Reader
+from fedsim.storage.reader import RunReader
 
 HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
 MPIRUN = Path(sys.executable).with_name("mpirun")
@@ -27,7 +27,7 @@ HANG = 90.0  # seconds, beyond which a process counts as hung
 SAID = ("out.txt", "err.txt")
 HOW = ("seconds", "rank_bytes", "rank0_bytes", "rank0_messages")  # how a run was done, not what it found
 UNLIKE = tuple(f"rounds/{name}" for name in HOW)
-MEASURED = {"rounds": Reader.column, "clients": Reader.clients, "layers": Reader.layers}
+MEASURED = {"rounds": RunReader.column, "clients": RunReader.clients, "layers": RunReader.layers}
 
 TINY = """
 name = "tiny"
@@ -193,7 +193,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 def rows(run: Path) -> int:
     """The last row; -2 where there is no run file yet."""
     try:
-        return Reader(run).rounds
+        return RunReader(run).rounds
     except BadInput:
         return -2
 
@@ -206,14 +206,14 @@ def hash_of(run: Path) -> str:
 
 def measured(run: Path) -> dict[str, np.ndarray]:
     """All columns that say what a run found."""
-    reader = Reader(run, time.sleep)
+    reader = RunReader(run, time.sleep)
     columns = {f"{group}/{name}": read(reader, name) for group, read in MEASURED.items() for name in reader.names(group)}
     return {name: column for name, column in columns.items() if name not in UNLIKE}
 
 
 def assert_same(run: Path, reference: Path) -> None:
     """One run and one never stopped: the same weights, and the same rows."""
-    assert Reader(run).attributes["finished"]
+    assert RunReader(run).attributes["finished"]
     assert hash_of(run) == hash_of(reference) != ""
     found, expected = measured(run), measured(reference)
     assert found.keys() == expected.keys()
@@ -223,7 +223,7 @@ def assert_same(run: Path, reference: Path) -> None:
 
 def assert_readable(run: Path, at_least: int) -> None:
     """Rows up to `at_least` and more are there, with numbers in them, and a checkpoint that is one row behind at most."""
-    reader = Reader(run)
+    reader = RunReader(run)
     found, kept = reader.rounds, latest(folder_of(run))
     assert found >= at_least
     assert np.isfinite(reader.column("density")).sum() == found + 1

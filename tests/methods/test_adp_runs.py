@@ -20,7 +20,7 @@ from fedsim.cli import commands
 from fedsim.config.job import check
 from fedsim.data.population import Population, populate
 from fedsim.storage import checkpoint
-from fedsim.storage.reader import Reader
+from fedsim.storage.reader import RunReader
 
 CLIENTS = 4
 JOB = """
@@ -145,7 +145,7 @@ def selecting(module: nn.Module) -> bool:
 
 @pytest.mark.parametrize("name", ["live", "folded"])
 def test_clients_networks_are_as_accurate_as_recorded(name, shell, people) -> None:
-    reader = Reader(shell.folder / f"{name}.h5")
+    reader = RunReader(shell.folder / f"{name}.h5")
     modules = [exported(shell, name, k) for k in range(CLIENTS)]
     own = [share(module, people, k) for k, module in enumerate(modules)]
     everywhere = [share(module, people) for module in modules]
@@ -167,7 +167,7 @@ def test_clients_networks_are_as_accurate_as_recorded(name, shell, people) -> No
 
 @pytest.mark.parametrize("name", ["live", "global", "by image", "personal"])
 def test_the_network_of_all_is_as_accurate_as_recorded(name, shell, people) -> None:
-    reader, module = Reader(shell.folder / f"{name}.h5"), exported(shell, name)
+    reader, module = RunReader(shell.folder / f"{name}.h5"), exported(shell, name)
     assert share(module, people) == reader.column("accuracy")[-1]
     assert selecting(module) == (name != "global")
     own = [share(module, people, k) for k in range(CLIENTS)]
@@ -184,7 +184,7 @@ def test_the_network_of_all_is_as_accurate_as_recorded(name, shell, people) -> N
 
 def test_forms_of_use_are_recorded_where_they_differ(shell) -> None:
     names = {
-        name: {column for column in Reader(shell.folder / f"{name}.h5").names() if column.endswith("_client_accuracy")} for name in FORMS
+        name: {column for column in RunReader(shell.folder / f"{name}.h5").names() if column.endswith("_client_accuracy")} for name in FORMS
     }
     both = {"gated_client_accuracy", "personal_client_accuracy"}
     assert names == {name: both if name == "personal" else set() if name == "by image" else {"gated_client_accuracy"} for name in FORMS}
@@ -192,7 +192,7 @@ def test_forms_of_use_are_recorded_where_they_differ(shell) -> None:
 
 def test_one_training_serves_all_forms(shell) -> None:
     """What is exported, and how, changes no weight, and the network with its gates does what it does anywhere."""
-    runs = {name: Reader(shell.folder / f"{name}.h5") for name in FORMS}
+    runs = {name: RunReader(shell.folder / f"{name}.h5") for name in FORMS}
     first = {key: value for key, value in runs["by image"].model().items() if key.startswith(("w/", "buf/"))}
     for name, reader in runs.items():
         model = reader.model()
@@ -222,7 +222,7 @@ def test_it_runs_without_fedsim(shell, people, tmp_path) -> None:
 
 def test_show_tells_forms_and_shares(shell, capfd) -> None:
     shown = shell(capfd, "show", "personal.h5")
-    reader = Reader(shell.folder / "personal.h5")
+    reader = RunReader(shell.folder / "personal.h5")
     assert shown.code == 0
     text = " ".join(shown.out.split())
     for column in ("client_accuracy", "gated_client_accuracy", "personal_client_accuracy", "client_global_accuracy"):
@@ -266,9 +266,9 @@ def test_stopped_in_its_last_round_it_resumes_to_the_same(after, folder, tmp_pat
         return (checkpoint.folder_of(out) / "000001.json").exists() and next(asked) >= after
 
     assert run("adp", "serial", folder, out, stopped, change=STOPPED) == 3
-    assert Reader(out).rounds == 1
+    assert RunReader(out).rounds == 1
     assert run("adp", "serial", folder, out, change=STOPPED) == 0
-    mine, whole = Reader(out), Reader(folder / "whole.h5")
+    mine, whole = RunReader(out), RunReader(folder / "whole.h5")
     assert mine.attributes["weights_sha256"] == whole.attributes["weights_sha256"]
     assert np.array_equal(mine.gates()[1], whole.gates()[1])
     for name in ("accuracy", "global_accuracy", "gated_accuracy", "personal_accuracy", "bytes_up", "train_flops"):

@@ -12,7 +12,7 @@ from captured_console import console
 
 from fedsim.config import job
 from fedsim.simulation.export import module_of
-from fedsim.storage.reader import Reader
+from fedsim.storage.reader import RunReader
 
 JOBS = Path(__file__).parents[2] / "jobs"
 SMOKE = """
@@ -83,7 +83,7 @@ def test_a_run_tells_its_extrusions_and_becomes_a_plain_module(fedsim, tmp_path)
     code, text = fedsim("run")
     assert code == 0, text
     (path,) = tmp_path.rglob("*.h5")
-    reader = Reader(path)
+    reader = RunReader(path)
     before, after = reader.column("marked_norm_before"), reader.column("marked_norm_after")
     assert np.isfinite(before).tolist() == [False, False, True, False, True]
     assert (np.isfinite(after) == np.isfinite(before)).all()

@@ -14,7 +14,7 @@ import pytest
 import torch
 from captured_console import console
 
-from fedsim.storage.reader import Reader, read_model
+from fedsim.storage.reader import RunReader, read_model
 
 SMOKE = """
 rounds = 6
@@ -113,7 +113,7 @@ def test_what_the_messages_advise_runs(fedsim, settings) -> None:
 
 def test_the_smoke_job_leaves_its_resources_on_record(fedsim, tmp_path) -> None:
     assert fedsim("run") == (0, "")
-    reader, model = Reader(tmp_path / "runs/smoke.h5"), read_model(tmp_path / "runs/smoke.h5")
+    reader, model = RunReader(tmp_path / "runs/smoke.h5"), read_model(tmp_path / "runs/smoke.h5")
     assert reader.rounds == 6
     density, layers = reader.column("density"), reader.layers("density")
     sizes = np.array([model[f"w/{layer}.weight"].numel() for layer in reader.labels("layer")])
@@ -154,7 +154,7 @@ def test_check_14_three_ranks_agree_with_one_process_bit_for_bit(fedsim, tmp_pat
     crowded = {"PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe"}
     command = [str(MPIRUN), "-n", "3", sys.executable, "-m", "fedsim", "run", "smoke.toml", "--out", "ranks.h5"]
     subprocess.run(command, cwd=tmp_path, env={**os.environ, **allowed, **crowded}, capture_output=True, check=True, timeout=240)
-    alone, ranks = Reader(tmp_path / "runs/smoke.h5"), Reader(tmp_path / "ranks.h5")
+    alone, ranks = RunReader(tmp_path / "runs/smoke.h5"), RunReader(tmp_path / "ranks.h5")
     assert (alone.attributes["ranks"], ranks.attributes["ranks"]) == (1, 3)
     assert ranks.attributes["weights_sha256"] == alone.attributes["weights_sha256"]
     for name in ("accuracy", "weights_swapped", "chosen_candidate", "candidate_loss", "bytes_up", "bytes_down", "train_flops"):

@@ -13,7 +13,7 @@ from rich.console import Console
 from fedsim.errors import BadInput
 from fedsim.reporting.formatting import duration, quantity, share
 from fedsim.reporting.summary import show
-from fedsim.storage.writer import Record
+from fedsim.storage.writer import RunWriter
 
 
 def shown(path: Path) -> str:
@@ -32,7 +32,7 @@ def run_file(path: Path, rounds: int, every: int = 5, finished: bool = True) -> 
         "hosts": "n1,n2",
         "started_at": "2026-01-02T03:04:05+00:00",
     }
-    with Record.create(path, attributes=attributes, layers=["fc"], clients=10) as record:
+    with RunWriter.create(path, attributes=attributes, layers=["fc"], clients=10) as record:
         for r in range(rounds + 1):
             values = {"train_loss": 2 / (r + 1), "density": 0.1, "bytes_up": 1e6, "bytes_down": 2e6, "seconds": 0.5}
             values |= {"train_flops": 4e9, "max_client_flops": 5e8, "max_client_memory": 3e6}
@@ -69,7 +69,7 @@ def test_a_finished_run(tmp_path: Path) -> None:
 
 
 def pruned(path: Path, rows: list[dict[str, float]]) -> str:
-    with Record.create(path, attributes={"rounds_planned": len(rows) - 1}, layers=["fc"], clients=10) as record:
+    with RunWriter.create(path, attributes={"rounds_planned": len(rows) - 1}, layers=["fc"], clients=10) as record:
         for r, values in enumerate(rows):
             record.row(r, values)
     return " ".join(shown(path).split())
@@ -107,7 +107,7 @@ def test_smaller_networks_are_told_as_last_recorded(tmp_path: Path) -> None:
 
 
 def test_the_worst_client_is_named_where_it_is_known(tmp_path: Path) -> None:
-    with Record.create(tmp_path / "a.h5", attributes={"rounds_planned": 0}, layers=["fc"], clients=10) as record:
+    with RunWriter.create(tmp_path / "a.h5", attributes={"rounds_planned": 0}, layers=["fc"], clients=10) as record:
         record.row(0, {"client_accuracy_macro": 0.5, "worst_client": 7}, {"accuracy": (np.array([3, 7]), np.array([0.75, 0.25]))})
     assert "lowest 25.0% (client 7)" in shown(tmp_path / "a.h5")
 

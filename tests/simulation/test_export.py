@@ -23,7 +23,7 @@ from fedsim.nn import profiler
 from fedsim.nn.net import Net
 from fedsim.simulation.experiment import build_experiment
 from fedsim.simulation.export import Final, module_of, traced
-from fedsim.storage.reader import Reader
+from fedsim.storage.reader import RunReader
 
 LINES = {
     "gated": ("gated", {}),
@@ -61,7 +61,7 @@ def x() -> Tensor:
 def evaluated(folder: Path, name: str, client: int | None) -> Tensor:
     """The engine's own logits: the network in use, masks and the client's gate multiplied in."""
     line, change = LINES[name]
-    reader, net = Reader(folder / f"{name}.h5"), build_experiment(check(table(line, "serial", folder) | change)).setting.net
+    reader, net = RunReader(folder / f"{name}.h5"), build_experiment(check(table(line, "serial", folder) | change)).setting.net
     model = reader.model()
     if index := {key[6:]: value for key, value in model.items() if key.startswith("index/")}:
         net = net.cut(index)
@@ -98,7 +98,7 @@ def test_what_is_written_runs_without_fedsim_and_gives_the_same(name, client, fo
     assert float((logits - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
     with torch.no_grad():
         assert torch.equal(module_of(folder / f"{name}.h5", client)(x()), logits)
-    reader = Reader(folder / f"{name}.h5")
+    reader = RunReader(folder / f"{name}.h5")
     if client is not None:
         assert count == reader.clients("parameters")[-1, client]
     elif name in ("gated", "standardised"):
@@ -106,7 +106,7 @@ def test_what_is_written_runs_without_fedsim_and_gives_the_same(name, client, fo
 
 
 def test_it_says_what_it_wrote(folder, monkeypatch, capsys) -> None:
-    path, reader = folder / "gated.h5", Reader(folder / "gated.h5")
+    path, reader = folder / "gated.h5", RunReader(folder / "gated.h5")
     assert fedsim(monkeypatch, "export", path, "--client", 3) == 0
     said = capsys.readouterr().out
     assert f"{reader.clients('parameters')[-1, 3]:,.0f} of 5,862 parameters" in said
@@ -119,7 +119,7 @@ def test_it_says_what_it_wrote(folder, monkeypatch, capsys) -> None:
 
 
 def test_pruned_weights_are_exactly_zero(folder) -> None:
-    model, values = Reader(folder / "masked.h5").model(), module_of(folder / "masked.h5").state_dict()
+    model, values = RunReader(folder / "masked.h5").model(), module_of(folder / "masked.h5").state_dict()
     held = under(model, "mask/")
     assert held
     for key in held:
@@ -215,6 +215,6 @@ def test_a_client_whose_gates_were_not_kept_is_refused(folder, tmp_path, monkeyp
     monkeypatch.setattr("fedsim.simulation.evaluation.GATES_UP_TO", 4)
     out = tmp_path / "run.h5"
     assert run("gated", "serial", folder, out, change={"evaluate": {"every": 1, "clients": 2, "batch": 32}}) == 0
-    missing = sorted({0, 1, 2, 3, 4} - set(Reader(out).gates()[0].tolist()))[0]
+    missing = sorted({0, 1, 2, 3, 4} - set(RunReader(out).gates()[0].tolist()))[0]
     with pytest.raises(BadInput, match=f"holds no network of client {missing}; it has those of the clients "):
         module_of(out, missing)

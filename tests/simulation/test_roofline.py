@@ -20,8 +20,8 @@ from fedsim.simulation.planning import roofline
 from fedsim.simulation.planning.roofline import Peaks
 from fedsim.simulation.round_record import speeds
 from fedsim.storage.columns import Column
-from fedsim.storage.reader import Reader
-from fedsim.storage.writer import Record
+from fedsim.storage.reader import RunReader
+from fedsim.storage.writer import RunWriter
 
 PEAKS = {"peak_flops": 100e9, "peak_bytes": 10e9}
 
@@ -66,10 +66,10 @@ def test_speeds_are_amounts_over_the_seconds_of_their_phase() -> None:
 def told(path: Path, timing: dict[str, float], speed: dict[str, float], **attributes: Any) -> str:
     """The bottleneck of a run of three alike rounds."""
     columns = {f"{group}/{name}": Column() for group, names in (("timing", timing), ("speed", speed)) for name in names}
-    with Record.create(path / "run.h5", attributes=attributes, layers=["fc"], clients=2, columns=columns) as record:
+    with RunWriter.create(path / "run.h5", attributes=attributes, layers=["fc"], clients=2, columns=columns) as record:
         for r in range(3):
             record.row(r, {}, timing=timing, speed=speed if r else {})
-    text = bottleneck(Reader(path / "run.h5"))
+    text = bottleneck(RunReader(path / "run.h5"))
     (path / "run.h5").unlink()
     return text
 
@@ -121,17 +121,17 @@ def test_recording_is_beside_the_rest_where_other_ranks_train_meanwhile(tmp_path
 
 def test_a_file_of_an_older_fedsim_is_shown_and_gone_on_with(tmp_path: Path) -> None:
     path, console = tmp_path / "run.h5", Console(file=io.StringIO(), width=80)
-    with Record.create(path, attributes={}, layers=["fc"], clients=2) as record:
+    with RunWriter.create(path, attributes={}, layers=["fc"], clients=2) as record:
         record.row(0, {}, timing={"compute": 1.0})
     with h5py.File(path, "r+", locking=False) as file:
         del file["speed"]
-    assert Reader(path).names("speed") == []
+    assert RunReader(path).names("speed") == []
     show(path, console)
     assert "next bottleneck  compute, 100% of the time: more ranks\n" in console.file.getvalue()  # type: ignore[attr-defined]
-    with Record.resume(path, 0, PEAKS) as record:
+    with RunWriter.resume(path, 0, PEAKS) as record:
         record.row(1, {}, timing={"compute": 1.0}, speed={"compute_flops": 50e9})
-    assert Reader(path).about("speed", "compute_flops").units == "FLOP/s"
-    assert "at 50% of the arithmetic roof" in bottleneck(Reader(path))
+    assert RunReader(path).about("speed", "compute_flops").units == "FLOP/s"
+    assert "at 50% of the arithmetic roof" in bottleneck(RunReader(path))
 
 
 def test_a_part_has_the_prefix_of_the_whole() -> None:

@@ -26,7 +26,7 @@ from fedsim.pruning.gates import never_empty
 from fedsim.simulation import subnetworks
 from fedsim.simulation.experiment import build_experiment
 from fedsim.simulation.round_record import row_of
-from fedsim.storage.reader import Reader
+from fedsim.storage.reader import RunReader
 
 SHAPE = (1, 8, 8)
 MODELS = {
@@ -156,7 +156,7 @@ def test_one_client_overlaps_with_nobody() -> None:
 
 
 def test_a_run_records_every_evaluated_client(folder: Path) -> None:
-    reader = Reader(folder / "run.h5")
+    reader = RunReader(folder / "run.h5")
     job = check(table("gated", "serial", folder))
     parts = build_experiment(job)
     for r, cut in ((1, False), (ROUNDS, True)):
@@ -177,7 +177,7 @@ def test_a_run_records_every_evaluated_client(folder: Path) -> None:
 
 
 def test_a_run_without_gates_records_nothing_new(folder: Path) -> None:
-    reader = Reader(folder / "plain.h5")
+    reader = RunReader(folder / "plain.h5")
     new = {"inference_share", "parameters", "parameters_share", "gates_open", "inference_flops"}
     assert not new & set(reader.names("clients"))
     assert not (new - {"inference_flops"}) & set(reader.names())
@@ -186,7 +186,7 @@ def test_a_run_without_gates_records_nothing_new(folder: Path) -> None:
 
 
 def test_the_final_weights_are_small_and_hashed_with_their_places(folder: Path) -> None:
-    reader = Reader(folder / "run.h5")
+    reader = RunReader(folder / "run.h5")
     model = reader.model()
     assert model["w/conv2.weight"].shape == (6, 3, 3, 3)
     assert {key: len(value) for key, value in model.items() if key.startswith("index/")} == {
@@ -203,7 +203,7 @@ def test_the_gates_of_all_clients_with_images_are_there_at_the_end(folder: Path,
     monkeypatch.setattr("fedsim.simulation.evaluation.BLOCK", 2)
     out = tmp_path / "run.h5"
     assert run("gated", "serial", folder, out, change={"evaluate": {"every": 2, "clients": 2, "batch": 32}}) == 0
-    mine, whole = Reader(out), Reader(folder / "run.h5")
+    mine, whole = RunReader(out), RunReader(folder / "run.h5")
     assert mine.gates(ROUNDS)[0].size == 2
     assert mine.gates()[0].tolist() == [0, 1, 2, 3, 4]
     np.testing.assert_array_equal(mine.gates()[1], whole.gates(ROUNDS)[1])
@@ -213,8 +213,8 @@ def test_of_too_many_clients_the_evaluated_ones_alone_are_kept(folder: Path, tmp
     monkeypatch.setattr("fedsim.simulation.evaluation.GATES_UP_TO", 4)
     out = tmp_path / "run.h5"
     assert run("gated", "serial", folder, out, change={"evaluate": {"every": 1, "clients": 3, "batch": 32}}) == 0
-    assert Reader(out).gates()[0].tolist() == Reader(out).gates(ROUNDS)[0].tolist()
-    assert Reader(out).gates()[0].size == 3
+    assert RunReader(out).gates()[0].tolist() == RunReader(out).gates(ROUNDS)[0].tolist()
+    assert RunReader(out).gates()[0].size == 3
 
 
 # ---- compared
@@ -223,7 +223,7 @@ def test_of_too_many_clients_the_evaluated_ones_alone_are_kept(folder: Path, tmp
 def test_runs_with_sub_networks_are_compared_by_their_clients(folder: Path) -> None:
     both = compare([folder / "run.h5", folder / "plain.h5"])
     shown = readable(both)
-    reader = Reader(folder / "run.h5")
+    reader = RunReader(folder / "run.h5")
     first = shown[shown["method"] == "toys:Gated"].iloc[0]
     assert first["clients"] == f"{100 * reader.column('client_accuracy_macro')[-1]:.1f} %"
     assert first["lowest"] == f"{100 * reader.column('client_accuracy_min')[-1]:.1f} %"

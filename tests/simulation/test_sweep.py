@@ -21,7 +21,7 @@ from fedsim.errors import BadInput
 from fedsim.simulation import launch
 from fedsim.simulation.stop_signal import LAUNCHED, SIGNALS
 from fedsim.simulation.sweep import Outcome, Run, SweepProgress, plan, sweep
-from fedsim.storage.reader import Reader
+from fedsim.storage.reader import RunReader
 
 HANG = 60.0  # seconds after which a process is taken for lost
 FAKE = {"name": "fake", "channels": 1, "image_size": 8, "classes": 4, "train_images": 120, "test_images": 40}
@@ -155,7 +155,7 @@ def test_a_run_of_a_sweep_is_the_run_alone(done, tmp_path: Path) -> None:
     for alone, file in zip([*job.runs(jobs[0]), jobs[1]], files, strict=True):
         with signals_kept():
             assert launch.main(alone, tmp_path / file.name, "auto") == 0
-        mine, its = (Reader(path).attributes for path in (tmp_path / file.name, file))
+        mine, its = (RunReader(path).attributes for path in (tmp_path / file.name, file))
         assert its["finished"]
         assert [mine[name] for name in ("weights_sha256", "job_sha256", "seed")] == [
             its[name] for name in ("weights_sha256", "job_sha256", "seed")
@@ -165,7 +165,7 @@ def test_a_run_of_a_sweep_is_the_run_alone(done, tmp_path: Path) -> None:
 def test_it_says_a_line_for_each_run_and_nothing_of_what_they_say(done) -> None:
     first, *lines = done[2][2].splitlines()
     assert first == f"3 runs in 2 processes; writing {done[0]}"
-    expected = [f"{path.stem:<7}  accuracy {Reader(path).column('accuracy')[-1]:>6.1%}" for path in done[2][1]]
+    expected = [f"{path.stem:<7}  accuracy {RunReader(path).column('accuracy')[-1]:>6.1%}" for path in done[2][1]]
     assert sorted(line.rpartition("  ")[0] for line in lines) == sorted(expected)
 
 
@@ -289,14 +289,14 @@ def test_a_signal_stops_all_gently_and_the_same_command_goes_on(gate: Gate, ever
     code, out, err = gate.ended()
     assert (code, err) == (3, "stopped; 0 of 3 runs are done, and the same command goes on from there\n")
     assert out.count("stopped after round 1") == 2
-    assert [Reader(gate.folder / f"job-seed{seed}.h5").rounds for seed in (0, 1)] == [1, 1]
+    assert [RunReader(gate.folder / f"job-seed{seed}.h5").rounds for seed in (0, 1)] == [1, 1]
     assert not (gate.folder / "job-seed2.h5").exists()
     if everybody:
         return
     gate.open()
     gate.begin()
     assert gate.ended()[0] == 0
-    assert all(Reader(gate.folder / f"job-seed{seed}.h5").attributes["finished"] for seed in range(3))
+    assert all(RunReader(gate.folder / f"job-seed{seed}.h5").attributes["finished"] for seed in range(3))
 
 
 def test_a_worker_that_dies_loses_its_run_alone(gate: Gate) -> None:
@@ -308,7 +308,7 @@ def test_a_worker_that_dies_loses_its_run_alone(gate: Gate) -> None:
     code, out, err = gate.ended()
     assert code == 1
     assert "1 of 3 runs failed:\njob-seed0: lost: its process was killed by SIGKILL; its checkpoint stands" in err
-    assert [Reader(gate.folder / f"job-seed{seed}.h5").attributes["finished"] for seed in range(3)] == [False, True, True]
+    assert [RunReader(gate.folder / f"job-seed{seed}.h5").attributes["finished"] for seed in range(3)] == [False, True, True]
     assert "job-seed0  failed: lost" in out
     assert "unfinished" in out.partition("\n\n")[2]  # the table
 
@@ -317,4 +317,4 @@ def test_no_worker_outlives_a_sweep_that_was_killed(gate: Gate) -> None:
     gate.worker(0), gate.worker(1)
     gate.process.kill()
     gate.gone()
-    assert [Reader(gate.folder / f"job-seed{seed}.h5").rounds for seed in (0, 1)] == [1, 1]
+    assert [RunReader(gate.folder / f"job-seed{seed}.h5").rounds for seed in (0, 1)] == [1, 1]

@@ -19,14 +19,14 @@ from fedsim.errors import BadInput
 from fedsim.storage import encoding, layout
 from fedsim.storage.client_gates import Gates
 from fedsim.storage.columns import COLUMNS, Column
-from fedsim.storage.reader import Reader, read_model
-from fedsim.storage.writer import Record
+from fedsim.storage.reader import RunReader, read_model
+from fedsim.storage.writer import RunWriter
 
 ATTRIBUTES = {"job": 'name = "a"\n', "method": "fedavg", "seed": 3, "rounds_planned": 60, "fedsim_version": "0.1"}
 
 
-def create(path: Path, clients: int = 5, **more: Any) -> Record:
-    return Record.create(path, **{"attributes": ATTRIBUTES, "layers": ["conv1", "fc"], "clients": clients, **more})
+def create(path: Path, clients: int = 5, **more: Any) -> RunWriter:
+    return RunWriter.create(path, **{"attributes": ATTRIBUTES, "layers": ["conv1", "fc"], "clients": clients, **more})
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_rows_come_back(path: Path) -> None:
-    run = Reader(path)
+    run = RunReader(path)
     assert run.rounds == 3
     assert run.attributes["finished"] is False
     assert run.attributes["weights_sha256"] == ""
@@ -62,22 +62,24 @@ def test_rows_come_back(path: Path) -> None:
 def test_clients_are_nan_where_not_measured(path: Path) -> None:
     nan = np.nan
     expected = [[0, nan, nan, nan, 0.5], [nan, 1, nan, nan, 0.5], [nan, nan, 2, nan, 0.5], [nan, nan, nan, 3, 0.5]]
-    np.testing.assert_array_equal(Reader(path).clients("accuracy"), expected)
-    np.testing.assert_array_equal(Reader(path).clients("accuracy", 2), expected[2])
-    assert np.isnan(Reader(path).clients("loss")).all()
+    np.testing.assert_array_equal(RunReader(path).clients("accuracy"), expected)
+    np.testing.assert_array_equal(RunReader(path).clients("accuracy", 2), expected[2])
+    assert np.isnan(RunReader(path).clients("loss")).all()
 
 
 def test_masks_are_stored_where_they_changed(path: Path) -> None:
     with h5py.File(path, locking=False) as file:
         assert sorted(file["masks"]) == ["0", "2"]
-    assert [Reader(path).masks(r)["mask/fc"].tolist() for r in (0, 1, 2, 3)] == [[[True, False, False]]] * 2 + [[[True, True, False]]] * 2
+    assert [RunReader(path).masks(r)["mask/fc"].tolist() for r in (0, 1, 2, 3)] == [[[True, False, False]]] * 2 + [
+        [[True, True, False]]
+    ] * 2
 
 
 def test_a_name_not_declared_has_nan_before(path: Path) -> None:
-    with Record.resume(path, 3) as record:
+    with RunWriter.resume(path, 3) as record:
         record.row(4, {"weights_swapped": 1.0}, {"votes": (np.array([0]), np.array([7.0]))})
-    np.testing.assert_array_equal(Reader(path).column("weights_swapped"), [np.nan] * 4 + [1])
-    np.testing.assert_array_equal(Reader(path).clients("votes")[4], [7] + [np.nan] * 4)
+    np.testing.assert_array_equal(RunReader(path).column("weights_swapped"), [np.nan] * 4 + [1])
+    np.testing.assert_array_equal(RunReader(path).clients("votes")[4], [7] + [np.nan] * 4)
 
 
 @pytest.mark.parametrize("group", ["rounds", "clients", "layers", "timing", "partition"])
@@ -97,24 +99,24 @@ def test_xarray_finds_labels_in_every_group(path: Path, group: str) -> None:
 
 
 def test_columns_have_units_and_a_description(path: Path) -> None:
-    assert Reader(path).about("rounds", "bytes_up") == COLUMNS["rounds/bytes_up"]
+    assert RunReader(path).about("rounds", "bytes_up") == COLUMNS["rounds/bytes_up"]
     assert all(column.about and column.units for column in COLUMNS.values())
-    assert set(Reader(path).names("timing")) == {"broadcast", "compute", "reduce", "server", "evaluate", "record"}
+    assert set(RunReader(path).names("timing")) == {"broadcast", "compute", "reduce", "server", "evaluate", "record"}
 
 
 def test_own_columns_may_be_declared(tmp_path: Path) -> None:
     create(tmp_path / "run.h5", columns={"rounds/age": Column("round", "since the last adjustment")}).close()
-    assert Reader(tmp_path / "run.h5").names() == ["age"]
+    assert RunReader(tmp_path / "run.h5").names() == ["age"]
     with pytest.raises(ValueError, match="'round/age' is under none of rounds, clients, layers, timing"):
         create(tmp_path / "other.h5", columns={"round/age": Column()})
 
 
 def test_counts_are_left_out_of_large_populations(tmp_path: Path, path: Path) -> None:
-    counts = Reader(path).counts()
+    counts = RunReader(path).counts()
     assert counts is not None
     assert counts[4, 2] == 14
     create(tmp_path / "large.h5", clients=100_001, counts=np.zeros((100_001, 1), np.int32)).close()
-    assert Reader(tmp_path / "large.h5").counts() is None
+    assert RunReader(tmp_path / "large.h5").counts() is None
 
 
 def test_only_touched_chunks_of_a_million_clients_are_written(tmp_path: Path) -> None:
@@ -125,33 +127,33 @@ def test_only_touched_chunks_of_a_million_clients_are_written(tmp_path: Path) ->
     with h5py.File(tmp_path / "run.h5", locking=False) as file:
         assert file["clients/loss"].id.get_num_chunks() == 3 * len(ids)
         assert file["clients/accuracy"].id.get_num_chunks() == 1  # made with row 0
-    row = Reader(tmp_path / "run.h5").clients("loss", 2)
+    row = RunReader(tmp_path / "run.h5").clients("loss", 2)
     assert np.flatnonzero(~np.isnan(row)).tolist() == ids.tolist()
     assert (row[ids] == ids + 2).all()
     assert (tmp_path / "run.h5").stat().st_size < 1_000_000
 
 
 def test_rows_follow_one_another(path: Path) -> None:
-    with Record(path) as record, pytest.raises(ValueError, match="row 5 cannot follow row 3"):
+    with RunWriter(path) as record, pytest.raises(ValueError, match="row 5 cannot follow row 3"):
         record.row(5, {})
 
 
 @pytest.mark.parametrize(("ids", "values"), [([5], [1.0]), ([-1], [1.0]), ([1, 2], [1.0])])
 def test_wrong_clients_are_refused_and_the_row_can_be_written_again(path: Path, ids: list[int], values: list[float]) -> None:
-    with Record(path) as record:
+    with RunWriter(path) as record:
         with pytest.raises(ValueError, match="clients/loss: ids are"):
             record.row(4, {}, {"loss": (np.array(ids), np.array(values))})
         record.row(4, {"loss": 9.0})
-    assert Reader(path).column("loss")[4] == 9.0
+    assert RunReader(path).column("loss")[4] == 9.0
 
 
 # --- resume
 
 
 def test_resume_cuts_later_rows(path: Path) -> None:
-    with Record.resume(path, 1) as record:
+    with RunWriter.resume(path, 1) as record:
         assert record.rounds == 1
-    run = Reader(path)
+    run = RunReader(path)
     assert run.rounds == 1
     assert run.column("loss").tolist() == [1, 0]
     assert run.clients("accuracy").shape == (2, 5)
@@ -159,20 +161,20 @@ def test_resume_cuts_later_rows(path: Path) -> None:
         assert sorted(file["masks"]) == ["0"]
         assert file["rounds/loss"].shape == (2,)
         assert file["round"].shape == (2,)
-    with Record.resume(path, 1) as record:
+    with RunWriter.resume(path, 1) as record:
         record.row(2, {"loss": 7.0}, masks={"mask/fc": torch.tensor([[True, False, False]])})
-    assert Reader(path).column("loss").tolist() == [1, 0, 7]
+    assert RunReader(path).column("loss").tolist() == [1, 0, 7]
     with h5py.File(path, locking=False) as file:
         assert sorted(file["masks"]) == ["0"]  # no change against row 1
 
 
 def test_resume_of_a_finished_run_takes_its_end_back(path: Path) -> None:
-    with Record(path) as record:
+    with RunWriter(path) as record:
         record.finish({"w/fc": torch.ones(1, 3)}, "ab" * 32)
-    assert Reader(path).attributes["finished"] is True
-    assert Reader(path).attributes["weights_sha256"] == "ab" * 32
-    Record.resume(path, -1).close()
-    run = Reader(path)
+    assert RunReader(path).attributes["finished"] is True
+    assert RunReader(path).attributes["weights_sha256"] == "ab" * 32
+    RunWriter.resume(path, -1).close()
+    run = RunReader(path)
     assert run.rounds == -1
     assert run.attributes["finished"] is False
     assert run.attributes["weights_sha256"] == ""
@@ -182,7 +184,7 @@ def test_resume_of_a_finished_run_takes_its_end_back(path: Path) -> None:
 
 def test_a_run_file_behind_its_checkpoint_is_refused(path: Path) -> None:
     with pytest.raises(BadInput, match="ends with round 3, before its checkpoint of round 7"):
-        Record.resume(path, 7)
+        RunWriter.resume(path, 7)
 
 
 # --- the final model
@@ -201,7 +203,7 @@ def test_the_model_comes_back_bit_for_bit(path: Path) -> None:
         "w/scale": torch.tensor(2.5, dtype=torch.float64),
     }
     model["w/conv1.weight"][~mask] = 0.0
-    with Record(path) as record:
+    with RunWriter(path) as record:
         record.finish(model, "0" * 64)
     back = read_model(path)
     assert back.keys() == model.keys()
@@ -252,7 +254,7 @@ def stored(path: Path) -> list[str]:
 
 
 def test_gates_are_stored_where_they_changed(gated: Path) -> None:
-    run = Reader(gated)
+    run = RunReader(gated)
     assert stored(gated) == ["1", "3", "4", "5", "final"]
     for r, expected in ((1, hard(0)), (2, hard(0)), (3, hard(1)), (4, hard(1, groups=(5, 3))), (6, hard(1, (0, 1, 4), (5, 3)))):
         ids, bits = run.gates(r)
@@ -268,15 +270,15 @@ def test_gates_are_stored_where_they_changed(gated: Path) -> None:
 def test_a_run_without_gates_has_none(path: Path) -> None:
     with h5py.File(path, locking=False) as file:
         assert "client_gates" not in file
-    assert [part.size for part in Reader(path).gates()] == [0, 0]
+    assert [part.size for part in RunReader(path).gates()] == [0, 0]
 
 
 def test_resume_cuts_later_gates(gated: Path) -> None:
-    with Record.resume(gated, 3) as record:
+    with RunWriter.resume(gated, 3) as record:
         record.row(4, {}, gates=hard(1))  # no change against round 3
         record.row(5, {}, gates=hard(7))
     assert stored(gated) == ["1", "3", "5"]
-    run = Reader(gated)
+    run = RunReader(gated)
     assert Gates(*run.gates(4), run.groups(4)).same(hard(1))
     assert Gates(*run.gates(), run.groups()).same(hard(7))  # the run has not finished
 
@@ -315,23 +317,23 @@ def test_an_output_that_cannot_be_written(tmp_path: Path) -> None:
 
 def test_what_cannot_be_read_says_so(tmp_path: Path, path: Path) -> None:
     with pytest.raises(BadInput, match="there is no run file"):
-        Reader(tmp_path / "none.h5")
+        RunReader(tmp_path / "none.h5")
     (tmp_path / "text.h5").write_text("no HDF5")
     with pytest.raises(BadInput, match="cannot be read"):
-        Reader(tmp_path / "text.h5")
+        RunReader(tmp_path / "text.h5")
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["x"] = 1
     with pytest.raises(BadInput, match="is it a run file of fedsim"):
-        Reader(tmp_path / "other.h5")
+        RunReader(tmp_path / "other.h5")
     with pytest.raises(BadInput, match=r"has no rounds/acuracy; it has .*accuracy"):
-        Reader(path).column("acuracy")
+        RunReader(path).column("acuracy")
 
 
 def test_a_newer_format_says_which_version_wrote_it(path: Path) -> None:
     with h5py.File(path, "r+") as file:
         file.attrs["format_version"], file.attrs["fedsim_version"] = 99, "7.1"
     with pytest.raises(BadInput, match=r"written by fedsim 7\.1 in a newer format"):
-        Reader(path)
+        RunReader(path)
 
 
 def test_a_half_written_file_is_tried_again(path: Path) -> None:
@@ -343,12 +345,12 @@ def test_a_half_written_file_is_tried_again(path: Path) -> None:
         if len(waits) == 3:
             path.write_bytes(whole)
 
-    assert Reader(path, heal).rounds == 3
+    assert RunReader(path, heal).rounds == 3
     assert len(waits) == 3
     path.write_bytes(whole[:-100])
     waits.clear()
     with pytest.raises(BadInput, match="cannot be read"):
-        Reader(path, waits.append)
+        RunReader(path, waits.append)
     assert 1.5 < sum(waits) <= 2
 
 
@@ -434,7 +436,7 @@ def value(r: int) -> float:
     return r + 0.5
 
 
-def write_row(record: Record, r: int) -> None:
+def write_row(record: RunWriter, r: int) -> None:
     late = r >= LATE and r % 3 == 0
     measured = {"loss": (IDS, IDS + value(r))} | ({"accuracy": (IDS, IDS + value(r))} if late else {})
     values = {"loss": value(r)} | ({"accuracy": value(r)} if late else {}) | ({f"new{r}": value(r)} if r in (20, 21) else {})
@@ -503,10 +505,10 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, act: Callable[[Pat
 
 def test_every_cut_of_the_writing_leaves_all_counted_rows_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def act(path: Path) -> None:
-        with Record(path) as record:
+        with RunWriter(path) as record:
             for r in range(ROWS):
                 write_row(record, r)
-        with Record.resume(path, ROWS - 20) as record:
+        with RunWriter.resume(path, ROWS - 20) as record:
             for r in range(ROWS - 19, ROWS - 10):
                 write_row(record, r)
             record.finish({"w/a": torch.ones(3)}, "0" * 64, hard(99))
@@ -523,7 +525,7 @@ def test_every_cut_of_the_writing_leaves_all_counted_rows_whole(tmp_path: Path, 
 
 def test_a_run_goes_on_from_any_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def act(path: Path) -> None:
-        with Record(path) as record:
+        with RunWriter(path) as record:
             for r in range(36):
                 write_row(record, r)
 
@@ -534,7 +536,7 @@ def test_a_run_goes_on_from_any_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         if step % 7 == 0:
             copy.write_bytes(cut.read_bytes())
             rounds = check(copy)
-            with Record.resume(copy, max(rounds - 1, -1)) as record:
+            with RunWriter.resume(copy, max(rounds - 1, -1)) as record:
                 for r in range(record.rounds + 1, record.rounds + 4):
                     write_row(record, r)
             assert check(copy) == max(rounds - 1, -1) + 3

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedsim.core import keys
 from fedsim.kernels.activation_pruning.layers import Convolution, Layer, Product, Tap, operation
 from fedsim.kernels.sparse import layers
 from fedsim.nn.layers.nsconv import NormalisedConv2d
@@ -65,7 +66,7 @@ class RuntimeStandardizedConv2d(nn.Module):
 
     def __init__(self, conv: StandardisedConv2d, name: str, call: CallContext) -> None:
         super().__init__()
-        self.weight, self.bias, self.removed_key = conv.weight, conv.bias, f"buf/{name}.removed"
+        self.weight, self.bias, self.removed_key = conv.weight, conv.bias, keys.removed(name)
         self.stride, self.padding, self.dilation, self.groups = conv.stride, conv.padding, conv.dilation, conv.groups
         self.call, self.op, self.prunes = [call], operation(conv), True
 
@@ -86,7 +87,7 @@ class RuntimeNSConv2d(nn.Module):
     def __init__(self, conv: NormalisedConv2d, name: str, call: CallContext) -> None:
         super().__init__()
         self.weight, self.bias, self.gain, self.over = conv.weight, conv.bias, conv.gain, conv.over
-        self.op, self.key, self.mask_key = operation(conv), name, f"mask/{name}.weight"
+        self.op, self.key, self.mask_key = operation(conv), name, keys.mask(name)
         self.call, self.prunes = [call], True
 
     def forward(self, x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedsim.core import keys
 from fedsim.nn.runtime.call_context import CallContext
 from fedsim.nn.runtime.chwn import batch_norm, group_norm, takes
 
@@ -28,7 +29,7 @@ class BatchNorm(nn.Module):
         self.weight, self.bias = norm.weight, norm.bias
         self.eps, self.own = norm.eps, norm.momentum
         self.tracked = norm.track_running_stats
-        self.mean_key, self.var_key = f"buf/{name}.running_mean", f"buf/{name}.running_var"
+        self.mean_key, self.var_key = f"{keys.BUFFERS}{name}.running_mean", f"{keys.BUFFERS}{name}.running_var"
         self.call = [call]  # in a list: not a submodule, not copied into the module's own state
 
     @property

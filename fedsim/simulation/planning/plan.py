@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fedsim.config.job import resolved
-from fedsim.core import masks, rng
+from fedsim.core import keys, masks, rng
 from fedsim.core.keys import GATE
 from fedsim.core.tree import Tree, under
 from fedsim.errors import BadInput, ClientFault
@@ -197,7 +197,7 @@ class Load:
         fleet = SerialFleet(parts.site, parts.account(), 1, time.perf_counter)
         shared, own, net = method.deploy(setting, state, fleet, clients)
         density = getattr(method, "density", None)
-        if isinstance(density, float) and density < 1 and not under(shared, "mask/") and net is None:
+        if isinstance(density, float) and density < 1 and not under(shared, keys.MASKS) and net is None:
             shared = shared | _uniform(setting.net, density)
         shared = setting.aggregate.shared(setting.aggregate.init_memory(shared), shared)
         return cls(clients, shared, {key: value for key, value in own.items() if key == GATE}, net or setting.net)
@@ -205,7 +205,7 @@ class Load:
     def may_be_sparse(self, parts: Experiment) -> bool:
         execution = parts.job.execution
         dense = execution.kernels or execution.dtype != "float32" or execution.memory_format == "channels_last"
-        masked = execution.fleet in (None, "serial") and bool(under(self.shared, "mask/"))
+        masked = execution.fleet in (None, "serial") and bool(under(self.shared, keys.MASKS))
         return masked and not dense and not missing(parts.site.device)
 
     def batch(self, parts: Experiment) -> Tensor:
@@ -216,9 +216,9 @@ class Load:
 def _uniform(net: Net, density: float) -> Tree:
     """Random masks that leave every maskable layer the same share of its weights, the whole network `density`."""
     share = masks.budget(net.sizes, density) / sum(net.sizes[layer] for layer in net.maskable)
-    keys = {layer: rng.key(0, "plan", i) for i, layer in enumerate(net.maskable)}
-    kept = {layer: rng.uniform(key, net.sizes[layer]).view(net.shapes[layer]) < share for layer, key in keys.items()}
-    return {f"mask/{layer}.weight": mask.to(net.initial[f"w/{layer}.weight"].device) for layer, mask in kept.items()}
+    draws = {layer: rng.key(0, "plan", i) for i, layer in enumerate(net.maskable)}
+    kept = {layer: rng.uniform(key, net.sizes[layer]).view(net.shapes[layer]) < share for layer, key in draws.items()}
+    return {keys.mask(layer): mask.to(net.initial[keys.weight(layer)].device) for layer, mask in kept.items()}
 
 
 def fastest(parts: Experiment, candidates: Iterable[Plan], load: Load) -> Plan:
@@ -274,11 +274,11 @@ def _short(work: Train) -> Train:
 
 
 def _taken(path: Path) -> Plan:
-    from fedsim.storage.reader import Reader
+    from fedsim.storage.reader import RunReader
 
     if not path.exists():
         raise BadInput(f'[execution] plan = "{path}": no such run file')
-    return Plan.of(Reader(path).attributes["plan"])
+    return Plan.of(RunReader(path).attributes["plan"])
 
 
 def _place(parts: Experiment) -> Path:

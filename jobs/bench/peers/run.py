@@ -30,7 +30,7 @@ from fedsim.bench.ranks import launch, seconds
 from fedsim.config.job import Job, load
 from fedsim.errors import BadInput
 from fedsim.simulation.experiment import build_experiment
-from fedsim.storage.reader import Reader
+from fedsim.storage.reader import RunReader
 
 HERE = Path(__file__).parent
 JOBS = (HERE.parent / "small.toml", HERE.parent / "medium.toml")
@@ -129,7 +129,7 @@ def _fedsim(name: str, ranks: int) -> Runner:
         with TemporaryDirectory() as folder:
             out = Path(folder) / "run.h5"
             launch(job, ranks, [sys.executable, "-m", "fedsim", "run", "JOB", "--out", str(out)], Path(folder))
-            return {key.removeprefix("w/"): value for key, value in Reader(out).model().items()}
+            return {key.removeprefix("w/"): value for key, value in RunReader(out).model().items()}
 
     return Runner(name, max(1, ranks - 1), lambda job, _: seconds(job, ranks), last)
 
