@@ -97,6 +97,23 @@ def test_the_readmes_python_reads_it(quickstart, monkeypatch) -> None:
     assert abs(RunReader("mine.h5").column("density_maskable")[-1] - 0.2) < 1e-3
 
 
+PLACE = re.compile(r"`((?:[\w.]+/)*[\w.]+\.py|(?:[\w.]+/)+)(?:: ([\w., ]+))?`")  # a path, and names of things in it
+PREFIX = re.compile(r"`[a-z]+/`")  # of the keys of a tree
+
+
+def test_the_map_names_what_exists() -> None:
+    """Every path in fedsim/README.md, and every name after it."""
+    text = (ROOT / "fedsim" / "README.md").read_text()
+    table = set(PREFIX.findall(text.partition("## Keys of a tree")[2].partition("## Promises")[0]))
+    places = [found for found in PLACE.finditer(text) if found[0] not in table]
+    assert len(places) > 150
+    for path, names in (place.groups() for place in places):
+        known = [folder / path for folder in (ROOT / "fedsim", ROOT) if (folder / path).exists()]
+        assert known, path
+        for name in re.split(r", |\.", names or ""):
+            assert not names or re.search(rf"^ *(def {name}|class {name}|{name}\b.*=)", known[0].read_text(), re.MULTILINE), (path, name)
+
+
 def test_the_other_jobs_are_valid() -> None:
     from fedsim.config.job import load
 
