@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -83,18 +84,43 @@ def test_its_model_is_a_plain_torch_module_with_the_recorded_accuracy(quickstart
     assert abs(float(right) - RunReader(quickstart[0]).column("accuracy")[-1]) < 1e-6
 
 
-def test_the_readmes_python_reads_it(quickstart, monkeypatch) -> None:
-    """The blocks as they stand: reading the run file, and the method, which runs at its density."""
-    monkeypatch.chdir(quickstart[0].parents[1])
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    method, reading = blocks
-    exec(compile(reading, "README.md", "exec"), {})
-    Path("mine.py").write_text(method)
-    few = ["--set", "rounds=2", "--set", "evaluate.every=0", "--out", "mine.h5"]
-    command = [str(BIN / "fedsim"), "run", "jobs/quickstart_dense.toml", "--set", "method.name=mine:Magnitude", *few]
+def blocks(language: str) -> list[str]:
+    """The README's code in a language, as it stands."""
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def succeeds(*command: str) -> str:
+    """What the command prints."""
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    assert abs(RunReader("mine.h5").column("density_maskable")[-1] - 0.2) < 1e-3
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", ["callback=watch", "fedsim_analysis"])
+def test_the_readmes_scripts_run(quickstart, monkeypatch, name) -> None:
+    """A run from Python, and reading the run file: each as a plain script."""
+    monkeypatch.chdir(quickstart[0].parents[1])
+    (script,) = [block for block in blocks("python") if name in block]
+    Path("script.py").write_text(script)
+    succeeds(sys.executable, "script.py")
+
+
+@pytest.mark.parametrize("aggregate", ["fedavg", "fedprox", "fednova", "scaffold"])
+def test_the_readmes_method_runs_at_its_density_under_every_aggregation(quickstart, monkeypatch, aggregate) -> None:
+    monkeypatch.chdir(quickstart[0].parents[1])
+    (method,) = [block for block in blocks("python") if "class Magnitude" in block]
+    Path("mine.py").write_text(method)
+    few = ["rounds=2", "evaluate.every=0", "method.name=mine:Magnitude", f"train.aggregate={aggregate}"]
+    settings = [word for setting in few for word in ("--set", setting)]
+    succeeds(str(BIN / "fedsim"), "run", "jobs/quickstart_dense.toml", *settings, "--out", f"{aggregate}.h5")
+    assert abs(RunReader(f"{aggregate}.h5").column("density_maskable")[-1] - 0.2) < 1e-3
+
+
+def test_the_readmes_job_is_valid() -> None:
+    from fedsim.config.job import check
+
+    (table,) = blocks("toml")
+    assert check(tomllib.loads(table)).rounds == 60
 
 
 PLACE = re.compile(r"`((?:[\w.]+/)*[\w.]+\.py|(?:[\w.]+/)+)(?:: ([\w., ]+))?`")  # a path, and names of things in it
