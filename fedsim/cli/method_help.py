@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from fedsim.config import method_registry
-from fedsim.config.messages import written
+from fedsim.config.method_source import Parameter
+from fedsim.config.toml_values import written
 
 
 def show(name: str | None, console: Console) -> None:
@@ -17,12 +18,10 @@ def show(name: str | None, console: Console) -> None:
     if name is None:
         console.print(_all())
         return
-    method = method_registry.find(name)
-    console.print(_flowing(method_registry.about(name)), markup=False, highlight=False)
+    about, parameters = method_registry.about(name), method_registry.parameters(name)
+    console.print(_flowing(about), markup=False, highlight=False)
     console.print()
-    console.print(
-        _parameters(method) if method_registry.parameters(method) else "No hyperparameters of its own; see [train].", markup=False
-    )
+    console.print(_parameters(parameters) if parameters else "No hyperparameters of its own; see [train].", markup=False)
 
 
 def _flowing(text: str) -> str:
@@ -47,8 +46,8 @@ def _all() -> Table:
     return table
 
 
-def _parameters(method: type) -> Table:
+def _parameters(parameters: list[Parameter]) -> Table:
     table = Table("field", "type", "default", "meaning", box=None, header_style="bold", pad_edge=False)
-    for each in method_registry.parameters(method):
+    for each in parameters:
         table.add_row(each.name, _kind(each.kind), _default(each.default), each.meaning)
     return table

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from difflib import get_close_matches
@@ -13,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from fedsim.config import method_registry
+from fedsim.config.toml_values import written
 from fedsim.storage import former_names
 
 KINDS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", dict: "a table", Any: "a value"}
@@ -41,11 +41,6 @@ def complain(error: ValidationError, job: type[BaseModel], table: dict[str, Any]
     """A line for each fault of `table`; the several errors of a field that may be of several types are one fault."""
     lines = [_line(each, job, table) for each in error.errors(include_url=False)]
     return list(dict.fromkeys(lines))
-
-
-def written(value: Any) -> str:
-    """A value as a job file says it."""
-    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def slots(kind: type) -> dict[str, FieldHelp]:

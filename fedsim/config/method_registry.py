@@ -14,9 +14,12 @@ from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
+from textwrap import dedent
 from types import MappingProxyType, ModuleType
 from typing import Any
 
+from fedsim.config import method_source
+from fedsim.config.method_source import Parameter
 from fedsim.errors import BadInput
 
 METHODS = Path(__file__).parents[1] / "methods"  # one file a method
@@ -54,16 +57,6 @@ ALIASES = MappingProxyType(
 )
 
 
-@dataclass(frozen=True)
-class Parameter:
-    """One hyperparameter, as its dataclass tells it."""
-
-    name: str
-    kind: str  # its type, as written
-    default: Any  # MISSING when the job must give it
-    meaning: str  # the comment on its line
-
-
 def names() -> list[str]:
     """Every name that a job may use."""
     return sorted({*(module.name for module in iter_modules([str(METHODS)])), *ALIASES})
@@ -88,15 +81,25 @@ def source_sha256(*names: str | None) -> str:
 
 
 def about(name: str) -> str:
-    """The paper and the notes of a method: its module's docstring."""
+    """The paper and the notes of a method: the docstring of its module. A method of fedsim is not imported for it."""
     if name in ALIASES:
         return ALIASES[name].about
-    return inspect.cleandoc(inspect.getmodule(find(name)).__doc__ or name)
+    if ":" in name or name not in names():
+        return inspect.cleandoc(inspect.getmodule(find(name)).__doc__ or name)
+    return method_source.docstring(METHODS / f"{name}.py")
 
 
-def parameters(method: type) -> list[Parameter]:
-    """The hyperparameters in the order they are written."""
-    meanings = _comments(method)
+def parameters(name: str) -> list[Parameter]:
+    """The hyperparameters of a method in the order they are written. A method of fedsim is imported only if its file does not tell."""
+    method = ALIASES[name].method if name in ALIASES else name
+    read = method_source.parameters(METHODS / f"{method}.py") if method in names() else None
+    return parameters_of(find(name)) if read is None else read
+
+
+def parameters_of(method: type) -> list[Parameter]:
+    """The hyperparameters of an imported class, in the order they are written."""
+    sources = [inspect.getsource(each) for each in reversed(method.__mro__) if is_dataclass(each)]
+    meanings = {name: meaning for source in sources for name, meaning in method_source.comments(dedent(source)).items()}
     return [Parameter(f.name, _written(f.type), _default(f), meanings.get(f.name, "")) for f in fields(method) if f.init]
 
 
@@ -107,13 +110,6 @@ def _default(field: Any) -> Any:
 def _written(kind: Any) -> str:
     """A type as its source says it, with and without postponed annotations."""
     return kind if isinstance(kind, str) else inspect.formatannotation(kind)
-
-
-def _comments(method: type) -> dict[str, str]:
-    """The comment behind each field, so that its meaning is written once; inherited fields have theirs in the parent."""
-    sources = [inspect.getsource(each) for each in reversed(method.__mro__) if is_dataclass(each)]
-    lines = (line.partition("#") for source in sources for line in source.splitlines())
-    return {code.partition(":")[0].strip(): comment.strip() for code, _, comment in lines if ":" in code}
 
 
 def _only(module: ModuleType) -> type:

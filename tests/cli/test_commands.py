@@ -106,12 +106,22 @@ def test_no_command_is_answered_with_the_help(fedsim: Callable[..., Ended]) -> N
     assert "estimate" in ended.out
 
 
-def test_help_names_every_command_and_loads_nothing_heavy() -> None:
-    code = (
-        "import sys; from fedsim import __main__ as m; sys.argv[1:] = ['--help']\ntry: m.main()\nfinally: assert 'torch' not in sys.modules"
-    )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert all(command in ended.stdout for command in ("run", "sweep", "estimate", "methods", "show", "bench"))
+LIGHT = "import sys; from fedsim.cli import commands; sys.argv[1:] = {!r}\ntry: commands.main()\nfinally: assert 'torch' not in sys.modules"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["bench", "--help"], ["methods"], ["methods", "structured"]])
+def test_help_and_the_list_of_methods_do_not_import_torch(arguments: list[str]) -> None:
+    command = [sys.executable, "-c", LIGHT.format(arguments)]
+    assert subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
+
+
+def test_importing_fedsim_does_not_import_torch() -> None:
+    subprocess.run([sys.executable, "-c", "import fedsim, sys; assert 'torch' not in sys.modules"], cwd=ROOT, check=True)
+
+
+def test_help_names_every_command(fedsim: Callable[..., Ended]) -> None:
+    names = ("run", "sweep", "estimate", "methods", "show", "export", "compare", "bench")
+    assert all(command in fedsim("--help").out for command in names)
 
 
 def test_python_m_fedsim_is_the_same_program() -> None:

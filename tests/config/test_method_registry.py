@@ -13,8 +13,9 @@ import pytest
 from rich.console import Console
 
 from fedsim.cli import method_help
-from fedsim.config import method_registry
+from fedsim.config import method_registry, method_source
 from fedsim.config.job import check, resolved
+from fedsim.config.method_registry import ALIASES
 from fedsim.errors import BadInput
 
 MINE = '''
@@ -89,7 +90,7 @@ def test_a_class_that_is_no_method_is_refused(mine: str) -> None:
 
 
 def test_hyperparameters_carry_the_comment_on_their_line(mine: str) -> None:
-    first, second, *_ = method_registry.parameters(method_registry.find(mine))
+    first, second, *_ = method_registry.parameters(mine)
     assert (first.name, first.kind, first.default, first.meaning) == ("hyper_lr", "float", 0.001, "eta_h, step of the hypernetwork")
     assert second.meaning == ""
 
@@ -113,4 +114,15 @@ def test_the_catalogue_reads_like_prose(capsys) -> None:
 @pytest.mark.parametrize("name", method_registry.names())
 def test_every_hyperparameter_says_what_it_means(name) -> None:
     """A comment that the formatter put on a line of its own is lost to `fedsim methods`."""
-    assert [each.name for each in method_registry.parameters(method_registry.find(name)) if not each.meaning] == []
+    assert [each.name for each in method_registry.parameters(name) if not each.meaning] == []
+
+
+@pytest.mark.parametrize("name", method_registry.names())
+def test_the_file_of_a_method_says_what_the_imported_class_says(name: str) -> None:
+    read = method_source.parameters(method_registry.METHODS / f"{method_registry.ALIASES[name].method if name in ALIASES else name}.py")
+    assert read == method_registry.parameters_of(method_registry.find(name))
+
+
+def test_a_default_that_is_computed_is_not_read_from_the_file(tmp_path: Path) -> None:
+    (tmp_path / "one.py").write_text(MINE.split("@dataclass(frozen=True)\nclass Needy")[0].replace("0.001", "1 / 1000"))
+    assert method_source.parameters(tmp_path / "one.py") is None
