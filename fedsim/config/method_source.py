@@ -49,7 +49,7 @@ def parameters(file: Path) -> list[Parameter] | None:
 
 def comments(source: str) -> dict[str, str]:
     """The comment on the line of each field of the classes in `source`, so that the meaning of a field is written once."""
-    return {field.target.id: _comment(field, source) for node in _classes(source).values() for field in _annotated(node)}  # type: ignore[attr-defined]
+    return {name: _comment(field, source) for node in _classes(source).values() for name, field in _annotated(node).items()}
 
 
 def _classes(source: str) -> dict[str, ast.ClassDef]:
@@ -70,8 +70,8 @@ def _fields(node: ast.ClassDef, source: str) -> dict[str, Parameter]:
     found: dict[str, Parameter] = {}
     for parent, text in _parents(node, source):
         found |= _fields(parent, text)
-    own = _annotated(node) if _is_dataclass(node) else ()
-    return found | {field.target.id: _parameter(field, source) for field in own}  # type: ignore[attr-defined]
+    own = _annotated(node) if _is_dataclass(node) else {}
+    return found | {name: _parameter(name, field, source) for name, field in own.items()}
 
 
 def _parents(node: ast.ClassDef, source: str) -> Iterator[tuple[ast.ClassDef, str]]:
@@ -91,13 +91,13 @@ def _imported(source: str) -> Mapping[str, Path]:
     return {alias.name: files[str(node.module)] for node in lines for alias in node.names if files[str(node.module)].is_file()}
 
 
-def _annotated(node: ast.ClassDef) -> list[ast.AnnAssign]:
-    return [part for part in node.body if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name)]
+def _annotated(node: ast.ClassDef) -> dict[str, ast.AnnAssign]:
+    return {part.target.id: part for part in node.body if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name)}
 
 
-def _parameter(field: ast.AnnAssign, source: str) -> Parameter:
+def _parameter(name: str, field: ast.AnnAssign, source: str) -> Parameter:
     default = MISSING if field.value is None else ast.literal_eval(field.value)
-    return Parameter(ast.unparse(field.target), ast.unparse(field.annotation), default, _comment(field, source))
+    return Parameter(name, ast.unparse(field.annotation), default, _comment(field, source))
 
 
 def _comment(field: ast.AnnAssign, source: str) -> str:
