@@ -27,7 +27,7 @@ from fedsim.errors import BadInput
 from fedsim.models import settings
 from fedsim.models.resnet import ResidualBlock
 from fedsim.nn.dynamic_inference import Skipping
-from fedsim.nn.subnetwork import folded, lean
+from fedsim.nn.subnetwork import folded, optimised_for_inference
 from fedsim.pruning import dynamic_channels
 from fedsim.pruning.dynamic_channels import Costs
 from fedsim.simulation.experiment import Experiment, build_experiment
@@ -102,14 +102,14 @@ def _networks(parts: Experiment) -> dict[str, Any]:
     source = torch.Generator().manual_seed(0)
     gate = torch.cat([torch.randperm(width, generator=source) < count for width, count in zip(net.channels.widths, counts, strict=True)])
     kept = net.channels.kept(gate)
-    live = net.cut(kept).plain(net.narrow(net.initial, kept))
+    live = net.cut(kept).plain(net.compact(net.initial, kept))
     fold = folded(live, {name: torch.ones(len(index)) for name, index in kept.items()})
     plain = replace(job.model, **{name: getattr(settings.ModelSettings, name) for name in vars(job.model) if name.startswith("gate_")})
     dense = models.build(plain, data.shape, data.classes, job.seed)
     made = {
         "dense": dense,
         "by image": net.plain(net.initial),
-        "live": lean(live),
+        "live": optimised_for_inference(live),
         "folded": fold,
         "by hand": _by_hand(dense, net.channels.groups, {name: len(index) for name, index in kept.items()}),
     }

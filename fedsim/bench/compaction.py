@@ -156,7 +156,7 @@ class Case:
         """The half by ordinary torch layers, with the same weights."""
         net, kept = self.parts.setting.net, self.channels.kept(self.gate)
         small = hand_built(self.module, self.channels.groups, {name: len(index) for name, index in kept.items()}).to(self.device)
-        values = net.narrow(net.initial, kept, removed=False)
+        values = net.compact(net.initial, kept, removed=False)
         small.load_state_dict({key.partition("/")[2]: value for key, value in values.items()}, strict=False)
         return small
 
@@ -203,7 +203,7 @@ class Case:
     def inference(self, batch: int) -> dict[str, Run]:
         """A forward pass a call, of exported modules and the hand-built one."""
         net, kept, hand = self.parts.setting.net, self.channels.kept(self.gate), ordinary(self.hand_built())
-        exported = net.cut(kept).plain(net.narrow(net.initial, kept))
+        exported = net.cut(kept).plain(net.compact(net.initial, kept))
         hand.load_state_dict(exported.state_dict())
         runs = {"exported": exported, "hand-built half": hand, "full": net.plain(net.initial)}
         return {name: _passing(module.to(self.device).eval(), self.x[:batch]) for name, module in runs.items()}

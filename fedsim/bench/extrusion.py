@@ -31,7 +31,7 @@ from fedsim.federated.pretraining import images
 from fedsim.fleet.local_fleet import LocalFleet
 from fedsim.fleet.registry import FLEETS
 from fedsim.methods.fedmef import FedMef
-from fedsim.nn.net import cross_entropy
+from fedsim.nn.loss import cross_entropy
 from fedsim.pruning.extrusion import marked, norm_of
 from fedsim.simulation import malloc
 from fedsim.simulation.experiment import Experiment, build_experiment

@@ -18,7 +18,7 @@ from fedsim.core.types import Batch, Feed
 from fedsim.federated.aggregation import FedAvg
 from fedsim.federated.protocol import ClientInput, Report, Setting, Work
 from fedsim.nn import optim
-from fedsim.nn.net import cross_entropy
+from fedsim.nn.loss import cross_entropy
 
 if TYPE_CHECKING:
     from fedsim.nn.net import Net

@@ -22,7 +22,7 @@ def pretrained(setting: Setting, public: Data, epochs: int) -> Tree:
 
     BadInput where it diverges.
     """
-    net, rate = setting.net.whole(), setting.train.at(1)
+    net, rate = setting.net.without_activation_pruning(), setting.train.at(1)
     state = clone(net.initial)
     state |= optim.fresh(under(state, keys.WEIGHTS), rate.momentum, rate.optimiser)
     with torch.no_grad():

@@ -160,7 +160,7 @@ class CostAccount:
         """The anatomy of a net, and the bytes its activations lose with every closed channel; remembered for the last net."""
         if self._known is None or self._known[0] is not net:
             shape = self.population.train.shape
-            self._known = net, profiler.profile(net.plain(net.initial).float(), shape, net.keep), net.per_channel(shape)
+            self._known = net, profiler.profile(net.plain(net.initial).float(), shape, net.activation_pruning), net.per_channel(shape)
         return self._known[1:]
 
     def _down(self, shared: Tree, clients: Sequence[int], arrived: dict[int, dict[str, int]]) -> np.ndarray:

@@ -1,5 +1,5 @@
-"""Kernels of truly sparse layers: kept weights alone, on images that lie innermost.
+"""Kernels for sparse layers, activation pruning and pooling, on CPU (numba) and CUDA (Triton). They know no model and no client.
 
-A tensor (B, C, H, W) by shape is images-innermost when it lies in memory as (C, H, W, B): then every kept weight is one
+Sparse layers work in CHWN layout: a tensor of shape (B, C, H, W) whose memory is (C, H, W, B). Then every kept weight is one
 multiply-add over a contiguous run of images, and ReLU, additions and the code of models stay as they are.
 """

@@ -1,4 +1,4 @@
-"""Max pooling by halves of images that lie row by row: torch's kernel for them looks at one value at a time, this one at whole rows."""
+"""2x2 max pooling of contiguous images: torch's kernel reads one value at a time, this one whole rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fedsim.kernels import max_pool_cpu
 
 
 def takes(x: Tensor, pool: nn.MaxPool2d) -> bool:
-    """Whether `halved` does for x what the layer does."""
+    """Whether `halved` gives for x what the layer gives."""
     plain = (pool.padding, pool.dilation, pool.ceil_mode, pool.return_indices) in ((0, 1, False, False), ((0, 0), (1, 1), False, False))
     halves = all(size in (2, (2, 2)) for size in (pool.kernel_size, pool.stride))
     ours = x.dim() == 4 and x.dtype == torch.float32 and not x.is_cuda and x.is_contiguous() and min(x.shape[2:]) >= 2

@@ -1,6 +1,7 @@
-"""A function of stacked clients called for one of them: alone it sees a stack of one, under `vmap` the stack itself.
+"""Calls a function of stacked clients (K, …) from code that is written for one client.
 
-So kernels that torch cannot look into, and programs for a whole pack, stand inside of code that is written for one client.
+Without `vmap` the function gets a stack of one client; under `vmap` it gets the whole stack. So kernels that torch cannot trace, and
+programs for a whole pack, can be used inside of that code.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ Function = Callable[..., tuple[Tensor, ...]]  # of tensors (K, …) or None, to 
 
 
 def by_rows(function: Function, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-    """What `function` gives for one client, whose tensors come without the leading K."""
+    """The result of `function` for one client; its tensors come without the leading K."""
     if torch._C._are_functorch_transforms_active():  # torch binds the signature of such a function anew at every call
         found: tuple[Tensor, ...] = _Rows.apply(function, *tensors)
         return found
@@ -25,7 +26,7 @@ def by_rows(function: Function, *tensors: Tensor | None) -> tuple[Tensor, ...]:
 
 
 def applied(function: type[torch.autograd.Function], *inputs: Any) -> Any:
-    """`function.apply`, of one with a `setup_context`, without the cost of what only transforms need."""
+    """`function.apply` of an autograd function with a `setup_context`, without the cost of what only transforms need."""
     return (function if torch._C._are_functorch_transforms_active() else _plain(function)).apply(*inputs)
 
 
@@ -40,7 +41,7 @@ def _plain(function: Any) -> Any:
 
 
 class _Rows(torch.autograd.Function):
-    """The way out of `vmap`: its rule is handed the stacked tensors themselves."""
+    """Leaves `vmap`: the rule below gets the stacked tensors themselves."""
 
     @staticmethod
     def forward(function: Function, *tensors: Tensor | None) -> tuple[Tensor, ...]:
@@ -48,11 +49,11 @@ class _Rows(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        """Nothing is kept: what comes of it is not differentiated."""
+        """Keeps nothing: the result is not differentiated."""
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        raise NotImplementedError("what was worked out for stacked clients is not differentiated; net.hessian_vector is twice")
+        raise NotImplementedError("packed kernels have no second derivative; use net.hessian_vector(...), which differentiates twice")
 
     @staticmethod
     def vmap(info: Any, dims: Any, function: Function, *tensors: Tensor | None) -> tuple[Any, Any]:
@@ -61,7 +62,7 @@ class _Rows(torch.autograd.Function):
 
 
 def _in_front(value: Tensor | None, dim: int | None, clients: int) -> Tensor | None:
-    """(K, …), of what all clients share as well."""
+    """The tensor as (K, …), also if all clients share it."""
     if value is None:
         return None
     return value.expand(clients, *value.shape) if dim is None else value.movedim(dim, 0)

@@ -18,7 +18,7 @@ from fedsim.nn.packed_program import MADE, Keys, Makers, PackedProgram, Stage, p
 
 
 def by_products(module: nn.Module, low: torch.dtype | None = None) -> PackedProgram | None:
-    """The module as a program, its convolutions as products; None where `stacked.program` has none."""
+    """The module as a program, its convolutions as products; None where `packed_program.program` has none."""
     return program(module, _made(low))
 
 

@@ -1,10 +1,10 @@
-"""Channels that live and die together, found from the module graph.
+"""Channel groups: channels of several layers that must be cut together, found from the module graph.
 
-A group is the output channels of a convolution or linear layer together with all that carries them: its bias, the norm that
-follows, depth-wise filters, and the input columns of the layers that read them. Its gate multiplies them after every activation
-that they pass. The graph is traced by torch.fx; what it cannot follow (an unknown layer, an addition, a concatenation) holds its
-channels fast. In a network with additions the residual stream is never cut, nor are the stem and the last layer before the
-classifier, which belong to it.
+A group is the output channels of a convolution or linear layer with every tensor that has an entry for each of them: the bias, the
+norm that follows, depth-wise filters, and the input columns of the layers that read them. A gate multiplies the channels after every
+activation. torch.fx traces the graph. Channels that reach a node which the walk does not understand (an unknown layer, an addition,
+a concatenation) cannot be cut. In a network with additions this holds for the residual stream, the stem and the last layer before
+the classifier.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ class Group:
     depthwise: tuple[str, ...]  # convolutions with one filter a channel
     points: tuple[str, ...]  # nodes of the graph after which the gate stands
     nodes: tuple[str, ...]  # all nodes that hand these channels on
-    gate: str = ""  # the layer that gates them by the image; then they may be added to a stream, which stays whole
+    gate: str = ""  # their dynamic gate; then they may be added to a residual stream, which stays whole
 
 
 @dataclass
 class _Space:
-    """Channels under way, whose group is not yet known to be free."""
+    """Channels on the walk through the graph; whether they can be cut is not known yet."""
 
     size: int = 0
-    why: str = ""  # they are held fast
+    why: str = ""  # why they cannot be cut; empty: nothing prevents it
     rows: list[str] = field(default_factory=list)
     columns: list[str] = field(default_factory=list)
     norms: list[str] = field(default_factory=list)
@@ -69,14 +69,14 @@ class _Space:
 
 @dataclass(frozen=True)
 class _Flow:
-    """What one node of the graph hands on."""
+    """The channels that one node of the graph gives to the next ones."""
 
     space: _Space
     gated: bool = False  # since the last layer that made or mixed it
     flat: bool = False  # (B, features)
     folded: bool = False  # maybe several features a channel
     maker: str = ""  # the layer that made it
-    by_image: bool = False  # its gate has just been multiplied in
+    dynamic_gate: bool = False  # their dynamic gate has just been multiplied in
 
 
 class _Reading:
@@ -113,7 +113,7 @@ class _Reading:
         again, tied = bool(own) and name in self.touched, any(id(value) in self.tied for value in own)
         if type(layer) is InputGate and not (again or tied):
             return self._gate(name, layer, [self.flows[entry] for entry in node.args])  # type: ignore[index]
-        flows = [replace(flow, by_image=False) for flow in flows]
+        flows = [replace(flow, dynamic_gate=False) for flow in flows]
         if len(flows) != 1 or again or tied:
             for space in self.touched.get(name, []):
                 space.why = space.why or f"{name} is used twice"
@@ -159,7 +159,7 @@ class _Reading:
         return _Flow(made, False, isinstance(layer, nn.Linear), maker=name)
 
     def _gate(self, name: str, layer: InputGate, flows: list[_Flow]) -> _Flow:
-        """It reads the channels of its first input as the convolution does, and has a row for each of its second's."""
+        """A dynamic gate reads the channels of its first input, as the convolution does, and has a row for each of its second input's."""
         entry, out = flows
         entry.space.columns.append(f"{name}.weight")
         if not entry.gated:
@@ -167,15 +167,15 @@ class _Reading:
         out.space.rows += _names(name, layer)
         out.space.gate = name
         self.touched[name] = [entry.space, out.space]
-        return replace(out, by_image=True)
+        return replace(out, dynamic_gate=True)
 
     def _function(self, node: fx.Node, flows: list[_Flow]) -> _Flow:
         if node.target in ADDING and len(flows) > 1:
             self.streams = True
-            gated = [flow for flow in flows if flow.by_image]
+            gated = [flow for flow in flows if flow.dynamic_gate]
             free = gated if len(gated) == 1 and len(node.args) == 2 and not node.kwargs else []  # the other is a stream, which stays whole
             return self._fixed([flow for flow in flows if not any(flow is one for one in free)], node.name)
-        flows = [replace(flow, by_image=False) for flow in flows]
+        flows = [replace(flow, dynamic_gate=False) for flow in flows]
         if len(flows) == 1 and node.target in ACTIVATING:
             return self._activated(node, flows[0])
         if len(flows) == 1 and node.target in POOLING:
@@ -204,7 +204,7 @@ class _Reading:
         return self.spaces[-1]
 
     def _fixed(self, flows: list[_Flow], where: str) -> _Flow:
-        """Something that is not understood, or mixes channels: all that goes in and comes out stays whole."""
+        """A node that is not understood, or that mixes channels: what it reads and what it gives cannot be cut."""
         for flow in flows:
             flow.space.why = flow.space.why or f"{where} needs them all"
         maker = flows[0].maker if flows else ""

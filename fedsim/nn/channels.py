@@ -1,6 +1,6 @@
 """The channels of a network: gates split into groups, weights in use counted, tensors and modules cut to the kept ones.
 
-Shapes: n channels of all groups in network order, C_l those of group l. A cut is told by `kept`, group -> (c,) int64 positions.
+Shapes: n channels of all groups in network order, C_l those of group l. `kept` says what a cut leaves: group -> (c,) int64 positions.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fedsim.core import keys
 from fedsim.core.tree import Tree
 from fedsim.nn import subnetwork
 from fedsim.nn.channel_groups import NORMS, Group
-from fedsim.nn.compact_gradient import ChannelBlock, cuttable
+from fedsim.nn.gradients.compact import ChannelBlock, cuttable
 from fedsim.nn.layers import input_gate
 from fedsim.nn.layers.standardized_conv import StandardisedConv2d, moments
 from fedsim.nn.subnetwork import ordinary
@@ -35,7 +35,7 @@ class Channels:
     groups: tuple[Group, ...]
     shapes: dict[str, tuple[int, ...]]  # layer -> shape of its weight
     standardised: frozenset[str] = frozenset()  # layers whose filters are
-    halves: frozenset[str] = frozenset()  # gates by the image to which a closed channel is sigmoid(0) = 1/2
+    halves: frozenset[str] = frozenset()  # dynamic gates that read sigmoid(0) = 1/2 from a closed channel
 
     @property
     def n(self) -> int:
@@ -106,20 +106,20 @@ class Channels:
     # ---- cutting
 
     def cut(self, tree: Tree, kept: Tree) -> Tree:
-        """The tree with every tensor narrowed to the kept channels: "w/…", "buf/…", "mask/…", "opt/momentum/…" alike."""
-        narrow = {key: _narrow(value, self._places.get(_tensor(key), ()), kept) for key, value in tree.items()}
-        return narrow | self._halved(tree, narrow, kept)
+        """The tree with every tensor cut to the kept channels: "w/…", "buf/…", "mask/…", "opt/momentum/…" alike."""
+        compact = {key: _selected(value, self._places.get(_tensor(key), ()), kept) for key, value in tree.items()}
+        return compact | self._halved(tree, compact, kept)
 
-    def _halved(self, tree: Tree, narrow: Tree, kept: Tree) -> Tree:
-        """c' = c + 1/2 of the removed columns of U, of gates that see 1/2 where a channel is closed (ADP, 3.4)."""
+    def _halved(self, tree: Tree, compact: Tree, kept: Tree) -> Tree:
+        """c' = c + 1/2 of the removed columns of U, of dynamic gates that read 1/2 from a closed channel (ADP, 3.4)."""
         found = {}
         for gate in sorted(self.halves):
             places, weight = self._places.get(f"{gate}.weight", ()), tree.get(keys.weight(gate))
             if weight is None or not any(axis == 1 for axis, _, _ in places):
                 continue
-            mine = _narrow(weight, [place for place in places if place[0] == 0], kept)
-            gone = _narrow(mine, [place for place in places if place[0] == 1], self._others(kept))
-            found[f"{keys.WEIGHTS}{gate}.bias"] = narrow[f"{keys.WEIGHTS}{gate}.bias"] + 0.5 * gone.sum(1)
+            mine = _selected(weight, [place for place in places if place[0] == 0], kept)
+            gone = _selected(mine, [place for place in places if place[0] == 1], self._others(kept))
+            found[f"{keys.WEIGHTS}{gate}.bias"] = compact[f"{keys.WEIGHTS}{gate}.bias"] + 0.5 * gone.sum(1)
         return found
 
     def blocks(self, weights: Tree, kept: Tree) -> dict[str, ChannelBlock]:
@@ -135,17 +135,17 @@ class Channels:
         for layer in sorted(self.standardised):
             places = self._places.get(f"{layer}.weight", ())
             weight, before = tree[keys.weight(layer)], tree.get(keys.removed(layer))
-            mine = _narrow(weight, [place for place in places if place[0] == 0], kept)
-            gone = _narrow(mine, [place for place in places if place[0] == 1], self._others(kept))
+            mine = _selected(weight, [place for place in places if place[0] == 0], kept)
+            gone = _selected(mine, [place for place in places if place[0] == 1], self._others(kept))
             if any(place[0] == 1 for place in places) and gone.shape[1]:
                 mean, squares = moments(gone)
                 lost = torch.stack([torch.full_like(mean, gone[0].numel()), mean, squares], 1)
-                old = None if before is None else _narrow(before, [place for place in places if place[0] == 0], kept)
+                old = None if before is None else _selected(before, [place for place in places if place[0] == 0], kept)
                 found[keys.removed(layer)] = lost if old is None else _together(lost, old)
         return found
 
     def _others(self, kept: Tree) -> Tree:
-        """What is not kept."""
+        """Group -> positions of the channels that are not kept."""
         return {name: (~part).nonzero().flatten().to(kept[name].device) for name, part in self.split(self.gate(kept)).items()}
 
     def spread(self, small: Tree, full: Tree, kept: Tree) -> Tree:
@@ -158,18 +158,18 @@ class Channels:
         groups = {key: self.rows.get(_tensor(key)) for key in new}
         return {key: torch.where(gates[group], new[key], old[key]) if group else new[key] for key, group in groups.items()}
 
-    def narrowed(self, module: nn.Module, kept: Tree) -> nn.Module:
+    def compact(self, module: nn.Module, kept: Tree) -> nn.Module:
         """A copy of the module that has the kept channels only: smaller layers, nothing masked."""
         small, values = copy.deepcopy(module), {keys.WEIGHTS + name: value.detach() for name, value in module.named_parameters()}
         values |= {keys.BUFFERS + name: value for name, value in module.named_buffers()}
-        narrow, lost = self.cut(values, kept), self.lost(values, kept)
+        compact, lost = self.cut(values, kept), self.lost(values, kept)
         for name, layer in small.named_modules():
             for slot in layer._parameters:
                 if f"{name}.{slot}" in self._places:
-                    layer._parameters[slot] = nn.Parameter(narrow[f"{keys.WEIGHTS}{name}.{slot}"])
+                    layer._parameters[slot] = nn.Parameter(compact[f"{keys.WEIGHTS}{name}.{slot}"])
             for slot in layer._buffers:
                 if f"{name}.{slot}" in self._places:
-                    layer._buffers[slot] = narrow[f"{keys.BUFFERS}{name}.{slot}"]
+                    layer._buffers[slot] = compact[f"{keys.BUFFERS}{name}.{slot}"]
             if keys.removed(name) in lost:
                 layer._buffers["removed"] = lost[keys.removed(name)]
             _measure(layer, name in self.depthwise)
@@ -183,7 +183,7 @@ def _together(one: Tensor, other: Tensor) -> Tensor:
 
 
 def _measure(layer: nn.Module, depthwise: bool) -> None:
-    """The numbers of a layer follow its tensors."""
+    """Sets the sizes of a layer to those of its tensors."""
     weight = layer._parameters.get("weight")
     if isinstance(layer, nn.Conv2d):
         layer.out_channels = layer.weight.shape[0]
@@ -204,7 +204,7 @@ def _tensor(key: str) -> str:
     return name.partition("/")[2] if prefix == "opt" else name
 
 
-def _narrow(value: Tensor, places: Sequence[Place], kept: Tree) -> Tensor:
+def _selected(value: Tensor, places: Sequence[Place], kept: Tree) -> Tensor:
     for axis, group, each in places:
         index = kept[group].to(value.device)
         if each > 1:  # a flattened channel
@@ -229,7 +229,7 @@ def standardised_of(module: nn.Module) -> frozenset[str]:
 
 
 def halves_of(module: nn.Module) -> frozenset[str]:
-    """The gates by the image that take the sigmoid of what they see."""
+    """The dynamic gates that take the sigmoid of their pooled input."""
     return frozenset(name for name, gate in input_gate.gates_of(module).items() if gate.sigmoid)
 
 

@@ -16,14 +16,14 @@ from fedsim.core.keys import ADAM_STEPS
 from fedsim.core.tree import Tree, renamed, zeros
 from fedsim.kernels.sparse.sgd import sgd as step
 from fedsim.kernels.sparse.sgd import steps
-from fedsim.nn.compact_gradient import Narrow
+from fedsim.nn.gradients.compact import CompactGradient
 
 OPTIMISERS = ("sgd", "adam")
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 
 
 def fresh(w: Tree, momentum: float, optimiser: str = "sgd") -> Tree:
-    """The state of an optimiser that has taken no step: a momentum, or Adam's two moments and its number of steps."""
+    """The state of an optimiser before its first step: a momentum, or Adam's two moments and its number of steps."""
     if optimiser == "adam":
         like = next(iter(w.values()))
         moments = renamed(zeros(w), keys.WEIGHTS, keys.FIRST_MOMENT) | renamed(zeros(w), keys.WEIGHTS, keys.SECOND_MOMENT)
@@ -38,7 +38,7 @@ def values_per_parameter(momentum: float, optimiser: str = "sgd") -> int:
 
 def sgd(state: Tree, gradient: Tree, lr: float | Tensor, momentum: float, decay: float, pure: bool = False) -> Tree:
     """One step of torch.optim.SGD; `pure` for calls under `vmap`."""
-    if isinstance(gradient, Narrow):
+    if isinstance(gradient, CompactGradient):
         gradient = gradient.step(state, float(lr), momentum, decay)
     if not (pure or isinstance(lr, Tensor)):
         alone = {key: g for key, g in gradient.items() if steps(g)}

@@ -1,4 +1,4 @@
-"""A plain sequence of layers, differentiated for K clients at once: stacked tensors and ordinary autograd in the place of `vmap`.
+"""A plain sequence of layers, differentiated for K clients at once by ordinary autograd on stacked tensors, in place of `vmap`.
 
 Shapes: K clients, B images. Images are (B, K · C, H, W), the clients' channels one after the other, so that a convolution is one
 grouped convolution, and norms of groups and pools see nothing but channels. Behind `Flatten` features are (K, B, F).
@@ -38,7 +38,7 @@ Makers = dict[type[nn.Module], Callable[[Any, Keys], Stage | None]]
 
 @dataclass(frozen=True)
 class PackedProgram:
-    """What the layers do, one after the other."""
+    """The layers of a plain sequence, as functions of stacked clients."""
 
     stages: tuple[Stage, ...]
 
@@ -72,21 +72,21 @@ def gradient(program: PackedProgram, weights: Tree, batch: Batch) -> tuple[Tenso
 
 
 # ---- layers
-def program(module: nn.Module, made: Makers | None = None, keep: ActivationPruning | None = None) -> PackedProgram | None:
+def program(module: nn.Module, made: Makers | None = None, pruning: ActivationPruning | None = None) -> PackedProgram | None:
     """The module as a program, its layers `made` as below or otherwise; None for one that is more than a sequence of such layers.
 
-    keep: how the inputs of all layers but the first are pruned.
+    pruning: how the inputs of all layers but the first are pruned.
     """
     first: dict[int, str] = {}
     for name, value in module.named_parameters(remove_duplicate=False):
         first.setdefault(id(value), keys.WEIGHTS + name)
     made = made or MADE
-    lean = made if keep is None else made | _lean(keep)
+    pruned = made if pruning is None else made | _with_pruning(pruning)
     weighted = False
     stages: list[Stage] = []
     flat = False
     for layer in _pooled_first(_in_turn(module)):
-        make = (lean if weighted or not list(layer.parameters()) else made).get(type(layer))
+        make = (pruned if weighted or not list(layer.parameters()) else made).get(type(layer))
         weighted |= bool(list(layer.parameters(recurse=False)))
         if make is None or type(layer) in (IMAGES if flat else FEATURES):
             return None
@@ -123,7 +123,7 @@ def _convolved(layer: nn.Conv2d, weight: str, bias: str | None, x: Tensor, weigh
     return F.conv2d(x, weights[weight].flatten(0, 1), shift, layer.stride, layer.padding, layer.dilation, groups)
 
 
-def _normalised(layer: NormalisedConv2d, names: Keys, keep: ActivationPruning | None = None) -> Stage | None:
+def _normalised(layer: NormalisedConv2d, names: Keys, pruning: ActivationPruning | None = None) -> Stage | None:
     """A convolution with a gain, and a mask where the weights have one."""
     if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
         return None
@@ -131,7 +131,7 @@ def _normalised(layer: NormalisedConv2d, names: Keys, keep: ActivationPruning | 
 
     def convolved(x: Tensor, weights: Tree, clients: int) -> Tensor:
         way = Layer(_grouped(layer, clients), layer.over, form=clients)
-        cache = pruned_pack(x, weights.get(REAL_IMAGES), keep, clients) if keep else None
+        cache = pruned_pack(x, weights.get(REAL_IMAGES), pruning, clients) if pruning else None
         held = weights[mask].flatten(0, 1) if mask in weights else None
         bias = weights[names["bias"]].flatten() if "bias" in names else None
         return way(x, cache, weights[weight].flatten(0, 1), bias, weights[names["gain"]].flatten(), held)
@@ -143,40 +143,43 @@ def _grouped(layer: nn.Conv2d, clients: int) -> Convolution:
     return replace(cast(Convolution, operation(layer)), groups=clients * layer.groups)
 
 
-def _lean(keep: ActivationPruning) -> Makers:
-    """Layers that keep little for the backward pass."""
-    linear: Makers = {nn.Linear: partial(_lean_linear, keep)} if keep.layers == "all" else {}
+def _with_pruning(pruning: ActivationPruning) -> Makers:
+    """The layers that differ under activation pruning."""
+    linear: Makers = {nn.Linear: partial(_pruned_linear, pruning)} if pruning.layers == "all" else {}
     return {
-        nn.Conv2d: partial(_lean_conv2d, keep),
-        NormalisedConv2d: partial(_normalised, keep=keep),
+        nn.Conv2d: partial(_pruned_conv2d, pruning),
+        NormalisedConv2d: partial(_normalised, pruning=pruning),
         nn.ReLU: lambda layer, names: lambda x, weights, clients: relu(x),
         ScaledReLU: lambda layer, names: lambda x, weights, clients: relu(x, scale=RELU_SCALE),
-        nn.MaxPool2d: _lean_max_pool2d,
+        nn.MaxPool2d: _pruned_max_pool2d,
         nn.AvgPool2d: lambda layer, names: lambda x, weights, clients: averaged(layer, x),
         **linear,
     }
 
 
-def _lean_conv2d(keep: ActivationPruning, layer: nn.Conv2d, names: Keys) -> Stage | None:
+def _pruned_conv2d(pruning: ActivationPruning, layer: nn.Conv2d, names: Keys) -> Stage | None:
     if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
         return None
 
     def convolved(x: Tensor, weights: Tree, clients: int) -> Tensor:
-        cache, bias = pruned_pack(x, weights.get(REAL_IMAGES), keep, clients), weights[names["bias"]].flatten() if "bias" in names else None
+        cache, bias = (
+            pruned_pack(x, weights.get(REAL_IMAGES), pruning, clients),
+            weights[names["bias"]].flatten() if "bias" in names else None,
+        )
         return Layer(_grouped(layer, clients), form=clients)(x, cache, weights[names["weight"]].flatten(0, 1), bias)
 
     return convolved
 
 
-def _lean_max_pool2d(layer: nn.MaxPool2d, names: Keys) -> Stage | None:
+def _pruned_max_pool2d(layer: nn.MaxPool2d, names: Keys) -> Stage | None:
     if not has_places(layer):
         return _max_pool2d(layer, names)
     return lambda x, weights, clients: max_pool.halved(x) if max_pool.takes(x, layer) else largest_of_windows(layer, x)
 
 
-def _lean_linear(keep: ActivationPruning, layer: nn.Linear, names: Keys) -> Stage:
+def _pruned_linear(pruning: ActivationPruning, layer: nn.Linear, names: Keys) -> Stage:
     def product(x: Tensor, weights: Tree, clients: int) -> Tensor:
-        cache = pruned_pack(x, weights.get(REAL_IMAGES), keep, clients)
+        cache = pruned_pack(x, weights.get(REAL_IMAGES), pruning, clients)
         return Layer(Products(), form=clients)(x, cache, weights[names["weight"]], weights[names["bias"]] if "bias" in names else None)
 
     return product
@@ -208,7 +211,7 @@ def _flatten(layer: nn.Flatten, names: Keys) -> Stage | None:
 
 
 def _itself(layer: nn.Module, names: Keys) -> Stage:
-    """Of a layer that looks at one value, or one channel, at a time."""
+    """The layer itself, which reads one value, or one channel, at a time."""
     return lambda x, weights, clients: layer(x)
 
 

@@ -41,7 +41,7 @@ class Added(nn.Module):
 
 
 def sliced(module: nn.Module, kept: dict[str, Tensor]) -> nn.Module:
-    """A gated module whose tensors are narrowed already, made to fit: no gate selects, and streams get their channels back.
+    """A gated module whose tensors are cut already, made to fit: no gate selects, and streams get their channels back.
 
     kept: gated layer -> positions (c,) of its channels. The module is changed in place.
     """
@@ -75,10 +75,10 @@ def folded(module: nn.Module, values: dict[str, Tensor]) -> nn.Module:
         node.replace_all_uses_with(_scaled(module, before, values[name].detach()))
         module.graph.erase_node(node)
     module.delete_all_unused_submodules()
-    return lean(module)
+    return optimised_for_inference(module)
 
 
-def lean(module: nn.Module) -> nn.Module:
+def optimised_for_inference(module: nn.Module) -> nn.Module:
     """The same network for inference, changed in place: ReLUs write over what nothing else reads, and no backward pass needs.
 
     Its layers stand side by side, "layer1.0.conv1" as "layer1_0_conv1": a small network loses a twentieth of its time by looking

@@ -69,7 +69,7 @@ class CutAndFinetune:
     def cut(self, setting: Setting, shared: Tree, kept: Tree) -> Tree:
         """The values of the smaller network, of an optimiser that has taken no step."""
         held = under(setting.net.folded(shared) if self.fold_ws else shared, keys.WEIGHTS, keys.BUFFERS, keys.MASKS)
-        return setting.net.narrow(held, kept, removed=self.norm_over == "kept")
+        return setting.net.compact(held, kept, removed=self.norm_over == "kept")
 
     def check(self, setting: Setting) -> None:
         """BadInput for a job whose rounds are too few, or whose model has no channels to cut, or gates of its own."""

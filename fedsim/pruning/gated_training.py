@@ -68,7 +68,7 @@ class TrainGated(Train):
         if GATE in held and self.norm_over == "all":
             held[GATE] = held[GATE].to(batch.x.dtype)
         wrt = ("w", "gate") if _soft(sent) else "w"
-        loss, gradient, buffers, _ = net.gradient(held, batch, wrt, extra=self.aggregate.extra(sent, state), narrow=True)
+        loss, gradient, buffers, _ = net.gradient(held, batch, wrt, extra=self.aggregate.extra(sent, state), compact=True)
         if _soft(sent):
             state = state | {GATE_GRADIENT: state[GATE_GRADIENT] + gradient.pop(GATE) / batch.T}
         return self.descend(net, sent, state | buffers, gradient), loss

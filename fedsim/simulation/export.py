@@ -22,7 +22,7 @@ from fedsim.data.population import populate
 from fedsim.errors import BadInput
 from fedsim.nn import profiler
 from fedsim.nn.net import Net
-from fedsim.nn.subnetwork import folded, lean
+from fedsim.nn.subnetwork import folded, optimised_for_inference
 from fedsim.simulation import subnetworks
 from fedsim.storage.reader import RunReader
 
@@ -45,10 +45,10 @@ class Final:
         net, tree = self.net, masks.apply(under(self.tree, keys.WEIGHTS, keys.BUFFERS), under(self.tree, keys.MASKS))
         if GATE in self.tree:
             kept = net.channels.kept(self.tree[GATE])
-            small = net.cut(kept).plain(net.narrow(tree, kept))
+            small = net.cut(kept).plain(net.compact(tree, kept))
             if GATE_VALUES in self.tree:
                 return folded(small, {name: part[kept[name]] for name, part in net.channels.split(self.tree[GATE_VALUES]).items()})
-            return lean(small) if net.has_dynamic_gates else small
+            return optimised_for_inference(small) if net.has_dynamic_gates else small
         return net.plain(tree)
 
     @property

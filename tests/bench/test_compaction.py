@@ -41,7 +41,7 @@ def test_a_hand_built_network_has_the_widths_and_the_outputs_of_the_gated_one(na
     gate = half(net.channels, 0)
     kept = net.channels.kept(gate)
     small = hand_built(module, net.channels.groups, {group: len(index) for group, index in kept.items()}).double()
-    narrow = {key.partition("/")[2]: value for key, value in net.narrow(values, kept).items()}
+    narrow = {key.partition("/")[2]: value for key, value in net.compact(values, kept).items()}
     for layer in [key.removesuffix(".removed") for key in narrow if key.endswith(".removed")]:
         small.get_submodule(layer).removed = narrow[f"{layer}.removed"]  # what each stored filter counts beside the kept entries
     held = {key: value for key, value in small.state_dict().items() if not key.endswith("num_batches_tracked")}

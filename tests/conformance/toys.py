@@ -184,7 +184,7 @@ class Gated(Method[GatedState]):
         state = replace(state, shared=trained(setting, state.shared, reply.total))
         if r == 2:
             kept = net.channels.kept(self.base(setting))
-            state = GatedState(net.narrow(state.shared, kept), kept)
+            state = GatedState(net.compact(state.shared, kept), kept)
         return state, {}
 
     def deploy(self, setting: Setting, state: GatedState, fleet: Fleet, cohort: Sequence[int]) -> tuple[Tree, Tree, Net | None]:

@@ -226,7 +226,7 @@ def test_low_arithmetic_rounds_nothing_that_is_kept(under) -> None:
 def test_a_net_is_raised_again_and_a_cut_one_is_lowered_too() -> None:
     net = Net(small())
     net.set_compute_dtype(torch.bfloat16)
-    assert net.cut(net.channels.kept(torch.ones(net.channels.n, dtype=torch.bool))).low == torch.bfloat16
+    assert net.cut(net.channels.kept(torch.ones(net.channels.n, dtype=torch.bool))).compute_dtype == torch.bfloat16
     before, x = net(net.initial, torch.ones(1, 1, 4, 4))[0], torch.ones(1, 1, 4, 4)
     mixed_precision.settle(net, "float32", "cpu")
     after = net(net.initial, x)[0]

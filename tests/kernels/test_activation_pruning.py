@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from fedsim.core.activation_pruning import ActivationPruning, count
 from fedsim.kernels.activation_pruning import topk
-from fedsim.kernels.activation_pruning.layers import Layer, Product, flat, form_of, operation, pruned, restored, shaped, turned
+from fedsim.kernels.activation_pruning.layers import Layer, Product, flat, form_of, operation, pruned, restored, shaped, transposed
 from fedsim.kernels.activation_pruning.relu_and_pool import AveragePool, MaxPool, has_places, largest_of_windows, relu
 from fedsim.kernels.nsconv import normalised
 
@@ -76,15 +76,15 @@ def gradients(layer: nn.Module, x: Tensor, share: float | None) -> tuple[Tensor,
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("layout", ["rows", "last", "inner"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "chwn"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_result_and_input_gradient_are_the_plain_layers_to_the_bit(name, layout, dtype) -> None:
     layer, x = LAYERS[name]().to(dtype), image(name, dtype=dtype)
-    if x.dim() < 4 and layout != "rows":
+    if x.dim() < 4 and layout != "contiguous":
         return
-    if layout == "last":
+    if layout == "channels_last":
         x = x.contiguous(memory_format=torch.channels_last)
-    elif layout == "inner":
+    elif layout == "chwn":
         x = x.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)
     out, plain = gradients(layer, x, None)
     ours, found = gradients(layer, x, SHARE)
@@ -114,9 +114,9 @@ def test_the_count_of_kept_entries_and_their_bytes() -> None:
 @pytest.mark.parametrize("cache", ["bitmap", "int32"])
 def test_a_cache_owns_its_bytes_and_no_more(cache) -> None:
     x = image("3x3")
-    where, values = pruned(x, None, ActivationPruning(SHARE, cache=cache), "rows")
+    where, values = pruned(x, None, ActivationPruning(SHARE, cache=cache), "contiguous")
     assert where.untyped_storage().nbytes() + values.untyped_storage().nbytes() == ActivationPruning(SHARE, cache=cache).bytes(x.numel())
-    assert torch.equal(restored((where, values), x.shape, "rows"), zero_filled(x, SHARE))
+    assert torch.equal(restored((where, values), x.shape, "contiguous"), zero_filled(x, SHARE))
 
 
 entries = st.lists(st.sampled_from([0.0, -0.0, 1.0, -1.0, 1.5, 2.0**-140, -3.0, 1e30, 7.25]), min_size=1, max_size=70)
@@ -139,25 +139,25 @@ def test_the_largest_are_those_of_a_stable_sort_here_and_on_any_device(values, s
     assert torch.equal(topk.positions(bits, x.shape[1], k)[0].long(), order)
 
 
-@pytest.mark.parametrize("form", ["rows", "last", "inner"])
+@pytest.mark.parametrize("form", ["contiguous", "channels_last", "chwn"])
 def test_equal_entries_are_kept_in_the_same_order_in_every_layout(form) -> None:
     """A dark background gives the same number at many places."""
     x = torch.randint(-2, 3, (4, 3, 5, 5), generator=torch.Generator().manual_seed(5)).float()
     wanted = zero_filled(x, 0.6)
-    x = x.contiguous(memory_format=torch.channels_last) if form == "last" else x
-    x = x.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2) if form == "inner" else x
+    x = x.contiguous(memory_format=torch.channels_last) if form == "channels_last" else x
+    x = x.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2) if form == "chwn" else x
     assert form_of(x, False) == form
     assert torch.equal(restored(pruned(x, None, ActivationPruning(0.6), form), x.shape, form), wanted)
     entries, k = flat(x, form).unsqueeze(0), count(x.numel(), 0.6)
-    anywhere = topk._select_anywhere(entries, torch.tensor([k]), entries.new_empty(1, k), turned(x.shape, form))
+    anywhere = topk._select_anywhere(entries, torch.tensor([k]), entries.new_empty(1, k), transposed(x.shape, form))
     assert torch.equal(shaped(topk.restore(*anywhere, x.numel())[0], x.shape, form), wanted)
 
 
 def test_padded_images_do_not_count() -> None:
     x, real = image("3x3", 6), torch.tensor([1.0, 1, 0, 1, 0, 0])
-    cache = pruned(x * 1.0, real, ActivationPruning(SHARE), "rows")
+    cache = pruned(x * 1.0, real, ActivationPruning(SHARE), "contiguous")
     alone = zero_filled(x[real.bool()], SHARE)
-    assert torch.equal(restored(cache, x.shape, "rows")[real.bool()], alone)
+    assert torch.equal(restored(cache, x.shape, "contiguous")[real.bool()], alone)
     assert int(topk._unpacked(cache[0].unsqueeze(0), x.numel()).sum()) == count(alone.numel(), SHARE)
 
 
@@ -171,7 +171,7 @@ def test_a_pack_of_clients_gives_what_each_gives_alone(name, padded) -> None:
     real = torch.tensor([[1.0] * 5, [1, 1, 1, 0, 0], [1, 1, 1, 1, 0]]) if padded else None
 
     def loss(weight: Tensor, images: Tensor, real: Tensor | None) -> Tensor:
-        out = relu(Layer(op)(images, pruned(images, real, ActivationPruning(SHARE), "rows"), weight, None), pure=True)
+        out = relu(Layer(op)(images, pruned(images, real, ActivationPruning(SHARE), "contiguous"), weight, None), pure=True)
         seen = out if real is None else out * real.view(-1, *[1] * (out.dim() - 1))
         return seen.square().sum()
 
@@ -197,7 +197,7 @@ def test_inside_a_normalised_convolution(over) -> None:
     g = torch.randn(plain.shape, dtype=torch.float64, generator=generator)
     wanted = torch.autograd.grad(plain, leaves, g)
     for share in (1.0, SHARE):
-        ours = Layer(operation(layer), over)(x, pruned(x, None, ActivationPruning(share), "rows"), w, bias, gain, mask)
+        ours = Layer(operation(layer), over)(x, pruned(x, None, ActivationPruning(share), "contiguous"), w, bias, gain, mask)
         found = torch.autograd.grad(ours, leaves, g)
         assert torch.equal(plain, ours)
         assert torch.equal(wanted[0], found[0])
@@ -254,6 +254,6 @@ def test_a_max_pool_keeps_a_place_in_each_window(pool) -> None:
 
 def test_a_product_takes_inputs_of_any_rank() -> None:
     x, w = torch.randn(2, 3, 4, 5, requires_grad=True), torch.randn(6, 5, requires_grad=True)
-    out = Layer(Product())(x, pruned(x, None, ActivationPruning(1.0), "rows"), w, None)
+    out = Layer(Product())(x, pruned(x, None, ActivationPruning(1.0), "contiguous"), w, None)
     for a, b in zip(torch.autograd.grad(out.sum(), (x, w)), torch.autograd.grad(F.linear(x, w).sum(), (x, w)), strict=True):
         torch.testing.assert_close(a, b)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedsim.kernels.sparse import layers
-from fedsim.kernels.sparse.chwn_layout import innermost
+from fedsim.kernels.sparse.chwn_layout import is_chwn
 from fedsim.kernels.sparse.pattern import Geometry, Pattern
 
 CASES = {  # (O, I / groups, kernel), (B, I, H, W), (stride, padding, dilation, groups), density
@@ -185,7 +185,7 @@ def test_on_a_gpu_the_layer_is_the_dense_one_and_its_bits_are_those_of_the_last_
     given = drawn(name)
     wanted = [part.cuda() for part in dense(*given)]
     runs = [on_gpu(*given) for _ in range(2)]
-    assert innermost(runs[0][0]) or given[0].shape[0] == 1
+    assert is_chwn(runs[0][0]) or given[0].shape[0] == 1
     for part, want, first, second in zip(PARTS, wanted, *runs, strict=True):
         assert away(first, want) < 1e-5, part
         assert torch.equal(first, second), part

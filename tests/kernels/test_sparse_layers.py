@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedsim.kernels.sparse import chwn_layout, layers, padding
-from fedsim.kernels.sparse.chwn_layout import Inwards, Outwards, inner, made, outer
+from fedsim.kernels.sparse.chwn_layout import ToChwn, ToNchw, as_chwn, as_nchw, empty_chwn
 from fedsim.kernels.sparse.pattern import Geometry, Pattern
 from fedsim.kernels.sparse.sgd import spread, steps
 from fedsim.nn import optim
@@ -45,7 +45,7 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
 
 def turned(x: Tensor) -> Tensor:
     """x with its images innermost."""
-    return inner(x).movedim(-1, 0)
+    return as_chwn(x).movedim(-1, 0)
 
 
 def near(found: Tensor, wanted: Tensor, share: float = 1e-5) -> None:
@@ -135,9 +135,9 @@ def test_layers_in_a_row_need_no_copy_and_take_a_relu_in_place() -> None:
     pattern = Pattern(drawn(4, 4, 3, 3) > 0, Geometry(padding=(1, 1)))
     x, values = drawn(6, 4, 5, 5).requires_grad_(), pattern.values(drawn(4, 4, 3, 3, seed=1))
     one = F.relu_(layers.conv2d(x, values, None, pattern))
-    assert inner(one).data_ptr() == one.data_ptr()
+    assert as_chwn(one).data_ptr() == one.data_ptr()
     two = layers.conv2d(one, values, None, pattern)
-    assert inner(two).data_ptr() == two.data_ptr()
+    assert as_chwn(two).data_ptr() == two.data_ptr()
     weight, y = pattern.spread(values).double(), x.detach().double().requires_grad_()
     wanted = F.conv2d(F.relu(F.conv2d(y, weight, padding=1)), weight, padding=1)
     near(two, wanted)
@@ -185,13 +185,13 @@ def test_the_ways_inwards_and_outwards(shape) -> None:
     x = drawn(*shape)
     there = turned(x)
     assert torch.equal(there, x)
-    assert inner(x).is_contiguous()
-    assert inner(there).data_ptr() == there.data_ptr()
-    assert torch.equal(outer(there), x)
-    assert outer(there).is_contiguous()
-    assert outer(x) is x
-    assert torch.equal(outer(x[:, ::2]), x[:, ::2])
-    whole, images = made(x, shape)
+    assert as_chwn(x).is_contiguous()
+    assert as_chwn(there).data_ptr() == there.data_ptr()
+    assert torch.equal(as_nchw(there), x)
+    assert as_nchw(there).is_contiguous()
+    assert as_nchw(x) is x
+    assert torch.equal(as_nchw(x[:, ::2]), x[:, ::2])
+    whole, images = empty_chwn(x, shape)
     assert (whole.shape, whole._base) == (x.shape, None)
     assert torch.equal(whole.copy_(x), images.movedim(-1, 0))
     assert images.is_contiguous()
@@ -200,13 +200,13 @@ def test_the_ways_inwards_and_outwards(shape) -> None:
 
 def test_gradients_lie_as_what_they_are_gradients_of() -> None:
     x, g = drawn(5, 3, 4, 2), drawn(5, 3, 4, 2, seed=1)
-    for way, start, back in ((Inwards, x, turned(g)), (Outwards, turned(x), g)):
+    for way, start, back in ((ToChwn, x, turned(g)), (ToNchw, turned(x), g)):
         start = start.detach().requires_grad_()
         out = way.apply(start)
         (found,) = torch.autograd.grad(out, start, back)
         assert torch.equal(out, x)
         assert torch.equal(found, g)
-        assert chwn_layout.innermost(out) != chwn_layout.innermost(start)
+        assert chwn_layout.is_chwn(out) != chwn_layout.is_chwn(start)
         assert found.stride() == start.stride()
 
 
@@ -222,7 +222,7 @@ def test_batch_norm_is_torchs_in_double_precision(way, shape, mean) -> None:
     out, found_mean, found_var = way(*mine, 0.5)
     wanted = F.batch_norm(theirs[0], None, None, theirs[1], theirs[2], True, 0.0, 0.5)
     near(out, wanted)
-    assert chwn_layout.innermost(out)
+    assert chwn_layout.is_chwn(out)
     near(found_mean, theirs[0].mean((0, 2, 3)))
     near(found_var, theirs[0].var((0, 2, 3), correction=0))
     g = drawn(*shape, seed=3)
@@ -260,14 +260,14 @@ def pooled(pool: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def placed(pool: nn.Module) -> nn.Module:
     """The pool as Net runs it where some other layer is sparse."""
-    replace.replace_convs_and_activations(pool, CallContext(patterns={"other": Pattern(torch.ones(1, 1))}))
+    replace.replace_layers(pool, CallContext(patterns={"other": Pattern(torch.ones(1, 1))}))
     return pool
 
 
 def same(found: tuple[Tensor, ...], wanted: tuple[Tensor, ...], share: float = 0.0) -> None:
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=share, atol=share, equal_nan=True)
-        assert chwn_layout.innermost(one)
+        assert chwn_layout.is_chwn(one)
 
 
 MAXIMA = [{"kernel_size": 2}, {"kernel_size": 3, "stride": 2, "padding": 1}, {"kernel_size": (2, 3), "stride": 1, "dilation": 2}]

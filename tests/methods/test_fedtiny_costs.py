@@ -272,7 +272,7 @@ def peak_of_backward(net: Net, tree: Tree, batch: Batch, layers: Sequence[str]) 
     with Alive(*tree.values(), batch.x, batch.y) as alive, torch.enable_grad():
         weights = net.effective(tree)
         leaves = {key: weights[key].detach().requires_grad_() for key in (leaf, *(f"w/{layer}.weight" for layer in layers))}
-        with net._filled(weights | leaves, tree, True, None):
+        with net.with_values(weights | leaves, tree, True, None):
             loss = F.cross_entropy(net.module(batch.x), batch.y)
         torch.autograd.grad(loss, leaves[leaf])
     return alive.peak

@@ -17,7 +17,7 @@ from fedsim.models import settings
 from fedsim.nn.dynamic_inference import Skipping
 from fedsim.nn.layers import gate_insertion, input_gate
 from fedsim.nn.net import Net
-from fedsim.nn.subnetwork import lean
+from fedsim.nn.subnetwork import optimised_for_inference
 
 
 class Branches(nn.Module):
@@ -74,7 +74,7 @@ def test_what_is_cut_and_what_is_skipped_stays_the_same(join) -> None:
         if FREE[join]:
             gate = torch.tensor([True, False] * (net.channels.n // 2))
             kept = net.channels.kept(gate)
-            small = net.cut(kept).plain(net.narrow(tree, kept)).double()
+            small = net.cut(kept).plain(net.compact(tree, kept)).double()
             assert torch.allclose(small(x), net(tree | {GATE: gate}, x)[0], atol=1e-10)
 
 
@@ -82,7 +82,7 @@ def test_what_is_cut_and_what_is_skipped_stays_the_same(join) -> None:
 def test_a_lean_network_is_the_same_one(join) -> None:
     net = net_of(join)
     tree, x = drawn(net), images(3)
-    found = lean(net.plain(tree).double())
+    found = optimised_for_inference(net.plain(tree).double())
     with torch.no_grad():
         assert torch.allclose(found(x), net(tree, x)[0], atol=1e-10)
         assert torch.allclose(found(x), net(tree, x)[0], atol=1e-10)

@@ -124,7 +124,7 @@ def test_a_pack_of_any_plain_sequence_is_its_clients_and_keeps_what_the_ledger_s
     net, batch = Net(module), batch_of(4)
     net.set_activation_pruning(KEEP)
     alone = net.gradient(net.initial, batch)[1]
-    assert net._program is not None
+    assert net.program is not None
     together = partial(net.under_vmap().gradient, net.initial)
 
     def one(x: Tensor, y: Tensor) -> Tree:

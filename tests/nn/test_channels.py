@@ -108,7 +108,7 @@ def same_in_every_way(module: nn.Module) -> None:
     kept = net.channels.kept(gate)
     masked = net.under_vmap()(values | {GATE: gate}, x)[0]
     assert close(net(values | {GATE: gate}, x)[0], masked)
-    assert close(net.cut(kept)(net.narrow(values, kept), x)[0], masked)
+    assert close(net.cut(kept)(net.compact(values, kept), x)[0], masked)
     assert not close(masked, net(values, x)[0])
 
 

@@ -15,7 +15,7 @@ from fedsim.core.tree import Tree, clone, each, under
 from fedsim.core.types import Batch, Feed
 from fedsim.federated.protocol import ClientInput
 from fedsim.nn import optim
-from fedsim.nn.compact_gradient import ChannelBlock, Narrow
+from fedsim.nn.gradients.compact import ChannelBlock, CompactGradient
 from fedsim.nn.net import Net
 from fedsim.pruning.gated_training import TrainGated
 
@@ -31,7 +31,7 @@ def case(name: str, norm: str, standardise: bool) -> tuple[Net, Tree, Batch]:
 
 
 def narrow(net: Net, held: Tree, images: Batch) -> tuple[Tensor, Tree, Tree]:
-    loss, gradient, buffers, _ = net.gradient(held, images, narrow=True)
+    loss, gradient, buffers, _ = net.gradient(held, images, compact=True)
     return loss, gradient, buffers
 
 
@@ -41,9 +41,9 @@ def test_a_narrow_gradient_is_the_whole_one(entry: Any) -> None:
     net, held, images = case(*entry)
     loss, found, buffers = narrow(net, held, images)
     wanted, whole, moved, _ = net.gradient(held, images)
-    assert isinstance(found, Narrow)
+    assert isinstance(found, CompactGradient)
     assert len(found.blocks) > 2
-    assert not isinstance(whole, Narrow)
+    assert not isinstance(whole, CompactGradient)
     assert sum(value.numel() for value in found.values()) < sum(value.numel() for value in whole.values())
     spread = found.whole(held)
     assert loss == wanted
@@ -88,11 +88,11 @@ def test_where_more_than_the_kept_channels_counts_the_gradient_is_whole() -> Non
     key = "w/conv2.weight"
     mask = {"mask/conv2.weight": torch.ones(held[key].shape, dtype=torch.bool)}
     for tree, options in ((held | mask, {}), (held, {"extra": {key: held[key]}}), (held | {GATE: held[GATE].float()}, {})):
-        assert not isinstance(net.gradient(tree, images, narrow=True, **options)[1], Narrow)
-    assert not isinstance(net.under_vmap().gradient(held, images, narrow=True)[1], Narrow)
+        assert not isinstance(net.gradient(tree, images, compact=True, **options)[1], CompactGradient)
+    assert not isinstance(net.under_vmap().gradient(held, images, compact=True)[1], CompactGradient)
     doubles = {name: value.double() if value.is_floating_point() else value for name, value in held.items()}
     found = narrow(net.to("cpu", torch.float64), doubles, batch("cnn"))[1]
-    assert isinstance(found, Narrow)
+    assert isinstance(found, CompactGradient)
     assert not found.blocks
     assert all(g.shape == held[name].shape for name, g in found.items())
 

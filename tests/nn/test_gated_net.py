@@ -16,7 +16,8 @@ from fedsim.core import tree
 from fedsim.core.keys import GATE
 from fedsim.core.tree import Tree, under
 from fedsim.core.types import Batch
-from fedsim.nn.net import Net, cross_entropy
+from fedsim.nn.loss import cross_entropy
+from fedsim.nn.net import Net
 
 
 def ids(entry: Any) -> str:
@@ -48,7 +49,7 @@ def test_masked_compacted_cut_and_plain_are_one_function(entry) -> None:
     gate, x = hard(net), batch(entry[0]).x
     kept = net.channels.kept(gate)
     gated = values | {GATE: gate}
-    small, narrow = net.cut(kept), net.narrow(values, kept)
+    small, narrow = net.cut(kept), net.compact(values, kept)
     masked = net.under_vmap()(gated, x)[0]
     assert close(net(gated, x)[0], masked)
     assert close(small(narrow, x)[0], masked)
@@ -64,11 +65,11 @@ def test_so_are_their_gradients_and_running_statistics(entry) -> None:
     gated = values | {GATE: gate}
     loss, gradient, buffers, _ = net.gradient(gated, one)
     masked = net.under_vmap().gradient(gated, one)
-    cut = net.cut(kept).gradient(net.narrow(values, kept), one)
+    cut = net.cut(kept).gradient(net.compact(values, kept), one)
     assert close(loss, masked[0])
     assert close(loss, cut[0])
     alike(gradient, masked[1])
-    alike(net.narrow(gradient, kept, removed=False), cut[1])
+    alike(net.compact(gradient, kept, removed=False), cut[1])
     assert buffers.keys() == masked[2].keys() == cut[2].keys()
     for key, value in buffers.items():
         assert close(value, masked[2][key])
@@ -165,11 +166,11 @@ def test_two_cuts_are_one(entry) -> None:
     """What a standardised filter lost in both is counted as if it were lost at once; gates of the cut net reach inside."""
     _, net, values = drawn(*entry)
     first = net.channels.kept(hard(net, 0, 0.8))
-    middle, half = net.cut(first), net.narrow(values, first)
+    middle, half = net.cut(first), net.compact(values, first)
     gate = hard(middle, 1) if entry[0] == "resnet8" else hard(middle, 1, 0.7)
     second = middle.channels.kept(gate)
     both = {name: first[name][index] for name, index in second.items()}
-    twice, once = middle.narrow(half, second), net.narrow(values, both)
+    twice, once = middle.compact(half, second), net.compact(values, both)
     alike(twice, once)
     x = batch(entry[0]).x
     found = net.cut(both)(once, x)[0]
@@ -184,8 +185,8 @@ def test_a_cut_net_is_a_smaller_one_with_what_is_kept_of_the_initial_values(entr
     _, net, _ = drawn(*entry)
     kept = net.channels.kept(hard(net))
     small = net.cut(kept)
-    assert small.initial.keys() == net.narrow(net.initial, kept).keys()
-    for key, value in net.narrow(net.initial, kept).items():
+    assert small.initial.keys() == net.compact(net.initial, kept).keys()
+    for key, value in net.compact(net.initial, kept).items():
         assert torch.allclose(small.initial[key], value, atol=1e-12), key
     assert small.channels.widths == [len(index) for index in kept.values()]
     assert small.channels.groups == tuple(replace(g, size=len(kept[g.name]), rows=s.rows) for g, s in zip(*pair(net, small), strict=True))

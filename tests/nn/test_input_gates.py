@@ -187,9 +187,9 @@ def test_the_sum_of_gates_can_be_kept_low() -> None:
 
 def sums(net: Net, tree: Tree, x: Tensor, real: Tensor | None) -> float:
     """The mean over real images of the sum of their gates, in training mode."""
-    net._call.saliency = {}
+    net.context.saliency = {}
     net(tree, x, True, real)
-    g, net._call.saliency = torch.cat(list(net._call.saliency.values()), 1).sum(1), None
+    g, net.context.saliency = torch.cat(list(net.context.saliency.values()), 1).sum(1), None
     return float(g.mean() if real is None else (g * real).sum() / real.sum())
 
 

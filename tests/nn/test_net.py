@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from fedsim.core.tree import each, under
 from fedsim.core.types import Batch
 from fedsim.nn import optim
-from fedsim.nn.net import Net, cross_entropy
+from fedsim.nn.loss import cross_entropy
+from fedsim.nn.net import Net
 
 
 def module(norm: bool = True) -> nn.Module:

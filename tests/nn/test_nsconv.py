@@ -166,7 +166,7 @@ def test_check_12_at_keep_one_a_network_is_the_plain_one(name, norm) -> None:
 def test_check_12_every_layer_but_the_first_is_pruned() -> None:
     net = Net(built("resnet8", width=8))
     net.set_activation_pruning(KEEP)
-    prunes = {name: layer.prunes for name, layer in net.module.named_modules() if hasattr(layer, "prunes")}
+    prunes = {name: layer.may_prune for name, layer in net.module.named_modules() if hasattr(layer, "may_prune")}
     assert list(prunes) == list(net.sizes)
     assert [name for name, pruned in prunes.items() if not pruned] == ["conv1"]
 
@@ -282,7 +282,7 @@ def test_evaluation_and_passes_without_a_gradient_prune_nothing(monkeypatch) -> 
     with torch.no_grad():
         net(net.initial, batch_of(2).x, train=True)
         net(net.initial, batch_of(2).x)
-    net.whole().gradient(net.initial, batch_of(2))
+    net.without_activation_pruning().gradient(net.initial, batch_of(2))
 
 
 def test_a_pruned_network_becomes_a_plain_module_with_its_filters_ready() -> None:

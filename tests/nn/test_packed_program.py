@@ -67,7 +67,7 @@ def test_a_pack_has_the_losses_and_gradients_of_its_clients(name: str, counts: t
     module = MODELS[name]()
     net, (weights, x, y) = Net(module).under_vmap(), drawn(module)
     real = None if min(counts) == IMAGES else (torch.arange(IMAGES) < torch.tensor(counts).unsqueeze(1)).float()
-    assert net._program is not None
+    assert net.program is not None
 
     def one(tree: dict[str, Tensor], x: Tensor, y: Tensor, *real: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         nothing = torch.zeros(())

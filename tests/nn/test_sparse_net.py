@@ -12,7 +12,7 @@ from fedsim import models
 from fedsim.config.job import check
 from fedsim.core.tree import Tree, under
 from fedsim.core.types import Batch
-from fedsim.kernels.sparse.chwn_layout import innermost
+from fedsim.kernels.sparse.chwn_layout import is_chwn
 from fedsim.kernels.sparse.cost_model import Cost, Patterns, always_sparse, from_rows, sparse_layers, to_rows
 from fedsim.kernels.sparse.pattern import Geometry
 from fedsim.nn.net import Net
@@ -142,7 +142,7 @@ def test_images_stay_innermost_between_sparse_layers() -> None:
     given: dict[str, bool] = {}
     for name, layer in net.module.named_modules():
         if name in net.maskable and "fc" not in name:
-            layer.register_forward_pre_hook(lambda _, x, name=name: given.__setitem__(name, innermost(x[0])))
+            layer.register_forward_pre_hook(lambda _, x, name=name: given.__setitem__(name, is_chwn(x[0])))
     net.gradient(tree, batch(4, 32, 10))
     assert given
     assert all(given.values()), given

@@ -55,12 +55,12 @@ def test_the_sliced_network_is_the_masked_one(name, norm, fields) -> None:
     gate = chosen(net)
     kept, x = net.channels.kept(gate), images()
     masked = net(tree | {GATE: gate}, x)[0]
-    small = net.cut(kept).plain(net.narrow(tree, kept)).double()
+    small = net.cut(kept).plain(net.compact(tree, kept)).double()
     with torch.no_grad():
         assert torch.allclose(small(x), masked, atol=1e-10)
         assert torch.allclose(small(x), masked, atol=1e-10)  # nothing was changed in place that is needed again
     assert torch.allclose(small(x), masked, atol=1e-10)  # with gradients
-    assert torch.allclose(net.cut(kept)(net.narrow(tree, kept), x)[0], masked, atol=1e-10)
+    assert torch.allclose(net.cut(kept)(net.compact(tree, kept), x)[0], masked, atol=1e-10)
     assert torch.allclose(net.under_vmap()(tree | {GATE: gate}, x)[0], masked, atol=1e-10)
     assert not torch.allclose(net(tree, x)[0], masked, atol=1e-4)
 
@@ -69,7 +69,7 @@ def test_without_the_half_of_closed_channels_it_is_not() -> None:
     net, tree = precise("vgg11")
     gate = chosen(net)
     kept, x = net.channels.kept(gate), images()
-    narrow = net.narrow(tree, kept)
+    narrow = net.compact(tree, kept)
     for group in net.channels.groups:
         narrow[f"w/{group.gate}.bias"] = tree[f"w/{group.gate}.bias"][kept[group.name]]
     wrong = net.cut(kept).plain(narrow).double()(x)
@@ -81,7 +81,7 @@ def test_the_sliced_network_is_as_small_as_its_channels(name) -> None:
     net, tree = precise(name)
     gate = chosen(net)
     kept = net.channels.kept(gate)
-    small = net.cut(kept).plain(net.narrow(tree, kept))
+    small = net.cut(kept).plain(net.compact(tree, kept))
     for group in net.channels.groups:
         conv, gates = small.get_submodule(group.name), small.get_submodule(group.gate)
         assert isinstance(conv, nn.Conv2d)
@@ -106,7 +106,7 @@ def test_the_folded_network_is_the_masked_one_whose_gates_are_constants(name, no
     net, tree = precise(name, norm=norm, **fields)
     gate = chosen(net)
     kept, x = net.channels.kept(gate), images()
-    small = net.cut(kept).plain(net.narrow(tree, kept)).double()
+    small = net.cut(kept).plain(net.compact(tree, kept)).double()
     values = torch.rand(net.channels.n, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     mine = {name: part[kept[name]] for name, part in net.channels.split(values).items()}
     found = folded(small, mine).double().eval()(x)
@@ -121,7 +121,7 @@ def test_folded_is_live_where_gates_do_not_see_the_image(name) -> None:
             tree[key] = torch.zeros_like(tree[key])
     gate = chosen(net)
     kept, x = net.channels.kept(gate), images()
-    live = net.cut(kept).plain(net.narrow(tree, kept)).double()
+    live = net.cut(kept).plain(net.compact(tree, kept)).double()
     biases = {group.name: tree[f"w/{group.gate}.bias"][kept[group.name]].relu() for group in net.channels.groups}
     assert torch.allclose(folded(live, biases).double()(x), live(x), atol=1e-12)
 
@@ -171,6 +171,6 @@ def test_a_stream_that_is_read_again_is_not_written_over() -> None:
     net = Net(gate_insertion.gated(Dense(), input_gate.Gating(1.0))).to("cpu", torch.float64)
     tree, gate = drawn(net), torch.tensor([True, False, True, True])
     kept = net.channels.kept(gate)
-    small = net.cut(kept).plain(net.narrow(tree, kept)).double()
+    small = net.cut(kept).plain(net.compact(tree, kept)).double()
     with torch.no_grad():
         assert torch.allclose(small(images()), net(tree | {GATE: gate}, images())[0], atol=1e-12)

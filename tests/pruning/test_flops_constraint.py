@@ -158,7 +158,7 @@ def test_widths_parameters_and_flops_of_a_cut_network_are_those_predicted(name) 
     module, net, flops = gated(name, 4, squared=False)
     counts = some(flops, 1)
     kept = {group: torch.randperm(width)[:c].sort()[0] for group, width, c in zip(flops.groups, flops.widths, counts, strict=True)}
-    small = net.channels.narrowed(module, kept)
+    small = net.channels.compact(module, kept)
     anatomy = profiler.profile(small, SHAPE)
     again = FlopsConstraint.of(Net(small).channels, anatomy, squared=False)
     whole = {layer.layer for layer in flops.terms}

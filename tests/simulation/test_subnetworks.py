@@ -126,7 +126,7 @@ def test_a_cut_counts_what_it_takes_from_masks() -> None:
     net, anatomy = made("cnn")
     before = {"mask/fc1.weight": torch.arange(4096).view(128, 32) % 4 == 0}
     small = net.cut({group.name: torch.arange(group.size // (2 if group.name == "fc1" else 1)) for group in net.channels.groups})
-    row = row_of(anatomy, {}, None, net.narrow(before, small.kept, removed=False), before, {}, small)
+    row = row_of(anatomy, {}, None, net.compact(before, small.kept, removed=False), before, {}, small)
     assert row.layers["pruned"].tolist() == [0, 0, 512, 0]
     assert not row.layers["grown"].any()
 

@@ -121,7 +121,7 @@ class Engine:
     def _crew(self, order: WorkOrder, pure: WorkOrder, held: ClientInput, start: Tree, site: WorkerContext) -> GraphedPack:
         work = replace(order.work, lr=0.0) if has_rate(order.work) else order.work  # type: ignore[type-var]
         parts = tuple(form(part) for part in (held.shared, held.own, held.kept, start))
-        how = order.net.low, order.net.packed_convolution, site.channels_last, site.dtype
+        how = order.net.compute_dtype, order.net.packed_convolution, site.channels_last, site.dtype
         key = (type(work).__module__, repr(work), id(order.net), len(held.n), parts, how)
         return remembered(self.crews, key, lambda: (order.net, GraphedPack(pure, held, start)), CREWS)[1]
 

@@ -1,4 +1,4 @@
-"""Layers with a weight that keep little for their backward pass: activations pruned to their largest entries.
+"""Layers with a weight under activation pruning: for the backward pass they keep the largest entries of their input alone.
 
 Scaled activation pruning: FedMef (Huang et al., CVPR 2024, arXiv:2403.14737), specification section 3.4. A layer's result and the
 gradient of its input are those of the plain layer, by the same kernels; the gradient of its weight is taken with the pruned input.
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from fedsim.core.activation_pruning import ActivationPruning, count
 from fedsim.kernels.activation_pruning import topk
 from fedsim.kernels.nsconv import normalised, slopes
-from fedsim.kernels.sparse.chwn_layout import inner, innermost
+from fedsim.kernels.sparse.chwn_layout import as_chwn, is_chwn
 from fedsim.kernels.sparse.pattern import KeptPositions
 from fedsim.kernels.vmap import applied, by_rows
 
@@ -31,52 +31,52 @@ Cache = tuple[Tensor, Tensor]  # where, values
 
 # ---- entries in the order of memory
 def form_of(x: Tensor, pure: bool) -> str:
-    """How x lies in memory: "rows", channels "last", images "inner"; a call under a transform sees rows."""
+    """The memory layout of x: "contiguous", "channels_last" or "chwn"; under a torch.func transform x counts as contiguous."""
     if pure or x.is_contiguous():
-        return "rows"
+        return "contiguous"
     if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
-        return "last"
-    return "inner" if innermost(x) else "rows"
+        return "channels_last"
+    return "chwn" if is_chwn(x) else "contiguous"
 
 
 def flat(x: Tensor, form: str) -> Tensor:
-    """(M,) the entries in the order of that form, without a copy where x lies so."""
-    if form == "last":
+    """(M,) the entries in the order of the layout `form`, without a copy if x has that layout."""
+    if form == "channels_last":
         return x.permute(0, 2, 3, 1).reshape(-1)
-    return inner(x).view(-1) if form == "inner" else x.reshape(-1)
+    return as_chwn(x).view(-1) if form == "chwn" else x.reshape(-1)
 
 
-def turned(shape: torch.Size, form: str) -> tuple[int, int]:
-    """(S, T): the form has in memory (…, S, T) of what is (…, T, S) in rows."""
-    if form == "last":
+def transposed(shape: torch.Size, form: str) -> tuple[int, int]:
+    """(S, T): what is (…, T, S) in a contiguous tensor is (…, S, T) in the memory of this layout."""
+    if form == "channels_last":
         return shape[2] * shape[3], shape[1]
-    return (prod(shape[1:]), shape[0]) if form == "inner" else (1, 1)
+    return (prod(shape[1:]), shape[0]) if form == "chwn" else (1, 1)
 
 
 def shaped(entries: Tensor, shape: torch.Size, form: str) -> Tensor:
-    """The tensor whose `flat` these are."""
-    if form == "last":
+    """The inverse of `flat`."""
+    if form == "channels_last":
         b, c, h, w = shape
         return entries.view(b, h, w, c).permute(0, 3, 1, 2)
-    return entries.view(*shape[1:], shape[0]).movedim(-1, 0) if form == "inner" else entries.view(shape)
+    return entries.view(*shape[1:], shape[0]).movedim(-1, 0) if form == "chwn" else entries.view(shape)
 
 
 # ---- the cache of an input
 def pruned(x: Tensor, real: Tensor | None, keep: ActivationPruning, form: str) -> Cache:
-    """The largest entries of a batch, of its real images alone (real (B,) in {0, 1}, or None)."""
+    """The largest entries of a batch, of its real images alone: real (B,) in {0, 1}, or None (all are)."""
     k = count(x.numel(), keep.share)
     x = x.detach()
     if real is None:
-        where, values = by_rows(partial(_pruned, keep.cache, k, turned(x.shape, form)), flat(x, form), None)
+        where, values = by_rows(partial(_pruned, keep.cache, k, transposed(x.shape, form)), flat(x, form), None)
         return where, values
     held = x * real.to(x.dtype).view(-1, *[1] * (x.dim() - 1))
     kept = topk.counts(real.sum().double() * prod(x.shape[1:]), keep.share)
-    where, values = by_rows(partial(_pruned, keep.cache, k, turned(x.shape, form)), flat(held, form), kept)
+    where, values = by_rows(partial(_pruned, keep.cache, k, transposed(x.shape, form)), flat(held, form), kept)
     return where, values
 
 
-def _pruned(cache: str, k: int, turned: tuple[int, int], x: Tensor, kept: Tensor | None) -> Cache:
-    bits, values = topk.select(x.contiguous(), kept, k, turned)
+def _pruned(cache: str, k: int, transposed: tuple[int, int], x: Tensor, kept: Tensor | None) -> Cache:
+    bits, values = topk.select(x.contiguous(), kept, k, transposed)
     return (bits if cache == "bitmap" else topk.positions(bits, x.shape[1], k)), values
 
 
@@ -150,8 +150,8 @@ class Products:
     """Linear maps of K stacked clients: x (K, B, F), weight (K, O, F), bias (K, O)."""
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        turned = weight.transpose(1, 2)
-        return torch.bmm(x, turned) if bias is None else torch.baddbmm(bias.unsqueeze(1), x, turned)
+        transposed = weight.transpose(1, 2)
+        return torch.bmm(x, transposed) if bias is None else torch.baddbmm(bias.unsqueeze(1), x, transposed)
 
     def backward(self, g: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, bool, bool]) -> tuple[Tensor | None, ...]:
         by_x = torch.bmm(g, weight) if wanted[0] else None
@@ -170,26 +170,28 @@ def operation(layer: Any) -> Convolution | Product:
 
 
 @dataclass(frozen=True)
-class Tap:
-    """Who looks at the dense gradient of the weight in use, and what it gives back."""
+class WeightTap:
+    """A gradient tap: `callback` gets the dense gradient of the effective weight; what it returns is the gradient of `tap_inputs`."""
 
-    see: Callable[[Tensor], dict[str, Tensor]]
-    probes: tuple[Tensor, ...]
+    callback: Callable[[Tensor], dict[str, Tensor]]
+    tap_inputs: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
 class Layer:
-    """What a layer does, and what of it is kept."""
+    """The operation of a layer, and what it keeps for its backward pass."""
 
     op: Convolution | Product | Products
     over: str = ""  # a normalised weight's statistics; empty: the weight is used as it is
-    tap: Tap | None = field(default=None, compare=False)
-    form: str | int = "rows"
-    thin: KeptPositions | None = field(default=None, compare=False)  # the weight comes as its kept values, and so goes its gradient
+    tap: WeightTap | None = field(default=None, compare=False)
+    form: str | int = "contiguous"
+    kept_positions: KeptPositions | None = field(
+        default=None, compare=False
+    )  # the weight comes as its kept values (nnz,), and so does its gradient
 
     def stored(self, weight: Tensor) -> Tensor:
         """The dense weight."""
-        return weight if self.thin is None else self.thin.spread(weight)
+        return weight if self.kept_positions is None else self.kept_positions.spread(weight)
 
     def weight(self, x: Tensor, weight: Tensor, gain: Tensor | None, mask: Tensor | None) -> Tensor:
         """The weight in use, in the dtype of x."""
@@ -199,14 +201,14 @@ class Layer:
     def slopes(self, dense: Tensor, weight: Tensor, gain: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Gradients of what is given as weight, and of the gain, from the dense one of the weight in use."""
         moved, gained = (dense, None) if gain is None else slopes(dense, self.stored(weight), gain, mask, self.over)
-        return moved if self.thin is None else self.thin.values(moved), gained
+        return moved if self.kept_positions is None else self.kept_positions.values(moved), gained
 
     def __call__(
         self, x: Tensor, cache: Cache | None, weight: Tensor, bias: Tensor | None, gain: Tensor | None = None, mask: Tensor | None = None
     ) -> Tensor:
         """The layer's result; backward it reads the cache in the place of x."""
         where, values = cache or (None, None)
-        out: Tensor = applied(_Layer, self, x, where, values, bias, weight, gain, mask, *(self.tap.probes if self.tap else ()))
+        out: Tensor = applied(_Layer, self, x, where, values, bias, weight, gain, mask, *(self.tap.tap_inputs if self.tap else ()))
         return out
 
 
@@ -215,15 +217,15 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        way: Layer, x: Tensor, where: Any, values: Any, bias: Tensor | None, weight: Tensor, gain: Any, mask: Any, *probes: Tensor
+        way: Layer, x: Tensor, where: Any, values: Any, bias: Tensor | None, weight: Tensor, gain: Any, mask: Any, *tap_inputs: Tensor
     ) -> Tensor:
         return way.op(x, way.weight(x, weight, gain, mask), None if bias is None else bias.to(x.dtype))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.way, x, where, values, bias, weight, gain, mask, *probes = inputs
+        ctx.way, x, where, values, bias, weight, gain, mask, *tap_inputs = inputs
         ctx.shape, ctx.biased = x.shape, bias is not None
-        ctx.dtypes = [probe.dtype for probe in probes]
+        ctx.dtypes = [tap_input.dtype for tap_input in tap_inputs]
         ctx.save_for_backward(x if where is None else None, where, values, weight, gain, mask)
 
     @staticmethod
@@ -238,8 +240,8 @@ class _Layer(torch.autograd.Function):
         del x, used
         found: list[Any] = []
         if way.tap is not None:
-            seen = way.tap.see(cast(Tensor, dense).detach().to(weight.dtype))
-            found = [value.to(dtype) for value, dtype in zip(seen.values(), ctx.dtypes, strict=True)]
+            found_by_tap = way.tap.callback(cast(Tensor, dense).detach().to(weight.dtype))
+            found = [value.to(dtype) for value, dtype in zip(found_by_tap.values(), ctx.dtypes, strict=True)]
         moved = gained = None
         if by_weight or by_gain:
             moved, gained = way.slopes(cast(Tensor, dense).to(weight.dtype), weight, gain, mask)

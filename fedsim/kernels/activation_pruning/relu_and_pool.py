@@ -1,4 +1,4 @@
-"""Layers without a weight that keep little for their backward pass: ReLUs a bit an entry, pools a place in each window or nothing.
+"""Layers without a weight under activation pruning: ReLUs keep a bit an entry, max pools a place in each window, average pools nothing.
 
 FedMef (Huang et al., CVPR 2024, arXiv:2403.14737), specification section 3.4: saving less in a convolution is useless where the ReLU
 before it keeps the same tensor.
@@ -20,7 +20,7 @@ from fedsim.kernels.vmap import applied, by_rows
 
 
 def relu(x: Tensor, top: float = inf, scale: float = 1.0, inplace: bool = False, pure: bool = False) -> Tensor:
-    """scale · min(max(x, 0), top), which keeps a bit an entry; in the place of x where that may be."""
+    """scale · min(max(x, 0), top). It keeps a bit an entry; with `inplace` it overwrites x, unless `pure`."""
     if inplace and not pure:
         return cast(Tensor, _Overwritten.apply(x, top, scale)[0])
     return cast(Tensor, applied(_Positive, x, top, scale, "" if pure else form_of(x, False))[0])
@@ -38,7 +38,7 @@ def _held(scale: float, g: Tensor, bits: Tensor) -> tuple[Tensor]:
 
 def _through(ctx: Any, g: Tensor) -> Tensor:
     (bits,) = ctx.saved_tensors
-    form = ctx.form or "rows"
+    form = ctx.form or "contiguous"
     (found,) = by_rows(partial(_held, ctx.scale), flat(g, form), bits)
     return shaped(found, ctx.shape, form)
 
@@ -70,7 +70,7 @@ class _Positive(torch.autograd.Function):
 
 
 class _Overwritten(torch.autograd.Function):
-    """The same where x itself becomes the result."""
+    """The same, but x itself becomes the result."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, top: float, scale: float) -> tuple[Tensor, Tensor]:
@@ -90,11 +90,11 @@ class _Overwritten(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, dims: Any, x: Tensor, top: float, scale: float) -> Any:
-        raise NotImplementedError("under vmap nothing is overwritten; relu(…, pure=True) is the same")
+        raise NotImplementedError("an in-place ReLU cannot run under vmap; call relu(..., pure=True)")
 
 
 class MaxPool(torch.autograd.Function):
-    """F.max_pool2d, which keeps a byte a result: the largest one's place in its window."""
+    """F.max_pool2d that keeps a byte a result: the place of the largest value in its window."""
 
     generate_vmap_rule = True
 
@@ -131,7 +131,7 @@ def _corners(out: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> 
 
 
 class AveragePool(torch.autograd.Function):
-    """F.avg_pool2d, which keeps nothing."""
+    """F.avg_pool2d that keeps nothing."""
 
     generate_vmap_rule = True
 

@@ -25,28 +25,28 @@ INTEGERS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float
 
 
 def counts(entries: Tensor, share: float) -> Tensor:
-    """`keep.count` of each row, int64."""
+    """`activation_pruning.count` of each row, int64."""
     return (entries.long() - ((1 - share) * entries.double() + 0.5).long()).clamp(min=1)
 
 
-def select(x: Tensor, kept: Tensor | None, k: int, turned: tuple[int, int] = (1, 1)) -> tuple[Tensor, Tensor]:
+def select(x: Tensor, kept: Tensor | None, k: int, transposed: tuple[int, int] = (1, 1)) -> tuple[Tensor, Tensor]:
     """(bits (K, ceil(M / 8)) uint8, values (K, k)) of the largest |x| in every row of x (K, M); of equal ones the first.
 
-    kept (K,) int64, at most k: so many in each row, and zeros behind their values; None: k in all. turned (S, T): a row lies as
-    (…, S, T) in memory and the first is meant of (…, T, S); among zeros it does not matter.
+    kept (K,) int64, at most k: so many in each row, and zeros behind their values; None: k in all. transposed (S, T): the memory of a
+    row is (…, S, T), and "the first" of equal ones means the order of (…, T, S); among zeros it does not matter.
     """
     bits = x.new_empty(len(x), bits_of(x.shape[1]), dtype=torch.uint8)
     values = x.new_zeros(len(x), k) if kept is not None else x.new_empty(len(x), k)
     if x.device.type != "cpu":
         kept = x.new_full((len(x),), k, dtype=torch.int64) if kept is None else kept
-        if turned != (1, 1) or not _by_triton(x):
-            return _select_anywhere(x, kept, values, turned)
+        if transposed != (1, 1) or not _by_triton(x):
+            return _select_anywhere(x, kept, values, transposed)
         from fedsim.kernels.activation_pruning import topk_cuda
 
         held = values.view(INTEGERS[x.dtype])
         return topk_cuda.select(x.detach().view(INTEGERS[x.dtype]), kept, held, _magnitude(x.dtype))[0], values
     wanted = np.full(len(x), k, np.int64) if kept is None else kept.numpy()
-    _select(_integers(x), wanted, _integers(values), bits.numpy(), _magnitude(x.dtype), *turned)
+    _select(_integers(x), wanted, _integers(values), bits.numpy(), _magnitude(x.dtype), *transposed)
     return bits, values
 
 
@@ -179,7 +179,7 @@ def _threshold(x: Any, k: Any, magnitude: Any) -> Any:  # pragma: no cover - com
 
 @njit(nogil=True)
 def _place(i: Any, s: Any, t: Any) -> Any:  # pragma: no cover - compiled
-    """Where entry i of (…, S, T) stands in (…, T, S)."""
+    """Flat index of entry `i` after the last two axes (S, T) are swapped."""
     return i - i % (s * t) + (i % t) * s + i % (s * t) // t
 
 
@@ -302,7 +302,7 @@ def _passed(g: Any, bits: Any, out: Any) -> None:  # pragma: no cover - compiled
 
 
 # ---- on any device, in torch's own operations, without asking the device for a number
-def _select_anywhere(x: Tensor, kept: Tensor, values: Tensor, turned: tuple[int, int] = (1, 1)) -> tuple[Tensor, Tensor]:
+def _select_anywhere(x: Tensor, kept: Tensor, values: Tensor, transposed: tuple[int, int] = (1, 1)) -> tuple[Tensor, Tensor]:
     keys = x.detach().view(INTEGERS[x.dtype])
     keys = (keys.int() if keys.dtype == torch.int16 else keys) & ((1 << _magnitude(x.dtype)) - 1)
     shift, need = _magnitude(x.dtype), kept
@@ -317,8 +317,8 @@ def _select_anywhere(x: Tensor, kept: Tensor, values: Tensor, turned: tuple[int,
         need = need - (above - found).gather(1, place).squeeze(1)
         least = least | (place.to(keys.dtype) << shift)
     equal = keys == least
-    before = equal.view(len(x), -1, *turned).transpose(2, 3).flatten(1).cumsum(1)
-    before = before.view(len(x), -1, turned[1], turned[0]).transpose(2, 3).flatten(1)
+    before = equal.view(len(x), -1, *transposed).transpose(2, 3).flatten(1).cumsum(1)
+    before = before.view(len(x), -1, transposed[1], transposed[0]).transpose(2, 3).flatten(1)
     chosen = (keys > least) | (equal & (before <= need.unsqueeze(1)))
     place = torch.where(chosen, chosen.cumsum(1) - 1, values.shape[1])
     wide = torch.cat([torch.zeros_like(values), values.new_zeros(len(x), 1)], 1).scatter_(1, place, x.detach())

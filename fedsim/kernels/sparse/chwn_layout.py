@@ -1,4 +1,4 @@
-"""Images innermost or outermost: (B, C, H, W) tensors that lie in memory as (C, H, W, B), and the two ways between."""
+"""CHWN layout (batch last): tensors of shape (B, C, H, W) whose memory is (C, H, W, B), and the conversions from and to NCHW."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def innermost(x: Tensor) -> bool:
-    """Whether the images of x (B, …) lie innermost."""
+def is_chwn(x: Tensor) -> bool:
+    """Whether x (B, …) is in CHWN layout: its memory is (…, B)."""
     return x.dim() > 1 and x.movedim(0, -1).is_contiguous() and not x.is_contiguous()
 
 
-def inner(x: Tensor) -> Tensor:
-    """x (B, …) as (…, B), contiguous: without a copy where its images lie innermost."""
-    turned = x.movedim(0, -1)
-    if turned.is_contiguous():
-        return turned
-    return x.reshape(len(x), -1).t().contiguous().view(turned.shape)
+def as_chwn(x: Tensor) -> Tensor:
+    """x (B, …) as a contiguous tensor (…, B); without a copy if x is in CHWN layout."""
+    transposed = x.movedim(0, -1)
+    if transposed.is_contiguous():
+        return transposed
+    return x.reshape(len(x), -1).t().contiguous().view(transposed.shape)
 
 
-def made(like: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """A new tensor of `shape` (B, …) with its images innermost, and the same memory as (…, B).
+def empty_chwn(like: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """A new tensor of `shape` (B, …) in CHWN layout, and its memory as (…, B).
 
-    The first is no view, as what an autograd function gives out may not be, lest a ReLU in place be refused.
+    The first is no view: the result of an autograd function must not be one, or torch refuses an in-place ReLU behind it.
     """
     count, *rest = shape
     strides, step = [1], count
@@ -36,37 +36,37 @@ def made(like: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     return out, out.movedim(0, -1)
 
 
-def outer(x: Tensor) -> Tensor:
-    """x (B, …), contiguous."""
+def as_nchw(x: Tensor) -> Tensor:
+    """x (B, …) as a contiguous tensor (NCHW); without a copy if it is one."""
     if x.is_contiguous():
         return x
-    turned = x.movedim(0, -1)
-    return turned.reshape(-1, len(x)).t().contiguous().view(x.shape) if turned.is_contiguous() else x.contiguous()
+    transposed = x.movedim(0, -1)
+    return transposed.reshape(-1, len(x)).t().contiguous().view(x.shape) if transposed.is_contiguous() else x.contiguous()
 
 
-class Inwards(torch.autograd.Function):
-    """x with its images innermost; its gradient comes back with them outermost, as the dense layer before wants it."""
+class ToChwn(torch.autograd.Function):
+    """x in CHWN layout; its gradient is in NCHW layout, as the dense layer before wants it."""
 
     @staticmethod
     def forward(context: Any, x: Tensor) -> Tensor:
-        out, images = made(x, tuple(x.shape))
+        out, images = empty_chwn(x, tuple(x.shape))
         images.view(-1, len(x)).copy_(x.reshape(len(x), -1).t())
         return out
 
     @staticmethod
     @once_differentiable
     def backward(context: Any, g: Tensor) -> Tensor:
-        return outer(g)
+        return as_nchw(g)
 
 
-class Outwards(torch.autograd.Function):
-    """x with its images outermost; its gradient comes back with them innermost."""
+class ToNchw(torch.autograd.Function):
+    """x in NCHW layout; its gradient is in CHWN layout."""
 
     @staticmethod
     def forward(context: Any, x: Tensor) -> Tensor:
-        return outer(x)
+        return as_nchw(x)
 
     @staticmethod
     @once_differentiable
     def backward(context: Any, g: Tensor) -> Tensor:
-        return inner(g).movedim(-1, 0)
+        return as_chwn(g).movedim(-1, 0)

@@ -1,4 +1,4 @@
-"""Copies and batch norm of images that lie innermost: (C, H, W, B), channels as planes of contiguous rows of images."""
+"""Batch norm and group norm in CHWN layout: images (C, H, W, B), each channel one contiguous plane."""
 
 from __future__ import annotations
 

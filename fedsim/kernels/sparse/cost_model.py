@@ -1,4 +1,4 @@
-"""Which layers run on their kept weights alone: by what both ways cost on this machine, measured per layer."""
+"""Chooses the layers that run on their kept weights alone, by the measured seconds of the dense and the sparse way of each layer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Cost:
     """Seconds of one layer's forward and backward pass."""
 
     dense: float
-    moved: float  # to lay images innermost behind a dense layer, and outermost before it
+    moved: float  # to change to CHWN layout after a dense layer, and back before it
     fixed: float  # of the sparse layer, whatever it keeps
     slope: float  # and for every unit of density
 
@@ -40,7 +40,7 @@ def to_rows(costs: Mapping[str, Cost]) -> tuple[CostRow, ...]:
 
 
 def from_rows(rows: Iterable[CostRow]) -> dict[str, Cost]:
-    """The inverse of `told`."""
+    """The inverse of `to_rows`."""
     return {layer: Cost(*values) for layer, *values in rows}
 
 
@@ -57,7 +57,7 @@ def sparse_layers(costs: Mapping[str, Cost], densities: Mapping[str, float]) -> 
 
 
 class Patterns:
-    """The patterns of the masks that were last seen."""
+    """The patterns of the masks of the last call, made anew only where a mask changes."""
 
     def __init__(self, geometries: Mapping[str, Geometry], costs: Mapping[str, Cost]) -> None:
         """geometries: of every layer that can run sparse. ValueError for costs of another one."""
@@ -66,7 +66,7 @@ class Patterns:
         self.geometries, self.costs = geometries, dict(costs)
         self._masks: dict[str, tuple[Tensor, int, float]] = {}  # layer -> mask, its version, density
         self._patterns: dict[str, Pattern] = {}
-        self._thin: dict[str, KeptPositions] = {}
+        self._positions: dict[str, KeptPositions] = {}
         self._choices: dict[frozenset[str], frozenset[str]] = {}
 
     def of(self, mask_of: Callable[[str], Tensor | None], left: frozenset[str] = frozenset()) -> dict[str, Pattern]:
@@ -79,22 +79,22 @@ class Patterns:
             self._choices[layers] = sparse_layers(self.costs, {layer: self._masks[layer][2] for layer in held})
         return {layer: self._pattern(layer) for layer in held if layer in self._choices[layers]}
 
-    def thin(self, held: Mapping[str, Tensor]) -> dict[str, KeptPositions]:
-        """layer -> Kept of its mask."""
-        for layer, mask in held.items():
+    def positions(self, masks: Mapping[str, Tensor]) -> dict[str, KeptPositions]:
+        """layer -> kept positions of its mask."""
+        for layer, mask in masks.items():
             self._see(layer, mask)
-            if layer not in self._thin:
-                self._thin[layer] = KeptPositions(mask)
-        return {layer: self._thin[layer] for layer in held}
+            if layer not in self._positions:
+                self._positions[layer] = KeptPositions(mask)
+        return {layer: self._positions[layer] for layer in masks}
 
     def _see(self, layer: str, mask: Tensor) -> None:
-        """Forgets what no longer holds. A mask that was seen is known by its identity, a new one is compared."""
+        """Drops what belongs to an old mask. The same tensor, not written to since, is the same mask; another tensor is compared."""
         last = self._masks.get(layer)
         if last is not None and last[0] is mask and last[1] == mask._version:
             return
         if last is None or last[0] is mask or last[0].shape != mask.shape or last[0].device != mask.device or not last[0].equal(mask):
             self._patterns.pop(layer, None)
-            self._thin.pop(layer, None)
+            self._positions.pop(layer, None)
             self._choices.clear()
             self._masks[layer] = mask, mask._version, float(mask.count_nonzero()) / mask.numel()
         else:

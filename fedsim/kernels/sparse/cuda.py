@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fedsim.kernels.sparse.chwn_layout import made
+from fedsim.kernels.sparse.chwn_layout import empty_chwn
 from fedsim.kernels.sparse.pattern import Pattern, Region, Sweep
 
 BLOCK = 512  # most values of a strip
@@ -70,9 +70,9 @@ def _dots(x, g, offsets, owners, found, kept, rows, strips, run, pitch, share, E
 
 
 def forward(images: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> Tensor:
-    """(B, O, H', W'), images innermost, of images (I, H, W, B)."""
+    """(B, O, H', W') in CHWN layout, of images (I, H, W, B)."""
     sweep, count = pattern.sweep(*images.shape[1:]), images.shape[-1]
-    whole, out = made(images, (count, pattern.outputs, *sweep.out))
+    whole, out = empty_chwn(images, (count, pattern.outputs, *sweep.out))
     start = values.new_zeros(pattern.outputs) if bias is None else bias
     _launch_gather(_phased(images, pattern, sweep), _read(sweep, count), sweep.forward, values, pattern.begins, start, out)
     return whole

@@ -1,4 +1,4 @@
-"""Layers on kept weights alone: convolution and linear map, forward and both gradients, on images that lie innermost.
+"""Layers on kept weights alone: convolution and linear map, forward and both gradients, in CHWN layout.
 
 The weight is (nnz,) values and a Pattern. The gradient exists at the kept positions only.
 """
@@ -15,14 +15,14 @@ from torch.autograd.function import once_differentiable
 
 from fedsim.kernels.activation_pruning.layers import Cache, restored
 from fedsim.kernels.sparse import cpu, padding
-from fedsim.kernels.sparse.chwn_layout import inner, made
+from fedsim.kernels.sparse.chwn_layout import as_chwn, empty_chwn
 from fedsim.kernels.sparse.pattern import Pattern, Sweep
 
 CacheInput = tuple[Cache, str]  # and the order of its entries
 
 
 def conv2d(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern, cache: CacheInput | None = None) -> Tensor:
-    """F.conv2d of x (B, I, H, W) with the pattern's weight; (B, O, H', W'), images innermost.
+    """F.conv2d of x (B, I, H, W) with the pattern's weight; (B, O, H', W') in CHWN layout.
 
     cache: what is kept of x for the values' gradient, in the place of x itself.
     """
@@ -31,7 +31,7 @@ def conv2d(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern, cac
 
 
 def linear(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern, cache: CacheInput | None = None) -> Tensor:
-    """F.linear of x (B, I) with the pattern's weight; (B, O), images innermost."""
+    """F.linear of x (B, I) with the pattern's weight; (B, O) in CHWN layout."""
     return conv2d(x[:, :, None, None], values, bias, pattern, cache)[:, :, 0, 0]
 
 
@@ -51,7 +51,7 @@ def missing(device: str) -> str:
 class _Sparse(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern, where: Any, held: Any, form: str) -> Tensor:
-        images = inner(x)  # (I, H, W, B)
+        images = as_chwn(x)  # (I, H, W, B)
         out, read = _forward(images, values, bias, pattern)
         context.save_for_backward(read if where is None else None, values, where, held)
         context.shape, context.pattern, context.biased, context.whole, context.form = images.shape, pattern, bias is not None, x.shape, form
@@ -62,8 +62,8 @@ class _Sparse(torch.autograd.Function):
     def backward(context: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         read, values, where, held = context.saved_tensors
         if where is not None:
-            read = _read(inner(restored((where, held), context.whole, context.form)), context.pattern)
-        g = inner(g)  # (O, H', W', B)
+            read = _read(as_chwn(restored((where, held), context.whole, context.form)), context.pattern)
+        g = as_chwn(g)  # (O, H', W', B)
         by_x, by_values = _backward(read, context.shape, values, g, context.pattern)
         return by_x.movedim(-1, 0), by_values, g.sum((1, 2, 3)) if context.biased else None, None, None, None, None
 
@@ -75,14 +75,14 @@ def _read(images: Tensor, pattern: Pattern) -> Tensor:
 
 
 def _forward(images: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> tuple[Tensor, Tensor]:
-    """(B, O, H', W'), images innermost; and what `_read` gives."""
+    """(B, O, H', W') in CHWN layout, and what `_read` gives."""
     if images.is_cuda:
         from fedsim.kernels.sparse import cuda  # here, for Triton is not on every machine
 
         return cuda.forward(images, values, bias, pattern), images
     sweep = pattern.sweep(*images.shape[1:])
     count = images.shape[-1]
-    whole, out = made(images, (count, pattern.outputs, *sweep.out))
+    whole, out = empty_chwn(images, (count, pattern.outputs, *sweep.out))
     start = images.new_zeros(pattern.outputs) if bias is None else bias
     rows, run, pitch = sweep.out[0], sweep.out[1] * count, sweep.plane[1] * count
     if run == pitch:  # rows without anything between them are one

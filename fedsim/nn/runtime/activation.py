@@ -1,4 +1,4 @@
-"""ReLUs and pools that keep a bit or a byte an entry for the backward pass."""
+"""ReLUs, pools and shortcuts as run-time layers. Under activation pruning they keep a bit or a byte an entry for the backward pass."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from torch.nn import functional as F
 
 from fedsim.kernels import max_pool
 from fedsim.kernels.activation_pruning.relu_and_pool import averaged, has_places, largest_of_windows
-from fedsim.kernels.sparse.chwn_layout import innermost
+from fedsim.kernels.sparse.chwn_layout import is_chwn
 from fedsim.nn.layers import nsconv, shortcut
 from fedsim.nn.runtime import activation_cache
-from fedsim.nn.runtime.chwn import flat_rows
+from fedsim.nn.runtime.chwn import is_chwn_images
 
 if TYPE_CHECKING:
     from fedsim.nn.runtime.call_context import CallContext
 
 
 class Activation(nn.Module):
-    """A ReLU, as it stands in Net."""
+    """A ReLU as a run-time layer."""
 
-    call: list[CallContext]
+    context: CallContext
     kind: type[nn.Module]
 
     def forward(self, x: Tensor) -> Tensor:
-        if activation_cache.saves(self.call[0]):
-            return activation_cache.activated(self, x)
+        if activation_cache.is_pruning(self.context):
+            return activation_cache.relu_with_signs(self, x)
         return cast(Tensor, super().forward(x))
 
 
@@ -43,37 +43,37 @@ class RuntimeScaledReLU(Activation, nsconv.ScaledReLU):
 
 
 class MaxPool2d(nn.MaxPool2d):
-    call: list[CallContext]
+    context: CallContext
 
     def forward(self, x: Tensor) -> Tensor:
-        call = self.call[0]
-        if not call.pure and max_pool.takes(x, self):
+        context = self.context
+        if not context.pure and max_pool.takes(x, self):
             return max_pool.halved(x)
-        if self.return_indices or not (call.patterns and flat_rows(x)):
+        if self.return_indices or not (context.patterns and is_chwn_images(x)):
             return self._of(x)
         return self._of(x.transpose(0, 1)).transpose(0, 1)
 
     def _of(self, x: Tensor) -> Tensor:
-        lean = activation_cache.saves(self.call[0]) and has_places(self)
-        return largest_of_windows(self, x) if lean else cast(Tensor, super().forward(x))
+        pruning = activation_cache.is_pruning(self.context) and has_places(self)
+        return largest_of_windows(self, x) if pruning else cast(Tensor, super().forward(x))
 
 
 class AvgPool2d(nn.AvgPool2d):
-    call: list[CallContext]
+    context: CallContext
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (self.call[0].patterns and flat_rows(x)):
+        if not (self.context.patterns and is_chwn_images(x)):
             return self._of(x)
         return self._of(x.transpose(0, 1)).transpose(0, 1)
 
     def _of(self, x: Tensor) -> Tensor:
-        return averaged(self, x) if activation_cache.saves(self.call[0]) else super().forward(x)
+        return averaged(self, x) if activation_cache.is_pruning(self.context) else super().forward(x)
 
 
 class RuntimeShortcut(shortcut.Shortcut):
-    call: list[CallContext]
+    context: CallContext
 
     def widened(self, x: Tensor) -> Tensor:
-        if not (self.call[0].patterns and innermost(x)):
+        if not (self.context.patterns and is_chwn(x)):
             return super().widened(x)
         return F.pad(x.movedim(0, -1), (0, 0) * 3 + (0, self.extra)).movedim(-1, 0)

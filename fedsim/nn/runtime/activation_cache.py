@@ -1,4 +1,4 @@
-"""What layers keep for their backward pass where activations are pruned: caches of inputs, signs of ReLUs, nothing of averages.
+"""Activation pruning in the run-time layers: which layers prune their input, and the caches that they keep for the backward pass.
 
 Layers that read the same tensor share one cache. The first layer of a network keeps its whole input, the images.
 """
@@ -35,96 +35,98 @@ def unfit(module: nn.Module) -> list[str]:
     for name, layer in module.named_modules():
         own = [value for value in layer._parameters.values() if value is not None and value.dim() > 1]
         if isinstance(layer, InputGate):
-            found.append(f"{name} sees the image (model.gate_keep), and keeps what it multiplies")
+            found.append(f"{name} is a dynamic gate (model.gate_keep), which keeps the tensor that it multiplies")
         elif own and type(layer) not in TAKEN:
             found.append(f"{name or 'the model'} is a {type(layer).__name__}, and only convolutions and linear layers take it")
         elif isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) and layer.padding_mode != "zeros":
             found.append(f'{name} pads by padding_mode = {layer.padding_mode!r}; it takes "zeros"')
-        elif uneven(layer):
+        elif pads_unevenly(layer):
             found.append(f'{name} has padding = "same" and an even kernel; it takes odd ones')
     if not [layer for layer in module.modules() if isinstance(layer, WEIGHTED)][1:]:
         found.append("no layer comes after the first one, which keeps its whole input")
     return found
 
 
-def uneven(layer: Any) -> bool:
+def pads_unevenly(layer: Any) -> bool:
     """Whether padding = "same" adds more on one side of the layer's input than on the other."""
     if getattr(layer, "padding", 0) != "same":
         return False
     return any(dilation * (kernel - 1) % 2 for dilation, kernel in zip(layer.dilation, layer.kernel_size, strict=True))
 
 
-def saves(call: CallContext) -> bool:
-    """Whether this is a pass whose layers keep less than their inputs: in training, with a backward pass to come."""
-    return call.keep is not None and torch.is_grad_enabled()
+def is_pruning(context: CallContext) -> bool:
+    """Whether layers prune what they keep: activation pruning is on, and a backward pass will follow."""
+    return context.activation_pruning is not None and torch.is_grad_enabled()
 
 
-def prunes(layer: Any) -> bool:
-    """Whether the input of a layer of Net's is pruned in this call."""
-    call: CallContext = layer.call[0]
-    return layer.prunes and saves(call) and (call.keep.layers == "all" or not isinstance(layer, nn.Linear))  # type: ignore[union-attr]
+def prunes_input(layer: Any) -> bool:
+    """Whether a run-time layer prunes its input in this call."""
+    context: CallContext = layer.context
+    return layer.may_prune and is_pruning(context) and (context.activation_pruning.layers == "all" or not isinstance(layer, nn.Linear))  # type: ignore[union-attr]
 
 
 def weighted(
     layer: Any, x: Tensor, way: Layer, weight: Tensor, bias: Tensor | None, gain: Tensor | None = None, mask: Tensor | None = None
 ) -> Tensor:
-    """The layer's result; where it prunes, only the cache of its input is kept."""
+    """The result of a layer with a weight. If the layer prunes its input, autograd keeps the cache in place of the input."""
     kept = cache_for(layer, x)
     if kept is None:
         return way(x, None, weight, bias, gain, mask)
     cache, form = kept
-    thin = layer.call[0].thin.get(getattr(layer, "key", None))
-    return replace(way, form=form, thin=thin)(x, cache, weight, bias, gain, mask)
+    positions = layer.context.kept_positions.get(getattr(layer, "key", None))
+    return replace(way, form=form, kept_positions=positions)(x, cache, weight, bias, gain, mask)
 
 
 def cache_for(layer: Any, x: Tensor) -> tuple[Cache, str] | None:
-    """The cache of what a layer reads, and in which order; None for one that keeps it whole."""
-    return cached(layer.call[0], x) if prunes(layer) else None
+    """The cache of the layer's input and its memory layout (`form_of`); None for a layer that keeps its whole input."""
+    return cached(layer.context, x) if prunes_input(layer) else None
 
 
-def cached(call: CallContext, x: Tensor) -> tuple[Cache, str]:
-    """The cache of x, and in which order; made where no layer has read x before in this call."""
+def cached(context: CallContext, x: Tensor) -> tuple[Cache, str]:
+    """The cache of x and its memory layout; made once per call, for the first layer that reads x."""
     whose = source(x)
     mark = whose._version
-    for other, version, cache, form in call.caches:
+    for other, version, cache, form in context.caches:
         if other() is whose and version == mark:
             return cache, form
-    assert call.keep is not None
-    form = form_of(x, call.pure)
-    cache = pruned(x, _real_of(call, x), call.keep, form)
-    call.caches[:] = [entry for entry in call.caches if entry[0]() is not None]
-    call.caches.append((weakref.ref(whose), mark, cache, form))
+    assert context.activation_pruning is not None
+    form = form_of(x, context.pure)
+    cache = pruned(x, _real_of(context, x), context.activation_pruning, form)
+    context.caches[:] = [entry for entry in context.caches if entry[0]() is not None]
+    context.caches.append((weakref.ref(whose), mark, cache, form))
     return cache, form
 
 
-def _real_of(call: CallContext, x: Tensor) -> Tensor | None:
-    """Which rows of x are of real images, where some are not; ValueError for rows that are not of one image each."""
-    if call.real is None or len(call.real) == len(x):
-        return call.real
-    if len(x) % len(call.real):
-        raise ValueError(f"activations of shape {tuple(x.shape)} cannot be pruned in a padded batch of {len(call.real)}: images come first")
-    return call.real.repeat_interleave(len(x) // len(call.real))
+def _real_of(context: CallContext, x: Tensor) -> Tensor | None:
+    """(len(x),) in {0, 1}, which rows of x belong to real images; ValueError if the rows cannot be assigned to images."""
+    if context.real is None or len(context.real) == len(x):
+        return context.real
+    if len(x) % len(context.real):
+        raise ValueError(
+            f"activations of shape {tuple(x.shape)} cannot be pruned in a padded batch of {len(context.real)}: images come first"
+        )
+    return context.real.repeat_interleave(len(x) // len(context.real))
 
 
 def rounded(x: Tensor, low: torch.dtype) -> Tensor:
-    """x in another dtype."""
-    return standing_for(x.to(low), x)
+    """x in another dtype, with the same cache."""
+    return share_cache(x.to(low), x)
 
 
-def standing_for(made: Tensor, x: Tensor) -> Tensor:
-    """`made`, which holds what x does: layers that read one or the other share a cache."""
+def share_cache(made: Tensor, x: Tensor) -> Tensor:
+    """Marks `made` as a copy of `x` in another layout or dtype, so that layers that read either share one activation cache."""
     made.source = weakref.ref(source(x))  # type: ignore[attr-defined]
     return made
 
 
 def source(x: Tensor) -> Tensor:
-    """The tensor that x stands for, or x."""
+    """The tensor that x is a copy of (`share_cache`), or x itself."""
     of = getattr(x, "source", None)
     found: Tensor | None = of() if of is not None else None
     return x if found is None else found
 
 
-def activated(layer: Any, x: Tensor) -> Tensor:
-    """A ReLU that keeps signs."""
+def relu_with_signs(layer: Any, x: Tensor) -> Tensor:
+    """A ReLU that keeps one bit an entry, in place of its output."""
     top, scale = ACTIVATIONS[layer.kind]
-    return relu(x, top, scale, layer.inplace, layer.call[0].pure)
+    return relu(x, top, scale, layer.inplace, layer.context.pure)

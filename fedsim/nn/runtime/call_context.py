@@ -1,4 +1,4 @@
-"""What the run-time layers of one network know of the call at hand."""
+"""What the run-time layers of one network know of the current call."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from fedsim.nn.layers import input_gate
 
 @dataclass
 class CallContext:
-    """What the layers of one call of Net share."""
+    """What the layers of one call of `Net` share. Net fills it before the call and empties it after."""
 
     tree: Tree = field(default_factory=dict)
     train: bool = False
     real: Tensor | None = None  # (B,)
     momentum: float | None = None  # of running statistics; None: each norm's own
-    pure: bool = False  # under a transform: nothing may be overwritten
+    pure: bool = False  # under a torch.func transform: nothing may be overwritten
     gates: Tree = field(default_factory=dict)  # group -> (C,)
-    values: Tree = field(default_factory=dict)  # group -> (C,), what gates by the image are, where it does not depend on the image
-    kept: Tree = field(default_factory=dict)  # norm -> (C,) hard gate of its channels
-    patterns: dict[str, Pattern] = field(default_factory=dict)  # layers that run on their kept values alone, images innermost
-    thin: dict[str, KeptPositions] = field(default_factory=dict)  # layers that are given their kept values, and make the weight of them
-    cut: bool = False  # the weights are narrower than the stored ones, standardised filters ready for use
-    keep: ActivationPruning | None = None  # what layers keep of their inputs for a backward pass; None: all
-    caches: list[Any] = field(default_factory=list)  # (whose, cache) of inputs that have been pruned already
-    energy: Tree | None = None  # group -> (C,) sum of |activation|^power, where it is asked for
+    gate_values: Tree = field(default_factory=dict)  # group -> (C,), constants in place of what the dynamic gates compute
+    norm_gates: Tree = field(default_factory=dict)  # norm -> (C,) hard gate of its channels
+    patterns: dict[str, Pattern] = field(default_factory=dict)  # layers that run on their kept weights alone, in CHWN layout
+    kept_positions: dict[str, KeptPositions] = field(default_factory=dict)  # layers whose weight comes as its kept values (nnz,)
+    compact: bool = False  # the weights are those of the open channels alone, standardised filters ready for use
+    activation_pruning: ActivationPruning | None = None  # what layers keep of their inputs for the backward pass; None: all
+    caches: list[Any] = field(default_factory=list)  # (source, version, cache, form) of inputs that have been pruned already
+    energy: Tree | None = None  # group -> (C,) sum of |activation|^power; None: nobody asks for it
     power: int = 2
-    saliency: Tree | None = None  # group -> (B, C) what the gates of every image were, where it is asked for
+    saliency: Tree | None = None  # group -> (B, C) values of the dynamic gates; None: nobody asks for them
     penalties: list[Tensor] = field(default_factory=list)  # () each, added to the loss
-    buffers: Tree = field(default_factory=dict)
-    images: Tensor | None = None  # (B, C, H, W), what the net was called with
+    buffers: Tree = field(default_factory=dict)  # the new running statistics
+    images: Tensor | None = None  # (B, C, H, W), the input of the net
 
     def image_keys(self) -> Tensor:
-        """(B,) of the images: the same for all layers, and however these are computed."""
+        """(B,) a random key of each image: the same for all layers, whatever way they are computed."""
         assert self.images is not None
         return input_gate.keys_of(self.images)

@@ -10,58 +10,60 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from fedsim.kernels.sparse import chwn_norm
-from fedsim.kernels.sparse.chwn_layout import Inwards, Outwards, inner, innermost, made
+from fedsim.kernels.sparse.chwn_layout import ToChwn, ToNchw, as_chwn, empty_chwn, is_chwn
 from fedsim.nn.runtime import activation_cache
 
 
-def flat_rows(x: Tensor) -> bool:
-    """Whether x is images that lie innermost; a pool takes them for the channels of a channels-last (C, B, H, W)."""
-    return x.dim() == 4 and innermost(x)
+def is_chwn_images(x: Tensor) -> bool:
+    """Whether x is a batch of images (B, C, H, W) in CHWN layout. For a pool, x.transpose(0, 1) then is a channels-last (C, B, H, W)."""
+    return x.dim() == 4 and is_chwn(x)
 
 
 def to_chwn(x: Tensor) -> Tensor:
-    return cast(Tensor, Inwards.apply(x))
+    """x (B, …) in CHWN layout; differentiable."""
+    return cast(Tensor, ToChwn.apply(x))
 
 
 def to_nchw(x: Tensor) -> Tensor:
-    return activation_cache.standing_for(cast(Tensor, Outwards.apply(x)), x) if innermost(x) else x
+    """x (B, …) in NCHW layout, with the activation cache of x; differentiable."""
+    return activation_cache.share_cache(cast(Tensor, ToNchw.apply(x)), x) if is_chwn(x) else x
 
 
 # ---- norm
 def batch_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """(out, mean (C,), biased variance (C,)) of x (B, C, …) in training mode, images innermost."""
+    """(out, mean (C,), biased variance (C,)) of x (B, C, …) in training mode, in CHWN layout."""
     weight = x.new_ones(x.shape[1]) if weight is None else weight
     bias = x.new_zeros(x.shape[1]) if bias is None else bias
     if not x.is_cuda:
-        return cast("tuple[Tensor, Tensor, Tensor]", _Norm.apply(x, weight, bias, eps))
+        return cast("tuple[Tensor, Tensor, Tensor]", _BatchNorm.apply(x, weight, bias, eps))
     return _by_torch(x, weight, bias, eps)
 
 
 def takes(x: Tensor) -> bool:
-    """Whether `batch_norm` is for x."""
-    return x.dtype == torch.float32 and flat_rows(x)
+    """Whether `batch_norm` and `group_norm` can take x."""
+    return x.dtype == torch.float32 and is_chwn_images(x)
 
 
 def _by_torch(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The same by torch's own kernel, whatever the device, on a view with one image: (1, C, everything else)."""
+    """`batch_norm` by torch's own kernel, for any device, on a view with one image: (1, C, all other axes)."""
     images = x.movedim(0, -1)
     out, mean, inverse = torch.native_batch_norm(images.reshape(1, len(images), -1), weight, bias, None, None, True, 0.0, eps)
     return out.view(images.shape).movedim(-1, 0), mean.detach(), inverse.detach().pow(-2) - eps
 
 
 def group_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """F.group_norm of x (B, C, …) in one group, images innermost."""
+    """F.group_norm of x (B, C, …) in one group, in CHWN layout."""
     if x.is_cuda:
         return F.group_norm(x, 1, weight, bias, eps)
     weight = x.new_ones(x.shape[1]) if weight is None else weight
     bias = x.new_zeros(x.shape[1]) if bias is None else bias
-    return cast(Tensor, _Group.apply(x, weight, bias, eps))
+    return cast(Tensor, _GroupNorm.apply(x, weight, bias, eps))
 
 
-class _Group(torch.autograd.Function):
+class _GroupNorm(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-        images, (whole, out) = inner(x), made(x, tuple(x.shape))
+        images, (whole, out) = as_chwn(x), empty_chwn(x, tuple(x.shape))
         mean, inverse = x.new_empty(len(x)), x.new_empty(len(x))
         chwn_norm.group_forward(_places(images), _numbers(weight), _numbers(bias), eps, _places(out), mean.numpy(), inverse.numpy())
         context.save_for_backward(images, weight, mean, inverse)
@@ -72,7 +74,7 @@ class _Group(torch.autograd.Function):
     def backward(context: Any, g: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         images, weight, mean, inverse = context.saved_tensors
         into, by_weight, by_bias = torch.empty_like(images), torch.empty_like(weight), torch.empty_like(weight)
-        given = (_places(images), _places(inner(g)), _numbers(weight), mean.numpy(), inverse.numpy())
+        given = (_places(images), _places(as_chwn(g)), _numbers(weight), mean.numpy(), inverse.numpy())
         chwn_norm.group_backward(*given, _places(into), by_weight.numpy(), by_bias.numpy())
         return into.movedim(-1, 0), by_weight, by_bias, None
 
@@ -82,10 +84,10 @@ def _places(images: Tensor) -> Any:
     return images.view(len(images), -1, images.shape[-1]).numpy()
 
 
-class _Norm(torch.autograd.Function):
+class _BatchNorm(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        images, (whole, out) = inner(x), made(x, tuple(x.shape))
+        images, (whole, out) = as_chwn(x), empty_chwn(x, tuple(x.shape))
         mean, var = torch.empty_like(weight), torch.empty_like(weight)
         chwn_norm.norm_forward(_rows(images), _numbers(weight), _numbers(bias), eps, _rows(out), mean.numpy(), var.numpy())
         context.save_for_backward(images, weight, mean, var)
@@ -98,13 +100,13 @@ class _Norm(torch.autograd.Function):
     def backward(context: Any, g: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         images, weight, mean, var = context.saved_tensors
         into, by_weight, by_bias = torch.empty_like(images), torch.empty_like(weight), torch.empty_like(weight)
-        given = (_rows(images), _rows(inner(g)), _numbers(weight), context.eps, mean.numpy(), var.numpy())
+        given = (_rows(images), _rows(as_chwn(g)), _numbers(weight), context.eps, mean.numpy(), var.numpy())
         chwn_norm.norm_backward(*given, _rows(into), by_weight.numpy(), by_bias.numpy())
         return into.movedim(-1, 0), by_weight, by_bias, None
 
 
 def _rows(images: Tensor) -> Any:
-    """(C, everything else)."""
+    """(C, all other axes)."""
     return images.view(len(images), -1).numpy()
 
 

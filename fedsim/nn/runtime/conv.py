@@ -1,4 +1,4 @@
-"""Convolutions and linear layers as the network runs them: sparse, activation-pruned, in CHWN layout or by torch."""
+"""Convolutions and linear layers as run-time layers: sparse, with a pruned input, in CHWN layout, or as torch computes them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedsim.core import keys
-from fedsim.kernels.activation_pruning.layers import Convolution, Layer, Product, Tap, operation
+from fedsim.kernels.activation_pruning.layers import Convolution, Layer, Product, WeightTap, operation
 from fedsim.kernels.sparse import layers
 from fedsim.nn.layers.nsconv import NormalisedConv2d
 from fedsim.nn.layers.standardized_conv import StandardisedConv2d, standardised
@@ -18,12 +18,12 @@ from fedsim.nn.runtime.chwn import to_chwn, to_nchw
 
 
 class Weighted:
-    """A layer with a weight, as it stands in Net."""
+    """A layer with a weight as a run-time layer."""
 
-    call: list[CallContext]  # in a list: not a submodule
+    context: CallContext
     key: str
     op: Convolution | Product
-    prunes: bool  # what it keeps of its input, where anything is pruned
+    may_prune: bool  # whether it keeps less than its whole input under activation pruning; the first layer never does
 
     def pruning(self, x: Tensor) -> Tensor:
         layer: Any = self
@@ -32,65 +32,65 @@ class Weighted:
 
 class Conv1d(Weighted, nn.Conv1d):
     def forward(self, x: Tensor) -> Tensor:
-        return self.pruning(x) if activation_cache.prunes(self) else super().forward(x)
+        return self.pruning(x) if activation_cache.prunes_input(self) else super().forward(x)
 
 
 class Conv3d(Weighted, nn.Conv3d):
     def forward(self, x: Tensor) -> Tensor:
-        return self.pruning(x) if activation_cache.prunes(self) else super().forward(x)
+        return self.pruning(x) if activation_cache.prunes_input(self) else super().forward(x)
 
 
 class Conv2d(Weighted, nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
-        patterns = self.call[0].patterns
+        patterns = self.context.patterns
         if not patterns:
-            return self.pruning(x) if activation_cache.prunes(self) else super().forward(x)
+            return self.pruning(x) if activation_cache.prunes_input(self) else super().forward(x)
         if self.key in patterns:
             return layers.conv2d(x, self.weight, self.bias, patterns[self.key], activation_cache.cache_for(self, x))
-        turned = to_nchw(x)
-        return to_chwn(self.pruning(turned) if activation_cache.prunes(self) else super().forward(turned))
+        nchw = to_nchw(x)
+        return to_chwn(self.pruning(nchw) if activation_cache.prunes_input(self) else super().forward(nchw))
 
 
 class Linear(Weighted, nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
-        patterns = self.call[0].patterns
+        patterns = self.context.patterns
         if self.key in patterns:
             rows = x if x.dim() == 2 else x.flatten(0, -2)
             out = layers.linear(rows, self.weight, self.bias, patterns[self.key], activation_cache.cache_for(self, rows))
             return out if x.dim() == 2 else out.reshape(*x.shape[:-1], -1)
-        return self.pruning(x) if activation_cache.prunes(self) else super().forward(x)
+        return self.pruning(x) if activation_cache.prunes_input(self) else super().forward(x)
 
 
 class RuntimeStandardizedConv2d(nn.Module):
-    """Stands where a weight-standardised convolution stood. The stored filter is standardised, whatever is cut from it later."""
+    """Replaces a weight-standardised convolution. The whole stored filter is standardised, also where channels are closed."""
 
-    def __init__(self, conv: StandardisedConv2d, name: str, call: CallContext) -> None:
+    def __init__(self, conv: StandardisedConv2d, name: str, context: CallContext) -> None:
         super().__init__()
         self.weight, self.bias, self.removed_key = conv.weight, conv.bias, keys.removed(name)
         self.stride, self.padding, self.dilation, self.groups = conv.stride, conv.padding, conv.dilation, conv.groups
-        self.call, self.op, self.prunes = [call], operation(conv), True
+        self.context, self.op, self.may_prune = context, operation(conv), True
 
     def forward(self, x: Tensor) -> Tensor:
-        call = self.call[0]
-        weight = self.weight if call.cut else standardised(self.weight, call.tree.get(self.removed_key))
-        if activation_cache.prunes(self):
+        context = self.context
+        weight = self.weight if context.compact else standardised(self.weight, context.tree.get(self.removed_key))
+        if activation_cache.prunes_input(self):
             return activation_cache.weighted(self, x, Layer(self.op), weight, self.bias)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return F.conv2d(x, weight.to(x.dtype), bias, self.stride, self.padding, self.dilation, self.groups)
 
 
 class RuntimeNSConv2d(nn.Module):
-    """Stands where a normalised convolution stood, under the mask of its weight. It keeps no tensor of the weight's size."""
+    """Replaces a normalised convolution; it applies the mask of its weight. It keeps no tensor of the weight's size for backward."""
 
-    tap: Tap | None = None  # of the gradient of the weight in use
+    tap: WeightTap | None = None  # of the gradient of the weight in use
 
-    def __init__(self, conv: NormalisedConv2d, name: str, call: CallContext) -> None:
+    def __init__(self, conv: NormalisedConv2d, name: str, context: CallContext) -> None:
         super().__init__()
         self.weight, self.bias, self.gain, self.over = conv.weight, conv.bias, conv.gain, conv.over
         self.op, self.key, self.mask_key = operation(conv), name, keys.mask(name)
-        self.call, self.prunes = [call], True
+        self.context, self.may_prune = context, True
 
     def forward(self, x: Tensor) -> Tensor:
-        call = self.call[0]
+        context = self.context
         way = Layer(self.op, self.over, self.tap)
-        return activation_cache.weighted(self, x, way, self.weight, self.bias, self.gain, call.tree.get(self.mask_key))
+        return activation_cache.weighted(self, x, way, self.weight, self.bias, self.gain, context.tree.get(self.mask_key))

@@ -1,7 +1,7 @@
-"""Layers as Net runs them: pure functions of the tree, over the real images of a padded batch and the kept channels only.
+"""Norms as run-time layers: pure functions of the tree, over the real images of a padded batch and over the open channels only.
 
-Running statistics are read from the tree and handed back; torch's module would change its own buffers, which a client that is
-one row of a pack does not have.
+They read running statistics from the tree and return new ones. torch's norms change buffers of their own; a client that is one row
+of a pack has none.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ TORCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class BatchNorm(nn.Module):
-    """Stands where torch's batch norm stood, with the same parameters."""
+    """Replaces torch's batch norm, with the same parameters."""
 
-    def __init__(self, norm: nn.modules.batchnorm._BatchNorm, name: str, call: CallContext) -> None:
+    def __init__(self, norm: nn.modules.batchnorm._BatchNorm, name: str, context: CallContext) -> None:
         super().__init__()
         if norm.momentum is None:
             raise ValueError(
@@ -30,49 +30,49 @@ class BatchNorm(nn.Module):
         self.eps, self.own = norm.eps, norm.momentum
         self.tracked = norm.track_running_stats
         self.mean_key, self.var_key = f"{keys.BUFFERS}{name}.running_mean", f"{keys.BUFFERS}{name}.running_var"
-        self.call = [call]  # in a list: not a submodule, not copied into the module's own state
+        self.context = context
 
     @property
     def momentum(self) -> float:
         """Share of a batch in the running statistics."""
-        return self.own if self.call[0].momentum is None else self.call[0].momentum
+        return self.own if self.context.momentum is None else self.context.momentum
 
     def forward(self, x: Tensor) -> Tensor:
-        call = self.call[0]
-        mean, var = (call.tree[self.mean_key], call.tree[self.var_key]) if self.tracked else (None, None)
-        if not call.train and mean is not None:
-            flat = x.movedim(0, -1).reshape(1, x.shape[1], -1) if call.patterns and takes(x) else x  # a view of images innermost
+        context = self.context
+        mean, var = (context.tree[self.mean_key], context.tree[self.var_key]) if self.tracked else (None, None)
+        if not context.train and mean is not None:
+            flat = x.movedim(0, -1).reshape(1, x.shape[1], -1) if context.patterns and takes(x) else x  # a view of CHWN layout
             out = F.batch_norm(flat, mean, var, self.weight, self.bias, False, 0.0, self.eps)
             return out if flat is x else out.view(*x.shape[1:], -1).movedim(-1, 0)
         few = x.numel() == x.shape[1]
-        if call.real is not None or few:
-            real = call.real if call.real is not None else x.new_ones(x.shape[0])
-            return self._over_real(x, real, call)
-        if call.patterns and takes(x):
-            return self._inner(x, call)
-        if call.pure or mean is None or var is None:
-            return self._pure(x, call)
+        if context.real is not None or few:
+            real = context.real if context.real is not None else x.new_ones(x.shape[0])
+            return self._over_real(x, real, context)
+        if context.patterns and takes(x):
+            return self._in_chwn(x, context)
+        if context.pure or mean is None or var is None:
+            return self._pure(x, context)
         mean, var = mean.clone(), var.clone()  # they may be the broadcast's, which no client may change
         out = F.batch_norm(x, mean, var, self.weight, self.bias, True, self.momentum, self.eps)
-        call.buffers |= {self.mean_key: mean, self.var_key: var}
+        context.buffers |= {self.mean_key: mean, self.var_key: var}
         return out
 
-    def _inner(self, x: Tensor, call: CallContext) -> Tensor:
-        """For images that lie innermost."""
+    def _in_chwn(self, x: Tensor, context: CallContext) -> Tensor:
+        """For x in CHWN layout."""
         out, mean, var = batch_norm(x, self.weight, self.bias, self.eps)
         count = x.numel() / x.shape[1]
-        self._move(call, mean, var * (count / (count - 1)))
+        self._move(context, mean, var * (count / (count - 1)))
         return out
 
-    def _pure(self, x: Tensor, call: CallContext) -> Tensor:
-        """torch's own kernel, the running statistics worked out from what it hands back."""
+    def _pure(self, x: Tensor, context: CallContext) -> Tensor:
+        """By torch's own kernel; the running statistics are computed from the mean and deviation that it returns."""
         out, mean, inverse = torch.native_batch_norm(x, self.weight, self.bias, None, None, True, 0.0, self.eps)
         count = x.numel() / x.shape[1]
         var = (inverse.detach().pow(-2) - self.eps) * (count / (count - 1))
-        self._move(call, mean.detach(), var)
+        self._move(context, mean.detach(), var)
         return out
 
-    def _over_real(self, x: Tensor, real: Tensor, call: CallContext) -> Tensor:
+    def _over_real(self, x: Tensor, real: Tensor, context: CallContext) -> Tensor:
         """Mean and variance over the images with real = 1; fewer than two values leave the running variance as it was."""
         axes = [axis for axis in range(x.dim()) if axis != 1]
         shape = [1, -1] + [1] * (x.dim() - 2)
@@ -85,32 +85,32 @@ class BatchNorm(nn.Module):
         if self.weight is not None:
             out = out * self.weight.view(shape) + self.bias.view(shape)
         unbiased = var.detach() * count / (count - 1).clamp(min=1)
-        old = call.tree[self.var_key] if self.tracked else unbiased
-        self._move(call, mean.detach(), torch.where(count < 2, old, unbiased))
+        old = context.tree[self.var_key] if self.tracked else unbiased
+        self._move(context, mean.detach(), torch.where(count < 2, old, unbiased))
         return out
 
-    def _move(self, call: CallContext, mean: Tensor, var: Tensor) -> None:
+    def _move(self, context: CallContext, mean: Tensor, var: Tensor) -> None:
         if not self.tracked:
             return
-        old_mean, old_var = call.tree[self.mean_key], call.tree[self.var_key]
-        call.buffers[self.mean_key] = old_mean + self.momentum * (mean - old_mean)
-        call.buffers[self.var_key] = old_var + self.momentum * (var - old_var)
+        old_mean, old_var = context.tree[self.mean_key], context.tree[self.var_key]
+        context.buffers[self.mean_key] = old_mean + self.momentum * (mean - old_mean)
+        context.buffers[self.var_key] = old_var + self.momentum * (var - old_var)
 
 
 class GroupNorm(nn.Module):
-    """Stands where torch's group norm of one group stood; under a hard gate its statistics are those of the kept channels."""
+    """Replaces torch's group norm of one group; under a hard gate its statistics are those of the open channels."""
 
-    def __init__(self, norm: nn.GroupNorm, name: str, call: CallContext) -> None:
+    def __init__(self, norm: nn.GroupNorm, name: str, context: CallContext) -> None:
         super().__init__()
         self.weight, self.bias, self.eps, self.name = norm.weight, norm.bias, norm.eps, name
         self.num_groups = 1
-        self.call = [call]
+        self.context = context
 
     def forward(self, x: Tensor) -> Tensor:
-        gate = self.call[0].kept.get(self.name)
+        gate = self.context.norm_gates.get(self.name)
         if gate is None and x[0].numel() == 1:  # torch refuses a single value, whose deviation is 0
             gate = x.new_ones(1)
-        if gate is None and self.call[0].patterns and takes(x):
+        if gate is None and self.context.patterns and takes(x):
             return group_norm(x, self.weight, self.bias, self.eps)
         if gate is None:
             return F.group_norm(x, 1, self.weight, self.bias, self.eps)

@@ -1,4 +1,4 @@
-"""Puts the run-time layers in the place of a model's own."""
+"""Replaces the layers of a model by run-time layers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fedsim.nn.runtime.conv import Conv1d, Conv2d, Conv3d, Linear, RuntimeNSConv
 from fedsim.nn.runtime.gate import RuntimeInputGate
 from fedsim.nn.runtime.norm import TORCH_NORMS, BatchNorm, GroupNorm
 
-RUNTIME_CONVS: dict[type[nn.Module], Any] = {
+CONVERTED: dict[type[nn.Module], Any] = {
     nn.Conv1d: Conv1d,
     nn.Conv2d: Conv2d,
     nn.Conv3d: Conv3d,
@@ -32,18 +32,59 @@ RUNTIME_CONVS: dict[type[nn.Module], Any] = {
 }
 
 
-def replace_convs_and_activations(module: nn.Module, call: CallContext) -> dict[str, Geometry]:
-    """Gives the module's layers the ways above, in place; what geometry every layer has that could run sparse."""
-    found = {}
+WEIGHTED = (RuntimeStandardizedConv2d, RuntimeNSConv2d, RuntimeInputGate)
+REPLACED: tuple[tuple[Any, Any], ...] = (
+    (TORCH_NORMS, BatchNorm),
+    (nn.GroupNorm, GroupNorm),
+    (StandardisedConv2d, RuntimeStandardizedConv2d),
+    (NormalisedConv2d, RuntimeNSConv2d),
+    (input_gate.InputGate, RuntimeInputGate),
+)
+
+
+def replace_layers(module: nn.Module, context: CallContext) -> dict[str, Geometry]:
+    """Replaces layers of the module by run-time layers that share `context`, in place. The geometry of every layer that can run sparse.
+
+    ValueError for layers that draw random numbers or change themselves.
+    """
+    replacements: dict[nn.Module, nn.Module] = {}  # a layer that stands in two places stays one layer
+    for name, layer in list(module.named_modules(remove_duplicate=False)):
+        _check(name, layer)
+        for kind, replacement in REPLACED:
+            if isinstance(layer, kind) and (kind is not nn.GroupNorm or layer.num_groups == 1):
+                parent, _, slot = name.rpartition(".")
+                own = replacements.setdefault(layer, replacement(layer, name, context))
+                setattr(module.get_submodule(parent), slot, own)
+    geometries = _converted(module, context)
+    # The first layer reads the images, which are in memory anyway: it never prunes its input.
+    next((layer for layer in module.modules() if hasattr(layer, "may_prune")), module).may_prune = False  # type: ignore[assignment]
+    return geometries
+
+
+def _check(name: str, layer: nn.Module) -> None:
+    if isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0:
+        raise ValueError(f"{name}: dropout draws from the global generator, so no two fleets would agree; set p = 0")
+    if isinstance(layer, nn.modules.instancenorm._InstanceNorm) and layer.track_running_stats:
+        raise ValueError(f"{name}: an instance norm with running statistics changes them in place; set track_running_stats = False")
+    if isinstance(layer, nn.modules.batchnorm._BatchNorm) and not isinstance(layer, TORCH_NORMS):
+        raise ValueError(f"{name}: {type(layer).__name__} synchronises or is lazy; use torch.nn.BatchNorm2d")
+    filters = isinstance(layer, StandardisedConv2d | NormalisedConv2d)
+    if filters and (layer.padding_mode != "zeros" or activation_cache.pads_unevenly(layer)):
+        raise ValueError(f'{name}: a {type(layer).__name__} pads by zeros, alike on all sides; padding_mode = "zeros" and odd kernels do')
+
+
+def _converted(module: nn.Module, context: CallContext) -> dict[str, Geometry]:
+    """Changes the class of layers whose parameters stay as they are; the geometries of those that can run sparse."""
+    geometries = {}
     for name, layer in module.named_modules():
-        if kind := RUNTIME_CONVS.get(type(layer)):
+        if kind := CONVERTED.get(type(layer)):
             layer.__class__ = kind
-            layer.call, layer.key = [call], name
+            layer.context, layer.key = context, name
             if issubclass(kind, Weighted):
-                layer.op, layer.prunes = operation(layer), True
+                layer.op, layer.may_prune = operation(layer), True
             if (geometry := _geometry(layer)) is not None:
-                found[name] = geometry
-    return found
+                geometries[name] = geometry
+    return geometries
 
 
 def _geometry(layer: Any) -> Geometry | None:
@@ -56,37 +97,3 @@ def _geometry(layer: Any) -> Geometry | None:
 
 def _two(value: Any) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[1])
-
-
-WEIGHTED = (RuntimeStandardizedConv2d, RuntimeNSConv2d, RuntimeInputGate)
-RUNTIME_NORMS: tuple[tuple[Any, Any], ...] = (
-    (TORCH_NORMS, BatchNorm),
-    (nn.GroupNorm, GroupNorm),
-    (StandardisedConv2d, RuntimeStandardizedConv2d),
-    (NormalisedConv2d, RuntimeNSConv2d),
-    (input_gate.InputGate, RuntimeInputGate),
-)
-
-
-def replace_norms_and_gates(module: nn.Module, call: CallContext) -> None:
-    """Puts layers of ours in the place of batch norms, group norms of one group, standardised and normalised convolutions.
-
-    ValueError for layers that draw numbers of their own or change themselves.
-    """
-    made: dict[nn.Module, nn.Module] = {}
-    for name, layer in list(module.named_modules(remove_duplicate=False)):
-        if isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0:
-            raise ValueError(f"{name}: dropout draws from the global generator, so no two fleets would agree; set p = 0")
-        if isinstance(layer, nn.modules.instancenorm._InstanceNorm) and layer.track_running_stats:
-            raise ValueError(f"{name}: an instance norm with running statistics changes them in place; set track_running_stats = False")
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and not isinstance(layer, TORCH_NORMS):
-            raise ValueError(f"{name}: {type(layer).__name__} synchronises or is lazy; use torch.nn.BatchNorm2d")
-        if isinstance(layer, StandardisedConv2d | NormalisedConv2d) and (layer.padding_mode != "zeros" or activation_cache.uneven(layer)):
-            raise ValueError(
-                f'{name}: a {type(layer).__name__} pads by zeros, alike on all sides; padding_mode = "zeros" and odd kernels do'
-            )
-        for kind, own in RUNTIME_NORMS:
-            if isinstance(layer, kind) and (kind is not nn.GroupNorm or layer.num_groups == 1):
-                setattr(
-                    module.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], made.setdefault(layer, own(layer, name, call))
-                )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fedsim.core import rng
 from fedsim.kernels.sparse import layers
-from fedsim.kernels.sparse.chwn_layout import inner, outer
+from fedsim.kernels.sparse.chwn_layout import as_chwn, as_nchw
 from fedsim.kernels.sparse.cost_model import Cost
 from fedsim.kernels.sparse.pattern import Geometry, Pattern
 from fedsim.nn.net import Net
@@ -57,8 +57,8 @@ def _cost(layer: Weighted, x: Tensor, geometry: Geometry) -> Cost:
     out = output(layer, *leaves)
     g = torch.ones_like(out)
     dense = _seconds(lambda: torch.autograd.grad(output(layer, *leaves), leaves, g), x)
-    laid = [inner(value.detach()).movedim(-1, 0) for value in (x, out)]
-    moved = _seconds(lambda: [(inner(value.detach()), outer(other)) for value, other in zip((x, out), laid, strict=True)], x)
+    laid = [as_chwn(value.detach()).movedim(-1, 0) for value in (x, out)]
+    moved = _seconds(lambda: [(as_chwn(value.detach()), as_nchw(other)) for value, other in zip((x, out), laid, strict=True)], x)
     at = [_seconds(_sparse(weight, laid[0], density, geometry), x) for density in DENSITIES]
     slope = max(0.0, (at[1] - at[0]) / (DENSITIES[1] - DENSITIES[0]))
     return Cost(dense, moved if x.dim() == 4 else 0.0, max(0.0, at[0] - slope * DENSITIES[0]), slope)

@@ -1,4 +1,4 @@
-"""What a hard gate leaves of the stored weights: cut in one pass, and moved by a step that never spreads their gradient out.
+"""Compact gradients: under a hard gate, the gradient of the open channels' weights alone, and the optimiser step along it.
 
 A closed channel's gradient is 0, so its weights only decay and drift with their momentum; that needs no tensor of zeros.
 """
@@ -31,7 +31,7 @@ class ChannelBlock:
 
     def cut(self, whole: Tensor) -> Tensor:
         """The kept part."""
-        out = whole.new_empty(self._narrow(whole))
+        out = whole.new_empty(self._compact_shape(whole))
         channel_blocks.cut(whole.numpy().reshape(self.shape), self.rows, self.columns, self._part(out))
         return out
 
@@ -40,32 +40,32 @@ class ChannelBlock:
         held = NOTHING if momentum is None else momentum.numpy().reshape(self.shape)
         channel_blocks.step(w.numpy().reshape(self.shape), held, self._part(g.contiguous()), self.rows, self.columns, *rates)
 
-    def _narrow(self, whole: Tensor) -> tuple[int, ...]:
+    def _compact_shape(self, whole: Tensor) -> tuple[int, ...]:
         """The kept part's own shape."""
         if whole.dim() == 1:
             return (len(self.columns),)
         return (len(self.rows), len(self.columns) * whole.shape[1] // self.shape[1], *whole.shape[2:])
 
-    def _part(self, narrow: Tensor) -> Array:
-        return narrow.numpy().reshape(len(self.rows), len(self.columns), self.shape[2])
+    def _part(self, compact: Tensor) -> Array:
+        return compact.numpy().reshape(len(self.rows), len(self.columns), self.shape[2])
 
 
-class Narrow(dict[str, Tensor]):
-    """A gradient: of the tensors that have a block that of their kept part, of the others the whole."""
+class CompactGradient(dict[str, Tensor]):
+    """A gradient: of the kept part of the tensors that have a block, of the whole tensor for the others."""
 
     def __init__(self, gradient: Tree, blocks: Mapping[str, ChannelBlock]) -> None:
         super().__init__(gradient)
         self.blocks = blocks
 
     def whole(self, like: Tree) -> Tree:
-        """With zeros where nothing is kept, in the shapes of `like`."""
+        """The gradient in the shapes of `like`, with zeros where nothing is kept."""
         made = {key: torch.zeros_like(like[key]) for key in self.blocks}
         for key, block in self.blocks.items():
             block.step(made[key], None, self[key], *_float32(-1.0, 0.0, 0.0))
         return {key: made.get(key, g) for key, g in self.items()}
 
     def step(self, state: Tree, lr: float, momentum: float, decay: float) -> Tree:
-        """Moves the tensors that have a block; the gradient of the others."""
+        """One SGD step of the tensors that have a block, in place in `state`. Returns the gradient of the others."""
         rates = _float32(lr, momentum, decay)
         for key, block in self.blocks.items():
             block.step(state[key], state[keys.MOMENTUM + keys.name_of(key)] if momentum else None, self[key], *rates)
@@ -73,7 +73,7 @@ class Narrow(dict[str, Tensor]):
 
 
 def cuttable(whole: Tensor) -> bool:
-    """Whether the kernels take a tensor: float32, contiguous, on the CPU."""
+    """Whether the kernels can take this tensor: float32, contiguous, on the CPU."""
     return whole.dtype == torch.float32 and whole.device.type == "cpu" and whole.is_contiguous()
 
 

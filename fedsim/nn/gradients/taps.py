@@ -1,4 +1,4 @@
-"""Taps: a layer's dense weight gradient, looked at while it exists and then let go."""
+"""Gradient taps (hooks): a callback gets the dense gradient of a layer's weight as soon as it exists; then the gradient is freed."""
 
 from __future__ import annotations
 
@@ -13,55 +13,56 @@ from torch import Tensor, nn
 
 from fedsim.core import keys
 from fedsim.core.tree import Tree
-from fedsim.kernels.activation_pruning.layers import Tap
+from fedsim.kernels.activation_pruning.layers import WeightTap
 
-ParameterSlot = list[tuple[Any, str, str]]  # where a parameter stands, under which name there, and its key
+ParameterSlot = list[tuple[Any, str, str]]  # dict that a parameter stands in, its name there, its key
 
 
-class HandOver(torch.autograd.Function):
-    """The identity. In backward the dense gradient is handed to `tap` as soon as it exists, and passed on only if it is wanted.
+class TapGradient(torch.autograd.Function):
+    """The identity. Its backward pass gives the dense gradient to `tap` as soon as it exists, and returns it only with `pass_on`.
 
-    What the tap returns is the gradient of its probes: so it comes back as a value of the call, under `vmap` too.
+    What the tap returns becomes the gradient of the tap inputs: so it is a value of the call, under `vmap` too.
     """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(weight: Tensor, tap: Callable[[Tensor], Tree], wanted: bool, *probes: Tensor) -> Tensor:
+    def forward(weight: Tensor, tap: Callable[[Tensor], Tree], pass_on: bool, *tap_inputs: Tensor) -> Tensor:
         return weight.view_as(weight)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, ctx.tap, ctx.wanted, *probes = inputs
-        ctx.dtypes = [probe.dtype for probe in probes]
+        _, ctx.tap, ctx.pass_on, *tap_inputs = inputs
+        ctx.dtypes = [tap_input.dtype for tap_input in tap_inputs]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         found = ctx.tap(gradient.detach())
         values = [value.to(dtype) for value, dtype in zip(found.values(), ctx.dtypes, strict=True)]
-        return gradient if ctx.wanted else None, None, None, *values
+        return gradient if ctx.pass_on else None, None, None, *values
 
 
 @dataclass
 class TappedLayer:
-    """A layer whose dense gradient is looked at while it exists."""
+    """A layer with a gradient tap."""
 
     key: str  # of its weight
-    see: Callable[[Tensor], Tree]
-    like: Tree  # what `see` returns
-    passed: bool  # whether the gradient is wanted besides
+    callback: Callable[[Tensor], Tree]
+    example: Tree  # a value of what `callback` returns
+    pass_on: bool  # whether the gradient is also a result of the call
 
     @property
-    def probes(self) -> Tree:
-        """Zeros whose gradients are what `see` returns; a float64 holds every position exactly."""
-        return {name: torch.zeros_like(value, dtype=torch.float64) for name, value in self.like.items()}
+    def tap_inputs(self) -> Tree:
+        """Zeros whose gradients are what `callback` returns; float64 holds every position exactly."""
+        return {name: torch.zeros_like(value, dtype=torch.float64) for name, value in self.example.items()}
 
     def value(self, gradients: Tree) -> Tree:
-        return {name: gradients[name].to(value.dtype) for name, value in self.like.items()}
+        """What `callback` returned, from the gradients of the tap inputs."""
+        return {name: gradients[name].to(value.dtype) for name, value in self.example.items()}
 
 
 def tied(slots: ParameterSlot) -> ParameterSlot:
-    """The slots, a parameter that stands at two places under one key."""
+    """The slots; a parameter that stands in two places has one key."""
     first: dict[int, str] = {}
     for where, slot, key in slots:
         first.setdefault(id(where[slot]), key)
@@ -69,25 +70,26 @@ def tied(slots: ParameterSlot) -> ParameterSlot:
 
 
 @contextmanager
-def tapping(module: nn.Module, slots: ParameterSlot, taps: Sequence[TappedLayer], probes: Sequence[Tree]) -> Iterator[None]:
-    """Wraps each tapped weight where it is first used.
+def tapping(module: nn.Module, slots: ParameterSlot, taps: Sequence[TappedLayer], tap_inputs: Sequence[Tree]) -> Iterator[None]:
+    """Calls inside give the dense gradients of tapped weights to their taps.
 
-    Autograd runs what was made last first: wrapped any earlier, the dense gradients would wait for each other.
+    Each weight is wrapped where it is first used. Autograd first runs what was made last: if weights were wrapped earlier, the dense
+    gradients would wait for each other.
     """
-    waiting = {tap.key: (tap, held) for tap, held in zip(taps, probes, strict=True)}
+    waiting = {tap.key: (tap, held) for tap, held in zip(taps, tap_inputs, strict=True)}
     inside = [(layer, key) for key in waiting for layer in _users(module, slots, key) if hasattr(layer, "tap")]
-    for layer, key in inside:  # which sees the gradient of the weight it makes of the stored one
+    for layer, key in inside:  # such a layer taps the weight that it makes of the stored one
         tap, held = waiting.pop(key, (None, {}))
         if tap is None:
             raise ValueError(f"layer {keys.layer_of(key)!r} cannot be tapped: several layers normalise its weight")
-        layer.tap = Tap(tap.see, tuple(held.values()))  # type: ignore[assignment]
+        layer.tap = WeightTap(tap.callback, tuple(held.values()))  # type: ignore[assignment]
 
     def wrap(key: str, *_: Any) -> None:
         if key not in waiting:
             return
         tap, held = waiting.pop(key)
         places = [(where, slot) for where, slot, name in slots if name == key]
-        wrapped = HandOver.apply(places[0][0][places[0][1]], tap.see, tap.passed, *held.values())
+        wrapped = TapGradient.apply(places[0][0][places[0][1]], tap.callback, tap.pass_on, *held.values())
         for where, slot in places:
             where[slot] = wrapped
 
