@@ -51,19 +51,19 @@ def _mobilenet_v2(form: Blueprint) -> nn.Module:
     return vgg_mobilenet.mobilenet_v2(form)
 
 
-def _thin(blocks: int) -> Callable[[Blueprint], nn.Module]:
-    return lambda form: resnet.thin(form, blocks)
+def _cifar_resnet(blocks: int) -> Callable[[Blueprint], nn.Module]:
+    return lambda form: resnet.cifar_resnet(form, blocks)
 
 
 FAMILIES: dict[str, Family] = {
     "cnn": Family(cnn.cnn, 32, 4),
     "simple_cnn": Family(cnn.simple_cnn, 32, 6),
     "lenet5": Family(cnn.lenet5, 6, 12),
-    "resnet8": Family(_thin(1), 16, 1),
+    "resnet8": Family(_cifar_resnet(1), 16, 1),
     "resnet18": Family(resnet.resnet18, 64, 1),
-    "resnet20": Family(_thin(3), 16, 1),
-    "resnet32": Family(_thin(5), 16, 1),
-    "resnet56": Family(_thin(9), 16, 1),
+    "resnet20": Family(_cifar_resnet(3), 16, 1),
+    "resnet32": Family(_cifar_resnet(5), 16, 1),
+    "resnet56": Family(_cifar_resnet(9), 16, 1),
     "vgg11": Family(_vgg11, 64, 32),
     "vgg16": Family(_vgg16, 64, 32),
     "mobilenet_v2": Family(_mobilenet_v2, 32, 1),

@@ -13,7 +13,7 @@ from fedsim.nn.layers.standardized_conv import StandardisedConv2d
 
 @dataclass(frozen=True)
 class Blueprint:
-    """What a model is to be made for, and of."""
+    """What a model is made for (images, classes) and made of (widths, norms, convolutions)."""
 
     shape: tuple[int, int, int]  # C, H, W of an image
     classes: int
@@ -57,17 +57,17 @@ def he(module: nn.Module) -> nn.Module:
     return module
 
 
-def recast(module: nn.Module, form: Blueprint) -> None:
-    """Every convolution of a borrowed network becomes the form's own: with a bias where no norm follows, standardised where asked.
+def recast(module: nn.Module, blueprint: Blueprint) -> None:
+    """Every convolution of a borrowed network becomes the blueprint's own: with a bias where no norm follows, standardised where asked.
 
     Without norms the variance is kept by normalised convolutions and scaled ReLUs in the place of ReLU6.
     """
     for name, layer in list(module.named_modules()):
-        if isinstance(layer, nn.ReLU6) and form.norm == "nsconv":
+        if isinstance(layer, nn.ReLU6) and blueprint.norm == "nsconv":
             parent, _, slot = name.rpartition(".")
             setattr(module.get_submodule(parent), slot, ScaledReLU(layer.inplace))
         if isinstance(layer, nn.Conv2d):
             kernel, stride, padding = layer.kernel_size[0], layer.stride[0], int(layer.padding[0])
-            own = form.conv(layer.in_channels, layer.out_channels, kernel, stride, padding, layer.groups)
+            own = blueprint.conv(layer.in_channels, layer.out_channels, kernel, stride, padding, layer.groups)
             parent, _, slot = name.rpartition(".")
             setattr(module.get_submodule(parent), slot, own)

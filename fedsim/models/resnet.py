@@ -20,14 +20,14 @@ from fedsim.nn.layers.shortcut import Shortcut
 class ResidualBlock(nn.Module):
     """conv, norm, ReLU, conv, norm, plus the shortcut, ReLU."""
 
-    def __init__(self, form: Blueprint, inside: int, outside: int, stride: int) -> None:
+    def __init__(self, blueprint: Blueprint, inside: int, outside: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = form.conv(inside, outside, stride=stride)
-        self.norm1 = form.normed(outside)
+        self.conv1 = blueprint.conv(inside, outside, stride=stride)
+        self.norm1 = blueprint.normed(outside)
         self.relu1 = nn.ReLU()
-        self.conv2 = form.conv(outside, outside)
-        self.norm2 = form.normed(outside)
-        self.shortcut = Shortcut(inside, outside, stride, form.detach_shortcut)
+        self.conv2 = blueprint.conv(outside, outside)
+        self.norm2 = blueprint.normed(outside)
+        self.shortcut = Shortcut(inside, outside, stride, blueprint.detach_shortcut)
         self.relu2 = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -35,44 +35,44 @@ class ResidualBlock(nn.Module):
         return cast(Tensor, self.relu2(self.norm2(self.conv2(inner)) + self.shortcut(x)))
 
 
-def _stage(form: Blueprint, inside: int, outside: int, blocks: int, stride: int) -> nn.Sequential:
+def _stage(blueprint: Blueprint, inside: int, outside: int, blocks: int, stride: int) -> nn.Sequential:
     sizes = [inside] + [outside] * blocks
-    return nn.Sequential(*(ResidualBlock(form, a, b, stride if i == 0 else 1) for i, (a, b) in enumerate(pairwise(sizes))))
+    return nn.Sequential(*(ResidualBlock(blueprint, a, b, stride if i == 0 else 1) for i, (a, b) in enumerate(pairwise(sizes))))
 
 
-def thin(form: Blueprint, blocks: int) -> nn.Module:
+def cifar_resnet(blueprint: Blueprint, blocks: int) -> nn.Module:
     """Three stages of `blocks` blocks, of width, 2 width and 4 width channels."""
-    width = form.width
+    width = blueprint.width
     return he(
         nn.Sequential(
             OrderedDict(
-                conv1=form.conv(form.shape[0], width),
-                norm1=form.normed(width),
+                conv1=blueprint.conv(blueprint.shape[0], width),
+                norm1=blueprint.normed(width),
                 relu1=nn.ReLU(),
-                layer1=_stage(form, width, width, blocks, 1),
-                layer2=_stage(form, width, 2 * width, blocks, 2),
-                layer3=_stage(form, 2 * width, 4 * width, blocks, 2),
+                layer1=_stage(blueprint, width, width, blocks, 1),
+                layer2=_stage(blueprint, width, 2 * width, blocks, 2),
+                layer3=_stage(blueprint, 2 * width, 4 * width, blocks, 2),
                 pool=nn.AdaptiveAvgPool2d(1),
                 flatten=nn.Flatten(),
-                fc=nn.Linear(4 * width, form.classes),
+                fc=nn.Linear(4 * width, blueprint.classes),
             )
         )
     )
 
 
-def resnet18(form: Blueprint) -> nn.Module:
+def resnet18(blueprint: Blueprint) -> nn.Module:
     """torchvision's ResNet-18, stages of width, 2, 4 and 8 width channels, 1x1 shortcuts with a norm."""
     from torchvision.models.resnet import BasicBlock, ResNet
 
     with torch.device("meta"):  # its parts of fixed width are replaced at once
-        net = ResNet(BasicBlock, [2, 2, 2, 2], num_classes=form.classes, norm_layer=form.normed)
-    net.conv1 = form.conv(form.shape[0], form.width)
-    net.bn1 = form.normed(form.width)
+        net = ResNet(BasicBlock, [2, 2, 2, 2], num_classes=blueprint.classes, norm_layer=blueprint.normed)
+    net.conv1 = blueprint.conv(blueprint.shape[0], blueprint.width)
+    net.bn1 = blueprint.normed(blueprint.width)
     net.maxpool = nn.Identity()
-    net.inplanes = form.width
+    net.inplanes = blueprint.width
     for stage in range(4):
-        layer = net._make_layer(BasicBlock, form.width << stage, 2, stride=1 if stage == 0 else 2)
+        layer = net._make_layer(BasicBlock, blueprint.width << stage, 2, stride=1 if stage == 0 else 2)
         setattr(net, f"layer{stage + 1}", layer)
-    net.fc = nn.Linear(8 * form.width, form.classes)
-    recast(net, form)
+    net.fc = nn.Linear(8 * blueprint.width, blueprint.classes)
+    recast(net, blueprint)
     return he(net)

@@ -1,4 +1,4 @@
-"""What the job says of the model."""
+"""The [model] section of a job."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class ModelSettings:
     detach_shortcut: bool = False  # no gradient through the down-sampling shortcuts of resnet8/20/32/56
     match: str | None = None  # a small dense model whose params | flops | memory are at most match_density of the full one's
     match_density: float = 1.0
-    gate_keep: float | None = None  # d: gates that see the image leave so large a share of a convolution's channels; None: no gates
-    gate_sigmoid: bool | None = None  # of the pooled input that a gate sees; None: on, in networks with additions off
+    gate_keep: float | None = None  # d: dynamic gates leave this share of a convolution's channels open for an image; None: no gates
+    gate_sigmoid: bool | None = None  # of the pooled input that a gate reads; None: on, in networks with additions off
     gate_bias: float | None = None  # where the biases of gates start; None: 1, in networks with additions 0
     gate_l1: float = 0.0  # times the sum of an image's gates, added to the loss
     gate_choice: str = "saliency"  # the channels that stay: those of the largest gates, or for each image random ones
@@ -70,7 +70,7 @@ class ModelSettings:
         if self.gate_keep is None:
             given = [name for name in GATE_FIELDS if getattr(self, name) != getattr(ModelSettings, name)]
             if given:
-                raise BadInput(f"model.{given[0]} is of gates that see the image, and model.gate_keep, which makes them, is not given")
+                raise BadInput(f"model.{given[0]} is of dynamic gates, and model.gate_keep, which makes them, is not given")
         elif self.match is not None:
             raise BadInput("model.match narrows a network without gates; give model.width beside model.gate_keep")
         elif not 0 < self.gate_keep <= 1:

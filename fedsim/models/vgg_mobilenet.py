@@ -16,49 +16,49 @@ from fedsim.models.blueprint import Blueprint, he, recast
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 
 
-def vgg11(form: Blueprint) -> nn.Module:
+def vgg11(blueprint: Blueprint) -> nn.Module:
     """Configuration A, then 512, 512, classes."""
-    return _vgg(form, "A", 512)
+    return _vgg(blueprint, "A", 512)
 
 
-def vgg16(form: Blueprint) -> nn.Module:
+def vgg16(blueprint: Blueprint) -> nn.Module:
     """Configuration D, then 4096, 4096, classes."""
-    return _vgg(form, "D", 4096)
+    return _vgg(blueprint, "D", 4096)
 
 
-def _vgg(form: Blueprint, configuration: str, units: int) -> nn.Module:
-    units = form.scaled(units, 64)
+def _vgg(blueprint: Blueprint, configuration: str, units: int) -> nn.Module:
+    units = blueprint.scaled(units, 64)
     with torch.device("meta"):  # its head for 224x224 images is replaced at once
-        net = vgg.VGG(nn.Sequential(), num_classes=form.classes, init_weights=False)
-    net.features = _features(form, vgg.cfgs[configuration])
+        net = vgg.VGG(nn.Sequential(), num_classes=blueprint.classes, init_weights=False)
+    net.features = _features(blueprint, vgg.cfgs[configuration])
     net.avgpool = nn.AdaptiveAvgPool2d(1)
     net.classifier = nn.Sequential(
-        nn.Linear(form.scaled(512, 64), units), nn.ReLU(), nn.Linear(units, units), nn.ReLU(), nn.Linear(units, form.classes)
+        nn.Linear(blueprint.scaled(512, 64), units), nn.ReLU(), nn.Linear(units, units), nn.ReLU(), nn.Linear(units, blueprint.classes)
     )
     return he(net)
 
 
-def _features(form: Blueprint, plan: list[str | int]) -> nn.Sequential:
+def _features(blueprint: Blueprint, plan: list[str | int]) -> nn.Sequential:
     layers: list[nn.Module] = []
-    inside = form.shape[0]
+    inside = blueprint.shape[0]
     for entry in plan:
         if isinstance(entry, str):  # "M"
             layers.append(nn.MaxPool2d(2))
             continue
-        outside = form.scaled(entry, 64)
-        layers += [form.conv(inside, outside), form.normed(outside), nn.ReLU()]
+        outside = blueprint.scaled(entry, 64)
+        layers += [blueprint.conv(inside, outside), blueprint.normed(outside), nn.ReLU()]
         inside = outside
     return nn.Sequential(*(layer for layer in layers if not isinstance(layer, nn.Identity)))
 
 
-def mobilenet_v2(form: Blueprint) -> nn.Module:
+def mobilenet_v2(blueprint: Blueprint) -> nn.Module:
     """torchvision's MobileNetV2, its width multiplier width / 32 to the channel, its last width narrowed too; strides as on CIFAR."""
     stages = [list(stage) for stage in STAGES]
-    multiplier, last = form.width / 32, 40 * form.width
-    net = MobileNetV2(form.classes, multiplier, stages, round_nearest=1, norm_layer=form.normed)
+    multiplier, last = blueprint.width / 32, 40 * blueprint.width
+    net = MobileNetV2(blueprint.classes, multiplier, stages, round_nearest=1, norm_layer=blueprint.normed)
     inside = net.features[-2].out_channels
-    net.features[0] = Conv2dNormActivation(form.shape[0], form.width, norm_layer=form.normed, activation_layer=nn.ReLU6)
-    net.features[-1] = Conv2dNormActivation(inside, last, kernel_size=1, norm_layer=form.normed, activation_layer=nn.ReLU6)
-    net.classifier = nn.Linear(last, form.classes)
-    recast(net, form)
+    net.features[0] = Conv2dNormActivation(blueprint.shape[0], blueprint.width, norm_layer=blueprint.normed, activation_layer=nn.ReLU6)
+    net.features[-1] = Conv2dNormActivation(inside, last, kernel_size=1, norm_layer=blueprint.normed, activation_layer=nn.ReLU6)
+    net.classifier = nn.Linear(last, blueprint.classes)
+    recast(net, blueprint)
     return he(net)

@@ -1,7 +1,7 @@
-"""Inference that computes, of one image at a time, the open channels alone: what gates by the image save when they are made to.
+"""Dynamic inference: for one image at a time, computes the channels alone that its dynamic gates leave open.
 
-The filters of open channels, and of these the columns of what the layer before has left, are gathered into a small weight; the
-other channels are never computed. The same answer as the gated model's but for rounding. It needs batch norms or none, which look at
+The filters of open channels, and their columns for the open channels of the layer before, are gathered into a small weight; closed
+channels are never computed. The answer is the gated model's but for rounding. It needs batch norms or none, which look at
 one channel at a time, and a batch of one image: the images of a larger one have different channels open.
 """
 
@@ -23,7 +23,7 @@ BY_CHANNEL = (nn.ReLU, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 
 @dataclass(frozen=True)
 class Flow:
-    """Channels under way."""
+    """The open channels of an activation."""
 
     x: Tensor  # (1, c, …)
     index: Tensor | None = None  # (c,) which of the C channels these are; None: all
@@ -41,11 +41,11 @@ class Skipping(fx.Interpreter):
 
     def __init__(self, module: nn.Module) -> None:
         if not isinstance(module, fx.GraphModule):
-            raise ValueError("the model has no gates by the image: build it with model.gate_keep")
+            raise ValueError("the model has no dynamic gates: build it with model.gate_keep")
         super().__init__(copy.deepcopy(module).eval())
         self.layers: dict[str, Any] = dict(self.module.named_modules())
         if any(getattr(layer, "random", False) for layer in self.layers.values()):
-            raise ValueError("random channels are a baseline to learn against, not to be skipped")
+            raise ValueError('dynamic inference needs gate_choice = "saliency"; with "random" there is nothing to skip')
         gates = [node for node in module.graph.nodes if isinstance(self.layers.get(str(node.target)), InputGate)]
         self.merged: dict[str, str] = {}  # layer -> the convolution that does its work as well
         self.gated: dict[str, Gated] = {}
@@ -75,9 +75,9 @@ class Skipping(fx.Interpreter):
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Flow:
         if target in ADDING and len(args) == 2 and not kwargs and all(isinstance(arg, Flow) for arg in args):
-            narrow, stream = args if args[0].index is not None else args[::-1]
-            if narrow.index is not None and stream.index is None:
-                return Flow(stream.x.index_add(1, narrow.index, narrow.x))
+            some, stream = args if args[0].index is not None else args[::-1]
+            if some.index is not None and stream.index is None:
+                return Flow(stream.x.index_add(1, some.index, some.x))
         return Flow(target(*(arg.whole() if isinstance(arg, Flow) else arg for arg in args), **kwargs))
 
     def call_method(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Flow:
@@ -95,7 +95,7 @@ def _between(gate: fx.Node, conv: str) -> list[str]:
 
 
 class Gated:
-    """A convolution, its norm and its gate, of the open channels alone."""
+    """A convolution with its norm and its gate, computed for the open channels alone."""
 
     def __init__(self, conv: nn.Conv2d, behind: list[Any], gate: InputGate) -> None:
         self.conv, self.gate = conv, gate
@@ -108,7 +108,7 @@ class Gated:
             elif isinstance(layer, Shift):
                 shift = shift + layer.bias
             else:
-                raise ValueError(f"a {type(layer).__name__} sees closed channels too, so that they cannot be skipped; batch norms do not")
+                raise ValueError(f"a {type(layer).__name__} reads closed channels too, so that they cannot be skipped; batch norms do not")
         self.scale, self.shift = scale.detach(), shift.detach()
         if conv.bias is not None:
             self.shift = (self.shift + self.scale * conv.bias).detach()

@@ -26,7 +26,7 @@ class Lowered(Protocol):
 
 
 def settle(net: Lowered, dtype: str, device: str, stacked: str = "grouped") -> None:
-    """A run's arithmetic in this process: its dtype, how packs convolve, and on CUDA kernels that give the same bits every time."""
+    """Sets a run's arithmetic in this process: its dtype, how packs convolve, and on CUDA kernels that give the same bits every time."""
     net.set_compute_dtype(LOW[dtype])
     net.set_packed_convolution(stacked)
     if torch.device(device).type == "cuda":
@@ -37,7 +37,7 @@ def settle(net: Lowered, dtype: str, device: str, stacked: str = "grouped") -> N
 
 
 def lower(module: nn.Module, low: torch.dtype) -> Callable[[], None]:
-    """From now on the layers of a module, whose weights are put in for each call, compute in `low`; what is returned ends that."""
+    """From now on the layers of a module, whose weights are put in for each call, compute in `low`. Call the result to end that."""
     weighted = [layer for layer in module.modules() if isinstance(layer, (*WEIGHTED, RuntimeStandardizedConv2d, RuntimeNSConv2d))]
     others = [layer for layer in module.modules() if layer not in weighted and not list(layer.children())]
 
@@ -62,5 +62,5 @@ def lower(module: nn.Module, low: torch.dtype) -> Callable[[], None]:
 
 
 def _float(layer: nn.Module, args: tuple[Any, ...], logits: Tensor) -> Tensor:
-    """The last layer's result is what losses see."""
+    """The logits, which losses read, in float32."""
     return logits.float()

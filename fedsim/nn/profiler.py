@@ -1,10 +1,10 @@
-"""What the ledger needs to know of a torch module, read off one forward pass.
+"""The model profile: layers, FLOPs and saved bytes of a torch module, as the ledger needs them, from one forward pass.
 
 Activations are counted by rules (float32, each storage once): convolution and linear save their input; batch norm its input and
 two values per channel; group norm its input and two values per image and group; ReLU its output, ReLU6 its input; pooling its
 input, max-pooling its int64 indices too; the mean over all positions, additions and reshaping nothing; cross-entropy the
 log-probabilities and the label. Where inputs are pruned, layers save a cache, ReLUs a bit an entry, max-pooling a byte a result and
-average pooling nothing. A gate by the image saves what it multiplies and a few values a channel. Only modules are seen: a
+average pooling nothing. A dynamic gate saves what it multiplies and a few values a channel. Only modules are seen: a
 functional call inside of a user's own module adds nothing.
 """
 
@@ -31,17 +31,16 @@ POOLS = (nn.AvgPool2d, nn.MaxPool2d)
 
 
 def profile(module: nn.Module, shape: tuple[int, ...], keep: ActivationPruning | None = None) -> ModelProfile:
-    """The anatomy of `module` for images of `shape` (C, H, W), by two images of zeros; the module stays as it was.
+    """The profile of `module` for images of `shape` (C, H, W), from a forward pass of two images of zeros; the module stays as it was.
 
-    keep: how Net prunes the inputs of its layers, which then save less, as do its ReLUs and pools. A module on the meta device is
-    read without computing anything.
+    keep: how Net prunes the inputs of its layers; None: not at all. For a module on the meta device nothing is computed.
     """
     module = copy.deepcopy(module).train()  # a copy: training mode moves the running statistics
     device = next((value.device for value in module.parameters()), torch.device("cpu"))
     layers: dict[nn.Module, LayerProfile] = {
         layer: _layer(name, layer) for name, layer in module.named_modules() if isinstance(layer, WEIGHTED)
     }
-    seen = _Seen(layers, keep)
+    seen = _SavedTensors(layers, keep)
     for layer in module.modules():
         layer.register_forward_hook(seen.after)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -65,16 +64,16 @@ def profile(module: nn.Module, shape: tuple[int, ...], keep: ActivationPruning |
 def per_channel(
     module: nn.Module, shape: tuple[int, ...], graph: fx.Graph, owners: Mapping[str, str], keep: ActivationPruning | None = None
 ) -> dict[str, int]:
-    """Bytes saved for backward per image and channel, for each group: `owners` says whose channels a node of the `graph` hands on.
+    """Bytes saved for backward per image and channel, for each group: `owners` maps a node of the `graph` to the group of its channels.
 
-    The sum over groups, each times its channels, is the part of `anatomy`'s activations that gates make smaller.
+    The sum over groups, each times its channels, is the part of the profile's activations that gates make smaller.
     """
     module = copy.deepcopy(module).train()
-    seen = _Seen({layer: _layer(name, layer) for name, layer in module.named_modules() if isinstance(layer, WEIGHTED)}, keep)
+    seen = _SavedTensors({layer: _layer(name, layer) for name, layer in module.named_modules() if isinstance(layer, WEIGHTED)}, keep)
     for layer in module.modules():
         layer.register_forward_hook(seen.after)
     device = next((value.device for value in module.parameters()), torch.device("cpu"))
-    walk = _Walk(fx.GraphModule(module, graph), owners)
+    walk = _OwnerWalk(fx.GraphModule(module, graph), owners)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         walk.run(torch.zeros(BATCH, *shape, device=device))
     found: dict[str, int] = {}
@@ -85,8 +84,8 @@ def per_channel(
     return found
 
 
-class _Walk(fx.Interpreter):
-    """Notes whose channels each storage holds."""
+class _OwnerWalk(fx.Interpreter):
+    """Runs the graph and notes, for each storage, the group and the number of its channels."""
 
     def __init__(self, module: fx.GraphModule, owners: Mapping[str, str]) -> None:
         super().__init__(module, garbage_collect_values=False)
@@ -106,8 +105,8 @@ def _layer(name: str, layer: nn.Module) -> LayerProfile:
     return LayerProfile(name, weight.numel(), 0, tuple(weight.shape), 0)
 
 
-class _Seen:
-    """What the hooks of one forward pass gather."""
+class _SavedTensors:
+    """What the layers of one forward pass save for the backward pass; its hooks fill it."""
 
     def __init__(self, layers: dict[nn.Module, LayerProfile], keep: ActivationPruning | None = None) -> None:
         self.layers, self.keep = layers, keep
@@ -115,7 +114,7 @@ class _Seen:
         self.storages: dict[int, Tensor] = {}  # the tensor is held, so that its storage's address stays its own
         self.shares: list[tuple[int, int]] = []  # a storage, and bytes per image that are saved of it or like it
         self.saved = 0  # bytes per image
-        self.spared = 0  # of them, which the rules count and this program does not need
+        self.overcounted = 0  # of them, bytes that the rules count and the kernels of fedsim do not need
         self.vectors = 0  # bytes per batch
         self.caches: list[int] = []  # entries per image
         self.signs: list[int] = []
@@ -125,14 +124,14 @@ class _Seen:
     def after(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if module in self.layers:
             self._use(module, output)
-        for kinds, rule in LEAN if self.keep else RULES:
+        for kinds, rule in PRUNING_RULES if self.keep else RULES:
             if isinstance(module, kinds):
                 rule(self, module, inputs[0], output)
         if any(isinstance(module, kinds) for kinds, _ in RULES):
-            self._stand(module, inputs[0], output, _view(inputs[0]) in self.pruned)
+            self._note_moment(module, inputs[0], output, _view(inputs[0]) in self.pruned)
 
-    def _stand(self, module: nn.Module, x: Tensor, y: Tensor, restored: bool) -> None:
-        """Notes what the backward pass holds at this module: gradients of its output and its input, and its restored input.
+    def _note_moment(self, module: nn.Module, x: Tensor, y: Tensor, restored: bool) -> None:
+        """Notes the memory of the backward pass at this module: gradients of its output and its input, and its restored input.
 
         Besides, torch's convolutions copy both into blocks of channels and back, and its batch norm makes one more tensor.
         """
@@ -143,7 +142,7 @@ class _Seen:
         inputs = 1 + (restored and held > 0) + (copies or isinstance(module, BATCH_NORMS))
         beside = VALUE_BYTES * (inputs * x.numel() + (1 + copies) * y.numel()) // BATCH
         name = self.layers[module].name if module in self.layers else ""
-        self.moments.append(BackwardMoment(self.saved - self.spared, len(self.caches), len(self.signs), beside, name, own - held))
+        self.moments.append(BackwardMoment(self.saved - self.overcounted, len(self.caches), len(self.signs), beside, name, own - held))
 
     def save(self, tensor: Tensor) -> None:
         if not _known(self.storages, tensor):
@@ -179,52 +178,52 @@ def _known(tensors: dict[int, Tensor], tensor: Tensor) -> bool:
 
 
 def _view(tensor: Tensor) -> object:
-    """What tells a tensor from other views of its storage."""
+    """Identifies a tensor among the views of its storage."""
     return tensor.untyped_storage()._cdata, tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
 
 
-def _input(seen: _Seen, module: nn.Module, x: Tensor, y: Tensor) -> None:
+def _input(seen: _SavedTensors, module: nn.Module, x: Tensor, y: Tensor) -> None:
     seen.save(x)
 
 
-def _gate(seen: _Seen, module: nn.Module, x: Tensor, y: Tensor) -> None:
+def _gate(seen: _SavedTensors, module: nn.Module, x: Tensor, y: Tensor) -> None:
     """What it multiplies, what it has pooled, and its gates as they are before and after the largest are chosen."""
     seen.add(y, VALUE_BYTES * (y[0].numel() + x.shape[1] + 3 * y.shape[1]))
 
 
-def _output(seen: _Seen, module: nn.Module, x: Tensor, y: Tensor) -> None:
+def _output(seen: _SavedTensors, module: nn.Module, x: Tensor, y: Tensor) -> None:
     seen.save(y)
 
 
-def _relu6(seen: _Seen, module: nn.Module, x: Tensor, y: Tensor) -> None:
+def _relu6(seen: _SavedTensors, module: nn.Module, x: Tensor, y: Tensor) -> None:
     if module.inplace:  # a copy of what it overwrites
         seen.add(y, VALUE_BYTES * y[0].numel())
     else:
         seen.save(x)
 
 
-def _batch_norm(seen: _Seen, module: nn.Module, x: Tensor, y: Tensor) -> None:
+def _batch_norm(seen: _SavedTensors, module: nn.Module, x: Tensor, y: Tensor) -> None:
     seen.save(x)
     seen.vectors += 2 * VALUE_BYTES * x.shape[1]
 
 
-def _group_norm(seen: _Seen, module: nn.Module, x: Tensor, y: Tensor) -> None:
+def _group_norm(seen: _SavedTensors, module: nn.Module, x: Tensor, y: Tensor) -> None:
     seen.save(x)
     seen.saved += 2 * VALUE_BYTES * int(module.num_groups)  # type: ignore[arg-type]
 
 
-def _indices(seen: _Seen, module: nn.Module, x: Tensor, y: Tensor) -> None:
+def _indices(seen: _SavedTensors, module: nn.Module, x: Tensor, y: Tensor) -> None:
     seen.add(y, LABEL * y[0].numel())
     if (module.kernel_size, module.stride, module.padding) in ((2, 2, 0), ((2, 2), (2, 2), (0, 0))):  # Net's own kernel keeps a byte
-        seen.spared += (LABEL - 1) * y[0].numel()
+        seen.overcounted += (LABEL - 1) * y[0].numel()
 
 
-def _adaptive(seen: _Seen, module: nn.Module, x: Tensor, y: Tensor) -> None:
+def _adaptive(seen: _SavedTensors, module: nn.Module, x: Tensor, y: Tensor) -> None:
     if y.shape[-2:].numel() > 1:  # to one position it is a mean
         seen.save(x)
 
 
-def _cached(seen: _Seen, module: nn.Module, x: Tensor, y: Tensor) -> None:
+def _cached(seen: _SavedTensors, module: nn.Module, x: Tensor, y: Tensor) -> None:
     assert seen.keep is not None
     if module is seen.first or (isinstance(module, nn.Linear) and seen.keep.layers == "conv"):
         seen.save(x)
@@ -232,11 +231,11 @@ def _cached(seen: _Seen, module: nn.Module, x: Tensor, y: Tensor) -> None:
         seen.prune(x)
 
 
-def _signs(seen: _Seen, module: nn.Module, x: Tensor, y: Tensor) -> None:
+def _signs(seen: _SavedTensors, module: nn.Module, x: Tensor, y: Tensor) -> None:
     seen.sign(y)
 
 
-def _places(seen: _Seen, module: nn.Module, x: Tensor, y: Tensor) -> None:
+def _places(seen: _SavedTensors, module: nn.Module, x: Tensor, y: Tensor) -> None:
     if module.return_indices or module.dilation not in (1, (1, 1)):
         _input(seen, module, x, y)
         _indices(seen, module, x, y)
@@ -245,7 +244,7 @@ def _places(seen: _Seen, module: nn.Module, x: Tensor, y: Tensor) -> None:
     seen.add(y, (1 if prod(kernel) <= 256 else VALUE_BYTES) * y[0].numel())
 
 
-Rules = tuple[tuple[tuple[type[nn.Module], ...], Callable[[_Seen, nn.Module, Tensor, Tensor], None]], ...]
+Rules = tuple[tuple[tuple[type[nn.Module], ...], Callable[[_SavedTensors, nn.Module, Tensor, Tensor], None]], ...]
 RULES: Rules = (
     ((*CONVOLUTIONS, nn.Linear), _input),
     ((InputGate,), _gate),
@@ -257,7 +256,7 @@ RULES: Rules = (
     ((nn.MaxPool2d,), _indices),
     ((nn.AdaptiveAvgPool2d,), _adaptive),
 )
-LEAN: Rules = (  # where the inputs of layers are pruned
+PRUNING_RULES: Rules = (  # under activation pruning
     ((*CONVOLUTIONS, nn.Linear), _cached),
     (BATCH_NORMS, _batch_norm),
     ((nn.GroupNorm,), _group_norm),

@@ -17,7 +17,7 @@ from fedsim.nn.layers.standardized_conv import StandardisedConv2d
 def ordinary(module: nn.Module) -> nn.Module:
     """The module with torch's convolutions in the place of standardised and normalised ones, changed in place.
 
-    Their values are still to be put in.
+    The caller puts their values in.
     """
     for name, layer in list(module.named_modules()):
         if isinstance(layer, StandardisedConv2d | NormalisedConv2d):
@@ -79,10 +79,10 @@ def folded(module: nn.Module, values: dict[str, Tensor]) -> nn.Module:
 
 
 def optimised_for_inference(module: nn.Module) -> nn.Module:
-    """The same network for inference, changed in place: ReLUs write over what nothing else reads, and no backward pass needs.
+    """The same network for inference, changed in place: ReLUs overwrite an input that nothing else reads.
 
-    Its layers stand side by side, "layer1.0.conv1" as "layer1_0_conv1": a small network loses a twentieth of its time by looking
-    for them in each other.
+    Its layers stand side by side, "layer1.0.conv1" as "layer1_0_conv1": the look-up of nested layers takes a twentieth of a small
+    network's time.
     """
     assert isinstance(module, fx.GraphModule)
     for node in [node for node in module.graph.nodes if calls(module, node, nn.ReLU)]:

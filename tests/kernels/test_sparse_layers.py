@@ -43,8 +43,8 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def turned(x: Tensor) -> Tensor:
-    """x with its images innermost."""
+def in_chwn(x: Tensor) -> Tensor:
+    """x in CHWN layout."""
     return as_chwn(x).movedim(-1, 0)
 
 
@@ -102,7 +102,7 @@ def test_any_convolution(kernel, stride, padding, dilation, room, channels, grou
 
 @pytest.mark.parametrize("images", [1, 3, 4, 7, 16, 21, 64, 85])  # 85 = 64 + 16 + 4 + 1, a strip of every width
 def test_a_sparse_linear_layer_to_the_bit_in_small_whole_numbers(images) -> None:
-    x = turned((4 * drawn(images, 9)).round()) if images % 2 else (4 * drawn(images, 9)).round()
+    x = in_chwn((4 * drawn(images, 9)).round()) if images % 2 else (4 * drawn(images, 9)).round()
     weight, mask, bias = (4 * drawn(5, 9, seed=1)).round(), drawn(5, 9, seed=2) > 0.3, torch.arange(5.0)
     pattern = Pattern(mask)
     mine = [part.clone().requires_grad_() for part in (x, pattern.values(weight), bias)]
@@ -183,7 +183,7 @@ def test_a_sweep_is_made_once_and_refused_beyond_32_bits() -> None:
 @pytest.mark.parametrize("shape", [(5, 3, 4, 2), (5, 7), (1, 3, 2, 2)])
 def test_the_ways_inwards_and_outwards(shape) -> None:
     x = drawn(*shape)
-    there = turned(x)
+    there = in_chwn(x)
     assert torch.equal(there, x)
     assert as_chwn(x).is_contiguous()
     assert as_chwn(there).data_ptr() == there.data_ptr()
@@ -200,7 +200,7 @@ def test_the_ways_inwards_and_outwards(shape) -> None:
 
 def test_gradients_lie_as_what_they_are_gradients_of() -> None:
     x, g = drawn(5, 3, 4, 2), drawn(5, 3, 4, 2, seed=1)
-    for way, start, back in ((ToChwn, x, turned(g)), (ToNchw, turned(x), g)):
+    for way, start, back in ((ToChwn, x, in_chwn(g)), (ToNchw, in_chwn(x), g)):
         start = start.detach().requires_grad_()
         out = way.apply(start)
         (found,) = torch.autograd.grad(out, start, back)
@@ -216,7 +216,7 @@ def test_gradients_lie_as_what_they_are_gradients_of() -> None:
 @pytest.mark.parametrize(("shape", "mean"), [((10, 3, 4, 5), 0.0), ((32, 2, 9, 16), 10.0), ((2, 4, 1, 1), 1.0)])
 @pytest.mark.parametrize("way", [chwn.batch_norm, chwn._by_torch])  # on the CPU, and that on CUDA
 def test_batch_norm_is_torchs_in_double_precision(way, shape, mean) -> None:
-    x, weight, bias = turned(3 * drawn(*shape) + mean), drawn(shape[1], seed=1), drawn(shape[1], seed=2)
+    x, weight, bias = in_chwn(3 * drawn(*shape) + mean), drawn(shape[1], seed=1), drawn(shape[1], seed=2)
     mine = [part.clone().requires_grad_() for part in (x, weight, bias)]
     theirs = [part.double().requires_grad_() for part in (x, weight, bias)]
     out, found_mean, found_var = way(*mine, 0.5)
@@ -231,7 +231,7 @@ def test_batch_norm_is_torchs_in_double_precision(way, shape, mean) -> None:
 
 
 def test_batch_norm_without_weights_is_that_with_one_and_nought() -> None:
-    x = turned(drawn(6, 3, 2, 2))
+    x = in_chwn(drawn(6, 3, 2, 2))
     out, _, _ = chwn.batch_norm(x, None, None, 1e-5)
     assert torch.equal(out, chwn.batch_norm(x, torch.ones(3), torch.zeros(3), 1e-5)[0])
     near(out, F.batch_norm(x.double(), None, None, training=True))
@@ -239,7 +239,7 @@ def test_batch_norm_without_weights_is_that_with_one_and_nought() -> None:
 
 @pytest.mark.parametrize("shape", [(10, 3, 4, 5), (33, 2, 3, 1), (1, 4, 2, 2)])
 def test_group_norm_is_torchs_in_double_precision(shape) -> None:
-    x, weight, bias = turned(3 * drawn(*shape) + 2), drawn(shape[1], seed=1), drawn(shape[1], seed=2)
+    x, weight, bias = in_chwn(3 * drawn(*shape) + 2), drawn(shape[1], seed=1), drawn(shape[1], seed=2)
     mine = [part.clone().requires_grad_() for part in (x, weight, bias)]
     theirs = [part.double().requires_grad_() for part in (x, weight, bias)]
     out, wanted = chwn.group_norm(*mine, 0.5), F.group_norm(theirs[0], 1, theirs[1], theirs[2], 0.5)
@@ -279,7 +279,7 @@ def test_max_pool_is_torchs_to_the_bit(ways, ceil_mode) -> None:
     x = drawn(5, 3, 7, 8).mul(2).round()  # whole numbers: many ties, and the first of equals takes the gradient
     x[0, 0, 3, 3], x[1, 1, 2:4, 2:4], x[2] = torch.nan, torch.nan, -torch.inf
     wanted = pooled(nn.MaxPool2d(**ways, ceil_mode=ceil_mode), x)
-    same(pooled(placed(nn.MaxPool2d(**ways, ceil_mode=ceil_mode)), turned(x)), wanted)
+    same(pooled(placed(nn.MaxPool2d(**ways, ceil_mode=ceil_mode)), in_chwn(x)), wanted)
 
 
 @pytest.mark.parametrize("ceil_mode", [False, True])
@@ -287,14 +287,14 @@ def test_max_pool_is_torchs_to_the_bit(ways, ceil_mode) -> None:
 def test_average_pool_is_torchs(ways, ceil_mode) -> None:
     x = drawn(5, 3, 8, 7)
     wanted = pooled(nn.AvgPool2d(**ways, ceil_mode=ceil_mode), x)
-    same(pooled(placed(nn.AvgPool2d(**ways, ceil_mode=ceil_mode)), turned(x)), wanted, 1e-6)
+    same(pooled(placed(nn.AvgPool2d(**ways, ceil_mode=ceil_mode)), in_chwn(x)), wanted, 1e-6)
 
 
 def test_pools_that_the_kernels_do_not_know_are_torchs_own() -> None:
     x = drawn(5, 3, 6, 6)
     for pool in (nn.AvgPool2d(2, padding=1), nn.AvgPool2d(2, divisor_override=3)):
         wanted = pool(x)
-        torch.testing.assert_close(placed(pool)(turned(x)), wanted)
+        torch.testing.assert_close(placed(pool)(in_chwn(x)), wanted)
 
 
 # ---- the optimiser's step

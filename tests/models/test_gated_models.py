@@ -1,4 +1,4 @@
-"""Which gated channels can be cut for a client, in models of all kinds, and what is told of those that cannot."""
+"""Which gated channels can be cut for a client, in models of all kinds, and what is said of those that cannot."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_methods_that_cut_by_themselves_refuse_gates() -> None:
     made = gated(module=built("cnn", shape=(1, 4, 4), width=4))
     with pytest.raises(BadInput, match="leave gate_keep out"):
         Structured().init(made.setting, None)
-    with pytest.raises(ValueError, match=r"gates.conv1 sees the image \(model.gate_keep\)"):
+    with pytest.raises(ValueError, match=r"gates.conv1 is a dynamic gate \(model.gate_keep\)"):
         made.setting.net.set_activation_pruning(ActivationPruning(0.5, "all", "bitmap"))
 
 

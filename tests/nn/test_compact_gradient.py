@@ -30,16 +30,16 @@ def case(name: str, norm: str, standardise: bool) -> tuple[Net, Tree, Batch]:
     return net, each(Tensor.float, values) | {GATE: hard(net)}, Batch(images.x.float(), images.y, None, images.t, images.T)
 
 
-def narrow(net: Net, held: Tree, images: Batch) -> tuple[Tensor, Tree, Tree]:
+def compact(net: Net, held: Tree, images: Batch) -> tuple[Tensor, Tree, Tree]:
     loss, gradient, buffers, _ = net.gradient(held, images, compact=True)
     return loss, gradient, buffers
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("entry", ENTRIES, ids=str)
-def test_a_narrow_gradient_is_the_whole_one(entry: Any) -> None:
+def test_a_compact_gradient_is_the_whole_one(entry: Any) -> None:
     net, held, images = case(*entry)
-    loss, found, buffers = narrow(net, held, images)
+    loss, found, buffers = compact(net, held, images)
     wanted, whole, moved, _ = net.gradient(held, images)
     assert isinstance(found, CompactGradient)
     assert len(found.blocks) > 2
@@ -66,7 +66,7 @@ def test_steps_are_those_of_torch_along_the_whole_gradient(momentum: float, deca
         for key, g in net.gradient(held | theirs, images)[1].items():
             theirs[key].grad = g
         optimiser.step()
-        state = net.descend(state, narrow(net, held, images)[1], torch.tensor(0.05) if seed else 0.05, momentum, decay)
+        state = net.descend(state, compact(net, held, images)[1], torch.tensor(0.05) if seed else 0.05, momentum, decay)
     for key, value in theirs.items():
         assert not torch.equal(value, net.initial[key])
         torch.testing.assert_close(state[key], value, rtol=1e-5, atol=1e-6)
@@ -77,7 +77,7 @@ def test_adam_takes_the_whole_of_it() -> None:
     net, held, images = case("cnn", "none", False)
     w = under(held, "w/")
     states = [clone(w | optim.fresh(w, 0.0, "adam")) for _ in range(2)]
-    one = net.descend(states[0], narrow(net, held, images)[1], 0.01, optimiser="adam")
+    one = net.descend(states[0], compact(net, held, images)[1], 0.01, optimiser="adam")
     other = net.descend(states[1], net.gradient(held, images)[1], 0.01, optimiser="adam")
     assert all(torch.equal(one[key], value) for key, value in other.items())
 
@@ -91,7 +91,7 @@ def test_where_more_than_the_kept_channels_counts_the_gradient_is_whole() -> Non
         assert not isinstance(net.gradient(tree, images, compact=True, **options)[1], CompactGradient)
     assert not isinstance(net.under_vmap().gradient(held, images, compact=True)[1], CompactGradient)
     doubles = {name: value.double() if value.is_floating_point() else value for name, value in held.items()}
-    found = narrow(net.to("cpu", torch.float64), doubles, batch("cnn"))[1]
+    found = compact(net.to("cpu", torch.float64), doubles, batch("cnn"))[1]
     assert isinstance(found, CompactGradient)
     assert not found.blocks
     assert all(g.shape == held[name].shape for name, g in found.items())

@@ -49,11 +49,11 @@ def test_masked_compacted_cut_and_plain_are_one_function(entry) -> None:
     gate, x = hard(net), batch(entry[0]).x
     kept = net.channels.kept(gate)
     gated = values | {GATE: gate}
-    small, narrow = net.cut(kept), net.compact(values, kept)
+    small, compact = net.cut(kept), net.compact(values, kept)
     masked = net.under_vmap()(gated, x)[0]
     assert close(net(gated, x)[0], masked)
-    assert close(small(narrow, x)[0], masked)
-    assert close(small.plain(narrow).double()(x), masked)
+    assert close(small(compact, x)[0], masked)
+    assert close(small.plain(compact).double()(x), masked)
     assert not close(net(values, x)[0], masked, 1e-3)
 
 

@@ -1,4 +1,4 @@
-"""Gates that see the image (ADP, 3.1, 3.4, 5): selection, order, gradients, counts, FLOPs, and the smaller networks made of them."""
+"""Dynamic gates (ADP, 3.1, 3.4, 5): selection, order, gradients, counts, FLOPs, and the smaller networks made of them."""
 
 from __future__ import annotations
 

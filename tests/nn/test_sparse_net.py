@@ -133,7 +133,7 @@ def test_steps_at_the_kept_weights_are_torchs(momentum, decay) -> None:
     assert not state["w/wide.weight"][~tree["mask/wide.weight"]].any()
 
 
-def test_images_stay_innermost_between_sparse_layers() -> None:
+def test_images_stay_in_chwn_layout_between_sparse_layers() -> None:
     """What a sparse layer is handed needs no copy: every norm, ReLU, pool and sum before it kept the layout."""
     torch.manual_seed(0)
     form: Any = check(JOB).model

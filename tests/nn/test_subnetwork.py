@@ -69,10 +69,10 @@ def test_without_the_half_of_closed_channels_it_is_not() -> None:
     net, tree = precise("vgg11")
     gate = chosen(net)
     kept, x = net.channels.kept(gate), images()
-    narrow = net.compact(tree, kept)
+    small_values = net.compact(tree, kept)
     for group in net.channels.groups:
-        narrow[f"w/{group.gate}.bias"] = tree[f"w/{group.gate}.bias"][kept[group.name]]
-    wrong = net.cut(kept).plain(narrow).double()(x)
+        small_values[f"w/{group.gate}.bias"] = tree[f"w/{group.gate}.bias"][kept[group.name]]
+    wrong = net.cut(kept).plain(small_values).double()(x)
     assert not torch.allclose(wrong, net(tree | {GATE: gate}, x)[0], atol=1e-4)
 
 
@@ -142,7 +142,7 @@ def test_channels_are_skipped_of_one_image_under_norms_of_one_channel() -> None:
     skipping = Skipping(built("cnn"))
     with pytest.raises(ValueError, match="one image at a time; this batch has 2"):
         skipping(torch.zeros(2, *CIFAR))
-    with pytest.raises(ValueError, match="GroupNorm sees closed channels too"):
+    with pytest.raises(ValueError, match="GroupNorm reads closed channels too"):
         Skipping(built("cnn", norm="group"))
     with pytest.raises(ValueError, match="gate_keep"):
         Skipping(built("cnn", None))

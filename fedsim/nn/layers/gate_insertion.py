@@ -1,4 +1,4 @@
-"""Puts an input gate at the convolutions of a model, by its module graph."""
+"""Inserts dynamic gates at the convolutions of a model, by its module graph."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Tracer(fx.Tracer):
 
 
 def gated(module: nn.Module, gating: Gating) -> fx.GraphModule:
-    """The module with a gate at every convolution larger than 1x1, in a network with additions all but the one that reads the image.
+    """The module with a dynamic gate at every convolution above 1x1, in a network with additions all but the one that reads the image.
 
     BadInput for one that torch.fx cannot trace, or that has no such convolution.
     """
@@ -45,7 +45,7 @@ def gated(module: nn.Module, gating: Gating) -> fx.GraphModule:
 
 
 def _without_identities(module: nn.Module, graph: fx.Graph) -> fx.Graph:
-    """Where a model has no norm, one may stand for it."""
+    """The graph without identities, which may stand where a model has no norm."""
     for node in [node for node in graph.nodes if calls(module, node, nn.Identity)]:
         node.replace_all_uses_with(entry_of(node))
         graph.erase_node(node)

@@ -1,6 +1,6 @@
-"""Gates that look at every image: which output channels of a convolution are used for it (ADP, arXiv:2106.06921 v1).
+"""Dynamic (input-dependent) gates: for each image they choose the output channels of a convolution (ADP, arXiv:2106.06921 v1).
 
-A gate sees its convolution's input x (B, C_in, H, W), pooled: s = mean over height and width, or the sigmoid of that. It gives
+A gate reads its convolution's input x (B, C_in, H, W), pooled: s = mean over height and width, or the sigmoid of that. It gives
 g = ReLU(U s + c) (B, C_out), of which the `keep` largest of every image stay and the others become 0, in training and inference
 alike. g multiplies the convolution's output behind its norm. To the ledger, and to methods that mask weights, U is a linear layer.
 A gate is put into a model that is built already, so that the model's own layers keep their names and, for a seed, their first
@@ -23,7 +23,7 @@ GATES_MODULE = "gates"  # the container of a model's gates
 
 @dataclass(frozen=True)
 class Gating:
-    """What the gates of a model are like."""
+    """The settings of a model's dynamic gates."""
 
     keep: float  # d, share of its output channels that a gated layer keeps for an image, at most
     sigmoid: bool | None = None  # of the pooled input; None: not in a network with additions
@@ -92,14 +92,14 @@ def _first(score: Tensor, k: int) -> Tensor:
 
 
 def keys_of(x: Tensor) -> Tensor:
-    """(B,) int64, a key of each image's own values, which are told apart to a 4096th."""
+    """(B,) int64, a key made of the values of each image, rounded to a 4096th."""
     values = (x.flatten(1) * 4096).round().long()
     weights = rng.bits(torch.zeros((), dtype=torch.int64, device=x.device), values.shape[1]) | 1
     return rng.fold((values * weights).sum(1), "gate")
 
 
 def gates_of(module: nn.Module) -> dict[str, InputGate]:
-    """The gates of a model, by the name of the gate."""
+    """Name -> dynamic gate, of every gate of a model."""
     return {name: layer for name, layer in module.named_modules() if isinstance(layer, InputGate)}
 
 
