@@ -1,4 +1,4 @@
-"""Kept rows and columns of a tensor: read in one pass, and moved by torch.optim.SGD's step, while all the rest decays by itself."""
+"""Kept rows and columns of a tensor: copied in one pass, and one torch.optim.SGD step whose gradient is 0 everywhere else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Max-pooling of windows of 2 × 2 that do not overlap, on rows of float32 in memory: torch's own takes a value at a time.
+"""Max pooling of 2x2 windows that do not overlap, on contiguous rows of float32; torch's kernel reads one value at a time.
 
 Of equal values the first counts, and one that is not a number is the largest, as in torch.
 """

@@ -39,16 +39,16 @@ class Blueprint:
         return nn.GroupNorm(1, channels) if self.norm == "group" else nn.Identity()
 
     def hidden(self, units: int) -> int:
-        """A hidden width that `width` does not set, in a matched model as much narrower as the rest."""
+        """A hidden width that `width` does not set; in a matched model it shrinks like the others."""
         return max(1, int(units * self.shrink))
 
     def scaled(self, channels: int, full: int) -> int:
-        """A width of the model that begins with `full` channels, in this one."""
+        """`channels` of a model whose first width is `full`, scaled to this model's width."""
         return max(1, channels * self.width // full)
 
 
 def he(module: nn.Module) -> nn.Module:
-    """Draws every convolution's weight from N(0, 2 / fan-out) (He et al. 2015), as the published networks start; biases 0."""
+    """Initialises every convolution's weight from N(0, 2 / fan-out) (He et al. 2015), as the published networks start; biases 0."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
@@ -58,9 +58,9 @@ def he(module: nn.Module) -> nn.Module:
 
 
 def recast(module: nn.Module, blueprint: Blueprint) -> None:
-    """Every convolution of a borrowed network becomes the blueprint's own: with a bias where no norm follows, standardised where asked.
+    """Replaces every convolution of a torchvision network by the blueprint's own, in place.
 
-    Without norms the variance is kept by normalised convolutions and scaled ReLUs in the place of ReLU6.
+    With norm "nsconv" scaled ReLUs replace ReLU6, so that the variance is kept without norms.
     """
     for name, layer in list(module.named_modules()):
         if isinstance(layer, nn.ReLU6) and blueprint.norm == "nsconv":

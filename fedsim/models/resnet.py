@@ -41,7 +41,7 @@ def _stage(blueprint: Blueprint, inside: int, outside: int, blocks: int, stride:
 
 
 def cifar_resnet(blueprint: Blueprint, blocks: int) -> nn.Module:
-    """Three stages of `blocks` blocks, of width, 2 width and 4 width channels."""
+    """Section 4.2's network of 6 · blocks + 2 layers: three stages of `blocks` blocks, of width, 2 width and 4 width channels."""
     width = blueprint.width
     return he(
         nn.Sequential(

@@ -62,7 +62,7 @@ class PackedProgram:
 
 
 def gradient(program: PackedProgram, weights: Tree, batch: Batch) -> tuple[Tensor, Tree]:
-    """(loss (), gradient) of one client; under `vmap` all of them go through the program together. weights: masks may be among them."""
+    """(loss (), gradient) of one client; under `vmap` the program runs once for all of them. `weights` may contain masks."""
 
     def gradients(x: Tensor, y: Tensor, real: Tensor | None, *values: Tensor) -> tuple[Tensor, ...]:
         return program.gradients(dict(zip(weights, values, strict=True)), x, y, real)
@@ -73,7 +73,7 @@ def gradient(program: PackedProgram, weights: Tree, batch: Batch) -> tuple[Tenso
 
 # ---- layers
 def program(module: nn.Module, made: Makers | None = None, pruning: ActivationPruning | None = None) -> PackedProgram | None:
-    """The module as a program, its layers `made` as below or otherwise; None for one that is more than a sequence of such layers.
+    """The module as a program whose layers are `made` by these functions; None if it is not a plain sequence of such layers.
 
     pruning: how the inputs of all layers but the first are pruned.
     """
@@ -99,7 +99,7 @@ def program(module: nn.Module, made: Makers | None = None, pruning: ActivationPr
 
 
 def _pooled_first(layers: list[nn.Module]) -> list[nn.Module]:
-    """A ReLU before a max pool behind it: the same value and gradient to the bit, of fewer values."""
+    """Moves a ReLU behind the max pool that follows it: the same value and gradient to the bit, on fewer values."""
     swapped = list(layers)
     for i, (one, other) in enumerate(pairwise(layers)):
         if type(one) is nn.ReLU and type(other) is nn.MaxPool2d:

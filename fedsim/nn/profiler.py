@@ -187,7 +187,7 @@ def _input(seen: _SavedTensors, module: nn.Module, x: Tensor, y: Tensor) -> None
 
 
 def _gate(seen: _SavedTensors, module: nn.Module, x: Tensor, y: Tensor) -> None:
-    """What it multiplies, what it has pooled, and its gates as they are before and after the largest are chosen."""
+    """It saves what it multiplies, its pooled input, and its values before and after the largest are chosen."""
     seen.add(y, VALUE_BYTES * (y[0].numel() + x.shape[1] + 3 * y.shape[1]))
 
 

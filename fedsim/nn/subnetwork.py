@@ -1,4 +1,4 @@
-"""Cuts a torch module down to some of its channels, and turns fedsim's layers into torch's own for export."""
+"""Makes torch modules of some of the channels of a gated module, and replaces fedsim's layers by torch's own for export."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fedsim.nn.layers.standardized_conv import StandardisedConv2d
 
 
 def ordinary(module: nn.Module) -> nn.Module:
-    """The module with torch's convolutions in the place of standardised and normalised ones, changed in place.
+    """Replaces standardised and normalised convolutions of the module by torch's own, in place.
 
     The caller puts their values in.
     """
@@ -41,7 +41,7 @@ class Added(nn.Module):
 
 
 def sliced(module: nn.Module, kept: dict[str, Tensor]) -> nn.Module:
-    """A gated module whose tensors are cut already, made to fit: no gate selects, and streams get their channels back.
+    """Adapts a gated module to tensors that are cut already: no gate selects, and streams get all their channels.
 
     kept: gated layer -> positions (c,) of its channels. The module is changed in place.
     """
@@ -101,7 +101,7 @@ def optimised_for_inference(module: nn.Module) -> nn.Module:
 
 
 def _scaled(module: fx.GraphModule, node: fx.Node, values: Tensor) -> fx.Node:
-    """The layer at the node, its output channels multiplied by `values`; a shift moves into the norm before it. Where it ends."""
+    """Multiplies the output channels of the layer at the node by `values`; a shift moves into the norm before it. The last node of it."""
     layer: Any = module.get_submodule(str(node.target))
     with torch.no_grad():
         if isinstance(layer, Shift):

@@ -62,16 +62,16 @@ def shaped(entries: Tensor, shape: torch.Size, form: str) -> Tensor:
 
 
 # ---- the cache of an input
-def pruned(x: Tensor, real: Tensor | None, keep: ActivationPruning, form: str) -> Cache:
+def pruned(x: Tensor, real: Tensor | None, pruning: ActivationPruning, form: str) -> Cache:
     """The largest entries of a batch, of its real images alone: real (B,) in {0, 1}, or None (all are)."""
-    k = count(x.numel(), keep.share)
+    k = count(x.numel(), pruning.share)
     x = x.detach()
     if real is None:
-        where, values = by_rows(partial(_pruned, keep.cache, k, transposed(x.shape, form)), flat(x, form), None)
+        where, values = by_rows(partial(_pruned, pruning.cache, k, transposed(x.shape, form)), flat(x, form), None)
         return where, values
     held = x * real.to(x.dtype).view(-1, *[1] * (x.dim() - 1))
-    kept = topk.counts(real.sum().double() * prod(x.shape[1:]), keep.share)
-    where, values = by_rows(partial(_pruned, keep.cache, k, transposed(x.shape, form)), flat(held, form), kept)
+    kept = topk.counts(real.sum().double() * prod(x.shape[1:]), pruning.share)
+    where, values = by_rows(partial(_pruned, pruning.cache, k, transposed(x.shape, form)), flat(held, form), kept)
     return where, values
 
 
@@ -80,14 +80,14 @@ def _pruned(cache: str, k: int, transposed: tuple[int, int], x: Tensor, kept: Te
     return (bits if cache == "bitmap" else topk.positions(bits, x.shape[1], k)), values
 
 
-def pruned_pack(x: Tensor, real: Tensor | None, keep: ActivationPruning, clients: int) -> Cache:
-    """The same of K stacked clients, each for itself: x (B, K · C, …) or features (K, B, F), real (K, B) or None; (K, …) both."""
+def pruned_pack(x: Tensor, real: Tensor | None, pruning: ActivationPruning, clients: int) -> Cache:
+    """`pruned` for each of K stacked clients: x (B, K · C, …) or features (K, B, F), real (K, B) or None; the cache is (K, …)."""
     rows = _rows(x.detach(), clients)
-    k = count(rows[0].numel(), keep.share)
+    k = count(rows[0].numel(), pruning.share)
     if real is None:
-        return _pruned(keep.cache, k, (1, 1), rows.flatten(1), None)
-    kept = topk.counts(real.sum(1).double() * prod(rows.shape[2:]), keep.share)
-    return _pruned(keep.cache, k, (1, 1), (rows * real.to(x.dtype).view(*real.shape, *[1] * (rows.dim() - 2))).flatten(1), kept)
+        return _pruned(pruning.cache, k, (1, 1), rows.flatten(1), None)
+    kept = topk.counts(real.sum(1).double() * prod(rows.shape[2:]), pruning.share)
+    return _pruned(pruning.cache, k, (1, 1), (rows * real.to(x.dtype).view(*real.shape, *[1] * (rows.dim() - 2))).flatten(1), kept)
 
 
 def _rows(x: Tensor, clients: int) -> Tensor:
@@ -96,7 +96,7 @@ def _rows(x: Tensor, clients: int) -> Tensor:
 
 
 def restored(cache: Cache, shape: torch.Size, form: str | int) -> Tensor:
-    """x~: the kept entries in their places, 0 elsewhere; form: a number of stacked clients, or how x lies in memory."""
+    """x~: the kept entries in their places, 0 elsewhere; form: the memory layout of x, or the number of stacked clients."""
     if isinstance(form, int):
         (rows,) = _restored(prod(shape) // form, *cache)
         packed = len(shape) == 3
@@ -114,7 +114,7 @@ def _restored(entries: int, where: Tensor, values: Tensor) -> tuple[Tensor]:
 # ---- layers with a weight
 @dataclass(frozen=True)
 class Convolution:
-    """How a convolution lies over its input."""
+    """A convolution: stride, padding, dilation and groups."""
 
     stride: tuple[int, ...]
     padding: tuple[int, ...]
@@ -159,7 +159,7 @@ class Products:
 
 
 def operation(layer: Any) -> Convolution | Product:
-    """What a convolution or a linear layer does with its input and its weight."""
+    """The operation of a convolution or a linear layer, as a function of its input and weight."""
     if isinstance(layer, nn.Linear):
         return Product()
     padding = layer.padding
@@ -194,19 +194,19 @@ class Layer:
         return weight if self.kept_positions is None else self.kept_positions.spread(weight)
 
     def weight(self, x: Tensor, weight: Tensor, gain: Tensor | None, mask: Tensor | None) -> Tensor:
-        """The weight in use, in the dtype of x."""
+        """The effective weight, in the dtype of x."""
         weight = self.stored(weight)
         return (weight if gain is None else normalised(weight, gain, mask, self.over)).to(x.dtype)
 
     def slopes(self, dense: Tensor, weight: Tensor, gain: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Gradients of what is given as weight, and of the gain, from the dense one of the weight in use."""
+        """Gradients of the given weight and of the gain, from the `dense` gradient of the effective weight."""
         moved, gained = (dense, None) if gain is None else slopes(dense, self.stored(weight), gain, mask, self.over)
         return moved if self.kept_positions is None else self.kept_positions.values(moved), gained
 
     def __call__(
         self, x: Tensor, cache: Cache | None, weight: Tensor, bias: Tensor | None, gain: Tensor | None = None, mask: Tensor | None = None
     ) -> Tensor:
-        """The layer's result; backward it reads the cache in the place of x."""
+        """The layer's result; its backward pass reads the cache in place of x."""
         where, values = cache or (None, None)
         out: Tensor = applied(_Layer, self, x, where, values, bias, weight, gain, mask, *(self.tap.tap_inputs if self.tap else ()))
         return out

@@ -152,7 +152,7 @@ class AveragePool(torch.autograd.Function):
 
 
 def has_places(layer: nn.MaxPool2d) -> bool:
-    """Whether `largest_of_windows` does what a max pool does."""
+    """Whether `largest_of_windows` gives what this max pool gives."""
     return not layer.return_indices and layer.dilation in (1, (1, 1))
 
 

@@ -1,4 +1,4 @@
-"""The largest entries of a tensor, as a bit for each position and the values behind it: what scaled activation pruning keeps.
+"""Selects the largest entries of a tensor, for scaled activation pruning: a bit for each position, and the values of the set bits.
 
 FedMef (Huang et al., CVPR 2024, arXiv:2403.14737), specification section 3.4. Nothing is sorted: the bits of |x|, read as an integer,
 sort as |x| does, so the smallest kept entry is found by counting leading bits, then those behind them among the few that agree.
@@ -66,7 +66,7 @@ def restore(bits: Tensor, values: Tensor, entries: int) -> Tensor:
 
 
 def positions(bits: Tensor, entries: int, k: int) -> Tensor:
-    """(K, k) int32 where the bits are set, in order; behind the last one positions whose value is 0."""
+    """(K, k) int32 positions of the set bits, in order; the rest of a row is filled with positions whose value is 0."""
     kept = _unpacked(bits, entries)
     place = torch.where(kept, kept.cumsum(1) - 1, k)
     every = torch.arange(entries, dtype=torch.int32, device=bits.device).expand(len(bits), -1)
@@ -106,7 +106,7 @@ def _magnitude(dtype: torch.dtype) -> int:
 
 
 def _by_triton(x: Tensor) -> bool:
-    """Whether Triton's kernels are for x; torch's own operations give the same bits, more slowly."""
+    """Whether Triton's kernels can take x; torch's own operations give the same bits, more slowly."""
     return x.is_cuda and x.dtype != torch.float64 and _compiles(str(x.device))
 
 
@@ -185,7 +185,7 @@ def _place(i: Any, s: Any, t: Any) -> Any:  # pragma: no cover - compiled
 
 @njit(nogil=True)
 def _limit(entries: Any, least: Any, ties: Any, magnitude: Any, s: Any, t: Any) -> Any:  # pragma: no cover - compiled
-    """The place of the last of those equal to `least` that is taken; -1 where they are taken in the order of memory."""
+    """The place of the last entry equal to `least` that is taken; -1 if they are taken in the order of memory."""
     if t == 1 or least == 0:
         return np.int64(-1)
     mask = (np.int64(1) << magnitude) - 1 if magnitude < 63 else np.int64(0x7FFFFFFFFFFFFFFF)

@@ -1,4 +1,4 @@
-"""The largest entries on CUDA, in Triton: what `largest` does on the CPU, without asking the device for a number.
+"""The largest entries on CUDA, in Triton: what `topk` does on the CPU, without asking the device for a number.
 
 Programs count the leading bits of a block of entries each, and what they find is added up; a few operations on the small tables say in
 which bin the smallest kept entry lies. Positions follow from the blocks' own counts, so that no order of programs is seen in the

@@ -26,7 +26,7 @@ class Cost:
 
     @property
     def crossover(self) -> float:
-        """The density up to which the layer is faster sparse, among sparse layers; at most 1."""
+        """The density up to which the layer is faster sparse if its neighbours are sparse; at most 1."""
         room = self.dense + self.moved - self.fixed
         return min(1.0, max(0.0, room / self.slope)) if self.slope > 0 else float(room > 0)
 
@@ -50,7 +50,7 @@ def always_sparse(layers: Iterable[str]) -> dict[str, Cost]:
 
 
 def sparse_layers(costs: Mapping[str, Cost], densities: Mapping[str, float]) -> frozenset[str]:
-    """The layers to run sparse: none, unless the whole network gains. A layer without a density is dense."""
+    """The layers to run sparse: none, unless the whole network becomes faster. A layer without a density is dense."""
     faster = {layer for layer, density in densities.items() if costs[layer].sparse(density) < costs[layer].dense + costs[layer].moved}
     among = sum(cost.sparse(densities[layer]) if layer in faster else cost.dense + cost.moved for layer, cost in costs.items())
     return frozenset(faster) if faster and among < MARGIN * sum(cost.dense for cost in costs.values()) else frozenset()

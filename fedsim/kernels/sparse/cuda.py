@@ -1,4 +1,4 @@
-"""Sparse layers on CUDA, in Triton: what `gather` and `planes` do on the CPU, from the same offsets, on images (C, H, W, B).
+"""Sparse layers on CUDA, in Triton: what `cpu` and `padding` do on the CPU, from the same offsets, on images (C, H, W, B).
 
 A program holds one strip of one row of one output, and adds to it the run of images that every kept weight meets. The gradient with
 respect to the images is the same walk, over the padded gradient of the output. That with respect to the weights is a walk of its own,

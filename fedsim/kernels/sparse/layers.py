@@ -24,7 +24,7 @@ CacheInput = tuple[Cache, str]  # and the order of its entries
 def conv2d(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern, cache: CacheInput | None = None) -> Tensor:
     """F.conv2d of x (B, I, H, W) with the pattern's weight; (B, O, H', W') in CHWN layout.
 
-    cache: what is kept of x for the values' gradient, in the place of x itself.
+    cache: the pruned x, which the backward pass reads in place of x for the values' gradient.
     """
     (where, held), form = cache or ((None, None), "")
     return cast(Tensor, _Sparse.apply(x, values, bias, pattern, where, held, form))
@@ -37,7 +37,7 @@ def linear(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern, cac
 
 @cache
 def missing(device: str) -> str:
-    """What keeps the kernels from this device, as Triton says it (it wants a C compiler where it runs); empty where nothing does."""
+    """Why the kernels do not work on this device, as Triton says it (it needs a C compiler there); empty if they do."""
     if device == "cpu":
         return ""
     try:
@@ -69,7 +69,7 @@ class _Sparse(torch.autograd.Function):
 
 
 def _read(images: Tensor, pattern: Pattern) -> Tensor:
-    """What the backward pass reads: the images, of strided layers on the CPU their phases."""
+    """The tensor that the backward pass reads: the images, or for strided layers on the CPU their phases."""
     strided = not images.is_cuda and pattern.geometry.stride != (1, 1)
     return _phased(images, pattern, pattern.sweep(*images.shape[1:])) if strided else images
 
@@ -103,7 +103,7 @@ def _phased(images: Tensor, pattern: Pattern, sweep: Sweep) -> Tensor:
 
 
 class _Place(NamedTuple):
-    """Where the inputs of a region lie among those that the sweep reads."""
+    """The position of a region's inputs in the tensor that the sweep reads."""
 
     start: int
     pitch: int

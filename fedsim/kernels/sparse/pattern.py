@@ -1,4 +1,4 @@
-"""Which weights of a layer are kept, as the kernels want them: offsets into the images that every kept weight meets.
+"""The kept weights of a layer in the form that the kernels read: offsets into the images that each kept weight is multiplied with.
 
 Symbols: O outputs and I inputs of a convolution (k_h, k_w) with stride s, padding p, dilation d and groups; H, W of its input, H', W'
 of its output, B images; nnz kept weights. A strided convolution reads one of s x s phases of its padded input, row sY + a of which is
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Array = NDArray[np.int64]
-REACH = 2**31  # values that an offset can tell apart
+REACH = 2**31  # values that an int32 offset can address
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Region:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A pattern at one size of input and number of images: int32 offsets, in values."""
+    """The offsets of a pattern for one input size and number of images: int32, counted in values."""
 
     out: tuple[int, int]  # H', W'
     plane: tuple[int, int]  # rows and columns of a phase
@@ -53,7 +53,7 @@ class Sweep:
 
 
 class KeptPositions:
-    """The kept positions of a weight of any shape; values travel as (nnz,), in the weight's order."""
+    """The kept positions of a weight of any shape; its kept values are (nnz,), in the weight's order."""
 
     def __init__(self, mask: Tensor) -> None:
         self.mask = mask
@@ -69,7 +69,7 @@ class KeptPositions:
 
 
 class Pattern:
-    """The kept positions of one layer's weight (O, I / groups, k_h, k_w) or (O, I); values travel as (nnz,), in the weight's order."""
+    """The kept positions of one layer's weight (O, I / groups, k_h, k_w) or (O, I); its values are (nnz,), in the weight's order."""
 
     def __init__(self, mask: Tensor, geometry: Geometry = Geometry()) -> None:
         self.mask, self.geometry = mask, geometry

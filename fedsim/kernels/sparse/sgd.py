@@ -1,4 +1,4 @@
-"""The optimiser's step where a gradient is known to be 0 but at the kept positions of a pattern."""
+"""The SGD step along a gradient that is 0 except at the kept positions of a pattern."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ ADDING = {operator.add, operator.iadd, torch.add, "add", "add_"}
 
 
 class Tracer(fx.Tracer):
-    """Follows a model down to its layers."""
+    """Traces a model down to its layers."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return not any(True for _ in m.children())
@@ -64,7 +64,7 @@ def entry_of(node: fx.Node) -> fx.Node:
 
 
 def _insert(module: fx.GraphModule, conv: fx.Node, gating: Gating, residual: bool) -> None:
-    """A gate behind the convolution's norm, or behind the convolution itself where it has none."""
+    """Inserts a gate after the convolution's norm, or after the convolution itself if it has none."""
     name, graph, last = str(conv.target), module.graph, conv
     layer: Any = module.get_submodule(name)
     behind = next(iter(conv.users)) if len(conv.users) == 1 else None

@@ -54,7 +54,7 @@ class InputGate(nn.Module):
         return F.linear(s.sigmoid() if self.sigmoid else s, self.weight, self.bias).relu()
 
     def selected(self, g: Tensor, keys: Tensor | None = None) -> Tensor:
-        """g with the channels of each image that do not stay set to 0; `keys` (B,) of the images, where these are drawn."""
+        """g with the closed channels of each image set to 0; `keys` (B,) of the images, if the open channels are drawn at random."""
         if self.keep is None:
             return g
         return largest(g, self.keep) if keys is None else drawn(g, self.keep, keys)
@@ -65,7 +65,7 @@ class InputGate(nn.Module):
 
 
 class Shift(nn.Module):
-    """Adds a number to every channel: what is left of a norm's affine map when a gate takes the place of its scale."""
+    """Adds a number to every channel: the shift of a norm whose scale is replaced by a gate."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

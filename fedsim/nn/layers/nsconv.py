@@ -17,7 +17,7 @@ from fedsim.kernels.nsconv import RELU_SCALE, normalised
 
 
 class NormalisedConv2d(nn.Conv2d):
-    """A convolution whose filters are `normalised`, with a gain for each and a bias. By itself it knows no mask: Net hands it one."""
+    """A convolution with `normalised` filters, a gain for each and a bias. It knows no mask; in Net, `RuntimeNSConv2d` applies it."""
 
     def __init__(self, *args: Any, over: str = "all", **options: Any) -> None:
         super().__init__(*args, **options)
@@ -41,5 +41,5 @@ class ScaledReLU(nn.Module):
 
 
 def normalised_of(module: nn.Module) -> dict[str, str]:
-    """The normalised layers, and the entries that their statistics are of."""
+    """Normalised layer -> the entries that its statistics are of, "all" or "kept"."""
     return {name: layer.over for name, layer in module.named_modules() if isinstance(layer, NormalisedConv2d)}

@@ -21,5 +21,5 @@ class Shortcut(nn.Module):
         return self.widened(x) if self.extra else x  # (B, outside, H', W')
 
     def widened(self, x: Tensor) -> Tensor:
-        """x with as many channels of zeros behind its own as the block adds."""
+        """x with `extra` channels of zeros after its own."""
         return F.pad(x, (0, 0, 0, 0, 0, self.extra))

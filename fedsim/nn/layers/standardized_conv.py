@@ -28,7 +28,7 @@ class StandardisedConv2d(nn.Conv2d):
 def standardised(weight: Tensor, removed: Tensor | None = None) -> Tensor:
     """Every filter of `weight` (out, in, kh, kw) moved to mean 0 and scaled to standard deviation 1 (over n - 1).
 
-    removed (out, 3): number, mean and sum of squared deviations of entries that count although they are no longer there.
+    removed (out, 3): number, mean and sum of squared deviations of entries that were cut but still count.
     """
     fan = weight[0].numel()
     if removed is None:

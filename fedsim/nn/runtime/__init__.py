@@ -1,1 +1,1 @@
-"""The layers that take the place of a model's own while fedsim computes with it."""
+"""The run-time layers: they replace a model's own layers while fedsim computes with it."""
