@@ -1,0 +1,51 @@
+"""fedsim simulates federated network pruning. `fedsim.run("job.toml")` runs a job; the names below are the public interface.
+
+Names are imported when they are first used, so that `import fedsim` takes no time.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+_HOMES = {
+    "fedsim.api": ("estimate", "export_module", "load_job", "open_run", "run", "sweep"),
+    "fedsim.config.job": ("Job",),
+    "fedsim.errors": ("BadInput", "ClientFault", "Stopped"),
+    "fedsim.simulation.finished_round": ("FinishedRound",),
+    "fedsim.storage.reader": ("RunReader",),
+    "fedsim.federated.protocol": ("ClientInput", "Fleet", "Method", "Reply", "Report", "Setting", "Work"),
+    "fedsim.federated.client_work": ("Train",),
+    "fedsim.federated.averaged_round": ("AveragedState", "averaged_round"),
+    "fedsim.core.types": ("Batch", "Data", "Feed", "Tree"),
+    "fedsim.nn.net": ("Net",),
+    "fedsim.core": ("keys", "masks", "rng", "tree"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+__all__ = [*sorted(_HOME_OF)]
+
+if TYPE_CHECKING:
+    from fedsim.api import estimate, export_module, load_job, open_run, run, sweep
+    from fedsim.config.job import Job
+    from fedsim.core import keys, masks, rng, tree
+    from fedsim.core.types import Batch, Data, Feed, Tree
+    from fedsim.errors import BadInput, ClientFault, Stopped
+    from fedsim.federated.averaged_round import AveragedState, averaged_round
+    from fedsim.federated.client_work import Train
+    from fedsim.federated.protocol import ClientInput, Fleet, Method, Reply, Report, Setting, Work
+    from fedsim.nn.net import Net
+    from fedsim.simulation.finished_round import FinishedRound
+    from fedsim.storage.reader import RunReader
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'fedsim' has no attribute {name!r}; it has {', '.join(__all__)}")
+    home = import_module(_HOME_OF[name])
+    value = import_module(f"fedsim.core.{name}") if _HOME_OF[name] == "fedsim.core" else getattr(home, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -18,7 +18,7 @@ LAYERS = (  # from the bottom; a package imports from its own layer and from tho
     ("config", "fleet", "pruning"),
     ("simulation", "methods"),
     ("bench",),
-    ("cli",),
+    ("cli", "api"),
 )
 LONGEST, MOST = 350, 15  # lines of a file; files of a folder
 ALONE = {"mpi4py": ("fleet/mpi/",), "h5py": ("storage/", "data/hdf5_file.py")}

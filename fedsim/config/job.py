@@ -85,6 +85,11 @@ class Job(Section):
     _given: dict[str, Any] = PrivateAttr(default_factory=dict)  # what the file and the command line said, for `runs`
 
     @property
+    def given(self) -> dict[str, Any]:
+        """What the file and the overrides said, as a table; defaults are not in it."""
+        return deepcopy(self._given)
+
+    @property
     def population(self) -> int | None:
         """Registered clients; None when the data alone knows (one for each natural user)."""
         return self.partition.clients or None
@@ -111,10 +116,15 @@ def _densities(settings: Any) -> Iterator[tuple[str, float]]:
 def load(path: Path | str, overrides: Sequence[str] = ()) -> Job:
     """The job in a file, with `section.field=value` laid over it; its name is the file's unless it says otherwise."""
     path = Path(path)
-    table = {"name": path.stem, **_read(path)}
+    table = table_of(path)
     for item in overrides:
         _override(table, item)
     return check(table, str(path))
+
+
+def table_of(path: Path) -> dict[str, Any]:
+    """What a job file says, its name by default the file's."""
+    return {"name": path.stem, **read_table(path)}
 
 
 def check(table: dict[str, Any], where: str = "job") -> Job:
@@ -145,7 +155,7 @@ def _run(job: Job, values: dict[str, Any], where: str) -> Job:
     shown = [f"{key.rpartition('.')[2]}{value}" for key, value in values.items()]
     name = "-".join([job.name, *(re.sub(r"[^\w.+-]+", "_", part).strip("_") for part in shown)])
     for key, value in ({"name": name} | values).items():
-        _put(table, key, value)
+        put(table, key, value)
     return check(table, f"{where}, run {name} of [sweep]")
 
 
@@ -174,7 +184,7 @@ def _without_none(value: Any) -> Any:
     return [_without_none(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_table(path: Path) -> dict[str, Any]:
     try:
         text = path.read_bytes().decode()
         return tomllib.loads(text)
@@ -199,11 +209,11 @@ def _override(table: dict[str, Any], item: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()
-    _put(table, key.strip(), value)
+    put(table, key.strip(), value)
     table["sweep"] = {swept: values for swept, values in flat(table.get("sweep", {})).items() if swept != key.strip()}
 
 
-def _put(table: dict[str, Any], key: str, value: Any) -> None:
+def put(table: dict[str, Any], key: str, value: Any) -> None:
     *sections, field = key.split(".")
     for section in sections:
         table = table.setdefault(section, {})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
@@ -46,10 +46,11 @@ class Train(Work):
     optimiser: str = "sgd"
 
     @classmethod
-    def at(cls, setting: Setting, r: int) -> Train:
-        """The job's local training in round `r`."""
+    def at(cls, setting: Setting, r: int, **own: Any) -> Self:
+        """The job's local training in round `r`. own: fields of a subclass, or others than the job's, by name."""
         rate = setting.train.at(r)
-        return cls((setting.train.feed(),), rate.lr, rate.momentum, rate.decay, setting.aggregate.at(rate), rate.optimiser)
+        job: dict[str, Any] = {"feeds": (setting.train.feed(),), "lr": rate.lr, "momentum": rate.momentum, "decay": rate.decay}
+        return cls(**(job | {"aggregate": setting.aggregate.at(rate), "optimiser": rate.optimiser} | own))
 
     def init_kept(self, net: Net, sent: ClientInput) -> Tree:
         return self.aggregate.init_kept(net, sent)

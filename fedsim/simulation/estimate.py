@@ -52,8 +52,8 @@ def rows(parts: Experiment) -> Iterator[RoundRow]:
         yield row
 
 
-def estimate(job: Job, console: Console) -> None:
-    """Prints what the job will cost."""
+def estimate(job: Job, console: Console) -> list[dict[str, float]]:
+    """Prints what the job will cost, and returns the rows of numbers that it follows from."""
     parts = build_experiment(job)
     began, seen = time.monotonic(), []
     for row in rows(parts):
@@ -65,6 +65,7 @@ def estimate(job: Job, console: Console) -> None:
     console.print(_table(seen, parts.setting.cohort))
     for line in _summed(seen, parts.setting.rounds):
         console.print(line, highlight=False)
+    return seen
 
 
 def _told(parts: Experiment) -> Iterator[str]:

@@ -1,4 +1,8 @@
-"""How a run is started and how it ends: ranks, signals, resume, exit codes (0 done, 1 fault, 2 bad input, 3 stopped)."""
+"""How a run is started and how it ends: ranks, signals, resume, and errors that all ranks agree on.
+
+`run` raises BadInput, Stopped or, without other ranks, ClientFault; `main` turns them into the exit codes of the command line: 0 done,
+1 fault, 2 bad input, 3 stopped. A fault under an MPI launcher ends all ranks, lest one waits for another for ever.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,11 @@ import sys
 import time
 import traceback
 from collections import ChainMap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from rich.console import Console
@@ -21,6 +26,7 @@ from fedsim.fleet.local_fleet import LocalFleet
 from fedsim.fleet.registry import FLEETS
 from fedsim.simulation import malloc
 from fedsim.simulation.experiment import Experiment, build_experiment
+from fedsim.simulation.finished_round import Callback
 from fedsim.simulation.loop import RoundWriter, simulate
 from fedsim.simulation.planning.plan import Plan, resolve
 from fedsim.simulation.progress import Progress
@@ -31,62 +37,108 @@ from fedsim.storage.reader import RunReader
 if TYPE_CHECKING:
     from fedsim.fleet.mpi.communicator import Communicator
 
-SAID = 1.0  # seconds that a launcher is left to pass on the last words
+Made = TypeVar("Made")
+PASSED_ON = 1.0  # seconds that a launcher gets to pass on the last message
 LAUNCHERS = ("mpirun", "mpiexec", "prterun", "prted", "orted", "srun", "slurmstepd", "hydra_pmi_proxy")
+CODES: dict[int, type[Exception]] = {1: ClientFault, 2: BadInput, 3: Stopped}
+
+
+@dataclass(frozen=True)
+class Observer:
+    """Who follows a run on rank 0: where progress is printed, what sees each finished round, and what is told an error before ranks end."""
+
+    console: Console | None = None  # None: the output of the process
+    callback: Callback | None = None
+    report: Callable[[str], None] = lambda message: None
+    summary: bool = False  # whether the summary of the run file is printed at the end
 
 
 def main(job: Job, out: Path, resume: str) -> int:
-    """Runs the job on this rank; the exit code."""
+    """Runs the job on this rank for the command line; the exit code. A BadInput before the run has begun is raised on rank 0."""
+    communicator, reported = connect(), list[str]()
+
+    def report(message: str) -> None:
+        reported.append(message)
+        _write(f"{message}\n")
+
+    try:
+        run(job, out, resume, communicator, Observer(report=report, summary=True))
+    except BadInput:
+        if reported or (communicator and communicator.rank):
+            return 2
+        raise
+    except ClientFault:
+        return 1
+    except Stopped:
+        return 3
+    return 0
+
+
+def run(job: Job, out: Path, resume: str, communicator: Communicator | None, observer: Observer) -> None:
+    """Runs the job on this rank until it is done, on all ranks alike. Raises BadInput, Stopped, and ClientFault where there is one rank."""
     torch.set_num_threads(job.execution.threads)
     malloc.hold()
-    link = connect()
+    worker = bool(communicator and communicator.rank)
     limit = job.execution.time_limit
-    brake = StopSignal(None if limit is None or (link and link.rank) else 60 * limit)
-    brake.listen()
-    with _together(link):
-        made = _made(job, out, resume, link, brake)
-    told = [text for text in (link.told(made if isinstance(made, str) else "") if link else [made]) if text and isinstance(text, str)]
-    if told:
-        if link and link.rank:
-            return 2  # rank 0 says it
-        raise BadInput(told[0])
-    assert not isinstance(made, str)
-    with _together(link):
-        hosts = link.told(host()) if link else [host()]
-        return _serve(made[0], link) if link and link.rank else _lead(*made, link, hosts)
+    stop = StopSignal(None if limit is None or worker else 60 * limit)
+    with stop.listening(), _ending_all_ranks(communicator):
+        experiment = _agreed(communicator, lambda: _experiment(job, communicator, stop))
+        start = _agreed(communicator, lambda: RunStart(out) if worker else find_start(experiment, out, resume))
+        hosts = communicator.told(host()) if communicator else [host()]
+        if communicator and worker:
+            _serve(experiment, communicator)
+        else:
+            lead(experiment, start, communicator, hosts, observer)
 
 
 @contextmanager
-def _together(link: Communicator | None) -> Iterator[None]:
-    """What goes wrong on this rank ends every rank, lest the others wait for it for ever."""
+def _ending_all_ranks(communicator: Communicator | None) -> Iterator[None]:
+    """An error that the ranks have not agreed on ends every rank, lest the others wait for this one for ever."""
     try:
         yield
+    except (BadInput, Stopped, ClientFault):
+        raise
     except BaseException:
-        if link:
-            _abort(link, traceback.format_exc())
+        if communicator:
+            _abort(communicator, traceback.format_exc())
         raise
 
 
-def _abort(link: Communicator, message: str) -> None:
-    """Says why, and ends every rank. A launcher drops what it has not passed on when it is told to abort, hence the pause."""
+def _abort(communicator: Communicator, message: str) -> None:
+    """Prints why, and ends every rank. A launcher drops what it has not passed on when ranks abort, hence the pause."""
+    _write(message)
+    time.sleep(PASSED_ON)
+    communicator.abort(1)
+
+
+def _write(message: str) -> None:
     sys.stderr.write(message)
     sys.stderr.flush()
-    time.sleep(SAID)
-    link.abort(1)
 
 
-def _made(job: Job, out: Path, resume: str, link: Communicator | None, brake: StopSignal) -> tuple[Experiment, RunStart] | str:
-    """The parts and, on rank 0, where to begin; or what is wrong. Rank 0 goes first where data are downloaded."""
-    if link and link.rank and job.data.download:
-        link.told("")
+def _agreed(communicator: Communicator | None, make: Callable[[], Made]) -> Made:
+    """What `make` returns on this rank. A BadInput of any rank is raised on all of them, so that no rank waits for another."""
+    made, message = None, ""
     try:
-        parts = build_experiment(job, link.node_rank() if link else 0, brake)
-        return parts, find_start(parts, out, resume) if not (link and link.rank) else RunStart(out)
+        made = make()
     except BadInput as error:
-        return str(error)
+        message = str(error)
+    messages = communicator.told(message) if communicator else [message]
+    if first := next(filter(None, messages), ""):
+        raise BadInput(first)
+    return made  # type: ignore[return-value]
+
+
+def _experiment(job: Job, communicator: Communicator | None, stop: StopSignal) -> Experiment:
+    """The parts of the run. Rank 0 goes first where data are downloaded."""
+    waits = communicator is not None and job.data.download
+    if communicator and waits and communicator.rank:
+        communicator.told("")
+    try:
+        return build_experiment(job, communicator.node_rank() if communicator else 0, stop)
     finally:
-        if link and not link.rank and job.data.download:
-            link.told("")
+        if communicator and waits and not communicator.rank:
+            communicator.told("")
 
 
 def connect() -> Communicator | None:
@@ -119,56 +171,66 @@ def _launcher(process: int) -> int:
     return _launcher(int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1]))
 
 
-def _serve(parts: Experiment, link: Communicator) -> int:
-    """A rank that trains."""
+def _serve(experiment: Experiment, communicator: Communicator) -> None:
+    """A rank that trains, until rank 0 ends the run; raises what rank 0 raises."""
     from fedsim.fleet.mpi.worker import Worker
 
-    return Worker(parts.site, link).serve()
+    code, message = Worker(experiment.site, communicator).serve()
+    if code:
+        raise CODES[code](message)
 
 
-def _lead(parts: Experiment, start: RunStart, link: Communicator | None, hosts: list[str]) -> int:
-    """Rank 0: runs, says how it ended, and has the other ranks end too."""
-    progress = Progress(parts, len(hosts), start, Console(force_terminal=_terminal(link)))
-    code, message = 0, ""
+def lead(experiment: Experiment, start: RunStart, communicator: Communicator | None, hosts: list[str], observer: Observer) -> None:
+    """Rank 0: does the rounds, reports how they ended, and has the other ranks end too. Raises BadInput, ClientFault or Stopped."""
+    console = observer.console or Console(force_terminal=_terminal(communicator))
+    progress = Progress(experiment, len(hosts), start, console)
+    failure: Exception | None = None
     try:
         if not start.finished:
-            _run(parts, start, link, hosts, progress)
+            _rounds(experiment, start, communicator, hosts, progress, observer.callback)
     except Stopped:
-        code, message = 3, f"stopped; {start.out} holds all complete rounds, and the same command goes on from there"
+        failure = Stopped(f"stopped; {start.out} holds all complete rounds, and the same command goes on from there")
     except BadInput as error:
-        code, message = 2, str(error)
-    except ClientFault as fault:
-        code, message = 1, f"{fault}\n{_left(start)}"
-    except Exception:
-        code, message = 1, traceback.format_exc()
-    progress.close()
-    if link and code == 1:
-        _abort(link, f"{message}\n")
-    if message:
-        sys.stderr.write(f"{message}\n")
-        sys.stderr.flush()
-    if link:
-        link.order({"do": "end", "code": code})
-    if code == 0:
+        failure = error
+    except ClientFault as error:
+        failure = ClientFault(f"{error}\n{_remains(start)}")
+    finally:
+        progress.close()
+    if failure and communicator and isinstance(failure, ClientFault):
+        _abort(communicator, f"{failure}\n")
+    if failure:
+        observer.report(str(failure))
+    if communicator:
+        code = next((code for code, kind in CODES.items() if isinstance(failure, kind)), 0)
+        communicator.order({"do": "end", "code": code, "message": str(failure or "")})
+    if failure:
+        raise failure
+    if observer.summary:
         progress.show()
-    return code
 
 
-def _left(start: RunStart) -> str:
+def _remains(start: RunStart) -> str:
     """What stands after a fault."""
     rounds = RunReader(start.out).rounds if start.out.exists() else -1
     return f"{start.out} keeps the rounds before" if rounds >= 0 else "no round was complete"
 
 
-def _run(parts: Experiment, start: RunStart, link: Communicator | None, hosts: list[str], progress: Progress) -> None:
-    plan = start.plan or resolve(parts, progress.say, start.state[0])
+def _rounds(
+    parts: Experiment,
+    start: RunStart,
+    link: Communicator | None,
+    hosts: list[str],
+    progress: Progress,
+    callback: Callback | None,
+) -> None:
+    plan = start.plan or resolve(parts, progress.say, start.first_state)
     if other := plan.unlike(parts):
         progress.say(f"note: the run goes on under the plan it began with; the job and this machine say {other}")
     fleet = _fleet(parts, plan, link, start)
     with start.record(parts, plan, hosts) as record:
         progress.begin(plan)
         try:
-            simulate(parts, fleet, RoundWriter(parts, record, start, plan.text()), start, progress)
+            simulate(parts, fleet, RoundWriter(parts, record, start, plan.text()), start, progress, callback)
         except BadInput:
             if record.rounds < 0:  # a method may refuse in round 0, and then nothing is left behind
                 start.out.unlink()

@@ -9,30 +9,34 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from torch import nn
+
 from fedsim.core import keys, tree
 from fedsim.core.tree import Tree, under
+from fedsim.errors import Stopped
 from fedsim.fleet.local_fleet import LocalFleet
 from fedsim.fleet.received_masks import ReceivedMasks
 from fedsim.nn.net import Net
 from fedsim.simulation.evaluation import due, evaluate, final_gates
 from fedsim.simulation.experiment import Experiment
+from fedsim.simulation.export import Final
+from fedsim.simulation.finished_round import Callback, FinishedRound
 from fedsim.simulation.progress import Progress
 from fedsim.simulation.resume import RunStart
 from fedsim.simulation.round_record import RoundRow, row_of, speeds
 from fedsim.storage import checkpoint
 from fedsim.storage.writer import RunWriter
 
+Number = TypeVar("Number", int, float)
 
-def written() -> int:
-    """Bytes that this process has written so far, as the kernel counts; 0 where it does not tell."""
+
+def bytes_written() -> int:
+    """Bytes that this process has written so far, as the kernel counts them; 0 on a system that does not count."""
     try:
-        told = Path("/proc/self/io").read_text()
+        counters = Path("/proc/self/io").read_text()
     except OSError:
         return 0
-    return int(told.partition("wchar:")[2].split()[0])
-
-
-Number = TypeVar("Number", int, float)
+    return int(counters.partition("wchar:")[2].split()[0])
 
 
 class RoundWriter:
@@ -46,19 +50,21 @@ class RoundWriter:
 
     def write(self, r: int, row: RoundRow, state: Any, kept: dict[int, Tree], fleet: LocalFleet) -> None:
         """`state` and the `kept` that clients touched are those at the end of round `r`; once saved, `kept` is read from the disk."""
-        began, before = time.perf_counter(), written()
+        began, before = time.perf_counter(), bytes_written()
         self.record.row(r, row.values, row.clients, row.layers, row.masks, row.timing, row.gates, row.speed)
         self.kept |= kept
         if r % self.parts.job.execution.checkpoint_every == 0 or r == self.parts.job.rounds:
             saved = checkpoint.save(self.start.folder, r, state, self.extra, self.kept)
             fleet.kept, self.kept = ChainMap({}, saved), {}  # type: ignore[arg-type]
-        self.seconds, self.bytes = time.perf_counter() - began, written() - before
+        self.seconds, self.bytes = time.perf_counter() - began, bytes_written() - before
 
 
-def simulate(parts: Experiment, fleet: LocalFleet, scribe: RoundWriter, start: RunStart, progress: Progress) -> None:
-    """Runs every round that is still to be done, and stores the final model."""
+def simulate(
+    parts: Experiment, fleet: LocalFleet, writer: RoundWriter, start: RunStart, progress: Progress, callback: Callback | None = None
+) -> None:
+    """Runs every round that is still to be done, and stores the final model. Raises Stopped after a round that `callback` stops at."""
     setting, method, rounds = parts.setting, parts.method, parts.job.rounds
-    state = _resumed(start, fleet) if start.checkpoint else start.state.pop()
+    state = _resumed(start, fleet) if start.checkpoint else start.take_state()
     masks = under(method.deploy(setting, state, fleet, [])[0], keys.MASKS)
     for r in range(start.round + 1, rounds + 1):
         began, timing, moved, traffic = time.perf_counter(), dict(fleet.timing), dict(fleet.moved), dict(fleet.traffic)
@@ -69,17 +75,31 @@ def simulate(parts: Experiment, fleet: LocalFleet, scribe: RoundWriter, start: R
         ended = time.perf_counter()
         shared, _, net = method.deploy(setting, state, fleet, [])
         row = row_of(parts.anatomy, fleet.account.bills, score, shared, masks, found, net or setting.net)
-        row.timing.update(timing, server=trained - began - sum(timing.values()), evaluate=ended - trained, record=scribe.seconds)
-        row.speed.update(speeds(fleet.account.bills, parts.job.train.batch, row.timing, moved | {"record": scribe.bytes}))
+        row.timing.update(timing, server=trained - began - sum(timing.values()), evaluate=ended - trained, record=writer.seconds)
+        row.speed.update(speeds(fleet.account.bills, parts.job.train.batch, row.timing, moved | {"record": writer.bytes}))
         row.values.update(_since(traffic, fleet.traffic), executed_memory=fleet.account.executed)
         row.values.update({"deploy_flops": fleet.account.deployed} if fleet.account.deployed else {})
         row.values["seconds"] = time.perf_counter() - began
         masks = row.masks
-        fleet.later(partial(scribe.write, r, row, *_to_keep(state, fleet), fleet))
+        fleet.later(partial(writer.write, r, row, *_to_keep(state, fleet), fleet))
         progress.advance(r, row)
+        if callback:
+            _call(callback, FinishedRound(r, rounds, row.values, partial(_module, parts, net or setting.net, shared)), rounds)
     fleet.drain()
     model = _model(*method.deploy(setting, state, fleet, []))
-    scribe.record.finish(model, tree.sha256_of(model), final_gates(parts, state, fleet))
+    writer.record.finish(model, tree.sha256_of(model), final_gates(parts, state, fleet))
+
+
+def _call(callback: Callback, finished: FinishedRound, rounds: int) -> None:
+    callback(finished)
+    if finished.stopped and finished.round < rounds:
+        raise Stopped
+
+
+def _module(parts: Experiment, net: Net, shared: Tree) -> nn.Module:
+    """The server's model as a torch module that shares no memory with the run."""
+    values = {key: value.clone() for key, value in under(shared, keys.WEIGHTS, keys.BUFFERS, keys.MASKS, keys.GATES).items()}
+    return Final(net, values, parts.anatomy).module
 
 
 def _since(before: Mapping[str, Number], now: Mapping[str, Number]) -> dict[str, Number]:

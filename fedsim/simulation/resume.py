@@ -6,7 +6,7 @@ import json
 import socket
 import subprocess
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -27,14 +27,19 @@ from fedsim.storage.reader import RunReader
 from fedsim.storage.writer import RunWriter
 
 
-@dataclass(frozen=True)
+@dataclass
 class RunStart:
-    """The run file, and the checkpoint to go on from or the method's first state."""
+    """The run file, and the checkpoint to continue from or the method's first state."""
 
     out: Path
     checkpoint: Checkpoint | None = None
     finished: bool = False
-    state: list[Any] = field(default_factory=list)  # the method's first, until it is taken
+    first_state: Any = None  # the method's state before round 0; None where the run continues or is finished
+
+    def take_state(self) -> Any:
+        """The method's first state, handed over: it is not referred to here any more, so that its memory can be freed."""
+        state, self.first_state = self.first_state, None
+        return state
 
     @property
     def folder(self) -> Path:
@@ -85,7 +90,7 @@ def find_start(parts: Experiment, out: Path, resume: str) -> RunStart:
 
 def _start_afresh(parts: Experiment, out: Path) -> RunStart:
     """The method's first state is made before anything is measured or written: it may refuse the job."""
-    return RunStart(out, state=[parts.method.init(parts.setting, parts.population.public())])
+    return RunStart(out, first_state=parts.method.init(parts.setting, parts.population.public()))
 
 
 def _abandon(out: Path, rounds: int, folder: Path) -> None:

@@ -135,12 +135,17 @@ def run(name: str, way: str, folder: Path, out: Path, stopped: Callable[[], bool
 
 def stopping(made: Any, out: Path, stopped: Callable[[], bool]) -> int:
     """A run that `stopped` may end between two packs, as a signal would."""
+    from fedsim.errors import Stopped
     from fedsim.simulation import launch
     from fedsim.simulation.experiment import build_experiment
     from fedsim.simulation.resume import find_start
 
     parts = build_experiment(made, 0, stopped)
-    return launch._lead(parts, find_start(parts, out, "auto"), None, ["here"])
+    try:
+        launch.lead(parts, find_start(parts, out, "auto"), None, ["here"], launch.Observer())
+    except Stopped:
+        return 3
+    return 0
 
 
 if __name__ == "__main__":

@@ -289,7 +289,8 @@ def test_executed_memory_is_within_a_tenth_of_the_measured_peak(
     kept = {key.removeprefix("mask/").removesuffix(".weight"): int(mask.sum()) for key, mask in masks.items()}
     analytic, measured = memory.executed_memory(found, batch, kept, slots=1).total, before + highest(step)
     reordered = 2 * 4 * max(layer.weights for layer in found.layers)  # torch's convolutions copy weights to and fro on some processors
-    assert 0.9 * (measured - reordered) <= analytic <= 1.1 * measured
+    copied = memory.COPIED * 4 * max(layer.weights for layer in found.layers)  # the ledger counts it; not every processor makes it
+    assert 0.9 * (measured - reordered) <= analytic <= 1.1 * (measured + copied)
 
 
 def test_the_gradient_of_a_dense_linear_map_by_the_counter() -> None:

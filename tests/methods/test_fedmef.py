@@ -430,14 +430,9 @@ def test_a_kept_share_outside_of_0_to_1(keep) -> None:
 def test_models_that_cannot_prune_their_activations_are_told() -> None:
     from fedsim.simulation.experiment import build_experiment
 
-    table = {"method": {"name": "fedavg"}, "model": {"factory": "test_fedmef:reflecting"}, "train": {"activation_keep": 0.3}}
+    table = {"method": {"name": "fedavg"}, "model": {"factory": "reflecting_model:reflecting"}, "train": {"activation_keep": 0.3}}
     with pytest.raises(BadInput, match=r"activation_keep = 0.3: activations cannot be pruned: 1 pads by padding_mode = 'reflect'"):
         build_experiment(check(table))
-
-
-def reflecting(shape: tuple[int, int, int], classes: int) -> nn.Module:
-    layers = [nn.Conv2d(shape[0], 4, 3), nn.Conv2d(4, classes, 3, padding=1, padding_mode="reflect"), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    return nn.Sequential(*layers)
 
 
 def test_a_density_that_leaves_a_layer_without_a_weight() -> None:

@@ -42,9 +42,9 @@ def test_peaks_are_measured_once_and_remembered(tmp_path: Path, monkeypatch: pyt
 
 
 def test_what_was_written_is_counted(tmp_path: Path) -> None:
-    before = loop.written()
+    before = loop.bytes_written()
     (tmp_path / "a").write_bytes(bytes(300_000))
-    assert 300_000 <= loop.written() - before < 400_000
+    assert 300_000 <= loop.bytes_written() - before < 400_000
 
 
 def test_speeds_are_amounts_over_the_seconds_of_their_phase() -> None:

@@ -35,12 +35,12 @@ class Worker:
         self._flag = site.stopped
         self.site = replace(site, stopped=self._stopped, rank=link.comm.rank)
 
-    def serve(self) -> int:
-        """Answers orders until the last; the exit code that rank 0 says then."""
+    def serve(self) -> tuple[int, str]:
+        """Answers orders until the last; the exit code and the message of rank 0."""
         while True:
             header = json.loads(self.link.share(None).tobytes())
             if header["do"] == "end":
-                return int(header["code"])
+                return int(header["code"]), str(header["message"])
             if header["do"] == "plan":
                 self.engine = ENGINES[header["fleet"]]
                 self.site = replace(self.site, channels_last=header["channels_last"])
