@@ -67,7 +67,7 @@ def compare(paths: Iterable[str | Path], by: Sequence[str] | None = None) -> pd.
     return told.join(pd.DataFrame([_row(runs) for runs in groups.values()]))
 
 
-LEGEND = """accuracy: of the last model, mean ± 95 % interval over seeds. density: kept share of the weights. training: FLOPs of
+LEGEND = """accuracy: of the last model, mean ± 95 % interval over seeds. density: kept share of the weights. training FLOPs: those of
 a client in a round over those of its training of the dense model, the most of all clients and rounds{first}.
 sent: up and down, by all clients in all rounds. memory: of the largest client, by the ledger; model memory: the same
 without the activations of a batch.{personal}"""
@@ -104,7 +104,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
             shown[title] = [_percent(mean, half) for mean, half in zip(table[name], table[f"{name}_95"], strict=True)]
     shown["density"] = [_told("{:.3g}", value) for value in table["density"]]
     trained, first = table["max_client_flops_share"], table["max_client_flops_share_with_round_0"]
-    shown["training"] = [_told("{:.3g} %", 100 * value) for value in trained]
+    shown["training FLOPs"] = [_told("{:.3g} %", 100 * value) for value in trained]
     if (first > trained).any():
         shown["with round 0"] = [_told("{:.3g} %", 100 * value) for value in first]
     shown["sent"] = [_bytes(value) for value in table["bytes"]]
@@ -117,7 +117,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
 def _titles(fields: Sequence[str]) -> dict[str, str]:
     """A field's heading: without its section, where that leaves no doubt; "method.name" is the method."""
     ends = [name.removesuffix(".name").rpartition(".")[2] for name in fields]
-    taken = {*MEASURES, *PERSONAL_TITLES, "training", "sent", "memory", "model memory", "time"}
+    taken = {*MEASURES, *PERSONAL_TITLES, "training FLOPs", "sent", "memory", "model memory", "time"}
     return {name: name if ends.count(end) > 1 or end in taken else end for name, end in zip(fields, ends, strict=True)}
 
 

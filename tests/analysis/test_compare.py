@@ -111,20 +111,20 @@ def test_the_table_for_people(tmp_path: Path) -> None:
     assert rows == [
         same
         | {"method": "fedtiny", "stop_round": "100", "pool": "-", "lr": "-", "seeds": 2, "rounds": 2, "accuracy": "55.0 ± 63.5 %"}
-        | {"training": "20 %", "with round 0": "30 %", "sent": "9.00 MB", "time": "6.0 s"},
+        | {"training FLOPs": "20 %", "with round 0": "30 %", "sent": "9.00 MB", "time": "6.0 s"},
         same
         | {"method": "fedtiny", "stop_round": "0", "pool": "1", "lr": "-", "seeds": 1, "rounds": 1, "accuracy": "40.0 %"}
-        | {"training": "25 %", "with round 0": "25 %", "sent": "6.00 MB", "time": "4.0 s"},
+        | {"training FLOPs": "25 %", "with round 0": "25 %", "sent": "6.00 MB", "time": "4.0 s"},
         same
         | {"method": "fedavg", "stop_round": "-", "pool": "-", "lr": "0.2", "seeds": 1, "rounds": 1, "accuracy": "90.0 %"}
-        | {"training": "100 %", "with round 0": "100 %", "sent": "6.00 MB", "time": "4.0 s"},
+        | {"training FLOPs": "100 %", "with round 0": "100 %", "sent": "6.00 MB", "time": "4.0 s"},
     ]
 
 
 def test_the_table_shows_what_differs_and_no_more(tmp_path: Path) -> None:
     tiny = {"name": "fedtiny", "density": 0.1, "blocks": 5}
     one, other = (run_of(tmp_path / f"{d}.h5", tiny | {"density": d}, 0.5, [0.0, 0.1]) for d in (0.1, 0.01))
-    measures = ["accuracy", "density", "training", "sent", "memory", "model memory", "time"]
+    measures = ["accuracy", "density", "training FLOPs", "sent", "memory", "model memory", "time"]
     assert list(readable(compare([one]))) == ["method", "seeds", *measures]
     assert list(readable(compare([one, other]))) == ["method", "method.density", "seeds", *measures]  # density is a measure's name too
     assert list(readable(compare([write(tmp_path / "half.h5")]))) == ["method", "seeds", "unfinished", *measures]
@@ -132,14 +132,14 @@ def test_the_table_shows_what_differs_and_no_more(tmp_path: Path) -> None:
 
 def test_a_measure_that_a_file_lacks_is_told_as_such(tmp_path: Path) -> None:
     row = readable(compare([write(tmp_path / "old.h5", accuracies=(np.nan,))])).iloc[0]
-    assert (row.accuracy, row.training, row.sent) == ("-", "-", "0 B")
+    assert (row.accuracy, row["training FLOPs"], row.sent) == ("-", "-", "0 B")
 
 
 def test_the_text_says_what_its_columns_mean(tmp_path: Path) -> None:
     head, row, _, *legend = tell(compare([run_of(tmp_path / "a.h5", {"name": "fedavg"}, 0.9, [0.0, 1.0])])).splitlines()
-    assert head.split() == ["method", "seeds", "accuracy", "density", "training", "sent", "memory", "model", "memory", "time"]
+    assert head.split() == ["method", "seeds", "accuracy", "density", "training", "FLOPs", "sent", "memory", "model", "memory", "time"]
     assert row.split()[0] == "fedavg"
-    assert all(f"{name}: " in "\n".join(legend) for name in ("accuracy", "training", "sent", "memory", "model memory"))
+    assert all(f"{name}: " in "\n".join(legend) for name in ("accuracy", "training FLOPs", "sent", "memory", "model memory"))
 
 
 def test_the_same_seed_twice_is_refused(tmp_path: Path) -> None:
