@@ -16,7 +16,9 @@ from fedsim.config.toml_values import written
 def show(name: str | None, console: Console) -> None:
     """All methods, or one; BadInput for a name that is none."""
     if name is None:
-        console.print(_all())
+        console.print(_all(), markup=False)
+        for line in method_registry.shadowed():
+            console.print(f"\n{line}", markup=False, highlight=False)
         return
     about, parameters = method_registry.about(name), method_registry.parameters(name)
     console.print(_flowing(about), markup=False, highlight=False)
@@ -42,7 +44,7 @@ def _kind(written: str) -> str:
 def _all() -> Table:
     table = Table("method", "what it is", box=None, header_style="bold", pad_edge=False)
     for name in method_registry.names():
-        table.add_row(name, method_registry.about(name).splitlines()[0])
+        table.add_row(name, method_registry.headline(name))
     return table
 
 

@@ -1,7 +1,8 @@
 """The registry of methods: one module of this package each, its name is the method's name in a job.
 
 A module defines exactly one frozen dataclass with `init`, `round` and `deploy`; its fields are the hyperparameters. A user's own
-method is named "package.module:Class" and needs no place here.
+method is named "package.module:Class" and needs no place here; an installed package may offer one by a plain name
+(`fedsim.core.entry_points`).
 """
 
 from __future__ import annotations
@@ -9,9 +10,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from difflib import get_close_matches
-from hashlib import sha256
 from importlib import import_module
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from pkgutil import iter_modules
 from textwrap import dedent
@@ -20,9 +20,11 @@ from typing import Any
 
 from fedsim.config import method_source
 from fedsim.config.method_source import Parameter
+from fedsim.core import entry_points
 from fedsim.errors import BadInput
 
 METHODS = Path(__file__).parents[1] / "methods"  # one file a method
+FIELD = "[method] name"
 VERBS = ("init", "round", "deploy")
 
 
@@ -57,42 +59,65 @@ ALIASES = MappingProxyType(
 )
 
 
-def names() -> list[str]:
-    """Every name that a job may use."""
+def own_names() -> list[str]:
+    """The methods of fedsim and their aliases."""
     return sorted({*(module.name for module in iter_modules([str(METHODS)])), *ALIASES})
+
+
+def names() -> list[str]:
+    """Every name that a job may use: those of fedsim, and those that installed packages offer."""
+    return sorted({*own_names(), *entry_points.names(entry_points.METHODS)})
 
 
 def find(name: str) -> type:
     """The dataclass of a method: by its name, an alias, or "package.module:Class"; BadInput says what there is."""
     if ":" in name:
-        return _foreign(name)
-    if name not in names():
-        close = get_close_matches(name, names(), 1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise BadInput(f'[method] name = {name!r} is not known{hint}. There are: {", ".join(names())}; or "package.module:Class"')
-    return _only(import_module(f"fedsim.methods.{ALIASES[name].method if name in ALIASES else name}"))
+        return _by_place(name)
+    if name in own_names():
+        return _only(import_module(f"fedsim.methods.{ALIASES[name].method if name in ALIASES else name}"))
+    return _method(entry_points.load(offer(name), FIELD), f"{FIELD} = {name!r}")
 
 
-def source_sha256(*names: str | None) -> str:
-    """SHA-256 of the files of a user's own "package.module:name"s; empty where every name is fedsim's."""
-    own = [name for name in names if name and ":" in name]
-    files = [Path(inspect.getfile(import_module(name.partition(":")[0]))) for name in own]
-    return sha256(b"\n".join(file.read_bytes() for file in files)).hexdigest() if files else ""
+def offer(name: str) -> EntryPoint:
+    """The entry point of a method that an installed package offers; BadInput for a name that nothing has."""
+    entry = entry_points.find(entry_points.METHODS, name, FIELD)
+    if entry is None:
+        raise entry_points.unknown(FIELD, name, names(), '; or "package.module:Class"')
+    return entry
+
+
+def shadowed() -> list[str]:
+    """A line for each method of an installed package that has the name of one of fedsim's, and is therefore not used."""
+    offers = {name: entry_points.find(entry_points.METHODS, name, FIELD) for name in own_names()}
+    return [f"{name!r} is fedsim's own; {entry_points.source(entry)} is not used" for name, entry in offers.items() if entry]
 
 
 def about(name: str) -> str:
     """The paper and the notes of a method: the docstring of its module. A method of fedsim is not imported for it."""
     if name in ALIASES:
         return ALIASES[name].about
-    if ":" in name or name not in names():
-        return inspect.cleandoc(inspect.getmodule(find(name)).__doc__ or name)
-    return method_source.docstring(METHODS / f"{name}.py")
+    if name in own_names():
+        return method_source.docstring(METHODS / f"{name}.py")
+    return inspect.cleandoc(inspect.getmodule(find(name)).__doc__ or name)
+
+
+def headline(name: str) -> str:
+    """The first line about a method, for a list of all. Nothing is imported but the packages around the module of an entry point."""
+    if name in own_names():
+        return about(name).splitlines()[0]
+    try:
+        entry = offer(name)
+        file = method_source.file_of(entry.module)
+    except Exception as error:  # a broken package must not hide the other methods
+        return f"cannot be used: {error}"
+    text = method_source.docstring(file) if file else ""
+    return " ".join([*text.splitlines()[:1], f"[{entry_points.source(entry)}]"])
 
 
 def parameters(name: str) -> list[Parameter]:
     """The hyperparameters of a method in the order they are written. A method of fedsim is imported only if its file does not tell."""
     method = ALIASES[name].method if name in ALIASES else name
-    read = method_source.parameters(METHODS / f"{method}.py") if method in names() else None
+    read = method_source.parameters(METHODS / f"{method}.py") if method in own_names() else None
     return parameters_of(find(name)) if read is None else read
 
 
@@ -131,16 +156,23 @@ def _lacks(method: type) -> list[str]:
     return missing if frozen else ["@dataclass(frozen=True)", *missing]
 
 
-def _foreign(name: str) -> type:
+def _by_place(name: str) -> type:
     place, _, title = name.partition(":")
     try:
         module = import_module(place)
     except Exception as error:  # whatever the user's module raises, the job names what cannot be had
-        raise BadInput(f"[method] name = {name!r}: module {place!r} does not import: {type(error).__name__}: {error}") from error
+        raise BadInput(f"{FIELD} = {name!r}: module {place!r} cannot be imported: {type(error).__name__}: {error}") from error
     method = getattr(module, title, None)
     if not inspect.isclass(method):
         listed = ", ".join(each.__name__ for each in _classes(module)) or "none"
-        raise BadInput(f"[method] name = {name!r}: {place} has no class {title!r}; it has {listed}")
-    if lacking := _lacks(method):
-        raise BadInput(f"[method] name = {name!r} is not a method, it lacks {', '.join(lacking)}")
-    return method
+        raise BadInput(f"{FIELD} = {name!r}: {place} has no class {title!r}; it has {listed}")
+    return _method(method, f"{FIELD} = {name!r}")
+
+
+def _method(value: Any, title: str) -> type:
+    """`value`, if it is a method."""
+    if not inspect.isclass(value):
+        raise BadInput(f"{title} is not a method: it is of type {type(value).__name__}, not a class")
+    if lacking := _lacks(value):
+        raise BadInput(f"{title} is not a method: it lacks {', '.join(lacking)}")
+    return value

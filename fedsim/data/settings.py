@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fedsim.core import entry_points
 from fedsim.errors import BadInput
 
 DRAWN = ("shapes", "fake")  # made here, in any number and size
@@ -49,7 +50,8 @@ class DataSettings:
     path: str | None = None  # file: the user's HDF5 file
 
     def __post_init__(self) -> None:
-        _one_of("name", self.name, tuple(AUGMENTS))
+        if self.name not in AUGMENTS and entry_points.find(entry_points.DATASETS, self.name, "[data] name") is None:
+            raise entry_points.unknown("[data] name", self.name, [*AUGMENTS, *entry_points.names(entry_points.DATASETS)])
         _one_of("split", self.split, EMNIST_SPLITS)
         for kind in self.augment or ():
             _one_of("augment", kind, KINDS)
@@ -59,9 +61,11 @@ class DataSettings:
 
     def augments(self) -> tuple[str, ...]:
         """The augmentations in use: those named, or else the data set's usual ones."""
-        return AUGMENTS[self.name] if self.augment is None else tuple(self.augment)
+        return AUGMENTS.get(self.name, ()) if self.augment is None else tuple(self.augment)
 
     def _check_applies(self) -> None:
+        if self.name not in AUGMENTS:
+            return  # an installed package offers it, and decides which fields it takes
         for name in ("channels", "classes", "train_images", "test_images"):
             if getattr(self, name) is not None and self.name not in DRAWN:
                 raise BadInput(f"[data] {name} applies to {' and '.join(DRAWN)}; {self.name} brings its own, leave {name} out")
@@ -88,4 +92,4 @@ class DataSettings:
 
 def _one_of(field: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise BadInput(f"[data] {field} = {value!r} is not known. There are: {', '.join(known)}")
+        raise entry_points.unknown(f"[data] {field}", value, known)

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import interpolate
 
+from fedsim.core import entry_points
 from fedsim.data.image_sets import Fake, Stored, fifth, moments, parted
-from fedsim.data.settings import DataSettings
+from fedsim.data.settings import AUGMENTS, DataSettings
+from fedsim.errors import BadInput
 
 if TYPE_CHECKING:
     from fedsim.core.types import Data
@@ -16,9 +18,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Fake", "Stored", "digits", "fake", "fifth", "moments", "open_data", "parted"]
 
+NEEDED = ("name", "shape", "classes", "mean", "std", "images", "labels", "__len__")  # of a data set: fedsim.core.types.Data
+
 
 def open_data(settings: DataSettings, seed: int) -> tuple[Data, Data]:
     """The training and the test set. The seed matters to `fake` alone. BadInput if files are missing or unreadable."""
+    if settings.name not in AUGMENTS:
+        return _open_installed(settings, seed)
     if settings.name == "digits":
         return digits(settings.image_size or 8)
     if settings.name == "fake":
@@ -38,6 +44,23 @@ def open_data(settings: DataSettings, seed: int) -> tuple[Data, Data]:
     from fedsim.data.torchvision_sets import open_published
 
     return open_published(settings)
+
+
+def _open_installed(settings: DataSettings, seed: int) -> tuple[Data, Data]:
+    """A data set that an installed package offers by the entry point `fedsim.datasets`."""
+    entry = entry_points.find(entry_points.DATASETS, settings.name, "[data] name")
+    if entry is None:
+        raise entry_points.unknown("[data] name", settings.name, [*AUGMENTS, *entry_points.names(entry_points.DATASETS)])
+    function = entry_points.load(entry, "[data] name")
+    try:
+        train, test = function(settings, seed)
+    except Exception as error:  # whatever the package raises, the message names it
+        what = f"[data] name = {settings.name!r}: {entry_points.source(entry)} failed"
+        raise BadInput(f"{what}: {type(error).__name__}: {error}") from error
+    for data in (train, test):
+        if missing := [name for name in NEEDED if not hasattr(data, name)]:
+            raise BadInput(f"[data] name = {settings.name!r}: {type(data).__name__} of {entry_points.source(entry)} has no {missing[0]}")
+    return train, test
 
 
 def digits(size: int) -> tuple[Stored, Stored]:

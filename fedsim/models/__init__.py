@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
+from importlib import import_module
+from importlib.metadata import EntryPoint
+from typing import Any
 
 import torch
 from torch import nn
 
+from fedsim.core import entry_points
 from fedsim.errors import BadInput
 from fedsim.models import cnn, resnet
 from fedsim.models.blueprint import Blueprint
@@ -75,11 +79,14 @@ def build(settings: ModelSettings, shape: Shape, classes: int, seed: int) -> nn.
 
     BadInput for a name that does not exist, images that are too small, a match that cannot be met, or a factory that fails.
     """
+    entry = None if settings.factory else _installed(settings)
     width = match_width(settings, shape, classes) if settings.match else None
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         if settings.factory is not None:
-            module = _from_factory(settings.factory, shape, classes)
+            module = _from_factory(f'model.factory = "{settings.factory}"', partial(_import, settings.factory), shape, classes)
+        elif entry is not None:
+            module = _from_factory(f'model.name = "{settings.name}": {entry_points.source(entry)}', entry.load, shape, classes)
         else:
             module = _make(settings, shape, classes, width)
         return module if settings.gate_keep is None else gated(module, _gating(settings, settings.gate_keep))
@@ -124,23 +131,42 @@ def _family(settings: ModelSettings, shape: Shape) -> Family:
     if settings.factory is not None:
         raise BadInput(f"a model from a factory ({settings.factory}) has no width")
     if settings.name not in FAMILIES:
-        raise BadInput(f'no model {settings.name!r}; there are {", ".join(FAMILIES)}, or model.factory = "package.module:function"')
+        raise _unknown(settings.name)
     family = FAMILIES[settings.name]
     if min(shape[1:]) < family.least:
         raise BadInput(f"{settings.name} needs images of at least {family.least}x{family.least}; these are {shape[1]}x{shape[2]}")
     return family
 
 
-def _from_factory(factory: str, shape: Shape, classes: int) -> nn.Module:
-    where, _, name = factory.partition(":")
+def _installed(settings: ModelSettings) -> EntryPoint | None:
+    """The model that an installed package offers by the entry point `fedsim.models`; None: the name is one of fedsim's."""
+    if settings.name in FAMILIES:
+        return None
+    entry = entry_points.find(entry_points.MODELS, settings.name, "[model] name")
+    if entry is None:
+        raise _unknown(settings.name)
+    if settings.match is not None or settings.norm_weight != 1 or settings.detach_shortcut:
+        fields = "model.match, model.norm_weight and model.detach_shortcut"
+        raise BadInput(f"{fields} are for the models of fedsim; {settings.name} is {entry_points.source(entry)}")
+    return entry
+
+
+def _unknown(name: str) -> BadInput:
+    known = [*FAMILIES, *entry_points.names(entry_points.MODELS)]
+    return entry_points.unknown("[model] name", name, known, '; or give model.factory = "package.module:function"')
+
+
+def _import(place: str) -> Any:
+    where, _, name = place.partition(":")
+    return getattr(import_module(where), name)
+
+
+def _from_factory(title: str, load: Callable[[], Any], shape: Shape, classes: int) -> nn.Module:
     try:
-        function = getattr(importlib.import_module(where), name)
-        module = function(shape=shape, classes=classes)
-    except Exception as fault:
-        raise BadInput(
-            f'model.factory = "{factory}" failed: {type(fault).__name__}: {fault}; it is "package.module:function", '
-            "called as function(shape=(C, H, W), classes=…)"
-        ) from fault
+        module = load()(shape=shape, classes=classes)
+    except Exception as error:
+        called = 'it is "package.module:function", called as function(shape=(C, H, W), classes=…)'
+        raise BadInput(f"{title} failed: {type(error).__name__}: {error}; {called}") from error
     if not isinstance(module, nn.Module):
-        raise BadInput(f'model.factory = "{factory}" gave a {type(module).__name__}; it should give a torch.nn.Module')
+        raise BadInput(f"{title} gave a {type(module).__name__}; it should give a torch.nn.Module")
     return module

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
+from fedsim.config import own_code
 from fedsim.config.job import flat
-from fedsim.config.method_registry import source_sha256
 from fedsim.errors import BadInput
 from fedsim.simulation.experiment import Experiment
 from fedsim.simulation.planning import roofline
@@ -112,22 +112,13 @@ def _same_job(parts: Experiment, out: Path, known: dict[str, Any], resume: str) 
     if known.get("job_sha256") != parts.identity:
         about = f"{known['method']}, seed {known['seed']}, {max(known['rounds'], 0)} of {known['rounds_planned']} rounds"
         raise BadInput(f"{out} already holds another job ({about}; {differences(known['job'], parts.resolved)}). Choose another --out")
-    if known.get("own_code_sha256", "") != _own_code(parts):
-        own = " or ".join(name for name in _own_names(parts) if name and ":" in name)
+    if known.get("own_code_sha256", "") != own_code.digest(parts.job):
+        own = " or ".join(own_code.names(parts.job)) or "its method, model or data set"
         raise BadInput(f"{out} was made by other code of {own}; choose another --out, or remove it to start afresh")
     if resume == "never":
         raise BadInput(f"{out} already holds this job; leave out --resume never to go on with it, or choose another --out")
     if known["partition_sha256"] != parts.population.sha256:
         raise BadInput(f"{out} was made on another partition of the data than this job gives here; is it the same data set?")
-
-
-def _own_names(parts: Experiment) -> tuple[str | None, ...]:
-    return parts.job.method.name, parts.job.model.factory
-
-
-def _own_code(parts: Experiment) -> str:
-    """What a user's own method and model say, so that a run does not go on under other code."""
-    return source_sha256(*_own_names(parts))
 
 
 def differences(theirs: str, mine: str) -> str:
@@ -145,7 +136,7 @@ def describe(parts: Experiment, plan: Plan, hosts: list[str]) -> dict[str, Any]:
         "job": parts.resolved,
         "job_sha256": parts.identity,
         "plan": plan.text(),
-        "own_code_sha256": _own_code(parts),
+        "own_code_sha256": own_code.digest(parts.job),
         "seed": parts.job.seed,
         "method": parts.job.method.name,
         **where(parts, plan, hosts),

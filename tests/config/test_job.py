@@ -214,14 +214,14 @@ def test_a_misspelt_section_and_a_field_without_its_section() -> None:
         ({"execution": {"time_limit": 0}}, "time_limit = 0: should be a number, above 0"),
         ({"data": "digits"}, '[data] is a section, not "digits": write [data] and its fields below it'),
         ({"data": {"image_size": "big"}}, '[data] image_size = "big": should be a whole number'),
-        ({"data": {"name": "cifar"}}, "[data] name = 'cifar' is not known. There are: digits"),
+        ({"data": {"name": "cifar"}}, "[data] name = 'cifar' is not known (did you mean 'cifar10'?). There are: digits"),
         ({"partition": {"clients": 0}}, "[partition] clients = 0 must be at least 1"),
         ({"method": "fedavg"}, "[method] is a section"),
         ({"method": {}}, "[method] needs a name. There are: adp, dwfnp"),
         ({"method": {"name": 3}}, "[method] needs a name"),
         ({"method": {"name": "fedagv"}}, "[method] name = 'fedagv' is not known (did you mean 'fedavg'?). There are: "),
         ({"method": {"name": "fedavg", "x": 1}}, "[method] has no field 'x'. fedavg has no fields of its own"),
-        ({"method": {"name": "nowhere:Mine"}}, "module 'nowhere' does not import: ModuleNotFoundError"),
+        ({"method": {"name": "nowhere:Mine"}}, "module 'nowhere' cannot be imported: ModuleNotFoundError"),
     ],
 )
 def test_what_cannot_be_is_named_with_what_would_be_right(table: dict[str, Any], said: str) -> None:

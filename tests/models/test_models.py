@@ -218,7 +218,8 @@ def test_the_shortcut_averages_and_appends_zeros() -> None:
 
 
 def test_an_unknown_name_lists_the_names() -> None:
-    with pytest.raises(BadInput, match=r"no model 'resnet19'; there are cnn, simple_cnn, lenet5, resnet8, .*model\.factory"):
+    known = r"There are: cnn, simple_cnn, lenet5, resnet8, .*model\.factory"
+    with pytest.raises(BadInput, match=rf"'resnet19' is not known \(did you mean 'resnet18'\?\)\. {known}"):
         model("resnet19")
 
 

@@ -1,0 +1,57 @@
+"""Code that a job uses and that is not fedsim's: a run does not continue under other code than it began with."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from hashlib import sha256
+from importlib import import_module
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+from fedsim.config import method_registry
+from fedsim.config.job import Job
+from fedsim.core import entry_points
+from fedsim.data.settings import AUGMENTS
+from fedsim.models import FAMILIES
+
+
+def names(job: Job) -> list[str]:
+    """How the job names a method, a model and a data set that are not fedsim's."""
+    offers = [f"{entry.name!r} ({entry_points.source(entry)})" for entry in _offers(job)]
+    return [*_places(job), *offers]
+
+
+def digest(job: Job) -> str:
+    """SHA-256 of the files of that code; empty where all is fedsim's. Of an installed package every file of Python counts."""
+    files = [Path(inspect.getfile(import_module(place.partition(":")[0]))) for place in _places(job)]
+    files += [file for entry in _offers(job) for file in _files(entry)]
+    return sha256(b"\n".join(file.read_bytes() for file in files)).hexdigest() if files else ""
+
+
+def _places(job: Job) -> list[str]:
+    """Each "package.module:name" of the job."""
+    return [name for name in (job.method.name, job.model.factory) if name and ":" in name]
+
+
+def _offers(job: Job) -> Iterator[EntryPoint]:
+    method, model, data = job.method.name, job.model.name, job.data.name
+    used = [
+        (entry_points.METHODS, method, ":" in method or method in method_registry.own_names()),
+        (entry_points.MODELS, model, job.model.factory is not None or model in FAMILIES),
+        (entry_points.DATASETS, data, data in AUGMENTS),
+    ]
+    for group, name, known in used:
+        if not known and (entry := entry_points.find(group, name, name)) is not None:
+            yield entry
+
+
+def _files(entry: EntryPoint) -> list[Path]:
+    """The files of the outermost package around the entry point's module that has a file; the module's own file where none has."""
+    parts = entry.module.split(".")
+    for count in range(1, len(parts) + 1):
+        file = import_module(".".join(parts[:count])).__file__
+        if file is not None:
+            path = Path(file)
+            return sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]
+    return []
