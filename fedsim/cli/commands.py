@@ -1,6 +1,6 @@
-"""The command line. Exit codes: 0 done, 1 fault, 2 bad input (one message, no traceback), 3 stopped by a signal or a time limit.
+"""The command line. Exit codes: 0 done, 1 error, 2 bad input (one message, no traceback), 3 stopped by a signal or a time limit.
 
-Nothing heavy is imported before a command needs it, so that help and a mistyped option answer at once.
+A command imports what it needs when it runs, so that help texts and usage errors come at once.
 """
 
 from __future__ import annotations
@@ -24,16 +24,27 @@ if TYPE_CHECKING:
     from fedsim.config.job import Job
 
 
-RANK = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID")  # what launchers call a process's number
-INTERRUPTED = 130  # what typer makes of Ctrl-C
-PATIENCE = 10.0  # seconds that another rank leaves to rank 0 to say the same thing first
+RANK = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID")  # where launchers write the rank of a process
+INTERRUPTED = 130  # the exit code that typer gives Ctrl-C
+PATIENCE = 10.0  # seconds that another rank waits for rank 0 to write the same message
 
 FORMER_BENCHES = {"adjust": "mask-adjustment", "record": "recording", "round": "engine-overhead", "gates": "compaction"}
-BENCHES = """engine-overhead: against a bare PyTorch loop; ranks: two client ranks against one; scale: traffic and
-seconds by ranks and cohort, projected to 1,024 ranks; sparse: layers and steps on kept weights alone against dense ones;
-compaction: half of the channels by compaction against a hand-built network of these widths; cuda: programs on a GPU against
-the eager loop; mask-adjustment: a round of FedTiny that adjusts against one that does not; recording: the share of recording;
-population: a million clients against a thousand."""
+BENCHES = {
+    "engine-overhead": "seconds of a round, over those of a bare PyTorch loop that does the same steps",
+    "sparse": "sparse layers and whole training steps, over dense ones",
+    "activations": "layers and training steps with activation pruning, over plain ones",
+    "memory": "memory of one training step: dense, FedTiny and FedMef",
+    "mask-adjustment": "seconds of a round of FedTiny that adjusts its masks, over one that does not",
+    "extrusion": "how much loss FedMef's extrusion avoids when weights are pruned",
+    "compaction": "half of the channels by compaction, over a hand-built network of these widths",
+    "adp": "inference of networks with dynamic gates, over dense ones",
+    "cuda": "CUDA graphs, over one kernel launch after the other",
+    "ranks": "rounds per second of two client ranks, over those of one",
+    "scale": "traffic and seconds by ranks and cohort, projected to 1,024 ranks",
+    "population": "a million clients, over a thousand",
+    "recording": "seconds of writing the run file and the checkpoint, over those of the round",
+}
+BENCH_HELP = "\n\n".join(["Which measurement:", *(f"{name}: {what}" for name, what in BENCHES.items())])
 
 app = typer.Typer(
     name="fedsim",
@@ -45,7 +56,8 @@ app = typer.Typer(
 )
 JobFile = Annotated[Path, typer.Argument(metavar="JOB.toml", help="The job file.")]
 Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Lay a value over the job file; may be given again.")
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Replace a value of the job file. Can be given several times."),
 ]
 
 
@@ -57,7 +69,7 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def fedsim(
-    _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and end.")] = False,
+    _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")] = False,
 ) -> None:
     pass
 
@@ -66,33 +78,39 @@ def fedsim(
 def run(
     job: JobFile,
     settings: Settings = None,
-    out: Annotated[Path | None, typer.Option(metavar="RUN.h5", help="The run file; runs/NAME.h5 when not given.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="RUN.h5", help="The run file to write. Default: runs/NAME.h5, with the name of the job.")
+    ] = None,
     resume: Annotated[
         Literal["auto", "never", "must"],
-        typer.Option(help="auto: go on where a run of this job stopped; never: refuse an existing run file; must: refuse a new one."),
+        typer.Option(
+            help="auto: continue a stopped run of this job, or start one; never: refuse an existing run file; must: refuse a new one."
+        ),
     ] = "auto",
 ) -> int:
-    """Run a job, alone or under `mpirun -n RANKS` (rank 0 serves, the others train)."""
+    """Run a job, in one process or under `mpirun -n RANKS` (rank 0 is the server, the others train clients)."""
     loaded = _load(job, settings)
     if loaded.sweep:
-        fixes = f"fix each swept field, {_fixes(loaded)}"
+        fixes = f"fix each swept field, {_example_of_one_run(loaded)}"
         raise BadInput(f"{job}: [sweep] makes {_count(loaded)} runs and `fedsim run` does one: `fedsim sweep {job}` does all, or {fixes}")
     from fedsim.simulation import launch
 
-    with _told_of(job):
+    with _names_job_file(job):
         return launch.main(loaded, out or Path("runs") / f"{loaded.name}.h5", resume)
 
 
 @app.command()
 def sweep(
-    jobs: Annotated[list[Path], typer.Argument(metavar="JOB.toml...", help="Job files; the section sweep of each makes its runs.")],
+    jobs: Annotated[
+        list[Path], typer.Argument(metavar="JOB.toml...", help="Job files. The section [sweep] of a job says which runs it makes.")
+    ],
     settings: Settings = None,
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the run files go, each by the name of its run.")] = Path("runs"),
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the run files. Each has the name of its run.")] = Path("runs"),
     processes: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Runs at a time; as many as cores may be used when not given.")
+        int | None, typer.Option(min=1, metavar="N", help="How many runs at the same time. Default: one for each core.")
     ] = None,
 ) -> int:
-    """Do all runs of jobs on this machine, one a core, and compare them; called again, it goes on where it stopped."""
+    """Do all runs of some jobs on this machine, one on each core, and compare them. Called again, it continues where it stopped."""
     loaded = [_load(job, settings) for job in jobs]
     from fedsim.simulation.sweep import sweep
 
@@ -109,25 +127,25 @@ def sweep(
 
 @app.command()
 def estimate(job: JobFile, settings: Settings = None) -> None:
-    """Check a job and predict bytes, FLOPs and memory per client and round, without training any client."""
+    """Check a job, and predict bytes, FLOPs and memory of a client and a round. No client is trained."""
     loaded = _load(job, settings)
     from fedsim.simulation.estimate import estimate
 
-    with _told_of(job):
+    with _names_job_file(job):
         estimate(loaded, Console())
 
 
 @app.command("methods")
-def list_methods(name: Annotated[str | None, typer.Argument(help='One of them, or "package.module:Class".')] = None) -> None:
-    """List the methods, or one with its paper, parameters and defaults."""
+def list_methods(name: Annotated[str | None, typer.Argument(help='The name of a method, or "package.module:Class".')] = None) -> None:
+    """List the methods; or show one with its paper, its parameters and their defaults."""
     from fedsim.cli import method_help
 
     method_help.show(name, Console())
 
 
 @app.command()
-def show(run: Annotated[Path, typer.Argument(metavar="RUN.h5", help="The run file; it may still be growing.")]) -> None:
-    """Summarise a run file."""
+def show(run: Annotated[Path, typer.Argument(metavar="RUN.h5", help="The run file. The run may still be going on.")]) -> None:
+    """Show a summary of a run file."""
     from fedsim.reporting.summary import show
 
     show(run, Console())
@@ -136,11 +154,11 @@ def show(run: Annotated[Path, typer.Argument(metavar="RUN.h5", help="The run fil
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN.h5", help="The file of a finished run.")],
-    to: Annotated[str, typer.Option(metavar="FORM", help="torch: a plain torch module, which loads without fedsim.")] = "torch",
-    client: Annotated[int | None, typer.Option(metavar="K", help="The sub-network of this client.")] = None,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="RUN.pt, or RUN.clientK.pt, when not given.")] = None,
+    to: Annotated[str, typer.Option(metavar="FORM", help="torch: a plain torch module, which can be loaded without fedsim.")] = "torch",
+    client: Annotated[int | None, typer.Option(metavar="K", help="Write the sub-network of this client.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="The file to write. Default: RUN.pt, or RUN.clientK.pt.")] = None,
 ) -> None:
-    """Write the network that a run ended with, or one client's smaller one, as other tools read it."""
+    """Write the final network of a run, or the smaller one of one client, in a form that other tools read."""
     from fedsim.simulation.export import FORMS, export
 
     if to not in FORMS:
@@ -150,23 +168,23 @@ def export(
 
 @app.command()
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN.h5...", help="Run files, or folders of them.")],
-    csv: Annotated[bool, typer.Option("--csv", help="All figures as they are, comma-separated.")] = False,
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN.h5...", help="Run files, or folders of run files.")],
+    csv: Annotated[bool, typer.Option("--csv", help="Print all figures unrounded, as comma-separated values.")] = False,
 ) -> None:
-    """Compare run files: a row for each job, seeds as mean and 95 % interval.
+    """Compare run files: a row for each job, with the mean and the 95 % interval over its seeds.
 
-    The figures are in --csv as they are; there accuracy_last_10 is the mean over the last 10 evaluations, the untrained model left out.
+    In --csv, accuracy_last_10 is the mean over the last 10 evaluations, without the one of the untrained model.
     """
     runs = [file for run in runs for file in (sorted(run.glob("*.h5")) if run.is_dir() else [run])]
     if missing := [str(run) for run in runs if not run.is_file()]:
         raise BadInput(f"there is no run file {missing[0]}")
     if not runs:
-        raise BadInput("no run files in there; fedsim compare takes RUN.h5 files, or folders that hold some")
+        raise BadInput("there are no run files; fedsim compare takes RUN.h5 files, or folders with such files")
     Console(soft_wrap=True).print(_compared(runs, csv), highlight=False, markup=False)
 
 
 def _compared(runs: list[Path], csv: bool = False) -> str:
-    """The table of `fedsim compare`."""
+    """The text that `fedsim compare` prints."""
     try:
         from fedsim_analysis import compare
         from fedsim_analysis.compare import tell
@@ -183,16 +201,17 @@ def _compared(runs: list[Path], csv: bool = False) -> str:
 def bench(
     name: Annotated[
         str,
-        typer.Argument(help=BENCHES),
+        typer.Argument(help=BENCH_HELP),
     ] = "engine-overhead",
-    job: Annotated[list[Path] | None, typer.Option("--job", metavar="JOB.toml", help="A job to measure; may be given again.")] = None,
+    job: Annotated[
+        list[Path] | None, typer.Option("--job", metavar="JOB.toml", help="The job to measure. Can be given several times.")
+    ] = None,
     settings: Settings = None,
 ) -> int | None:
-    """Measure speed and memory, as ratios to a reference in the same run."""
-    known = _benches()
-    if name not in known:
-        hint = f" It is called {FORMER_BENCHES[name]!r} now." if name in FORMER_BENCHES else ""
-        raise BadInput(f"fedsim bench {name}: there is no such measurement.{hint} There are: {', '.join(known)}")
+    """Measure speed and memory, as ratios to a reference that is measured beside it."""
+    if name not in BENCHES:
+        hint = f" (it is called {FORMER_BENCHES[name]!r} now)" if name in FORMER_BENCHES else ""
+        raise BadInput(f"fedsim bench {name}: there is no such measurement{hint}. There are: {', '.join(sorted(BENCHES))}")
     return import_module(f"fedsim.bench.{name.replace('-', '_')}").main([_load(each, settings) for each in job or ()], Console())
 
 
@@ -203,8 +222,8 @@ def _load(path: Path, settings: list[str] | None) -> Job:
 
 
 @contextmanager
-def _told_of(path: Path) -> Iterator[None]:
-    """What data, model or run file refuse is told with the job's file before it, as the job's own faults are."""
+def _names_job_file(path: Path) -> Iterator[None]:
+    """Errors of data, model and run file begin with the name of the job file, as errors in the job itself do."""
     try:
         yield
     except BadInput as error:
@@ -217,25 +236,17 @@ def _count(job: Job) -> int:
     return len(runs(job))
 
 
-def _fixes(job: Job) -> str:
+def _example_of_one_run(job: Job) -> str:
     return "for example " + " ".join(f"--set {key}={values[0]}" for key, values in job.sweep.items())
 
 
-def _benches() -> list[str]:
-    from pkgutil import iter_modules
-
-    from fedsim import bench
-
-    return sorted(module.name.replace("_", "-") for module in iter_modules(bench.__path__))
-
-
 def _rank() -> int:
-    """This process's number under a launcher, before MPI has started; 0 when alone."""
+    """The rank of this process before MPI has started; 0 in a single process."""
     return next((int(os.environ[name]) for name in RANK if os.environ.get(name, "").isdigit()), 0)
 
 
-def _say(message: str) -> None:
-    """Rank 0 speaks; another rank met the same fault, waits to be ended with rank 0, and speaks only if it was alone with it."""
+def _report_error(message: str) -> None:
+    """Writes an error message. Most errors meet every rank: the others wait, so that rank 0 writes it alone and ends them."""
     if rank := _rank():
         time.sleep(PATIENCE)
         message = f"[rank {rank}] {message}"
@@ -244,17 +255,17 @@ def _say(message: str) -> None:
 
 
 def _usage(error: typer.TyperException) -> int:
-    """A mistyped command line: what was wrong, and the usage of the command."""
+    """Writes what is wrong with the command line, and the usage of the command; the exit code."""
     show = getattr(error, "show", None)
     if show is None or _rank():
-        _say(str(error))
+        _report_error(str(error))
     else:
         show()
     return 2
 
 
 def _outcome() -> int:
-    """Runs the command line; the exit code."""
+    """Runs the command line and returns the exit code."""
     try:
         if (code := app(standalone_mode=False) or 0) == INTERRUPTED:
             raise KeyboardInterrupt
@@ -262,13 +273,13 @@ def _outcome() -> int:
     except typer.TyperException as error:
         return _usage(error)
     except BadInput as error:
-        _say(str(error))
+        _report_error(str(error))
         return 2
     except ClientFault as error:
-        _say(str(error))
+        _report_error(str(error))
         return 1
     except (Stopped, KeyboardInterrupt) as stop:
-        _say(str(stop) or "stopped")
+        _report_error(str(stop) or "stopped")
         return 3
 
 

@@ -1,4 +1,4 @@
-"""`fedsim methods`: what there is, and of one method its paper, its hyperparameters and their defaults."""
+"""`fedsim methods`: the list of methods; or one method with its paper, its hyperparameters and their defaults."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fedsim.config.toml_values import written
 
 
 def show(name: str | None, console: Console) -> None:
-    """All methods, or one; BadInput for a name that is none."""
+    """Prints all methods, or one; BadInput for an unknown name."""
     if name is None:
         console.print(_all(), markup=False)
         for line in method_registry.shadowed():
@@ -27,18 +27,18 @@ def show(name: str | None, console: Console) -> None:
 
 
 def _flowing(text: str) -> str:
-    """A docstring without the line ends inside of its paragraphs, so that the terminal breaks the lines; indented lines stay."""
+    """A docstring without line ends inside its paragraphs, so that the terminal breaks the lines. Indented lines stay as they are."""
     return re.sub(r"(?<=\S)\n(?=\S)", " ", text)
 
 
 def _default(value: object) -> str:
-    """As a job writes it; what may be left out alone is a dash."""
-    return "needed" if value is MISSING else "-" if value is None else written(value)
+    """A default as a job writes it; a dash for None, which TOML cannot write."""
+    return "required" if value is MISSING else "-" if value is None else written(value)
 
 
 def _kind(written: str) -> str:
     """A type as a job's author reads it: Literal['a', 'b'] is "a" | "b"."""
-    return re.sub(r"Literal\[(.*?)\]", lambda found: found[1].replace("'", '"').replace(", ", " | "), written)
+    return re.sub(r"Literal\[(.*?)\]", lambda match: match[1].replace("'", '"').replace(", ", " | "), written)
 
 
 def _all() -> Table:

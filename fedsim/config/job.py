@@ -1,7 +1,7 @@
-"""The job file: TOML in, one validated, frozen Job out, or one BadInput that lists all that is wrong, a line each.
+"""The job file: a TOML file becomes one validated, frozen Job, or one BadInput with a line for each error.
 
-Each room owns the settings of its section as a frozen dataclass; pydantic validates them as they are, so that a field and its
-default are written once. A Job says what is computed; [execution] says how, and never changes the answer beyond rounding.
+The settings of a section are a frozen dataclass in the package that uses them. pydantic validates these classes as they are, so that a
+field and its default are written once. A Job says what is computed; [execution] says how, and changes results by rounding at most.
 """
 
 from __future__ import annotations
@@ -44,21 +44,21 @@ FILE_NAME = "a text that can name a file: not empty, without /"
 
 @dataclass(frozen=True)
 class Chosen:
-    """[method]: its name in the job, and the method with its hyperparameters."""
+    """The section [method]: the name in the job, and the method with its hyperparameters."""
 
     name: str
     use: Any
 
 
 def _choose(table: Any) -> Chosen:
-    """The method that [method] names; a ValidationError tells what is wrong with its fields."""
+    """The method that [method] names. BadInput: there is none; ValidationError: its fields are wrong."""
     if not isinstance(table, dict):
         raise BadInput('[method] is a section: write [method] and below it name = "fedavg"')
     if not isinstance(table.get("name"), str):
         raise BadInput(f"[method] needs a name. There are: {', '.join(method_registry.names())}")
-    found: Any = method_registry.find(table["name"])
+    method: Any = method_registry.find(table["name"])
     rest = {key: value for key, value in table.items() if key != "name"}
-    holder = create_model("Holder", __config__=Section.model_config, use=(found, ...))
+    holder = create_model("Holder", __config__=Section.model_config, use=(method, ...))
     return Chosen(table["name"], holder.model_validate_json(json.dumps({"use": rest})).use)  # type: ignore[attr-defined]
 
 
@@ -82,11 +82,11 @@ class Job(Section):
     execution: Execution = Execution()
     sweep: Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], Field(description=SWEEP)] = Field(default_factory=dict)
 
-    _given: dict[str, Any] = PrivateAttr(default_factory=dict)  # what the file and the command line said, for `runs`
+    _given: dict[str, Any] = PrivateAttr(default_factory=dict)  # the values in the file and on the command line, for `runs`
 
     @property
     def given(self) -> dict[str, Any]:
-        """What the file and the overrides said, as a table; defaults are not in it."""
+        """The values in the file and on the command line, as a table; defaults are not in it."""
         return deepcopy(self._given)
 
     @property
@@ -107,14 +107,14 @@ class Job(Section):
 
 
 def _densities(settings: Any) -> Iterator[tuple[str, float]]:
-    """A density means the same wherever it stands, so it is checked in one place."""
+    """The densities in a section, with their names. A density means the same in every section, so it is checked in one place."""
     for name, value in vars(getattr(settings, "use", settings)).items():
         if (name == "density" or name.endswith("_density")) and isinstance(value, int | float):
             yield name, value
 
 
 def load(path: Path | str, overrides: Sequence[str] = ()) -> Job:
-    """The job in a file, with `section.field=value` laid over it; its name is the file's unless it says otherwise."""
+    """The job in a file, with some `section.field=value` replaced. Its name is that of the file, unless the job gives one."""
     path = Path(path)
     table = table_of(path)
     for item in overrides:
@@ -123,24 +123,24 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Job:
 
 
 def table_of(path: Path) -> dict[str, Any]:
-    """What a job file says, its name by default the file's."""
+    """The table in a job file, with the name of the file unless the job gives one."""
     return {"name": path.stem, **read_table(path)}
 
 
 def check(table: dict[str, Any], where: str = "job") -> Job:
-    """The job in a table, as a TOML file would give it; BadInput begins each line with `where`."""
+    """The job in a table, as a TOML file gives it. BadInput has a line for each error, each beginning with `where`."""
     settled = _settled(table, where)
     try:
         job = Job.model_validate_json(json.dumps(settled, default=str))
     except ValidationError as error:
         raise BadInput("\n".join(f"{where}: {line}" for line in complain(error, Job, settled))) from None
     job._given = deepcopy(table)
-    runs(job, where)  # a fault in any run of a sweep is told now
+    runs(job, where)  # an error in any run of a sweep is reported now
     return job
 
 
 def runs(job: Job, where: str = "job") -> list[Job]:
-    """Every run of the job's [sweep], the last field varying fastest; the job itself when it has none."""
+    """The runs of the job's [sweep], the last field varying fastest; the job itself when it has no sweep."""
     if not job.sweep:
         return [job]
     made = [_run(job, dict(zip(job.sweep, values, strict=True)), where) for values in product(*job.sweep.values())]
@@ -160,7 +160,7 @@ def _run(job: Job, values: dict[str, Any], where: str) -> Job:
 
 
 def resolved(job: Job, without: Sequence[str] = ()) -> str:
-    """The whole job as canonical TOML, defaults written out; `without` some sections or "section.field"s."""
+    """The whole job as TOML, with all defaults written out, and `without` some sections or "section.field"s."""
     table = job.model_dump(exclude={"sweep"} if not job.sweep else None)
     table["train"]["epochs"] = None if job.train.steps else job.train.epochs or 1
     if job.population is not None:
@@ -173,12 +173,12 @@ def resolved(job: Job, without: Sequence[str] = ()) -> str:
 
 
 def identity(job: Job) -> str:
-    """SHA-256 of what the job computes: two jobs that differ in [execution] or in where the data lies are one job."""
+    """SHA-256 of what the job computes: two jobs that differ only in [execution] or in the place of the data are the same job."""
     return sha256(resolved(job, WHERE_NOT_WHAT).encode()).hexdigest()
 
 
 def _without_none(value: Any) -> Any:
-    """TOML has no null; what is None stands at its default."""
+    """TOML has no null: a field that is None is left out, since None is its default."""
     if isinstance(value, dict):
         return {key: _without_none(inner) for key, inner in value.items() if inner is not None}
     return [_without_none(inner) for inner in value] if isinstance(value, list | tuple) else value
@@ -233,17 +233,17 @@ def flat(table: Any, prefix: str = "") -> Any:
 
 
 def _settled(table: dict[str, Any], where: str) -> dict[str, Any]:
-    """The table with its sweep flattened and the fields that others fix: an alias of a method, a natural partition."""
+    """The table with its sweep flattened, and with the fields that an alias of a method or a natural partition fixes."""
     table = deepcopy(table)
     table["sweep"] = flat(table.get("sweep", {}))
-    table.setdefault("method", {})  # so that its absence is told like an absent name
-    if isinstance(dealt := table.get("partition"), dict) and dealt.get("name") == "natural":
-        dealt.setdefault("clients", 0)  # one for each user, unless the job wants them merged
+    table.setdefault("method", {})  # so that a missing section gives the message of a missing name
+    if isinstance(partition := table.get("partition"), dict) and partition.get("name") == "natural":
+        partition.setdefault("clients", 0)  # one for each user, unless the job wants them merged
     name = table["method"].get("name") if isinstance(table.get("method"), dict) else None
     alias = method_registry.ALIASES.get(str(name))
     for key, value in alias.fixed.items() if alias else ():
         section, _, field = key.partition(".")
         given = table.setdefault(section, {})
         if isinstance(given, dict) and given.setdefault(field, value) != value:
-            raise BadInput(f"{where}: [method] name = {name!r} means {key} = {value!r}; the job says {given[field]!r}")
+            raise BadInput(f"{where}: [method] name = {name!r} means {key} = {value!r}; the job says {given[field]!r}; leave it out")
     return table

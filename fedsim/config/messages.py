@@ -1,4 +1,4 @@
-"""What a user reads when a job is wrong: the offender first, then what would have been right, one line for each fault."""
+"""Messages about a wrong job: one line for each error, which names the field first and then what would be right."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ MISSED = ("missing", "missing_argument")
 
 @dataclass(frozen=True)
 class FieldHelp:
-    """One field of a section: what it wants and what it is when left out."""
+    """What messages say about a field: the values that it takes, and its default."""
 
     name: str
-    wanted: str
+    wanted: str  # "a whole number, at least 1"
     default: Any  # MISSING when the job must give it
 
     def __str__(self) -> str:
-        return self.name if _unsaid(self.default) else f"{self.name} = {written(self.default)}"
+        return self.name if _has_no_default(self.default) else f"{self.name} = {written(self.default)}"
 
 
-def _unsaid(default: Any) -> bool:
+def _has_no_default(default: Any) -> bool:
     return default is None or default is MISSING or default == {}
 
 
 def complain(error: ValidationError, job: type[BaseModel], table: dict[str, Any]) -> list[str]:
-    """A line for each fault of `table`; the several errors of a field that may be of several types are one fault."""
+    """A line for each error in `table`. A field of several possible types has one error for each type in pydantic, and one line here."""
     lines = [_line(each, job, table) for each in error.errors(include_url=False)]
     return list(dict.fromkeys(lines))
 
 
-def slots(kind: type) -> dict[str, FieldHelp]:
+def field_helps(kind: type) -> dict[str, FieldHelp]:
     """The fields of a settings dataclass, a pydantic section or a method, in the order they are written."""
     hints = get_type_hints(kind, include_extras=True)
     return {name: FieldHelp(name, _wanted(hints[name]), default) for name, default in _defaults(kind)}
@@ -67,15 +67,15 @@ def _line(error: Any, job: type[BaseModel], table: dict[str, Any]) -> str:
         return _placed(str(error["ctx"]["error"]), ".".join([section, *rest]))
     kind = _kind(section, job, table)
     if rest and kind is not None:
-        return _fault(error["type"], rest[0], slots(kind), f"[{section}]", _title(section, table), table[section], job)
+        return _message(error["type"], rest[0], field_helps(kind), f"[{section}]", _title(section, table), table[section], job)
     if kind is not None:
         return f"[{section}] is a section, not {written(table.get(section))}: write [{section}] and its fields below it"
-    return _fault(error["type"], section, slots(job), "", "A job", table, job)
+    return _message(error["type"], section, field_helps(job), "", "A job", table, job)
 
 
 def _placed(message: str, place: str) -> str:
-    told = message.startswith(("[", f"{place.partition('.')[0]}."))  # a room's own check names its field itself
-    return message if told or not place else f"{place}: {message}"
+    names_itself = message.startswith(("[", f"{place.partition('.')[0]}."))  # checks of settings classes name their field
+    return message if names_itself or not place else f"{place}: {message}"
 
 
 def _kind(section: str, job: type[BaseModel], table: dict[str, Any]) -> type | None:
@@ -94,33 +94,39 @@ def _title(section: str, table: dict[str, Any]) -> str:
     return str(table["method"]["name"]) if section == "method" else f"[{section}]"
 
 
-def _fault(type_: str, field: str, known: dict[str, FieldHelp], place: str, title: str, given: Any, job: type[BaseModel]) -> str:
+def _message(type_: str, field: str, known: dict[str, FieldHelp], place: str, title: str, given: Any, job: type[BaseModel]) -> str:
     start = f"{place} " if place else ""
     if type_ in UNKNOWN:
-        listed = ", ".join(_named(slot, job) if not place else str(slot) for slot in known.values())
+        listed = ", ".join(_named(about, job) if not place else str(about) for about in known.values())
         has = f"{title} has: {listed}" if known else f"{title} has no fields of its own"
         return f"{place or 'a job'} has no field {field!r}{_hint(field, known, place, job, title)}. {has}"
-    slot = known[field]
+    about = known[field]
     if type_ in MISSED:
-        return f"{start}needs {field}: {slot.wanted}"
-    default = "" if _unsaid(slot.default) else f"; the default is {written(slot.default)}"
-    return f"{start}{field} = {written(given[field])}: should be {slot.wanted}{default}"
+        return f"{start}needs {field}: {about.wanted}"
+    default = "" if _has_no_default(about.default) else f"; the default is {written(about.default)}"
+    return f"{start}{field} = {written(given[field])}{_value_hint(place, field, given[field])}: should be {about.wanted}{default}"
 
 
-def _named(slot: FieldHelp, job: type[BaseModel]) -> str:
+def _value_hint(place: str, field: str, value: Any) -> str:
+    """What a value is called now."""
+    former = former_names.FLEETS if (place, field) == ("[execution]", "fleet") else {}
+    return f" (it is called {written(former[value])} now)" if isinstance(value, str) and value in former else ""
+
+
+def _named(about: FieldHelp, job: type[BaseModel]) -> str:
     """A field of the job itself; sections in brackets."""
-    hint = get_type_hints(job)[slot.name]
-    return f"[{slot.name}]" if is_dataclass(hint) or _is_model(hint) or slot.name == "sweep" else str(slot)
+    hint = get_type_hints(job)[about.name]
+    return f"[{about.name}]" if is_dataclass(hint) or _is_model(hint) or about.name == "sweep" else str(about)
 
 
 def _hint(field: str, known: dict[str, FieldHelp], place: str, job: type[BaseModel], method: str = "") -> str:
-    """What the field is called now, a close name in the same section, or the same name in another."""
+    """For an unknown field: its new name, a similar name in the same section, or the section that has it."""
     if now := former_names.fields_of(place.strip("[]"), method).get(field):
         return f" (it is called {now!r} now)"
     if close := get_close_matches(field, known, 1):
         return f" (did you mean {close[0]!r}?)"
     hints = {name: hint for name, hint in get_type_hints(job).items() if is_dataclass(hint) or _is_model(hint)}
-    homes = [f"[{name}]" for name, hint in hints.items() if name != "method" and field in slots(hint)]
+    homes = [f"[{name}]" for name, hint in hints.items() if name != "method" and field in field_helps(hint)]
     return f" (it belongs to {' or '.join(homes)})" if homes else ""
 
 

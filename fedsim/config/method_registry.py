@@ -30,7 +30,7 @@ VERBS = ("init", "round", "deploy")
 
 @dataclass(frozen=True)
 class Alias:
-    """A published method that is another one with a few job fields fixed: no code of its own."""
+    """A published method that is another method with some job fields fixed. It has no code of its own."""
 
     method: str
     fixed: Mapping[str, Any]  # "section.field" -> value
@@ -133,7 +133,7 @@ def _default(field: Any) -> Any:
 
 
 def _written(kind: Any) -> str:
-    """A type as its source says it, with and without postponed annotations."""
+    """A type as the source writes it, with and without postponed annotations."""
     return kind if isinstance(kind, str) else inspect.formatannotation(kind)
 
 
@@ -145,12 +145,12 @@ def _only(module: ModuleType) -> type:
 
 
 def _classes(module: ModuleType) -> list[type]:
-    """Those written in the module itself."""
+    """The classes that the module itself defines."""
     return [value for value in vars(module).values() if inspect.isclass(value) and value.__module__ == module.__name__]
 
 
 def _lacks(method: type) -> list[str]:
-    """What a class needs to be a method, and has not."""
+    """What a class lacks to be a method."""
     missing = [verb for verb in VERBS if not callable(getattr(method, verb, None))]
     frozen = is_dataclass(method) and method.__dataclass_params__.frozen  # type: ignore[attr-defined]
     return missing if frozen else ["@dataclass(frozen=True)", *missing]

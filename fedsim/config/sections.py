@@ -1,4 +1,4 @@
-"""The sections of a job that no other room owns: who takes part, local training, evaluation, and how all of it is computed."""
+"""Sections of a job: the cohort, local training, evaluation and execution. Other sections stand in the packages that use them."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ PLANS = '"auto", "reference" or the run file whose plan is taken (RUN.h5)'
 
 
 class Section(BaseModel):
-    """A table of the job: nothing but its fields, of exactly their types."""
+    """A section of the job: no other fields than these, and no values of other types."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Cohort(Section):
-    """[cohort]: who takes part in a round."""
+    """The section [cohort]: which clients take part in a round."""
 
     size: Number | None = None  # clients per round; None: all, at most SMALL_COHORT
 
@@ -45,7 +45,7 @@ class Cohort(Section):
 
 
 class Train(Section):
-    """[train]: local training and the averaging of what it gives."""
+    """The section [train]: local training, and how its results are averaged."""
 
     epochs: Number | None = None  # local epochs; 1 unless steps says otherwise
     steps: Number | None = None  # local steps, instead of epochs
@@ -84,30 +84,30 @@ class Train(Section):
         return self
 
     def training(self, rounds: int, augment: bool) -> LocalTraining:
-        """What the engine's core calls it."""
+        """The same numbers as fleets and methods use them."""
         epochs, steps = (0, self.steps) if self.steps else (self.epochs or 1, 0)
         taken = {f.name: getattr(self, f.name) for f in fields(LocalTraining) if hasattr(self, f.name)}
         return LocalTraining(**taken | {"epochs": epochs, "steps": steps, "decay": self.weight_decay, "rounds": rounds, "augment": augment})
 
     def keep(self) -> ActivationPruning | None:
-        """How inputs of layers are pruned; None: they are not."""
+        """How the inputs of layers are pruned; None: they are not pruned."""
         return ActivationPruning(self.activation_keep, self.activation_layers, self.activation_cache) if self.activation_keep < 1 else None
 
     def aggregation(self) -> Any:
-        """The chosen aggregation, its parameters taken from this section."""
+        """The aggregation of this name, with its parameters from this section."""
         chosen = AGGREGATES[self.aggregate]
         return chosen(**{f.name: getattr(self, f.name) for f in fields(chosen)})
 
 
 class Evaluate(Section):
-    """[evaluate]: when, and on whom."""
+    """The section [evaluate]: in which rounds, and on which clients."""
 
     every: Annotated[int, Field(ge=0)] = 1  # rounds; 0: never
     clients: Literal["all", "cohort"] | Number | None = None  # None: all up to ALL_CLIENTS, above them the cohort
     batch: Number = 256  # images
 
     def of(self, clients: int) -> Literal["all", "cohort"] | int:
-        """Whose own test images are tried, out of `clients`."""
+        """Which of `clients` clients are evaluated on their own test images."""
         if self.clients is None:
             return "all" if clients <= ALL_CLIENTS else "cohort"
         if isinstance(self.clients, int) and self.clients > clients:
@@ -116,7 +116,7 @@ class Evaluate(Section):
 
 
 class Execution(Section):
-    """[execution]: how it is computed; None is left to the plan."""
+    """The section [execution]: how the job is computed. The plan chooses what is None."""
 
     plan: Annotated[str, Field(pattern=r"^(auto|reference|.+\.h5)$", description=PLANS)] = "auto"
     fleet: Literal["serial", "packed", "cuda_graph"] | None = None

@@ -196,6 +196,58 @@ def test_a_truncated_job_is_told_with_its_line(refuses: Callable[..., str], tmp_
     assert "cut.toml, line 11: not valid TOML" in refuses("run", "cut.toml")
 
 
+FORMER = {  # a --set under a former name -> the answer
+    "execution.pack=2": "[execution] has no field 'pack' (it is called 'packs' now)",
+    "execution.stacked=matmul": "[execution] has no field 'stacked' (it is called 'packed_conv' now)",
+    "execution.memory_share=0.5": "[execution] has no field 'memory_share' (it is called 'gpu_memory_fraction' now)",
+    "execution.fleet=graphed": '[execution] fleet = "graphed" (it is called "cuda_graph" now): should be "serial" or "packed" or',
+    "partition.least=1": "[partition] has no field 'least' (it is called 'min_images' now)",
+    "data.train=100": "[data] has no field 'train' (it is called 'train_images' now)",
+    "train.mu=0.1": "[train] has no field 'mu' (it is called 'fedprox_mu' now)",
+    "train.nova=samples": "[train] has no field 'nova' (it is called 'fednova_weights' now)",
+}
+FORMER_OF_METHODS = {
+    ("fedtiny", "alpha"): "adjust_fraction",
+    ("fedtiny", "stop"): "stop_round",
+    ("fedmef", "swap"): "adjust_fraction",
+    ("fedmef", "remark"): "remark_every_step",
+    ("dwfnp", "keep"): "flops_share",
+    ("dwfnp", "keep_client"): "client_flops_share",
+    ("structured", "keep"): "flops_share",
+    ("feddp", "fall"): "lr_decay_per_epoch",
+}
+
+
+@pytest.mark.parametrize(("setting", "answer"), FORMER.items())
+def test_a_former_name_of_a_field_is_answered_with_the_new_one(refuses: Callable[..., str], setting: str, answer: str) -> None:
+    message = refuses("run", "small.toml", "--set", setting)
+    assert message.startswith(f"small.toml: {answer}")
+    assert message.count("\n") == 1
+
+
+@pytest.mark.parametrize(("method", "field"), FORMER_OF_METHODS)
+def test_a_former_name_of_a_field_of_a_method(refuses: Callable[..., str], method: str, field: str) -> None:
+    message = refuses("run", "small.toml", "--set", f"method.name={method}", "--set", f"method.{field}=1")
+    new = FORMER_OF_METHODS[method, field]
+    assert message.startswith(f"small.toml: [method] has no field {field!r} (it is called {new!r} now). {method} has: ")
+    assert message.count("\n") == 1
+
+
+@pytest.mark.parametrize(("former", "new"), commands.FORMER_BENCHES.items())
+def test_a_former_name_of_a_bench(refuses: Callable[..., str], former: str, new: str) -> None:
+    message = refuses("bench", former)
+    assert message.startswith(
+        f"fedsim bench {former}: there is no such measurement (it is called {new!r} now). There are: activations, adp"
+    )
+    assert message.count("\n") == 1
+
+
+def test_every_bench_is_in_the_help(fedsim: Callable[..., Ended]) -> None:
+    files = {path.stem.replace("_", "-") for path in (ROOT / "fedsim/bench").glob("*.py") if "def main(" in path.read_text()}
+    assert set(commands.BENCHES) == files
+    assert all(f"{name}: " in fedsim("bench", "--help").out for name in files)
+
+
 # Bad input that only the data, the model or the disk can tell
 
 
@@ -361,7 +413,7 @@ def test_a_fault_in_round_0_says_that_no_round_was_complete(fedsim: Callable[...
 
 def test_compare_takes_folders(fedsim: Callable[..., Ended], refuses: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    assert "no run files in there" in refuses("compare", "empty")
+    assert "there are no run files" in refuses("compare", "empty")
     for seed in ("0", "1"):
         assert fedsim("run", "small.toml", "--set", f"seed={seed}", "--out", f"both/{seed}.h5").code == 0
     assert fedsim("compare", "both").out == fedsim("compare", "both/0.h5", "both/1.h5").out
