@@ -36,7 +36,7 @@ LEAST = f"{float(cost(ONE)) / FULL:.4f}"  # of the FLOPs of the gated layers
         ({"flops_share": 0.1}, f"[method] flops_share = 0.1: with one channel in every group {LEAST} remain; it is {LEAST} … 1"),
         ({"client_flops_share": 0.1}, f"[method] client_flops_share = 0.1: with one channel in every group {LEAST} remain"),
         ({"client_flops_share": (0.5, 0.1, 0.5, 0.5)}, "[method] client_flops_share = 0.1: "),
-        ({"client_flops_share": (0.5, 0.5, 0.5, 0.5, 0.5)}, "keep_client has 5 shares for 4 clients"),
+        ({"client_flops_share": (0.5, 0.5, 0.5, 0.5, 0.5)}, "client_flops_share has 5 shares for 4 clients"),
         ({"flops_share": 0.4}, "[method] client_flops_share = 0.5: a client uses part of the base, which keeps 0.4"),
         ({"cotrain": 5}, "[method] cotrain = 5: the cut comes after the last of 4 rounds"),
         ({"warmup": 2}, "[method] masks never learn: warmup = 2, the cut after round 2, hyper_interval = 1"),
@@ -135,7 +135,7 @@ def test_what_that_message_advises_runs(fedsim, setting) -> None:
     ("setting", "said"),
     [
         ("method.flops_share=0.0", "flops_share = 0.0; it is above 0 and at most 1"),
-        ("method.client_flops_share=[0.5, 0.5]", "keep_client has 2 shares for 4 clients"),
+        ("method.client_flops_share=[0.5, 0.5]", "client_flops_share has 2 shares for 4 clients"),
         ("method.hypernet='both'", '"both": should be "server" or "client"'),
         ("method.tau=0", "tau"),
         ("method.hyperlr=1", "has no field 'hyperlr'"),
