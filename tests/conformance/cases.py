@@ -1,4 +1,4 @@
-"""The table of methods, and how one of them is run; also the program that `mpirun` starts: `python cases.py FOLDER NAME`."""
+"""The table of methods, and how one of them is run; also the program that `mpirun` starts: `python cases.py FOLDER NAME METHOD:WAY…`."""
 
 from __future__ import annotations
 
@@ -91,6 +91,7 @@ WAYS: dict[str, dict[str, Any]] = {  # [execution] of every way to compute the s
     "sparse": {"fleet": "serial", "packs": 4, "kernels": "sparse"},
 }
 RUNS = [(name, way) for name, case in TABLE.items() for way in WAYS if way != "sparse" or case.masked]
+DISTINCT = ("static-mask", "keeper", "prober", "dwfnp", "adp-options", "fedtiny")  # lines that send different kinds of messages
 
 
 def images(folder: Path) -> Path:
@@ -151,6 +152,7 @@ def stopping(made: Any, out: Path, stopped: Callable[[], bool]) -> int:
 if __name__ == "__main__":
     sys.path[:0] = [str(HERE)]
     where = Path(sys.argv[1])
-    for line, kind in RUNS:
+    for pair in sys.argv[3:]:
+        line, kind = pair.split(":")
         if code := run(line, kind, where, where / sys.argv[2] / f"{line}-{kind}.h5"):
             sys.exit(code)

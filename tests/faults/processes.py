@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,9 +21,10 @@ from fedsim.errors import BadInput
 from fedsim.storage.checkpoint import folder_of, latest
 from fedsim.storage.reader import RunReader
 
-HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
+HERE = Path(__file__).parent
 MPIRUN = Path(sys.executable).with_name("mpirun")
 HANG = 90.0  # seconds, beyond which a process counts as hung
+LOOK = 0.01  # seconds between two looks at a run file: each takes a millisecond from the run
 SAID = ("out.txt", "err.txt")
 HOW = ("seconds", "rank_bytes", "rank0_bytes", "rank0_messages")  # how a run was done, not what it found
 UNLIKE = tuple(f"rounds/{name}" for name in HOW)
@@ -58,7 +59,7 @@ def environment() -> dict[str, str]:
     """Ours, without a launcher's marks; Open MPI may run as root and put more ranks than cores."""
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("OMPI_", "PMIX_", "PRTE_", "PMI_", "SLURM_"))}
     allowed = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    return plain | allowed | {"PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return plain | allowed | {"PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe", "OMP_NUM_THREADS": "1"}
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,9 @@ class Ended:
     code: int
     out: str
     err: str
+
+
+Console = Callable[..., Ended]  # of the arguments of `fedsim run`
 
 
 @dataclass
@@ -91,7 +95,7 @@ class Running:
         while rows(self.run) < r:
             assert self.process.poll() is None, f"ended before row {r}: {self._said('out.txt')}{self._said('err.txt')}"
             assert time.monotonic() < give_up, f"no row {r} in {HANG} s"
-            time.sleep(0.002)
+            time.sleep(LOOK)
 
     def members(self) -> list[int]:
         """All living processes of the session."""

@@ -4,40 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
 import h5py
 import pytest
-import torch
-from processes import Ended, Lab, assert_same, hash_of, of_users, rows, signals_kept, snapshot, users
+from processes import Console, Ended, Lab, assert_same, hash_of, of_users, rows, snapshot, users
 
-from fedsim.cli import commands
 from fedsim.storage.checkpoint import folder_of
-
-Console = Callable[..., Ended]
-
-
-@pytest.fixture
-def console(lab: Lab, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Console]:
-    """`fedsim run tiny.toml --out run.h5 …` in this process."""
-    monkeypatch.chdir(lab.folder)
-    monkeypatch.setattr("sys.path", list(sys.path))
-    for name in commands.RANK:
-        monkeypatch.delenv(name, raising=False)
-
-    def call(*arguments: str) -> Ended:
-        monkeypatch.setattr("sys.argv", ["fedsim", "run", "tiny.toml", "--out", "run.h5", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            commands.main()
-        return Ended(int(ended.value.code or 0), *capfd.readouterr())
-
-    threads = torch.get_num_threads()
-    with signals_kept():
-        yield call
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsim.errors import BadInput
-from fedsim.storage import encoding, layout
+from fedsim.storage import encoding, layout, writer
 from fedsim.storage.client_gates import Gates
 from fedsim.storage.columns import COLUMNS, Column
 from fedsim.storage.reader import RunReader, read_model
@@ -82,18 +82,18 @@ def test_a_name_not_declared_has_nan_before(path: Path) -> None:
     np.testing.assert_array_equal(RunReader(path).clients("votes")[4], [7] + [np.nan] * 4)
 
 
-@pytest.mark.parametrize("group", ["rounds", "clients", "layers", "timing", "partition"])
-def test_xarray_finds_labels_in_every_group(path: Path, group: str) -> None:
+def test_xarray_finds_labels_in_every_group(path: Path) -> None:
     labels = {"round": [0, 1, 2, 3], "client": [0, 1, 2, 3, 4], "layer": ["conv1", "fc"], "class": [0, 1, 2]}
     axes = {"rounds": ["round"], "clients": ["round", "client"], "layers": ["round", "layer"], "timing": ["round"]}
-    with xarray.open_dataset(path, group=group, engine="h5netcdf") as data:
-        assert set(data.coords) == set(data.dims) == set(axes.get(group, ["client", "class"]))
-        assert {name: data[name].values.tolist() for name in data.coords} == {name: labels[name] for name in data.coords}
-        if group == "clients":
-            assert data.accuracy.sel(round=2, client=2) == 2.0
-            assert data.accuracy.attrs["units"] == "1"
-        if group == "timing":
-            assert data["compute"].dtype == float  # seconds stay numbers
+    for group, expected in (axes | {"partition": ["client", "class"]}).items():
+        with xarray.open_dataset(path, group=group, engine="h5netcdf") as data:
+            assert set(data.coords) == set(data.dims) == set(expected), group
+            assert {name: data[name].values.tolist() for name in data.coords} == {name: labels[name] for name in data.coords}, group
+            if group == "clients":
+                assert data.accuracy.sel(round=2, client=2) == 2.0
+                assert data.accuracy.attrs["units"] == "1"
+            if group == "timing":
+                assert data["compute"].dtype == float  # seconds stay numbers
     with xarray.open_datatree(path, engine="h5netcdf", phony_dims="sort") as tree:
         assert tree["rounds"].loss.sel(round=1) == 0.0
 
@@ -385,6 +385,7 @@ def test_splits_of_an_index_are_foreseen(tmp_path: Path) -> None:
 
 
 ROWS = 75
+WHOLE = (24, 32)
 LATE = 6  # the row that first measures what was declared but not measured before
 IDS = np.array([3, 100, 599])  # of 600 clients: 2 chunks a row, so nodes of an index split at rows 32, 60 …
 
@@ -403,7 +404,7 @@ class Disk:
             return rename(source, target)
 
         monkeypatch.setattr(Path, "rename", watched)
-        monkeypatch.setattr(layout, "writable", self.writable)
+        monkeypatch.setattr(writer, "writable", self.writable)
 
     changes: list[tuple[int | None, bytes]]
 
@@ -494,29 +495,35 @@ FEW = {
 }
 
 
-def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, act: Callable[[Path], None]) -> list[tuple[int | None, bytes]]:
+def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, act: Callable[[Disk], None]) -> list[tuple[int | None, bytes]]:
     create(tmp_path / "run.h5", clients=600, columns=FEW).close()
     disk = Disk(tmp_path / "run.h5", monkeypatch)
-    act(disk.path)
+    act(disk)
     for file in disk.files:
         file.close()
     return disk.changes
 
 
-def test_every_cut_of_the_writing_leaves_all_counted_rows_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def act(path: Path) -> None:
-        with RunWriter(path) as record:
+@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.full)])
+def test_every_cut_of_the_writing_leaves_all_counted_rows_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int) -> None:
+    """After every third write, and after each one of two whole rows: one is written in place, the other on a copy, as a node splits."""
+    whole: list[int] = []  # the changes of these rows
+
+    def act(disk: Disk) -> None:
+        with RunWriter(disk.path) as record:
             for r in range(ROWS):
+                before = len(disk.changes)
                 write_row(record, r)
-        with RunWriter.resume(path, ROWS - 20) as record:
+                whole.extend(range(before, len(disk.changes)) if r in WHOLE else ())
+        with RunWriter.resume(disk.path, ROWS - 20) as record:
             for r in range(ROWS - 19, ROWS - 10):
                 write_row(record, r)
             record.finish({"w/a": torch.ones(3)}, "0" * 64, hard(99))
 
     changes = recorded(tmp_path, monkeypatch, act)
     assert len(changes) > 500
-    cut = tmp_path / "cut.h5"
-    seen = [check(cut) for _ in replay(changes, cut)]
+    cut, last = tmp_path / "cut.h5", len(changes) - 1
+    seen = [check(cut) for step, _ in enumerate(replay(changes, cut)) if step % every == 0 or step in (*whole, last)]
     assert seen == [*sorted(seen[: seen.index(ROWS - 1)]), *seen[seen.index(ROWS - 1) :]]
     assert set(seen) == set(range(-1, ROWS))
     assert seen[-1] == ROWS - 11
@@ -524,8 +531,8 @@ def test_every_cut_of_the_writing_leaves_all_counted_rows_whole(tmp_path: Path, 
 
 
 def test_a_run_goes_on_from_any_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def act(path: Path) -> None:
-        with RunWriter(path) as record:
+    def act(disk: Disk) -> None:
+        with RunWriter(disk.path) as record:
             for r in range(36):
                 write_row(record, r)
 

@@ -1,0 +1,69 @@
+"""Every method on 1, 2, 3 and 5 ranks: the same answer, to the last bit."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cases import DISTINCT, RUNS
+from elsewhere import PATIENCE, run_lines
+from run_files import assert_same
+
+from fedsim.storage.reader import RunReader, read_model
+
+MPIRUN = shutil.which("mpirun", path=str(Path(sys.executable).parent)) or shutil.which("mpirun")
+RANKS = (2, 3, 5)
+ONE = ("fedavg", "serial")  # on one rank a run is the run without mpirun: one line shows it
+
+
+def lines() -> list[Any]:
+    """(ranks, method, way). Each line runs on one of RANKS, in turn, and the DISTINCT ones on all; with the marker full, all on all."""
+    turns = {pair: RANKS[place % len(RANKS)] for place, pair in enumerate(RUNS)}
+
+    def chosen(ranks: int, pair: tuple[str, str]) -> bool:
+        return pair == ONE if ranks == 1 else ranks == turns[pair] or pair[0] in DISTINCT
+
+    every = [(ranks, pair) for ranks in (1, *RANKS) for pair in RUNS]
+    return [pytest.param(ranks, *pair, marks=() if chosen(ranks, pair) else pytest.mark.full) for ranks, pair in every]
+
+
+@pytest.fixture(scope="session")
+def run_files(request: pytest.FixtureRequest, folder: Path) -> Callable[[int], Path]:
+    """The folder of the run files on so many ranks: one mpirun does all lines that a test of this session asks for."""
+    if MPIRUN is None:
+        pytest.fail("no mpirun here: pip install 'fedsim[mpi]'")
+    params = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
+
+    @cache
+    def made(ranks: int) -> Path:
+        pairs = sorted({(one["name"], one["way"]) for one in params if one.get("ranks") == ranks})
+        return run_lines(folder, f"ranks{ranks}", pairs, (MPIRUN, "-n", str(ranks)))
+
+    return made
+
+
+@pytest.mark.timeout(PATIENCE + 100)
+@pytest.mark.parametrize(("ranks", "name", "way"), lines())
+def test_ranks_change_no_bit(ranks, name, way, run_files, alone) -> None:
+    assert_same(run_files(ranks) / f"{name}-{way}.h5", alone[name, way])
+
+
+@pytest.mark.timeout(PATIENCE + 100)
+@pytest.mark.parametrize(("ranks", "name", "way"), [(count, *ONE) for count in (1, *RANKS)])
+def test_rank_0_exchanges_as_many_messages_as_there_are_ranks_whatever_the_clients(ranks, name, way, run_files, alone) -> None:
+    """A work costs four messages a rank that trains, and two down and one up for every level of the tree; a round has three works,
+    each in four packs: the cohort's, and evaluation on shards of test images and on the clients' own."""
+    reader, training = RunReader(run_files(ranks) / f"{name}-{way}.h5"), min(ranks - 1, 4)
+    expected = 3 * (4 * training + 2 * (ranks - 1).bit_length() + training.bit_length())
+    assert (reader.column("rank0_messages")[2:] == expected).all()
+    if ranks > 1:
+        sent, every = reader.column("rank0_bytes"), reader.column("rank_bytes")
+        assert (sent == every).all() == (ranks < 4)
+        reduced = reader.speed("reduce_bytes") * reader.timing("reduce")
+        model = sum(value.numel() for value in read_model(alone[name, way]).values())
+        assert (reduced[1:] >= 8 * model * training).all()
