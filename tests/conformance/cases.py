@@ -10,7 +10,6 @@ from typing import Any
 
 import h5py
 import numpy as np
-from sklearn.datasets import load_digits
 
 HERE = Path(__file__).parent
 SIZES = (7, 10, 23, 16, 1)  # images of the clients, with a batch of 10: padded, exact, three steps, two, a lone image
@@ -98,6 +97,8 @@ def images(folder: Path) -> Path:
     """A user's own file: real digits of clients with SIZES images, and a test set."""
     path = folder / "digits.h5"
     if not path.exists():
+        from sklearn.datasets import load_digits  # it takes a second, which ranks that find the file need not wait
+
         digits = load_digits()
         x, y = (digits.images * 15.9).astype(np.uint8), digits.target
         n = sum(SIZES)

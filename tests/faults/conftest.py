@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import HERE, TINY, Console, Ended, Lab, rows, signals_kept
+from processes import HERE, TINY, Console, Ended, Lab, images, rows, signals_kept
 
 from fedsim.cli import commands
 
 
 def laid_out(folder: Path) -> Lab:
     (folder / "tiny.toml").write_text(TINY)
+    images(folder / "images.h5")
     shutil.copy(HERE / "own.py", folder)
     return Lab(folder)
 

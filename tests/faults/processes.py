@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import h5py
@@ -34,7 +35,8 @@ TINY = """
 name = "tiny"
 rounds = 8
 [data]
-name = "digits"
+name = "file"
+path = "images.h5"
 [partition]
 name = "iid"
 clients = 10
@@ -160,10 +162,23 @@ class Lab:
             running.kill()
 
 
+@cache
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    """Real images (n, 8, 8) and their labels (n,)."""
+    found = load_digits()
+    return (found.images * 15.9).astype(np.uint8), found.target
+
+
+def images(path: Path) -> None:
+    """The images of the tiny job. With `data.name = "digits"` every process would import scikit-learn, which takes it a second."""
+    x, y = digits()
+    with h5py.File(path, "w") as file:
+        file["x"], file["y"], file["x_test"], file["y_test"] = x[:1440], y[:1440], x[1440:], y[1440:]
+
+
 def users(path: Path, sizes: tuple[int, ...]) -> Path:
     """Real digits of users with so many images each, and a test set."""
-    digits = load_digits()
-    x, y, n = (digits.images * 15.9).astype(np.uint8), digits.target, sum(sizes)
+    (x, y), n = digits(), sum(sizes)
     with h5py.File(path, "w") as file:
         file["x"], file["y"], file["client"] = x[:n], y[:n], np.repeat(np.arange(len(sizes)), sizes)
         file["x_test"], file["y_test"] = x[n : n + 60], y[n : n + 60]
@@ -172,7 +187,7 @@ def users(path: Path, sizes: tuple[int, ...]) -> Path:
 
 def of_users(path: Path, cohort: int) -> list[str]:
     """The tiny job on a user's own images."""
-    fields = {"data.name": "file", "data.path": path, "partition.name": "natural", "partition.clients": 0, "partition.min_images": 1}
+    fields = {"data.path": path, "partition.name": "natural", "partition.clients": 0, "partition.min_images": 1}
     return [word for key, value in (fields | {"cohort.size": cohort}).items() for word in ("--set", f"{key}={value}")]
 
 

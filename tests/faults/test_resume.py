@@ -167,7 +167,7 @@ def test_data_that_changed_under_a_run_are_refused(console: Console, refuses: Ca
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--set", "data.name=cifar10", "--set", "data.root=nowhere"], "nowhere"),
+        (["--set", "data.path=nowhere.h5"], "nowhere.h5"),
         (["--out", "tiny.toml/run.h5"], "tiny.toml/run.h5 cannot be written"),
     ],
     ids=["every rank finds it", "rank 0 finds it"],
