@@ -41,7 +41,7 @@ def run_files(request: pytest.FixtureRequest, folder: Path) -> Callable[[int], P
 
     @cache
     def made(ranks: int) -> Path:
-        pairs = sorted({(one["name"], one["way"]) for one in params if one.get("ranks") == ranks})
+        pairs = sorted({(one["name"], one["way"]) for one in params if "way" in one and one.get("ranks") == ranks})
         return run_lines(folder, f"ranks{ranks}", pairs, (MPIRUN, "-n", str(ranks)))
 
     return made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import own
 import pytest
 from processes import Console, Ended, Lab, assert_readable, assert_same, rows
+
+from fedsim.storage.checkpoint import folder_of
 
 STOPPED = "stopped; run.h5 holds all complete rounds, and the same command goes on from there"
 
@@ -36,16 +39,27 @@ def stopped_in(r: int, name: signal.Signals, console: Console, monkeypatch: pyte
         return console()
 
 
+def stopped_from_outside(lab: Lab) -> Ended:
+    """A run that SIGTERM reaches after row 0. On a busy machine its eight rounds may be done before that; then it is tried again."""
+    for _ in range(5):
+        running = lab.start()
+        running.until(0)
+        os.kill(running.process.pid, signal.SIGTERM)
+        ended = running.ended(within=20)
+        if ended.code != 0:
+            break
+        shutil.rmtree(folder_of(lab.folder / "run.h5"))
+        (lab.folder / "run.h5").unlink()
+    return ended
+
+
 def test_a_run_stopped_by_each_signal_in_turn_is_a_run_never_stopped(
     lab: Lab, console: Console, reference: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first from outside."""
-    running = lab.start()
-    running.until(1)
-    os.kill(running.process.pid, signal.SIGTERM)
-    ended = running.ended(within=10)
+    ended = stopped_from_outside(lab)
     assert (ended.code, ended.err) == (3, STOPPED + "\n")
-    assert_readable(lab.folder / "run.h5", 1)
+    assert_readable(lab.folder / "run.h5", 0)
     for name in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         before = rows(lab.folder / "run.h5")
         ended = stopped_in(before + 1, name, console, monkeypatch)
