@@ -128,9 +128,8 @@ def table(name: str, way: str, folder: Path) -> dict[str, Any]:
 def run(name: str, way: str, folder: Path, out: Path, stopped: Callable[[], bool] | None = None, change: dict | None = None) -> int:
     """Runs one line of the table on this process's ranks; the exit code."""
     from fedsim.config import job
-    from fedsim.simulation import launch, stop_signal
+    from fedsim.simulation import launch
 
-    stop_signal.SIGNALS = ()  # the test process keeps its own
     made = job.check(table(name, way, folder) | (change or {}))
     return launch.main(made, out, "auto") if stopped is None else stopping(made, out, stopped)
 
