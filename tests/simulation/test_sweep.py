@@ -67,11 +67,11 @@ def signals_kept() -> Iterator[None]:
         signal.signal(name, handler)
 
 
-def swept(folder: Path, *jobs: Job) -> tuple[int, list[Path], str]:
-    """The exit code, the files and what was printed, by two processes."""
+def swept(folder: Path, *jobs: Job, processes: int) -> tuple[int, list[Path], str]:
+    """The exit code, the files and what was printed. Each process takes seconds to start: tests have two where it matters."""
     console = Console(file=io.StringIO(), width=200)
     with signals_kept():
-        code, files = sweep(jobs, folder, 2, console)
+        code, files = sweep(jobs, folder, processes, console)
     return code, files, console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -145,7 +145,7 @@ def test_a_terminal_sees_how_far_it_is(tmp_path: Path) -> None:
 def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Job], tuple[int, list[Path], str]]:
     folder = tmp_path_factory.mktemp("sweep")
     jobs = [made("a", sweep={"seed": [0, 1]}), made("b", seed=2)]
-    return folder, jobs, swept(folder, *jobs)
+    return folder, jobs, swept(folder, *jobs, processes=2)
 
 
 def test_a_run_of_a_sweep_is_the_run_alone(done, tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_it_says_a_line_for_each_run_and_nothing_of_what_they_say(done) -> None:
 def test_what_is_finished_is_left_as_it_is(done) -> None:
     folder, jobs, (_, files, _) = done
     before = [path.read_bytes() for path in files]
-    code, again, said = swept(folder, *jobs)
+    code, again, said = swept(folder, *jobs, processes=1)
     assert (code, again, said.count("finished already")) == (0, files, 3)
     assert [path.read_bytes() for path in files] == before
 
@@ -186,7 +186,7 @@ def test_a_file_of_another_job_is_refused_before_anything_begins(done) -> None:
 def test_a_run_that_fails_leaves_the_others_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     bad = made("bad", model={"factory": "nowhere:make"})
     wild = made("wild", model={"width": 4, "norm": "none"}, train={"batch": 10, "lr": 1e30}, rounds=50)
-    code, files, said = swept(tmp_path, bad, wild, made("good"))
+    code, files, said = swept(tmp_path, bad, wild, made("good"), processes=1)
     out, err = capfd.readouterr()
     assert code == 1
     assert files == [tmp_path / "wild.h5", tmp_path / "good.h5"]
@@ -204,23 +204,22 @@ def test_a_run_that_fails_leaves_the_others_alone(tmp_path: Path, capfd: pytest.
 
 
 class Gate:
-    """A sweep of three runs by two processes, as a command in a folder and a session of its own."""
+    """A sweep of three runs, as a command in a folder and a session of its own."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         (folder / "gated.py").write_text(GATED)
         table = {key: value for key, value in TABLE.items() if key != "method"}
         (folder / "job.toml").write_text(toml(table) + '[method]\nname = "gated:Gated"\n[sweep]\nseed = [0, 1, 2]\n')
-        self.begin()
+        self.begin(processes=2)
 
-    def begin(self) -> None:
-        command = [sys.executable, "-m", "fedsim", "sweep", "job.toml", "--processes", "2", "--out", "."]
+    def begin(self, processes: int) -> None:
+        command = [sys.executable, "-m", "fedsim", "sweep", "job.toml", "--processes", str(processes), "--out", "."]
         plain = {name: value for name, value in os.environ.items() if name not in LAUNCHED}
-        root = str(Path(launch.__file__).parents[2])
         self.process = subprocess.Popen(
             command,
             cwd=self.folder,
-            env=plain | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
+            env=plain | {"OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -294,7 +293,7 @@ def test_a_signal_stops_all_gently_and_the_same_command_goes_on(gate: Gate, ever
     if everybody:
         return
     gate.open()
-    gate.begin()
+    gate.begin(processes=1)
     assert gate.ended()[0] == 0
     assert all(RunReader(gate.folder / f"job-seed{seed}.h5").attributes["finished"] for seed in range(3))
 
