@@ -83,13 +83,13 @@ class Running:
     folder: Path
     command: list[str]
     run: Path
+    hold: int | None = None  # a round that never ends
     process: subprocess.Popen[bytes] = field(init=False)
 
     def __post_init__(self) -> None:
+        environ = environment() | ({} if self.hold is None else {"HOLD_ROUND": str(self.hold)})
         with (self.folder / "out.txt").open("wb") as out, (self.folder / "err.txt").open("wb") as err:
-            self.process = subprocess.Popen(
-                self.command, cwd=self.folder, env=environment(), stdout=out, stderr=err, start_new_session=True
-            )
+            self.process = subprocess.Popen(self.command, cwd=self.folder, env=environ, stdout=out, stderr=err, start_new_session=True)
 
     def until(self, r: int) -> None:
         """Waits for row `r`."""
@@ -144,13 +144,13 @@ class Lab:
     folder: Path
     started: list[Running] = field(default_factory=list)
 
-    def start(self, *arguments: str, ranks: int = 0, run: str = "run.h5") -> Running:
-        """`fedsim run tiny.toml --out RUN …` on that many ranks; 0: without mpirun."""
+    def start(self, *arguments: str, ranks: int = 0, run: str = "run.h5", hold: int | None = None) -> Running:
+        """`fedsim run tiny.toml --out RUN …` on that many ranks; 0: without mpirun. It goes on in round `hold` until it is stopped."""
         if ranks and not MPIRUN.exists():
             pytest.skip("needs the extra [mpi]")
         launcher = [str(MPIRUN), "-n", str(ranks)] if ranks else []
         command = [*launcher, sys.executable, "-m", "fedsim", "run", "tiny.toml", "--out", run, *arguments]
-        self.started.append(Running(self.folder, command, self.folder / run))
+        self.started.append(Running(self.folder, command, self.folder / run, hold))
         return self.started[-1]
 
     def run(self, *arguments: str, ranks: int = 0, run: str = "run.h5", within: float = HANG) -> Ended:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,6 @@ from typing import Any
 import own
 import pytest
 from processes import Console, Ended, Lab, assert_readable, assert_same, rows
-
-from fedsim.storage.checkpoint import folder_of
 
 STOPPED = "stopped; run.h5 holds all complete rounds, and the same command goes on from there"
 
@@ -39,33 +36,21 @@ def stopped_in(r: int, name: signal.Signals, console: Console, monkeypatch: pyte
         return console()
 
 
-def stopped_from_outside(lab: Lab) -> Ended:
-    """A run that SIGTERM reaches after row 0. On a busy machine its eight rounds may be done before that; then it is tried again."""
-    for _ in range(5):
-        running = lab.start()
-        running.until(0)
-        os.kill(running.process.pid, signal.SIGTERM)
-        ended = running.ended(within=20)
-        if ended.code != 0:
-            break
-        shutil.rmtree(folder_of(lab.folder / "run.h5"))
-        (lab.folder / "run.h5").unlink()
-    return ended
-
-
 def test_a_run_stopped_by_each_signal_in_turn_is_a_run_never_stopped(
     lab: Lab, console: Console, reference: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first from outside."""
-    ended = stopped_from_outside(lab)
+    running = lab.start(hold=3)
+    running.until(1)
+    os.kill(running.process.pid, signal.SIGTERM)
+    ended = running.ended(within=20)
     assert (ended.code, ended.err) == (3, STOPPED + "\n")
-    assert_readable(lab.folder / "run.h5", 0)
+    assert_readable(lab.folder / "run.h5", 1)
     for name in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         before = rows(lab.folder / "run.h5")
         ended = stopped_in(before + 1, name, console, monkeypatch)
         assert (ended.code, ended.err) == (3, STOPPED + "\n")
         assert_readable(lab.folder / "run.h5", before)
-    assert rows(lab.folder / "run.h5") < 8
     goes_on(console, lab, reference)
 
 
@@ -79,7 +64,7 @@ def test_a_run_whose_time_is_over_stops_and_goes_on(lab: Lab, console: Console, 
 @pytest.mark.parametrize(("name", "receiver"), [(signal.SIGTERM, "rank 0"), (signal.SIGUSR1, "mpirun")])
 def test_ranks_stop_together(lab: Lab, console: Console, reference: Path, name: signal.Signals, receiver: str) -> None:
     """mpirun hands USR1 and USR2 on to its ranks."""
-    running = lab.start(ranks=3)
+    running = lab.start(ranks=3, hold=4)
     running.until(2)
     os.kill(running.rank(0) if receiver == "rank 0" else running.process.pid, name)
     ended = running.ended(within=20)
@@ -91,7 +76,7 @@ def test_ranks_stop_together(lab: Lab, console: Console, reference: Path, name: 
 
 def test_mpirun_that_is_terminated_kills_its_ranks_and_the_run_goes_on(lab: Lab, console: Console, reference: Path) -> None:
     """mpirun hands neither TERM nor INT on: it ends its ranks itself, with an exit code of its own."""
-    running = lab.start(ranks=2)
+    running = lab.start(ranks=2, hold=4)
     running.until(2)
     os.kill(running.process.pid, signal.SIGTERM)
     assert running.ended(within=20).code != 0
