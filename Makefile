@@ -4,8 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RANKS ?= 3
-# Two processes share the test files; `make test WORKERS=` has one.
-WORKERS ?= -n 2 --dist loadfile
+# Two processes share the test files, in the order in which tests/conftest.py puts them; `make test WORKERS=` has one.
+WORKERS ?= -n 2 --dist loadfile --no-loadscope-reorder
 MPIRUN ?= $(BIN)/mpirun
 
 # Open MPI refuses root, who is the user in a container, and more ranks than cores, unless it is told.
@@ -19,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 DEBIAN_VENV = { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get -qq update && \
   apt-get -qq install -y python3-venv >/dev/null && $(PYTHON) -m venv --clear $(VENV); }
 
-.PHONY: quickstart test check clean
+.PHONY: quickstart test test-full check check-fast lint clean
 
 quickstart: $(VENV)/.run
 	$(MPIRUN) -n $(RANKS) $(BIN)/fedsim run jobs/quickstart.toml
@@ -29,11 +29,20 @@ quickstart: $(VENV)/.run
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(WORKERS)
 
-check: $(VENV)/.dev
+# All cases: every method on every number of ranks, every fleet, every cut of a file.
+test-full: $(VENV)/.dev
+	$(BIN)/python -m pytest $(WORKERS) -m ''
+
+check: lint test
+
+# While you write: no test that starts mpirun or another process.
+check-fast: lint
+	$(BIN)/python -m pytest $(WORKERS) -m 'not full and not processes'
+
+lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest $(WORKERS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,4 +1,4 @@
-"""For all tests: which code other processes run, where temporary files go, and which tests start processes."""
+"""For all tests: which code other processes run, where temporary files go, and in which order files are tested."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 MEMORY = Path("/dev/shm")  # a disk in memory: a checkpoint waits for the disk twice, which takes 20 ms on some and 0.1 ms there
 ROOM = 2**30  # bytes that must be free there; a whole run of the tests needs less than half of it
-STARTERS = {"cluster", "gate", "half", "killed", "lab", "quickstart", "run_files"}  # fixtures that start processes
+STARTERS = {"faults", "slurm"}  # folders whose tests all start processes, or need the run of one
 
 
 def pytest_configure() -> None:
@@ -29,7 +29,11 @@ def _fits() -> bool:
     return shutil.disk_usage(MEMORY).free > ROOM and not os.statvfs(MEMORY).f_flag & os.ST_NOEXEC
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that start processes come first: they take longest, and at the end all workers have small files to share."""
     for item in items:
-        if STARTERS & set(getattr(item, "fixturenames", ())):
+        if item.path.parent.name in STARTERS:
             item.add_marker(pytest.mark.processes)
+    starting = {item.path for item in items if item.get_closest_marker("processes")}
+    items.sort(key=lambda item: item.path not in starting)

@@ -154,6 +154,7 @@ def test_interval_is_student_s(n: int) -> None:
     assert half_interval(list(values)) == pytest.approx((high - low) / 2, rel=2e-3)
 
 
+@pytest.mark.processes
 def test_neither_torch_nor_fedsim_is_imported(tmp_path: Path) -> None:
     path = write(tmp_path / "a.h5")
     code = "import sys, fedsim_analysis.__main__ as m; m.compare(sys.argv[1:]); assert not {'torch', 'fedsim'} & sys.modules.keys()"

@@ -110,11 +110,13 @@ LIGHT = "import sys; from fedsim.cli import commands; sys.argv[1:] = {!r}\ntry: 
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["bench", "--help"], ["methods"], ["methods", "structured"]])
+@pytest.mark.processes
 def test_help_and_the_list_of_methods_do_not_import_torch(arguments: list[str]) -> None:
     command = [sys.executable, "-c", LIGHT.format(arguments)]
     assert subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
 
 
+@pytest.mark.processes
 def test_importing_fedsim_does_not_import_torch() -> None:
     subprocess.run([sys.executable, "-c", "import fedsim, sys; assert 'torch' not in sys.modules"], cwd=ROOT, check=True)
 
@@ -124,6 +126,7 @@ def test_help_names_every_command(fedsim: Callable[..., Ended]) -> None:
     assert all(command in fedsim("--help").out for command in names)
 
 
+@pytest.mark.processes
 def test_python_m_fedsim_is_the_same_program() -> None:
     ended = subprocess.run([sys.executable, "-m", "fedsim", "run", "no.toml"], capture_output=True, text=True, cwd=ROOT, check=False)
     assert (ended.returncode, ended.stderr) == (2, "no.toml: no such job file\n")
@@ -341,6 +344,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_what_was(fedsim: Ca
         assert not file.attrs["finished"]
 
 
+@pytest.mark.processes
 def test_a_sweep_of_two_jobs_ends_in_one_table(fedsim: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "smaller.toml").write_text(SMALL.replace("width = 4", "width = 2"))
     command = ["sweep", "small.toml", "smaller.toml", "--set", "sweep.seed=[0, 1]", "--processes", "1", "--out", "there"]
@@ -420,6 +424,7 @@ def test_compare_takes_folders(fedsim: Callable[..., Ended], refuses: Callable[.
 
 
 @pytest.mark.skipif(not Path(sys.executable).with_name("mpirun").exists(), reason="needs the extra [mpi]")
+@pytest.mark.processes
 def test_under_mpirun_one_rank_speaks_and_the_code_is_2(tmp_path: Path) -> None:
     command = [str(Path(sys.executable).with_name("mpirun")), "-n", "3", sys.executable, "-m", "fedsim", "run", str(tmp_path / "no.toml")]
     allowed = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMP_NUM_THREADS": "1"}

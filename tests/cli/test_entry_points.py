@@ -122,6 +122,7 @@ def refuses(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: 
         del sys.modules[name]
 
 
+@pytest.mark.processes
 def test_a_run_of_them_does_not_continue_under_other_code(fedsim: Fedsim, site: Path) -> None:
     first = fedsim("run", "job.toml")
     assert first.returncode == 0, first.stderr
@@ -135,6 +136,7 @@ def test_a_run_of_them_does_not_continue_under_other_code(fedsim: Fedsim, site: 
     assert "or 'dots' (tiny_fl.data:dots of tiny_fl 1.0); choose another --out" in changed.stderr
 
 
+@pytest.mark.processes
 def test_the_list_of_methods_has_them(fedsim: Fedsim) -> None:
     listed = fedsim("methods").stdout
     assert "Mine: a method of an installed package. [tiny_fl.methods:Mine of tiny_fl 1.0]" in listed
@@ -152,6 +154,7 @@ def test_a_name_that_nothing_has_is_answered_with_theirs_too(refuses: Callable[.
     assert "[data] name = 'dot' is not known (did you mean 'dots'?). There are: digits" in refuses("data.name=dot")
 
 
+@pytest.mark.processes
 def test_names_of_fedsim_win(fedsim: Fedsim) -> None:
     ended = fedsim("estimate", "job.toml", "--set", "model.name=cnn", "--set", "data.name=digits")
     assert ended.returncode == 0, ended.stderr

@@ -35,12 +35,13 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
     # Without make's own variables, since these tests run under make too; -o: what is installed stays as it is.
     made = ["make", "--no-print-directory", "-o", f"{BIN.parent}/.run", "quickstart", f"VENV={BIN.parent}"]
-    done = subprocess.run(made, cwd=folder, env=plain, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(made, cwd=folder, env=plain, capture_output=True, text=True, timeout=800, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[0] == f"{BIN}/mpirun -n 3 {BIN}/fedsim run jobs/quickstart.toml"
     return folder / "runs" / "quickstart.h5", done.stdout
 
 
+@pytest.mark.processes
 def test_it_ends_with_what_the_readme_says(quickstart) -> None:
     """Accuracy, density, FLOPs, bytes and memory of both."""
     printed, promised = (TOLD.findall(text) for text in (quickstart[1], (ROOT / "README.md").read_text()))
@@ -51,11 +52,13 @@ def test_it_ends_with_what_the_readme_says(quickstart) -> None:
     assert printed[0][2] == promised[0][2]
 
 
+@pytest.mark.processes
 def test_its_output_is_plain_lines(quickstart) -> None:
     assert "\x1b" not in quickstart[1]
     assert quickstart[1].count("3 ranks, ") == 2
 
 
+@pytest.mark.processes
 def test_its_run_file_is_whole(quickstart) -> None:
     reader = RunReader(quickstart[0])
     assert (reader.attributes["finished"], reader.rounds, reader.attributes["ranks"]) == (True, 20, 3)
@@ -75,6 +78,7 @@ def test_its_run_file_is_whole(quickstart) -> None:
     assert kept + model["w/conv1.weight"].numel() <= 5276  # a tenth of 52,768
 
 
+@pytest.mark.processes
 def test_its_model_is_a_plain_torch_module_with_the_recorded_accuracy(quickstart) -> None:
     module = module_of(quickstart[0])
     test = populate(DataSettings(), PartitionSettings(), 0).test
@@ -97,6 +101,7 @@ def succeeds(*command: str) -> str:
 
 
 @pytest.mark.parametrize("name", ["callback=watch", "fedsim_analysis"])
+@pytest.mark.processes
 def test_the_readmes_scripts_run(quickstart, monkeypatch, name) -> None:
     """A run from Python, and reading the run file: each as a plain script."""
     monkeypatch.chdir(quickstart[0].parents[1])
@@ -106,6 +111,7 @@ def test_the_readmes_scripts_run(quickstart, monkeypatch, name) -> None:
 
 
 @pytest.mark.parametrize("aggregate", ["fedavg", "fedprox", "fednova", "scaffold"])
+@pytest.mark.processes
 def test_the_readmes_method_runs_at_its_density_under_every_aggregation(quickstart, monkeypatch, aggregate) -> None:
     monkeypatch.chdir(quickstart[0].parents[1])
     (method,) = [block for block in blocks("python") if "class Magnitude" in block]

@@ -11,7 +11,7 @@ from pathlib import Path
 from cases import HERE, images
 from filelock import FileLock
 
-PATIENCE = 800  # seconds that a program may take: some twenty times what the longest one takes on two cores
+PATIENCE = 800  # seconds that a program may take, less than the tests' timeout; the longest takes 40 on two cores
 MPI = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe"}
 
 

@@ -7,11 +7,12 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from subprocess import TimeoutExpired
 from typing import Any
 
 import pytest
 from cases import DISTINCT, RUNS
-from elsewhere import PATIENCE, run_lines
+from elsewhere import run_lines
 from run_files import assert_same
 
 from fedsim.storage.reader import RunReader, read_model
@@ -40,21 +41,29 @@ def run_files(request: pytest.FixtureRequest, folder: Path) -> Callable[[int], P
     params = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
 
     @cache
-    def made(ranks: int) -> Path:
+    def made(ranks: int) -> Path | Exception:
         pairs = sorted({(one["name"], one["way"]) for one in params if "way" in one and one.get("ranks") == ranks})
-        return run_lines(folder, f"ranks{ranks}", pairs, (MPIRUN, "-n", str(ranks)))
+        try:
+            return run_lines(folder, f"ranks{ranks}", pairs, (MPIRUN, "-n", str(ranks)))
+        except (AssertionError, TimeoutExpired) as error:  # kept too: what failed once is not tried again for every test
+            return error
 
-    return made
+    def found(ranks: int) -> Path:
+        if isinstance(where := made(ranks), Exception):
+            raise where
+        return where
+
+    return found
 
 
-@pytest.mark.timeout(PATIENCE + 100)
 @pytest.mark.parametrize(("ranks", "name", "way"), lines())
+@pytest.mark.processes
 def test_ranks_change_no_bit(ranks, name, way, run_files, alone) -> None:
     assert_same(run_files(ranks) / f"{name}-{way}.h5", alone[name, way])
 
 
-@pytest.mark.timeout(PATIENCE + 100)
 @pytest.mark.parametrize(("ranks", "name", "way"), [(count, *ONE) for count in (1, *RANKS)])
+@pytest.mark.processes
 def test_rank_0_exchanges_as_many_messages_as_there_are_ranks_whatever_the_clients(ranks, name, way, run_files, alone) -> None:
     """A work costs four messages a rank that trains, and two down and one up for every level of the tree; a round has three works,
     each in four packs: the cohort's, and evaluation on shards of test images and on the clients' own."""

@@ -79,6 +79,7 @@ def test_no_global_generator_moves() -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
+@pytest.mark.processes
 def test_another_process_draws_the_same() -> None:
     program = "from fedsim.core import rng; print(rng.bits(rng.key(9, 'train', 3), 2).tolist())"
     told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout

@@ -340,6 +340,7 @@ def test_parameters_are_those_of_the_scheme():
     assert "alpha" not in parameters(PartitionSettings(name="iid"))
 
 
+@pytest.mark.processes
 def test_the_settings_load_without_torch():
     code = "import sys, fedsim.data.settings, fedsim.data.partition; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -155,6 +155,7 @@ def test_the_record_is_fit_for_json_and_warns_of_repairs():
 # The hash
 
 
+@pytest.mark.processes
 def test_the_same_in_another_process():
     code = (
         "from fedsim.data.settings import DataSettings; from fedsim.data.partition import PartitionSettings;"

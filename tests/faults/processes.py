@@ -24,7 +24,7 @@ from fedsim.storage.reader import RunReader
 
 HERE = Path(__file__).parent
 MPIRUN = Path(sys.executable).with_name("mpirun")
-HANG = 90.0  # seconds, beyond which a process counts as hung
+HANG = 150.0  # seconds, beyond which a process counts as hung
 LOOK = 0.01  # seconds between two looks at a run file: each takes a millisecond from the run
 SAID = ("out.txt", "err.txt")
 HOW = ("seconds", "rank_bytes", "rank0_bytes", "rank0_messages")  # how a run was done, not what it found

@@ -10,7 +10,7 @@ import pytest
 from processes import Console, Ended, Lab, assert_readable, rows
 
 HERE = -1
-AT_ONCE = 10  # seconds from the exception to the end of the job
+AT_ONCE = 30  # seconds from the exception to the end of the job, on a machine that does other things too; a job that hangs takes more
 
 
 @pytest.fixture
@@ -60,6 +60,6 @@ def test_a_report_that_cannot_be_sent_ends_the_job(failing: Callable[..., Ended]
 
 
 def test_an_exception_on_one_rank_while_it_starts_ends_the_job(lab: Lab) -> None:
-    ended = lab.run("--set", "model.factory=own:heavy", "--set", "method.name=fedavg", ranks=3, within=30)
+    ended = lab.run("--set", "model.factory=own:heavy", "--set", "method.name=fedavg", ranks=3)
     assert ended.code == 1
     assert "MemoryError: no room on this rank" in ended.err

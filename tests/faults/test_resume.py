@@ -174,7 +174,7 @@ def test_data_that_changed_under_a_run_are_refused(console: Console, refuses: Ca
 )
 def test_one_rank_speaks_and_nothing_is_left_behind(lab: Lab, arguments: list[str], said: str) -> None:
     before = snapshot(lab.folder)
-    ended = lab.run(*arguments, ranks=3, within=30)
+    ended = lab.run(*arguments, ranks=3)
     assert ended.code == 2
     assert ended.err.count(said) == 1
     assert "Traceback" not in ended.err

@@ -43,7 +43,7 @@ def test_a_run_stopped_by_each_signal_in_turn_is_a_run_never_stopped(
     running = lab.start(hold=3)
     running.until(1)
     os.kill(running.process.pid, signal.SIGTERM)
-    ended = running.ended(within=20)
+    ended = running.ended(within=30)
     assert (ended.code, ended.err) == (3, STOPPED + "\n")
     assert_readable(lab.folder / "run.h5", 1)
     for name in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
@@ -67,7 +67,7 @@ def test_ranks_stop_together(lab: Lab, console: Console, reference: Path, name: 
     running = lab.start(ranks=3, hold=4)
     running.until(2)
     os.kill(running.rank(0) if receiver == "rank 0" else running.process.pid, name)
-    ended = running.ended(within=20)
+    ended = running.ended(within=30)
     assert ended.code == 3, ended.err
     assert ended.err.count(STOPPED) == 1
     assert_readable(lab.folder / "run.h5", 2)
@@ -79,6 +79,6 @@ def test_mpirun_that_is_terminated_kills_its_ranks_and_the_run_goes_on(lab: Lab,
     running = lab.start(ranks=2, hold=4)
     running.until(2)
     os.kill(running.process.pid, signal.SIGTERM)
-    assert running.ended(within=20).code != 0
+    assert running.ended(within=30).code != 0
     assert_readable(lab.folder / "run.h5", 2)
     goes_on(console, lab, reference)

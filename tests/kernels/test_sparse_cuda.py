@@ -123,12 +123,14 @@ def answer() -> dict[str, dict[str, float]]:
 
 @TRITON
 @pytest.mark.parametrize("name", [*CASES, "shared"])
+@pytest.mark.processes
 def test_the_twin_is_the_dense_layer(answer, name) -> None:
     assert len(answer[name]) == 3
     assert all(far < 1e-5 for far in answer[name].values()), answer[name]
 
 
 @TRITON
+@pytest.mark.processes
 def test_the_largest_entries_are_the_cpus_to_the_bit(answer) -> None:
     assert answer["largest"] == {"torch.float32": True, "torch.bfloat16": True}
 
@@ -153,6 +155,7 @@ def test_the_largest_entries_compile_for_a_gpu(tmp_path, monkeypatch) -> None:
 
 
 @TRITON
+@pytest.mark.processes
 def test_without_cuda_triton_stays_unimported(answer) -> None:
     assert answer["imported"] is False
 

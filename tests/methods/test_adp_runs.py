@@ -210,6 +210,7 @@ def test_a_network_that_is_not_in_the_run_file_is_not_exported(name, shell, fold
     assert not (shell.folder / "none.pt").exists()
 
 
+@pytest.mark.processes
 def test_it_runs_without_fedsim(shell, people, tmp_path) -> None:
     module, x = exported(shell, "live", 2), images_of(people, 2)[0]
     torch.save(x, tmp_path / "x.pt")

@@ -148,6 +148,7 @@ MPIRUN = shutil.which("mpirun", path=str(Path(sys.executable).parent)) or shutil
 
 
 @pytest.mark.skipif(MPIRUN is None, reason="needs the extra [mpi]")
+@pytest.mark.processes
 def test_check_14_three_ranks_agree_with_one_process_bit_for_bit(fedsim, tmp_path) -> None:
     assert fedsim("run") == (0, "")
     allowed = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMP_NUM_THREADS": "1"}

@@ -90,6 +90,7 @@ def test_depth_is_the_number_in_the_name() -> None:
 # ---- seeds
 
 
+@pytest.mark.processes
 def test_the_same_seed_gives_the_same_weights_in_another_process() -> None:
     code = (
         "from fedsim.models import *; from fedsim.core.tree import sha256_of;"

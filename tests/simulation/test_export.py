@@ -89,6 +89,7 @@ def fedsim(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
 @pytest.mark.parametrize(
     ("name", "client"), [("gated", None), ("gated", 3), ("standardised", None), ("standardised", 1), ("masked", None), ("plain", None)]
 )
+@pytest.mark.processes
 def test_what_is_written_runs_without_fedsim_and_gives_the_same(name, client, folder, tmp_path, monkeypatch) -> None:
     out = tmp_path / "model.pt"
     own = [] if client is None else ["--client", client]

@@ -23,7 +23,7 @@ from fedsim.simulation.stop_signal import LAUNCHED, SIGNALS
 from fedsim.simulation.sweep import Outcome, Run, SweepProgress, plan, sweep
 from fedsim.storage.reader import RunReader
 
-HANG = 60.0  # seconds after which a process is taken for lost
+HANG = 150.0  # seconds after which a process is taken for lost
 FAKE = {"name": "fake", "channels": 1, "image_size": 8, "classes": 4, "train_images": 120, "test_images": 40}
 TABLE = {
     "rounds": 2,
@@ -148,6 +148,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Job], tup
     return folder, jobs, swept(folder, *jobs, processes=2)
 
 
+@pytest.mark.processes
 def test_a_run_of_a_sweep_is_the_run_alone(done, tmp_path: Path) -> None:
     folder, jobs, (code, files, _) = done
     assert code == 0
@@ -162,6 +163,7 @@ def test_a_run_of_a_sweep_is_the_run_alone(done, tmp_path: Path) -> None:
         ]
 
 
+@pytest.mark.processes
 def test_it_says_a_line_for_each_run_and_nothing_of_what_they_say(done) -> None:
     first, *lines = done[2][2].splitlines()
     assert first == f"3 runs in 2 processes; writing {done[0]}"
@@ -169,6 +171,7 @@ def test_it_says_a_line_for_each_run_and_nothing_of_what_they_say(done) -> None:
     assert sorted(line.rpartition("  ")[0] for line in lines) == sorted(expected)
 
 
+@pytest.mark.processes
 def test_what_is_finished_is_left_as_it_is(done) -> None:
     folder, jobs, (_, files, _) = done
     before = [path.read_bytes() for path in files]
@@ -177,12 +180,14 @@ def test_what_is_finished_is_left_as_it_is(done) -> None:
     assert [path.read_bytes() for path in files] == before
 
 
+@pytest.mark.processes
 def test_a_file_of_another_job_is_refused_before_anything_begins(done) -> None:
     folder, jobs, _ = done
     with pytest.raises(BadInput, match=r"b\.h5 already holds another job \(there seed = 2, here 3\): choose another --out"):
         plan([jobs[0], made("b", seed=3)], folder)
 
 
+@pytest.mark.processes
 def test_a_run_that_fails_leaves_the_others_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     bad = made("bad", model={"factory": "nowhere:make"})
     wild = made("wild", model={"width": 4, "norm": "none"}, train={"batch": 10, "lr": 1e30}, rounds=50)
@@ -279,6 +284,7 @@ def gate(tmp_path: Path) -> Iterator[Gate]:
 
 
 @pytest.mark.parametrize("everybody", [False, True], ids=["SIGTERM", "Ctrl-C"])
+@pytest.mark.processes
 def test_a_signal_stops_all_gently_and_the_same_command_goes_on(gate: Gate, everybody: bool) -> None:
     gate.worker(0), gate.worker(1)
     if everybody:
@@ -298,6 +304,7 @@ def test_a_signal_stops_all_gently_and_the_same_command_goes_on(gate: Gate, ever
     assert all(RunReader(gate.folder / f"job-seed{seed}.h5").attributes["finished"] for seed in range(3))
 
 
+@pytest.mark.processes
 def test_a_worker_that_dies_loses_its_run_alone(gate: Gate) -> None:
     lost = gate.worker(0)
     gate.worker(1)
@@ -312,6 +319,7 @@ def test_a_worker_that_dies_loses_its_run_alone(gate: Gate) -> None:
     assert "unfinished" in out.partition("\n\n")[2]  # the table
 
 
+@pytest.mark.processes
 def test_no_worker_outlives_a_sweep_that_was_killed(gate: Gate) -> None:
     gate.worker(0), gate.worker(1)
     gate.process.kill()

@@ -40,7 +40,7 @@ class Cluster:
 
     def call(self, *command: str, cwd: Path | None = None, **variables: str) -> str:
         """What a SLURM command writes to its standard output."""
-        ended = subprocess.run(command, env=self.environment | variables, cwd=cwd, capture_output=True, text=True, timeout=30, check=False)
+        ended = subprocess.run(command, env=self.environment | variables, cwd=cwd, capture_output=True, text=True, timeout=60, check=False)
         assert ended.returncode == 0, f"{' '.join(command)}: {ended.stderr}"
         return ended.stdout
 
@@ -52,7 +52,7 @@ class Cluster:
         """What SLURM knows of a job: JobState, ExitCode, NodeList …"""
         return dict(re.findall(r"(\S+?)=(\S*)", self.call("scontrol", "show", "job", job)))
 
-    def wait(self, job: str, seconds: float = 40) -> Ended:
+    def wait(self, job: str, seconds: float = 120) -> Ended:
         """How the job ended, once it has."""
         until(lambda: self.told(job)["JobState"] in OVER, seconds, self.logs)
         told, out = self.told(job), self._out(job)
@@ -88,11 +88,11 @@ def started(folder: Path) -> Iterator[Cluster]:
     _configure(folder)
     with ExitStack() as daemons:
         daemons.enter_context(_daemon(cluster, "munged", "--foreground", "--force", *_munge_files(folder)))
-        until((folder / "munge.socket").exists, 10, cluster.logs)
+        until((folder / "munge.socket").exists, 60, cluster.logs)
         daemons.enter_context(_daemon(cluster, "slurmctld", "-D"))
         for node in NODES:
             daemons.enter_context(_daemon(cluster, "slurmd", "-D", "-N", node))
-        until(lambda: _idle(cluster), 30, cluster.logs)
+        until(lambda: _idle(cluster), 60, cluster.logs)
         daemons.callback(_clear, cluster)
         yield cluster
 
@@ -105,7 +105,7 @@ def _idle(cluster: Cluster) -> bool:
 def _clear(cluster: Cluster) -> None:
     """Ends what a failed test left running, while there are daemons that can."""
     cluster.call("scancel", f"--user={getpass.getuser()}")
-    until(lambda: not cluster.call("squeue", "--noheader"), 30, cluster.logs)
+    until(lambda: not cluster.call("squeue", "--noheader"), 60, cluster.logs)
 
 
 @contextmanager

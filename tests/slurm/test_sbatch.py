@@ -47,7 +47,7 @@ def weights(job: Path) -> object:
     """The hash of the weights of the same job without SLURM, in one process."""
     out = job.with_name("alone.h5")
     command = [sys.executable, "-m", "fedsim", "run", str(job), "--out", str(out)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=60)
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=200)
     return attributes(out)["weights_sha256"]
 
 
@@ -67,7 +67,7 @@ def stop_after(cluster: Cluster, submit: Callable[[], str], tmp_path: Path) -> C
 
     def call(r: int, *options: str) -> Ended:
         job = submit()
-        until(lambda: attributes(tmp_path / "run.h5").get("rounds", -1) >= r, 30, cluster.logs)
+        until(lambda: attributes(tmp_path / "run.h5").get("rounds", -1) >= r, 120, cluster.logs)
         cluster.call("scancel", *options, job)
         return cluster.wait(job)
 
