@@ -27,6 +27,7 @@ from fedsim.config.job import Job, check, load, resolved
 from fedsim.core import keys
 from fedsim.core.tree import Tree
 from fedsim.errors import BadInput
+from fedsim.federated.averaged_round import AveragedState, trained
 from fedsim.federated.pretraining import images
 from fedsim.fleet.local_fleet import LocalFleet
 from fedsim.fleet.registry import FLEETS
@@ -93,18 +94,18 @@ def _followed(job: Job, seed: int, console: Console) -> Iterator[Seen]:
         state, _ = method.round(setting, state, fleet, r)
 
 
-def _tried(parts: Experiment, method: FedMef, state: object, fleet: LocalFleet, r: int) -> tuple[float, float, float]:
+def _tried(parts: Experiment, method: FedMef, state: AveragedState, fleet: LocalFleet, r: int) -> tuple[float, float, float]:
     fleet.open(r)
-    extrusion = method.extrusion(parts.setting.net, state.shared, r)  # type: ignore[attr-defined]
-    trained, _ = method.trained(parts.setting, state, fleet, r, extrusion)  # type: ignore[arg-type]
-    marks = marked(state.shared, extrusion.moves)  # type: ignore[attr-defined]
-    low = [norm_of(shared, marks) for shared in (state.shared, trained.shared)]  # type: ignore[attr-defined]
-    pruned = trained.shared | {
-        keys.mask(name): _without(trained.shared[keys.mask(name)], index)
+    extrusion = method.extrusion(parts.setting.net, state.shared, r)
+    after, _ = trained(parts.setting, fleet, state, r, method.training(parts.setting, r, extrusion))
+    marks = marked(state.shared, extrusion.moves)
+    low = [norm_of(shared, marks) for shared in (state.shared, after.shared)]
+    pruned = after.shared | {
+        keys.mask(name): _without(after.shared[keys.mask(name)], index)
         for key, index in marks.items()
         if (name := key.removeprefix(keys.MARKED))
     }
-    return float(low[1] / low[0]), loss(parts, trained.shared), loss(parts, pruned)
+    return float(low[1] / low[0]), loss(parts, after.shared), loss(parts, pruned)
 
 
 def _without(mask: Tensor, index: Tensor) -> Tensor:

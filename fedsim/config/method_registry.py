@@ -151,9 +151,13 @@ def _classes(module: ModuleType) -> list[type]:
 
 def _lacks(method: type) -> list[str]:
     """What a class lacks to be a method."""
-    missing = [verb for verb in VERBS if not callable(getattr(method, verb, None))]
+    from fedsim.federated.protocol import Method  # here, since `fedsim methods` lists them without torch
+
     frozen = is_dataclass(method) and method.__dataclass_params__.frozen  # type: ignore[attr-defined]
-    return missing if frozen else ["@dataclass(frozen=True)", *missing]
+    needed = {"@dataclass(frozen=True)": frozen, "the base class fedsim.Method": issubclass(method, Method)}
+    abstract = getattr(method, "__abstractmethods__", ())
+    given = {verb: callable(getattr(method, verb, None)) and verb not in abstract for verb in VERBS}
+    return [name for name, has in (needed | given).items() if not has]
 
 
 def _by_place(name: str) -> type:

@@ -2,36 +2,54 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self, TypeVar
 
 from fedsim.core.tree import Tree
 from fedsim.federated.client_work import Train
 from fedsim.federated.protocol import Fleet, Reply, Setting
+from fedsim.nn.net import Net
 
 
 @dataclass(frozen=True)
 class AveragedState:
-    """The server's state of a method that averages."""
+    """The server's state of a method that averages. A method that knows more adds fields in a subclass."""
 
     shared: Tree  # the broadcast: weights, running statistics, and masks where the method has some
     memory: Tree  # of the aggregation, such as SCAFFOLD's control variate
 
     @classmethod
-    def begin(cls, setting: Setting, shared: Tree) -> AveragedState:
-        """The state before the first round, whose broadcast is `shared`."""
-        return cls(shared, setting.aggregate.init_memory(shared))
+    def begin(cls, setting: Setting, shared: Tree, **own: Any) -> Self:
+        """The state before the first round, whose broadcast is `shared`. own: fields of a subclass, by name."""
+        return cls(shared, setting.aggregate.init_memory(shared), **own)
 
 
-def trained(setting: Setting, fleet: Fleet, state: AveragedState, r: int, work: Train) -> tuple[AveragedState, Reply]:
-    """The state after a cohort has carried out `work` and its results are averaged, and all that the clients handed back."""
+State = TypeVar("State", bound=AveragedState)
+
+
+def trained(
+    setting: Setting,
+    fleet: Fleet,
+    state: State,
+    r: int,
+    work: Train,
+    own: Tree | None = None,
+    net: Net | None = None,
+    cohort: Sequence[int] | None = None,
+) -> tuple[State, Reply]:
+    """The state after a cohort has carried out `work` and its results are averaged, and all that the clients handed back.
+
+    own: tensors with one row for each client of the cohort; net: the network after a permanent cut; cohort: the round's by default.
+    """
     sent = setting.aggregate.shared(state.memory, state.shared)
-    reply = fleet.run(work, fleet.pick(setting.cohort, r), sent)
-    return AveragedState(*setting.aggregate.server(state.memory, state.shared, reply.total, setting)), reply
+    clients = fleet.pick(setting.cohort, r) if cohort is None else cohort
+    reply = fleet.run(work, clients, sent, own, net)
+    shared, memory = setting.aggregate.server(state.memory, state.shared, reply.total, setting)
+    return replace(state, shared=shared, memory=memory), reply
 
 
-def averaged_round(
-    setting: Setting, fleet: Fleet, state: AveragedState, r: int, work: Train | None = None
-) -> tuple[AveragedState, dict[str, float]]:
+def averaged_round(setting: Setting, fleet: Fleet, state: State, r: int, work: Train | None = None) -> tuple[State, dict[str, float]]:
     """What `Method.round` returns for a method that averages: the state after round `r`, and the learning rate as a column.
 
     work: what the cohort of the round does; the job's local training by default. Round 0 precedes training and changes nothing.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from fedsim.core import keys, masks
 from fedsim.core.keys import CORRECT, GATE, GATE_VALUES
 from fedsim.core.tree import Tree, under, weigh
-from fedsim.core.types import Batch, Feed
+from fedsim.core.types import Batch, Feed, LocalOptimizer
 from fedsim.federated.aggregation import FedAvg
 from fedsim.federated.protocol import ClientInput, Report, Setting, Work
 from fedsim.nn import optim
@@ -46,9 +46,13 @@ class Train(Work):
     optimiser: str = "sgd"
 
     @classmethod
-    def at(cls, setting: Setting, r: int, **own: Any) -> Self:
-        """The job's local training in round `r`. own: fields of a subclass, or others than the job's, by name."""
-        rate = setting.train.at(r)
+    def at(cls, setting: Setting, r: int, rate: LocalOptimizer | None = None, **own: Any) -> Self:
+        """The job's local training in round `r` (from 1), as a work of this class.
+
+        rate: the local optimiser's numbers, where a method has a schedule of its own; own: fields of a subclass, or others than the
+        job's, by name.
+        """
+        rate = rate or setting.train.at(r)
         job: dict[str, Any] = {"feeds": (setting.train.feed(),), "lr": rate.lr, "momentum": rate.momentum, "decay": rate.decay}
         return cls(**(job | {"aggregate": setting.aggregate.at(rate), "optimiser": rate.optimiser} | own))
 
@@ -69,9 +73,10 @@ class Train(Work):
         return net.gradient(sent.tree(state), batch, extra=self.aggregate.extra(sent, state))
 
     def descend(self, net: Net, sent: ClientInput, state: Tree, gradient: Tree, lr: float | Tensor | None = None) -> Tree:
-        """The optimiser's step, at a rate of its own where it has one, and the aggregation's behind it, always at the round's.
+        """One optimiser step, then the aggregation's correction. It overwrites `state`.
 
-        What the aggregation adds to all steps is then known from their number: SCAFFOLD takes it out of the path again, exactly.
+        lr: overrides the round's rate for the optimiser only. The correction (SCAFFOLD) always uses the round's rate, so that the server
+        can undo it exactly.
         """
         state = net.descend(state, gradient, self.lr if lr is None else lr, self.momentum, self.decay, self.optimiser)
         return self.aggregate.moved(sent, state, self.lr)
@@ -82,26 +87,29 @@ class Train(Work):
 
 @dataclass(frozen=True)
 class TrainAndScore(Train):
-    """Train, and in the feed that has `dense` layers the largest dense gradients among their pruned positions.
+    """Train, and in the feed that has `dense_gradient_layers` the largest dense gradients among their pruned positions.
 
     A feed after the first only probes, at the trained weights. each: top/index/LAYER and top/value/LAYER (a,), and n/images ().
     A layer's gradient goes through a buffer of exactly a entries as soon as it exists, and is freed.
     """
 
-    moves: Mapping[str, int] = field(default_factory=dict)  # a_t^l of the layers in `dense`
+    purpose: ClassVar[str] = "TrainAndProbe"
+
+    moves: Mapping[str, int] = field(default_factory=dict)  # a_t^l of the layers in `dense_gradient_layers`
 
     @classmethod
-    def growing(cls, setting: Setting, r: int, moves: Mapping[str, int], last_step: bool = False) -> TrainAndScore:
+    def growing(cls, setting: Setting, r: int, moves: Mapping[str, int], last_step: bool = False, **own: Any) -> Self:
         """Round `r`, plain training where nothing moves, probed on one more mini-batch at the trained weights.
 
-        last_step: probed on the last mini-batch of the training instead, before its step.
+        last_step: probed on the last mini-batch of the training instead, before its step. own: fields of a subclass, by name.
         """
-        train, moves = Train.at(setting, r), {layer: k for layer, k in moves.items() if k}
-        feeds, layers = train.feeds, tuple(moves)
+        train, moves = setting.train.feed(), {layer: k for layer, k in moves.items() if k}
+        feeds: tuple[Feed, ...] = (train,)
+        layers = tuple(moves)
         if moves:
-            probe = replace(feeds[0], epochs=0, steps=1, dense_gradient_layers=layers)
-            feeds = (replace(feeds[0], dense_gradient_layers=layers, dense_gradient_steps=1),) if last_step else (*feeds, probe)
-        return cls(feeds, train.lr, train.momentum, train.decay, train.aggregate, train.optimiser, moves)
+            probe = replace(train, epochs=0, steps=1, dense_gradient_layers=layers)
+            feeds = (replace(train, dense_gradient_layers=layers, dense_gradient_steps=1),) if last_step else (train, probe)
+        return cls.at(setting, r, feeds=feeds, moves=moves, **own)
 
     def init_state(self, net: Net, sent: ClientInput) -> Tree:
         """Before any gradient is seen, one pruned weight is as good as another."""
@@ -205,7 +213,10 @@ class Evaluate(Work):
 
 @dataclass(frozen=True)
 class OwnGates(Evaluate):
-    """No image: each: the hard gate of the network that a client uses, where it has one of its own, and the VALUES of its channels."""
+    """Collects, without reading an image, each client's own hard gate and folded gate values (each: GATE, GATE_VALUES).
+
+    Clients without gates of their own return nothing.
+    """
 
     @classmethod
     def used(cls, method: Any) -> OwnGates:

@@ -7,9 +7,10 @@ client) and keep (never leaves the client). A Fleet does the rest.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -18,8 +19,6 @@ from fedsim.core.types import Batch, Data, Feed, LocalTraining, Tree
 if TYPE_CHECKING:
     from fedsim.costs.profile import ModelProfile
     from fedsim.nn.net import Net
-
-"""Named tensors, flat: the only container that travels. Keys: "w/conv1.weight", "mask/…", "gate/…", "buf/…", "opt/momentum/…"."""
 
 
 @dataclass(frozen=True)
@@ -55,32 +54,40 @@ class Reply:
     each: Tree  # (K, …), a row per client, in the order of the sorted cohort
 
 
-class Work(Protocol):
-    """One client's work, a frozen dataclass of plain numbers: to send an order is to send a value."""
+class Work(ABC):
+    """What one client does, as a frozen dataclass of plain numbers: ranks receive it by value.
+
+    Every function sees one client and is pure tensor arithmetic, so that a fleet may run it under vmap. Raises nothing by itself.
+    """
 
     feeds: tuple[Feed, ...]  # run in this order
-    extra_memory: int = 0  # bytes that the described client holds meanwhile beside the model at work, for the ledger
-    deployment_only: bool = (
-        False  # it makes the model that clients use of the last round's, which every client needs: no traffic, FLOPs apart
-    )
+    extra_memory: int = 0  # bytes a client holds during this work beside its model (e.g. other candidates), for its memory figure
+    deployment_only: bool = False  # work after the last round that makes each client's own model: charged to deploy_flops alone
+    purpose: ClassVar[str]  # of ClientInput.key's draws: the class's name, where the class itself states no other
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        cls.purpose = cls.__dict__.get("purpose", cls.__name__)
 
     def init_kept(self, net: Net, sent: ClientInput) -> Tree:
-        """Kept state of a client never visited."""
+        """The kept state of a client that was never visited."""
         return {}
 
     def init_state(self, net: Net, sent: ClientInput) -> Tree:
-        """The first state; fixes the keys, shapes and dtypes of the state."""
+        """The state before the first step. It fixes the keys, shapes and dtypes of the state."""
         return {}
 
     def begin_feed(self, net: Net, sent: ClientInput, state: Tree, feed: int) -> Tree:
-        """Called before each feed."""
+        """The state before the first step of feed number `feed`."""
         return state
 
+    @abstractmethod
     def step(self, net: Net, sent: ClientInput, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
-        """The new state and the mean loss; spends the state it is given."""
-        ...
+        """The state after one step, and the batch's mean loss, (). It may overwrite the tensors of `state`."""
 
-    def finish(self, net: Net, sent: ClientInput, state: Tree) -> Report: ...
+    @abstractmethod
+    def finish(self, net: Net, sent: ClientInput, state: Tree) -> Report:
+        """What the client hands back after its last step."""
 
 
 class Fleet(Protocol):
@@ -111,18 +118,41 @@ class Setting:
 State = TypeVar("State")
 
 
-class Method(Protocol[State]):
-    """A frozen dataclass whose fields are the hyperparameters."""
+class Method(ABC, Generic[State]):
+    """A pruning method, as a frozen dataclass whose fields are its hyperparameters. State: what the server knows between rounds.
 
-    def init(self, setting: Setting, public: Data | None) -> State: ...
+    Example (README, "Your own method", has a whole one)::
 
+        @dataclass(frozen=True)
+        class Dense(Method[AveragedState]):
+            def init(self, setting, public):
+                return AveragedState.begin(setting, setting.net.initial)
+
+            def round(self, setting, state, fleet, r):
+                return averaged_round(setting, fleet, state, r)
+
+            def deploy(self, setting, state, fleet, cohort):
+                return state.shared, {}, None
+    """
+
+    density: float | None = None  # share of the weights that a masked model keeps, for the choice of kernels; None: no masks
+
+    @property
+    def stays(self) -> str:
+        """What of the model stays with each client, such as "gates" or "weights": no run file holds it, so that it cannot be exported."""
+        return ""
+
+    @abstractmethod
+    def init(self, setting: Setting, public: Data | None) -> State:
+        """The state before round 0. public: the server's own images, if any. Raises BadInput for a job that the method cannot run."""
+
+    @abstractmethod
     def round(self, setting: Setting, state: State, fleet: Fleet, r: int) -> tuple[State, dict[str, float]]:
         """The state after round `r` and what to record; r = 0 comes first: what precedes training (selection, scoring)."""
-        ...
 
+    @abstractmethod
     def deploy(self, setting: Setting, state: State, fleet: Fleet, cohort: Sequence[int]) -> tuple[Tree, Tree, Net | None]:
-        """shared, own (a row per client of the cohort, which may be empty), and the network in use after a permanent cut."""
-        ...
+        """What clients use: shared, own (a row per client of the cohort, which may be empty), and the network after a permanent cut."""
 
     def model_of(self, net: Net, sent: ClientInput) -> Tree:
         """The model a client uses, run where the client is."""

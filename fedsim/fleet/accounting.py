@@ -74,7 +74,7 @@ class CostAccount:
 
     def charge(self, order: WorkOrder, clients: Sequence[int], sent: Tree, answer: PackResult) -> None:
         """Adds one run of a work to the bills; one that deploys a model to a count of its own."""
-        if getattr(order.work, "deployment_only", False):
+        if order.work.deployment_only:
             feeds = [(feed, count_of(self.population, feed, client)) for client in clients for feed in order.work.feeds]
             self.deployed += sum(self._flops(feed, count, [order.net.used(order.shared)]) for feed, count in feeds)
             return
@@ -139,9 +139,8 @@ class CostAccount:
         self, order: WorkOrder, feed: Feed, batch: int, kept: dict[str, int], opened: list[list[int]] | None, top: int
     ) -> profile.Breakdown:
         """The described client's: under gates it holds the whole model, and gradients and activations of the open channels."""
-        beside = getattr(order.work, "extra_memory", 0)  # a Work need not inherit from core.Work
         anatomy, masked = self.anatomy_of(order.net), _masked(order, kept)
-        memory = client_memory(anatomy, masked, batch, self.slots, feed.dense_gradient_layers, top=top, beside=beside)
+        memory = client_memory(anatomy, masked, batch, self.slots, feed.dense_gradient_layers, top=top, beside=order.work.extra_memory)
         if not opened:
             return memory
         widths, per = order.net.channels.widths, self._per_channel(order.net)

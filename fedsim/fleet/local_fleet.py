@@ -88,7 +88,10 @@ class LocalFleet:
         if k is None:
             return list(range(filled)) if self._filled is None else self._filled.tolist()
         if k > filled:
-            raise BadInput(f"{k} clients are to take part, and {filled} have images; partition.min_images gives every client some")
+            raise BadInput(
+                f"a cohort of {k} was asked for, but only {filled} clients have training images; lower cohort.size or set"
+                " partition.min_images >= 1"
+            )
         chosen = np.random.default_rng((self.site.seed, r)).choice(filled, k, replace=False)
         return np.sort(chosen if self._filled is None else self._filled[chosen]).tolist()
 
@@ -141,7 +144,7 @@ class LocalFleet:
     def _counted(self, work: Work, clients: list[int]) -> list[list[int]]:
         """Earlier uses in this round of the work, then of each feed's split, by each client."""
         calls = []
-        for purpose in (type(work).__name__, *(feed.split for feed in work.feeds)):
+        for purpose in (work.purpose, *(feed.split for feed in work.feeds)):
             calls.append([self._calls[purpose, client] for client in clients])
             self._calls.update((purpose, client) for client in clients)
         return calls
@@ -149,6 +152,8 @@ class LocalFleet:
     def _check(self, work: Work, clients: list[int], own: Tree) -> None:
         if not clients or len(set(clients)) < len(clients):
             raise ValueError(f"a cohort is of distinct clients, at least one; this one is {clients}")
+        if not isinstance(work, Work):
+            raise TypeError(f"a fleet runs a Work; {type(work).__name__} does not inherit from fedsim.Work")
         for feed in work.feeds:
             if feed.split in TESTS and not isinstance(work, Evaluate):
                 raise ValueError(f"{type(work).__name__} asks for test images, which only Evaluate may see")

@@ -43,7 +43,7 @@ def batches(order: WorkOrder, site: WorkerContext, pack: Pack, feed: int, rows: 
 def client_input(order: WorkOrder, site: WorkerContext, pack: Pack) -> ClientInput:
     """What the pack's clients hold, (K, …) but for shared; kept is laid in by `with_kept`."""
     clients = torch.tensor(pack.clients)
-    keys = rng.key(site.seed, type(order.work).__name__, order.r, torch.tensor(pack.calls[0]), clients)
+    keys = rng.key(site.seed, order.work.purpose, order.r, torch.tensor(pack.calls[0]), clients)
     return ClientInput(
         order.shared,
         pack.own,
@@ -55,5 +55,5 @@ def client_input(order: WorkOrder, site: WorkerContext, pack: Pack) -> ClientInp
 
 
 def client_row(held: ClientInput, i: int) -> ClientInput:
-    """One client's part of a packed Sent."""
+    """One client's part of a pack's input."""
     return ClientInput(held.shared, row(held.own, i), row(held.kept, i), held.n[i], held.steps[i], held.key[i])

@@ -27,21 +27,18 @@ from fedsim.core.tree import Tree, under
 from fedsim.core.types import COHORT, Data
 from fedsim.core.validation import within
 from fedsim.errors import BadInput
-from fedsim.federated.client_work import Train
+from fedsim.federated.averaged_round import AveragedState, trained
 from fedsim.federated.protocol import ClientInput, Fleet, Method, Setting
 from fedsim.nn.net import Net
 from fedsim.pruning import channel_frequency, dynamic_channels
 from fedsim.pruning.channel_frequency import MeasureChannelFrequency, TrainLocal
 from fedsim.pruning.dynamic_channels import Costs
 
-Told = dict[str, float]
 WHY = "adp gives clients plain or standardised convolutions, whose results pass on by activations, pools, and additions to a stream"
 
 
 @dataclass(frozen=True)
-class State:
-    shared: Tree  # w, running statistics, gates
-    memory: Tree  # of the aggregation
+class State(AveragedState):
     mask: Tensor | None = None  # (n,) bool, with export = "global" after the last round
 
 
@@ -77,16 +74,16 @@ class ADP(Method[State]):
         if self.bn == "local" and not under(setting.net.initial, keys.BUFFERS):
             raise BadInput('[method] bn = "local" needs batch norms: set model.norm = "batch"')
         shared = setting.net.initial
-        return State(shared, setting.aggregate.init_memory(self._sent(setting.net, shared)))
+        return replace(State.begin(setting, self._sent(setting.net, shared)), shared=shared)
 
-    def round(self, setting: Setting, state: State, fleet: Fleet, r: int) -> tuple[State, Told]:
+    def round(self, setting: Setting, state: State, fleet: Fleet, r: int) -> tuple[State, dict[str, float]]:
         if r == 0:
             return state, Costs.of(setting.net.channels, setting.anatomy).nominal(setting.net.selected)
-        work, sent = self._training(setting, r), self._sent(setting.net, state.shared)
-        reply = fleet.run(work, fleet.pick(setting.cohort, r), setting.aggregate.shared(state.memory, sent))
-        found, memory = setting.aggregate.server(state.memory, sent, reply.total, setting)
-        state, told = State(state.shared | found, memory), {"lr": work.lr}
-        return self._measured(setting, state, fleet, work, told) if r == setting.rounds else (state, told)
+        work = TrainLocal.at(setting, r, local=self._local(setting.net))
+        travels = replace(state, shared=self._sent(setting.net, state.shared))
+        after, _ = trained(setting, fleet, travels, r, work)
+        state, columns = replace(after, shared=state.shared | after.shared), {"lr": work.lr}
+        return self._measured(setting, state, fleet, columns) if r == setting.rounds else (state, columns)
 
     def deploy(self, setting: Setting, state: State, fleet: Fleet, cohort: Sequence[int]) -> tuple[Tree, Tree, Net | None]:
         mask = {GATE: state.mask} if state.mask is not None and self.export == "global" else {}
@@ -104,29 +101,26 @@ class ADP(Method[State]):
         forms: dict[str, Method[State]] = {"gated": replace(by_image, personalise=0), "personal": by_image}
         return {name: form for name, form in forms.items() if form != self and (name == "gated" or self.personalise)}
 
-    def _measured(self, setting: Setting, state: State, fleet: Fleet, train: TrainLocal, told: Told) -> tuple[State, Told]:
+    def _measured(self, setting: Setting, state: State, fleet: Fleet, columns: dict[str, float]) -> tuple[State, dict[str, float]]:
         """Every client with images measures what these use; the server learns no more than the masks' sum, if it is wanted."""
         costs, counts = Costs.of(setting.net.channels, setting.anatomy), self._counts(setting.net)
-        work = MeasureChannelFrequency.after(train, self.personalise, self.export_gate == "folded", counts, self.export == "global", costs)
+        own = {"local": self._local(setting.net), "counts": counts, "shared": self.export == "global", "costs": costs}
+        work = MeasureChannelFrequency.after(setting, setting.rounds, self.personalise, self.export_gate == "folded", **own)
         sent, clients = self._sent(setting.net, state.shared), fleet.pick(None, setting.rounds)
         totals = [fleet.run(work, clients[begin : begin + COHORT], sent).total for begin in range(0, len(clients), COHORT)]
         total = {key: torch.stack([part[key] for part in totals]).sum(0) for key in totals[0]}
         convs = float(total[ACTIVE_CONVS] / total[COUNT])
         active = (convs * costs.dense["convs"] + costs.gates + costs.others) / costs.dense.total
-        told |= {"active_convs_share": convs, "active_share": active, "varying_share": float(total[VARYING_CHANNELS] / total[COUNT])}
+        columns |= {"active_convs_share": convs, "active_share": active, "varying_share": float(total[VARYING_CHANNELS] / total[COUNT])}
         if self.export != "none":
             small = dynamic_channels.exported(setting.net.channels, setting.anatomy, counts, self.export_gate == "folded")
-            told["export_share"] = small / costs.dense.total
+            columns["export_share"] = small / costs.dense.total
         if self.export == "global":
             mask = dynamic_channels.kept(total[keys.FREQUENCY_SUM], total[keys.GATE_SUM], setting.net.channels.widths, counts)
             state = replace(state, mask=mask)
-        return state, told
+        return state, columns
 
     # ---- what it is made of
-
-    def _training(self, setting: Setting, r: int) -> TrainLocal:
-        train = Train.at(setting, r)
-        return TrainLocal(train.feeds, train.lr, train.momentum, train.decay, train.aggregate, train.optimiser, self._local(setting.net))
 
     def _local(self, net: Net) -> tuple[str, ...]:
         """Beginnings of the keys of what stays with the client."""

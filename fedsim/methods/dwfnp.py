@@ -23,9 +23,10 @@ from fedsim.core.tree import Tree, under
 from fedsim.core.types import Data, Feed
 from fedsim.core.validation import TINY, within
 from fedsim.errors import BadInput
+from fedsim.federated.averaged_round import AveragedState
 from fedsim.federated.protocol import ClientInput, Fleet, Method, Setting
 from fedsim.nn.net import Net
-from fedsim.pruning.cut_and_finetune import JUDGES, CutAndFinetune, all_seen, judged
+from fedsim.pruning.cut_and_finetune import MAX_JUDGES, CutAndFinetune, all_seen, held_out_accuracy
 from fedsim.pruning.flops_constraint import FlopsConstraint
 from fedsim.pruning.gate_controller import GateController, GateState
 from fedsim.pruning.hypernet_training import HypernetTraining
@@ -39,12 +40,10 @@ class Best:
 
 
 @dataclass(frozen=True)
-class State:
-    shared: Tree  # the broadcast: w, running statistics, averaged momentum
-    memory: Tree  # of the aggregation
+class State(AveragedState):
     masks: GateState
     kept: Tree = field(default_factory=dict)  # group -> positions of the channels that the cut has left; empty before it
-    best: Best | None = None  # with report = "best"
+    best: Best | None = None  # with checkpoint_choice = "best"
 
 
 @dataclass(frozen=True)
@@ -82,10 +81,10 @@ class DWFNP(CutAndFinetune, Method[State]):
         self.check(setting)
         self._check(setting)
         shared = under(setting.net.initial, keys.WEIGHTS, keys.BUFFERS)
-        return State(shared, setting.aggregate.init_memory(shared), self.choosing(setting).begin())
+        return State.begin(setting, shared, masks=self.controller(setting).begin())
 
     def round(self, setting: Setting, state: State, fleet: Fleet, r: int) -> tuple[State, dict[str, float]]:
-        choosing = self.choosing(setting)
+        controller = self.controller(setting)
         found: dict[str, float] = {}
         if r == 0:
             if self.personal and self.unseen_clients == "refuse":
@@ -93,7 +92,7 @@ class DWFNP(CutAndFinetune, Method[State]):
             return state, found
         last, cohort = self.cut_after(setting), fleet.pick(setting.cohort, r)
         if self.learns(setting, r):
-            learn = choosing.learnt_by_clients if self.hypernet == "client" else choosing.learnt
+            learn = controller.step_on_clients if self.hypernet == "client" else controller.step_on_server
             lr = self.hyper_lr * (0.1 if 2 * (r - 1) >= last else 1.0)
             for j in range(self.hyper_steps):
                 state = replace(state, masks=learn(state.masks, fleet, state.shared, cohort, (r, j), self._feed(setting), lr))
@@ -103,15 +102,15 @@ class DWFNP(CutAndFinetune, Method[State]):
             state = self._cut(setting, state)
         if self.checkpoint_choice == "best" and 2 * (r - last) > setting.rounds - last:
             state = self._better(setting, state, fleet)
-        return state, found | choosing.shares((state.best or state).masks, cohort)
+        return state, found | controller.shares((state.best or state).masks, cohort)
 
     def deploy(self, setting: Setting, state: State, fleet: Fleet, cohort: Sequence[int]) -> tuple[Tree, Tree, Net | None]:
-        choosing, model = self.choosing(setting), state.best or state
+        controller, model = self.controller(setting), state.best or state
         shared, masks = under(model.shared, keys.WEIGHTS, keys.BUFFERS), model.masks
-        own = {GATE: self._left(state, choosing.choices(masks, cohort))} if self.personal and len(cohort) else {}
+        own = {GATE: self._left(state, controller.choices(masks, cohort))} if self.personal and len(cohort) else {}
         if state.kept:
             return shared, own, setting.net.cut(state.kept)
-        return shared | {GATE: choosing.base(masks)}, own, None
+        return shared | {GATE: controller.base(masks)}, own, None
 
     def model_of(self, net: Net, sent: ClientInput) -> Tree:
         held = sent.tree({})
@@ -129,26 +128,25 @@ class DWFNP(CutAndFinetune, Method[State]):
 
     def _trained(self, setting: Setting, state: State, fleet: Fleet, cohort: list[int], r: int) -> tuple[State, dict[str, float]]:
         """Local training under hard gates, drawn anew for every step; after the cut under soft ones, which go on learning."""
-        choosing, work, masks = self.choosing(setting), self.training(setting, r), state.masks
+        controller, work, masks = self.controller(setting), self.training(setting, r), state.masks
         own, net = {}, setting.net.cut(state.kept) if state.kept else None
         if not state.kept and r > self.warm(setting):
-            own = {GATE_STEPS: choosing.steps(masks, cohort, r, setting.train.steps)}
+            own = {GATE_STEPS: controller.steps(masks, cohort, r, setting.train.steps)}
         elif state.kept and self.personal:
-            gate = choosing.soft(masks, cohort, r) if self.finetune == "dynamic" else choosing.choices(masks, cohort)
+            gate = controller.soft(masks, cohort, r) if self.finetune == "dynamic" else controller.choices(masks, cohort)
             own = {GATE: self._left(state, gate)}
-        reply = fleet.run(work, cohort, setting.aggregate.shared(state.memory, state.shared), own, net)
-        shared, memory = self.averaged(setting, state.shared, state.memory, reply)
+        state, reply = self.trained(setting, fleet, state, r, work, own, net, cohort)
         if GATE_GRADIENT in reply.each:
-            masks = choosing.learnt_within(masks, cohort, r, reply.each[GATE_GRADIENT])
-        return replace(state, shared=shared, memory=memory, masks=masks), {"lr": work.lr}
+            masks = controller.step_in_finetuning(masks, cohort, r, reply.each[GATE_GRADIENT])
+        return replace(state, masks=masks), {"lr": work.lr}
 
     def _cut(self, setting: Setting, state: State) -> State:
         """The base for good: a smaller network, whose optimiser begins afresh."""
-        base = self.choosing(setting).base(state.masks)
+        base = self.controller(setting).base(state.masks)
         kept = setting.net.channels.kept(base)
         shared = self.cut(setting, state.shared, kept)
         masks = replace(state.masks, base=base, cut=True)
-        return State(shared, setting.aggregate.init_memory(shared), masks, kept)
+        return State.begin(setting, shared, masks=masks, kept=kept)
 
     def _left(self, state: State, gate: Tensor) -> Tensor:
         """(…, n') of (…, n): the gates of the channels that the cut has left."""
@@ -156,15 +154,15 @@ class DWFNP(CutAndFinetune, Method[State]):
 
     def _better(self, setting: Setting, state: State, fleet: Fleet) -> State:
         """With the model of this round, if it classifies more held-out images rightly than the best before."""
-        judges = fleet.pick(None, 0)[:JUDGES]
+        judges = fleet.pick(None, 0)[:MAX_JUDGES]
         model = self.deploy(setting, replace(state, best=None), fleet, judges)
-        accuracy = judged(self, self._feed(setting), fleet, judges, model)
+        accuracy = held_out_accuracy(self, self._feed(setting), fleet, judges, model)
         better = state.best is None or accuracy > state.best.accuracy
         return replace(state, best=Best(model[0], state.masks, accuracy)) if better else state
 
     # ---- what it is made of
 
-    def choosing(self, setting: Setting) -> GateController:
+    def controller(self, setting: Setting) -> GateController:
         """How gates are drawn and learned."""
         flops = FlopsConstraint.of(setting.net.channels, setting.anatomy, self.depthwise == "squared")
         rule = HypernetTraining(flops, self.tau, self.bias, self.flops_share, self.slope, self.regulariser == "two_sided")
@@ -184,13 +182,13 @@ class DWFNP(CutAndFinetune, Method[State]):
         if not setting.train.steps:
             raise BadInput("[train] dwfnp draws gates for every local step: set train.steps = 5, in place of epochs")
         if not any(self.learns(setting, r) for r in range(warm + 1, last + 1)):
-            raise BadInput(
-                f"[method] masks never learn: warmup = {warm}, the cut after round {last}, hyper_interval = {self.hyper_interval}"
-            )
+            steps = f"no round from {warm + 1} to {last} has a number of steps divisible by hyper_interval = {self.hyper_interval}"
+            early = f"the cut comes after round {last}; take warmup < {last}, not {warm}"
+            raise BadInput(f"[method] the hypernetworks would never be trained: {early if warm >= last else steps}")
         if self.hyper_split == "held" and not setting.holdout:
             raise BadInput('dwfnp learns its masks on held-out images: set partition.holdout = 0.1, or hyper_split = "overlap"')
         if self.embed_sync == "mean" and self.hypernet == "server":
             raise BadInput('[method] embed_sync = "mean" needs hypernet = "client": on the server every embedding has its own row')
         if self.checkpoint_choice == "best" and last == setting.rounds:
-            raise BadInput('[method] report = "best" chooses among the rounds after the cut: take cotrain < rounds')
-        self.choosing(setting).check(setting.clients)
+            raise BadInput('[method] checkpoint_choice = "best" chooses among the rounds after the cut: take cotrain < rounds')
+        self.controller(setting).check(setting.clients)

@@ -14,31 +14,20 @@ from dataclasses import dataclass
 
 from fedsim.core.tree import Tree
 from fedsim.core.types import Data
-from fedsim.federated.client_work import Train
+from fedsim.federated.averaged_round import AveragedState, averaged_round
 from fedsim.federated.protocol import Fleet, Method, Setting
 from fedsim.nn.net import Net
 
 
 @dataclass(frozen=True)
-class State:
-    shared: Tree  # the broadcast: w, running statistics
-    memory: Tree  # of the aggregation
-
-
-@dataclass(frozen=True)
-class FedAvg(Method[State]):
+class FedAvg(Method[AveragedState]):
     """Averages what a cohort trained, round after round; no hyperparameters of its own."""
 
-    def init(self, setting: Setting, public: Data | None) -> State:
-        shared = setting.net.initial
-        return State(shared, setting.aggregate.init_memory(shared))
+    def init(self, setting: Setting, public: Data | None) -> AveragedState:
+        return AveragedState.begin(setting, setting.net.initial)
 
-    def round(self, setting: Setting, state: State, fleet: Fleet, r: int) -> tuple[State, dict[str, float]]:
-        if r == 0:
-            return state, {}
-        work = Train.at(setting, r)
-        reply = fleet.run(work, fleet.pick(setting.cohort, r), setting.aggregate.shared(state.memory, state.shared))
-        return State(*setting.aggregate.server(state.memory, state.shared, reply.total, setting)), {"lr": work.lr}
+    def round(self, setting: Setting, state: AveragedState, fleet: Fleet, r: int) -> tuple[AveragedState, dict[str, float]]:
+        return averaged_round(setting, fleet, state, r)
 
-    def deploy(self, setting: Setting, state: State, fleet: Fleet, cohort: Sequence[int]) -> tuple[Tree, Tree, Net | None]:
+    def deploy(self, setting: Setting, state: AveragedState, fleet: Fleet, cohort: Sequence[int]) -> tuple[Tree, Tree, Net | None]:
         return state.shared, {}, None

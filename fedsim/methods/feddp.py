@@ -24,6 +24,7 @@ from fedsim.core.tree import Tree, renamed, size, under
 from fedsim.core.types import Batch, Data
 from fedsim.core.validation import TINY, within
 from fedsim.errors import BadInput
+from fedsim.federated.averaged_round import AveragedState, trained
 from fedsim.federated.client_work import Train
 from fedsim.federated.protocol import ClientInput, Fleet, Method, Report, Setting
 from fedsim.nn.net import Net
@@ -84,13 +85,7 @@ def _soft(w: Tensor, share: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class State:
-    shared: Tree  # w, running statistics
-    memory: Tree  # of the aggregation
-
-
-@dataclass(frozen=True)
-class FedDP(Method[State]):
+class FedDP(Method[AveragedState]):
     """Zeroes small weights of convolutions after each local epoch."""
 
     theta: float = 1e-3  # weights of convolutions that are not larger become 0
@@ -100,25 +95,25 @@ class FedDP(Method[State]):
     def __post_init__(self) -> None:
         within(self, theta=(0, inf), filters=(0, 1), lr_decay_per_epoch=(TINY, 1))
 
-    def init(self, setting: Setting, public: Data | None) -> State:
+    def init(self, setting: Setting, public: Data | None) -> AveragedState:
         if setting.train.steps:
             raise BadInput("[train] feddp prunes after each local epoch: set train.epochs = 20, in place of steps")
-        if setting.aggregate.sgd:
-            raise BadInput("[train] feddp's local rate falls; it takes aggregate = fedavg or fedprox, whose formulas have no rate")
-        shared = setting.net.initial
-        return State(shared, setting.aggregate.init_memory(shared))
+        if setting.aggregate.sgd and self.lr_decay_per_epoch < 1:
+            raise BadInput(
+                "[train] feddp lowers the learning rate every epoch, which fednova and scaffold assume constant;"
+                ' use aggregate = "fedavg" or "fedprox", or method.lr_decay_per_epoch = 1'
+            )
+        return AveragedState.begin(setting, setting.net.initial)
 
-    def round(self, setting: Setting, state: State, fleet: Fleet, r: int) -> tuple[State, dict[str, float]]:
+    def round(self, setting: Setting, state: AveragedState, fleet: Fleet, r: int) -> tuple[AveragedState, dict[str, float]]:
         if r == 0:
             return state, {}
-        train = Train.at(setting, r)
-        common = (train.feeds, train.lr, train.momentum, train.decay, train.aggregate, train.optimiser)
-        work = TrainZeroing(*common, self.theta, self.filters, self.lr_decay_per_epoch)
-        reply = fleet.run(work, fleet.pick(setting.cohort, r), setting.aggregate.shared(state.memory, state.shared))
-        after = State(*setting.aggregate.server(state.memory, state.shared, reply.total, setting))
+        decay = self.lr_decay_per_epoch
+        work = TrainZeroing.at(setting, r, theta=self.theta, filters=self.filters, lr_decay_per_epoch=decay)
+        after, reply = trained(setting, fleet, state, r, work)
         return after, {"lr": work.lr, **self._zeros(setting.net, state.shared, after.shared, reply.each[NONZERO])}
 
-    def deploy(self, setting: Setting, state: State, fleet: Fleet, cohort: Sequence[int]) -> tuple[Tree, Tree, Net | None]:
+    def deploy(self, setting: Setting, state: AveragedState, fleet: Fleet, cohort: Sequence[int]) -> tuple[Tree, Tree, Net | None]:
         return state.shared, {}, None
 
     def _zeros(self, net: Net, sent: Tree, after: Tree, left: Tensor) -> dict[str, float]:

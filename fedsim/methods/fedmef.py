@@ -12,9 +12,9 @@ Paper -> code:  theta -> w,  m -> mask,  d -> density,  theta_low -> the marked 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -24,17 +24,12 @@ from fedsim.core.tree import Tree
 from fedsim.core.types import Data
 from fedsim.core.validation import TINY, within
 from fedsim.errors import BadInput
+from fedsim.federated.averaged_round import AveragedState, trained
 from fedsim.federated.client_work import TrainAndScore
-from fedsim.federated.protocol import Fleet, Method, Reply, Setting
+from fedsim.federated.protocol import Fleet, Method, Setting
 from fedsim.nn.net import Net
 from fedsim.pruning import extrusion, mask_adjustment
 from fedsim.pruning.extrusion import ExtrudeAndProbe, marked, norm_of
-
-
-@dataclass(frozen=True)
-class State:
-    shared: Tree  # the broadcast: w, gains, running statistics, masks
-    memory: Tree  # of the aggregation
 
 
 @dataclass(frozen=True)
@@ -48,7 +43,7 @@ class Extrusion:
 
 
 @dataclass(frozen=True)
-class FedMef(Method[State]):
+class FedMef(Method[AveragedState]):
     """Moves its masks all at once, and presses down what it is about to drop."""
 
     density: float = 0.1  # d, kept share of all conv and linear weights, the dense first layer included
@@ -73,45 +68,42 @@ class FedMef(Method[State]):
         if isinstance(self.blocks, int):
             within(self, blocks=(1, inf))
 
-    def init(self, setting: Setting, public: Data | None) -> State:
+    def init(self, setting: Setting, public: Data | None) -> AveragedState:
         try:
             mask_adjustment.blocks(self._masked(setting.net), self.blocks)
             held = self.masks_of(setting)
         except ValueError as error:
             raise BadInput(f"[method] {error}") from error
-        shared = masks.apply(setting.net.initial, held) | held
-        return State(shared, setting.aggregate.init_memory(shared))
+        return AveragedState.begin(setting, masks.apply(setting.net.initial, held) | held)
 
-    def round(self, setting: Setting, state: State, fleet: Fleet, r: int) -> tuple[State, dict[str, float]]:
+    def round(self, setting: Setting, state: AveragedState, fleet: Fleet, r: int) -> tuple[AveragedState, dict[str, float]]:
         if r == 0:
             return state, {}
         extrusion = self.extrusion(setting.net, state.shared, r)
-        trained, reply = self.trained(setting, state, fleet, r, extrusion)
-        shared, told = trained.shared, {"lr": setting.train.at(r).lr, "weights_swapped": 0.0}
+        work = self.training(setting, r, extrusion)
+        after, reply = trained(setting, fleet, state, r, work)
+        shared, columns = after.shared, {"lr": work.lr, "weights_swapped": 0.0}
         if extrusion.marks:
             low = marked(state.shared, extrusion.marks)
-            told |= {"marked_norm_before": float(norm_of(state.shared, low)), "marked_norm_after": float(norm_of(shared, low))}
+            columns |= {"marked_norm_before": float(norm_of(state.shared, low)), "marked_norm_after": float(norm_of(shared, low))}
         if extrusion.moves:
             n, leaving = reply.each[COUNT].double(), self._leaving(state.shared, extrusion.moves)
-            shared, told["weights_swapped"] = mask_adjustment.swapped(shared, reply.each, extrusion.moves, n / n.sum(), leaving)
-        return State(shared, trained.memory), told
+            shared, columns["weights_swapped"] = mask_adjustment.swapped(shared, reply.each, extrusion.moves, n / n.sum(), leaving)
+        return replace(after, shared=shared), columns
 
-    def deploy(self, setting: Setting, state: State, fleet: Fleet, cohort: Sequence[int]) -> tuple[Tree, Tree, Net | None]:
+    def deploy(self, setting: Setting, state: AveragedState, fleet: Fleet, cohort: Sequence[int]) -> tuple[Tree, Tree, Net | None]:
         return state.shared, {}, None
 
-    def trained(self, setting: Setting, state: State, fleet: Fleet, r: int, extrusion: Extrusion) -> tuple[State, Reply]:
-        """The average of what the cohort trained in round `r`, under the old masks, and the reply with its votes."""
-        work = TrainAndScore.growing(setting, r, extrusion.moves)
-        if extrusion.marks and self.penalty:
-            how = (self.penalty, self.penalty_form, self.ramp, self.beta_norm, setting.train.lr, self.budget)
-            when = (extrusion.before, extrusion.rounds, self.remark_every_step, extrusion.marks)
-            plain = (work.feeds, work.lr, work.momentum, work.decay, work.aggregate, work.optimiser, work.moves)
-            work = ExtrudeAndProbe(*plain, *how, *when)
-        reply = fleet.run(work, fleet.pick(setting.cohort, r), setting.aggregate.shared(state.memory, state.shared))
-        return State(*setting.aggregate.server(state.memory, state.shared, reply.total, setting)), reply
+    def training(self, setting: Setting, r: int, extrusion: Extrusion) -> TrainAndScore:
+        """What the cohort does in round `r`: local training under the old masks, and where weights are about to move the votes."""
+        if not (extrusion.marks and self.penalty):
+            return TrainAndScore.growing(setting, r, extrusion.moves)
+        how: dict[str, Any] = {"penalty": self.penalty, "form": self.penalty_form, "ramp": self.ramp, "beta_norm": self.beta_norm}
+        how |= {"budget": self.budget, "before": extrusion.before, "rounds": extrusion.rounds, "remark": self.remark_every_step}
+        return ExtrudeAndProbe.growing(setting, r, extrusion.moves, lr0=setting.train.lr, marks=extrusion.marks, **how)
 
     def extrusion(self, net: Net, shared: Tree, r: int) -> Extrusion:
-        """What round `r` presses down and moves: for the adjustment that it ends with, or one at most `transfer` rounds ahead."""
+        """What round `r` presses down and moves: for the adjustment that it ends with, or one at most `extrusion_rounds` rounds ahead."""
         due = -(-r // self.adjust_every) * self.adjust_every
         first = max(1, due - self.extrusion_rounds)
         if r < first or not mask_adjustment.due(due, self.adjust_every, self.stop_round):

@@ -27,6 +27,7 @@ from fedsim.core.validation import TINY, within
 from fedsim.costs import profile
 from fedsim.errors import BadInput
 from fedsim.federated import pretraining
+from fedsim.federated.averaged_round import AveragedState, trained
 from fedsim.federated.client_work import Loss, Statistics, Train, TrainAndScore
 from fedsim.federated.protocol import Fleet, Method, Setting
 from fedsim.nn.net import Net
@@ -36,14 +37,8 @@ DRAWS = 10_000  # of layer densities for one candidate
 
 
 @dataclass(frozen=True)
-class State:
-    shared: Tree  # the broadcast: w, running statistics, masks; dense until the candidates are drawn in round 0
-    memory: Tree  # of the aggregation
-
-
-@dataclass(frozen=True)
-class FedTiny(Method[State]):
-    """Selects a sparse model by batch-norm statistics, then moves its masks while it trains."""
+class FedTiny(Method[AveragedState]):
+    """Selects a sparse model by batch-norm statistics, then prunes and regrows its weights while it trains."""
 
     density: float = 0.01  # d_target, kept share of all conv and linear weights, the dense first layer included
     selection: Literal["bn", "vanilla", "none"] = "bn"  # vanilla: judged with the server's statistics; none: the first candidate
@@ -73,30 +68,30 @@ class FedTiny(Method[State]):
         if isinstance(self.blocks, int):
             within(self, blocks=(1, inf))
 
-    def init(self, setting: Setting, public: Data | None) -> State:
+    def init(self, setting: Setting, public: Data | None) -> AveragedState:
         self._check(setting, public)
         shared = pretraining.pretrained(setting, public, self.pretrain_epochs) if public else setting.net.initial
-        return State(shared, setting.aggregate.init_memory(shared))
+        return AveragedState.begin(setting, shared)  # dense until the candidates are drawn in round 0
 
-    def round(self, setting: Setting, state: State, fleet: Fleet, r: int) -> tuple[State, dict[str, float]]:
+    def round(self, setting: Setting, state: AveragedState, fleet: Fleet, r: int) -> tuple[AveragedState, dict[str, float]]:
         if r == 0:
             return self._selected(setting, state, fleet)
         block, moves = self.adjustment(setting.net, state.shared, r)
         work = TrainAndScore.growing(setting, r, moves, self.growth == "last_step") if moves else Train.at(setting, r)
-        reply = fleet.run(work, fleet.pick(setting.cohort, r), setting.aggregate.shared(state.memory, state.shared))
-        shared, memory = setting.aggregate.server(state.memory, state.shared, reply.total, setting)
-        moved = 0
+        state, reply = trained(setting, fleet, state, r, work)
+        swapped = 0
         if moves:
             n = (torch.ones_like(reply.each[COUNT]) if self.uniform else reply.each[COUNT]).double()
-            shared, moved = mask_adjustment.swapped(shared, reply.each, moves, n / n.sum())
-        return State(shared, memory), {"lr": work.lr, "weights_swapped": moved} | ({"adjusted_block": block} if block else {})
+            shared, swapped = mask_adjustment.swapped(state.shared, reply.each, moves, n / n.sum())
+            state = replace(state, shared=shared)
+        return state, {"lr": work.lr, "weights_swapped": swapped} | ({"adjusted_block": block} if block else {})
 
-    def deploy(self, setting: Setting, state: State, fleet: Fleet, cohort: Sequence[int]) -> tuple[Tree, Tree, Net | None]:
+    def deploy(self, setting: Setting, state: AveragedState, fleet: Fleet, cohort: Sequence[int]) -> tuple[Tree, Tree, Net | None]:
         return state.shared, {}, None
 
     # ---- adaptive batch-norm selection
 
-    def _selected(self, setting: Setting, state: State, fleet: Fleet) -> tuple[State, dict[str, float]]:
+    def _selected(self, setting: Setting, state: AveragedState, fleet: Fleet) -> tuple[AveragedState, dict[str, float]]:
         """The candidate of lowest loss, the first of equals, with the statistics that its clients agreed on."""
         pool = self._pool(setting)[: 1 if self.selection == "none" else None]
         ranking = {layer: masks.rank(state.shared[keys.weight(layer)].abs()) for layer in setting.net.maskable}
@@ -111,7 +106,7 @@ class FedTiny(Method[State]):
         found: dict[str, float] = {"candidates": len(pool), "chosen_candidate": losses.index(min(losses)) + 1}
         if self.selection != "none":
             found |= {"candidate_loss": min(losses), "pool_loss": sum(losses) / len(losses)}
-        return State(chosen, setting.aggregate.init_memory(chosen)), found
+        return AveragedState.begin(setting, chosen), found
 
     def _judged(self, setting: Setting, candidate: Tree, fleet: Fleet, stored: int) -> tuple[Tree, float]:
         """The candidate with the clients' mean statistics, and their mean loss on it, both by images seen."""

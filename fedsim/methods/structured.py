@@ -23,6 +23,7 @@ from fedsim.core.keys import COUNT
 from fedsim.core.tree import Tree, under
 from fedsim.core.types import COHORT, Data, Feed
 from fedsim.core.validation import TINY, within
+from fedsim.federated.averaged_round import AveragedState
 from fedsim.federated.protocol import Fleet, Method, Setting
 from fedsim.nn.net import Net
 from fedsim.pruning.cut_and_finetune import CutAndFinetune
@@ -34,9 +35,7 @@ SLACK = exp(0.05 / 2)  # of r over p where R(r, p) = 2 log(r / p) is 0.05
 
 
 @dataclass(frozen=True)
-class State:
-    shared: Tree  # the broadcast: w, running statistics, averaged momentum
-    memory: Tree  # of the aggregation
+class State(AveragedState):
     kept: Tree = field(default_factory=dict)  # group -> positions of the channels that the cut has left; empty before it
 
 
@@ -58,23 +57,19 @@ class Structured(CutAndFinetune, Method[State]):
     def init(self, setting: Setting, public: Data | None) -> State:
         self.check(setting)
         reachable(self._flops(setting), "flops_share", self.flops_share)
-        shared = under(setting.net.initial, keys.WEIGHTS, keys.BUFFERS)
-        return State(shared, setting.aggregate.init_memory(shared))
+        return State.begin(setting, under(setting.net.initial, keys.WEIGHTS, keys.BUFFERS))
 
     def round(self, setting: Setting, state: State, fleet: Fleet, r: int) -> tuple[State, dict[str, float]]:
         if r == 0:
             return state, {}
         work, net = self.training(setting, r), setting.net.cut(state.kept) if state.kept else None
-        sent = setting.aggregate.shared(state.memory, state.shared)
-        reply = fleet.run(work, fleet.pick(setting.cohort, r), sent, net=net)
-        state = State(*self.averaged(setting, state.shared, state.memory, reply), state.kept)
+        state, _ = self.trained(setting, fleet, state, r, work, net=net)
         found = {"lr": work.lr}
         if r == self.cut_after(setting):
             gate = self.chosen(setting, state.shared, fleet, r)
             found["base_flops_share"] = float(self._flops(setting).share(gate))
             kept = setting.net.channels.kept(gate)
-            shared = self.cut(setting, state.shared, kept)
-            state = State(shared, setting.aggregate.init_memory(shared), kept)
+            state = State.begin(setting, self.cut(setting, state.shared, kept), kept=kept)
         return state, found
 
     def deploy(self, setting: Setting, state: State, fleet: Fleet, cohort: Sequence[int]) -> tuple[Tree, Tree, Net | None]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from fedsim.core.tree import Tree, renamed, under
 from fedsim.core.types import Batch, Feed
 from fedsim.federated import aggregation
 from fedsim.federated.client_work import Train
-from fedsim.federated.protocol import ClientInput, Report
+from fedsim.federated.protocol import ClientInput, Report, Setting
 from fedsim.pruning import dynamic_channels
 from fedsim.pruning.dynamic_channels import Costs
 
@@ -51,6 +51,8 @@ class MeasureChannelFrequency(TrainLocal):
     frequencies and mean gates as well, under "loss/", each client's alike.
     """
 
+    purpose: ClassVar[str] = "Frequency"
+
     personal: bool = False
     folded: bool = False  # the gates' means are taken once more, under the client's own mask
     counts: tuple[int, ...] = ()  # channels of every layer that such a mask keeps
@@ -59,15 +61,13 @@ class MeasureChannelFrequency(TrainLocal):
     deployment_only: bool = True
 
     @classmethod
-    def after(
-        cls, train: TrainLocal, personalise: int, folded: bool, counts: Sequence[int], shared: bool, costs: Costs
-    ) -> MeasureChannelFrequency:
-        """After training like `train`: `personalise` more epochs of it, then the client's images once; with `folded` twice."""
-        look = Feed("train", epochs=1, batch=train.feeds[0].batch, augment=False, cost="forward")
-        own = (replace(train.feeds[0], steps=0, epochs=personalise),) if personalise else ()
-        feeds = (*own, look, *([look] if folded else []))
-        common = (train.lr, train.momentum, train.decay, aggregation.FedAvg(), train.optimiser, train.local)
-        return cls(feeds, *common, bool(personalise), folded, tuple(counts), shared, costs)
+    def after(cls, setting: Setting, r: int, personalise: int, folded: bool, **own: Any) -> MeasureChannelFrequency:
+        """`personalise` more epochs of round `r`'s local training, then the client's images once; with `folded` twice."""
+        train = setting.train.feed()
+        look = Feed("train", epochs=1, batch=train.batch, augment=False, cost="forward")
+        trains = (replace(train, steps=0, epochs=personalise),) if personalise else ()
+        feeds = (*trains, look, *([look] if folded else []))
+        return cls.at(setting, r, feeds=feeds, aggregate=aggregation.FedAvg(), personal=bool(personalise), folded=folded, **own)
 
     def init_state(self, net: Net, sent: ClientInput) -> Tree:
         zeros = torch.zeros(net.channels.n, dtype=torch.float64, device=sent.n.device)

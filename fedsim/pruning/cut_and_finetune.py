@@ -1,8 +1,8 @@
-"""What methods share that train, cut channels once for good, and fine-tune what is left: their phases, rates and averages."""
+"""What methods share that train, cut channels once, and fine-tune the smaller network: their phases, rates and averages."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from typing import Any, Literal
@@ -13,17 +13,22 @@ from fedsim.core.tree import Tree, under
 from fedsim.core.types import Feed, LocalOptimizer
 from fedsim.core.validation import within
 from fedsim.errors import BadInput
+from fedsim.federated import averaged_round
+from fedsim.federated.averaged_round import State
 from fedsim.federated.client_work import Loss
 from fedsim.federated.protocol import Fleet, Reply, Setting
 from fedsim.nn.net import Net
 from fedsim.pruning.gated_training import TrainGated
 
-JUDGES = 1_000  # clients at most whose held-out images choose the best model
+MAX_JUDGES = 1_000  # clients at most whose held-out images choose the best model
 
 
 @dataclass(frozen=True)
 class CutAndFinetune:
-    """The fields of such a method, and its local training."""
+    """Mixin of methods with three phases: train (and learn gates) for `cotrain` rounds, cut channels once, fine-tune the smaller network.
+
+    Gives the fields, the learning rate of each phase and the averaging of weights and momentum.
+    """
 
     cotrain: int | None = None  # rounds before the cut, warm-up included; None: half of all rounds. [train] schedules these
     finetune_lr: float | None = None  # learning rate after the cut; None: train.lr
@@ -31,7 +36,7 @@ class CutAndFinetune:
     finetune_warmup: int = 0  # rounds after the cut in which its learning rate rises
     weights: Literal["uniform", "samples"] = "uniform"  # how the clients' weights are averaged
     momentum: Literal["averaged", "reset"] = "averaged"  # averaged with the weights; reset: from 0 in every round, as Adam's moments
-    norm_over: Literal["kept", "all"] = "kept"  # channels a norm sees under a gate; all: masked dense, FLOPs told as if saved
+    norm_over: Literal["kept", "all"] = "kept"  # channels a norm sees under a gate; all: masked dense, FLOPs counted as if saved
     fold_ws: bool = False  # with norm_over = "all": filters are standardised before the cut and stored so
 
     def __post_init__(self) -> None:
@@ -55,16 +60,25 @@ class CutAndFinetune:
     def training(self, setting: Setting, r: int) -> TrainGated:
         """The job's local training in round `r`, under the gates that the client is sent."""
         rate = self.rate(setting, r)
-        common = (setting.train.feed(),), rate.lr, rate.momentum, rate.decay, setting.aggregate.at(rate), rate.optimiser
         carried = self.momentum == "averaged" and rate.optimiser == "sgd" and rate.momentum > 0
-        return TrainGated(*common, self.weights == "uniform", carried, self.norm_over)
+        return TrainGated.at(setting, r, rate, uniform=self.weights == "uniform", carried=carried, norm_over=self.norm_over)
 
-    def averaged(self, setting: Setting, shared: Tree, memory: Tree, reply: Reply) -> tuple[Tree, Tree]:
-        """The next broadcast and memory: weights and running statistics by the job's aggregation, the momentum's mean beside."""
+    def trained(
+        self,
+        setting: Setting,
+        fleet: Fleet,
+        state: State,
+        r: int,
+        work: TrainGated,
+        own: Tree | None = None,
+        net: Net | None = None,
+        cohort: Sequence[int] | None = None,
+    ) -> tuple[State, Reply]:
+        """`averaged_round.trained`, and the clients' mean momentum in the broadcast as well."""
+        after, reply = averaged_round.trained(setting, fleet, state, r, work, own, net, cohort)
         moved = under(reply.total, keys.MOMENTUM)
-        momentum = {key: (value / reply.total[COUNT]).to(shared[keys.weight_of(key)].dtype) for key, value in moved.items()}
-        shared, memory = setting.aggregate.server(memory, shared, reply.total, setting)
-        return shared | momentum, memory
+        momentum = {key: (value / reply.total[COUNT]).to(state.shared[keys.weight_of(key)].dtype) for key, value in moved.items()}
+        return replace(after, shared=after.shared | momentum), reply
 
     def cut(self, setting: Setting, shared: Tree, kept: Tree) -> Tree:
         """The values of the smaller network, of an optimiser that has taken no step."""
@@ -74,7 +88,10 @@ class CutAndFinetune:
     def check(self, setting: Setting) -> None:
         """BadInput for a job whose rounds are too few, or whose model has no channels to cut, or gates of its own."""
         if setting.net.has_dynamic_gates:
-            raise BadInput("[model] gate_keep has channels chosen by the image; this method chooses them for good: leave gate_keep out")
+            raise BadInput(
+                "[model] gate_keep gives the model dynamic gates, which choose channels anew for every image; this method removes"
+                " channels for good: leave gate_keep out"
+            )
         if self.cut_after(setting) > setting.rounds:
             raise BadInput(f"[method] cotrain = {self.cotrain}: the cut comes after the last of {setting.rounds} rounds")
         try:
@@ -93,7 +110,7 @@ def all_seen(setting: Setting, fleet: Fleet, rounds: Iterable[int]) -> None:
         )
 
 
-def judged(method: Any, feed: Feed, fleet: Fleet, judges: list[int], model: tuple[Tree, Tree, Net | None]) -> float:
+def held_out_accuracy(method: Any, feed: Feed, fleet: Fleet, judges: list[int], model: tuple[Tree, Tree, Net | None]) -> float:
     """Share of the judges' images of the feed's split that a deployed model classifies rightly, as they use it."""
     shared, own, net = model
     every = replace(feed, steps=0, epochs=1, augment=False, cost="forward")

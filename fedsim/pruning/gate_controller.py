@@ -32,7 +32,10 @@ def reachable(flops: FlopsConstraint, name: str, share: float) -> None:
     """BadInput for a FLOPs share that cannot be met."""
     if not flops.least <= share <= 1:
         least = f"{flops.least:.4f}"
-        raise BadInput(f"[method] {name} = {share}: with one channel in every group {least} remain; it is {least} … 1")
+        raise BadInput(
+            f"[method] {name} = {share} cannot be reached: with one channel left in every group the model still has {least} of its FLOPs;"
+            f" choose {least} to 1"
+        )
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ class GateController:
 
     # ---- learning
 
-    def learnt(
+    def step_on_server(
         self, masks: GateState, fleet: Fleet, shared: Tree, clients: Sequence[int], when: tuple[int, int], feed: Feed, lr: float
     ) -> GateState:
         """After one step: the clients tell d_i, how their losses change with their soft gates. `lr` of the base, `when` round and step."""
@@ -124,7 +127,7 @@ class GateController:
         d, z, targets = reply.each[GATE_GRADIENT].cpu(), self.rule.z(self.seed), self._targets(clients)
         return self._stepped(masks, clients, partial(self.rule.loss, z=z, draw_keys=draw_keys, key=key, targets=targets, d=d), lr)
 
-    def learnt_by_clients(
+    def step_on_clients(
         self, masks: GateState, fleet: Fleet, shared: Tree, clients: Sequence[int], when: tuple[int, int], feed: Feed, lr: float
     ) -> GateState:
         """After one step of every client's own copy, averaged."""
@@ -141,7 +144,7 @@ class GateController:
             mine = mine | moved
         return replace(masks, hyper=hyper, table=masks.table.put(clients, mine) if rows else masks.table)
 
-    def learnt_within(self, masks: GateState, clients: Sequence[int], r: int, d: Tensor) -> GateState:
+    def step_in_finetuning(self, masks: GateState, clients: Sequence[int], r: int, d: Tensor) -> GateState:
         """After one step on the d (K, n') of soft gates that the weights were trained under, after the cut."""
         full = d.cpu().new_zeros(len(clients), self.rule.flops.n).index_copy(1, masks.base.nonzero().flatten(), d.cpu())
         draw_keys, targets = self._keys("finetune", clients, r)[1], self._targets(clients)

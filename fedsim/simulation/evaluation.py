@@ -48,7 +48,7 @@ def evaluate(parts: Experiment, state: Any, fleet: LocalFleet, r: int) -> Score:
     """Accuracy and loss of the state after round `r`, by count over all images; after the last round of the method's other forms too."""
     clients, last = whose(parts, fleet, r), r == parts.job.rounds
     score = _scored(parts, parts.method, state, fleet, clients, last)
-    others = parts.method.variants() if last and hasattr(parts.method, "variants") else {}
+    others = parts.method.variants() if last else {}
     for name, form in others.items():
         other = _scored(parts, form, state, fleet, clients)
         rounds = {f"{name}_{key}": value for key, value in other.rounds.items() if key in FORMS}
@@ -102,7 +102,7 @@ def _personal(parts: Experiment, score: Score, model: Model, fleet: LocalFleet, 
 def _gates(parts: Experiment, model: Model, fleet: LocalFleet, clients: list[int]) -> Gates | None:
     """The hard gates that clients have for themselves: the server's choice, or what they keep, which those with images can."""
     net = model.net or parts.setting.net
-    if GATE in model.own or not len(fleet.kept) or getattr(type(model.method), "model_of", None) is Method.model_of:
+    if GATE in model.own or not len(fleet.kept) or type(model.method).model_of is Method.model_of:
         return subnetworks.gates_of(net, model.own, clients)
     train = parts.population.shards["train"]
     holders = [client for client in clients if train.size(client)]

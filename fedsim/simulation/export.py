@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,9 +21,11 @@ from fedsim.costs import flops
 from fedsim.costs.profile import ModelProfile
 from fedsim.data.population import populate
 from fedsim.errors import BadInput
+from fedsim.federated.protocol import Method
 from fedsim.nn import profiler
 from fedsim.nn.net import Net
 from fedsim.nn.subnetwork import folded, optimised_for_inference
+from fedsim.pruning.cut_and_finetune import CutAndFinetune
 from fedsim.simulation import subnetworks
 from fedsim.storage.reader import RunReader
 
@@ -96,11 +99,16 @@ def final(path: Path | str, client: int | None = None) -> Final:
 def _note(job: Job, tree: Tree) -> str:
     if job.model.gate_choice == "random" and GATE not in tree:
         return "note: here its random channels are drawn by what each layer sees, not by the image: outputs and accuracy differ"
-    if GATE not in tree or getattr(job.method.use, "norm_over", "kept") == "kept" or job.model.norm != "group":
+    if GATE not in tree or not _norms_saw_closed(job.method.use) or job.model.norm != "group":
         return ""
     return (
         'note: under norm_over = "all" norms saw the closed channels too, which are not here any more: outputs and accuracy differ a little'
     )
+
+
+def _norms_saw_closed(method: Method[Any]) -> bool:
+    """Whether norms ran over closed channels too while the model was trained."""
+    return isinstance(method, CutAndFinetune) and method.norm_over == "all"
 
 
 def _gate_of(reader: RunReader, client: int, job: Job) -> Tree:
@@ -117,7 +125,7 @@ def _gate_of(reader: RunReader, client: int, job: Job) -> Tree:
     if client not in ids:
         some = ", ".join(map(str, ids[:10])) + (" …" if len(ids) > 10 else "")
         raise BadInput(f"{reader.path} holds no network of client {client}; it has those of the clients {some}")
-    if own := getattr(job.method.use, "stays", ""):
+    if own := job.method.use.stays:
         raise BadInput(f"{reader.path}: its clients have {own} of their own, which are in their kept state and not in the run file")
     row, values = int(np.flatnonzero(ids == client)[0]), reader.gate_values()
     gate = {GATE: torch.from_numpy(hard[row])}

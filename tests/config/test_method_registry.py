@@ -21,9 +21,10 @@ from fedsim.errors import BadInput
 MINE = '''
 """A method of one's own."""
 from dataclasses import dataclass
+from fedsim import Method
 
 @dataclass(frozen=True)
-class Mine:
+class Mine(Method):
     """Counts."""
     hyper_lr: float = 0.001  # eta_h, step of the hypernetwork
     keep: float = 0.8
@@ -85,7 +86,9 @@ def test_a_methods_own_checks_are_heard(mine: str) -> None:
 
 
 def test_a_class_that_is_no_method_is_refused(mine: str) -> None:
-    assert "it lacks @dataclass(frozen=True), init, round, deploy" in fault({"method": {"name": "my_method:Loose"}})
+    assert "it lacks @dataclass(frozen=True), the base class fedsim.Method, init, round, deploy" in fault(
+        {"method": {"name": "my_method:Loose"}}
+    )
     assert "my_method has no class 'Mien'; it has Mine, Needy, Loose" in fault({"method": {"name": "my_method:Mien"}})
 
 

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from fedsim.core import rng
 from fedsim.core.tree import Tree, under
 from fedsim.core.types import Batch
+from fedsim.federated.averaged_round import AveragedState
 from fedsim.federated.client_work import Train
 from fedsim.federated.protocol import ClientInput, Fleet, Report, Setting
-from fedsim.methods.fedavg import FedAvg, State
+from fedsim.methods.fedavg import FedAvg
 from fedsim.nn.net import Net
 
 
@@ -33,7 +34,7 @@ class TrainHead(Train):
 class Lasting(FedAvg):
     """Personal last layers, and a mask that is drawn anew every other round. Round HOLD_ROUND, of the environment, never ends."""
 
-    def round(self, setting: Setting, state: State, fleet: Fleet, r: int) -> tuple[State, dict[str, float]]:
+    def round(self, setting: Setting, state: AveragedState, fleet: Fleet, r: int) -> tuple[AveragedState, dict[str, float]]:
         if r % 2 == 0:
             state = replace(state, shared=_masked(state.shared, r))
         if r == 0:
@@ -44,7 +45,7 @@ class Lasting(FedAvg):
         while os.environ.get("HOLD_ROUND") == str(r):  # clients work on until a test stops or kills the run: it cannot come too late
             fleet.run(work, cohort, state.shared)
         reply = fleet.run(work, cohort, state.shared)
-        return State(*setting.aggregate.server(state.memory, state.shared, reply.total, setting)), {}
+        return AveragedState(*setting.aggregate.server(state.memory, state.shared, reply.total, setting)), {}
 
 
 def _masked(shared: Tree, r: int) -> Tree:
@@ -106,7 +107,7 @@ class Faulty(FedAvg):
 
     where: str = "step"  # step | loss | report | round
 
-    def round(self, setting: Setting, state: State, fleet: Fleet, r: int) -> tuple[State, dict[str, float]]:
+    def round(self, setting: Setting, state: AveragedState, fleet: Fleet, r: int) -> tuple[AveragedState, dict[str, float]]:
         if r == 3 and self.where == "round":
             raise KeyError("the line of the user")
         if r == 0:
@@ -116,4 +117,4 @@ class Faulty(FedAvg):
         work = made(train.feeds, train.lr, train.momentum, train.decay, train.aggregate, **({"r": r} if made is not Train else {}))
         cohort = fleet.pick(setting.cohort, r)
         reply = fleet.run(work, cohort, state.shared, {"n/client": torch.tensor(cohort)})
-        return State(*setting.aggregate.server(state.memory, state.shared, reply.total, setting)), {}
+        return AveragedState(*setting.aggregate.server(state.memory, state.shared, reply.total, setting)), {}

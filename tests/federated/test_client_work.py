@@ -286,6 +286,6 @@ def test_a_feed_forms_dense_gradients_in_steps_that_it_has_layers_for(fields) ->
 
 def test_a_cohort_of_more_clients_than_have_images_is_told() -> None:
     made = fleet(SerialFleet, people([2, 2]), linear())
-    with pytest.raises(BadInput, match="3 clients are to take part, and 2 have images"):
+    with pytest.raises(BadInput, match=r"a cohort of 3 was asked for, but only 2 clients have training images; lower cohort.size"):
         made.pick(3, 1)
     assert made.pick(None, 1) == [0, 1]

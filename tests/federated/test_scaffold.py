@@ -18,9 +18,9 @@ from fedsim.core.keys import COUNT, FEDNOVA_MOVE, SCAFFOLD_CHANGE, SCAFFOLD_CONT
 from fedsim.core.tree import Tree, clone, renamed, under, zeros
 from fedsim.errors import ClientFault
 from fedsim.federated.aggregation import FedAvg, FedNova, Scaffold
+from fedsim.federated.averaged_round import AveragedState
 from fedsim.federated.client_work import Train
 from fedsim.methods.dwfnp import DWFNP
-from fedsim.methods.fedavg import State
 from fedsim.methods.fedtiny import FedTiny
 from fedsim.methods.structured import Structured
 from fedsim.pruning.extrusion import ExtrudeAndProbe, beta, marked, norm_of
@@ -78,7 +78,7 @@ def test_the_first_round_of_scaffold_is_fedavg_and_the_second_is_not(kind) -> No
     made, plain = having(Scaffold(0.1), kind, cohort=4), having(FedAvg(), kind, cohort=4)
     first, same_first = (played(one, begun(one), 1) for one in (made, plain))
     assert same(first.shared, same_first.shared)
-    second, other = played(made, first, 2), played(plain, State(first.shared, {}), 2)
+    second, other = played(made, first, 2), played(plain, AveragedState(first.shared, {}), 2)
     assert not torch.allclose(second.shared["w/fc1.weight"], other.shared["w/fc1.weight"], atol=1e-4)
 
 

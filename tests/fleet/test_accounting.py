@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fedsim.core.tree import Tree, under
 from fedsim.core.types import Batch, Feed
 from fedsim.costs import profile
-from fedsim.federated.client_work import Loss, Train
+from fedsim.federated.client_work import Loss, Train, TrainAndScore
 from fedsim.federated.protocol import ClientInput, Report, Work
 from fedsim.fleet.accounting import CostAccount
 from fedsim.fleet.messages import WorkerContext
@@ -201,28 +201,23 @@ def test_works_keep_beside_each_other_and_packs_mix_new_clients_with_old(kind) -
 
 
 class Unrelated:
-    """A Work by its verbs alone."""
+    """It has a Work's feeds, and is none."""
 
     feeds = (Feed("train", epochs=1, batch=2),)
 
-    def init_kept(self, net, sent):  # type: ignore[no-untyped-def]
-        return {}
-
-    def init_state(self, net, sent):  # type: ignore[no-untyped-def]
-        return {"w/bias": sent.tree({})[net.weights[-1]].clone()}
-
-    def begin_feed(self, net, sent, state, feed):  # type: ignore[no-untyped-def]
-        return state
-
-    def step(self, net, sent, state, batch):  # type: ignore[no-untyped-def]
-        return state, batch.x.mean()
-
-    def finish(self, net, sent, state):  # type: ignore[no-untyped-def]
-        return Report({"n/images": sent.n.double()})
-
 
 @pytest.mark.parametrize("kind", FLEETS)
-def test_a_work_need_not_inherit_from_work(kind) -> None:
-    made, account = charged(kind, [2, 6])
-    assert float(made.run(Unrelated(), [0, 1], made.site.net.initial).total["n/images"]) == 8
-    assert account.bills[1].train_flops > account.bills[0].train_flops > 0
+def test_a_work_inherits_from_work(kind) -> None:
+    made, _ = charged(kind, [2, 6])
+    with pytest.raises(TypeError, match=r"Unrelated does not inherit from fedsim\.Work"):
+        made.run(Unrelated(), [0, 1], made.site.net.initial)
+
+
+def test_a_work_draws_under_its_own_name_or_the_purpose_that_it_states() -> None:
+    class Renamed(Train):
+        purpose = "Former"
+
+    class Derived(Renamed):
+        pass
+
+    assert [work.purpose for work in (Train, TrainAndScore, Renamed, Derived)] == ["Train", "TrainAndProbe", "Former", "Derived"]

@@ -33,14 +33,23 @@ LEAST = f"{float(cost(ONE)) / FULL:.4f}"  # of the FLOPs of the gated layers
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"flops_share": 0.1}, f"[method] flops_share = 0.1: with one channel in every group {LEAST} remain; it is {LEAST} … 1"),
-        ({"client_flops_share": 0.1}, f"[method] client_flops_share = 0.1: with one channel in every group {LEAST} remain"),
-        ({"client_flops_share": (0.5, 0.1, 0.5, 0.5)}, "[method] client_flops_share = 0.1: "),
+        (
+            {"flops_share": 0.1},
+            f"[method] flops_share = 0.1 cannot be reached: with one channel left in every group the model still has {LEAST}",
+        ),
+        (
+            {"client_flops_share": 0.1},
+            f"[method] client_flops_share = 0.1 cannot be reached: with one channel left in every group the model still has {LEAST}",
+        ),
+        ({"client_flops_share": (0.5, 0.1, 0.5, 0.5)}, "[method] client_flops_share = 0.1 cannot be reached"),
         ({"client_flops_share": (0.5, 0.5, 0.5, 0.5, 0.5)}, "client_flops_share has 5 shares for 4 clients"),
         ({"flops_share": 0.4}, "[method] client_flops_share = 0.5: a client uses part of the base, which keeps 0.4"),
         ({"cotrain": 5}, "[method] cotrain = 5: the cut comes after the last of 4 rounds"),
-        ({"warmup": 2}, "[method] masks never learn: warmup = 2, the cut after round 2, hyper_interval = 1"),
-        ({"hyper_interval": 9}, "[method] masks never learn: warmup = 0, the cut after round 2, hyper_interval = 9"),
+        ({"warmup": 2}, "[method] the hypernetworks would never be trained: the cut comes after round 2; take warmup < 2, not 2"),
+        (
+            {"hyper_interval": 9},
+            "[method] the hypernetworks would never be trained: no round from 1 to 2 has a number of steps divisible by hyper_interval = 9",
+        ),
     ],
 )
 def test_what_the_method_refuses(fields, said) -> None:
@@ -62,10 +71,10 @@ def test_what_the_messages_advise_is_taken() -> None:
 
 def test_one_share_in_a_list_is_for_all_clients() -> None:
     made = gated()
-    one, same = (DWFNP(client_flops_share=share).choosing(made.setting) for share in (0.5, (0.5,)))
+    one, same = (DWFNP(client_flops_share=share).controller(made.setting) for share in (0.5, (0.5,)))
     assert one == same
     assert one._targets([0, 2]).tolist() == [0.5, 0.5]
-    assert DWFNP(client_flops_share=(0.2, 0.3, 0.4, 0.5)).choosing(made.setting)._targets([1, 3]).tolist() == pytest.approx([0.3, 0.5])
+    assert DWFNP(client_flops_share=(0.2, 0.3, 0.4, 0.5)).controller(made.setting)._targets([1, 3]).tolist() == pytest.approx([0.3, 0.5])
 
 
 def test_what_the_job_must_bring() -> None:
@@ -244,7 +253,7 @@ def test_flops_are_those_of_the_open_channels_step_after_step(finetune) -> None:
         assert bills[k].samples == sum(shown)
     made.fleet.open(3)
     method.round(made.setting, after, made.fleet, 3)
-    own = method.choosing(made.setting).choices(after.masks, [0, 1, 2])
+    own = method.controller(made.setting).choices(after.masks, [0, 1, 2])
     for k, n in enumerate((12, 10, 10)):
         used = after.masks.base if finetune == "dynamic" else own[k]
         assert made.fleet.account.bills[k].train_flops == 3 * n * forward(open_in(used))
@@ -260,7 +269,7 @@ def test_check_14_budgets_are_reached_by_the_regulariser_alone() -> None:
     method = DWFNP(client_flops_share=targets, cotrain=150, **QUICK | {"hyper_lr": 0.005, "bias": 3.0})
     state = states(made, method, 150)[-1]
     shared, own, net = method.deploy(made.setting, state, made.fleet, [0, 1, 2, 3])
-    share = method.choosing(made.setting).rule.flops.share
+    share = method.controller(made.setting).rule.flops.share
     assert GATE not in shared
     assert net is made.setting.net.cut(state.kept)
     assert abs(float(share(state.masks.base)) - 0.8) < 0.04  # a channel of the narrow net is up to 0.07 of its FLOPs

@@ -48,7 +48,7 @@ def test_fine_tuning_under_soft_gates_trains_the_weights_and_the_clients_hyperne
     """By hand on the whole network whose closed channels stay at 0; the base's hypernetwork is as it was."""
     made, method, found = cut_world(DWFNP)
     before, after, order = found[4], found[5], made.seen[-1]
-    base, choosing = before.masks.base, method.choosing(made.setting)
+    base, controller = before.masks.base, method.controller(made.setting)
     assert 3 < int((~base).sum()) < 25
     assert order.net is made.setting.net.cut(before.kept)
     whole = next(seen.reply.total for seen in made.seen if seen.r == 4 and type(seen.work).__name__ == "TrainGated")
@@ -77,7 +77,7 @@ def test_fine_tuning_under_soft_gates_trains_the_weights_and_the_clients_hyperne
     first = (old["opt/first/embedding"] * 0.9 + 0.2 * w[EMBEDDING].grad).float()
     assert torch.allclose(after.masks.table.rows["opt/first/embedding"], first, rtol=1e-4, atol=1e-7)
     assert torch.equal(after.masks.base, base)
-    assert choosing.rule.keep == 0.6
+    assert controller.rule.keep == 0.6
 
 
 def test_static_fine_tuning_keeps_the_clients_gates_and_trains_under_them() -> None:
@@ -187,7 +187,7 @@ def test_check_13_the_cut_changes_nothing_but_the_size(fields) -> None:
     """The masked network before it and the smaller one after it give a client the same outputs; no momentum is left."""
     made, method, before, after = before_and_after(**fields)
     base = after.masks.base
-    assert torch.equal(method.choosing(made.setting).base(before.masks), base)
+    assert torch.equal(method.controller(made.setting).base(before.masks), base)
     for k in (0, 1):
         masked, gate = outputs(made, method, before, k)
         cut, left = outputs(made, method, after, k)
@@ -203,16 +203,16 @@ def test_check_13_the_cut_changes_nothing_but_the_size(fields) -> None:
 
 def test_sampled_gates_are_one_draw_that_stays() -> None:
     made = gated((9, 12))
-    choosing = DWFNP(mask_eval="sample", bias=0.5).choosing(made.setting)
-    masks = choosing.begin()
-    base, drawn = choosing.base(masks), choosing.choices(masks, [0, 1])
-    assert torch.equal(base, choosing.base(masks))
-    assert torch.equal(drawn[1:], choosing.choices(masks, [1]))
+    controller = DWFNP(mask_eval="sample", bias=0.5).controller(made.setting)
+    masks = controller.begin()
+    base, drawn = controller.base(masks), controller.choices(masks, [0, 1])
+    assert torch.equal(base, controller.base(masks))
+    assert torch.equal(drawn[1:], controller.choices(masks, [1]))
     assert bool((drawn <= base).all())
-    assert bool(replace(choosing, sample=False).base(masks).all())
+    assert bool(replace(controller, sample=False).base(masks).all())
     assert not base.all()
-    same_rows = {key: value[:1].expand(2, -1) for key, value in choosing.rule.embeddings(0, torch.arange(2)).items()}
-    drawn = choosing.choices(replace(masks, table=masks.table.put([0, 1], same_rows)), [0, 1])
+    same_rows = {key: value[:1].expand(2, -1) for key, value in controller.rule.embeddings(0, torch.arange(2)).items()}
+    drawn = controller.choices(replace(masks, table=masks.table.put([0, 1], same_rows)), [0, 1])
     assert not torch.equal(drawn[0], drawn[1])  # of equal embeddings
 
 

@@ -31,6 +31,7 @@ from fedsim.core.keys import COUNT, EMBEDDING, GATE_GRADIENT, GATE_STEPS
 from fedsim.core.tree import under
 from fedsim.core.types import Feed
 from fedsim.federated.aggregation import FedProx
+from fedsim.federated.averaged_round import AveragedState
 from fedsim.methods import fedavg
 from fedsim.methods.dwfnp import DWFNP
 
@@ -99,7 +100,7 @@ def test_check_9_with_one_client_server_and_client_learn_the_same() -> None:
         state, _ = made.play(Precise(hypernet=where, cotrain=4, **QUICK), 3)
         ends.append(state)
     server, client = ends
-    begin = Precise(**QUICK).choosing(made.setting).begin().hyper
+    begin = Precise(**QUICK).controller(made.setting).begin().hyper
     assert all(not torch.equal(server.masks.hyper[key], value) for key, value in under(begin, "w/").items())
     near(under(server.masks.hyper, "opt/", "n/"), under(client.masks.hyper, "opt/", "n/"), 1e-8)
     near(under(server.masks.hyper, "w/"), under(client.masks.hyper, "w/"), 5e-5)
@@ -112,11 +113,11 @@ def test_clients_that_learn_copies_average_them_and_their_moments(kind) -> None:
     """Each by torch's AdamW on its own whole chain; the embedding stays with its owner."""
     made, clients = gated(kind=kind), [0, 1, 2, 3]
     method = Precise(hypernet="client", cotrain=4, client_flops_share=0.5, **QUICK)
-    choosing, state = method.choosing(made.setting), method.init(made.setting, None)
+    controller, state = method.controller(made.setting), method.init(made.setting, None)
     made.fleet.open(1)
     state, _ = method.round(made.setting, state, made.fleet, 1)
-    begin, key = choosing.begin(), rng.key(0, "learn", 1, 0)
-    rows, ends, own = choosing.rule.embeddings(0, torch.tensor(clients)), [], []
+    begin, key = controller.begin(), rng.key(0, "learn", 1, 0)
+    rows, ends, own = controller.rule.embeddings(0, torch.tensor(clients)), [], []
     for k in clients:
         w = leaves(under(begin.hyper, "w/") | {EMBEDDING: rows[EMBEDDING][k]})
         x, y = batches(made, HELD, k, 1)[0]
@@ -125,7 +126,7 @@ def test_clients_that_learn_copies_average_them_and_their_moments(kind) -> None:
             return F.cross_entropy(by_hand(module_of(), made.setting.net.initial, gate)(x), y)
 
         keys = rng.fold(key, torch.tensor([k]))
-        chain(w, w[EMBEDDING].unsqueeze(0), choosing.rule.z(0), key, keys, [0.5], 0.8, 0.5, loss).backward()
+        chain(w, w[EMBEDDING].unsqueeze(0), controller.rule.z(0), key, keys, [0.5], 0.8, 0.5, loss).backward()
         optimiser = torch.optim.AdamW(list(w.values()), 0.02, weight_decay=0.01)
         optimiser.step()
         found = {name: value.detach() for name, value in w.items()}
@@ -143,7 +144,7 @@ def test_an_averaged_table_moves_by_a_share_of_each_clients_step() -> None:
     for sync in ("owner", "mean"):
         made = gated()
         ends.append(made.play(Precise(hypernet="client", embed_sync=sync, cotrain=4, **QUICK), 1)[0].masks)
-    first = Precise().choosing(made.setting).rule.embeddings(0, torch.arange(4))
+    first = Precise().controller(made.setting).rule.embeddings(0, torch.arange(4))
     assert same(ends[0].hyper, ends[1].hyper)
     owner, mean = ({EMBEDDING: end.table.rows[EMBEDDING] - first[EMBEDDING]} for end in ends)
     near(mean, {EMBEDDING: owner[EMBEDDING] / 4}, 1e-12)
@@ -154,10 +155,10 @@ def test_check_10_rows_outside_of_the_cohort_stay_bit_for_bit(hypernet) -> None:
     """Four clients have rows; then {0, 2} learn: of both others neither row nor moments nor steps change."""
     made = gated()
     method = DWFNP(hypernet=hypernet, cotrain=4, **QUICK)
-    choosing = method.choosing(made.setting)
-    learn = choosing.learnt if hypernet == "server" else choosing.learnt_by_clients
+    controller = method.controller(made.setting)
+    learn = controller.step_on_server if hypernet == "server" else controller.step_on_clients
     made.fleet.open(1)
-    before = learn(choosing.begin(), made.fleet, made.setting.net.initial, [0, 1, 2, 3], (1, 0), HELD, 0.01)
+    before = learn(controller.begin(), made.fleet, made.setting.net.initial, [0, 1, 2, 3], (1, 0), HELD, 0.01)
     made.fleet.open(2)
     after = learn(before, made.fleet, made.setting.net.initial, [0, 2], (2, 0), HELD, 0.01)
     assert after.table.clients.tolist() == [0, 1, 2, 3]
@@ -172,9 +173,9 @@ def test_an_embedding_moves_with_its_own_client_alone() -> None:
     rows = []
     for targets, clients in (((0.5, 0.5, 0.5, 0.5), [0, 1, 2, 3]), ((0.5, 0.5, 0.3, 0.2), [0, 1, 2, 3]), ((0.5, 0.5, 0.5, 0.5), [1])):
         made = gated()
-        choosing = Precise(client_flops_share=targets, bias=0.5).choosing(made.setting)
+        controller = Precise(client_flops_share=targets, bias=0.5).controller(made.setting)
         made.fleet.open(1)
-        table = choosing.learnt(choosing.begin(), made.fleet, made.setting.net.initial, clients, (1, 0), HELD, 0.01).table
+        table = controller.step_on_server(controller.begin(), made.fleet, made.setting.net.initial, clients, (1, 0), HELD, 0.01).table
         rows.append(table.rows["opt/first/embedding"])
     near({"1": rows[0][1]}, {"1": rows[1][1]}, 1e-12)
     assert not torch.allclose(rows[0][2], rows[1][2])
@@ -207,7 +208,7 @@ def test_by_images_and_without_sent_momentum_the_warm_up_is_fedavg_bit_for_bit(n
     """The method that averages weights and does nothing else, on the same draws."""
     made, other = (gated(SIZES, module_of(norm=norm, standardise=True), dtype=torch.float32, rounds=8) for _ in range(2))
     state = states(made, DWFNP(warmup=3, hyper_interval=1, weights="samples", momentum="reset"), 3)[3]
-    plain = fedavg.State(under(other.setting.net.initial, "w/", "buf/"), {})
+    plain = AveragedState(under(other.setting.net.initial, "w/", "buf/"), {})
     for r in (1, 2, 3):
         other.fleet.open(r)
         plain, _ = fedavg.FedAvg().round(other.setting, plain, other.fleet, r)
@@ -263,13 +264,13 @@ def test_the_base_learns_at_a_tenth_in_the_second_half_of_co_training() -> None:
     made = gated((5,), rounds=8)
 
     class Told(DWFNP):
-        def choosing(self, setting):  # type: ignore[no-untyped-def]
-            made_of = super().choosing(setting)
+        def controller(self, setting):  # type: ignore[no-untyped-def]
+            made_of = super().controller(setting)
 
             class Noting(type(made_of)):  # type: ignore[misc]
-                def learnt(self, masks, fleet, shared, clients, when, feed, lr):  # type: ignore[no-untyped-def]
+                def step_on_server(self, masks, fleet, shared, clients, when, feed, lr):  # type: ignore[no-untyped-def]
                     rates.append((when, lr))
-                    return super().learnt(masks, fleet, shared, clients, when, feed, lr)
+                    return super().step_on_server(masks, fleet, shared, clients, when, feed, lr)
 
             return Noting(**vars(made_of))
 

@@ -16,9 +16,10 @@ from fedsim.core.tree import Tree, renamed, under
 from fedsim.errors import BadInput
 from fedsim.federated.aggregation import FedAvg as Mean
 from fedsim.federated.aggregation import FedNova, FedProx, Scaffold
+from fedsim.federated.averaged_round import AveragedState
 from fedsim.federated.protocol import ClientInput
 from fedsim.methods import fedavg
-from fedsim.methods.feddp import OPTIMISER, FedDP, State, TrainZeroing
+from fedsim.methods.feddp import OPTIMISER, FedDP, TrainZeroing
 
 CONVS = ("conv1", "conv2")
 COUNTS = {"conv1": 36, "conv2": 216}
@@ -312,6 +313,9 @@ def test_jobs_that_it_cannot_do_are_told() -> None:
     with pytest.raises(BadInput, match=r"set train.epochs"):
         FedDP().init(steps, None)
     for aggregate in (FedNova(0.9), Scaffold(0.1)):
-        with pytest.raises(BadInput, match="fedavg or fedprox"):
+        with pytest.raises(BadInput, match=r'use aggregate = "fedavg" or "fedprox", or method.lr_decay_per_epoch = 1'):
             FedDP().init(replace(made.setting, aggregate=aggregate), None)
-    assert isinstance(FedDP().init(replace(made.setting, aggregate=FedProx(0.1)), None), State)
+        shared, rows = played(constant(aggregate=aggregate), FedDP(lr_decay_per_epoch=1), 2)
+        assert len(rows) == 2
+        assert all(value.isfinite().all() for value in shared[-1].values())
+    assert isinstance(FedDP().init(replace(made.setting, aggregate=FedProx(0.1)), None), AveragedState)

@@ -23,6 +23,7 @@ from fedsim.core.types import LocalTraining
 from fedsim.costs import communication
 from fedsim.errors import BadInput
 from fedsim.federated.aggregation import FedProx
+from fedsim.federated.averaged_round import trained
 from fedsim.federated.client_work import TrainAndScore
 from fedsim.kernels.nsconv import normalised
 from fedsim.methods.fedmef import FedMef
@@ -82,12 +83,12 @@ def test_check_3_marked_weights_alone_shrink_when_the_data_say_nothing(penalty, 
 
     monkeypatch.setattr(type(net), "gradient", nothing)
     extrusion = method.extrusion(net, state.shared, 1)
-    trained, _ = method.trained(one.setting, state, one.fleet, 1, extrusion)
+    after, _ = trained(one.setting, one.fleet, state, 1, method.training(one.setting, 1, extrusion))
     marks = marked(state.shared, extrusion.marks)
     for key, value in under(state.shared, "w/").items():
         index = marks.get(MARKED + key[2:].removesuffix(".weight"), torch.zeros(0, dtype=torch.int64))
         wanted = value.flatten().index_put((index,), value.flatten()[index] * shrunk)
-        torch.testing.assert_close(trained.shared[key].flatten(), wanted, rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(after.shared[key].flatten(), wanted, rtol=1e-4, atol=1e-7)
 
 
 def _taps(rest: dict, zero: Tree) -> Tree:
@@ -103,7 +104,8 @@ def test_check_3_without_a_penalty_an_adjusting_round_trains_as_a_plain_one_to_t
     for method in (replace(ALWAYS, penalty=0.0), replace(ALWAYS, stop_round=0)):
         one = made(kind=kind)
         state = method.init(one.setting, None)
-        ends.append(method.trained(one.setting, state, one.fleet, 1, method.extrusion(one.setting.net, state.shared, 1))[0].shared)
+        work = method.training(one.setting, 1, method.extrusion(one.setting.net, state.shared, 1))
+        ends.append(trained(one.setting, one.fleet, state, 1, work)[0].shared)
     for key, value in ends[0].items():
         assert torch.equal(value, ends[1][key]), key
 
@@ -115,7 +117,8 @@ def test_a_vanishing_penalty_at_a_constant_rate_changes_nothing_either() -> None
         one = made()
         method = replace(ALWAYS, penalty=penalty)
         state = method.init(one.setting, None)
-        ends.append(method.trained(one.setting, state, one.fleet, 1, method.extrusion(one.setting.net, state.shared, 1))[0].shared)
+        work = method.training(one.setting, 1, method.extrusion(one.setting.net, state.shared, 1))
+        ends.append(trained(one.setting, one.fleet, state, 1, work)[0].shared)
     assert all(torch.equal(value, ends[1][key]) for key, value in ends[0].items())
 
 

@@ -18,6 +18,7 @@ from fedsim.core.types import LocalTraining
 from fedsim.errors import ClientFault
 from fedsim.federated import pretraining
 from fedsim.federated.aggregation import FedAvg, FedProx
+from fedsim.federated.averaged_round import AveragedState
 from fedsim.federated.client_work import Train, TrainAndScore
 from fedsim.methods import fedavg
 from fedsim.methods.fedtiny import FedTiny
@@ -235,7 +236,7 @@ def test_check_15_without_selection_and_adjustment_it_is_masked_fedavg(kind) -> 
         mask[order[:count]] = True
         shared[f"mask/{name}.weight"] = mask.view(shared[f"w/{name}.weight"].shape)
         shared[f"w/{name}.weight"] = shared[f"w/{name}.weight"] * shared[f"mask/{name}.weight"]
-    plain = fedavg.State(shared, {})
+    plain = AveragedState(shared, {})
     for r in range(1, 9):
         other.fleet.open(r)
         plain, _ = fedavg.FedAvg().round(other.setting, plain, other.fleet, r)

@@ -173,7 +173,11 @@ def test_before_the_cut_every_choice_trains_alike() -> None:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"flops_share": 0.1}, f"[method] flops_share = 0.1: with one channel in every group {of_counts([1, 1, 1]):.4f} remain"),
+        (
+            {"flops_share": 0.1},
+            f"[method] flops_share = 0.1 cannot be reached: with one channel left in every group the model still has"
+            f" {of_counts([1, 1, 1]):.4f}",
+        ),
         ({"cotrain": 5}, "cotrain = 5: the cut comes after the last of 4 rounds"),
     ],
 )

@@ -146,13 +146,13 @@ def test_a_lone_image_goes_through_a_lone_channel_at_a_lone_position(kind) -> No
 def world_and_rule(kind: type = SerialFleet):  # type: ignore[no-untyped-def]
     made = gated(kind=kind)
     method = Precise(flops_share=0.8, client_flops_share=tuple(TARGETS), bias=0.5)
-    return made, method.choosing(made.setting)
+    return made, method.controller(made.setting)
 
 
-def at_once(made, choosing, clients: list[int], when: tuple[int, int], masks) -> Tree:  # type: ignore[no-untyped-def]
+def at_once(made, controller, clients: list[int], when: tuple[int, int], masks) -> Tree:  # type: ignore[no-untyped-def]
     """The whole loss's gradient in both hypernetworks and the embeddings, by autograd through the clients' networks."""
     key = rng.key(0, "learn", *when)
-    keys, rows = rng.fold(key, torch.tensor(clients)), masks.table.of(clients, choosing.rule.embeddings(0, torch.tensor(clients)))
+    keys, rows = rng.fold(key, torch.tensor(clients)), masks.table.of(clients, controller.rule.embeddings(0, torch.tensor(clients)))
     w = leaves(under(masks.hyper, "w/") | {EMBEDDING: rows[EMBEDDING]})
     data = [batches(made, HELD, k, when[0])[0] for k in clients]
 
@@ -161,7 +161,7 @@ def at_once(made, choosing, clients: list[int], when: tuple[int, int], masks) ->
         return F.cross_entropy(by_hand(module_of(), made.setting.net.initial, gate)(x), y)
 
     targets = [TARGETS[k] for k in clients]
-    chain(w, w[EMBEDDING], choosing.rule.z(0), key, keys, targets, 0.8, 0.5, loss).backward()
+    chain(w, w[EMBEDDING], controller.rule.z(0), key, keys, targets, 0.8, 0.5, loss).backward()
     return {key: value.grad * (len(clients) if key == EMBEDDING else 1) for key, value in w.items()}
 
 
@@ -169,31 +169,31 @@ def at_once(made, choosing, clients: list[int], when: tuple[int, int], masks) ->
 @pytest.mark.parametrize("clients", [[0, 1, 2, 3], [1, 3]])
 def test_check_7_the_servers_chain_is_one_graph(kind, clients) -> None:
     """Two steps, on gradients by one autograd pass through hypernetworks, masks and the clients' networks."""
-    made, choosing = world_and_rule(kind)
-    masks = choosing.begin()
+    made, controller = world_and_rule(kind)
+    masks = controller.begin()
     for r in (1, 2):
         made.fleet.open(r)
-        found = at_once(made, choosing, clients, (r, 0), masks)
+        found = at_once(made, controller, clients, (r, 0), masks)
         assert max(float(g.abs().max()) for g in found.values()) > 1e-3
         before = masks
-        masks = choosing.learnt(masks, made.fleet, made.setting.net.initial, clients, (r, 0), HELD, 0.01)
+        masks = controller.step_on_server(masks, made.fleet, made.setting.net.initial, clients, (r, 0), HELD, 0.01)
         for key in under(masks.hyper, "w/"):  # the first moment is a known function of the gradient
             first = before.hyper["opt/first/" + key[2:]] * 0.9 + 0.1 * found[key]
             assert torch.allclose(masks.hyper["opt/first/" + key[2:]], first, rtol=1e-6, atol=1e-12), key
-        old = before.table.of(clients, choosing.rule.embeddings(0, torch.tensor(clients)))["opt/first/embedding"]
+        old = before.table.of(clients, controller.rule.embeddings(0, torch.tensor(clients)))["opt/first/embedding"]
         assert torch.allclose(masks.table.rows["opt/first/embedding"], old * 0.9 + 0.1 * found[EMBEDDING], rtol=1e-6, atol=1e-12)
 
 
 def test_soft_gates_are_sent_from_both_hypernetworks() -> None:
     """v * merge(v, u) of the formulas, with logits of torch's own layers."""
-    made, choosing = world_and_rule()
-    masks = choosing.begin()
+    made, controller = world_and_rule()
+    masks = controller.begin()
     made.fleet.open(1)
-    choosing.learnt(masks, made.fleet, made.setting.net.initial, [0, 2], (1, 0), HELD, 0.01)
+    controller.step_on_server(masks, made.fleet, made.setting.net.initial, [0, 2], (1, 0), HELD, 0.01)
     keys = rng.fold(rng.key(0, "learn", 1, 0), torch.tensor([0, 2]))
     base = {key[7:]: value for key, value in under(masks.hyper, "w/base/").items()}
     client = {key[9:]: value for key, value in under(masks.hyper, "w/client/").items()}
-    o, choice = logits(base, choosing.rule.z(0))[0], logits(client, choosing.rule.embeddings(0, torch.tensor([0, 2]))[EMBEDDING])
+    o, choice = logits(base, controller.rule.z(0))[0], logits(client, controller.rule.embeddings(0, torch.tensor([0, 2]))[EMBEDDING])
     for i in range(2):
         v, u = soft(o, keys[i], "v", 0.5), soft(choice[i], keys[i], "u", 0.5)
         assert torch.allclose(made.seen[0].own[GATE][i], torch.where(v >= 0.5, v * u, v), atol=1e-12)
@@ -240,31 +240,31 @@ def test_steps_of_both_hypernetworks_and_of_each_embedding_are_those_of_torchs_a
 
 
 def test_draws_do_not_depend_on_the_company_and_differ_in_every_round_step_and_client() -> None:
-    made, choosing = world_and_rule()
-    masks = choosing.begin()
-    whole = choosing.steps(masks, [0, 1, 2, 3], 5, 4)
+    made, controller = world_and_rule()
+    masks = controller.begin()
+    whole = controller.steps(masks, [0, 1, 2, 3], 5, 4)
     assert whole.shape == (4, 4, 28)
-    assert torch.equal(choosing.steps(masks, [1, 3], 5, 4), whole[[1, 3]])
-    assert torch.equal(choosing.steps(masks, [3, 0, 1], 5, 2), whole[[3, 0, 1], :2])
-    every = torch.cat([whole.flatten(0, 1), choosing.steps(masks, [0, 1, 2, 3], 6, 4).flatten(0, 1)])
+    assert torch.equal(controller.steps(masks, [1, 3], 5, 4), whole[[1, 3]])
+    assert torch.equal(controller.steps(masks, [3, 0, 1], 5, 2), whole[[3, 0, 1], :2])
+    every = torch.cat([whole.flatten(0, 1), controller.steps(masks, [0, 1, 2, 3], 6, 4).flatten(0, 1)])
     assert len(every.unique(dim=0)) == 32
     sent = []
     for r, j in ((1, 0), (1, 1), (2, 0)):
         made.fleet.open(r)
-        choosing.learnt(masks, made.fleet, made.setting.net.initial, [0, 1, 2, 3], (r, j), HELD, 0.01)
+        controller.step_on_server(masks, made.fleet, made.setting.net.initial, [0, 1, 2, 3], (r, j), HELD, 0.01)
         sent.append(made.seen[-1].own[GATE])
     assert len(torch.cat(sent).unique(dim=0)) == 12
     made.fleet.open(1)
-    choosing.learnt(masks, made.fleet, made.setting.net.initial, [2], (1, 0), HELD, 0.01)
+    controller.step_on_server(masks, made.fleet, made.setting.net.initial, [2], (1, 0), HELD, 0.01)
     assert torch.allclose(made.seen[-1].own[GATE][0], sent[0][2], atol=1e-12)
 
 
 def test_hard_draws_are_inside_the_base_of_the_same_draw_and_as_likely_as_they_should_be() -> None:
     """P(v) = 1 - exp(-exp(o + b)), of both together the product; in ten thousand local steps."""
-    _, choosing = world_and_rule()
-    masks = choosing.begin()
-    found = choosing.steps(masks, [0], 1, 10_000)[0].double().mean(0)
-    o, choice = choosing._logits(masks, [0])
+    _, controller = world_and_rule()
+    masks = controller.begin()
+    found = controller.steps(masks, [0], 1, 10_000)[0].double().mean(0)
+    o, choice = controller._logits(masks, [0])
     p = [1 - torch.exp(-torch.exp(value + 0.5)) for value in (o, choice[0])]
     wide = slice(4, None)  # groups that are practically never empty
     assert torch.allclose(found[wide], (p[0] * p[1])[wide], atol=0.02)

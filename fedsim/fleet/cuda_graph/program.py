@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedsim.core.tree import Tree
 from fedsim.core.types import Batch
-from fedsim.federated.protocol import ClientInput
+from fedsim.federated.protocol import ClientInput, Work
 from fedsim.fleet.cuda_graph.buffers import InputBuffers, StateBuffers, remembered
 from fedsim.fleet.cuda_graph.capture import GraphCapture, Run
 from fedsim.fleet.cuda_graph.device_data import BatchGather, Shown
@@ -128,9 +128,9 @@ class GraphedPack:
         return remembered(self.programs, key, lambda: PackProgram(self, feed, shown, length, site, whole), PROGRAMS)
 
 
-def has_rate(work: Any) -> bool:
-    """A rate that changes from round to round must not need another program: it is a value in a buffer."""
-    return isinstance(getattr(work, "lr", None), float)
+def has_rate(work: Work) -> bool:
+    """Whether the work has a learning rate. The graph reads it from a buffer, so that the rate of another round needs no new capture."""
+    return isinstance(vars(work).get("lr"), float)
 
 
 def _dtype(order: WorkOrder) -> torch.dtype:
