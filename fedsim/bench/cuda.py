@@ -26,11 +26,12 @@ from fedsim.core import keys
 from fedsim.core.tree import Tree, under
 from fedsim.fleet.cuda_graph import fleet
 from fedsim.fleet.local_fleet import LocalFleet
-from fedsim.fleet.registry import FLEETS
+from fedsim.fleet.plan import Plan
+from fedsim.fleet.registry import make_fleet
 from fedsim.simulation import launch
 from fedsim.simulation.experiment import Experiment, build_experiment
 from fedsim.simulation.planning import roofline
-from fedsim.simulation.planning.plan import Plan, resolve
+from fedsim.simulation.planning.plan import resolve
 from fedsim.simulation.round_record import speeds
 
 FOLDER = Path("jobs/bench")
@@ -82,7 +83,7 @@ def _compared(job: Job, console: Console) -> tuple[str, ...]:
 
 
 def _fleet(parts: Experiment, plan: Plan) -> LocalFleet:
-    return FLEETS[plan.fleet](plan.settled(parts.site), parts.account(), plan.packs, time.perf_counter)
+    return make_fleet(plan, parts.site, parts.account(), time.perf_counter)
 
 
 def _timed(run) -> float:  # type: ignore[no-untyped-def]

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from fedsim import models
 from fedsim.config.job import Job, load
 from fedsim.fleet.local_fleet import LocalFleet
-from fedsim.fleet.registry import FLEETS
+from fedsim.fleet.registry import make_fleet
 from fedsim.simulation import malloc
 from fedsim.simulation.experiment import Experiment, build_experiment
 from fedsim.simulation.planning.plan import resolve
@@ -43,13 +43,13 @@ def main(jobs: list[Job], console: Console) -> int:
 
 def _measured(parts: Experiment, console: Console) -> tuple[str, ...]:
     plan = resolve(parts, console.print)
-    fleet = FLEETS[plan.fleet](plan.settled(parts.site), parts.account(), plan.packs, time.perf_counter)
+    fleet = make_fleet(plan, parts.site, parts.account(), time.perf_counter)
     ours, theirs = engine(parts, fleet), bare(parts)
     pairs = [(_timed(theirs), _timed(ours)) for _ in range(REPEATS + 1)][1:]
     ratios = sorted(own / bare for bare, own in pairs)
     return (
         parts.job.name,
-        plan.told,
+        plan.describe(),
         f"{median(bare for bare, _ in pairs):.4f}",
         f"{median(own for _, own in pairs):.4f}",
         *(f"{ratio:.3f}" for ratio in (median(ratios), ratios[0], ratios[-1])),

@@ -30,13 +30,14 @@ from fedsim.errors import BadInput
 from fedsim.federated.averaged_round import AveragedState, trained
 from fedsim.federated.pretraining import images
 from fedsim.fleet.local_fleet import LocalFleet
-from fedsim.fleet.registry import FLEETS
+from fedsim.fleet.plan import Plan
+from fedsim.fleet.registry import make_fleet
 from fedsim.methods.fedmef import FedMef
 from fedsim.nn.loss import cross_entropy
 from fedsim.pruning.extrusion import marked, norm_of
 from fedsim.simulation import malloc
 from fedsim.simulation.experiment import Experiment, build_experiment
-from fedsim.simulation.planning.plan import Plan, resolve
+from fedsim.simulation.planning.plan import resolve
 
 DEFAULT = ("jobs/fedmef_digits.toml", "jobs/bench/extrusion_shapes.toml")
 SEEDS = 5
@@ -122,4 +123,4 @@ def loss(parts: Experiment, shared: Tree) -> float:
 
 
 def _fleet(parts: Experiment, plan: Plan) -> LocalFleet:
-    return FLEETS[plan.fleet](plan.settled(parts.site), parts.account(), plan.packs, time.perf_counter)
+    return make_fleet(plan, parts.site, parts.account(), time.perf_counter)

@@ -26,12 +26,13 @@ from fedsim.federated.client_work import Train, TrainAndScore
 from fedsim.federated.protocol import Work
 from fedsim.fleet.messages import Pack, WorkOrder
 from fedsim.fleet.packing import images
-from fedsim.fleet.registry import FLEETS
+from fedsim.fleet.plan import Plan
+from fedsim.fleet.registry import make_fleet
 from fedsim.fleet.serial import carry_out
 from fedsim.methods.fedtiny import FedTiny
 from fedsim.simulation import malloc
 from fedsim.simulation.experiment import Experiment, build_experiment
-from fedsim.simulation.planning.plan import Plan, resolve
+from fedsim.simulation.planning.plan import resolve
 
 DEFAULT = ("jobs/bench/mask_adjustment.toml",)
 
@@ -69,8 +70,7 @@ def _check(job: Job) -> None:
 
 def _rounds(parts: Experiment, plan: Plan) -> tuple[list[float], Tree]:
     """Seconds of every round but the selection, and the model after them."""
-    site = plan.settled(parts.site)
-    fleet = FLEETS[plan.fleet](site, parts.account(), plan.packs, time.perf_counter)
+    fleet = make_fleet(plan, parts.site, parts.account(), time.perf_counter)
     state, seconds = parts.method.init(parts.setting, parts.population.public()), []
     for r in range(parts.setting.rounds + 1):
         fleet.open(r)
@@ -85,7 +85,7 @@ def _compared(parts: Experiment, plan: Plan, seconds: list[float]) -> tuple[str,
     pairs = list(zip(seconds[::2], seconds[1::2], strict=True))[1:]
     ratios = sorted(adjusting / plain for plain, adjusting in pairs)
     figures = (median(plain for plain, _ in pairs), median(adjusting for _, adjusting in pairs), median(ratios), ratios[0], ratios[-1])
-    return parts.job.name, plan.told, *(f"{figure:.3f}" for figure in figures)
+    return parts.job.name, plan.describe(), *(f"{figure:.3f}" for figure in figures)
 
 
 def _risen(parts: Experiment, shared: Tree) -> list[tuple[str, ...]]:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedsim.config.job import Job, load
-from fedsim.fleet.registry import FLEETS
+from fedsim.fleet.registry import make_fleet
 from fedsim.simulation import malloc
 from fedsim.simulation.experiment import Experiment, build_experiment
 from fedsim.simulation.loop import RoundWriter
@@ -41,7 +41,7 @@ def main(jobs: list[Job], console: Console) -> int:
 def measured(parts: Experiment, console: Console) -> tuple[list[float], list[float]]:
     """Seconds of every round, and of writing it down; the first of each is left out."""
     plan = resolve(parts, console.print)
-    fleet = FLEETS[plan.fleet](plan.settled(parts.site), parts.account(), plan.packs, time.perf_counter)
+    fleet = make_fleet(plan, parts.site, parts.account(), time.perf_counter)
     state = parts.method.init(parts.setting, parts.population.public())
     rounds, writes = [], []
     with TemporaryDirectory() as folder:

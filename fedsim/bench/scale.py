@@ -235,7 +235,7 @@ def _answer(parts: Experiment) -> PackResult:
 def _asks(link: Communicator, parts: Experiment, answer: PackResult) -> Messages:
     from fedsim.fleet.mpi.fleet import MPIFleet
 
-    total = link.passage.total(answer.total)
+    total = link.transfer.outgoing_sum(answer.total)
     word, model = np.zeros(1, np.uint8), flat(parts.setting.net.initial)
     awake = _echo(link, word, TIMES)
     asleep = 2 * _echo(link, word, TIMES // 10, QUIET) - awake  # the way back is awake

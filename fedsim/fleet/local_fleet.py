@@ -26,18 +26,6 @@ Engine = Callable[[WorkOrder, Pack, WorkerContext], PackResult]
 Answers = Callable[[WorkOrder, Sequence[Pack], WorkerContext], Iterator[PackResult]]
 
 
-def in_turn(engine: Engine) -> Answers:
-    """One pack after the other. Raises Stopped when the site is asked to stop."""
-
-    def answers(order: WorkOrder, packs: Sequence[Pack], site: WorkerContext) -> Iterator[PackResult]:
-        for pack in packs:
-            if site.stopped():
-                raise Stopped
-            yield engine(order, pack, site)
-
-    return answers
-
-
 class KeptStates(Sequence[Tree | None]):
     """The kept states of some clients, taken from where they lie when they are asked for."""
 
@@ -122,14 +110,18 @@ class LocalFleet:
 
     def _carried_out(self, order: WorkOrder, packs: list[Pack]) -> PackResult:
         begin, answer = self.clock(), PackResult(order.sum())
-        for part in self.answers(order, packs):
+        for part in self.answers(order, packs, self.site):
             answer.merge(part)
         self.timing["compute"] += self.clock() - begin
         return answer
 
-    def answers(self, order: WorkOrder, packs: list[Pack]) -> Iterator[PackResult]:
-        """Of every pack, in turn."""
-        return in_turn(type(self).carry_out)(order, packs, self.site)
+    @classmethod
+    def answers(cls, order: WorkOrder, packs: Sequence[Pack], context: WorkerContext) -> Iterator[PackResult]:
+        """The answer of one pack after the other. Raises Stopped when the context is asked to stop."""
+        for pack in packs:
+            if context.stopped():
+                raise Stopped
+            yield cls.carry_out(order, pack, context)
 
     def _packed(self, order: WorkOrder, clients: list[int], own: Tree) -> list[Pack]:
         calls = self._counted(order.work, clients)

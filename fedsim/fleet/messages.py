@@ -87,8 +87,8 @@ class ErrorContext:
     stage: str = "init_state"
 
     @contextmanager
-    def told(self) -> Iterator[None]:
-        """What goes wrong inside is told with its rank, client, round and step."""
+    def reporting(self) -> Iterator[None]:
+        """Raises any error inside as a ClientFault that names the rank, the clients, the round and the step."""
         try:
             yield
         except Exception as error:
@@ -97,7 +97,7 @@ class ErrorContext:
     def _fault(self, error: Exception) -> ClientFault:
         who = f"client {self.clients[0]}" if len(self.clients) == 1 else f"clients {', '.join(map(str, self.clients))}"
         work = type(self.order.work).__name__
-        told = f"{type(error).__name__}: {error}"
-        if "vmap" in told and "data-dependent" in told:
-            told = f"a Work may not branch on a tensor's value (torch.where chooses); the packed fleet says {told}"
-        return ClientFault(f"[rank {self.rank}, {who}, round {self.order.r}, {work}.{self.stage}] {told}")
+        reason = f"{type(error).__name__}: {error}"
+        if "vmap" in reason and "data-dependent" in reason:
+            reason = f"a Work may not branch on a tensor's value (torch.where chooses); the packed fleet says {reason}"
+        return ClientFault(f"[rank {self.rank}, {who}, round {self.order.r}, {work}.{self.stage}] {reason}")

@@ -28,16 +28,16 @@ from fedsim.fleet.report_costs import charge_all, charge_pack
 def carry_out(order: WorkOrder, pack: Pack, site: WorkerContext) -> PackResult:
     """The pack's answer, clients whose kept states are alike at once."""
     order = replace(order, net=order.net.under_vmap())
-    answer, *others = [_stacked(order, part, site) for part in alike(order, pack, site)]
+    answer, *others = [_stacked(order, part, site) for part in split_by_kept(order, pack, site)]
     for other in others:
         answer.merge(other)
     return answer
 
 
-def alike(order: WorkOrder, pack: Pack, site: WorkerContext) -> list[Pack]:
+def split_by_kept(order: WorkOrder, pack: Pack, site: WorkerContext) -> list[Pack]:
     """The pack in parts whose kept states, first ones filled in, have the same keys, shapes and dtypes."""
-    with ErrorContext(order, site.rank, pack.clients, "init_kept").told():
-        fresh = mapped(order.work.init_kept, order, client_input(order, site, pack))
+    with ErrorContext(order, site.rank, pack.clients, "init_kept").reporting():
+        fresh = map_clients(order.work.init_kept, order, client_input(order, site, pack))
         if not fresh and not any(pack.kept):
             return [pack]
         rows = [tree.row(fresh, i) | (kept or {}) for i, kept in enumerate(pack.kept)]
@@ -58,28 +58,28 @@ def alike(order: WorkOrder, pack: Pack, site: WorkerContext) -> list[Pack]:
 def _stacked(order: WorkOrder, pack: Pack, site: WorkerContext) -> PackResult:
     place = ErrorContext(order, site.rank, pack.clients)
     answer = PackResult(order.sum())
-    with place.told():
+    with place.reporting():
         held = replace(client_input(order, site, pack), kept=tree.stack([kept or {} for kept in pack.kept]))
         place.stage = "init_state"
-        state = _laid_out(mapped(order.work.init_state, order, held))
+        state = _laid_out(map_clients(order.work.init_state, order, held))
         masks.check(client_row(held, 0).tree(tree.row(state, 0)))
         losses = _losses(order, site, pack, held, state, place)
         place.stage = "finish"
-        total, each, keep = mapped(finished(order), order, held, state)
+        total, each, keep = map_clients(finish_function(order), order, held, state)
         answer.total.add(total, pack.clients, held.n.tolist())
         answer.loss = dict(zip(pack.clients, losses, strict=True))
-        answer.each, answer.keep = apart(pack.clients, each), apart(pack.clients, keep)
+        answer.each, answer.keep = by_client(pack.clients, each), by_client(pack.clients, keep)
         if charge_pack(order):
             charge_all(answer, order.net, pack.clients, held, state, total | each)
     return answer
 
 
-def apart(clients: list[int], rows: Tree) -> dict[int, Tree]:
+def by_client(clients: list[int], rows: Tree) -> dict[int, Tree]:
     """Every client's row, a copy of its own: the stack is let go."""
     return {client: tree.clone(tree.row(rows, i)) for i, client in enumerate(clients)}
 
 
-def mapped(function: Any, order: WorkOrder, held: ClientInput, *trees: Any) -> Any:
+def map_clients(function: Any, order: WorkOrder, held: ClientInput, *trees: Any) -> Any:
     """function(net, sent, *trees) for every client; outputs (K, …)."""
 
     def one(own: Tree, kept: Tree, n: Tensor, steps: Tensor, key: Tensor, *rows: Any) -> Any:
@@ -93,7 +93,7 @@ def _laid_out(start: Tree) -> Tree:
     return {key: value.clone(memory_format=torch.contiguous_format) for key, value in start.items()}
 
 
-def finished(order: WorkOrder) -> Any:
+def finish_function(order: WorkOrder) -> Any:
     def finish(net: Any, one: ClientInput, state: Tree) -> tuple[Tree, Tree, Tree]:
         report = order.work.finish(net, one, state)
         return report.total, report.each, report.keep
@@ -107,7 +107,7 @@ def _losses(order: WorkOrder, site: WorkerContext, pack: Pack, held: ClientInput
     for feed in range(len(order.work.feeds)):
         place.stage = f"begin {feed}"
         if type(order.work).begin_feed is not Work.begin_feed:
-            put(state, mapped(lambda net, one, rows, feed=feed: order.work.begin_feed(net, one, rows, feed), order, held, state))
+            overwrite(state, map_clients(lambda net, one, rows, feed=feed: order.work.begin_feed(net, one, rows, feed), order, held, state))
         rows = held.steps[:, feed].argsort(dim=0, descending=True, stable=True).tolist()
         losses = _feed(order, site, pack, held, state, feed, rows, place)
         finite(losses, [pack.clients[i] for i in rows], place)
@@ -122,16 +122,16 @@ def _feed(
     run = batches(order, site, pack, feed, rows)
     ordered = rows == sorted(rows)
     inner = state if ordered else {key: value[rows] for key, value in state.items()}
-    arranged = held if ordered else taken(held, rows)
+    arranged = held if ordered else rows_of(held, rows)
     numbers = torch.arange(run.steps[0] + 1, device=site.device)
     losses = torch.zeros(run.steps[0], len(rows), device=site.device)
     for step in run:
         place.stage = f"step {step.t}"
         narrow, some = inner, arranged
         if step.active < len(rows):
-            narrow, some = {key: value[: step.active] for key, value in inner.items()}, taken(arranged, slice(step.active))
+            narrow, some = {key: value[: step.active] for key, value in inner.items()}, rows_of(arranged, slice(step.active))
         new, loss = _step(order, feed, step, some, narrow, numbers, some.steps[:, feed])
-        put(narrow, new)
+        overwrite(narrow, new)
         losses[step.t, : step.active] = loss
     if not ordered:
         for key, value in state.items():
@@ -139,8 +139,8 @@ def _feed(
     return losses
 
 
-def taken(held: ClientInput, rows: Any) -> ClientInput:
-    """Some clients' part of a packed Sent."""
+def rows_of(held: ClientInput, rows: Any) -> ClientInput:
+    """Some clients' part of a pack's input."""
     own, kept = ({key: value[rows] for key, value in part.items()} for part in (held.own, held.kept))
     return ClientInput(held.shared, own, kept, held.n[rows], held.steps[rows], held.key[rows])
 
@@ -152,10 +152,10 @@ def _step(order: WorkOrder, feed: int, step: Step, held: ClientInput, state: Tre
         return order.work.step(net, alone, rows, Batch(x, y, real[0] if real else None, numbers[step.t], T, feed))
 
     real = () if step.real is None else (step.real,)
-    return mapped(one, order, held, state, step.x, step.y, last, *real)
+    return map_clients(one, order, held, state, step.x, step.y, last, *real)
 
 
-def put(state: Tree, new: Tree) -> None:
+def overwrite(state: Tree, new: Tree) -> None:
     """The new values in the old buffers; a step that wrote in place has nothing to copy, one that exchanged tensors copies first."""
     unchanged(state, new)
     places = {value.data_ptr() for value in state.values()}

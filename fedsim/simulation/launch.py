@@ -23,12 +23,13 @@ from rich.console import Console
 from fedsim.config.job import Job
 from fedsim.errors import BadInput, ClientFault, Stopped
 from fedsim.fleet.local_fleet import LocalFleet
-from fedsim.fleet.registry import FLEETS
+from fedsim.fleet.plan import Plan
+from fedsim.fleet.registry import make_fleet
 from fedsim.simulation import malloc
 from fedsim.simulation.experiment import Experiment, build_experiment
 from fedsim.simulation.finished_round import Callback
 from fedsim.simulation.loop import RoundWriter, simulate
-from fedsim.simulation.planning.plan import Plan, resolve
+from fedsim.simulation.planning.plan import resolve, unlike
 from fedsim.simulation.progress import Progress
 from fedsim.simulation.resume import RunStart, find_start, host
 from fedsim.simulation.stop_signal import LAUNCHED, StopSignal
@@ -84,7 +85,7 @@ def run(job: Job, out: Path, resume: str, communicator: Communicator | None, obs
     with stop.listening(), _ending_all_ranks(communicator):
         experiment = _agreed(communicator, lambda: _experiment(job, communicator, stop))
         start = _agreed(communicator, lambda: RunStart(out) if worker else find_start(experiment, out, resume))
-        hosts = communicator.told(host()) if communicator else [host()]
+        hosts = communicator.allgather_text(host()) if communicator else [host()]
         if communicator and worker:
             _serve(experiment, communicator)
         else:
@@ -123,7 +124,7 @@ def _agreed(communicator: Communicator | None, make: Callable[[], Made]) -> Made
         made = make()
     except BadInput as error:
         message = str(error)
-    messages = communicator.told(message) if communicator else [message]
+    messages = communicator.allgather_text(message) if communicator else [message]
     if first := next(filter(None, messages), ""):
         raise BadInput(first)
     return made  # type: ignore[return-value]
@@ -133,12 +134,12 @@ def _experiment(job: Job, communicator: Communicator | None, stop: StopSignal) -
     """The parts of the run. Rank 0 goes first where data are downloaded."""
     waits = communicator is not None and job.data.download
     if communicator and waits and communicator.rank:
-        communicator.told("")
+        communicator.allgather_text("")
     try:
         return build_experiment(job, communicator.node_rank() if communicator else 0, stop)
     finally:
         if communicator and waits and not communicator.rank:
-            communicator.told("")
+            communicator.allgather_text("")
 
 
 def connect() -> Communicator | None:
@@ -202,7 +203,7 @@ def lead(experiment: Experiment, start: RunStart, communicator: Communicator | N
         observer.report(str(failure))
     if communicator:
         code = next((code for code, kind in CODES.items() if isinstance(failure, kind)), 0)
-        communicator.order({"do": "end", "code": code, "message": str(failure or "")})
+        communicator.send_order({"do": "end", "code": code, "message": str(failure or "")})
     if failure:
         raise failure
     if observer.summary:
@@ -224,7 +225,7 @@ def _rounds(
     callback: Callback | None,
 ) -> None:
     plan = start.plan or resolve(parts, progress.say, start.first_state)
-    if other := plan.unlike(parts):
+    if other := unlike(plan, parts):
         progress.say(f"note: the run goes on under the plan it began with; the job and this machine say {other}")
     fleet = _fleet(parts, plan, link, start)
     with start.record(parts, plan, hosts) as record:
@@ -242,15 +243,5 @@ def _rounds(
 def _fleet(parts: Experiment, plan: Plan, link: Communicator | None, start: RunStart) -> LocalFleet:
     """The fleet of the plan, in this process or on the other ranks."""
     kept: Any = {} if start.checkpoint is None else ChainMap({}, start.checkpoint.kept)  # type: ignore[arg-type]
-    site, account = plan.settled(parts.site), parts.account(plan.pack(parts.setting.cohort))
-    if link is None:
-        return FLEETS[plan.fleet](site, account, plan.packs, time.perf_counter, kept)
-    from fedsim.fleet.mpi.device_transfer import Passage
-    from fedsim.fleet.mpi.fleet import MPIFleet
-
-    wanted = parts.job.execution.cuda_aware_mpi
-    told = {"fleet": plan.fleet, "channels_last": plan.channels_last, "dtype": plan.dtype, "packed_conv": plan.packed_conv}
-    told |= {"sparse": plan.sparse, "cuda_mpi": wanted}
-    link.order({"do": "plan"} | told)
-    link.passage = Passage.of(site.device, wanted)
-    return MPIFleet(site, account, plan.packs, link, kept)
+    account = parts.account(plan.pack(parts.setting.cohort))
+    return make_fleet(plan, parts.site, account, time.perf_counter, kept, link, parts.job.execution.cuda_aware_mpi)

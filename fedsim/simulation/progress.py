@@ -12,8 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Column as Fixed
 
+from fedsim.fleet.plan import Plan
 from fedsim.simulation.experiment import Experiment
-from fedsim.simulation.planning.plan import Plan
 from fedsim.simulation.resume import RunStart
 from fedsim.simulation.round_record import RoundRow
 from fedsim.storage.reader import RunReader

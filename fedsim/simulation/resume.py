@@ -17,9 +17,9 @@ import torch
 from fedsim.config import own_code
 from fedsim.config.job import flat
 from fedsim.errors import BadInput
+from fedsim.fleet.plan import Plan
 from fedsim.simulation.experiment import Experiment
 from fedsim.simulation.planning import roofline
-from fedsim.simulation.planning.plan import Plan
 from fedsim.storage import checkpoint
 from fedsim.storage.checkpoint import Checkpoint, folder_of
 from fedsim.storage.layout import FORMAT

@@ -158,7 +158,7 @@ def test_programs_of_fixed_shapes_serve_rounds_of_other_rates() -> None:
         state, other = played(made, state, r), played(plain, other, r)
         near(state.shared, other.shared, 1e-9)
     assert len({seen.work.lr for seen in made.seen}) == 3
-    assert len(fleet.engine("cpu").crews) == 1
+    assert len(fleet.engine("cpu").graphed) == 1
     fleet.forget()
 
 

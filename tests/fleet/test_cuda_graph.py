@@ -23,7 +23,7 @@ from fedsim.fleet.cuda_graph.fleet import CudaGraphFleet
 from fedsim.fleet.cuda_graph.program import LONGEST, chunks
 from fedsim.fleet.messages import WorkOrder
 from fedsim.fleet.mpi.communicator import TOTAL_TAG, Communicator
-from fedsim.fleet.mpi.device_transfer import Passage, bytes_of, seen_as
+from fedsim.fleet.mpi.device_transfer import DeviceTransfer, bytes_of, seen_as
 from fedsim.fleet.serial import SerialFleet
 from fedsim.nn import mixed_precision
 from fedsim.nn.net import Net
@@ -86,7 +86,7 @@ def test_a_set_too_large_for_the_device_changes_no_bit(monkeypatch) -> None:
 class Warming(Eager):
     """Runs a program before it is its turn, as a capture does."""
 
-    def record(self, name: str, program: Run, restore: Run) -> Run:
+    def capture(self, name: str, program: Run, restore: Run) -> Run:
         program()
         program()
         restore()
@@ -96,7 +96,7 @@ class Warming(Eager):
 def test_running_a_program_to_warm_up_changes_no_bit() -> None:
     cold = total(CudaGraphFleet, train())
     fleet.forget()
-    fleet.engine("cpu").recorder = Warming()
+    fleet.engine("cpu").capture = Warming()
     warm = total(CudaGraphFleet, train())
     assert all(value.equal(warm[key]) for key, value in cold.items())
 
@@ -120,32 +120,32 @@ def test_other_rounds_packs_and_rates_need_no_other_program() -> None:
     for r, lr in ((1, 0.1), (2, 0.05), (3, 0.01)):
         made.fleet.open(r)
         made.fleet.run(replace(train(), lr=lr), range(4), made.setting.net.initial)
-        counts.append([len(crew.programs) for _, crew in fleet.engine("cpu").crews.values()])
+        counts.append([len(pack.programs) for _, pack in fleet.engine("cpu").graphed.values()])
     assert counts == [[1], [1], [1]]
 
 
 class Crowded(Eager):
-    """A device that has room for one crew."""
+    """A device that has room for one graphed pack."""
 
-    def record(self, name: str, program: Run, restore: Run) -> Run:
-        if len(fleet.engine("cpu").crews) > 1:
+    def capture(self, name: str, program: Run, restore: Run) -> Run:
+        if len(fleet.engine("cpu").graphed) > 1:
             raise torch.OutOfMemoryError
         return program
 
 
-def test_a_crew_that_finds_no_memory_left_takes_that_of_others() -> None:
-    fleet.engine("cpu").recorder = Crowded()
+def test_a_graphed_pack_without_memory_takes_that_of_others() -> None:
+    fleet.engine("cpu").capture = Crowded()
     first, second = (total(CudaGraphFleet, work) for work in (train(), train(epochs=3)))
-    assert len(fleet.engine("cpu").crews) == 1
+    assert len(fleet.engine("cpu").graphed) == 1
     assert same(first, total(SerialFleet, train()))
     assert same(second, total(SerialFleet, train(epochs=3)))
 
 
-def test_memory_that_does_not_suffice_for_one_crew_is_a_fault(monkeypatch) -> None:
+def test_memory_that_does_not_suffice_for_one_graphed_pack_is_a_fault(monkeypatch) -> None:
     def full(*_: object) -> Run:
         raise torch.OutOfMemoryError("no memory")
 
-    monkeypatch.setattr(Eager, "record", full)
+    monkeypatch.setattr(Eager, "capture", full)
     with pytest.raises(ClientFault, match="no memory"):
         total(CudaGraphFleet, train())
 
@@ -254,22 +254,22 @@ def test_programs_train_in_bfloat16_near_to_float32() -> None:
 
 @pytest.mark.parametrize("wanted", ["on", "off"])
 def test_mpi_is_handed_tensors_or_copies_of_them(wanted) -> None:
-    passage = Passage.of("cpu", wanted)
-    link = Communicator(MPI.COMM_SELF, lambda: 0.0, lambda seconds: None, passage=passage)
+    transfer = DeviceTransfer.of("cpu", wanted)
+    link = Communicator(MPI.COMM_SELF, lambda: 0.0, lambda seconds: None, transfer=transfer)
     shared, sent = rows()
     exact = order(shared).sum()
     exact.add(sent, range(4), [10, 20, 30, 40])
-    buffer = passage.total(exact)
+    buffer = transfer.outgoing_sum(exact)
     assert isinstance(buffer, Tensor) is (wanted == "on")
     link.send({0: buffer}, TOTAL_TAG)
-    brought = passage.taken(seen_as(link.receive(0, TOTAL_TAG, passage), "int64"))
+    brought = transfer.incoming(seen_as(link.receive(0, TOTAL_TAG, transfer), "int64"))
     assert brought.equal(torch.cat([exact.parts[key].flatten() for key in sorted(exact.parts)]))
-    link.send({0: passage.out(bytes_of(shared))}, TOTAL_TAG)
-    assert passage.taken(link.receive(0, TOTAL_TAG, passage)).equal(shared["w/a"].view(torch.uint8).flatten())
+    link.send({0: transfer.outgoing(bytes_of(shared))}, TOTAL_TAG)
+    assert transfer.incoming(link.receive(0, TOTAL_TAG, transfer)).equal(shared["w/a"].view(torch.uint8).flatten())
 
 
 def test_where_there_is_no_cuda_auto_means_copies() -> None:
-    assert not Passage.of("cpu", "auto").direct
+    assert not DeviceTransfer.of("cpu", "auto").direct
 
 
 # ---- convolutions of a pack

@@ -12,12 +12,13 @@ from fedsim import models
 from fedsim.config.job import check
 from fedsim.core.tree import Tree, under
 from fedsim.core.types import Batch
+from fedsim.fleet.plan import Plan
 from fedsim.kernels.sparse.chwn_layout import is_chwn
 from fedsim.kernels.sparse.cost_model import Cost, Patterns, always_sparse, from_rows, sparse_layers, to_rows
 from fedsim.kernels.sparse.pattern import Geometry
 from fedsim.nn.net import Net
 from fedsim.simulation.planning import layer_timing
-from fedsim.simulation.planning.plan import Plan, resolve
+from fedsim.simulation.planning.plan import resolve
 
 
 class Smooth(nn.Module):
@@ -215,7 +216,7 @@ def test_costs_cover_every_layer_and_stand_in_the_plan(tmp_path, monkeypatch) ->
     assert Plan.of(plan.text()) == plan == resolve(parts)
     forced = Plan.of(resolve(build_experiment(check(JOB | {"execution": {"plan": "reference", "kernels": "sparse"}}))).text())
     assert set(from_rows(forced.sparse)) == set(parts.setting.net.sizes)
-    forced.settled(parts.site)
+    forced.apply(parts.site)
     assert set(parts.site.net.sparse(net_and_tree_masks(parts.site.net))) == set(parts.site.net.maskable)
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from fedsim.errors import ClientFault
+from fedsim.fleet.plan import Plan
 from fedsim.simulation.planning import plan
-from fedsim.simulation.planning.plan import Plan
 
 ALL: Any = SimpleNamespace()
 

@@ -25,22 +25,22 @@ class GraphCapture(Protocol):
 
     notes: dict[str, str]  # name of a program that could not be captured -> why
 
-    def record(self, name: str, program: Run, restore: Run) -> Run:
+    def capture(self, name: str, program: Run, restore: Run) -> Run:
         """What runs `program` from now on. It may be run a few times here; `restore` undoes that."""
         ...
 
     @contextmanager
-    def beside(self, *used: Tensor) -> Iterator[None]:
+    def on_side_stream(self, *used: Tensor) -> Iterator[None]:
         """What is done inside waits for what was asked for before, but what is asked for afterwards does not wait for it."""
         ...
 
     def to_device(self, value: Tensor) -> Tensor: ...
 
     def to_host(self, value: Tensor) -> Tensor:
-        """A copy on the host, complete once `mark` has been waited for."""
+        """A copy on the host, complete once `event` has been waited for."""
         ...
 
-    def mark(self) -> Run:
+    def event(self) -> Run:
         """Waits until all that was asked for up to now is done, also beside."""
         ...
 
@@ -55,11 +55,11 @@ class Eager:
     def __init__(self) -> None:
         self.notes: dict[str, str] = {}
 
-    def record(self, name: str, program: Run, restore: Run) -> Run:
+    def capture(self, name: str, program: Run, restore: Run) -> Run:
         return program
 
     @contextmanager
-    def beside(self, *used: Tensor) -> Iterator[None]:
+    def on_side_stream(self, *used: Tensor) -> Iterator[None]:
         yield
 
     def to_device(self, value: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ class Eager:
     def to_host(self, value: Tensor) -> Tensor:
         return value.clone()
 
-    def mark(self) -> Run:
+    def event(self) -> Run:
         return lambda: None
 
     def release(self) -> None:
@@ -82,16 +82,16 @@ class Cuda:
         self.device = torch.device(device)
         self.notes: dict[str, str] = {}
         self._pool = torch.cuda.graph_pool_handle()
-        self._capture = torch.cuda.Stream(self.device)
+        self._stream = torch.cuda.Stream(self.device)
         self._side = torch.cuda.Stream(self.device)
 
-    def record(self, name: str, program: Run, restore: Run) -> Run:
+    def capture(self, name: str, program: Run, restore: Run) -> Run:
         with torch.cuda.device(self.device), set_multithreading_enabled(False):
             self._warm(program)
             restore()
             graph = torch.cuda.CUDAGraph()
             try:
-                with torch.cuda.graph(graph, pool=self._pool, stream=self._capture, capture_error_mode="thread_local"):
+                with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                     program()
             except torch.OutOfMemoryError:
                 raise
@@ -105,14 +105,14 @@ class Cuda:
 
     def _warm(self, program: Run) -> None:
         current = torch.cuda.current_stream(self.device)
-        self._capture.wait_stream(current)
-        with torch.cuda.stream(self._capture):
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
             for _ in range(WARM):
                 program()
-        current.wait_stream(self._capture)
+        current.wait_stream(self._stream)
 
     @contextmanager
-    def beside(self, *used: Tensor) -> Iterator[None]:
+    def on_side_stream(self, *used: Tensor) -> Iterator[None]:
         self._side.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self._side):
             yield
@@ -125,7 +125,7 @@ class Cuda:
     def to_host(self, value: Tensor) -> Tensor:
         return torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)
 
-    def mark(self) -> Run:
+    def event(self) -> Run:
         event = torch.cuda.Event()
         with torch.cuda.stream(self._side):
             self._side.wait_stream(torch.cuda.current_stream(self.device))
@@ -138,6 +138,6 @@ class Cuda:
         torch.cuda.empty_cache()
 
 
-def recorder(device: str) -> GraphCapture:
+def graph_capture(device: str) -> GraphCapture:
     """The one for a torch device."""
     return Cuda(device) if torch.device(device).type == "cuda" else Eager()

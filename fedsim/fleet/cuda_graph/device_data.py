@@ -27,7 +27,7 @@ CHUNK = 1 << 14  # images that are brought to the device at once
 
 
 @dataclass(frozen=True)
-class Shown:
+class FeedIndex:
     """What every step of a feed shows of a pack, on the device."""
 
     images: Tensor  # (N, C, H, W) uint8, or float in [0, 1] where clients have their own transform
@@ -36,7 +36,7 @@ class Shown:
     real: Tensor | None  # (K, S, B) in {0, 1}; None when every batch of every step is full
     keys: Tensor | None  # (K, S, B) int64 of the augmentation; None without one
     steps: list[int]  # of each client
-    run: FeedIndex
+    run: FeedBatches
 
     @property
     def ragged(self) -> bool:
@@ -44,7 +44,7 @@ class Shown:
         return len(set(self.steps)) > 1
 
 
-class FeedIndex(Batches):
+class FeedBatches(Batches):
     """Which images a feed shows, without the images; clients come with falling numbers of steps, as ever."""
 
     def _ready(self) -> None:
@@ -77,26 +77,26 @@ class FeedIndex(Batches):
 class Resident:
     """The image sets of one device: whole where they fit a share of its free memory, else the pack's own, in a buffer that stays."""
 
-    def __init__(self, device: str, recorder: GraphCapture) -> None:
-        self.device, self.recorder = torch.device(device), recorder
+    def __init__(self, device: str, capture: GraphCapture) -> None:
+        self.device, self.capture = torch.device(device), capture
         self._wholes: OrderedDict[int, tuple[Data, Tensor | None]] = OrderedDict()  # by id, which the set beside keeps from another
         self._packs: OrderedDict[object, Tensor] = OrderedDict()
 
-    def shown(self, order: WorkOrder, pack: Pack, site: WorkerContext, feed: int, steps: Tensor) -> Shown:
+    def shown(self, order: WorkOrder, pack: Pack, site: WorkerContext, feed: int, steps: Tensor) -> FeedIndex:
         """What the feed's `steps` (K,) show; the pack's clients in their own order."""
         rows = steps.argsort(descending=True, stable=True)
         back = rows.argsort()
         clients, calls = ([values[i] for i in rows.tolist()] for values in (pack.clients, pack.calls[1 + feed]))
-        run = FeedIndex(site.population, order.work.feeds[feed], clients, calls, Round(site.seed, order.r), "cpu", site.dtype)
+        run = FeedBatches(site.population, order.work.feeds[feed], clients, calls, Round(site.seed, order.r), "cpu", site.dtype)
         positions, whole = run.positions(), None if site.population.skew is not None else self._whole(run.data)
         where = positions if whole is None else run.images.flatten()[positions]
         images = self._of_pack(run.own(), feed) if whole is None else whole
         real, keys = (None if value is None else self._there(value, back) for value in (run.real(), run.keys() if run.augmented else None))
         where, y = self._there(where, back), self._there(run.labels[positions], back)
-        return Shown(images, where, y, real, keys, [run.steps[i] for i in back.tolist()], run)
+        return FeedIndex(images, where, y, real, keys, [run.steps[i] for i in back.tolist()], run)
 
     def _there(self, value: Tensor, back: Tensor) -> Tensor:
-        return self.recorder.to_device(value[back])
+        return self.capture.to_device(value[back])
 
     def _whole(self, data: Data) -> Tensor | None:
         """The whole set, brought here when it is first asked for; None when it is too large."""
@@ -121,14 +121,14 @@ class Resident:
         length = 1 << max(0, len(images) - 1).bit_length()
         key = (feed, length, images.shape[1:], images.dtype)
         place = remembered(self._packs, key, lambda: images.new_zeros(length, *images.shape[1:], device=self.device), SETS)
-        place[: len(images)] = self.recorder.to_device(images)
+        place[: len(images)] = self.capture.to_device(images)
         return place
 
 
 class BatchGather:
     """Makes the batches of E steps out of buffers that stay where they are."""
 
-    def __init__(self, shown: Shown, steps: int, site: WorkerContext) -> None:
+    def __init__(self, shown: FeedIndex, steps: int, site: WorkerContext) -> None:
         run, population = shown.run, site.population
         self.images, self.dtype, self.channels_last = shown.images, site.dtype, site.channels_last
         self.where, self.y, self.real, self.keys = (
@@ -141,7 +141,7 @@ class BatchGather:
         self.border = population.crop_border
         self.hole = population.cutout if "cutout" in names else 0
 
-    def take(self, shown: Shown, begin: int) -> None:
+    def take(self, shown: FeedIndex, begin: int) -> None:
         """The next steps, from `begin` on; beyond the last one, what was there before."""
         for mine, value in ((self.where, shown.where), (self.y, shown.y), (self.real, shown.real), (self.keys, shown.keys)):
             if mine is not None and value is not None:

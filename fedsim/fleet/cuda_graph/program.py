@@ -17,12 +17,12 @@ from fedsim.core.types import Batch
 from fedsim.federated.protocol import ClientInput, Work
 from fedsim.fleet.cuda_graph.buffers import InputBuffers, StateBuffers, remembered
 from fedsim.fleet.cuda_graph.capture import GraphCapture, Run
-from fedsim.fleet.cuda_graph.device_data import BatchGather, Shown
+from fedsim.fleet.cuda_graph.device_data import BatchGather, FeedIndex
 from fedsim.fleet.messages import ErrorContext, WorkerContext, WorkOrder
-from fedsim.fleet.packed import mapped, put
+from fedsim.fleet.packed import map_clients, overwrite
 
 LONGEST = 32  # steps of one program
-PROGRAMS = 16  # of a crew that are kept ready
+PROGRAMS = 16  # of a graphed pack that are kept ready
 
 
 def chunks(steps: int, even: bool) -> tuple[int, int]:
@@ -36,10 +36,10 @@ def chunks(steps: int, even: bool) -> tuple[int, int]:
 
 
 class PackProgram:
-    """E steps of a feed for all clients of a crew."""
+    """E steps of a feed for all clients of a graphed pack."""
 
-    def __init__(self, crew: GraphedPack, feed: int, shown: Shown, length: int, site: WorkerContext, whole: bool) -> None:
-        self.crew, self.feed, self.length = crew, feed, length
+    def __init__(self, graphed: GraphedPack, feed: int, shown: FeedIndex, length: int, site: WorkerContext, whole: bool) -> None:
+        self.graphed, self.feed, self.length = graphed, feed, length
         self.whole = whole  # no step is void
         self.feeder = BatchGather(shown, length, site)
         self.t = torch.zeros((), dtype=torch.int64, device=site.device)
@@ -48,18 +48,18 @@ class PackProgram:
         self.begin = 0
         self._run: Run | None = None
 
-    def run(self, begin: int, place: ErrorContext, recorder: GraphCapture) -> None:
+    def run(self, begin: int, place: ErrorContext, capture: GraphCapture) -> None:
         """The E steps from `begin` on, which the counter says too."""
         self.place, self.begin = place, begin
         if self._run is None:
-            before, at = self.crew.state.copy(), self.t.clone()
-            name = f"{type(self.crew.order.work).__name__}, feed {self.feed}"
-            self._run = recorder.record(name, self._steps, lambda: self._back(before, at))
+            before, at = self.graphed.state.copy(), self.t.clone()
+            name = f"{type(self.graphed.order.work).__name__}, feed {self.feed}"
+            self._run = capture.capture(name, self._steps, lambda: self._back(before, at))
         self._run()
         self.place = None
 
     def _back(self, before: list[Tensor], at: Tensor) -> None:
-        self.crew.state.put_back(before)
+        self.graphed.state.put_back(before)
         self.t.copy_(at)
 
     def _steps(self) -> None:
@@ -69,11 +69,11 @@ class PackProgram:
             self._step(i)
 
     def _step(self, i: int) -> None:
-        state, batch = self.crew.state, self.feeder.batch(i)
-        last = self.crew.held.sent.steps[:, self.feed]
+        state, batch = self.graphed.state, self.feeder.batch(i)
+        last = self.graphed.held.sent.steps[:, self.feed]
         before = [] if self.whole else state.copy()
-        new, loss = self.crew.stepped(self.feed, *batch, self.t, last)
-        put(state.tree, new)
+        new, loss = self.graphed.stepped(self.feed, *batch, self.t, last)
+        overwrite(state.tree, new)
         if not self.whole:
             active = self.t < last
             state.keep_where(active, before)
@@ -93,7 +93,7 @@ class GraphedPack:
         self.programs: OrderedDict[object, PackProgram] = OrderedDict()
 
     def take(self, order: WorkOrder, held: ClientInput, start: Tree) -> None:
-        """The clients of the next pack sit down."""
+        """Copies the next pack's inputs and initial states into the static buffers that the captured graph reads."""
         self.held.take(held)
         self.state.take(start)
         if has_rate(order.work):
@@ -105,9 +105,9 @@ class GraphedPack:
         def one(net: Any, alone: ClientInput, rows: Tree, x: Tensor, y: Tensor, T: Tensor, *real: Tensor) -> tuple[Tree, Tensor]:
             return self.order.work.step(net, alone, rows, Batch(x, y, real[0] if real else None, t, T, feed))
 
-        return mapped(one, self.order, self.held.sent, self.state.tree, x, y, last, *(() if real is None else (real,)))
+        return map_clients(one, self.order, self.held.sent, self.state.tree, x, y, last, *(() if real is None else (real,)))
 
-    def run(self, feed: int, shown: Shown, site: WorkerContext, place: ErrorContext, recorder: GraphCapture) -> Tensor:
+    def run(self, feed: int, shown: FeedIndex, site: WorkerContext, place: ErrorContext, capture: GraphCapture) -> Tensor:
         """All steps of a feed; losses (S, K), 0 where a client had ended."""
         steps = max(shown.steps)
         losses = torch.zeros(steps, len(shown.steps), device=site.device)
@@ -118,11 +118,11 @@ class GraphedPack:
         program.t.zero_()
         for begin in range(0, steps, length):
             program.feeder.take(shown, begin)
-            program.run(begin, place, recorder)
+            program.run(begin, place, capture)
             losses[begin : begin + length] = program.losses[: steps - begin]
         return losses
 
-    def _program(self, feed: int, shown: Shown, length: int, site: WorkerContext, whole: bool) -> PackProgram:
+    def _program(self, feed: int, shown: FeedIndex, length: int, site: WorkerContext, whole: bool) -> PackProgram:
         images = shown.images.data_ptr(), shown.images.shape, shown.images.dtype
         key = (feed, length, shown.where.shape[2], whole, shown.real is None, shown.keys is None, images)
         return remembered(self.programs, key, lambda: PackProgram(self, feed, shown, length, site, whole), PROGRAMS)

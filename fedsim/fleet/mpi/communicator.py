@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from fedsim.fleet.mpi.device_transfer import Buffer, Passage, seen_as
+from fedsim.fleet.mpi.device_transfer import Buffer, DeviceTransfer, seen_as
 from fedsim.fleet.mpi.schedule import branches
 
 OWN_TAG, REPLY_TAG, ROWS_TAG, GO_TAG, STOP_TAG, TOTAL_TAG, SHARED_TAG = range(1, 8)  # tags
-HOST = Passage()
+HOST = DeviceTransfer()
 SHORT, LONG = 50e-6, 2e-3  # seconds between two looks at a request
 TEXT = 4096  # bytes of an error that is told at the start
 
@@ -29,7 +29,7 @@ class Communicator:
     messages: int = 0  # sent and received by this rank
     bytes: int = 0  # of them
     others: int = 0  # bytes that passed between other ranks on rank 0's behalf, as rank 0 knows
-    passage: Passage = field(default_factory=Passage)  # of models and totals
+    transfer: DeviceTransfer = field(default_factory=DeviceTransfer)  # of models and totals
 
     def until(self, done: Callable[[], Any], asked: Callable[[], None] = lambda: None) -> Any:
         """Asks until `done` answers, ever more seldom: no wait is overslept by more than a fiftieth."""
@@ -43,7 +43,7 @@ class Communicator:
         """Until the request is done; it is given its buffers, which must live that long."""
         self.until(request.Test)
 
-    def total(self, mine: Buffer, ranks: int) -> Buffer:
+    def reduce(self, mine: Buffer, ranks: int) -> Buffer:
         """The int64 sum over ranks 0 … `ranks`, on rank 0: pairs add, then pairs of pairs.
 
         MPI's own reduction comes in many small pieces, each of which would wait for the next look.
@@ -54,23 +54,23 @@ class Communicator:
                 self.send({self.rank - step: seen_as(mine, "uint8")}, TOTAL_TAG)
                 break
             if self.rank + step <= ranks:
-                mine = mine + seen_as(self.receive(self.rank + step, TOTAL_TAG, self.passage), "int64")
+                mine = mine + seen_as(self.receive(self.rank + step, TOTAL_TAG, self.transfer), "int64")
                 heard += 1
             step *= 2
         self.others += mine.nbytes * (ranks - heard)
         return mine
 
-    def order(self, header: dict[str, Any]) -> None:
+    def send_order(self, header: dict[str, Any]) -> None:
         """Sends every rank what to do: {"do": "plan" | "run" | "end", …}."""
-        self.share(coded(header))
+        self.broadcast(coded(header))
 
-    def share(self, buffer: Buffer | None, passage: Passage = HOST) -> Buffer:
+    def broadcast(self, buffer: Buffer | None, transfer: DeviceTransfer = HOST) -> Buffer:
         """The root's bytes, on every rank: each hands them on to its branches.
 
         MPI's own broadcast must be told the size first, and sends long buffers along a chain of ranks in pieces, each of which
         would wait for the next look of every rank on its way.
         """
-        held = self.receive(self.rank & (self.rank - 1), SHARED_TAG, passage) if buffer is None else buffer
+        held = self.receive(self.rank & (self.rank - 1), SHARED_TAG, transfer) if buffer is None else buffer
         below = branches(self.rank, self.ranks)
         self.send(dict.fromkeys(below, held), SHARED_TAG)
         self.others += held.nbytes * (self.ranks - 1 - len(below))
@@ -83,10 +83,10 @@ class Communicator:
             self.wait(request, buffer)
             self._count(buffer)
 
-    def receive(self, rank: int, tag: int, passage: Passage = HOST) -> Buffer:
+    def receive(self, rank: int, tag: int, transfer: DeviceTransfer = HOST) -> Buffer:
         status = MPI.Status()
         self.until(lambda: self.comm.Iprobe(source=rank, tag=tag, status=status))
-        buffer = passage.room(status.Get_count(MPI.BYTE))
+        buffer = transfer.allocate(status.Get_count(MPI.BYTE))
         self.wait(self.comm.Irecv(buffer, source=rank, tag=tag), buffer)
         self._count(buffer)
         return buffer
@@ -100,7 +100,7 @@ class Communicator:
         """Bytes between all ranks, on rank 0."""
         return self.bytes + self.others
 
-    def told(self, mine: str) -> list[str]:
+    def allgather_text(self, mine: str) -> list[str]:
         """A text of every rank, on every rank; the first TEXT bytes of each."""
         row = np.zeros(TEXT, dtype=np.uint8)
         text = mine.encode()[:TEXT]

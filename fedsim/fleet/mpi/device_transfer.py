@@ -31,18 +31,18 @@ def knows_cuda() -> bool:
 
 
 @dataclass(frozen=True)
-class Passage:
+class DeviceTransfer:
     """Where the large buffers of a rank are when they are sent and received."""
 
     device: str = "cpu"
     direct: bool = False
 
     @classmethod
-    def of(cls, device: str, wanted: str) -> Passage:
+    def of(cls, device: str, wanted: str) -> DeviceTransfer:
         """wanted: "on", "off", or "auto", which asks MPI."""
         return cls(device, wanted == "on" or (wanted == "auto" and torch.device(device).type == "cuda" and knows_cuda()))
 
-    def out(self, value: Tensor) -> Buffer:
+    def outgoing(self, value: Tensor) -> Buffer:
         """What MPI is handed for a flat tensor, complete."""
         if not self.direct:
             return pinned(value).numpy()
@@ -50,16 +50,16 @@ class Passage:
             torch.cuda.current_stream(value.device).synchronize()
         return value
 
-    def total(self, total: Sum) -> Buffer:
+    def outgoing_sum(self, total: Sum) -> Buffer:
         """The same for partial sums, int64, keys in order."""
         parts = [total.parts[key].reshape(-1).to(self.device) for key in sorted(total.parts)]
-        return self.out(torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64, device=self.device))
+        return self.outgoing(torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64, device=self.device))
 
-    def room(self, size: int) -> Buffer:
+    def allocate(self, size: int) -> Buffer:
         """Where MPI puts `size` bytes."""
         return torch.empty(size, dtype=torch.uint8, device=self.device) if self.direct else np.empty(size, np.uint8)
 
-    def taken(self, buffer: Buffer) -> Tensor:
+    def incoming(self, buffer: Buffer) -> Tensor:
         """What MPI has brought, on the device."""
         return (buffer if isinstance(buffer, Tensor) else torch.from_numpy(buffer)).to(self.device)
 

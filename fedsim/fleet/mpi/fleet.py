@@ -79,8 +79,8 @@ class MPIFleet(LocalFleet):
         header = {"do": "run", "work": work, "r": order.r, "n": order.n, "shared": layout(order.shared), "ranks": ranks}
         header["kept"] = {group: index.tolist() for group, index in order.net.kept.items()}
         header["packs"] = [[_told(packs[index]) for index in hand] for hand in hands]
-        self.link.order(header)
-        self.link.share(self.link.passage.out(bytes_of(order.shared)))
+        self.link.send_order(header)
+        self.link.broadcast(self.link.transfer.outgoing(bytes_of(order.shared)))
         self.link.send({rank + 1: _private([packs[i] for i in hand]) for rank, hand in enumerate(hands)}, OWN_TAG)
 
     def _collect(self, order: WorkOrder, ranks: int) -> tuple[PackResult, dict[str, list[int]]]:
@@ -118,9 +118,9 @@ class MPIFleet(LocalFleet):
 
     def _reduce(self, answer: PackResult, shapes: dict[str, list[int]], ranks: int) -> None:
         size = sum(int(np.prod(shape)) for shape in shapes.values())
-        passage = self.link.passage
-        whole = self.link.total(passage.out(torch.zeros(size, dtype=torch.int64, device=self.site.device)), ranks)
-        answer.total.take(shapes, passage.taken(whole), len(answer.each))
+        transfer = self.link.transfer
+        whole = self.link.reduce(transfer.outgoing(torch.zeros(size, dtype=torch.int64, device=self.site.device)), ranks)
+        answer.total.take(shapes, transfer.incoming(whole), len(answer.each))
 
 
 def _told(pack: Pack) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Into whose hands things go: the packs that each rank is dealt, and the ranks that a broadcast is handed on to."""
+"""Scheduling: longest-processing-time assignment of packs to ranks, and the binomial tree of a broadcast."""
 
 from __future__ import annotations
 

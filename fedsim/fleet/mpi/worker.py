@@ -13,17 +13,13 @@ from fedsim.core import serialization
 from fedsim.core.exact_sum import Sum
 from fedsim.core.tree import Tree
 from fedsim.errors import ClientFault, Stopped
-from fedsim.fleet import packed, serial
-from fedsim.fleet.cuda_graph import fleet
-from fedsim.fleet.local_fleet import Answers, in_turn
+from fedsim.fleet.local_fleet import Answers
 from fedsim.fleet.messages import Pack, PackResult, WorkerContext, WorkOrder
 from fedsim.fleet.mpi.communicator import GO_TAG, OWN_TAG, REPLY_TAG, ROWS_TAG, STOP_TAG, Communicator, coded
-from fedsim.fleet.mpi.device_transfer import Passage
+from fedsim.fleet.mpi.device_transfer import DeviceTransfer
 from fedsim.fleet.mpi.tree_buffer import flat, layout, size_of, unflat
-from fedsim.kernels.sparse.cost_model import from_rows
-from fedsim.nn.mixed_precision import settle
-
-ENGINES: dict[str, Answers] = {"serial": in_turn(serial.carry_out), "packed": in_turn(packed.carry_out), "cuda_graph": fleet.answers}
+from fedsim.fleet.plan import Plan
+from fedsim.fleet.registry import FLEETS
 
 
 class Worker:
@@ -31,25 +27,23 @@ class Worker:
 
     def __init__(self, site: WorkerContext, link: Communicator) -> None:
         self.link = link
-        self.engine: Answers | None = None
+        self.answers: Answers | None = None
         self._flag = site.stopped
         self.site = replace(site, stopped=self._stopped, rank=link.comm.rank)
 
     def serve(self) -> tuple[int, str]:
         """Answers orders until the last; the exit code and the message of rank 0."""
         while True:
-            header = json.loads(self.link.share(None).tobytes())
+            header = json.loads(self.link.broadcast(None).tobytes())
             if header["do"] == "end":
                 return int(header["code"]), str(header["message"])
             if header["do"] == "plan":
-                self.engine = ENGINES[header["fleet"]]
-                self.site = replace(self.site, channels_last=header["channels_last"])
-                settle(self.site.net, header["dtype"], self.site.device, header["packed_conv"])
-                self.site.net.set_sparse_costs(from_rows(header["sparse"]))
-                self.link.passage = Passage.of(self.site.device, header["cuda_mpi"])
+                plan = Plan.of(header["plan"])
+                self.answers, self.site = FLEETS[plan.fleet].answers, plan.apply(self.site)
+                self.link.transfer = DeviceTransfer.of(self.site.device, header["cuda_aware_mpi"])
             else:
-                passage = self.link.passage
-                self._run(header, unflat(header["shared"], passage.taken(self.link.share(None, passage)), self.site.device))
+                transfer = self.link.transfer
+                self._run(header, unflat(header["shared"], transfer.incoming(self.link.broadcast(None, transfer)), self.site.device))
 
     def _stopped(self) -> bool:
         return self._flag() or self.link.comm.Iprobe(source=0, tag=STOP_TAG)
@@ -65,7 +59,7 @@ class Worker:
         answer, reply = self._answer(order, packs)
         self.reply(answer, reply)
         if self.link.receive(0, GO_TAG)[0]:
-            self.link.total(self.link.passage.total(answer.total), header["ranks"])
+            self.link.reduce(self.link.transfer.outgoing_sum(answer.total), header["ranks"])
         while self.link.comm.Iprobe(source=0, tag=STOP_TAG):
             self.link.receive(0, STOP_TAG)
 
@@ -83,10 +77,10 @@ class Worker:
 
     def _answer(self, order: WorkOrder, packs: list[Pack]) -> tuple[PackResult, dict[str, Any]]:
         answer = PackResult(Sum(order.shared, order.n))
-        assert self.engine is not None, "rank 0 tells the plan first"
+        assert self.answers is not None, "rank 0 sends the plan first"
         try:
             with torch.no_grad():
-                for part in self.engine(order, packs, self.site):
+                for part in self.answers(order, packs, self.site):
                     answer.merge(part)
         except Stopped:
             return answer, {"stopped": True}

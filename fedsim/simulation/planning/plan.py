@@ -1,13 +1,12 @@
-"""The execution plan: how a run is computed, resolved once, never from the number of ranks, and kept in the run file (DESIGN promise 8)."""
+"""Choosing the execution plan of a run: once, never from the number of ranks. The run file holds it, and a resumed run goes on under it."""
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -23,82 +22,19 @@ from fedsim.errors import BadInput, ClientFault
 from fedsim.federated.client_work import Train
 from fedsim.fleet.cuda_graph import fleet
 from fedsim.fleet.local_fleet import Engine
-from fedsim.fleet.messages import Pack, WorkerContext, WorkOrder
+from fedsim.fleet.messages import Pack, WorkOrder
 from fedsim.fleet.packing import cut_cohort, images
-from fedsim.fleet.registry import FLEETS, STACKED
+from fedsim.fleet.plan import STACKED, Plan
+from fedsim.fleet.registry import FLEETS
 from fedsim.fleet.serial import SerialFleet
-from fedsim.kernels.sparse.cost_model import CostRow, always_sparse, from_rows, to_rows
+from fedsim.kernels.sparse.cost_model import CostRow, always_sparse, to_rows
 from fedsim.kernels.sparse.layers import missing
-from fedsim.nn.mixed_precision import settle
 from fedsim.nn.net import Net
 from fedsim.simulation.experiment import Experiment
 from fedsim.simulation.planning import cache, layer_timing
 
 PACKS = (4, 8, 16)  # packs that are tried
 TRIALS = 3  # timed runs of a candidate, after one that warms up
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How clients are carried out."""
-
-    fleet: str = "serial"  # serial | packed | graphed
-    packs: int = 16  # that a cohort is cut into
-    channels_last: bool = False
-    device: str = "cpu"  # kind
-    dtype: str = "float32"  # of convolutions and products
-    packed_conv: str = "grouped"  # convolutions of a pack: grouped | matmul
-    sparse: tuple[CostRow, ...] = ()  # every layer's name and Cost, by which it runs sparse where it keeps few weights; empty: never
-    torch: str = str(torch.__version__)
-
-    def unlike(self, parts: Experiment) -> str:
-        """In what the plan differs from what the job asks for and this machine has; empty where it does not."""
-        execution, device = parts.job.execution, parts.site.device.partition(":")[0]
-        layout = "channels_last" if self.channels_last else "contiguous"
-        asked: dict[str, tuple[object, object]] = {
-            "fleet": (execution.fleet, self.fleet),
-            "packs": (execution.packs, self.packs),
-            "memory_format": (execution.memory_format, layout),
-            "device": (device, self.device),
-            "kernels": (execution.kernels, "sparse" if self.sparse else "dense"),
-            "dtype": (execution.dtype, self.dtype),
-            "packed_conv": (execution.packed_conv, self.packed_conv),
-            "torch": (str(torch.__version__), self.torch),
-        }
-        return ", ".join(f"{name} {wanted} (plan: {mine})" for name, (wanted, mine) in asked.items() if wanted not in (None, mine))
-
-    def pack(self, cohort: int) -> int:
-        """Clients that are trained at once."""
-        return -(-cohort // self.packs) if self.fleet in STACKED else 1
-
-    def settled(self, site: WorkerContext) -> WorkerContext:
-        """The site under this plan, its net included."""
-        settle(site.net, self.dtype, site.device, self.packed_conv)
-        site.net.set_sparse_costs(from_rows(self.sparse))
-        return replace(site, channels_last=self.channels_last)
-
-    @property
-    def told(self) -> str:
-        """The plan as a table tells it."""
-        return ", ".join([self.fleet, f"{self.packs} packs", *self.ways])
-
-    @property
-    def ways(self) -> list[str]:
-        """What is not done as the reference does it, besides the fleet."""
-        ways = {
-            "channels last": self.channels_last,
-            "sparse kernels": bool(self.sparse),
-            "matmul convolutions": self.packed_conv == "matmul",
-        }
-        return [name for name, taken in (ways | {self.dtype: self.dtype != "float32"}).items() if taken]
-
-    def text(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True)
-
-    @classmethod
-    def of(cls, text: str) -> Plan:
-        told = json.loads(text)
-        return cls(**told | {"sparse": tuple(tuple(row) for row in told.get("sparse", ()))})
 
 
 def resolve(parts: Experiment, tell: Callable[[str], None] = lambda line: None, state: Any = None) -> Plan:
@@ -124,6 +60,23 @@ def resolve(parts: Experiment, tell: Callable[[str], None] = lambda line: None, 
         plan = fastest(parts, [plan, *(replace(candidate, sparse=rows) for candidate in plain)], load)
     cache.remember(kept, plan.text())
     return plan
+
+
+def unlike(plan: Plan, parts: Experiment) -> str:
+    """In what the plan differs from what the job asks for and this machine has; empty where it does not."""
+    execution, device = parts.job.execution, parts.site.device.partition(":")[0]
+    layout = "channels_last" if plan.channels_last else "contiguous"
+    asked: dict[str, tuple[object, object]] = {
+        "fleet": (execution.fleet, plan.fleet),
+        "packs": (execution.packs, plan.packs),
+        "memory_format": (execution.memory_format, layout),
+        "device": (device, plan.device),
+        "kernels": (execution.kernels, "sparse" if plan.sparse else "dense"),
+        "dtype": (execution.dtype, plan.dtype),
+        "packed_conv": (execution.packed_conv, plan.packed_conv),
+        "torch": (str(torch.__version__), plan.torch),
+    }
+    return ", ".join(f"{name} {wanted} (plan: {mine})" for name, (wanted, mine) in asked.items() if wanted not in (None, mine))
 
 
 def _candidates(parts: Experiment) -> Iterator[Plan]:
@@ -250,7 +203,7 @@ def _if_it_fits(parts: Experiment, plan: Plan, load: Load) -> float:
 
 def seconds(parts: Experiment, plan: Plan, load: Load) -> float:
     """Seconds per client of the job's own local training under a plan: the best of some runs of one pack."""
-    site = plan.settled(parts.site)
+    site = plan.apply(parts.site)
     pack = max(cut_cohort(load.clients, plan.packs), key=len)
     pack = pack if plan.fleet in STACKED else pack[:2]
     nothing = [0] * len(pack)
