@@ -147,7 +147,8 @@ def _attributes(file: h5py.File) -> dict[str, Any]:
     found = {name: _plain(value) for name, value in file.attrs.items()}
     if is_former(file) and "job" in found:
         found["job"] = former_names.job(found["job"])
-        found["plan"] = json.dumps(former_names.plan(json.loads(found.get("plan", "{}"))), sort_keys=True)
+        for name, translate in (("plan", former_names.plan), ("partition", former_names.partition)):
+            found[name] = json.dumps(translate(json.loads(found.get(name, "{}"))), sort_keys=True)
     return found
 
 
