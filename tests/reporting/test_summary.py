@@ -106,6 +106,14 @@ def test_smaller_networks_are_told_as_last_recorded(tmp_path: Path) -> None:
     assert "network" not in pruned(tmp_path / "c.h5", [{"train_loss": 1.0}])
 
 
+def test_networks_with_dynamic_gates_and_the_clients_own_are_told_apart(tmp_path: Path) -> None:
+    row = {"nominal_share": 0.5, "active_share": 0.4, "varying_share": 0.1, "client_accuracy": 0.9, "client_global_accuracy": 0.8}
+    text = pruned(tmp_path / "a.h5", [row | {"gated_client_accuracy": 0.85, "personal_client_accuracy": 0.95}])
+    assert "dynamic gates at most 50.0% of the FLOPs, 40.0% measured; 10.0% of the channels differ between images" in text
+    own = "90.0% client's own network; 85.0% dynamic gates; 95.0% dynamic gates, personalised"
+    assert f"clients' accuracy {own}; 80.0% client's own network on the global test set" in text
+
+
 def test_the_worst_client_is_named_where_it_is_known(tmp_path: Path) -> None:
     with RunWriter.create(tmp_path / "a.h5", attributes={"rounds_planned": 0}, layers=["fc"], clients=10) as record:
         record.row(0, {"client_accuracy_macro": 0.5, "worst_client": 7}, {"accuracy": (np.array([3, 7]), np.array([0.75, 0.25]))})
