@@ -75,7 +75,7 @@ class CutAndFinetune:
         """BadInput for a job whose rounds are too few, or whose model has no channels to cut, or gates of its own."""
         if setting.net.has_dynamic_gates:
             raise BadInput(
-                "[model] gate_keep makes dynamic gates, which choose channels for each image; this method cuts channels: leave it out"
+                "[model] gate_keep makes dynamic gates, which choose channels for each image; this method cuts them: leave gate_keep out"
             )
         if self.cut_after(setting) > setting.rounds:
             raise BadInput(f"[method] cotrain = {self.cotrain}: the cut comes after the last of {setting.rounds} rounds")

@@ -110,7 +110,7 @@ def _totals(run: RunReader) -> list[tuple[str, ...]]:
     if np.isfinite(has.get("max_client_flops", np.empty(0))[1:]).any():
         rows.append(("busiest client", quantity(_most(has["max_client_flops"][1:]), "FLOP in a round")))
     if np.isfinite(of_dense := _most(has.get("max_client_flops_share", np.empty(0))[1:])):
-        rows.append(("of dense training", f"at most {share(of_dense)} of a client's own"))
+        rows.append(("beside dense", f"at most {share(of_dense)} of the FLOPs that dense training would take the client"))
     if "max_client_memory" in has:
         rows.append(("largest client", quantity(_most(has["max_client_memory"]), "B of memory")))
     if "seconds" in has:

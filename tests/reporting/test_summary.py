@@ -81,7 +81,7 @@ def test_the_busiest_client_is_told_beside_dense_training_and_selection_by_itsel
         {"max_client_flops": flops, "max_client_flops_share": flops / 1e9, "weights_swapped": k} for flops, k in ((1.57e8, 0), (1e8, 1200))
     ]
     text = pruned(tmp_path / "a.h5", [first, *rounds, rounds[1] | {"weights_swapped": 34}])
-    assert "busiest client 157 MFLOP in a round of dense training at most 15.7% of a client's own" in text
+    assert "busiest client 157 MFLOP in a round beside dense at most 15.7% of the FLOPs that dense training would take the client" in text
     assert "selection candidate 3 of 10, loss 2.062; busiest client 330 MFLOP" in text
     assert "adjustments 2 rounds, 1,234 weights moved in all" in text
 
