@@ -86,7 +86,7 @@ def test_a_round_is_the_sum_of_its_feeds() -> None:
     f_sparse, f_dense = flops.forward_flops(SMALL, KEPT), flops.forward_flops(SMALL)
     assert both.total == 50 * 3 * f_sparse + 8 * (2 * f_sparse + f_dense) + 5 * f_sparse
     assert both["dense_gradient"] == 8 * (f_dense - f_sparse)
-    with pytest.raises(ValueError, match="'backward' is not known. There are: train, forward, inputs"):
+    with pytest.raises(ValueError, match=r"'backward' is not known. There are: train, forward, inputs"):
         flops.feed_flops(SMALL, 5, cost="backward")
 
 

@@ -1,4 +1,4 @@
-"""The execution plan: how a run is computed, resolved once, never from the number of ranks, and kept in the run file (DESIGN promise 8)."""
+"""The execution plan: how a run is computed, resolved once, never from the number of ranks, and kept in the run file."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ TRIALS = 3  # timed runs of a candidate, after one that warms up
 class Plan:
     """How clients are carried out."""
 
-    fleet: str = "serial"  # serial | packed | graphed
+    fleet: str = "serial"  # serial | packed | cuda_graph
     packs: int = 16  # that a cohort is cut into
     channels_last: bool = False
     device: str = "cpu"  # kind
