@@ -1,4 +1,4 @@
-"""The faults a user meets, and the exit codes they end with (DESIGN section 4)."""
+"""The faults a user meets, and the exit codes they end with."""
 
 from __future__ import annotations
 

@@ -67,13 +67,13 @@ def compare(paths: Iterable[str | Path], by: Sequence[str] | None = None) -> pd.
     return told.join(pd.DataFrame([_row(runs) for runs in groups.values()]))
 
 
-LEGEND = """accuracy: of the last model, mean ± 95 % interval over seeds. density: kept share of the weights. training FLOPs: those of
-a client in a round over those of its training of the dense model, the most of all clients and rounds{first}.
-sent: up and down, by all clients in all rounds. memory: of the largest client, by the ledger; model memory: the same
+LEGEND = """accuracy: of the last model, mean ± 95 % interval over seeds. density: kept share of the weights. training FLOPs: of a client
+in a round, as a share of those that training the dense network would take it; the largest of all clients and rounds{first}.
+sent: bytes up and down, of all clients in all rounds. memory: of the client that needs most, by the ledger; model memory: the same
 without the activations of a batch.{personal}"""
 PERSONAL = """ clients, lowest: mean and least accuracy of the clients on their own test
-images. their FLOPs: of one forward pass of a client's sub-network over one of the original network, mean over clients."""
-FIRST = "; with round 0: the selection too"
+images. their FLOPs: of one forward pass of a client's sub-network, as a share of one of the original network; mean over clients."""
+FIRST = "; with round 0: the same, the selection before round 1 included"
 
 
 def tell(table: pd.DataFrame) -> str:

@@ -18,10 +18,10 @@ FORMAT = 2  # of the run files read here; format 1 is read under the names of fo
 
 @dataclass(frozen=True)
 class Run:
-    """One run, rows 0 … `attributes["rounds"]`: what the writer vouches for."""
+    """One run, rows 0 … `attributes["rounds"]`, which are complete. A part of a further row, of a run that goes on, is left out."""
 
     path: Path
-    attributes: dict[str, Any]
+    attributes: dict[str, Any]  # as the file has them; `job` reads the job in them under the present names
     rounds: pd.DataFrame  # a row per round, a column per measure; NaN where not measured
 
     @property

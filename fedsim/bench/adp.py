@@ -1,6 +1,6 @@
 """`fedsim bench adp`: wall-clock of inference of a network whose gates see the image, and of the smaller ones made of it.
 
-dense: the same backbone without gates. by image: the gated network, which computes every channel and multiplies by its gates.
+dense: the same backbone without gates. dynamic: the gated network, which computes every channel and multiplies by its gates.
 skipped: the open channels alone, their filters gathered for each image (batch 1 only: the images of a batch open different ones).
 live, folded: a client's network as `fedsim export` writes it, its gates looking at the image or become constants. by hand: ordinary
 torch layers of the same widths, whose author added a block's fewer channels to the first ones of its stream. Evaluation mode, no
@@ -86,7 +86,7 @@ def measured(parts: Experiment, batch: int, readings: int = READINGS) -> list[Li
     """Every network's line; the channels that the exported ones keep are drawn."""
     setting, device = parts.setting, torch.device(parts.site.device)
     if not setting.net.has_dynamic_gates:
-        raise BadInput(f"{parts.job.name}: fedsim bench adp measures gates by the image; set model.gate_keep")
+        raise BadInput(f"{parts.job.name}: fedsim bench adp measures dynamic gates; set model.gate_keep")
     networks, shares = _networks(parts), _shares(parts)
     if batch > 1:
         networks.pop("skipped")
@@ -108,24 +108,24 @@ def _networks(parts: Experiment) -> dict[str, Any]:
     dense = models.build(plain, data.shape, data.classes, job.seed)
     made = {
         "dense": dense,
-        "by image": net.plain(net.initial),
+        "dynamic": net.plain(net.initial),
         "live": optimised_for_inference(live),
         "folded": fold,
         "by hand": _by_hand(dense, net.channels.groups, {name: len(index) for name, index in kept.items()}),
     }
     made = {name: network.to(parts.site.device).eval() for name, network in made.items()}
     made |= {name: traced(made[name])[0] for name in ("live", "folded")}
-    return made | {"skipped": Skipping(made["by image"])}
+    return made | {"skipped": Skipping(made["dynamic"])}
 
 
 def _shares(parts: Experiment) -> dict[str, float]:
-    """Multiply-adds over the dense network's; by image and skipped: with as many channels open as there may be."""
+    """Multiply-adds over the dense network's; dynamic and skipped: with as many channels open as there may be."""
     channels, anatomy, counts = parts.setting.net.channels, parts.setting.anatomy, parts.setting.net.selected
     costs = Costs.of(channels, anatomy)
     whole, nominal = costs.dense.total, costs.nominal(counts)["nominal_share"]
     live, fold = (dynamic_channels.exported(channels, anatomy, counts, without) / whole for without in (False, True))
     every = 1 + costs.gates / whole
-    return {"dense": 1.0, "by image": every, "skipped": nominal, "live": live, "folded": fold, "by hand": fold}
+    return {"dense": 1.0, "dynamic": every, "skipped": nominal, "live": live, "folded": fold, "by hand": fold}
 
 
 class CutBlock(nn.Module):

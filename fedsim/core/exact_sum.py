@@ -1,4 +1,4 @@
-"""The sum over clients that does not depend on order or grouping (DESIGN promise 1): float64 values, rounded once to int64.
+"""The sum over clients that does not depend on order or grouping: float64 values, rounded once to int64.
 
 A key that stands in `shared`, M its largest magnitude there, has the unit 2^(ceil(log2(N · max(M, 1) · 2^20)) - 62), N the
 number of images of the cohort; client k may hand back at most n_k · max(M, 1) · 2^20: the running variance behind

@@ -1,6 +1,6 @@
 """The grammar of the keys of a tree. This file alone knows it; everything else asks here.
 
-A key is `PREFIX/NAME`. The prefix says what the tensor is and what it costs on the air (DESIGN promise 3; `costs.communication` counts):
+A key is `PREFIX/NAME`. The prefix says what the tensor is and what it costs on the air (`costs.communication` counts):
 
 | prefix | what it is | bytes on the air |
 |---|---|---|

@@ -1,4 +1,4 @@
-"""What a client sends over the air: encode, decode, and the length that the ledger charges (DESIGN promise 3).
+"""What a client sends over the air: encode, decode, and the length that the ledger charges.
 
 | prefix | bytes |
 |---|---|

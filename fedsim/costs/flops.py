@@ -72,7 +72,7 @@ def feed_flops(
     (None: all): together 2 f_S + f_S of the others + f_D of these.
     """
     if cost not in CHARGES:
-        raise ValueError(f"a feed's charge is one of {', '.join(CHARGES)}; not {cost!r}")
+        raise ValueError(f"a feed's cost = {cost!r} is not known. There are: {', '.join(CHARGES)}")
     sparse = layer_flops(anatomy, kept)
     terms = Breakdown(forward=images * sum(sparse.values()))
     if cost == "inputs":

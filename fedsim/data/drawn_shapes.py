@@ -31,9 +31,9 @@ def shapes(settings: DataSettings) -> tuple[Stored, Stored]:
     """10,000 and 2,000 images of 3x32x32 in 10 classes, where the job does not say otherwise; image i is of class i mod C."""
     size, channels, classes = settings.image_size or 32, settings.channels or 3, settings.classes or 10
     if channels not in (1, 3):
-        raise BadInput(f"[data] channels = {channels}: shapes are drawn with 1 or 3")
+        raise BadInput(f"[data] channels = {channels}: shapes are drawn in 1 or 3 channels")
     if classes > 2 * len(FIGURES):
-        raise BadInput(f"[data] classes = {classes}: there are at most {2 * len(FIGURES)} shapes")
+        raise BadInput(f"[data] classes = {classes}: shapes has at most {2 * len(FIGURES)} classes")
     parts = {"train": settings.train_images or 10_000, "test": settings.test_images or 2_000}
     drawn = {part: _images(part, n, size, channels, classes) for part, n in parts.items()}
     mean, std = moments(drawn["train"])

@@ -77,7 +77,7 @@ class PartitionSettings:
             if not 0 < getattr(self, field) < float("inf"):
                 raise BadInput(f"[partition] {field} = {getattr(self, field)} must be above 0")
         if not 0 <= self.holdout < 1:
-            raise BadInput(f"[partition] holdout = {self.holdout} must lie in [0, 1)")
+            raise BadInput(f"[partition] holdout = {self.holdout} must be at least 0 and below 1")
         if self.clients < (0 if self.name == "natural" else 1):
             raise BadInput(f"[partition] clients = {self.clients} must be at least 1 (natural: 0 gives one client per user)")
 
@@ -199,7 +199,9 @@ def _by_few_classes(labels: Ints, s: PartitionSettings, rng: Generator, users: I
 def _by_user(labels: Ints, s: PartitionSettings, rng: Generator, users: Ints | None) -> Drawn:
     if users is None:
         known = ", ".join(name for name in NAMES if name != "natural")
-        raise BadInput(f'[partition] name = "natural" needs users (a file with a dataset client); without them there are: {known}')
+        raise BadInput(
+            f'[partition] name = "natural" needs a file with a dataset `client`, the user of each image; without it there are: {known}'
+        )
     return partition_schemes.natural(users, s.clients, s.min_images, rng), None
 
 

@@ -89,7 +89,10 @@ def populate(data: DataSettings, settings: PartitionSettings, seed: int) -> Popu
         train, test = Unscaled(train), Unscaled(test)
     made = divide(train, test, settings, seed)
     if "crop" in data.augments() and data.crop_border == "reflect" and data.crop_pad >= min(train.shape[1:]):
-        raise BadInput(f"[data] crop_pad = {data.crop_pad}: images of {train.shape[1]}x{train.shape[2]} have not so many pixels to reflect")
+        height, width = train.shape[1:]
+        raise BadInput(
+            f"[data] crop_pad = {data.crop_pad} is too large to reflect into {height}x{width} images; at most {min(height, width) - 1}"
+        )
     return replace(made, augment=data.augments(), crop_pad=data.crop_pad, cutout=data.cutout, crop_border=data.crop_border)
 
 

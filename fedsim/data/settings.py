@@ -68,7 +68,7 @@ class DataSettings:
             return  # an installed package offers it, and decides which fields it takes
         for name in ("channels", "classes", "train_images", "test_images"):
             if getattr(self, name) is not None and self.name not in DRAWN:
-                raise BadInput(f"[data] {name} applies to {' and '.join(DRAWN)}; {self.name} brings its own, leave {name} out")
+                raise BadInput(f"[data] {name} applies to {' and '.join(DRAWN)}; {self.name} has its own; leave {name} out")
         if self.image_size is not None and self.name not in ("digits", *DRAWN):
             raise BadInput(f"[data] image_size applies to digits, {' and '.join(DRAWN)}; {self.name} has its own; leave it out")
         if (self.path is not None) != (self.name == "file"):

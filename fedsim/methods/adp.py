@@ -48,7 +48,7 @@ class ADP(Method[State]):
 
     gates: Literal["averaged", "local"] = "averaged"  # local: they stay with the client; the global test set then sees the first ones
     bn: Literal["averaged", "local"] = "averaged"  # scales, shifts and running statistics of batch norms
-    export: Literal["client", "global", "none"] = "client"  # channels used after the last round: the client's, all clients', by the image
+    export: Literal["client", "global", "none"] = "client"  # channels used at the end: each client's, one set for all, each image's
     export_gate: Literal["live", "folded"] = "live"  # gates of the kept channels go on seeing the image, or become their mean
     align: int = 1  # channels kept are rounded up to a multiple
     personalise: int = 0  # epochs that a client trains for its own use before that

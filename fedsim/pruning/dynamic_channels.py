@@ -1,4 +1,4 @@
-"""Dynamic channel pruning in plain numbers (ADP, arXiv:2106.06921 v1): what gates by the image use, and which channels a client keeps.
+"""Dynamic channel pruning in plain numbers (ADP, arXiv:2106.06921 v1): what dynamic gates use, and which channels a client keeps.
 
 Shapes: n channels of all gated layers in network order, C_l those of layer l; g (…, n) are gates, active where they are above 0.
 Costs are multiply-adds of one image. The reference is the same backbone without gates.

@@ -15,7 +15,7 @@ NEAR = 0.2  # share of a roof, below which something else holds a phase up
 OF_NO_ROOF = {
     "broadcast": "more local work a round (train.epochs), or fewer ranks",
     "reduce": "more local work a round (train.epochs), or fewer ranks",
-    "server": "the method's own work on rank 0, which more ranks do not share",
+    "server": "the method's own work on rank 0, which more ranks do not make faster",
     "evaluate": "evaluate more seldom (evaluate.every), or fewer clients (evaluate.clients)",
     "record": "write checkpoints more seldom (execution.checkpoint_every)",
 }
@@ -58,7 +58,9 @@ def bottleneck(run: RunReader) -> str:
 
 def _other(run: RunReader, phase: str) -> str:
     rate = _rate(run, phase, "bytes")
-    return (f" ({quantity(rate, 'B/s')})" if np.isfinite(rate) else "") + f": {OF_NO_ROOF.get(phase, 'no roof is known of it')}"
+    return (
+        f" ({quantity(rate, 'B/s')})" if np.isfinite(rate) else ""
+    ) + f": {OF_NO_ROOF.get(phase, 'it is not known what would make it faster')}"
 
 
 def _compute(run: RunReader) -> str:
@@ -81,9 +83,9 @@ def _far(reach: Reach, plan: dict[str, Any], more: str) -> str:
     low = f", at {reach.arithmetic:.0%} of the arithmetic roof ({part(reach.flops, reach.peak_flops, 'FLOP/s')} a rank)"
     dense = reach.dense_flops / reach.peak_flops
     if dense >= NEAR:
-        return f"{low}, at {dense:.0%} if pruned weights are multiplied too: sparse or compacted execution, or {more}"
+        return f"{low}, at {dense:.0%} counting pruned weights: sparse or compacted execution would help, or {more}"
     small = "larger batches" + ("" if plan.get("fleet", "serial") != "serial" else ', clients stacked (execution.fleet = "packed")')
-    return f"{low}: the overhead of small steps; {small}, or {more}"
+    return f"{low}: most of it is the overhead of small steps; {small} would help, or {more}"
 
 
 def _reach(run: RunReader) -> Reach:

@@ -110,7 +110,7 @@ def _totals(run: RunReader) -> list[tuple[str, ...]]:
     if np.isfinite(has.get("max_client_flops", np.empty(0))[1:]).any():
         rows.append(("busiest client", quantity(_most(has["max_client_flops"][1:]), "FLOP in a round")))
     if np.isfinite(of_dense := _most(has.get("max_client_flops_share", np.empty(0))[1:])):
-        rows.append(("of dense training", f"at most {share(of_dense)} of a client's own"))
+        rows.append(("beside dense", f"at most {share(of_dense)} of the FLOPs that dense training would take the client"))
     if "max_client_memory" in has:
         rows.append(("largest client", quantity(_most(has["max_client_memory"]), "B of memory")))
     if "seconds" in has:
@@ -138,10 +138,10 @@ def _pruning(has: dict[str, Array]) -> list[tuple[str, ...]]:
 
 
 FORMS = {
-    "in use": "client_accuracy",
-    "gated by the image": "gated_client_accuracy",
-    "trained for itself": "personal_client_accuracy",
-    "in use on the global test set": "client_global_accuracy",
+    "client's own network": "client_accuracy",
+    "dynamic gates": "gated_client_accuracy",
+    "dynamic gates, personalised": "personal_client_accuracy",
+    "client's own network on the global test set": "client_global_accuracy",
 }
 
 
@@ -157,10 +157,12 @@ def _smaller(has: dict[str, Array]) -> list[tuple[str, ...]]:
         rows.append(("sub-networks", f"{share(_last(has[size]))} of the FLOPs{overlap}"))
     if {"nominal_share", "active_share", "varying_share"} <= has.keys():
         nominal, active, varying = (share(_last(has[name])) for name in ("nominal_share", "active_share", "varying_share"))
-        rows.append(("gated by the image", f"{nominal} of the FLOPs, {active} as counted; {varying} of the channels differ by the image"))
+        rows.append(
+            ("dynamic gates", f"at most {nominal} of the FLOPs, {active} measured; {varying} of the channels differ between images")
+        )
     forms = {name: _last(has[key]) for name, key in FORMS.items() if key in has}
     if len(forms) > 1:
-        rows.append(("clients' accuracy", ", ".join(f"{share(value)} {name}" for name, value in forms.items())))
+        rows.append(("clients' accuracy", "; ".join(f"{share(value)} {name}" for name, value in forms.items())))
     return rows
 
 

@@ -98,7 +98,7 @@ def final(path: Path | str, client: int | None = None) -> Final:
 
 def _note(job: Job, tree: Tree) -> str:
     if job.model.gate_choice == "random" and GATE not in tree:
-        return "note: here its random channels are drawn by what each layer sees, not by the image: outputs and accuracy differ"
+        return "note: here its random channels are drawn from the input of each layer, not from the image: outputs and accuracy differ"
     if GATE not in tree or not _norms_saw_closed(job.method.use) or job.model.norm != "group":
         return ""
     return (

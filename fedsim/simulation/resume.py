@@ -6,6 +6,7 @@ import json
 import socket
 import subprocess
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -104,11 +105,7 @@ def _abandon(out: Path, rounds: int, folder: Path) -> None:
 
 
 def _same_job(parts: Experiment, out: Path, known: dict[str, Any], resume: str) -> None:
-    if known["format_version"] < FORMAT:
-        raise BadInput(
-            f"{out} was written by fedsim {known.get('fedsim_version')} in format {known['format_version']}: this fedsim reads it, but"
-            f" cannot continue it (it writes format {FORMAT}); choose another --out"
-        )
+    check_format(out, known)
     if known.get("job_sha256") != parts.identity:
         about = f"{known['method']}, seed {known['seed']}, {max(known['rounds'], 0)} of {known['rounds_planned']} rounds"
         raise BadInput(f"{out} already holds another job ({about}; {differences(known['job'], parts.resolved)}). Choose another --out")
@@ -119,6 +116,15 @@ def _same_job(parts: Experiment, out: Path, known: dict[str, Any], resume: str) 
         raise BadInput(f"{out} already holds this job; leave out --resume never to go on with it, or choose another --out")
     if known["partition_sha256"] != parts.population.sha256:
         raise BadInput(f"{out} was made on another partition of the data than this job gives here; is it the same data set?")
+
+
+def check_format(out: Path, known: Mapping[str, Any]) -> None:
+    """BadInput where the run file, whose attributes are `known`, has an older format than the one written here."""
+    if known["format_version"] < FORMAT:
+        raise BadInput(
+            f"{out} was written by fedsim {known.get('fedsim_version')} in format {known['format_version']}: this fedsim reads it, but"
+            f" cannot continue it (it writes format {FORMAT}); choose another --out"
+        )
 
 
 def differences(theirs: str, mine: str) -> str:

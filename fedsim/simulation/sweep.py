@@ -29,7 +29,7 @@ from fedsim.config.job import Job, identity, resolved
 from fedsim.config.job import runs as runs_of
 from fedsim.errors import BadInput
 from fedsim.simulation import launch
-from fedsim.simulation.resume import differences
+from fedsim.simulation.resume import check_format, differences
 from fedsim.simulation.stop_signal import LAUNCHED, SIGNALS, StopSignal
 from fedsim.storage.reader import RunReader
 
@@ -84,10 +84,10 @@ def plan(jobs: Sequence[Job], folder: Path) -> list[Run]:
         raise BadInput(f"two runs would write {folder / twice[0]}.h5: give the jobs different names, or sweep them into different folders")
     if others := [run.out for run in planned if run.out.exists() and RunReader(run.out).attributes.get("job_sha256") != identity(run.job)]:
         more = f", and {len(others) - 1} more do" if len(others) > 1 else ""
-        theirs, run = RunReader(others[0]).attributes.get("job", ""), next(run for run in planned if run.out == others[0])
-        raise BadInput(
-            f"{others[0]} already holds another job ({differences(theirs, resolved(run.job))}){more}: choose another --out FOLDER"
-        )
+        known, run = RunReader(others[0]).attributes, next(run for run in planned if run.out == others[0])
+        check_format(others[0], known)
+        how = differences(known.get("job", ""), resolved(run.job))
+        raise BadInput(f"{others[0]} already holds another job ({how}){more}: choose another --out FOLDER")
     return planned
 
 

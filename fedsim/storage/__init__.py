@@ -6,8 +6,9 @@
 
 The dimension scales `round`, `client`, `layer` (and `class`) stand in every group that uses them, as links to one dataset, so
 that xarray finds the labels whichever group it opens. A row is written and flushed before the attribute `rounds` counts it:
-readers trust rows 0 … `rounds` and nothing else. The final weights of a network that was cut are small; "index/GROUP" beside them
-says which channels of the original network are left.
+readers trust rows 0 … `rounds` and nothing else. While a row is being written, the columns of a group may differ in length by that
+row. The final weights of a network that was cut are small; "index/GROUP" beside them says which channels of the original network are
+left.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The gates of clients in a run file: /client_gates/ROUND, where they changed, and /client_gates/final, at its end.
 
 gates (K, ceil(n / 8))  packed bits, the first gate in the highest      clients (K,)  whose
-values (K, n)           what gates that see the image have become, where they are constants
-attributes: n, and `groups`, JSON of [layer, channels] in the order of the gates, of the network in use
+values (K, n)           the constants that replace dynamic gates, where a method folds them
+attributes: n, and `groups`, JSON of [layer, channels] in the order of the gates; of the cut network once channels were cut
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Gates:
     clients: NDArray[np.int64]  # (K,)
     hard: NDArray[np.bool_]  # (K, n)
     groups: dict[str, int]  # layer -> channels; their sum is n
-    values: NDArray[np.float32] | None = None  # (K, n), of gates by the image that became constants
+    values: NDArray[np.float32] | None = None  # (K, n), the constants that replace dynamic gates
 
     def same(self, other: Gates | None) -> bool:
         if other is None or list(self.groups.items()) != list(other.groups.items()):

@@ -66,7 +66,7 @@ COLUMNS: dict[str, Column] = {
     "speed/record_bytes": Column("B/s", "written, over the seconds of record"),
 }
 
-FORMS = {"gated": "gated by the image", "personal": "gated by the image, with the model trained for their own use"}
+FORMS = {"gated": "with dynamic gates", "personal": "with dynamic gates, in the model that each client has trained further for itself"}
 FORM = {
     "accuracy": ("1", "share of the global test set classified rightly"),
     "loss": ("nat", "mean cross-entropy on the global test set"),
@@ -87,7 +87,7 @@ OF_METHODS: dict[str, Column] = {
     "rounds/base_flops_share": Column("1", "T / T_tot: FLOPs of the gated layers that the base keeps, over all of theirs"),
     "rounds/client_flops_share": Column("1", "the same of what a client of the cohort uses, their mean"),
     "rounds/inference_share": Column("1", "one forward pass of the server's cut or gated model over one of the original network"),
-    "rounds/parameters": Column("1", "parameters of the server's cut or gated model that are in use"),
+    "rounds/parameters": Column("1", "parameters of the server's model that are left after a cut, or that its gates leave open"),
     "rounds/parameters_share": Column("1", "the same over those of the original network"),
     "rounds/client_inference_flops": Column("FLOP", "one forward pass of a client's sub-network for one image, mean over clients"),
     "rounds/client_inference_share": Column("1", "the same over one forward pass of the original network"),
@@ -102,11 +102,7 @@ OF_METHODS: dict[str, Column] = {
     "rounds/active_share": Column("1", "the same of the whole network, gates added, over the network without gates"),
     "rounds/varying_share": Column("1", "channels that some of a client's images open and others do not, mean over images"),
     "rounds/export_share": Column("1", "FLOPs of an exported network over the network without gates"),
-    **{
-        f"rounds/{form}_{name}": Column(unit, f"{about}, clients {way}")
-        for form, way in FORMS.items()
-        for name, (unit, about) in FORM.items()
-    },
+    **{f"rounds/{form}_{name}": Column(unit, f"{about}, {way}") for form, way in FORMS.items() for name, (unit, about) in FORM.items()},
     **{f"clients/{form}_accuracy": Column("1", f"accuracy on its own test shard, {way}") for form, way in FORMS.items()},
     "clients/global_accuracy": Column("1", "accuracy of the client's own network on the global test set"),
     "rounds/client_conv_density": Column("1", "convolution weights of a client that are not 0, mean over clients"),
@@ -117,6 +113,6 @@ OF_METHODS: dict[str, Column] = {
     "rounds/bytes_down_indexed": Column("B", "the same, down"),
     "clients/inference_flops": Column("FLOP", "one forward pass of the client's sub-network for one image"),
     "clients/parameters": Column("1", "parameters of the client's sub-network"),
-    "clients/gates_open": Column("1", "share of its gates that are open, of the network in use"),
+    "clients/gates_open": Column("1", "share of the gates of the client's own network that are open"),
 }
 """What methods share the names of; a column is made when a method first records it."""

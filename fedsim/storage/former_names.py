@@ -82,5 +82,10 @@ def plan(values: dict[str, Any]) -> dict[str, Any]:
     return renamed(values, PLAN) | ({"fleet": FLEETS.get(values["fleet"], values["fleet"])} if "fleet" in values else {})
 
 
+def partition(record: dict[str, Any]) -> dict[str, Any]:
+    """The record of a partition, its parameters under the names of format 2. Its hash stays: it was taken over the old names."""
+    return record | ({"parameters": renamed(record["parameters"], SECTIONS["partition"])} if "parameters" in record else {})
+
+
 def renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     return {names.get(name, name): value for name, value in values.items()}

@@ -48,10 +48,25 @@ def writable(path: Path) -> h5py.File:
 
 
 def splits(held: int, more: int) -> bool:
-    """Whether an index of `held` chunks splits a node when `more` are appended to it in order.
+    """Whether HDF5 splits a node of a column's index when `more` chunks are appended to the `held` ones, in order.
 
-    A full node of 64 keeps 57 of them (HDF5's split ratio of 0.9 at the right end), so nodes begin at multiples of 57, also
-    after chunks at the end were cut, and one that began at 57 i splits with chunk 57 i + 65.
+    Why it matters. HDF5 finds the chunks of a column through an index, a B-tree of version 1. To append a chunk, it changes one node in
+    place: it adds an entry after the others. A kill before, during or after that write leaves the old entries as they were. When a node
+    is full, HDF5 splits it: it moves entries to a new node, and writes the old node, the new node and their parent in an order that
+    we cannot choose. A kill between these writes can lose entries, and with them rows that readers trust already. So the writer must
+    know before it appends whether a node will split. If one will, it works on a copy of the file (`RunWriter._aside`).
+
+    Where the numbers come from.
+    64: a node holds up to 2 K entries. K is "Indexed Storage Internal Node K" of the superblock: 32, unless a program sets it (HDF5 File
+        Format Specification, "Format Signature and Superblock" and "Version 1 B-trees").
+    57: the last node, to which we append, splits at the ratio 0.9 (`H5Pset_btree_ratios`; the defaults are 0.1, 0.5 and 0.9). It keeps
+        floor(0.9 * 64) = 57 of its 64 entries. The other 7 and the new one begin the next node.
+    65: so node i begins after 57 i chunks, and splits when it would get its 65th entry, which is chunk 57 i + 65 of the column. A column
+        of n chunks has therefore seen floor((n - 8) / 57) splits, where 8 = 65 - 57, and a split is due where that number grows.
+
+    A resumed run cuts chunks at the end. Nodes keep their beginnings then, and only empty ones are removed. If the next node exists
+    already, the function foresees a split that does not come; that costs one copy. It never misses a split:
+    `test_splits_of_an_index_are_foreseen` counts the nodes of real files. A parent splits only when one of its nodes does.
     """
     return max(held + more - 8, 0) // 57 > max(held - 8, 0) // 57
 

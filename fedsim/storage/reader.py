@@ -85,12 +85,12 @@ class RunReader:
         return (found.clients, found.hard) if found else (np.empty(0, np.int64), np.empty((0, 0), bool))
 
     def groups(self, r: int | None = None) -> dict[str, int]:
-        """Layer -> channels, in the order of `gates`, of the network in use then."""
+        """Layer -> channels, in the order of `gates`; of the cut network once channels were cut."""
         found = self._gates(r)
         return found.groups if found else {}
 
     def gate_values(self, r: int | None = None) -> NDArray[np.float32] | None:
-        """(K, n) the constants in the place of those clients' gates by the image; None where the gates see it."""
+        """(K, n) the constants that replace those clients' dynamic gates; None where nothing replaces them."""
         found = self._gates(r)
         return None if found is None else found.values
 
@@ -147,7 +147,8 @@ def _attributes(file: h5py.File) -> dict[str, Any]:
     found = {name: _plain(value) for name, value in file.attrs.items()}
     if is_former(file) and "job" in found:
         found["job"] = former_names.job(found["job"])
-        found["plan"] = json.dumps(former_names.plan(json.loads(found.get("plan", "{}"))), sort_keys=True)
+        for name, translate in (("plan", former_names.plan), ("partition", former_names.partition)):
+            found[name] = json.dumps(translate(json.loads(found.get(name, "{}"))), sort_keys=True)
     return found
 
 

@@ -21,14 +21,14 @@ def test_every_network_has_positive_readings_and_its_share_of_the_cost(batch, mo
     monkeypatch.setattr(adp, "BUSY", 0.0)
     parts = build_experiment(load(JOBS / "adp_smoke.toml", [f"model.name={model}"]))
     lines = {line.name: line for line in adp.measured(parts, batch, 3)}
-    assert lines.keys() == {"dense", "by image", "live", "folded", "by hand"} | ({"skipped"} if batch == 1 else set())
+    assert lines.keys() == {"dense", "dynamic", "live", "folded", "by hand"} | ({"skipped"} if batch == 1 else set())
     for line in lines.values():
         assert line.batch == batch
         assert len(line.seconds) == 3
         assert 0 < line.quartiles[0] <= line.quartiles[1] <= line.quartiles[2]
         assert line.faster(line) == 1
     shares = {name: line.share for name, line in lines.items()}
-    assert shares["folded"] == shares["by hand"] < shares["live"] < shares["dense"] == 1 < shares["by image"]
+    assert shares["folded"] == shares["by hand"] < shares["live"] < shares["dense"] == 1 < shares["dynamic"]
 
 
 @pytest.mark.parametrize("model", ["cnn", "resnet8"])
@@ -38,7 +38,7 @@ def test_the_networks_that_are_timed_are_those_that_are_meant(model) -> None:
     networks = adp._networks(parts)
     x = torch.randn(1, *parts.population.train.shape)
     with torch.no_grad():
-        assert torch.allclose(networks["skipped"](x), networks["by image"](x), atol=1e-5)
+        assert torch.allclose(networks["skipped"](x), networks["dynamic"](x), atol=1e-5)
         every = {name: network(x) for name, network in networks.items()}
     assert all(logits.shape == (1, 10) for logits in every.values())
     weights = {

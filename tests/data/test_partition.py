@@ -41,7 +41,7 @@ def entropy(counts):
         ({"alpha": float("nan")}, "alpha"),
         ({"beta": -1.0}, "beta"),
         ({"clients": 0}, "clients = 0"),
-        ({"holdout": 1.0}, r"holdout = 1.0 must lie in \[0, 1\)"),
+        ({"holdout": 1.0}, r"holdout = 1.0 must be at least 0 and below 1"),
         ({"holdout": -0.1}, "holdout"),
         ({"prior": "flat"}, "shares, ones"),
         ({"sizes": "odd"}, "equal, dirichlet, lognormal"),
@@ -74,7 +74,7 @@ def test_what_the_data_cannot_give_is_refused(name, fields, said):
 
 
 def test_natural_needs_users():
-    with pytest.raises(BadInput, match="needs users"):
+    with pytest.raises(BadInput, match="needs a file with a dataset `client`"):
         deal(LABELS, PartitionSettings(name="natural"), generator(0, "partition"), None)
 
 

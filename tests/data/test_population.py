@@ -239,7 +239,7 @@ def test_natural_users_without_a_test_part(tmp_path):
 
 
 def test_natural_without_users_is_bad_input():
-    with pytest.raises(BadInput, match="needs users"):
+    with pytest.raises(BadInput, match="needs a file with a dataset `client`"):
         digits(name="natural")
 
 

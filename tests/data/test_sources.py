@@ -169,7 +169,7 @@ def test_shapes_depend_on_the_number_of_the_image_alone():
 
 
 def test_shapes_name_their_limits():
-    with pytest.raises(BadInput, match="at most 20 shapes"):
+    with pytest.raises(BadInput, match="at most 20 classes"):
         opened(name="shapes", classes=21)
     with pytest.raises(BadInput, match="1 or 3"):
         opened(name="shapes", channels=2)

@@ -95,7 +95,7 @@ def test_there_must_be_as_many_pixels_as_are_reflected(path, pad, border, augmen
         assert (population.crop_pad, population.crop_border) == (pad, border)
         shown(population, Feed("train", epochs=1, batch=4), 0)
     else:
-        with pytest.raises(BadInput, match=f"crop_pad = {pad}: images of 6x5 have not so many pixels to reflect"):
+        with pytest.raises(BadInput, match=f"crop_pad = {pad} is too large to reflect into 6x5 images; at most 4"):
             people(path, augment=augment, crop_pad=pad, crop_border=border)
 
 

@@ -55,7 +55,7 @@ FORMS = {
     "live": [],
     "folded": ["method.export_gate=folded", "method.align=3"],
     "global": ["method.export=global"],
-    "by image": ["method.export=none"],
+    "dynamic": ["method.export=none"],
     "personal": ["method.personalise=1"],
 }
 OUTSIDE = """
@@ -165,13 +165,13 @@ def test_clients_networks_are_as_accurate_as_recorded(name, shell, people) -> No
         assert any("gate" in key for key in module.state_dict()) == (name != "folded")
 
 
-@pytest.mark.parametrize("name", ["live", "global", "by image", "personal"])
+@pytest.mark.parametrize("name", ["live", "global", "dynamic", "personal"])
 def test_the_network_of_all_is_as_accurate_as_recorded(name, shell, people) -> None:
     reader, module = RunReader(shell.folder / f"{name}.h5"), exported(shell, name)
     assert share(module, people) == reader.column("accuracy")[-1]
     assert selecting(module) == (name != "global")
     own = [share(module, people, k) for k in range(CLIENTS)]
-    if name in ("global", "by image"):
+    if name in ("global", "dynamic"):
         assert reader.clients("accuracy")[-1].tolist() == own
     else:
         assert reader.clients("gated_accuracy")[-1].tolist() == own
@@ -187,18 +187,18 @@ def test_forms_of_use_are_recorded_where_they_differ(shell) -> None:
         name: {column for column in RunReader(shell.folder / f"{name}.h5").names() if column.endswith("_client_accuracy")} for name in FORMS
     }
     both = {"gated_client_accuracy", "personal_client_accuracy"}
-    assert names == {name: both if name == "personal" else set() if name == "by image" else {"gated_client_accuracy"} for name in FORMS}
+    assert names == {name: both if name == "personal" else set() if name == "dynamic" else {"gated_client_accuracy"} for name in FORMS}
 
 
 def test_one_training_serves_all_forms(shell) -> None:
     """What is exported, and how, changes no weight, and the network with its gates does what it does anywhere."""
     runs = {name: RunReader(shell.folder / f"{name}.h5") for name in FORMS}
-    first = {key: value for key, value in runs["by image"].model().items() if key.startswith(("w/", "buf/"))}
+    first = {key: value for key, value in runs["dynamic"].model().items() if key.startswith(("w/", "buf/"))}
     for name, reader in runs.items():
         model = reader.model()
         assert all(torch.equal(value, model[key]) for key, value in first.items()), name
-        column = "client_accuracy" if name == "by image" else "gated_client_accuracy"
-        assert reader.column(column)[-1] == runs["by image"].column("client_accuracy")[-1]
+        column = "client_accuracy" if name == "dynamic" else "gated_client_accuracy"
+        assert reader.column(column)[-1] == runs["dynamic"].column("client_accuracy")[-1]
 
 
 @pytest.mark.parametrize("name", ["personal", "local"])

@@ -81,7 +81,7 @@ def test_the_busiest_client_is_told_beside_dense_training_and_selection_by_itsel
         {"max_client_flops": flops, "max_client_flops_share": flops / 1e9, "weights_swapped": k} for flops, k in ((1.57e8, 0), (1e8, 1200))
     ]
     text = pruned(tmp_path / "a.h5", [first, *rounds, rounds[1] | {"weights_swapped": 34}])
-    assert "busiest client 157 MFLOP in a round of dense training at most 15.7% of a client's own" in text
+    assert "busiest client 157 MFLOP in a round beside dense at most 15.7% of the FLOPs that dense training would take the client" in text
     assert "selection candidate 3 of 10, loss 2.062; busiest client 330 MFLOP" in text
     assert "adjustments 2 rounds, 1,234 weights moved in all" in text
 
@@ -104,6 +104,14 @@ def test_smaller_networks_are_told_as_last_recorded(tmp_path: Path) -> None:
     assert "sub-networks 49.8% of the FLOPs, overlap 83.0%" in text
     assert "sub-networks 50.0% of the FLOPs" in pruned(tmp_path / "b.h5", [{"client_inference_share": 0.5}])
     assert "network" not in pruned(tmp_path / "c.h5", [{"train_loss": 1.0}])
+
+
+def test_networks_with_dynamic_gates_and_the_clients_own_are_told_apart(tmp_path: Path) -> None:
+    row = {"nominal_share": 0.5, "active_share": 0.4, "varying_share": 0.1, "client_accuracy": 0.9, "client_global_accuracy": 0.8}
+    text = pruned(tmp_path / "a.h5", [row | {"gated_client_accuracy": 0.85, "personal_client_accuracy": 0.95}])
+    assert "dynamic gates at most 50.0% of the FLOPs, 40.0% measured; 10.0% of the channels differ between images" in text
+    own = "90.0% client's own network; 85.0% dynamic gates; 95.0% dynamic gates, personalised"
+    assert f"clients' accuracy {own}; 80.0% client's own network on the global test set" in text
 
 
 def test_the_worst_client_is_named_where_it_is_known(tmp_path: Path) -> None:
