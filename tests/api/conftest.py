@@ -96,6 +96,12 @@ class Folder:
         return self.started[-1].ended()
 
 
+@pytest.fixture(scope="session")
+def small() -> str:
+    """The text of small.toml."""
+    return SMALL
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Folder]:
     """The test stands in this folder, whose modules can be imported; what still runs there at the end is ended."""

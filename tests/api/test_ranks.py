@@ -30,7 +30,7 @@ seen, weights = [], []
 
 def watch(finished):
     seen.append(finished.round)
-    weights.append(float(sum(value.double().sum() for value in finished.model().parameters())))
+    weights.append(float(sum(value.detach().double().sum() for value in finished.model().parameters())))
     if finished.round == 1:
         finished.stop()
 
