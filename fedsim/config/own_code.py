@@ -41,7 +41,7 @@ def _file(place: str) -> Path:
     try:
         return Path(inspect.getfile(module))
     except TypeError as error:
-        fix = "write it to a file, for example mine.py, and name it mine:{place.rpartition(':')[2]}"
+        fix = f"write it to a file, for example mine.py, and name it mine:{place.rpartition(':')[2]}"
         raise BadInput(f"{place} stands in no file, so that a run could not notice when it changes: {fix}") from error
 
 
