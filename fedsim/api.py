@@ -74,7 +74,7 @@ def run(
         callback: is called with a `FinishedRound` after each round, round 0 included, on rank 0 only. It may call
             `finished.stop()`, which ends the run after this round: the function returns as usual, and the same call continues the
             run. An exception of the callback ends the run, under mpirun on all ranks.
-        progress: whether progress is printed: a bar in a terminal, at most 60 lines elsewhere and in notebooks.
+        progress: whether progress is printed: a bar in a terminal, about 60 lines at most elsewhere and in notebooks.
 
     Returns:
         The run file, opened for reading, on every rank. `attributes["finished"]` says whether the run has done all its rounds. Only
