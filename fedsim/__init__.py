@@ -1,6 +1,32 @@
-"""fedsim simulates federated network pruning. `fedsim.run("job.toml")` runs a job; the names below are the public interface.
+"""fedsim simulates federated network pruning. `fedsim.run("job.toml")` runs a job.
+
+Functions (`help(fedsim.run)` has arguments, results, errors and an example):
+    run             does one run of a job and returns its run file, opened
+    sweep           does all runs of the [sweep] of a job, in several processes
+    estimate        predicts bytes, FLOPs and memory of a job without training
+    load_job        reads and validates a job
+    open_run        opens a run file for reading
+    export_module   the final network of a run as a plain torch module
+
+What they take, return and raise:
+    Job             a validated job
+    RunReader       a run file, opened for reading
+    FinishedRound   a round, as the callback of `run` sees it
+    BadInput        the job, the data or an argument is wrong
+    ClientFault     an exception in the work of a client
+    Stopped         a signal or a time limit ended the run
+
+For authors of methods:
+    Method, Work, Train, Fleet, Setting, ClientInput, Report, Reply   the server, the work of one client, and what they exchange
+    AveragedState, averaged_round                                     a round that averages weights
+    Batch, Data, Feed, Tree, Net                                      images, named tensors, and the network
+    keys, masks, rng, tree                                            modules: names of tensors, masks, random numbers, arithmetic
 
 Names are imported when they are first used, so that `import fedsim` takes no time.
+
+>>> import fedsim
+>>> fedsim.load_job({"method": {"name": "fedavg"}}).rounds
+100
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
-"""What a script or a notebook does with fedsim; `import fedsim` offers it lazily."""
+"""What a script or a notebook does with fedsim. `import fedsim` offers these functions, and imports this module when one is first used."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.console import Console
 from torch import nn
 
 from fedsim.config import job as jobs
@@ -16,109 +17,269 @@ from fedsim.errors import BadInput, Stopped
 from fedsim.simulation import estimate as estimation
 from fedsim.simulation import export, launch
 from fedsim.simulation import sweep as sweeping
-from fedsim.simulation.finished_round import Callback, FinishedRound
+from fedsim.simulation.finished_round import Callback
+from fedsim.simulation.progress import output
 from fedsim.storage.reader import RunReader
 
-Source = str | Path | Mapping[str, Any] | Job
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+JobPath = str | os.PathLike[str]
+Source = JobPath | Mapping[str, Any] | Job
+RESUME = ("auto", "never", "must")
 
 
 def load_job(job: Source, set: Mapping[str, Any] | None = None) -> Job:
-    """The validated job: of a TOML file, of a table as such a file would hold it, or a job as it is.
+    """Reads and validates a job. Nothing is computed, and neither `job` nor `set` is changed.
 
-    set: {"section.field": value}, laid over it. Raises BadInput, which lists every error.
+    Arguments:
+        job: the path of a TOML file; or a dict of what such a file holds; or a `Job`, to replace some of its values.
+        set: {"section.field": value}, values to replace, as `--set` does on the command line. A field that is set here is not
+            swept. Numbers of numpy and torch count as Python's own.
+
+    Returns:
+        The job, frozen. `job.train.lr` is a value; `job.given` is the table that it was made of, without defaults.
+
+    Raises:
+        BadInput: the job is wrong. The message has one line for each error, and is the message of the command line.
+
+    >>> job = load_job({"rounds": 3, "method": {"name": "fedtiny"}}, set={"method.density": 0.05})
+    >>> job.rounds, job.method.use.density, job.train.lr
+    (3, 0.05, 0.05)
     """
-    if isinstance(job, Job):
-        table, where = dict(job.given), job.name
-    elif isinstance(job, Mapping):
-        table, where = dict(job), "job"
-    else:
-        table, where = jobs.table_of(Path(job)), str(job)
-    for field, value in (set or {}).items():
-        jobs.put(table, field, value)
-    return jobs.check(table, where)
+    table = _table_of(job)
+    for field, value in _settings(set).items():
+        jobs.set_field(table, field, value)
+    return jobs.check(table, _origin(job))
 
 
 def run(
     job: Source,
     *,
     set: Mapping[str, Any] | None = None,
-    out: str | Path | None = None,
+    out: JobPath | None = None,
     resume: str = "auto",
     callback: Callback | None = None,
     progress: bool = True,
 ) -> RunReader:
-    """Runs a job as `fedsim run` does, and returns its run file, opened for reading.
+    """Runs a job as `fedsim run` does. A run that was stopped is continued; a finished run is left as it is.
 
-    job, set: as for `load_job`. out: the run file, runs/NAME.h5 by default. resume: "auto" continues a run of this job, "never" refuses an
-    existing run file, "must" refuses a new one. callback: called on rank 0 with each FinishedRound; it may stop the run early.
-    progress: whether lines or a bar are printed. Under `mpirun python script.py` every rank calls this function, rank 0 serves, the
-    others train, and all return when the run is done.
+    Under `mpirun -n R python script.py` every rank calls this function with the same arguments. Rank 0 is the server, the others
+    train clients, and the function returns on all of them when the run has ended.
 
-    Raises BadInput for a job that cannot be run, ClientFault for an exception in a client's work, Stopped for a signal or a time limit.
+    Arguments:
+        job, set: as for `load_job`. The job makes one run: with a [sweep] use `fedsim.sweep`.
+        out: the run file to write; runs/NAME.h5 by default, with the name of the job.
+        resume: "auto" continues a run of this job or starts one; "never" refuses an existing run file; "must" refuses a new one.
+        callback: is called with a `FinishedRound` after each round, round 0 included, on rank 0 only. It may call
+            `finished.stop()`, which ends the run after this round: the function returns as usual, and the same call continues the
+            run. An exception of the callback ends the run, under mpirun on all ranks.
+        progress: whether progress is printed: a bar in a terminal, about 60 lines at most elsewhere and in notebooks.
+
+    Returns:
+        The run file, opened for reading, on every rank. `attributes["finished"]` says whether the run has done all its rounds. Only
+        rank 0 writes the file: another rank reads it only where it sees the same disk.
+
+    Raises:
+        BadInput: the job cannot be run; on every rank, with the message of the command line. No run file is left behind.
+        ClientFault: an exception in the work of a client; the message names client, round and step. Under mpirun the message is
+            printed and all ranks end with exit code 1.
+        Stopped: a signal or `execution.time_limit` ended the run; on every rank. The same call continues it.
+
+    >>> data = {"name": "fake", "image_size": 8, "channels": 1, "classes": 4, "train_images": 120, "test_images": 40}
+    >>> small = {"rounds": 2, "data": data, "partition": {"clients": 4}, "model": {"width": 4}, "execution": {"plan": "reference"}}
+    >>> finished = run(small | {"method": {"name": "fedavg"}}, out="small.h5", progress=False)
+    >>> finished.rounds, len(finished.column("accuracy")), finished.attributes["finished"]
+    (2, 3, True)
     """
-    if resume not in ("auto", "never", "must"):
-        raise BadInput(f"resume = {resume!r} is not known. There are: auto, never, must")
-    loaded = load_job(job, set)
-    if loaded.sweep:
-        raise BadInput(f"{loaded.name}: [sweep] makes {len(jobs.runs(loaded))} runs; fedsim.sweep does all of them")
+    communicator = launch.connect()
+    if communicator:
+        launch.end_all_ranks_with_this_one(communicator)
+    with launch.ending_all_ranks(communicator):
+        loaded = launch.agreed(communicator, lambda: _one_run(job, set, resume))
     path = Path(out) if out else Path("runs") / f"{loaded.name}.h5"
-    seen: list[FinishedRound] = []
-
-    def follow(finished: FinishedRound) -> None:
-        seen[:] = [finished]
-        if callback:
-            callback(finished)
-
-    threads = torch.get_num_threads()
-    try:
-        observer = launch.Observer(None if progress else Console(quiet=True), follow)
-        launch.run(loaded, path, resume, launch.connect(), observer)
-    except Stopped:
-        if not (seen and seen[-1].stopped):
-            raise
-    finally:
-        torch.set_num_threads(threads)
-    return RunReader(path)
+    observer = launch.Observer(output(quiet=True) if not progress else None, callback)
+    with _threads_kept(), _naming(_origin(job)):
+        launch.run(loaded, path, resume, communicator, observer)
+    return RunReader(path, check=not (communicator and communicator.rank))
 
 
 def sweep(
     job_files: Source | Sequence[Source],
     *,
     set: Mapping[str, Any] | None = None,
-    out: str | Path = "runs",
+    out: JobPath = "runs",
     processes: int | None = None,
     progress: bool = True,
 ) -> list[RunReader]:
-    """All runs of the [sweep] of one or more jobs, one a core, in processes of their own; their run files, opened.
+    """Does all runs of the [sweep] of one or more jobs, each in a process of its own. Called again, it does what is missing.
 
-    A script that calls this keeps its own work under `if __name__ == "__main__":`, since the processes import it.
-    Raises BadInput before any run begins, and RuntimeError, which says why, if a run has failed.
+    The processes do not import the script that calls this, so it needs no `if __name__ == "__main__":`. The exception is a job
+    whose method or model stands in the script itself ("__main__:Name").
+
+    Arguments:
+        job_files: a job as for `load_job`, or a list of jobs with different names.
+        set: as for `load_job`, for every job; {"sweep.seed": [0, 1, 2]} sweeps a field.
+        out: the folder of the run files. Each has the name of its run.
+        processes: how many runs at the same time, at least 1; by default one for each core.
+        progress: whether a line for each finished run is printed.
+
+    Returns:
+        The run files, opened for reading, in the order of the runs: the last field of [sweep] varies fastest.
+
+    Raises:
+        BadInput: a job is wrong, or its file holds another job, before any run begins; or it is called under mpirun.
+        RuntimeError: some runs failed. The message names each and says why. The other runs are done.
+        Stopped: a signal ended the sweep. The same call continues it.
+
+    >>> data = {"name": "fake", "image_size": 8, "channels": 1, "classes": 4, "train_images": 120, "test_images": 40}
+    >>> small = {"rounds": 1, "data": data, "partition": {"clients": 4}, "model": {"width": 4}, "execution": {"plan": "reference"}}
+    >>> runs = sweep(small | {"method": {"name": "fedavg"}}, set={"sweep.seed": [0, 1]}, out="swept", processes=1, progress=False)
+    >>> [run.path.name for run in runs]
+    ['job-seed0.h5', 'job-seed1.h5']
     """
-    many = [job_files] if isinstance(job_files, str | Path | Mapping | Job) else list(job_files)
-    code, files = sweeping.sweep([load_job(job, set) for job in many], Path(out), processes, Console(quiet=not progress))
+    if processes is not None and processes < 1:
+        raise BadInput(f"processes = {processes}: should be a whole number, at least 1, or None for one on each core")
+    many = [job_files] if isinstance(job_files, str | os.PathLike | Mapping | Job) else list(job_files)
+    if not many:
+        raise BadInput("fedsim.sweep needs at least one job")
+    said: list[str] = []
+    code, files = sweeping.sweep([load_job(job, set) for job in many], Path(out), processes, output(quiet=not progress), said.append)
     if code == 3:
-        raise Stopped(f"stopped; {out} holds the runs so far, and the same call goes on from there")
+        raise Stopped("\n".join(said))
     if code:
-        raise RuntimeError(f"some runs failed; the error output says why. {len(files)} run files are in {out}")
+        raise RuntimeError("\n".join(said))
     return [RunReader(file) for file in files]
 
 
 def estimate(job: Source, *, set: Mapping[str, Any] | None = None, progress: bool = True) -> list[dict[str, float]]:
-    """What the job will cost, round by round from round 0, without training: a row of numbers as in /rounds of a run file.
+    """Predicts what a job will cost. No client is trained, but the data set must be there.
 
-    progress: whether the tables of `fedsim estimate` are printed. Raises BadInput.
+    Arguments:
+        job, set: as for `load_job`.
+        progress: whether the table of `fedsim estimate` is printed.
+
+    Returns:
+        A dict for each round from round 0, with the columns of /rounds of a run file that need no training, all clients of the cohort
+        together: bytes_up and bytes_down in bytes, train_flops in FLOP, max_client_memory in bytes of the largest client, density
+        between 0 and 1. Where the prediction takes longer than 20 s, the list ends early: later rounds are like its last.
+
+    Raises:
+        BadInput: the job, or its data or model, cannot be used.
+
+    >>> job = {"rounds": 2, "data": {"name": "fake", "train_images": 200, "test_images": 50}, "method": {"name": "fedavg"}}
+    >>> rounds = estimate(job, set={"partition.clients": 4}, progress=False)
+    >>> [row["bytes_up"] > 0 for row in rounds], rounds[2]["density"]
+    ([False, True, True], 1.0)
     """
-    return estimation.estimate(load_job(job, set), Console(quiet=not progress))
+    loaded = load_job(job, set)
+    with _naming(_origin(job)):
+        return estimation.estimate(loaded, output(quiet=not progress))
 
 
-def open_run(path: str | Path) -> RunReader:
-    """A run file, opened for reading, also while it grows. Raises BadInput where there is none."""
-    return RunReader(path)
+def open_run(path: JobPath) -> RunReader:
+    """Opens a run file for reading, also while the run still goes on: each read sees the rounds that are complete by then.
 
+    Arguments:
+        path: the run file.
 
-def export_module(path: str | Path, client: int | None = None) -> nn.Module:
-    """The final network of a finished run as a plain torch module in evaluation mode, or the sub-network of a client.
+    Returns:
+        Its reader: `column("accuracy")` is an array with a value for each round, NaN where it was not measured; `names()` lists the
+        columns and `about("rounds", name)` their units.
 
-    Raises BadInput where there is none.
+    Raises:
+        BadInput: there is no such file, it is no run file, or a newer fedsim wrote it.
+
+    >>> open_run("nowhere.h5")
+    Traceback (most recent call last):
+    fedsim.errors.BadInput: there is no run file nowhere.h5
     """
-    return export.module_of(path, client)
+    return RunReader(Path(path))
+
+
+def export_module(path: JobPath, client: int | None = None) -> nn.Module:
+    """The final network of a finished run as a plain torch module, which works without fedsim.
+
+    Arguments:
+        path: the run file. The data set of its job must be where the job says.
+        client: the number of a client, for the smaller network of that client; only methods with gates give clients their own.
+
+    Returns:
+        The module in evaluation mode. Its input is (n, C, H, W) float32, normalised as in training; its output (n, classes) logits.
+        Pruned weights are exactly 0; channels that were cut are not there.
+
+    Raises:
+        BadInput: there is no such run file, the run has not finished, or the client has no network of its own.
+
+    >>> data = {"name": "fake", "image_size": 8, "channels": 1, "classes": 4, "train_images": 120, "test_images": 40}
+    >>> small = {"rounds": 1, "data": data, "partition": {"clients": 4}, "model": {"width": 4}, "execution": {"plan": "reference"}}
+    >>> finished = run(small | {"method": {"name": "fedavg"}}, out="exported.h5", progress=False)
+    >>> export_module("exported.h5")(torch.zeros(5, 1, 8, 8)).shape
+    torch.Size([5, 4])
+    """
+    return export.module_of(Path(path), client)
+
+
+def _one_run(job: Source, set: Mapping[str, Any] | None, resume: str) -> Job:
+    """The job, which makes one run."""
+    if resume not in RESUME:
+        raise BadInput(f"resume = {resume!r} is not known. There are: {', '.join(RESUME)}")
+    loaded = load_job(job, set)
+    if loaded.sweep:
+        fixed = {field: values[0] for field, values in loaded.sweep.items()}
+        more = f"fedsim.sweep does all, or fix each swept field, for example set={fixed}"
+        raise BadInput(f"{_origin(job)}: [sweep] makes {len(jobs.runs(loaded))} runs and fedsim.run does one: {more}")
+    return loaded
+
+
+def _origin(job: Source) -> str:
+    """How messages name the job: by its file, or by its name where it has no file."""
+    if isinstance(job, Job):
+        return job.name
+    return "job" if isinstance(job, Mapping) else str(job)
+
+
+def _table_of(job: Source) -> dict[str, Any]:
+    """A table of the job that nobody else holds."""
+    if isinstance(job, Job):
+        return job.given
+    if isinstance(job, Mapping):
+        table: dict[str, Any] = _plain(job)
+        return table
+    if isinstance(job, str | os.PathLike):
+        return jobs.table_of(Path(job))
+    raise BadInput(f"a job is the path of a TOML file, a dict or a fedsim.Job, not {job!r}")
+
+
+def _settings(set: Mapping[str, Any] | None) -> dict[str, Any]:
+    if set is not None and not isinstance(set, Mapping):
+        raise BadInput(f'set = {set!r}: should be a dict, for example {{"train.lr": 0.1}}')
+    return {str(field).strip(): _plain(value) for field, value in (set or {}).items()}
+
+
+def _plain(value: Any) -> Any:
+    """A copy in the types of a TOML file; numbers and arrays of numpy and torch become Python's own."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+@contextmanager
+def _naming(origin: str) -> Iterator[None]:
+    """Errors of data, model and run file begin with the name of the job, as on the command line."""
+    try:
+        yield
+    except BadInput as error:
+        raise BadInput(f"{origin}: {error}") from error
+
+
+@contextmanager
+def _threads_kept() -> Iterator[None]:
+    """torch computes in as many threads afterwards as before."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

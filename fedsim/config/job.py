@@ -32,6 +32,7 @@ from pydantic import (
 from fedsim.config import method_registry
 from fedsim.config.messages import complain
 from fedsim.config.sections import Cohort, Evaluate, Execution, Number, Section, Train
+from fedsim.config.toml_values import written
 from fedsim.data.partition import PartitionSettings
 from fedsim.data.settings import DataSettings
 from fedsim.errors import BadInput
@@ -204,16 +205,30 @@ def read_table(path: Path) -> dict[str, Any]:
 def _override(table: dict[str, Any], item: str) -> None:
     key, equals, text = item.partition("=")
     if not equals or not key.strip():
-        raise BadInput(f"--set {item}: write section.field=value, for example --set train.lr=0.1")
+        raise _no_setting(item)
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()
-    put(table, key.strip(), value)
-    table["sweep"] = {swept: values for swept, values in flat(table.get("sweep", {})).items() if swept != key.strip()}
+    set_field(table, key.strip(), value)
+
+
+def set_field(table: dict[str, Any], key: str, value: Any) -> None:
+    """What `--set key=value` does to a job's table: the field gets this value, and [sweep] does not vary it."""
+    if not key:
+        raise _no_setting(f"={value if isinstance(value, str) else written(value)}")
+    put(table, key, value)
+    swept = flat(table.get("sweep", {}))
+    if isinstance(swept, dict):
+        table["sweep"] = {name: values for name, values in swept.items() if name != key}
+
+
+def _no_setting(item: str) -> BadInput:
+    return BadInput(f"--set {item}: write section.field=value, for example --set train.lr=0.1")
 
 
 def put(table: dict[str, Any], key: str, value: Any) -> None:
+    """Writes the value at "section.field" of a table. BadInput where the section is no table."""
     *sections, field = key.split(".")
     for section in sections:
         table = table.setdefault(section, {})

@@ -13,6 +13,7 @@ from fedsim.config import method_registry
 from fedsim.config.job import Job
 from fedsim.core import entry_points
 from fedsim.data.settings import AUGMENTS
+from fedsim.errors import BadInput
 from fedsim.models import FAMILIES
 
 
@@ -24,7 +25,7 @@ def names(job: Job) -> list[str]:
 
 def digest(job: Job) -> str:
     """SHA-256 of the files of that code; empty where all is fedsim's. Of an installed package every file of Python counts."""
-    files = [Path(inspect.getfile(import_module(place.partition(":")[0]))) for place in _places(job)]
+    files = [_file(place) for place in _places(job)]
     files += [file for entry in _offers(job) for file in _files(entry)]
     return sha256(b"\n".join(file.read_bytes() for file in files)).hexdigest() if files else ""
 
@@ -32,6 +33,16 @@ def digest(job: Job) -> str:
 def _places(job: Job) -> list[str]:
     """Each "package.module:name" of the job."""
     return [name for name in (job.method.name, job.model.factory) if name and ":" in name]
+
+
+def _file(place: str) -> Path:
+    """The file of "package.module:name"; BadInput where there is none, as in a notebook."""
+    module = import_module(place.partition(":")[0])
+    try:
+        return Path(inspect.getfile(module))
+    except TypeError as error:
+        fix = f"write it to a file, for example mine.py, and name it mine:{place.rpartition(':')[2]}"
+        raise BadInput(f"{place} stands in no file, so that a run could not notice when it changes: {fix}") from error
 
 
 def _offers(job: Job) -> Iterator[EntryPoint]:

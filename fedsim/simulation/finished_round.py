@@ -28,7 +28,8 @@ class FinishedRound:
         return self._make_model()
 
     def stop(self) -> None:
-        """Ends the run after this round. The run file holds all rounds so far; the same call of `fedsim.run` continues the run."""
+        """Ends the run after this round, on all ranks; `fedsim.run` returns as usual. The run file holds all rounds so far, and the same
+        call of `fedsim.run` continues the run. After the last round it has no effect."""
         self._stops.append(True)
 
     @property

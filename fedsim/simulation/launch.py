@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -30,7 +31,7 @@ from fedsim.simulation.experiment import Experiment, build_experiment
 from fedsim.simulation.finished_round import Callback
 from fedsim.simulation.loop import RoundWriter, simulate
 from fedsim.simulation.planning.plan import resolve, unlike
-from fedsim.simulation.progress import Progress
+from fedsim.simulation.progress import Progress, output
 from fedsim.simulation.resume import RunStart, find_start, host
 from fedsim.simulation.stop_signal import LAUNCHED, StopSignal
 from fedsim.storage.reader import RunReader
@@ -82,9 +83,9 @@ def run(job: Job, out: Path, resume: str, communicator: Communicator | None, obs
     worker = bool(communicator and communicator.rank)
     limit = job.execution.time_limit
     stop = StopSignal(None if limit is None or worker else 60 * limit)
-    with stop.listening(), _ending_all_ranks(communicator):
-        experiment = _agreed(communicator, lambda: _experiment(job, communicator, stop))
-        start = _agreed(communicator, lambda: RunStart(out) if worker else find_start(experiment, out, resume))
+    with stop.listening(), ending_all_ranks(communicator):
+        experiment = agreed(communicator, lambda: _experiment(job, communicator, stop))
+        start = agreed(communicator, lambda: RunStart(out) if worker else find_start(experiment, out, resume))
         hosts = communicator.allgather_text(host()) if communicator else [host()]
         if communicator and worker:
             _serve(experiment, communicator)
@@ -93,7 +94,7 @@ def run(job: Job, out: Path, resume: str, communicator: Communicator | None, obs
 
 
 @contextmanager
-def _ending_all_ranks(communicator: Communicator | None) -> Iterator[None]:
+def ending_all_ranks(communicator: Communicator | None) -> Iterator[None]:
     """An error that the ranks have not agreed on ends every rank, lest the others wait for this one for ever."""
     try:
         yield
@@ -103,6 +104,20 @@ def _ending_all_ranks(communicator: Communicator | None) -> Iterator[None]:
         if communicator:
             _abort(communicator, traceback.format_exc())
         raise
+
+
+def end_all_ranks_with_this_one(communicator: Communicator) -> None:
+    """From now on an exception that ends this process ends every rank: the next run, and MPI's own end, would wait for it for ever."""
+    shown = sys.excepthook
+    if getattr(shown, "ends_all_ranks", False):
+        return
+
+    def show_and_end(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        shown(kind, error, trace)
+        _abort(communicator, "")
+
+    show_and_end.ends_all_ranks = True  # type: ignore[attr-defined]
+    sys.excepthook = show_and_end
 
 
 def _abort(communicator: Communicator, message: str) -> None:
@@ -117,7 +132,7 @@ def _write(message: str) -> None:
     sys.stderr.flush()
 
 
-def _agreed(communicator: Communicator | None, make: Callable[[], Made]) -> Made:
+def agreed(communicator: Communicator | None, make: Callable[[], Made]) -> Made:
     """What `make` returns on this rank. A BadInput of any rank is raised on all of them, so that no rank waits for another."""
     made, message = None, ""
     try:
@@ -183,7 +198,7 @@ def _serve(experiment: Experiment, communicator: Communicator) -> None:
 
 def lead(experiment: Experiment, start: RunStart, communicator: Communicator | None, hosts: list[str], observer: Observer) -> None:
     """Rank 0: does the rounds, reports how they ended, and has the other ranks end too. Raises BadInput, ClientFault or Stopped."""
-    console = observer.console or Console(force_terminal=_terminal(communicator))
+    console = observer.console or output(_terminal(communicator))
     progress = Progress(experiment, len(hosts), start, console)
     failure: Exception | None = None
     try:

@@ -13,7 +13,6 @@ from torch import nn
 
 from fedsim.core import keys, tree
 from fedsim.core.tree import Tree, under
-from fedsim.errors import Stopped
 from fedsim.fleet.local_fleet import LocalFleet
 from fedsim.fleet.received_masks import ReceivedMasks
 from fedsim.nn.net import Net
@@ -62,7 +61,7 @@ class RoundWriter:
 def simulate(
     parts: Experiment, fleet: LocalFleet, writer: RoundWriter, start: RunStart, progress: Progress, callback: Callback | None = None
 ) -> None:
-    """Runs every round that is still to be done, and stores the final model. Raises Stopped after a round that `callback` stops at."""
+    """Runs every round that is still to be done, and stores the final model. Ends earlier after a round that `callback` stops at."""
     setting, method, rounds = parts.setting, parts.method, parts.job.rounds
     state = _resumed(start, fleet) if start.checkpoint else start.take_state()
     masks = under(method.deploy(setting, state, fleet, [])[0], keys.MASKS)
@@ -83,17 +82,17 @@ def simulate(
         masks = row.masks
         fleet.later(partial(writer.write, r, row, *_to_keep(state, fleet), fleet))
         progress.advance(r, row)
-        if callback:
-            _call(callback, FinishedRound(r, rounds, row.values, partial(_module, parts, net or setting.net, shared)), rounds)
+        if callback and _stops(callback, FinishedRound(r, rounds, row.values, partial(_module, parts, net or setting.net, shared))):
+            return
     fleet.drain()
     model = _model(*method.deploy(setting, state, fleet, []))
     writer.record.finish(model, tree.sha256_of(model), final_gates(parts, state, fleet))
 
 
-def _call(callback: Callback, finished: FinishedRound, rounds: int) -> None:
+def _stops(callback: Callback, finished: FinishedRound) -> bool:
+    """Whether the callback ends the run before its last round."""
     callback(finished)
-    if finished.stopped and finished.round < rounds:
-        raise Stopped
+    return finished.stopped and finished.round < finished.rounds
 
 
 def _module(parts: Experiment, net: Net, shared: Tree) -> nn.Module:

@@ -19,6 +19,16 @@ from fedsim.simulation.round_record import RoundRow
 from fedsim.storage.reader import RunReader
 
 LINES = 10  # plain lines of a run that is not evaluated
+MOST = 50  # plain lines of evaluated rounds
+
+
+def output(terminal: bool | None = None, quiet: bool = False) -> Console:
+    """Where progress is printed. A notebook gets plain lines: it shows neither a bar nor the colours of a terminal.
+
+    terminal: whether there is a terminal; None: as Python says of its output.
+    """
+    notebook = Console().is_jupyter  # whose kernel asks for colours as if it were a terminal
+    return Console(quiet=quiet, force_jupyter=False, force_terminal=False if notebook else terminal)
 
 
 class Progress:
@@ -31,6 +41,7 @@ class Progress:
         self.began, self.first = time.monotonic(), start.round + 1
         self.bytes = 0.0
         self.accuracy, self.tried = float("nan"), 0  # the last known, and of which round
+        self.said = start.round  # the last round with a plain line
         self._bar: Bar | None = None
 
     def say(self, line: str) -> None:
@@ -70,8 +81,13 @@ class Progress:
         text = self._text(r, row)
         if self._bar:
             self._bar.update(self._bar.task_ids[0], completed=r, description=text)
-        elif "accuracy" in row.values or r % max(1, self.rounds // LINES) == 0:
+        elif self._is_due(r, "accuracy" in row.values):
+            self.said = r
             self.say(f"round {r:>{len(str(self.rounds))}}/{self.rounds}  {text}")
+
+    def _is_due(self, r: int, evaluated: bool) -> bool:
+        """Whether round `r` gets a plain line: a few rounds do, and as many evaluated ones as one still reads."""
+        return r == self.rounds or r % max(1, self.rounds // LINES) == 0 or (evaluated and r - self.said >= self.rounds / MOST)
 
     def _text(self, r: int, row: RoundRow) -> str:
         spent = time.monotonic() - self.began

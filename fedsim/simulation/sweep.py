@@ -13,18 +13,20 @@ import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Sequence
-from contextlib import redirect_stderr, redirect_stdout, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from threading import Thread
+from types import ModuleType
 
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from fedsim.config import own_code
 from fedsim.config.job import Job, identity, resolved
 from fedsim.config.job import runs as runs_of
 from fedsim.errors import BadInput
@@ -60,15 +62,24 @@ class Outcome:
     already: bool = False  # it had been finished before
 
 
-def sweep(jobs: Sequence[Job], folder: Path, processes: int | None, console: Console) -> tuple[int, list[Path]]:
-    """Carries out all runs of the jobs; the exit code, and the run files there are. Raises BadInput before any run begins."""
+def _write(message: str) -> None:
+    sys.stderr.write(f"{message}\n")
+    sys.stderr.flush()
+
+
+def sweep(
+    jobs: Sequence[Job], folder: Path, processes: int | None, console: Console, report: Callable[[str], None] = _write
+) -> tuple[int, list[Path]]:
+    """Carries out all runs of the jobs; the exit code, and the run files there are. Raises BadInput before any run begins.
+
+    report: is given the message about failed runs and about runs that are left to do.
+    """
     if any(name in os.environ for name in LAUNCHED):
         raise BadInput("fedsim sweep starts its own processes on one machine: call it without mpirun")
     runs = plan(jobs, folder)
     brake = StopSignal()
-    brake.listen()
     processes = min(processes or _processes(runs), len(runs))
-    with SweepProgress(runs, console) as tally:
+    with brake.listening(), SweepProgress(runs, console, report) as tally:
         tally.say(f"{len(runs)} run{'s' * (len(runs) > 1)} in {processes} process{'es' * (processes > 1)}; writing {folder}")
         _carry_out(runs, processes, brake, tally)
     return tally.close(brake.signalled), [run.out for run in runs if run.out.exists()]
@@ -100,7 +111,8 @@ def _processes(runs: Sequence[Run]) -> int:
 def _carry_out(runs: Sequence[Run], processes: int, brake: StopSignal, tally: SweepProgress) -> None:
     """Hands out the runs until none is left, or a signal came and those in flight have stopped."""
     waiting, busy = deque(runs), list[Worker]()
-    free = [Worker() for _ in range(processes)]
+    with_script = any(name.startswith("__main__:") for run in runs for name in own_code.names(run.job))
+    free = [Worker(with_script) for _ in range(processes)]
     try:
         while waiting or busy:
             if brake():
@@ -115,7 +127,7 @@ def _carry_out(runs: Sequence[Run], processes: int, brake: StopSignal, tally: Sw
                 busy.remove(worker)
                 outcome = worker.outcome(brake())
                 tally.add(worker.run, outcome)
-                free.append(Worker() if worker.dead and waiting else worker)
+                free.append(Worker(with_script) if worker.dead and waiting else worker)
             tally.look([worker.run for worker in busy])
     finally:
         for worker in busy:
@@ -132,13 +144,14 @@ class Worker:
     run: Run
     dead = False
 
-    def __init__(self) -> None:
+    def __init__(self, with_script: bool) -> None:
         resource_tracker.ensure_running()  # which unblocks signals when it is started
         context = get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=serve, args=(theirs,), daemon=True)
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        self.process.start()  # deaf until it can hear: Ctrl-C reaches every process of a terminal, and this one has no handler yet
+        with nullcontext() if with_script else _script_hidden():
+            self.process.start()  # deaf until it can hear: Ctrl-C reaches every process of a terminal, and this one has no handler yet
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
 
@@ -165,6 +178,17 @@ class Worker:
         self.process.join(PATIENCE)
         self.process.kill()
         self.process.join()
+
+
+@contextmanager
+def _script_hidden() -> Iterator[None]:
+    """A process that starts meanwhile does not import the script of this one: the script needs no `if __name__ == "__main__":`."""
+    script = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = script
 
 
 def serve(pipe: Connection) -> None:
@@ -207,8 +231,8 @@ def _finished(out: Path) -> bool:
 class SweepProgress:
     """What is told while the runs go on, and of how they ended."""
 
-    def __init__(self, runs: Sequence[Run], console: Console) -> None:
-        self.runs, self.console = runs, console
+    def __init__(self, runs: Sequence[Run], console: Console, report: Callable[[str], None] = _write) -> None:
+        self.runs, self.console, self.report = runs, console, report
         self.width = max(len(run.name) for run in runs)
         self.outcomes: dict[Path, Outcome] = {}
         columns = (BarColumn(20), TextColumn("{task.description}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
@@ -238,7 +262,7 @@ class SweepProgress:
             self.bar.update(self.task, completed=done, description=f"{len(self.outcomes)}/{len(self.runs)} runs")
 
     def close(self, signalled: bool) -> int:
-        """Says on the error stream what failed and why, and whether something is left to do; the exit code."""
+        """Reports what failed and why, and whether something is left to do; the exit code."""
         failed = [(run, outcome) for run in self.runs if (outcome := self.outcomes.get(run.out)) and outcome.code in (1, 2)]
         done = sum(outcome.code == 0 for outcome in self.outcomes.values())
         stopped = done + len(failed) < len(self.runs)
@@ -246,8 +270,8 @@ class SweepProgress:
         told += [f"{run.name}: {outcome.message}" for run, outcome in failed]
         if stopped:
             told.append(f"stopped; {done} of {len(self.runs)} runs are done, and {AGAIN}")
-        sys.stderr.write("".join(f"{line}\n" for line in told))
-        sys.stderr.flush()
+        if told:
+            self.report("\n".join(told))
         if stopped and signalled:
             return 3
         return min((outcome.code for _, outcome in failed), default=3 if stopped else 0)

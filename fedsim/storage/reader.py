@@ -27,12 +27,14 @@ class RunReader:
 
     Every call opens the file anew, so it sees the rows written since. Arrays hold rows 0 … `rounds`. Raises BadInput for a
     file that is missing, damaged, no run file or of a newer format, and for a column it does not have.
+    check: whether the file is opened here already, so that a wrong path is known at once.
     """
 
-    def __init__(self, path: str | Path, sleep: Callable[[float], object] | None = None) -> None:
+    def __init__(self, path: str | Path, sleep: Callable[[float], object] | None = None, check: bool = True) -> None:
         self.path = Path(path)
         self._sleep = sleep
-        self._read(lambda file: None)
+        if check:
+            self._read(lambda file: None)
 
     @property
     def attributes(self) -> dict[str, Any]:
