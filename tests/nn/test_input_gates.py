@@ -293,6 +293,6 @@ class Branching(nn.Module):
 
 def test_models_that_cannot_be_gated_are_told() -> None:
     with pytest.raises(BadInput, match="cannot trace"):
-        gate_insertion.gated(Branching(), input_gate.Gating(0.5))
+        gate_insertion.insert_gates(Branching(), input_gate.Gating(0.5))
     with pytest.raises(BadInput, match="no convolution to gate"):
-        gate_insertion.gated(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), input_gate.Gating(0.5))
+        gate_insertion.insert_gates(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), input_gate.Gating(0.5))

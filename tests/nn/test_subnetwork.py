@@ -168,7 +168,7 @@ class Dense(nn.Module):
 
 
 def test_a_stream_that_is_read_again_is_not_written_over() -> None:
-    net = Net(gate_insertion.gated(Dense(), input_gate.Gating(1.0))).to("cpu", torch.float64)
+    net = Net(gate_insertion.insert_gates(Dense(), input_gate.Gating(1.0))).to("cpu", torch.float64)
     tree, gate = drawn(net), torch.tensor([True, False, True, True])
     kept = net.channels.kept(gate)
     small = net.cut(kept).plain(net.compact(tree, kept)).double()
