@@ -159,7 +159,7 @@ class Sum:
     def _count(self, more: int) -> None:
         self.clients += more
         if self.clients > COHORT:
-            raise ValueError(f"a cohort of more than {COHORT:,} clients cannot be summed exactly")
+            raise ValueError(f"a cohort of {self.clients:,} clients is too large to sum exactly; at most {COHORT:,}")
 
     def _part(self, key: str, shape: torch.Size) -> Tensor:
         if key not in self.parts:

@@ -117,7 +117,7 @@ def erk(shapes: Mapping[str, tuple[int, ...]], budget: int) -> dict[str, int]:
     """
     sizes = {layer: prod(shape) for layer, shape in shapes.items()}
     if not len(sizes) <= budget <= sum(sizes.values()):
-        raise ValueError(f"{budget:,} kept weights for {len(sizes)} layers of {sum(sizes.values()):,}; each keeps at least one")
+        raise ValueError(f"a budget of {budget:,} weights for {len(sizes)} layers; it is from {len(sizes)} to {sum(sizes.values()):,}")
     raw = {layer: sum(shape) / prod(shape) for layer, shape in shapes.items()}
     dense: set[str] = set()
     while True:

@@ -58,7 +58,7 @@ def load(plain: Json, tensors: Tree) -> Any:
     for tag, read in _READ.items():
         if kind is dict and tag in plain:
             return read(plain, tensors)
-    raise ValueError(f"{str(plain)[:60]!r} is no dumped value: an object has one of the keys {', '.join(_READ)}")
+    raise ValueError(f"{str(plain)[:60]!r} was not written by dump: a JSON object has one of the keys {', '.join(_READ)}")
 
 
 def _dump(value: Any, path: str, tensors: Tree, names: Names) -> Json:
@@ -144,7 +144,7 @@ def _load_object(plain: Json, tensors: Tree) -> Any:
 
 def _load_tensor(plain: Json, tensors: Tree) -> Tensor:
     if plain["tensor"] not in tensors:
-        raise ValueError(f"tensor {plain['tensor']!r} is named but not there; there are {', '.join(sorted(tensors)) or 'none'}")
+        raise ValueError(f"tensor {plain['tensor']!r} is missing; there are {', '.join(sorted(tensors)) or 'none'}")
     return tensors[plain["tensor"]]
 
 

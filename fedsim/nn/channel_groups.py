@@ -254,12 +254,12 @@ def find_groups(module: nn.Module) -> tuple[fx.Graph, tuple[Group, ...]]:
     except Exception as error:
         raise ValueError(f"the model has no gates: torch.fx cannot trace it ({type(error).__name__}: {error})") from error
     if str(graph) != str(other):
-        raise ValueError("the model has no gates: its forward does not do the same in training and in evaluation")
+        raise ValueError("the model has no gates: its forward takes different steps in training and in evaluation")
     reading = _Reading(module, graph)
     groups = reading.groups()
     if not groups:
         reasons = [f"{space.rows[0].rpartition('.')[0]}: {space.why or 'nothing reads them'}" for space in reading.spaces if space.rows]
-        raise ValueError(f"the model has no gates: no channels can be cut without touching others ({'; '.join(reasons[:5])})")
+        raise ValueError(f"the model has no gates: there are no channels that can be cut alone ({'; '.join(reasons[:5])})")
     return graph, groups
 
 

@@ -257,5 +257,5 @@ def test_a_parameter_of_the_models_own_comes_from_the_tree_at_every_call() -> No
 
 def test_a_model_that_does_not_do_the_same_in_training_has_no_gates() -> None:
     module = Model(lambda m, x: m.fc(F.relu(m.conv(x)).flatten(1)) * (1 if m.training else 2), conv=conv(2, 4), fc=nn.Linear(256, 3))
-    with pytest.raises(ValueError, match="does not do the same in training and in evaluation"):
+    with pytest.raises(ValueError, match="takes different steps in training and in evaluation"):
         channel_groups.find_groups(module)

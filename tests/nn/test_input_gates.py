@@ -274,7 +274,7 @@ def counted(name: str, c: dict[str, int]) -> int:
 WRONG: list[tuple[dict[str, object], str]] = [
     ({"gate_keep": 0.0}, "above 0 and at most 1"),
     ({"gate_keep": 1.5}, "above 0 and at most 1"),
-    ({"gate_l1": 1e-4}, "model.gate_keep, which makes them, is not given"),
+    ({"gate_l1": 1e-4}, "need model.gate_keep; it is not given"),
     ({"gate_place": "before"}, "one of norm, affine"),
     ({"gate_keep": 0.5, "gate_l1": -1.0}, "at least 0"),
 ]

@@ -142,7 +142,7 @@ def test_channels_are_skipped_of_one_image_under_norms_of_one_channel() -> None:
     skipping = Skipping(built("cnn"))
     with pytest.raises(ValueError, match="one image at a time; this batch has 2"):
         skipping(torch.zeros(2, *CIFAR))
-    with pytest.raises(ValueError, match="GroupNorm reads closed channels too"):
+    with pytest.raises(ValueError, match="before a GroupNorm, which reads them all"):
         Skipping(built("cnn", norm="group"))
     with pytest.raises(ValueError, match="gate_keep"):
         Skipping(built("cnn", None))
