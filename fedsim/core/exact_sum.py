@@ -28,13 +28,14 @@ LARGEST = 2.0**28
 
 @dataclass(frozen=True)
 class Unit:
-    """How one key is rounded: `scale` integers to 1, values up to `bound` per image (None: two limbs)."""
+    """How the values of one key are rounded: 1 is `scale` integers, and |value| is at most `bound` per image (None: two limbs)."""
 
     scale: float
     bound: float | None
 
     @property
     def limbs(self) -> int:
+        """int64 numbers for one value."""
         return 2 if self.bound is None else 1
 
 
@@ -110,7 +111,23 @@ def _add_on_device(unit: Unit, into: Tensor, row: Tensor, images: int) -> bool:
 
 
 class Sum:
-    """Partial sums of named values as int64, for a cohort of `n` images that was sent `shared`."""
+    """Partial sums of named values as int64, for one cohort. Their order and grouping change no bit.
+
+    Args:
+        shared: the tree that the cohort received; its largest magnitudes give the units.
+        n: number of images of the whole cohort.
+        units: key -> unit, if partial sums of the same cohort share them.
+
+    >>> shared = {"w/a": torch.zeros(2)}
+    >>> rows = {"w/a": torch.tensor([[0.1, 1.0], [0.2, 2.0], [0.3, 3.0]], dtype=torch.float64)}
+    >>> whole, one, other = (Sum(shared, n=30) for _ in range(3))
+    >>> whole.add(rows, clients=[0, 1, 2], n=[10, 10, 10])
+    >>> one.add({"w/a": rows["w/a"][:1]}, clients=[0], n=[10])
+    >>> other.add({"w/a": rows["w/a"][1:]}, clients=[1, 2], n=[10, 10])
+    >>> other.merge(one)
+    >>> torch.equal(whole.value()["w/a"], other.value()["w/a"])
+    True
+    """
 
     def __init__(self, shared: Tree, n: int, units: dict[str, Unit] | None = None) -> None:
         self._shared, self._n = shared, n
@@ -119,6 +136,7 @@ class Sum:
         self.clients = 0
 
     def unit(self, key: str) -> Unit:
+        """The unit of a key: from its broadcast tensor, or two limbs if it was not broadcast."""
         if key not in self._units:
             floats = key in self._shared and self._shared[key].is_floating_point()
             self._units[key] = unit_of(self._shared[key], self._n) if floats else TWO_LIMBS
@@ -141,7 +159,7 @@ class Sum:
     def _count(self, more: int) -> None:
         self.clients += more
         if self.clients > COHORT:
-            raise ValueError(f"a cohort of more than {COHORT:,} clients cannot be summed exactly")
+            raise ValueError(f"a cohort of {self.clients:,} clients is too large to sum exactly; at most {COHORT:,}")
 
     def _part(self, key: str, shape: torch.Size) -> Tensor:
         if key not in self.parts:
@@ -168,7 +186,7 @@ class Sum:
         return f"total {key!r} of client {client} holds {worst}; finite values up to {limit:.6g} can be summed"
 
     def merge(self, other: Sum) -> None:
-        """Adds another partial sum of the same order."""
+        """Adds another partial sum of the same cohort; that one stays as it is."""
         for key, part in other.parts.items():
             if key in self.parts:
                 self.parts[key] += part
@@ -195,7 +213,7 @@ class Sum:
         return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64)
 
     def take(self, layout: dict[str, list[int]], flat: Tensor, clients: int) -> None:
-        """The inverse of `flat`."""
+        """Becomes the sum of `clients` clients that another rank describes by its `layout()` and `flat()`."""
         sizes = [int(np.prod(shape)) for shape in layout.values()]
         self.parts = {key: part.view(shape) for (key, shape), part in zip(layout.items(), flat.split(sizes), strict=True)}
         self.clients = clients

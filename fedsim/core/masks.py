@@ -21,12 +21,24 @@ _NEVER, _BEYOND = -(2**63), 2**63 - 1  # keys below and above those of every sco
 
 
 def apply(tree: Tree, masks: Tree) -> Tree:
-    """The tree with every masked weight multiplied by its mask, so that pruned weights are exactly 0."""
+    """The tree with every masked weight multiplied by its mask, so that pruned weights are exactly 0.
+
+    Args:
+        tree: "w/NAME", "opt/momentum/NAME", … -> tensor. Entries without a mask stay as they are.
+        masks: a tree with "mask/NAME" (bool, the shape of the weight); its other keys are not read.
+
+    >>> apply({"w/a": torch.tensor([1.0, 2.0])}, {"mask/a": torch.tensor([True, False])})
+    {'w/a': tensor([1., 0.])}
+    """
     return {key: value * masks[mask_of(key)] if mask_of(key) in masks else value for key, value in tree.items()}
 
 
 def ones(masks: Tree) -> dict[str, int]:
-    """Kept weights by the weight's name: {"conv.weight": 12}."""
+    """The number of kept weights, by the weight's name.
+
+    >>> ones({"mask/conv.weight": torch.tensor([True, False, True])})
+    {'conv.weight': 2}
+    """
     return {key.removeprefix(keys.MASKS): int(mask.sum()) for key, mask in masks.items() if key.startswith(keys.MASKS)}
 
 
@@ -52,21 +64,30 @@ def rank(score: Tensor) -> Tensor:
 
 
 def first(ranking: Tensor, k: int, shape: torch.Size) -> Tensor:
-    """The mask of `shape` that keeps the first `k` positions of a ranking."""
+    """The mask (bool, of `shape`) that keeps the first `k` positions of a ranking (N,) that `rank` made."""
     mask = torch.zeros(len(ranking), dtype=torch.bool, device=ranking.device)
     mask[ranking[:k]] = True
     return mask.view(shape)
 
 
 def top(score: Tensor, k: int) -> Tensor:
-    """1 at the `k` largest entries of `score`."""
+    """The mask, bool and of the shape of `score`, that keeps its `k` largest entries. ValueError for a score that is not finite.
+
+    >>> top(torch.tensor([3.0, 1.0, 3.0, 3.0]), 2)  # of equal scores the lower position goes first
+    tensor([ True, False,  True, False])
+    """
     return first(rank(score), k, score.shape)
 
 
 def budget(sizes: Mapping[str, int], density: float) -> int:
-    """Weights that the masked layers may keep at a whole density: floor(d n) - n_1, the first of `sizes` (layer -> weights) being dense.
+    """The number of weights that the masked layers may keep together: floor(d n) - n_1.
 
-    ValueError where that is less than one for each layer.
+    Args:
+        sizes: layer -> number of weights, in network order. The first layer, of n_1 weights, stays dense; n is the sum of all.
+        density: d, the kept share of all n weights. ValueError where it leaves less than one weight for each masked layer.
+
+    >>> budget({"conv": 10, "fc": 90}, density=0.25)
+    15
     """
     (name, dense), *masked = sizes.items()
     whole = sum(sizes.values())
@@ -86,10 +107,17 @@ def erk(shapes: Mapping[str, tuple[int, ...]], budget: int) -> dict[str, int]:
     Evci et al., ICML 2020, arXiv:1911.11134, appendix. A layer that would get more than it has is dense, and eps is solved again;
     counts are rounded down, at least 1, and what is left goes to the layers that have room, in order. ValueError for a budget below
     one weight a layer, or above all weights.
+
+    Args:
+        shapes: masked layer -> shape of its weight.
+        budget: kept weights of all these layers together.
+
+    >>> erk({"conv": (8, 4, 3, 3), "fc": (10, 32)}, budget=100)
+    {'conv': 30, 'fc': 70}
     """
     sizes = {layer: prod(shape) for layer, shape in shapes.items()}
     if not len(sizes) <= budget <= sum(sizes.values()):
-        raise ValueError(f"{budget:,} kept weights for {len(sizes)} layers of {sum(sizes.values()):,}; each keeps at least one")
+        raise ValueError(f"a budget of {budget:,} weights for {len(sizes)} layers; it is from {len(sizes)} to {sum(sizes.values()):,}")
     raw = {layer: sum(shape) / prod(shape) for layer, shape in shapes.items()}
     dense: set[str] = set()
     while True:
@@ -109,9 +137,12 @@ def erk(shapes: Mapping[str, tuple[int, ...]], budget: int) -> dict[str, int]:
 
 
 def largest(g: Tensor, mask: Tensor, k: int, chunk: int = CHUNK) -> tuple[Tensor, Tensor]:
-    """(index (k,) int32, value (k,) float32) of the `k` largest |g| among pruned positions, largest first; k is at most their number.
+    """(index (k,) int32, value (k,) float32) of the `k` largest |g| among pruned positions, largest first. Fit for `vmap`.
 
-    A stream: g is read chunk by chunk into a buffer of k entries, so that no second tensor of g's size is made. Fit for `vmap`.
+    Args:
+        g: a gradient, of any shape; it is read chunk by chunk, so that no second tensor of its size is made.
+        mask: bool, of g's shape: the kept positions.
+        k: at most the number of pruned positions.
     """
     flat, pruned = g.flatten(), ~mask.flatten()
     best = torch.full((k,), _NEVER, dtype=torch.int64, device=g.device)

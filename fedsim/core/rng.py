@@ -40,7 +40,14 @@ def word(text: str) -> int:
 
 
 def key(*parts: int | str | Tensor) -> Tensor:
-    """An int64 key of the given parts, in order; parts that are tensors broadcast."""
+    """An int64 key, (), of the given parts in order; parts that are tensors broadcast, so the key of a tensor (K,) is (K,).
+
+    >>> clients = torch.arange(3)
+    >>> together = uniform(key(7, "round", clients), 4)  # (3, 4)
+    >>> alone = uniform(key(7, "round", 2), 4)  # the same numbers for client 2 alone
+    >>> torch.equal(together[2], alone)
+    True
+    """
     plain = cast(list[int | str], list(takewhile(lambda part: not isinstance(part, Tensor), parts)))
     folded = torch.tensor(_folded(plain))
     for part in parts[len(plain) :]:
@@ -60,13 +67,13 @@ def _folded(parts: list[int | str]) -> int:
 
 
 def fold(folded: Tensor, part: int | str | Tensor) -> Tensor:
-    """A key one part longer."""
+    """A key of one more part: key(a, b, c) is fold(key(a, b), c)."""
     part = word(part) if isinstance(part, str) else part
     return _mix((folded ^ part) + _GOLDEN)
 
 
 def bits(folded: Tensor, count: int) -> Tensor:
-    """(…, count) uniform int64 numbers of each key."""
+    """(…, count) int64 for keys (…): 64 uniform bits each."""
     return _mix(folded.unsqueeze(-1) + _GOLDEN * torch.arange(1, count + 1, device=folded.device))
 
 
@@ -88,5 +95,9 @@ def normal(folded: Tensor, count: int) -> Tensor:
 
 
 def permutation(folded: Tensor, count: int) -> Tensor:
-    """(…, count) a permutation of 0 … count-1 for each key."""
+    """(…, count) int64: for each key a permutation of 0 … count-1.
+
+    >>> permutation(key(0, "epoch", 1), 5).sort().values
+    tensor([0, 1, 2, 3, 4])
+    """
     return bits(folded, count).argsort(dim=-1, stable=True)

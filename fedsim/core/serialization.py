@@ -32,13 +32,24 @@ def dump(value: Any) -> tuple[Json, Tree]:
 
     Tensors are detached, neither copied nor moved; one that stands at two places is named once. Raises TypeError at a
     value of any other kind, with its path.
+
+    >>> import torch
+    >>> plain, tensors = dump({"round": 3, "shared": {"w/a": torch.ones(2)}})
+    >>> plain
+    {'dict': {'round': 3, 'shared': {'dict': {'w/a': {'tensor': 'shared/w/a'}}}}}
+    >>> load(plain, tensors)
+    {'round': 3, 'shared': {'w/a': tensor([1., 1.])}}
     """
     tensors: Tree = {}
     return _dump(value, "", tensors, {}), tensors
 
 
 def load(plain: Json, tensors: Tree) -> Any:
-    """The value that `dump` was given: load(*dump(value)) == value, tuples still tuples, dataclasses built by their constructor."""
+    """The value that `dump` was given; dataclasses are built by their constructor.
+
+    Raises ValueError for JSON that `dump` did not make, and for a tensor or a field that does not exist; TypeError for a class that is
+    no dataclass and has no `__load__`.
+    """
     kind = type(plain)
     if kind in _ITSELF or kind is float:
         return plain
@@ -47,7 +58,7 @@ def load(plain: Json, tensors: Tree) -> Any:
     for tag, read in _READ.items():
         if kind is dict and tag in plain:
             return read(plain, tensors)
-    raise ValueError(f"{str(plain)[:60]!r} is no dumped value: an object has one of the keys {', '.join(_READ)}")
+    raise ValueError(f"{str(plain)[:60]!r} was not written by dump: a JSON object has one of the keys {', '.join(_READ)}")
 
 
 def _dump(value: Any, path: str, tensors: Tree, names: Names) -> Json:
@@ -102,7 +113,7 @@ def _fields(kind: type) -> tuple[str, ...]:
 
 @cache
 def _address(kind: type) -> str:
-    """ "module:Qualname" of a class that is found there."""
+    """ "module:Qualname" of a class; TypeError if it cannot be imported by that name."""
     address = f"{kind.__module__}:{kind.__qualname__}"
     if "<locals>" in address or _class(address) is not kind:
         raise TypeError(f"{address} cannot be imported by that name; define the class at the top of a module")
@@ -111,7 +122,7 @@ def _address(kind: type) -> str:
 
 @cache
 def _class(address: str) -> type:
-    """The class at "module:Qualname"; an error unless it is a dataclass or has `__load__`."""
+    """The class at "module:Qualname"; TypeError unless it is a dataclass or has `__load__`."""
     module, _, qualname = address.partition(":")
     found: Any = import_module(module)
     for name in qualname.split("."):
@@ -133,7 +144,7 @@ def _load_object(plain: Json, tensors: Tree) -> Any:
 
 def _load_tensor(plain: Json, tensors: Tree) -> Tensor:
     if plain["tensor"] not in tensors:
-        raise ValueError(f"tensor {plain['tensor']!r} is named but not there; there are {', '.join(sorted(tensors)) or 'none'}")
+        raise ValueError(f"tensor {plain['tensor']!r} is missing; there are {', '.join(sorted(tensors)) or 'none'}")
     return tensors[plain["tensor"]]
 
 

@@ -12,17 +12,31 @@ Tree = dict[str, Tensor]
 
 
 def under(tree: Tree, *prefixes: str) -> Tree:
-    """The entries whose key begins with one of the prefixes, keys unchanged: under(tree, "w/", "buf/")."""
+    """The entries whose key begins with one of the prefixes; their keys stay as they are.
+
+    >>> list(under({"w/a": torch.ones(1), "mask/a": torch.ones(1), "buf/a": torch.ones(1)}, "w/", "buf/"))
+    ['w/a', 'buf/a']
+    """
     return {key: value for key, value in tree.items() if key.startswith(prefixes)}
 
 
 def renamed(tree: Tree, old: str, new: str) -> Tree:
-    """The entries under the prefix `old`, under `new` instead: renamed(tree, "w/", "opt/momentum/")."""
+    """The entries whose key begins with `old`, with `new` in its place.
+
+    >>> list(renamed({"w/a": torch.ones(1), "mask/a": torch.ones(1)}, "w/", "opt/momentum/"))
+    ['opt/momentum/a']
+    """
     return {new + key[len(old) :]: value for key, value in tree.items() if key.startswith(old)}
 
 
 def each(function: Callable[..., Tensor], first: Tree, *others: Tree) -> Tree:
-    """function(first[key], other[key] …) for every key of the first; a missing key is an error that names it."""
+    """function(first[key], other[key], …) for every key of the first tree.
+
+    The other trees may have more keys. KeyError where one of them lacks a key of the first.
+
+    >>> each(torch.add, {"w/a": torch.tensor(1)}, {"w/a": torch.tensor(2), "w/b": torch.tensor(3)})
+    {'w/a': tensor(3)}
+    """
     for other in others:
         missing = first.keys() - other.keys()
         if missing:
@@ -36,37 +50,54 @@ def zeros(tree: Tree) -> Tree:
 
 
 def weigh(n: Tensor | float, tree: Tree) -> Tree:
-    """n · tree in float64: a client's share of a weighted mean, n its number of images (or votes)."""
+    """n · tree in float64: what one client adds to a weighted mean.
+
+    Args:
+        n: the client's weight, its number of images or votes; a number or a tensor ().
+        tree: the client's tensors, of any dtype.
+    """
     return each(lambda value: value.double() * n, tree)
 
 
 def mean(total: Tree, count: Tensor, like: Tree) -> Tree:
-    """total / count for every key of `like`, in the dtype `like` has there."""
+    """total / count for every key of `like`, in the dtype that `like` has there: the weighted mean over clients.
+
+    Args:
+        total: the sum of `weigh(n, tree)` over clients, float64.
+        count: the sum of n over clients, ().
+        like: says which keys are averaged, and their dtypes. KeyError where the total lacks one.
+
+    >>> client, other = {"w/a": torch.tensor([1.0])}, {"w/a": torch.tensor([5.0])}
+    >>> total = each(torch.add, weigh(3, client), weigh(1, other))
+    >>> mean(total, torch.tensor(4), client)
+    {'w/a': tensor([2.])}
+    """
     return each(lambda old, value: (value / count).to(old.dtype), like, total)
 
 
 def clone(tree: Tree) -> Tree:
+    """A copy of every tensor."""
     return each(torch.clone, tree)
 
 
 def size(tree: Tree) -> int:
-    """Number of values."""
+    """The number of values of all tensors together."""
     return sum(value.numel() for value in tree.values())
 
 
 def stack(rows: Iterable[Tree]) -> Tree:
-    """(K, …) of K trees with the same keys."""
+    """One tree with tensors (K, …), of K trees that have the same keys and shapes; no tree at all gives an empty one."""
     rows = list(rows)
     return {key: torch.stack([row[key] for row in rows]) for key in (rows[0] if rows else {})}
 
 
 def row(tree: Tree, index: int) -> Tree:
-    """One row of a stacked tree, as views."""
+    """Row `index` of a tree that `stack` made; its tensors are views."""
     return {key: value[index] for key, value in tree.items()}
 
 
 def sha256_of(tree: Tree) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes, in the order of the names."""
+    """The SHA-256 of names, dtypes, shapes and bytes, in the order of the names; it tells whether two trees are equal."""
     digest = sha256()
     for key in sorted(tree):
         value = tree[key].detach().cpu().contiguous()

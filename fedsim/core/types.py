@@ -13,7 +13,14 @@ Tree = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Feed:
-    """Which of its own images a client sees; the fleet makes the batches."""
+    """Which of its own images a client sees; the fleet makes the batches. ValueError for values that do not fit together.
+
+    >>> Feed("train", epochs=2, batch=32).steps  # 0: as many as two epochs take
+    0
+    >>> Feed("train")
+    Traceback (most recent call last):
+    ValueError: a feed has epochs or steps, exactly one of them > 0; this one has epochs = 0, steps = 0
+    """
 
     split: str = "train"  # train | held (held out) | probe (a fixed random share of train) | test, global (Evaluate only)
     epochs: int = 0  # or steps: exactly one of them > 0
@@ -79,7 +86,7 @@ class Data(Protocol):
 
 @dataclass(frozen=True)
 class LocalOptimizer:
-    """The numbers of the local optimiser in one round."""
+    """The local optimiser of one round: its name, its rate, its momentum and its weight decay."""
 
     lr: float
     momentum: float
@@ -89,7 +96,7 @@ class LocalOptimizer:
 
 @dataclass(frozen=True)
 class LocalTraining:
-    """What the job says of local training."""
+    """The local training that the job asks for, over all rounds."""
 
     epochs: int = 1  # E, local epochs; or steps
     steps: int = 0
@@ -107,7 +114,11 @@ class LocalTraining:
     augment: bool = True
 
     def at(self, r: int) -> LocalOptimizer:
-        """The rate of round `r`, counted from 1."""
+        """The optimiser of round `r`, counted from 1, with the learning rate that the schedule gives it.
+
+        >>> LocalTraining(lr=0.1, schedule="step", milestones=(0.5,), rounds=10).at(6).lr == 0.1 * 0.1
+        True
+        """
         done = (r - 1) / self.rounds
         scale = {
             "constant": 1.0,

@@ -8,7 +8,15 @@ TINY = 1e-12  # the lower end of a range that 0 is not in
 
 
 def within(settings: object, **ranges: tuple[float, float]) -> None:
-    """ValueError for a field of `settings` that is outside of its range (low, high), ends included; None is left alone. TINY: above 0."""
+    """Checks fields of `settings`, each against its range (low, high), ends included. A field that is None is not checked.
+
+    A low end of TINY stands for "above 0". Raises ValueError that names the field.
+
+    >>> from types import SimpleNamespace
+    >>> within(SimpleNamespace(density=1.5), density=(TINY, 1))
+    Traceback (most recent call last):
+    ValueError: density = 1.5; it is above 0 and at most 1
+    """
     for name, (low, high) in ranges.items():
         value = getattr(settings, name)
         if value is not None and not low <= value <= high:

@@ -29,46 +29,60 @@ PATH_UNIT = 2.0**20  # of path lengths, whose sums over many images are large
 
 @dataclass(frozen=True)
 class FedAvg:
-    """The mean of the cohort's weights, by number of images."""
+    """The mean of the cohort's weights, by number of images: w <- sum_k n_k w_k / sum_k n_k. McMahan et al., AISTATS 2017.
+
+    The other aggregations override some of its methods. In all of them `memory` is what the server keeps from round to round,
+    `shared` the broadcast, `state` a client's tensors while it trains, and `total` the sum of the cohort's reports, in float64.
+
+    >>> import torch
+    >>> shared = {"w/a": torch.zeros(1), "mask/a": torch.ones(1, dtype=torch.bool)}
+    >>> total = {"w/a": torch.tensor([3 * 1.0 + 1 * 5.0], dtype=torch.float64), COUNT: torch.tensor(4.0, dtype=torch.float64)}
+    >>> after, memory = FedAvg().server({}, shared, total, setting=None)
+    >>> after["w/a"]
+    tensor([2.])
+    """
 
     sgd: ClassVar[bool] = False  # its formulas are those of SGD
 
     def at(self, rate: LocalOptimizer) -> FedAvg:
-        """The aggregation of a round of that rate."""
+        """The aggregation of a round whose local optimiser is `rate`."""
         return self
 
     def init_memory(self, shared: Tree) -> Tree:
-        """The server's memory."""
+        """The server's memory before the first round, for a first broadcast `shared`."""
         return {}
 
     def shared(self, memory: Tree, shared: Tree) -> Tree:
-        """What is added to the broadcast."""
+        """The broadcast: `shared`, and what clients need of the memory."""
         return shared
 
     def init_kept(self, net: Net, sent: ClientInput) -> Tree:
-        """Kept state of a client never visited."""
+        """What a client keeps for its next visit, before its first one."""
         return {}
 
     def extra(self, sent: ClientInput, state: Tree) -> Tree | None:
-        """A gradient to add to the loss's."""
+        """ "w/NAME" -> tensor to add to the gradient of the loss; None: nothing."""
         return None
 
     def moved(self, sent: ClientInput, state: Tree, lr: float | Tensor) -> Tree:
-        """The state after a step of the local optimiser, spent; `lr` is the round's rate."""
+        """The state, corrected after a step of the local optimiser; `state` may be overwritten. `lr`: the rate of the round."""
         return state
 
     def report(self, sent: ClientInput, state: Tree) -> Report:
-        """n · w and n · running statistics, and n."""
+        """What a client adds to the total: n · w, n · running statistics, and n under "n/images", all float64."""
         return Report(tree.weigh(sent.n, _floats(under(state, keys.WEIGHTS, keys.BUFFERS))) | {COUNT: sent.n.double()})
 
     def server(self, memory: Tree, shared: Tree, total: Tree, setting: Setting) -> tuple[Tree, Tree]:
-        """The next broadcast and memory; what no client sent stays as it is."""
+        """(next broadcast, next memory); tensors that no client sent stay as they are."""
         return shared | tree.mean(total, total[COUNT], _sent(shared, total, keys.WEIGHTS, keys.BUFFERS)), memory
 
 
 @dataclass(frozen=True)
 class FedProx(FedAvg):
-    """FedAvg whose clients are held near the broadcast: gradient + mu (w - w_t) over the kept weights, not over buffers."""
+    """FedAvg whose clients stay near the broadcast w_t: each adds mu (w - w_t) to its gradient. Li et al., MLSys 2020.
+
+    fedprox_mu: mu, at least 0. The term is over kept weights alone, not over buffers.
+    """
 
     fedprox_mu: float = 0.01
 
@@ -81,7 +95,7 @@ class FedProx(FedAvg):
 
 @dataclass(frozen=True)
 class FedNova(FedAvg):
-    """w <- w - (sum_k p_k a_k) · sum_k p_k (w - w_k) / a_k: clients of more steps pull no harder; running statistics by p_k.
+    """w <- w - (sum_k p_k a_k) · sum_k p_k (w - w_k) / a_k: a client with more steps has no more weight; running statistics by p_k.
 
     Where all clients take equally many steps it is FedAvg. Momentum that is carried from round to round counts as if it began at 0.
     """
@@ -100,7 +114,7 @@ class FedNova(FedAvg):
         return (tau - rho * (1 - rho**tau) / (1 - rho)) / (1 - rho)
 
     def report(self, sent: ClientInput, state: Tree) -> Report:
-        """p · d, p · running statistics, p · a, p and n; p is n or tau."""
+        """p · d with d = (w - w_k) / a, p · running statistics, p · a, p and n; p is the number of images or of local steps."""
         weight, path = sent.steps[0] if self.fednova_weights == "batches" else sent.n, self.path(sent.steps[0])
         found = tree.weigh(weight, _floats(under(state, keys.BUFFERS))) | tree.weigh(weight / PATH_UNIT, {FEDNOVA_PATH: path})
         move = tree.weigh(weight / path, _path(sent, state))
@@ -141,11 +155,11 @@ class Scaffold(FedAvg):
     def init_kept(self, net: Net, sent: ClientInput) -> Tree:
         controls = under(sent.shared, SCAFFOLD_CONTROL)
         if not controls:
-            raise ValueError("the broadcast has no controls: send aggregate.shared(memory, shared)")
+            raise ValueError("the broadcast has no control variates for SCAFFOLD: send aggregate.shared(memory, shared)")
         return renamed(tree.zeros(controls), SCAFFOLD_CONTROL, SCAFFOLD_OWN)
 
     def moved(self, sent: ClientInput, state: Tree, lr: float | Tensor) -> Tree:
-        """w - lr (c - c_k), in place."""
+        """w - lr (c - c_k), in place, after every local step."""
         c, own = self._controls(sent)
         for key, value in c.items():
             state[key].sub_(lr * (value - own[key]))
@@ -172,7 +186,7 @@ class Scaffold(FedAvg):
         return shared, masks.apply(memory | told, shared)
 
     def _controls(self, sent: ClientInput) -> tuple[Tree, Tree]:
-        """c and c_k by their weights' keys, masked; c_k is 0 again after a cut, which its shapes tell."""
+        """c and c_k by their weights' keys, masked. c_k is 0 where its shapes differ: channels were cut since."""
         held = sent.tree({})
         c, own = (
             masks.apply(renamed(part, slot, keys.WEIGHTS), held)
@@ -183,12 +197,12 @@ class Scaffold(FedAvg):
 
 
 def _floats(part: Tree) -> Tree:
-    """Counters are not averaged."""
+    """The floating-point tensors; counters are not averaged."""
     return {key: value for key, value in part.items() if value.is_floating_point()}
 
 
 def _sent(shared: Tree, total: Tree, *prefixes: str) -> Tree:
-    """Of one side's tensors those that the other has sent."""
+    """The tensors of `shared` under the prefixes whose keys are in `total` too."""
     return {key: value for key, value in under(shared, *prefixes).items() if key in total}
 
 

@@ -16,11 +16,18 @@ from fedsim.nn import optim
 
 
 def pretrained(setting: Setting, public: Data, epochs: int) -> Tree:
-    """The initial model after `epochs` of the job's own optimiser (its rate in round 1, its batch) on `public`, not augmented.
+    """The model ("w/" and "buf/") after the server trained it on its public images.
 
-    The server has memory enough: its activations are not pruned.
+    It begins with the initial model and takes the job's optimiser, batch size and rate of round 1. Images are not augmented, and
+    activations are not pruned, because the server has enough memory. FedTiny (arXiv:2212.01977) begins in this way.
 
-    BadInput where it diverges.
+    Args:
+        setting: of the job: its net, seed and local training.
+        public: the server's images; each epoch shows all of them once, in a new order.
+        epochs: how often they are shown; 0: the initial model itself.
+
+    Raises:
+        BadInput: if a weight or a running statistic is no longer finite.
     """
     net, rate = setting.net.without_activation_pruning(), setting.train.at(1)
     state = clone(net.initial)
@@ -36,7 +43,7 @@ def pretrained(setting: Setting, public: Data, epochs: int) -> Tree:
 
 
 def batches(setting: Setting, public: Data, epochs: int) -> Iterator[Batch]:
-    """The public images in the job's batches, in a fresh order every epoch."""
+    """Batches of the public images, of the job's batch size, in a new order every epoch; the last of an epoch may be smaller."""
     x, y = images(setting, public)
     orders = [rng.permutation(rng.key(setting.seed, "public", epoch), len(y)) for epoch in range(epochs)]
     parts = [part for order in orders for part in order.split(setting.train.batch)]
@@ -47,7 +54,7 @@ def batches(setting: Setting, public: Data, epochs: int) -> Iterator[Batch]:
 
 
 def images(setting: Setting, public: Data) -> tuple[Tensor, Tensor]:
-    """All of them: x (n, C, H, W) normalised, y (n,), where the net's values are."""
+    """All public images x (n, C, H, W), normalised, in the dtype and on the device of the net's values; labels y (n,) int64 there too."""
     like = next(iter(setting.net.initial.values()))
     every = torch.arange(len(public))
     mean, std = (torch.tensor(values, dtype=like.dtype).view(-1, 1, 1) for values in (public.mean, public.std))

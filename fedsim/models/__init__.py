@@ -19,7 +19,7 @@ from fedsim.models import cnn, resnet
 from fedsim.models.blueprint import Blueprint
 from fedsim.models.settings import ModelSettings
 from fedsim.models.width_matching import Matched, widest
-from fedsim.nn.layers.gate_insertion import gated
+from fedsim.nn.layers.gate_insertion import insert_gates
 from fedsim.nn.layers.input_gate import Gating
 from fedsim.nn.profiler import profile
 
@@ -89,7 +89,7 @@ def build(settings: ModelSettings, shape: Shape, classes: int, seed: int) -> nn.
             module = _from_factory(f'model.name = "{settings.name}": {entry_points.source(entry)}', entry.load, shape, classes)
         else:
             module = _make(settings, shape, classes, width)
-        return module if settings.gate_keep is None else gated(module, _gating(settings, settings.gate_keep))
+        return module if settings.gate_keep is None else insert_gates(module, _gating(settings, settings.gate_keep))
 
 
 def _gating(settings: ModelSettings, keep: float) -> Gating:

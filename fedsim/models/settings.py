@@ -55,11 +55,11 @@ class ModelSettings:
         if not isfinite(self.norm_weight) or self.norm_weight <= 0:
             raise BadInput(f"model.norm_weight is above 0; not {self.norm_weight}")
         if self.factory is not None and (self.norm_weight != 1 or self.detach_shortcut):
-            raise BadInput("model.norm_weight and model.detach_shortcut are of the models of fedsim; one from model.factory has its own")
+            raise BadInput("model.norm_weight and model.detach_shortcut are for models of fedsim, not for model.factory")
         if self.width is not None and self.width < 1:
             raise BadInput(f"model.width is at least 1; not {self.width}")
         if self.factory is not None and self.match is not None:
-            raise BadInput("model.match narrows a model of fedsim; one from model.factory has no width to choose")
+            raise BadInput("model.match chooses the width of a model of fedsim; a model from model.factory has none")
 
     def _check_gates(self) -> None:
         for name, known in {"gate_place": PLACES, "gate_choice": CHOICES}.items():
@@ -70,8 +70,8 @@ class ModelSettings:
         if self.gate_keep is None:
             given = [name for name in GATE_FIELDS if getattr(self, name) != getattr(ModelSettings, name)]
             if given:
-                raise BadInput(f"model.{given[0]} is of dynamic gates, and model.gate_keep, which makes them, is not given")
+                raise BadInput(f"model.{given[0]} is a setting of dynamic gates, which need model.gate_keep; it is not given")
         elif self.match is not None:
-            raise BadInput("model.match narrows a network without gates; give model.width beside model.gate_keep")
+            raise BadInput("model.match cannot narrow a network with dynamic gates; give model.width instead")
         elif not 0 < self.gate_keep <= 1:
             raise BadInput(f"model.gate_keep is a share of the channels, above 0 and at most 1; not {self.gate_keep}")

@@ -246,7 +246,7 @@ def _names(name: str, layer: nn.Module) -> list[str]:
     return [f"{name}.{slot}" for slot, value in tensors.items() if value is not None and value.dim()]
 
 
-def found(module: nn.Module) -> tuple[fx.Graph, tuple[Group, ...]]:
+def find_groups(module: nn.Module) -> tuple[fx.Graph, tuple[Group, ...]]:
     """The module's graph and its groups in network order; ValueError that says why there are none."""
     twin = copy.deepcopy(module)
     try:
@@ -254,19 +254,22 @@ def found(module: nn.Module) -> tuple[fx.Graph, tuple[Group, ...]]:
     except Exception as error:
         raise ValueError(f"the model has no gates: torch.fx cannot trace it ({type(error).__name__}: {error})") from error
     if str(graph) != str(other):
-        raise ValueError("the model has no gates: its forward does not do the same in training and in evaluation")
+        raise ValueError("the model has no gates: its forward takes different steps in training and in evaluation")
     reading = _Reading(module, graph)
     groups = reading.groups()
     if not groups:
         reasons = [f"{space.rows[0].rpartition('.')[0]}: {space.why or 'nothing reads them'}" for space in reading.spaces if space.rows]
-        raise ValueError(f"the model has no gates: no channels can be cut without touching others ({'; '.join(reasons[:5])})")
+        raise ValueError(f"the model has no gates: there are no channels that can be cut alone ({'; '.join(reasons[:5])})")
     return graph, groups
 
 
-def gated(module: nn.Module, graph: fx.Graph, groups: Sequence[Group], gate: Callable[[str], nn.Module]) -> tuple[fx.GraphModule, Places]:
-    """The module's own layers, and behind every point of a group the layer `gate(group)`.
+def with_gates(
+    module: nn.Module, graph: fx.Graph, groups: Sequence[Group], gate: Callable[[str], nn.Module]
+) -> tuple[fx.GraphModule, Places]:
+    """The module's own layers, with the layer `gate(group name)` after every activation of a group.
 
-    Besides, where parameters of its containers stand in it, which are no layer's: place, name there, name in the module.
+    The second result lists the parameters that belong to a container and not to a layer: (dict that holds the parameter, its key
+    there, its name in the module).
     """
     graph = copy.deepcopy(graph)
     owner = {point: group.name for group in groups for point in group.points}

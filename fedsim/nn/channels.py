@@ -30,7 +30,24 @@ Place = tuple[int, str, int]  # axis of a tensor, the group it runs along, posit
 
 @dataclass(frozen=True)
 class Channels:
-    """All groups of a network."""
+    """All channel groups of a network: what a gate closes, what a cut leaves, and how many weights are then in use.
+
+    Args:
+        groups: in network order, as `channel_groups.find_groups` gives them.
+        shapes: layer -> shape of its weight.
+
+    >>> from fedsim.nn.net import Net
+    >>> net = Net(nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))
+    >>> net.channels.widths
+    [3]
+    >>> kept = net.channels.kept(torch.tensor([True, False, True]))
+    >>> kept
+    {'1': tensor([0, 2])}
+    >>> net.channels.used([2])  # weights in use with two open channels
+    {'1': 8, '3': 4}
+    >>> {key: tuple(value.shape) for key, value in net.channels.cut(net.initial, kept).items()}
+    {'w/1.weight': (2, 4), 'w/1.bias': (2,), 'w/3.weight': (2, 2), 'w/3.bias': (2,)}
+    """
 
     groups: tuple[Group, ...]
     shapes: dict[str, tuple[int, ...]]  # layer -> shape of its weight
@@ -39,11 +56,12 @@ class Channels:
 
     @property
     def n(self) -> int:
+        """The number of channels of all groups: the length of a gate."""
         return sum(self.widths)
 
     @cached_property
     def widths(self) -> list[int]:
-        """C_l."""
+        """C_l, the number of channels of each group."""
         return [group.size for group in self.groups]
 
     @cached_property
@@ -74,11 +92,11 @@ class Channels:
     # ---- gates of all groups in a row
 
     def split(self, gate: Tensor) -> Tree:
-        """(…, n) -> group -> (…, C_l)."""
+        """Group -> its part (…, C_l) of gates (…, n) of all groups."""
         return dict(zip((group.name for group in self.groups), gate.split(self.widths, -1), strict=True))
 
     def kept(self, gate: Tensor) -> Tree:
-        """Group -> kept channels, of a hard gate (n,); ValueError for a group without any."""
+        """Group -> (c,) int64 positions of its open channels, of a hard gate (n,) bool; ValueError for a group with none open."""
         kept = {name: part.nonzero().flatten() for name, part in self.split(gate).items()}
         if empty := [name for name, index in kept.items() if not len(index)]:
             raise ValueError(f"the gate keeps no channel of {empty[0]}; every group keeps at least one")
@@ -89,11 +107,11 @@ class Channels:
         return torch.cat([torch.zeros(g.size, dtype=torch.bool).index_fill(0, kept[g.name].cpu(), True) for g in self.groups])
 
     def open(self, gate: Tensor) -> list[list[int]]:
-        """Open channels of every group, for each row of hard gates (R, n)."""
+        """The number of open channels of every group, for each row of hard gates (R, n) bool."""
         return torch.stack([part.sum(-1) for part in self.split(gate).values()], -1).tolist()
 
     def used(self, open: Sequence[int]) -> dict[str, int]:
-        """Weights in use of every layer that a group touches, with so many channels of each group open."""
+        """Layer -> number of weights in use, for every layer that a group touches; `open`: open channels of each group, in order."""
         widths = {group.name: width for group, width in zip(self.groups, open, strict=True)}
         return {name: self._used(name, shape, widths) for name, shape in self.shapes.items() if f"{name}.weight" in self._places}
 
@@ -123,7 +141,7 @@ class Channels:
         return found
 
     def blocks(self, weights: Tree, kept: Tree) -> dict[str, ChannelBlock]:
-        """Where the kept channels are in those of the weights that can be cut by a kernel; standardised filters are not among them."""
+        """Key -> where its kept channels lie, for the weights that a kernel can cut; the weights of standardised layers are left out."""
         index = {group: part.cpu().numpy() for group, part in kept.items()}
         stored = {keys.weight(layer) for layer in self.standardised}
         places = {key: self._places.get(_tensor(key)) for key, value in weights.items() if cuttable(value) and key not in stored}
@@ -149,12 +167,12 @@ class Channels:
         return {name: (~part).nonzero().flatten().to(kept[name].device) for name, part in self.split(self.gate(kept)).items()}
 
     def spread(self, small: Tree, full: Tree, kept: Tree) -> Tree:
-        """Running statistics of the full net, those of the kept channels taken from the small one's."""
+        """Running statistics of the full net: those of the kept channels from `small`, the others from `full`."""
         groups = {key: self.rows.get(_tensor(key)) for key in small}
         return {key: full[key].index_copy(0, kept[group], small[key]) if group else small[key] for key, group in groups.items()}
 
     def stayed(self, new: Tree, old: Tree, gates: Tree) -> Tree:
-        """Running statistics, those of channels whose gate is closed as they were."""
+        """Running statistics: `old` where the gate (group -> (C_l,) bool) of the channel is closed, else `new`."""
         groups = {key: self.rows.get(_tensor(key)) for key in new}
         return {key: torch.where(gates[group], new[key], old[key]) if group else new[key] for key, group in groups.items()}
 
@@ -234,12 +252,15 @@ def halves_of(module: nn.Module) -> frozenset[str]:
 
 
 def filled(module: nn.Module, values: Tree) -> nn.Module:
-    """A copy of the module in evaluation mode with the "w/" and "buf/" of a tree, whose filters are ready for use."""
+    """A copy of the module in evaluation mode, on the CPU, with the "w/" and "buf/" of a tree that `Net.folded` made.
+
+    ValueError for a tree that lacks a parameter or a buffer of the module.
+    """
     module = ordinary(copy.deepcopy(module))
     own: Tree = {keys.WEIGHTS + name: value for name, value in module.named_parameters()}
     own |= {keys.BUFFERS + name: value for name, value in module.named_buffers() if value.is_floating_point()}
     if missing := own.keys() - values.keys():
-        raise ValueError(f"these are not the values of this model, they lack {', '.join(sorted(missing))}")
+        raise ValueError(f"these are not the values of this model: they lack {', '.join(sorted(missing))}")
     for key, value in own.items():
         value.data = values[key].detach().cpu().clone()
     return module.eval()

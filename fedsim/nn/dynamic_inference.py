@@ -59,7 +59,7 @@ class Skipping(fx.Interpreter):
     def __call__(self, x: Tensor) -> Tensor:
         """(1, classes) logits."""
         if len(x) != 1:
-            raise ValueError(f"channels are skipped for one image at a time; this batch has {len(x)}")
+            raise ValueError(f"dynamic inference takes one image at a time; this batch has {len(x)}")
         logits: Flow = self.run(Flow(x))
         return logits.whole()
 
@@ -108,7 +108,7 @@ class Gated:
             elif isinstance(layer, Shift):
                 shift = shift + layer.bias
             else:
-                raise ValueError(f"a {type(layer).__name__} reads closed channels too, so that they cannot be skipped; batch norms do not")
+                raise ValueError(f"channels cannot be skipped before a {type(layer).__name__}, which reads them all; use batch norms")
         self.scale, self.shift = scale.detach(), shift.detach()
         if conv.bias is not None:
             self.shift = (self.shift + self.scale * conv.bias).detach()

@@ -125,7 +125,7 @@ class FunctionalModule:
     @cached_property
     def traced(self) -> tuple[fx.Graph, tuple[Group, ...]]:
         """The module's graph and its channel groups."""
-        return channel_groups.found(self.original)
+        return channel_groups.find_groups(self.original)
 
     @cached_property
     def _standardised(self) -> frozenset[str]:
@@ -146,7 +146,7 @@ class FunctionalModule:
     @cached_property
     def gated_module(self) -> fx.GraphModule:
         """The module with static gates, on the same layers; made while they are empty."""
-        made, places = channel_groups.gated(self.module, *self.traced, lambda group: Gate(group, self.context))
+        made, places = channel_groups.with_gates(self.module, *self.traced, lambda group: Gate(group, self.context))
         self._slots += [(where, slot, keys.WEIGHTS + name) for where, slot, name in places if keys.WEIGHTS + name in self.initial]
         return made
 

@@ -1,11 +1,12 @@
-"""The model profile: layers, FLOPs and saved bytes of a torch module, as the ledger needs them, from one forward pass.
+"""The model profile: layers, FLOPs and saved bytes of a torch module, as the ledger needs them, from forward passes.
 
-Activations are counted by rules (float32, each storage once): convolution and linear save their input; batch norm its input and
-two values per channel; group norm its input and two values per image and group; ReLU its output, ReLU6 its input; pooling its
-input, max-pooling its int64 indices too; the mean over all positions, additions and reshaping nothing; cross-entropy the
-log-probabilities and the label. Where inputs are pruned, layers save a cache, ReLUs a bit an entry, max-pooling a byte a result and
-average pooling nothing. A dynamic gate saves what it multiplies and a few values a channel. Only modules are seen: a
-functional call inside of a user's own module adds nothing.
+Activations are what autograd saves for the backward pass, each storage once (`torch.autograd.graph.saved_tensors_hooks`), functional
+calls included. A pass of two images and one of three differ by what one image needs; parameters, and what is computed of them alone,
+cancel out. For the loss the log-probabilities and the label are added.
+
+Rules replace the hooks in two places. A dynamic gate counts as what it multiplies and a few values a channel. Under activation
+pruning, which only `Net` carries out, convolutions and linear layers save a cache, ReLUs a bit an entry, max-pooling a byte a result,
+average pooling nothing, and norms their input and statistics; there only modules are seen, no functional calls.
 """
 
 from __future__ import annotations
@@ -18,86 +19,147 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from fedsim.core.activation_pruning import ActivationPruning, bits
 from fedsim.costs.profile import VALUE_BYTES, BackwardMoment, LayerProfile, ModelProfile
 from fedsim.nn.layers.input_gate import CONVOLUTIONS, WEIGHTED, InputGate
 from fedsim.nn.layers.nsconv import ScaledReLU, normalised_of
 
-BATCH = 2
+BATCH = 2  # images of a pass; a second pass has one more
 LABEL = 8  # bytes of an int64
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-POOLS = (nn.AvgPool2d, nn.MaxPool2d)
+POOLS = (nn.AvgPool2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d)
+MOMENTS = (*WEIGHTED, *BATCH_NORMS, nn.GroupNorm, nn.ReLU, nn.ReLU6, ScaledReLU, *POOLS)  # where the backward pass is looked at
 
 
 def profile(module: nn.Module, shape: tuple[int, ...], keep: ActivationPruning | None = None) -> ModelProfile:
-    """The profile of `module` for images of `shape` (C, H, W), from a forward pass of two images of zeros; the module stays as it was.
+    """The profile of `module` for one image, from forward passes of zeros in training mode; the module stays as it was.
 
-    keep: how Net prunes the inputs of its layers; None: not at all. For a module on the meta device nothing is computed.
+    Args:
+        module: any module that takes images (B, *shape) and gives logits (B, classes). On the meta device nothing is computed.
+        shape: (C, H, W) of one image.
+        keep: how Net prunes the inputs of the module's layers; None: not at all.
+
+    Returns:
+        The ModelProfile: counts of weights, FLOPs per image, and bytes (of float32) per image or per batch.
+
+    >>> found = profile(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)), (1, 4, 4))
+    >>> [(layer.name, layer.weights, layer.positions, layer.flops) for layer in found.layers]
+    [('0', 36, 4, 288), ('3', 48, 1, 96)]
+    >>> found.activations == 4 * (1 * 4 * 4) + 4 * (4 * 2 * 2) + 4 * 3 + 8  # image, ReLU, log-probabilities, label
+    True
     """
-    module = copy.deepcopy(module).train()  # a copy: training mode moves the running statistics
-    device = next((value.device for value in module.parameters()), torch.device("cpu"))
-    layers: dict[nn.Module, LayerProfile] = {
-        layer: _layer(name, layer) for name, layer in module.named_modules() if isinstance(layer, WEIGHTED)
-    }
-    seen = _SavedTensors(layers, keep)
-    for layer in module.modules():
-        layer.register_forward_hook(seen.after)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        logits = module(torch.zeros(BATCH, *shape, device=device))
-    weights = sum(layer.weights for layer in layers.values())
+    module = _training_copy(module)
+    seen, more = (_SavedTensors(module, keep, batch) for batch in (BATCH, BATCH + 1))
+    logits = _pass(module, seen, module, shape, BATCH)
+    _pass(module, more, module, shape, BATCH + 1)
+    weights = sum(layer.weights for layer in seen.layers.values())
     tail = VALUE_BYTES * logits[0].numel() + LABEL
+    image = more.packed - seen.packed
     return ModelProfile(
-        layers=tuple(layers.values()),
+        layers=tuple(seen.layers.values()),
         free=sum(value.numel() for value in module.parameters()) - weights,
         buffers=sum(value.numel() for value in module.buffers() if value.is_floating_point()),
-        activations=seen.saved + tail,
+        activations=seen.saved + image + tail,
         vectors=seen.vectors,
         keep=keep,
         caches=tuple(seen.caches),
         signs=tuple(seen.signs),
         normalised=frozenset(normalised_of(module)),
-        moments=tuple(replace(moment, activations=moment.activations + tail) for moment in seen.moments),
+        moments=tuple(
+            replace(moment, activations=moment.activations + packed + tail)
+            for moment, packed in zip(seen.moments, _per_image(seen, more, image), strict=True)
+        ),
     )
+
+
+def _per_image(seen: _SavedTensors, more: _SavedTensors, image: int) -> list[int]:
+    """Bytes per image packed up to each moment; all of them where a forward runs its layers once for each image."""
+    if len(seen.packed_at) != len(more.packed_at):
+        return [image] * len(seen.packed_at)
+    return [after - before for before, after in zip(seen.packed_at, more.packed_at, strict=True)]
 
 
 def per_channel(
     module: nn.Module, shape: tuple[int, ...], graph: fx.Graph, owners: Mapping[str, str], keep: ActivationPruning | None = None
 ) -> dict[str, int]:
-    """Bytes saved for backward per image and channel, for each group: `owners` maps a node of the `graph` to the group of its channels.
+    """Bytes saved for the backward pass per image and channel, for each group of channels.
 
     The sum over groups, each times its channels, is the part of the profile's activations that gates make smaller.
+
+    Args:
+        module, shape, keep: as in `profile`.
+        graph: of the module, by torch.fx.
+        owners: a node of the graph -> the group whose channels it gives.
     """
-    module = copy.deepcopy(module).train()
-    seen = _SavedTensors({layer: _layer(name, layer) for name, layer in module.named_modules() if isinstance(layer, WEIGHTED)}, keep)
-    for layer in module.modules():
-        layer.register_forward_hook(seen.after)
-    device = next((value.device for value in module.parameters()), torch.device("cpu"))
-    walk = _OwnerWalk(fx.GraphModule(module, graph), owners)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        walk.run(torch.zeros(BATCH, *shape, device=device))
-    found: dict[str, int] = {}
-    for storage, saved in seen.shares:
-        if storage in walk.owner:
-            group, channels = walk.owner[storage]
-            found[group] = found.get(group, 0) + saved // channels
+    module = _training_copy(module)
+    few, more = (_OwnerWalk(module, graph, owners, shape, keep, batch) for batch in (BATCH, BATCH + 1))
+    found = {group: (more.packed[group] - few.packed[group]) // channels for group, channels in few.channels.items()}
+    for storage, saved in few.seen.shares:
+        if group := few.owner.get(storage):
+            found[group] += saved // few.channels[group]
     return found
 
 
-class _OwnerWalk(fx.Interpreter):
-    """Runs the graph and notes, for each storage, the group and the number of its channels."""
+def _training_copy(module: nn.Module) -> nn.Module:
+    """A copy, because training mode moves the running statistics; all its parameters are trained."""
+    return copy.deepcopy(module).train().requires_grad_(True)
 
-    def __init__(self, module: fx.GraphModule, owners: Mapping[str, str]) -> None:
-        super().__init__(module, garbage_collect_values=False)
+
+def _pass(module: nn.Module, seen: _SavedTensors, run: Callable[[Tensor], Any], shape: tuple[int, ...], batch: int) -> Any:
+    """What `run` gives for images of zeros; `seen` notes what is saved for the backward pass."""
+    handles = [layer.register_forward_hook(seen.after) for layer in module.modules()]
+    handles += [layer.register_forward_pre_hook(seen.before) for layer in module.modules() if isinstance(layer, InputGate)]
+    device = next((value.device for value in module.parameters()), torch.device("cpu"))
+    counted = saved_tensors_hooks(seen.pack, lambda saved: saved)
+    with torch.set_grad_enabled(seen.keep is None), torch.random.fork_rng(devices=[]), counted:
+        result = run(torch.zeros(batch, *shape, device=device))
+    for handle in handles:
+        handle.remove()
+    return result
+
+
+class _OwnerWalk(fx.Interpreter):
+    """Runs the graph, and finds for each group the bytes that are saved of its channels."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        graph: fx.Graph,
+        owners: Mapping[str, str],
+        shape: tuple[int, ...],
+        keep: ActivationPruning | None,
+        batch: int,
+    ) -> None:
+        super().__init__(fx.GraphModule(module, graph), garbage_collect_values=False)
         self.owners = owners
-        self.owner: dict[int, tuple[str, int]] = {}
+        self.seen = _SavedTensors(module, keep, batch)
+        self.results: set[int] = set()  # storages of all nodes
+        self.owner: dict[int, str] = {}  # storage -> group
+        self.channels: dict[str, int] = {}
+        _pass(module, self.seen, self.run, shape, batch)
+        self.packed = dict.fromkeys(self.channels, 0)  # group -> bytes of the batch
+        for storage, tensor in self.seen.storages.items():
+            if storage in self.owner and self.seen.keep is None:
+                self.packed[self.owner[storage]] += tensor.untyped_storage().nbytes()
 
     def run_node(self, n: fx.Node) -> Any:
+        before = len(self.seen.storages)
         result = super().run_node(n)
-        if isinstance(result, Tensor) and n.name in self.owners:
-            storage = result.untyped_storage()._cdata
-            self.owner.setdefault(storage, (self.owners[n.name], result.shape[1]))
+        if isinstance(result, Tensor):
+            self.results.add(_storage(result))
+            if n.name in self.owners:
+                self._own(self.owners[n.name], result, list(self.seen.storages.values())[before:])
         return result
+
+    def _own(self, group: str, result: Tensor, packed: list[Tensor]) -> None:
+        """The group owns the result, and what only the backward pass reads of its channels: indices of a pool, copies."""
+        channels = self.channels.setdefault(group, result.shape[1])
+        self.owner.setdefault(_storage(result), group)
+        for tensor in packed:
+            if _storage(tensor) not in self.results and tensor.shape[1:2] == (channels,):
+                self.owner.setdefault(_storage(tensor), group)
 
 
 def _layer(name: str, layer: nn.Module) -> LayerProfile:
@@ -106,20 +168,36 @@ def _layer(name: str, layer: nn.Module) -> LayerProfile:
 
 
 class _SavedTensors:
-    """What the layers of one forward pass save for the backward pass; its hooks fill it."""
+    """What one forward pass saves for the backward pass; its hooks fill it."""
 
-    def __init__(self, layers: dict[nn.Module, LayerProfile], keep: ActivationPruning | None = None) -> None:
-        self.layers, self.keep = layers, keep
-        self.first = next(iter(layers), None)
+    def __init__(self, module: nn.Module, keep: ActivationPruning | None, batch: int) -> None:
+        self.layers: dict[nn.Module, LayerProfile] = {
+            layer: _layer(name, layer) for name, layer in module.named_modules() if isinstance(layer, WEIGHTED)
+        }
+        self.keep, self.batch = keep, batch
+        self.first = next(iter(self.layers), None)
         self.storages: dict[int, Tensor] = {}  # the tensor is held, so that its storage's address stays its own
-        self.shares: list[tuple[int, int]] = []  # a storage, and bytes per image that are saved of it or like it
-        self.saved = 0  # bytes per image
-        self.overcounted = 0  # of them, bytes that the rules count and the kernels of fedsim do not need
+        self.packed = 0  # bytes of the batch that autograd saves, and of tensors that belong to no image
+        self.packed_at: list[int] = []  # of them, up to each moment
+        self.in_gate = False
+        self.shares: list[tuple[int, int]] = []  # by the rules: a storage, and bytes per image that are saved of it or like it
+        self.saved = 0  # bytes per image, by the rules
+        self.overcounted = 0  # bytes per image that torch saves and the kernels of fedsim do not need
         self.vectors = 0  # bytes per batch
         self.caches: list[int] = []  # entries per image
         self.signs: list[int] = []
         self.pruned: dict[object, Tensor] = {}
         self.moments: list[BackwardMoment] = []
+
+    def pack(self, tensor: Tensor) -> Tensor:
+        """Called by autograd for each tensor that it saves."""
+        if not self.in_gate and _storage(tensor) not in self.storages:
+            self.storages[_storage(tensor)] = tensor
+            self.packed += tensor.untyped_storage().nbytes()
+        return tensor
+
+    def before(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.in_gate = True
 
     def after(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if module in self.layers:
@@ -127,7 +205,7 @@ class _SavedTensors:
         for kinds, rule in PRUNING_RULES if self.keep else RULES:
             if isinstance(module, kinds):
                 rule(self, module, inputs[0], output)
-        if any(isinstance(module, kinds) for kinds, _ in RULES):
+        if isinstance(module, MOMENTS):
             self._note_moment(module, inputs[0], output, _view(inputs[0]) in self.pruned)
 
     def _note_moment(self, module: nn.Module, x: Tensor, y: Tensor, restored: bool) -> None:
@@ -140,14 +218,15 @@ class _SavedTensors:
         held = weight.numel() if module in self.layers and weight is not None else 0
         copies = isinstance(module, CONVOLUTIONS)
         inputs = 1 + (restored and held > 0) + (copies or isinstance(module, BATCH_NORMS))
-        beside = VALUE_BYTES * (inputs * x.numel() + (1 + copies) * y.numel()) // BATCH
+        beside = VALUE_BYTES * (inputs * x.numel() + (1 + copies) * y.numel()) // self.batch
         name = self.layers[module].name if module in self.layers else ""
+        self.packed_at.append(self.packed)
         self.moments.append(BackwardMoment(self.saved - self.overcounted, len(self.caches), len(self.signs), beside, name, own - held))
 
     def save(self, tensor: Tensor) -> None:
-        if not _known(self.storages, tensor):
-            self.storages[tensor.untyped_storage()._cdata] = tensor
-            self.add(tensor, tensor.untyped_storage().nbytes() // BATCH)
+        if _storage(tensor) not in self.storages:
+            self.storages[_storage(tensor)] = tensor
+            self.add(tensor, tensor.untyped_storage().nbytes() // self.batch)
 
     def prune(self, tensor: Tensor) -> None:
         """A cache for all layers that read this tensor."""
@@ -156,14 +235,14 @@ class _SavedTensors:
             entries = tensor[0].numel()
             self.caches.append(entries)
             assert self.keep is not None
-            self.shares.append((tensor.untyped_storage()._cdata, self.keep.bytes(entries)))
+            self.shares.append((_storage(tensor), self.keep.bytes(entries)))
 
     def sign(self, tensor: Tensor) -> None:
         self.signs.append(tensor[0].numel())
-        self.shares.append((tensor.untyped_storage()._cdata, bits(tensor[0].numel())))
+        self.shares.append((_storage(tensor), bits(tensor[0].numel())))
 
     def add(self, like: Tensor, bytes: int) -> None:
-        self.shares.append((like.untyped_storage()._cdata, bytes))
+        self.shares.append((_storage(like), bytes))
         self.saved += bytes
 
     def _use(self, module: nn.Module, output: Tensor) -> None:
@@ -173,38 +252,28 @@ class _SavedTensors:
         self.layers[module] = replace(layer, positions=positions, flops=2 * layer.weights * positions)
 
 
-def _known(tensors: dict[int, Tensor], tensor: Tensor) -> bool:
-    return tensor.untyped_storage()._cdata in tensors
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
 
 
 def _view(tensor: Tensor) -> object:
     """Identifies a tensor among the views of its storage."""
-    return tensor.untyped_storage()._cdata, tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
-
-
-def _input(seen: _SavedTensors, module: nn.Module, x: Tensor, y: Tensor) -> None:
-    seen.save(x)
+    return _storage(tensor), tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
 
 
 def _gate(seen: _SavedTensors, module: nn.Module, x: Tensor, y: Tensor) -> None:
-    """It saves what it multiplies, its pooled input, and its values before and after the largest are chosen."""
+    """A gate saves what it multiplies, its pooled input, and its values before and after the largest are chosen."""
+    seen.in_gate = False
     seen.add(y, VALUE_BYTES * (y[0].numel() + x.shape[1] + 3 * y.shape[1]))
 
 
-def _output(seen: _SavedTensors, module: nn.Module, x: Tensor, y: Tensor) -> None:
-    seen.save(y)
-
-
-def _relu6(seen: _SavedTensors, module: nn.Module, x: Tensor, y: Tensor) -> None:
-    if module.inplace:  # a copy of what it overwrites
-        seen.add(y, VALUE_BYTES * y[0].numel())
-    else:
-        seen.save(x)
+def _channel_statistics(seen: _SavedTensors, module: nn.Module, x: Tensor, y: Tensor) -> None:
+    seen.vectors += 2 * VALUE_BYTES * x.shape[1]
 
 
 def _batch_norm(seen: _SavedTensors, module: nn.Module, x: Tensor, y: Tensor) -> None:
     seen.save(x)
-    seen.vectors += 2 * VALUE_BYTES * x.shape[1]
+    _channel_statistics(seen, module, x, y)
 
 
 def _group_norm(seen: _SavedTensors, module: nn.Module, x: Tensor, y: Tensor) -> None:
@@ -212,9 +281,9 @@ def _group_norm(seen: _SavedTensors, module: nn.Module, x: Tensor, y: Tensor) ->
     seen.saved += 2 * VALUE_BYTES * int(module.num_groups)  # type: ignore[arg-type]
 
 
-def _indices(seen: _SavedTensors, module: nn.Module, x: Tensor, y: Tensor) -> None:
-    seen.add(y, LABEL * y[0].numel())
-    if (module.kernel_size, module.stride, module.padding) in ((2, 2, 0), ((2, 2), (2, 2), (0, 0))):  # Net's own kernel keeps a byte
+def _halving(seen: _SavedTensors, module: nn.Module, x: Tensor, y: Tensor) -> None:
+    """The kernel of fedsim for 2x2 windows keeps a byte an entry in the place of torch's int64."""
+    if (module.kernel_size, module.stride, module.padding) in ((2, 2, 0), ((2, 2), (2, 2), (0, 0))):
         seen.overcounted += (LABEL - 1) * y[0].numel()
 
 
@@ -237,25 +306,16 @@ def _signs(seen: _SavedTensors, module: nn.Module, x: Tensor, y: Tensor) -> None
 
 def _places(seen: _SavedTensors, module: nn.Module, x: Tensor, y: Tensor) -> None:
     if module.return_indices or module.dilation not in (1, (1, 1)):
-        _input(seen, module, x, y)
-        _indices(seen, module, x, y)
+        seen.save(x)
+        seen.add(y, LABEL * y[0].numel())
+        _halving(seen, module, x, y)
         return
     kernel = module.kernel_size if isinstance(module.kernel_size, tuple) else (module.kernel_size,) * 2
     seen.add(y, (1 if prod(kernel) <= 256 else VALUE_BYTES) * y[0].numel())
 
 
 Rules = tuple[tuple[tuple[type[nn.Module], ...], Callable[[_SavedTensors, nn.Module, Tensor, Tensor], None]], ...]
-RULES: Rules = (
-    ((*CONVOLUTIONS, nn.Linear), _input),
-    ((InputGate,), _gate),
-    (BATCH_NORMS, _batch_norm),
-    ((nn.GroupNorm,), _group_norm),
-    ((nn.ReLU, ScaledReLU), _output),
-    ((nn.ReLU6,), _relu6),
-    (POOLS, _input),
-    ((nn.MaxPool2d,), _indices),
-    ((nn.AdaptiveAvgPool2d,), _adaptive),
-)
+RULES: Rules = ((BATCH_NORMS, _channel_statistics), ((nn.MaxPool2d,), _halving), ((InputGate,), _gate))
 PRUNING_RULES: Rules = (  # under activation pruning
     ((*CONVOLUTIONS, nn.Linear), _cached),
     (BATCH_NORMS, _batch_norm),

@@ -118,5 +118,5 @@ def test_merged_parts_of_too_large_a_cohort_are_refused(monkeypatch) -> None:
     total, part = Sum({}, 2), Sum({}, 2)
     part.add({"n/images": torch.ones(2, 1).double()}, [0, 1], [1, 1])
     total.merge(part)
-    with pytest.raises(ValueError, match="more than 3 clients"):
+    with pytest.raises(ValueError, match="4 clients is too large to sum exactly; at most 3"):
         total.merge(part)

@@ -118,7 +118,7 @@ def test_at_a_rate_of_0_nothing_is_learned(kind) -> None:
 
 def test_a_broadcast_without_controls_is_told() -> None:
     made = having(Scaffold(0.1))
-    with pytest.raises(ClientFault, match=re.escape("the broadcast has no controls: send aggregate.shared(memory, shared)")):
+    with pytest.raises(ClientFault, match=re.escape("no control variates for SCAFFOLD: send aggregate.shared(memory, shared)")):
         made.fleet.run(Train.at(made.setting, 1), [0], made.setting.net.initial)
 
 

@@ -170,7 +170,7 @@ def test_a_sweep_is_made_once_and_refused_beyond_32_bits() -> None:
     pattern = Pattern(torch.ones(1, 1, 1, 1, dtype=torch.bool))
     assert pattern.sweep(4, 4, 2) is pattern.sweep(4, 4, 2)
     pattern.sweep(2**15, 2**15, 1)
-    with pytest.raises(ValueError, match="2 images of 32768 x 32768 in 1 channels are beyond the reach of 32-bit offsets"):
+    with pytest.raises(ValueError, match="2 images of 32768 x 32768 in 1 channels are too many for 32-bit offsets"):
         pattern.sweep(2**15, 2**15, 2)
     wide = Pattern(torch.ones(2, 1, 1, 1, dtype=torch.bool))
     with pytest.raises(ValueError, match="32-bit"):

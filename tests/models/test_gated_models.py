@@ -51,7 +51,7 @@ FREE = {"stream": ["gates.one"], "alias": ["gates.one"], "alpha": [], "number": 
 
 def net_of(join: str) -> Net:
     torch.manual_seed(0)
-    return Net(gate_insertion.gated(Branches(join), input_gate.Gating(0.5, sigmoid=False, bias=1.0))).to("cpu", torch.float64)
+    return Net(gate_insertion.insert_gates(Branches(join), input_gate.Gating(0.5, sigmoid=False, bias=1.0))).to("cpu", torch.float64)
 
 
 @pytest.mark.parametrize("join", FREE)

@@ -232,7 +232,7 @@ def test_an_unknown_name_lists_the_names() -> None:
         ({"match": "params", "match_density": 0.0}, r"in \(0, 1\]; not 0.0"),
         ({"match_density": 0.5}, "needs model.match"),
         ({"width": 0}, "at least 1; not 0"),
-        ({"match": "params", "factory": "a:b"}, "no width to choose"),
+        ({"match": "params", "factory": "a:b"}, "a model from model.factory has none"),
     ],
 )
 def test_impossible_settings_are_told(settings: dict[str, object], message: str) -> None:
@@ -480,8 +480,8 @@ def shortcut_inputs(module: nn.Module, block: str) -> int:
     [
         ({"norm_weight": 0.0}, "model.norm_weight is above 0; not 0.0"),
         ({"norm_weight": float("inf")}, "model.norm_weight is above 0; not inf"),
-        ({"factory": "a:b", "norm_weight": 0.5}, "are of the models of fedsim"),
-        ({"factory": "a:b", "detach_shortcut": True}, "are of the models of fedsim"),
+        ({"factory": "a:b", "norm_weight": 0.5}, "are for models of fedsim"),
+        ({"factory": "a:b", "detach_shortcut": True}, "are for models of fedsim"),
     ],
 )
 def test_settings_of_norms_and_shortcuts_that_cannot_be(settings, said) -> None:

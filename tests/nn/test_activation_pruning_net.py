@@ -96,7 +96,7 @@ def test_rows_of_windows_are_of_their_images() -> None:
     assert off(alone, padded) < 1e-5
     net = Net(Windows(True))
     net.set_activation_pruning(KEEP)
-    with pytest.raises(ValueError, match=r"cannot be pruned in a padded batch of 3: images come first"):
+    with pytest.raises(ValueError, match=r"cannot be pruned in a padded batch of 3 images: axis 0 is not the images"):
         net.gradient(net.initial, Batch(torch.randn(3, 3, 9, 9), batch.y[:3], real[:3], batch.t, batch.T))
 
 
@@ -156,7 +156,7 @@ def test_views_of_a_tensor_have_caches_of_their_own() -> None:
 
 
 def test_normalised_layers_that_cannot_be_are_told() -> None:
-    with pytest.raises(ValueError, match="b: a NormalisedConv2d pads by zeros"):
+    with pytest.raises(ValueError, match="b: a NormalisedConv2d needs padding_mode"):
         Net(nn.Sequential(OrderedDict(b=NormalisedConv2d(3, 4, 3, padding=1, padding_mode="reflect"))))
     with pytest.raises(ValueError, match="odd kernels"):
         Net(nn.Sequential(NormalisedConv2d(3, 4, 2, padding="same")))

@@ -44,7 +44,7 @@ STRUCTURES = {
 def test_the_groups_are_those_of_the_papers(name) -> None:
     """In plain nets every layer but the last; in residual ones the inner widths, never the stream, its stem or its head."""
     module = build(ModelSettings(name, norm="none"), (3, 32, 32), 10, 0)
-    assert [(group.name, group.size) for group in channel_groups.found(module)[1]] == list(STRUCTURES[name].items())
+    assert [(group.name, group.size) for group in channel_groups.find_groups(module)[1]] == list(STRUCTURES[name].items())
 
 
 def test_resnet56_has_27_layers_and_1008_gates() -> None:
@@ -125,7 +125,7 @@ FLATTENINGS = {
 @pytest.mark.parametrize("flat", FLATTENINGS.values(), ids=FLATTENINGS)
 def test_functional_models_are_gated(flat) -> None:
     module = user(flat)
-    assert {group.name: group.size for group in channel_groups.found(module)[1]} == {"conv": 4, "fc1": 6}
+    assert {group.name: group.size for group in channel_groups.find_groups(module)[1]} == {"conv": 4, "fc1": 6}
     same_in_every_way(module)
 
 
@@ -137,7 +137,7 @@ def test_a_mean_over_positions_and_two_readers_are_followed() -> None:
         b=conv(4, 5),
         out=nn.Linear(5, CLASSES),
     )
-    (group,) = channel_groups.found(module)[1]
+    (group,) = channel_groups.find_groups(module)[1]
     assert (group.name, group.columns) == ("conv", ("a.weight", "b.weight"))
     same_in_every_way(module)
 
@@ -174,7 +174,7 @@ SHARED = {
 def test_layers_used_twice_are_never_cut(mid_a, mid_b, norm_a, norm_b, free) -> None:
     module = two_branches(mid_a=mid_a, mid_b=mid_b, norm_a=norm_a, norm_b=norm_b)
     try:
-        found = {group.name for group in channel_groups.found(module)[1]}
+        found = {group.name for group in channel_groups.find_groups(module)[1]}
     except ValueError:
         found = set()
     assert found - {"a", "b"} <= free - {"a", "b"}, "what is used twice must stay whole"
@@ -257,5 +257,5 @@ def test_a_parameter_of_the_models_own_comes_from_the_tree_at_every_call() -> No
 
 def test_a_model_that_does_not_do_the_same_in_training_has_no_gates() -> None:
     module = Model(lambda m, x: m.fc(F.relu(m.conv(x)).flatten(1)) * (1 if m.training else 2), conv=conv(2, 4), fc=nn.Linear(256, 3))
-    with pytest.raises(ValueError, match="does not do the same in training and in evaluation"):
-        channel_groups.found(module)
+    with pytest.raises(ValueError, match="takes different steps in training and in evaluation"):
+        channel_groups.find_groups(module)

@@ -69,7 +69,7 @@ def test_wrt_is_a_name_several_names_or_none() -> None:
     assert checked("w", {}) == ("w",)
     assert checked(("w", "gate"), soft) == ("w", "gate")
     assert checked(None, {}) == ()
-    with pytest.raises(ValueError, match=r"wrt = 'weights': 'weights' is none of w, gate"):
+    with pytest.raises(ValueError, match=r"wrt = 'weights': 'weights' is not one of w, gate"):
         checked("weights", {})
     with pytest.raises(ValueError, match="no soft gate 'gate/channels'"):
         checked("gate", {"gate/channels": HARD})

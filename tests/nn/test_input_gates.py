@@ -274,7 +274,7 @@ def counted(name: str, c: dict[str, int]) -> int:
 WRONG: list[tuple[dict[str, object], str]] = [
     ({"gate_keep": 0.0}, "above 0 and at most 1"),
     ({"gate_keep": 1.5}, "above 0 and at most 1"),
-    ({"gate_l1": 1e-4}, "model.gate_keep, which makes them, is not given"),
+    ({"gate_l1": 1e-4}, "need model.gate_keep; it is not given"),
     ({"gate_place": "before"}, "one of norm, affine"),
     ({"gate_keep": 0.5, "gate_l1": -1.0}, "at least 0"),
 ]
@@ -293,6 +293,6 @@ class Branching(nn.Module):
 
 def test_models_that_cannot_be_gated_are_told() -> None:
     with pytest.raises(BadInput, match="cannot trace"):
-        gate_insertion.gated(Branching(), input_gate.Gating(0.5))
+        gate_insertion.insert_gates(Branching(), input_gate.Gating(0.5))
     with pytest.raises(BadInput, match="no convolution to gate"):
-        gate_insertion.gated(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), input_gate.Gating(0.5))
+        gate_insertion.insert_gates(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), input_gate.Gating(0.5))

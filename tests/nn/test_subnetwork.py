@@ -142,7 +142,7 @@ def test_channels_are_skipped_of_one_image_under_norms_of_one_channel() -> None:
     skipping = Skipping(built("cnn"))
     with pytest.raises(ValueError, match="one image at a time; this batch has 2"):
         skipping(torch.zeros(2, *CIFAR))
-    with pytest.raises(ValueError, match="GroupNorm reads closed channels too"):
+    with pytest.raises(ValueError, match="before a GroupNorm, which reads them all"):
         Skipping(built("cnn", norm="group"))
     with pytest.raises(ValueError, match="gate_keep"):
         Skipping(built("cnn", None))
@@ -168,7 +168,7 @@ class Dense(nn.Module):
 
 
 def test_a_stream_that_is_read_again_is_not_written_over() -> None:
-    net = Net(gate_insertion.gated(Dense(), input_gate.Gating(1.0))).to("cpu", torch.float64)
+    net = Net(gate_insertion.insert_gates(Dense(), input_gate.Gating(1.0))).to("cpu", torch.float64)
     tree, gate = drawn(net), torch.tensor([True, False, True, True])
     kept = net.channels.kept(gate)
     small = net.cut(kept).plain(net.compact(tree, kept)).double()

@@ -161,7 +161,7 @@ class Pattern:
         last = [max([0, *(region.first[axis] + (region.rows, region.columns)[axis] for region in regions)]) for axis in (0, 1)]
         padded = [max(n, end) + around for n, end, around in zip(out, last, before, strict=True)]
         if max(len(self.phases) * self.inputs * plane[0] * plane[1], self.outputs * padded[0] * padded[1]) * images >= REACH:
-            raise ValueError(f"{images} images of {size[0]} x {size[1]} in {self.inputs} channels are beyond the reach of 32-bit offsets")
+            raise ValueError(f"{images} images of {size[0]} x {size[1]} in {self.inputs} channels are too many for 32-bit offsets")
         down, across = self._tap
         forward = (((self._phase * self.inputs + self._i) * plane[0] + down) * plane[1] + across) * images
         backward = ((self._o * padded[0] - down) * padded[1] - across) * images

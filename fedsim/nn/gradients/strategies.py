@@ -54,7 +54,7 @@ def checked(wrt: str | tuple[str, ...] | None, tree: Tree) -> tuple[str, ...]:
     """`wrt` as a tuple; ValueError for a name that is none of WRT, or for a gate that the tree does not have."""
     names = (wrt,) if isinstance(wrt, str) else tuple(wrt or ())
     if unknown := set(names) - set(WRT):
-        raise ValueError(f"wrt = {wrt!r}: {unknown.pop()!r} is none of {', '.join(WRT)}; None differentiates the tapped layers alone")
+        raise ValueError(f"wrt = {wrt!r}: {unknown.pop()!r} is not one of {', '.join(WRT)}; None is for tapped layers alone")
     if "gate" in names and not (GATE in tree and tree[GATE].is_floating_point()):
         raise ValueError(f"wrt = {wrt!r}: the tree has no soft gate {GATE!r} to differentiate; a hard one has no gradient")
     return names

@@ -97,7 +97,7 @@ def tapping(module: nn.Module, slots: ParameterSlot, taps: Sequence[TappedLayer]
 
     def once(layer: nn.Module, *_: Any) -> None:
         if layer in called:
-            raise ValueError("a normalised layer that is called twice cannot be tapped: the gradients of its weight come one by one")
+            raise ValueError("a normalised layer that is called twice cannot be tapped: each call has its own gradient, not their sum")
         called.add(layer)
 
     hooks = [layer.register_forward_pre_hook(once) for layer, _ in inside]

@@ -23,7 +23,7 @@ class Tracer(fx.Tracer):
         return not any(True for _ in m.children())
 
 
-def gated(module: nn.Module, gating: Gating) -> fx.GraphModule:
+def insert_gates(module: nn.Module, gating: Gating) -> fx.GraphModule:
     """The module with a dynamic gate at every convolution above 1x1, in a network with additions all but the one that reads the image.
 
     BadInput for one that torch.fx cannot trace, or that has no such convolution.

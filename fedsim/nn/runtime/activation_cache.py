@@ -103,7 +103,8 @@ def _real_of(context: CallContext, x: Tensor) -> Tensor | None:
         return context.real
     if len(x) % len(context.real):
         raise ValueError(
-            f"activations of shape {tuple(x.shape)} cannot be pruned in a padded batch of {len(context.real)}: images come first"
+            f"activations of shape {tuple(x.shape)} cannot be pruned in a padded batch of {len(context.real)} images:"
+            " axis 0 is not the images"
         )
     return context.real.repeat_interleave(len(x) // len(context.real))
 

@@ -63,14 +63,14 @@ def replace_layers(module: nn.Module, context: CallContext) -> dict[str, Geometr
 
 def _check(name: str, layer: nn.Module) -> None:
     if isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0:
-        raise ValueError(f"{name}: dropout draws from the global generator, so no two fleets would agree; set p = 0")
+        raise ValueError(f"{name}: dropout uses the global random generator, so fleets would give different results; set p = 0")
     if isinstance(layer, nn.modules.instancenorm._InstanceNorm) and layer.track_running_stats:
         raise ValueError(f"{name}: an instance norm with running statistics changes them in place; set track_running_stats = False")
     if isinstance(layer, nn.modules.batchnorm._BatchNorm) and not isinstance(layer, TORCH_NORMS):
-        raise ValueError(f"{name}: {type(layer).__name__} synchronises or is lazy; use torch.nn.BatchNorm2d")
+        raise ValueError(f"{name}: {type(layer).__name__} is synchronised or lazy, which is not supported; use torch.nn.BatchNorm2d")
     filters = isinstance(layer, StandardisedConv2d | NormalisedConv2d)
     if filters and (layer.padding_mode != "zeros" or activation_cache.pads_unevenly(layer)):
-        raise ValueError(f'{name}: a {type(layer).__name__} pads by zeros, alike on all sides; padding_mode = "zeros" and odd kernels do')
+        raise ValueError(f'{name}: a {type(layer).__name__} needs padding_mode = "zeros" and equal padding on all sides (odd kernels)')
 
 
 def _converted(module: nn.Module, context: CallContext) -> dict[str, Geometry]:
