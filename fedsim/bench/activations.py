@@ -18,8 +18,8 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from fedsim.bench.compaction import interleaved
 from fedsim.bench.sparse import columns, images
+from fedsim.bench.timing import interleaved
 from fedsim.config.job import Job, load
 from fedsim.errors import BadInput
 from fedsim.kernels.activation_pruning.layers import Layer, form_of, operation, pruned

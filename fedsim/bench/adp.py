@@ -21,7 +21,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from fedsim import models
-from fedsim.bench.compaction import hand_built, seconds_of
+from fedsim.bench.compaction import hand_built
+from fedsim.bench.timing import interleaved
 from fedsim.config.job import Job, load
 from fedsim.errors import BadInput
 from fedsim.models import settings
@@ -91,7 +92,7 @@ def measured(parts: Experiment, batch: int, readings: int = READINGS) -> list[Li
     if batch > 1:
         networks.pop("skipped")
     x = torch.randn(batch, *parts.population.train.shape, generator=torch.Generator().manual_seed(0)).to(device)
-    times = _interleaved({name: _passing(network, x) for name, network in networks.items()}, device, readings)
+    times = interleaved({name: _passing(network, x) for name, network in networks.items()}, device, readings, BUSY, WARM)
     return [Line(name, batch, tuple(times[name]), shares[name]) for name in networks]
 
 
@@ -120,10 +121,10 @@ def _networks(parts: Experiment) -> dict[str, Any]:
 
 def _shares(parts: Experiment) -> dict[str, float]:
     """Multiply-adds over the dense network's; dynamic and skipped: with as many channels open as there may be."""
-    channels, anatomy, counts = parts.setting.net.channels, parts.setting.anatomy, parts.setting.net.selected
-    costs = Costs.of(channels, anatomy)
+    channels, model_profile, counts = parts.setting.net.channels, parts.setting.model_profile, parts.setting.net.selected
+    costs = Costs.of(channels, model_profile)
     whole, nominal = costs.dense.total, costs.nominal(counts)["nominal_share"]
-    live, fold = (dynamic_channels.exported(channels, anatomy, counts, without) / whole for without in (False, True))
+    live, fold = (dynamic_channels.exported(channels, model_profile, counts, without) / whole for without in (False, True))
     every = 1 + costs.gates / whole
     return {"dense": 1.0, "dynamic": every, "skipped": nominal, "live": live, "folded": fold, "by hand": fold}
 
@@ -156,15 +157,3 @@ def _passing(run: Run, x: Tensor) -> Callable[[], Tensor]:
         return run(x)
 
     return passed
-
-
-def _interleaved(runs: dict[str, Callable[[], Tensor]], device: torch.device, readings: int) -> dict[str, list[float]]:
-    """Seconds a call; every reading is of as many calls as take BUSY seconds."""
-    for run in runs.values():
-        seconds_of(run, WARM, device)
-    calls = {name: 1 + int(BUSY / seconds_of(run, 1, device)) for name, run in runs.items()}
-    found: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(readings):
-        for name, run in runs.items():
-            found[name].append(seconds_of(run, calls[name], device))
-    return found

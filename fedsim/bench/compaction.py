@@ -8,7 +8,6 @@ process, on one thread; medians of the ratios of neighbours.
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedsim import models
+from fedsim.bench.timing import interleaved
 from fedsim.config.job import Job, load
 from fedsim.core import tree
 from fedsim.core.keys import GATE
@@ -38,7 +38,6 @@ from fedsim.simulation.experiment import Experiment, build_experiment
 
 DEFAULT = ("jobs/bench/compaction.toml", "jobs/bench/medium.toml")
 REPEATS = 15
-BUSY = 0.1  # seconds that one reading takes at least
 FRESH = 8  # gates that take turns where every step has another one
 LIMIT = 1.05
 OF_DENSE = {"resnet56": 0.70, "cnn": 0.40}  # most of the whole network's step, as torch takes it
@@ -72,7 +71,7 @@ def main(jobs: list[Job], console: Console) -> int:
             table.add_column(name, justify="right" if name else "left")
         model = f"{job.model.name or job.model.factory}{', standardised' if job.model.standardise else ''}"
         for batch, lines, runs in _measurements(case):
-            for row in _compared(lines, interleaved(runs, case.device)):
+            for row in _compared(lines, interleaved(runs, case.device, REPEATS)):
                 table.add_row(row[0], str(batch), *row[1:])
         told = f"{model}, half of the channels, one thread, median of {REPEATS}; torch {torch.__version__}"
         console.print(told, table, "", sep="\n", highlight=False)
@@ -94,31 +93,6 @@ def _compared(lines: Sequence[Line], seconds: dict[str, list[float]]) -> Iterato
         times = (f"{1000 * median(seconds[name]):.2f}" for name in (own, other))
         figures = (f"{ratio:.3f}" for ratio in (median(ratios), ratios[0], ratios[-1]))
         yield what, *times, *figures, f"≤ {target}" if target else ""
-
-
-def interleaved(runs: dict[str, Run], device: torch.device, repeats: int = REPEATS) -> dict[str, list[float]]:
-    """Seconds a call of every run, which take turns; the first call of each warms up, the second says how many make a reading."""
-    calls = {}
-    for name, run in runs.items():
-        seconds_of(run, 1, device)
-        calls[name] = 1 + int(BUSY / seconds_of(run, 1, device))
-    readings = [{name: seconds_of(run, calls[name], device) for name, run in runs.items()} for _ in range(repeats)]
-    return {name: [reading[name] for reading in readings] for name in runs}
-
-
-def seconds_of(run: Run, calls: int, device: torch.device) -> float:
-    """Of one call, when so many are made."""
-    _arrive(device)
-    began = time.perf_counter()
-    for _ in range(calls):
-        run()
-    _arrive(device)
-    return (time.perf_counter() - began) / calls
-
-
-def _arrive(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 @dataclass(frozen=True)

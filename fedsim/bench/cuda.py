@@ -32,6 +32,7 @@ from fedsim.simulation import launch
 from fedsim.simulation.experiment import Experiment, build_experiment
 from fedsim.simulation.planning import roofline
 from fedsim.simulation.planning.plan import resolve
+from fedsim.simulation.planning.timing import seconds_of
 from fedsim.simulation.round_record import speeds
 
 FOLDER = Path("jobs/bench")
@@ -74,7 +75,7 @@ def _compared(job: Job, console: Console) -> tuple[str, ...]:
     times: list[list[float]] = [[], []]
     for _ in range(REPEATS):
         for run, seconds in zip(rounds, times, strict=True):
-            seconds.append(_timed(run))
+            seconds.append(seconds_of(run, parts.site.device))
     slow, fast = (median(seconds) for seconds in times)
     what, share = _nearer_roof(parts, plan, fleets[1], fast)
     peak = torch.cuda.max_memory_allocated() / 1e9
@@ -84,14 +85,6 @@ def _compared(job: Job, console: Console) -> tuple[str, ...]:
 
 def _fleet(parts: Experiment, plan: Plan) -> LocalFleet:
     return make_fleet(plan, parts.site, parts.account(), time.perf_counter)
-
-
-def _timed(run) -> float:  # type: ignore[no-untyped-def]
-    torch.cuda.synchronize()
-    begin = time.perf_counter()
-    run()
-    torch.cuda.synchronize()
-    return time.perf_counter() - begin
 
 
 def _nearer_roof(parts: Experiment, plan: Plan, fleet: LocalFleet, seconds: float) -> tuple[str, float]:

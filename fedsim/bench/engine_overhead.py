@@ -23,6 +23,7 @@ from fedsim.fleet.registry import make_fleet
 from fedsim.simulation import malloc
 from fedsim.simulation.experiment import Experiment, build_experiment
 from fedsim.simulation.planning.plan import resolve
+from fedsim.simulation.planning.timing import seconds_of
 
 DEFAULT = ("jobs/bench/small.toml", "jobs/bench/medium.toml")
 REPEATS = 7
@@ -45,7 +46,7 @@ def _measured(parts: Experiment, console: Console) -> tuple[str, ...]:
     plan = resolve(parts, console.print)
     fleet = make_fleet(plan, parts.site, parts.account(), time.perf_counter)
     ours, theirs = engine(parts, fleet), bare(parts)
-    pairs = [(_timed(theirs), _timed(ours)) for _ in range(REPEATS + 1)][1:]
+    pairs = [(seconds_of(theirs), seconds_of(ours)) for _ in range(REPEATS + 1)][1:]
     ratios = sorted(own / bare for bare, own in pairs)
     return (
         parts.job.name,
@@ -54,12 +55,6 @@ def _measured(parts: Experiment, console: Console) -> tuple[str, ...]:
         f"{median(own for _, own in pairs):.4f}",
         *(f"{ratio:.3f}" for ratio in (median(ratios), ratios[0], ratios[-1])),
     )
-
-
-def _timed(run: Callable[[], object]) -> float:
-    begin = time.perf_counter()
-    run()
-    return time.perf_counter() - begin
 
 
 def engine(parts: Experiment, fleet: LocalFleet) -> Callable[[], object]:

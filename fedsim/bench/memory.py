@@ -123,10 +123,10 @@ def _measured(text: str, way: Way) -> Held:
     state = sum(value.numel() * value.element_size() for value in tree.values())
     activations, weights = saved(net, tree, batch)
     executed = memory.executed_memory(
-        parts.anatomy, len(batch.y), {key.removesuffix(".weight"): n for key, n in masks.ones(held).items()}
+        parts.model_profile, len(batch.y), {key.removesuffix(".weight"): n for key, n in masks.ones(held).items()}
     ).total
     whole = state + (rise(step) if batch.x.device.type == "cpu" else _risen(step))
-    return Held(activations, weights, memory.saved(parts.anatomy, len(batch.y)).total, whole, executed, state + _resident(step))
+    return Held(activations, weights, memory.saved(parts.model_profile, len(batch.y)).total, whole, executed, state + _resident(step))
 
 
 def saved(net: Net, tree: Tree, batch: Batch) -> tuple[int, int]:

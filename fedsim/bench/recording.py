@@ -53,7 +53,7 @@ def measured(parts: Experiment, console: Console) -> tuple[list[float], list[flo
                 fleet.open(r)
                 state, found = parts.method.round(parts.setting, state, fleet, r)
                 shared = parts.method.deploy(parts.setting, state, fleet, [])[0]
-                row = row_of(parts.anatomy, fleet.account.bills, None, shared, {}, found)
+                row = row_of(parts.model_profile, fleet.account.bills, None, shared, {}, found)
                 rounds.append(time.perf_counter() - began)
                 scribe.write(r, row, (state, fleet.account.received), {}, fleet)
                 writes.append(scribe.seconds)

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedsim.bench.ranks import apart, launch, seconds
+from fedsim.bench.timing import median_seconds
 from fedsim.config.job import Job, check, load, resolved
 from fedsim.core.exact_sum import Sum
 from fedsim.federated.client_work import Train
@@ -241,11 +242,11 @@ def _asks(link: Communicator, parts: Experiment, answer: PackResult) -> Messages
     asleep = 2 * _echo(link, word, TIMES // 10, QUIET) - awake  # the way back is awake
     large = _echo(link, model, TIMES // 10)
     fleet = MPIFleet(parts.site, parts.account(), 1, link)
-    post = _timed(lambda: link.send({1: word}, ECHO), TIMES)
+    post = median_seconds(lambda: link.send({1: word}, ECHO), TIMES)
     time.sleep(10 * QUIET)  # all replies are on their way
     empty = PackResult(Sum(parts.setting.net.initial, 1))
-    hear = _timed(lambda: fleet.hear(1, empty), TIMES)
-    add = _timed(lambda: total + total, TIMES // 10)
+    hear = median_seconds(lambda: fleet.hear(1, empty), TIMES)
+    add = median_seconds(lambda: total + total, TIMES // 10)
     sizes = {"model": model.nbytes, "total": total.nbytes}
     return Messages(awake, asleep, max(large - awake, 0.0) / model.nbytes, post, hear, add / total.nbytes, **sizes)
 
@@ -269,18 +270,7 @@ def _echo(link: Communicator, buffer: np.ndarray, times: int, quiet: float = 0.0
         link.send({1: buffer}, ECHO)
         link.receive(1, ECHO)
 
-    return _timed(there_and_back, times, quiet) / 2
-
-
-def _timed(do: Any, times: int, quiet: float = 0.0) -> float:
-    """Median seconds."""
-    spent = []
-    for _ in range(times):
-        time.sleep(quiet)
-        began = time.perf_counter()
-        do()
-        spent.append(time.perf_counter() - began)
-    return median(spent)
+    return median_seconds(there_and_back, times, quiet) / 2
 
 
 if __name__ == "__main__":

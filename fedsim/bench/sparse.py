@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedsim import models
-from fedsim.bench.compaction import Run, interleaved
+from fedsim.bench.compaction import Run
+from fedsim.bench.timing import interleaved
 from fedsim.config.job import Job, load
 from fedsim.core import keys, rng
 from fedsim.core.tree import Tree, clone, under

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 RANK = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID")  # where launchers write the rank of a process
 INTERRUPTED = 130  # the exit code that typer gives Ctrl-C
-PATIENCE = 10.0  # seconds that another rank waits for rank 0 to write the same message
+MESSAGE_PATIENCE = 10.0  # seconds that another rank waits for rank 0 to write the same message
 
 FORMER_BENCHES = {"adjust": "mask-adjustment", "record": "recording", "round": "engine-overhead", "gates": "compaction"}
 BENCHES = {
@@ -249,7 +249,7 @@ def _rank() -> int:
 def _report_error(message: str) -> None:
     """Writes an error message. Most errors meet every rank: the others wait, so that rank 0 writes it alone and ends them."""
     if rank := _rank():
-        time.sleep(PATIENCE)
+        time.sleep(MESSAGE_PATIENCE)
         message = f"[rank {rank}] {message}"
     sys.stderr.write(f"{message}\n")
     sys.stderr.flush()

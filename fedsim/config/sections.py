@@ -9,11 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from fedsim.core.activation_pruning import ActivationPruning
 from fedsim.core.types import LocalTraining
+from fedsim.core.validation import MAX_COHORT
 from fedsim.errors import BadInput
 from fedsim.federated.aggregation import NAMES as AGGREGATES
 
 SMALL_COHORT = 10  # clients per round when the job does not say
-COHORT = 16_384  # clients a round: what fedsim.core.exact_sum can sum, which is too heavy to import here
 ALL_CLIENTS = 1_000  # up to this many are evaluated one by one when the job does not say
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -39,8 +39,8 @@ class Cohort(Section):
         size = min(SMALL_COHORT, clients) if self.size is None else self.size
         if size > clients:
             raise BadInput(f"[cohort] size = {size} is more than the population; there are {clients} clients")
-        if size > COHORT:
-            raise BadInput(f"[cohort] size = {size}; at most {COHORT:,} clients a round can be summed exactly")
+        if size > MAX_COHORT:
+            raise BadInput(f"[cohort] size = {size}; at most {MAX_COHORT:,} clients a round can be summed exactly")
         return size
 
 

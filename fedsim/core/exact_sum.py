@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fedsim.core.tree import Tree
-from fedsim.core.types import COHORT
+from fedsim.core.validation import MAX_COHORT
 
 HEADROOM = 2.0**20  # how far a value may grow beyond its largest broadcast magnitude
 COARSE, FINE = 2.0**20, 2.0**68  # values per unit of the two limbs
@@ -158,8 +158,8 @@ class Sum:
 
     def _count(self, more: int) -> None:
         self.clients += more
-        if self.clients > COHORT:
-            raise ValueError(f"a cohort of {self.clients:,} clients is too large to sum exactly; at most {COHORT:,}")
+        if self.clients > MAX_COHORT:
+            raise ValueError(f"a cohort of {self.clients:,} clients is too large to sum exactly; at most {MAX_COHORT:,}")
 
     def _part(self, key: str, shape: torch.Size) -> Tensor:
         if key not in self.parts:

@@ -9,7 +9,7 @@ A key is `PREFIX/NAME`. The prefix says what the tensor is and what it costs on 
 | `mask/` | (bool) which entries of the weight of the same name are kept | the cheapest of 4 · changed, 4 · ones, ⌈N / 8⌉; all ones: 0 |
 | `gate/` | (n,) gates of channels: hard (bool) or soft (float) | ⌈n / 8⌉ a row when hard, 4 · n when soft |
 | `opt/` | state of an optimiser or an aggregation, `opt/momentum/conv1.weight` | as `w/` |
-| `grad/` `loss/` `own/` | gradients, sums of losses or scores, what clients hand back for their own model | 4 · size |
+| `grad/` `loss/` `own/` | gradients, sums of losses or scores, what a client keeps of its own (it does not travel) | 4 · size |
 | `top/` `index/` | largest entries and their positions; positions | 4 · size (int32, float32) |
 | `n/` `vote/` `seed/` | counts and keys of randomness, which the receiver knows or can compute | 0 |
 """

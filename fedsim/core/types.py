@@ -131,6 +131,3 @@ class LocalTraining:
     def feed(self) -> Feed:
         """The feed of ordinary local training."""
         return Feed("train", epochs=0 if self.steps else self.epochs, steps=self.steps, batch=self.batch, augment=self.augment)
-
-
-COHORT = 16_384  # clients whose two-limb values cannot overflow

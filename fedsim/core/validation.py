@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import inf
 
 TINY = 1e-12  # the lower end of a range that 0 is not in
+MAX_COHORT = 16_384  # clients whose two-limb values can be summed without overflow (fedsim.core.exact_sum)
 
 
 def within(settings: object, **ranges: tuple[float, float]) -> None:

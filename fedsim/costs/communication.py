@@ -24,8 +24,6 @@ from fedsim.core import keys
 from fedsim.core.keys import FREE, PRICED
 from fedsim.core.tree import Tree
 
-VALUE_BYTES = 4  # bytes of a float32 or an int32
-
 
 @dataclass(frozen=True)
 class Head:

@@ -12,9 +12,9 @@ CHARGES = ("train", "forward", "inputs")
 
 
 # ---- density
-def ones(anatomy: ModelProfile, kept: KeptCounts) -> dict[str, int]:
+def ones(model_profile: ModelProfile, kept: KeptCounts) -> dict[str, int]:
     """Kept weights of every layer, dense ones included; ValueError for a layer that is unknown or cannot keep that many."""
-    sizes = {layer.name: layer.weights for layer in anatomy.layers}
+    sizes = {layer.name: layer.weights for layer in model_profile.layers}
     for name, count in kept.items():
         if name not in sizes:
             raise ValueError(f"no layer {name!r} to count; the model has {', '.join(sizes)}")
@@ -23,42 +23,42 @@ def ones(anatomy: ModelProfile, kept: KeptCounts) -> dict[str, int]:
     return {**sizes, **kept}
 
 
-def density(anatomy: ModelProfile, kept: KeptCounts) -> float:
+def density(model_profile: ModelProfile, kept: KeptCounts) -> float:
     """The whole density: kept over all conv and linear weights, layers without a mask counted as kept."""
-    return sum(ones(anatomy, kept).values()) / anatomy.weights
+    return sum(ones(model_profile, kept).values()) / model_profile.weights
 
 
-def density_all(anatomy: ModelProfile, kept: KeptCounts) -> float:
+def density_all(model_profile: ModelProfile, kept: KeptCounts) -> float:
     """Kept over all parameters: (nnz + u) / (n + u)."""
-    return (sum(ones(anatomy, kept).values()) + anatomy.free) / anatomy.parameters
+    return (sum(ones(model_profile, kept).values()) + model_profile.free) / model_profile.parameters
 
 
-def density_maskable(anatomy: ModelProfile, kept: KeptCounts) -> float:
+def density_maskable(model_profile: ModelProfile, kept: KeptCounts) -> float:
     """Kept over all weights of the masked layers; 1 where nothing is masked."""
-    whole = sum(layer.weights for layer in anatomy.layers if layer.name in kept)
+    whole = sum(layer.weights for layer in model_profile.layers if layer.name in kept)
     return sum(kept.values()) / whole if whole else 1.0
 
 
-def densities(anatomy: ModelProfile, kept: KeptCounts) -> dict[str, float]:
+def densities(model_profile: ModelProfile, kept: KeptCounts) -> dict[str, float]:
     """Kept share of every layer."""
-    counts = ones(anatomy, kept)
-    return {layer.name: counts[layer.name] / layer.weights for layer in anatomy.layers}
+    counts = ones(model_profile, kept)
+    return {layer.name: counts[layer.name] / layer.weights for layer in model_profile.layers}
 
 
 # ---- FLOPs
-def forward_flops(anatomy: ModelProfile, kept: KeptCounts = DENSE) -> int:
+def forward_flops(model_profile: ModelProfile, kept: KeptCounts = DENSE) -> int:
     """f_S of one image; f_D without `kept`. The sum of d_l f_l, which is not d f_D."""
-    return sum(layer_flops(anatomy, kept).values())
+    return sum(layer_flops(model_profile, kept).values())
 
 
-def layer_flops(anatomy: ModelProfile, kept: KeptCounts = DENSE) -> dict[str, int]:
+def layer_flops(model_profile: ModelProfile, kept: KeptCounts = DENSE) -> dict[str, int]:
     """d_l f_l of every layer, exactly: 2 · ones · positions."""
-    counts = ones(anatomy, kept)
-    return {layer.name: 2 * counts[layer.name] * layer.positions for layer in anatomy.layers}
+    counts = ones(model_profile, kept)
+    return {layer.name: 2 * counts[layer.name] * layer.positions for layer in model_profile.layers}
 
 
 def feed_flops(
-    anatomy: ModelProfile,
+    model_profile: ModelProfile,
     images: int,
     kept: KeptCounts = DENSE,
     cost: str = "train",
@@ -73,30 +73,30 @@ def feed_flops(
     """
     if cost not in CHARGES:
         raise ValueError(f"a feed's cost = {cost!r} is not known. There are: {', '.join(CHARGES)}")
-    sparse = layer_flops(anatomy, kept)
+    sparse = layer_flops(model_profile, kept)
     terms = Breakdown(forward=images * sum(sparse.values()))
     if cost == "inputs":
         terms |= {"backward": terms["forward"]}
     if cost == "train":
-        names = layers_named(anatomy, dense)
-        extra = sum(layer.flops - sparse[layer.name] for layer in anatomy.layers if layer.name in names)
+        names = layers_named(model_profile, dense)
+        extra = sum(layer.flops - sparse[layer.name] for layer in model_profile.layers if layer.name in names)
         terms |= {"backward": 2 * terms["forward"], "dense_gradient": extra * (images if dense_images is None else dense_images)}
     return terms
 
 
-def training_flops(anatomy: ModelProfile, kept: KeptCounts = DENSE, dense: Sequence[str] = ()) -> int:
+def training_flops(model_profile: ModelProfile, kept: KeptCounts = DENSE, dense: Sequence[str] = ()) -> int:
     """Of one image: 3 f_S, or 2 f_S + f_S of the others + f_D of the `dense` layers."""
-    return feed_flops(anatomy, 1, kept, "train", dense).total
+    return feed_flops(model_profile, 1, kept, "train", dense).total
 
 
-def normalising_flops(anatomy: ModelProfile) -> int:
+def normalising_flops(model_profile: ModelProfile) -> int:
     """About what it takes to normalise weights once, as every step does: 5 N a filter. A line of its own, in no other figure."""
-    return NORMALISING * sum(layer.weights for layer in anatomy.layers if layer.name in anatomy.normalised)
+    return NORMALISING * sum(layer.weights for layer in model_profile.layers if layer.name in model_profile.normalised)
 
 
-def layers_named(anatomy: ModelProfile, names: Sequence[str]) -> set[str]:
+def layers_named(model_profile: ModelProfile, names: Sequence[str]) -> set[str]:
     """The layers meant; "*" means all; ValueError for an unknown one."""
-    known = [layer.name for layer in anatomy.layers]
+    known = [layer.name for layer in model_profile.layers]
     if "*" in names:
         return set(known)
     for name in names:

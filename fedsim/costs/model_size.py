@@ -58,17 +58,17 @@ def encoded_bits(encoding: str, n: int, nnz: float, rows: int = 1) -> float:
     }[encoding]
 
 
-def size_bits(anatomy: ModelProfile, kept: KeptCounts = DENSE, encoding: str = "bitmask") -> dict[str, float]:
+def size_bits(model_profile: ModelProfile, kept: KeptCounts = DENSE, encoding: str = "bitmask") -> dict[str, float]:
     """Bits of the whole model, in parts and as "total".
 
     masked: the layers in `kept`, in that encoding. dense: the weights of the other layers, 32 bits each. free: biases, norms and other
     parameters that no mask covers, and buffers, 32 bits each.
     """
-    ones(anatomy, kept)
+    ones(model_profile, kept)
     terms = {
-        "masked": sum(encoded_bits(encoding, a.weights, kept[a.name], a.shape[0]) for a in anatomy.layers if a.name in kept),
-        "dense": float(sum(32 * a.weights for a in anatomy.layers if a.name not in kept)),
-        "free": 32.0 * (anatomy.free + anatomy.buffers),
+        "masked": sum(encoded_bits(encoding, a.weights, kept[a.name], a.shape[0]) for a in model_profile.layers if a.name in kept),
+        "dense": float(sum(32 * a.weights for a in model_profile.layers if a.name not in kept)),
+        "free": 32.0 * (model_profile.free + model_profile.buffers),
     }
     return terms | {"total": sum(terms.values())}
 

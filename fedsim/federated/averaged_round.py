@@ -14,7 +14,14 @@ from fedsim.nn.net import Net
 
 @dataclass(frozen=True)
 class AveragedState:
-    """The server's state of a method that averages. A method that knows more adds fields in a subclass."""
+    """The server's state of a method that averages. A method that knows more adds fields in a subclass.
+
+    >>> @dataclass(frozen=True)
+    ... class Counting(AveragedState):
+    ...     rounds: int = 0
+    >>> Counting({}, {}).rounds
+    0
+    """
 
     shared: Tree  # the broadcast: weights, running statistics, and masks where the method has some
     memory: Tree  # of the aggregation, such as SCAFFOLD's control variate

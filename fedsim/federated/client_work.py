@@ -36,7 +36,12 @@ def _nothing(sent: ClientInput) -> Tensor:
 
 @dataclass(frozen=True)
 class Train(Work):
-    """Local SGD (or Adam) from the broadcast with a fresh optimiser; total: n · w, n · running statistics, n."""
+    """Local SGD (or Adam) from the broadcast with a fresh optimiser; total: n · w, n · running statistics, n.
+
+    >>> work = Train((Feed("train", epochs=2, batch=16),), lr=0.1, momentum=0.9)
+    >>> work.feeds[0].batch, work.aggregate, work.purpose
+    (16, FedAvg(), 'Train')
+    """
 
     feeds: tuple[Feed, ...]
     lr: float  # eta

@@ -57,7 +57,19 @@ class Reply:
 class Work(ABC):
     """What one client does, as a frozen dataclass of plain numbers: ranks receive it by value.
 
-    Every function sees one client and is pure tensor arithmetic, so that a fleet may run it under vmap. Raises nothing by itself.
+    Every function sees one client and is pure tensor arithmetic: no branch on a tensor's value, so that a fleet may run it under vmap.
+
+    >>> @dataclass(frozen=True)
+    ... class CountImages(Work):
+    ...     feeds: tuple[Feed, ...] = (Feed("train", epochs=1, augment=False, cost="forward"),)
+    ...
+    ...     def step(self, net, sent, state, batch):
+    ...         return state, batch.x.sum() * 0
+    ...
+    ...     def finish(self, net, sent, state):
+    ...         return Report(total={"n/images": sent.n.double()})
+    >>> CountImages().purpose
+    'CountImages'
     """
 
     feeds: tuple[Feed, ...]  # run in this order
@@ -93,25 +105,32 @@ class Work(ABC):
 class Fleet(Protocol):
     """Who carries out Work: serial, packed, or MPI over either; the same answer."""
 
-    def run(self, work: Work, cohort: Sequence[int], shared: Tree, own: Tree | None = None, net: Net | None = None) -> Reply: ...
+    def run(self, work: Work, cohort: Sequence[int], shared: Tree, own: Tree | None = None, net: Net | None = None) -> Reply:
+        """Has every client of the cohort do the work.
+
+        cohort: K distinct clients, at most 16,384; shared: what all of them are sent; own: (K, …) rows in the order of the sorted cohort,
+        what each is sent for itself; net: another network than the job's, after a permanent cut. The traffic is charged to the clients.
+        Raises ClientFault where a client fails, Stopped where the run is asked to stop.
+        """
+        ...
 
     def pick(self, k: int | None, r: int) -> list[int]:
-        """`k` (None: all) distinct non-empty clients, sorted: a function of the seed and the round."""
+        """`k` (None: all) distinct clients that have images, sorted: a function of the seed and the round `r` alone."""
         ...
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What the job says beyond the method."""
+    """What the job says beyond the method: the same object on every call of a method."""
 
     net: Net
     train: LocalTraining
-    aggregate: Any  # one of aggregate.py
+    aggregate: Any  # one of federated/aggregation.py
     rounds: int
     cohort: int  # clients per round
     clients: int
     seed: int
-    anatomy: ModelProfile  # of the net: its layers, their positions
+    model_profile: ModelProfile  # of the net: its layers, their positions
     holdout: float = 0.0  # share of every client's images that is held out
 
 
@@ -121,18 +140,19 @@ State = TypeVar("State")
 class Method(ABC, Generic[State]):
     """A pruning method, as a frozen dataclass whose fields are its hyperparameters. State: what the server knows between rounds.
 
-    Example (README, "Your own method", has a whole one)::
-
-        @dataclass(frozen=True)
-        class Dense(Method[AveragedState]):
-            def init(self, setting, public):
-                return AveragedState.begin(setting, setting.net.initial)
-
-            def round(self, setting, state, fleet, r):
-                return averaged_round(setting, fleet, state, r)
-
-            def deploy(self, setting, state, fleet, cohort):
-                return state.shared, {}, None
+    >>> from fedsim.federated.averaged_round import AveragedState, averaged_round
+    >>> @dataclass(frozen=True)
+    ... class Dense(Method[AveragedState]):
+    ...     def init(self, setting, public):
+    ...         return AveragedState.begin(setting, setting.net.initial)
+    ...
+    ...     def round(self, setting, state, fleet, r):
+    ...         return averaged_round(setting, fleet, state, r)
+    ...
+    ...     def deploy(self, setting, state, fleet, cohort):
+    ...         return state.shared, {}, None
+    >>> Dense().variants()
+    {}
     """
 
     density: float | None = None  # share of the weights that a masked model keeps, for the choice of kernels; None: no masks

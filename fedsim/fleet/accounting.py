@@ -53,8 +53,8 @@ class ClientCosts:
 class CostAccount:
     """The bills of the round in progress."""
 
-    def __init__(self, anatomy: profile.ModelProfile, population: Population, local: Feed, slots: int, pack: int = 1) -> None:
-        self.anatomy, self.population = anatomy, population
+    def __init__(self, model_profile: profile.ModelProfile, population: Population, local: Feed, slots: int, pack: int = 1) -> None:
+        self.model_profile, self.population = model_profile, population
         self.local = local  # the job's local training
         self.pack = pack  # clients that a rank trains at once
         self.executed = 0  # bytes, the most that a rank holds in a step of this round
@@ -109,8 +109,8 @@ class CostAccount:
         client's largest gradients went through; `personal`: bytes that it holds beside the model for the aggregation, and for itself.
         """
         each = [kept | order.net.channels.used(row) for row in opened] if opened else [kept]  # step after step, or the same in all
-        bill = ClientCosts(density=sum(flops.density(self.anatomy, used) for used in each) / len(each))
-        bill.dense_flops = flops.feed_flops(self.anatomy, shown(self.local, counts[0])).total
+        bill = ClientCosts(density=sum(flops.density(self.model_profile, used) for used in each) / len(each))
+        bill.dense_flops = flops.feed_flops(self.model_profile, shown(self.local, counts[0])).total
         for feed, count in zip(order.work.feeds, counts[1:], strict=True):
             trains = feed.cost == "train"
             batch = min(feed.batch, count)
@@ -120,7 +120,7 @@ class CostAccount:
             memory = profile.Breakdown(memory | {"personal": personal}).without(*UNUSED[feed.cost])
             bill.memory = max(bill.memory, memory.total)
             bill.model_memory = max(bill.model_memory, memory.without("activations").total)
-            held = executed_memory(self.anatomy_of(order.net), batch, _masked(order, kept), self.slots, self.pack)
+            held = executed_memory(self.profile_of(order.net), batch, _masked(order, kept), self.slots, self.pack)
             self.executed = max(self.executed, held.total if trains else 0)
         return bill
 
@@ -129,34 +129,36 @@ class CostAccount:
         images = shown(feed, count)
         if len(each) == 1:
             seen = shown_last(feed, count, feed.dense_gradient_steps) if feed.dense_gradient_steps else images
-            return flops.feed_flops(self.anatomy, images, each[0], feed.cost, feed.dense_gradient_layers, seen).total
+            return flops.feed_flops(self.model_profile, images, each[0], feed.cost, feed.dense_gradient_layers, seen).total
         ends = [shown_last(feed, count, last) for last in range(steps_of(feed, count) + 1)]  # images of the last steps
         shares = [more - less for less, more in pairwise(ends)][::-1]
         used = [each[min(step, len(each) - 1)] for step in range(len(shares))]
-        return sum(flops.feed_flops(self.anatomy, n, kept, feed.cost).total for n, kept in zip(shares, used, strict=True))
+        return sum(flops.feed_flops(self.model_profile, n, kept, feed.cost).total for n, kept in zip(shares, used, strict=True))
 
     def _memory(
         self, order: WorkOrder, feed: Feed, batch: int, kept: dict[str, int], opened: list[list[int]] | None, top: int
     ) -> profile.Breakdown:
         """The described client's: under gates it holds the whole model, and gradients and activations of the open channels."""
-        anatomy, masked = self.anatomy_of(order.net), _masked(order, kept)
-        memory = client_memory(anatomy, masked, batch, self.slots, feed.dense_gradient_layers, top=top, beside=order.work.extra_memory)
+        model_profile, masked = self.profile_of(order.net), _masked(order, kept)
+        memory = client_memory(
+            model_profile, masked, batch, self.slots, feed.dense_gradient_layers, top=top, beside=order.work.extra_memory
+        )
         if not opened:
             return memory
         widths, per = order.net.channels.widths, self._per_channel(order.net)
         closed = [sum((width - row[i]) * per[i] for i, width in enumerate(widths)) for row in opened]
-        used = [client_memory(anatomy, masked | order.net.channels.used(row))["gradients"] for row in opened]
+        used = [client_memory(model_profile, masked | order.net.channels.used(row))["gradients"] for row in opened]
         return profile.Breakdown(memory | {"gradients": max(used), "activations": memory["activations"] - batch * min(closed)})
 
-    def anatomy_of(self, net: Net) -> profile.ModelProfile:
+    def profile_of(self, net: Net) -> profile.ModelProfile:
         """The job's own, or that of what a cut has left."""
-        return self._of_cut(net)[0] if net.kept else self.anatomy
+        return self._of_cut(net)[0] if net.kept else self.model_profile
 
     def _per_channel(self, net: Net) -> list[int]:
         return self._of_cut(net)[1]
 
     def _of_cut(self, net: Net) -> tuple[profile.ModelProfile, list[int]]:
-        """The anatomy of a net, and the bytes its activations lose with every closed channel; remembered for the last net."""
+        """The model_profile of a net, and the bytes its activations lose with every closed channel; remembered for the last net."""
         if self._known is None or self._known[0] is not net:
             shape = self.population.train.shape
             self._known = net, profiler.profile(net.plain(net.initial).float(), shape, net.activation_pruning), net.per_channel(shape)
@@ -219,4 +221,4 @@ def _entries(each: Tree) -> int:
 def _own_price(arrived: dict[str, int], mask: str, size: int) -> int:
     """Bytes of a weight under a mask of the client's own."""
     name = mask.removeprefix(keys.MASKS)
-    return communication.VALUE_BYTES * arrived[name] if name in arrived else size
+    return profile.VALUE_BYTES * arrived[name] if name in arrived else size

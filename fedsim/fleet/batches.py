@@ -88,7 +88,7 @@ class Batches:
         self.counts = [count_of(population, feed, client) for client in clients]
         self.steps = [steps_of(feed, count) for count in self.counts]
         if self.steps != sorted(self.steps, reverse=True):
-            raise ValueError("clients come with falling numbers of steps")
+            raise ValueError(f"clients must be ordered by decreasing number of steps; these have {self.steps}")
         self.clients = torch.tensor(clients)
         self.calls = torch.tensor(calls)
         self.images = torch.zeros(len(clients), max(map(len, own)), dtype=torch.int64)  # (K, n)

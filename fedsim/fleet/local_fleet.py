@@ -11,7 +11,7 @@ import torch
 
 from fedsim.core import tree
 from fedsim.core.tree import Tree
-from fedsim.core.types import COHORT
+from fedsim.core.validation import MAX_COHORT
 from fedsim.errors import BadInput, Stopped
 from fedsim.federated.client_work import Evaluate
 from fedsim.federated.protocol import Reply, Work
@@ -151,8 +151,8 @@ class LocalFleet:
                 raise ValueError(f"{type(work).__name__} asks for test images, which only Evaluate may see")
             if feed.split == "held" and not self.site.population.shards["held"].sizes().any():
                 raise ValueError(f"{type(work).__name__} asks for held-out images; set partition.holdout above 0")
-        if len(clients) > COHORT:
-            raise ValueError(f"a cohort of {len(clients):,} clients; at most {COHORT:,} can be summed exactly")
+        if len(clients) > MAX_COHORT:
+            raise ValueError(f"a cohort of {len(clients):,} clients; at most {MAX_COHORT:,} can be summed exactly")
         short = [key for key, value in own.items() if len(value) != len(clients)]
         if short:
             raise ValueError(f"own {short[0]!r} has {len(own[short[0]])} rows for a cohort of {len(clients)}")

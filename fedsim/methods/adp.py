@@ -24,8 +24,8 @@ from torch import Tensor
 from fedsim.core import keys
 from fedsim.core.keys import ACTIVE_CONVS, COUNT, FREQUENCY, GATE, VARYING_CHANNELS
 from fedsim.core.tree import Tree, under
-from fedsim.core.types import COHORT, Data
-from fedsim.core.validation import within
+from fedsim.core.types import Data
+from fedsim.core.validation import MAX_COHORT, within
 from fedsim.errors import BadInput
 from fedsim.federated.averaged_round import AveragedState, trained
 from fedsim.federated.protocol import ClientInput, Fleet, Method, Setting
@@ -78,7 +78,7 @@ class ADP(Method[State]):
 
     def round(self, setting: Setting, state: State, fleet: Fleet, r: int) -> tuple[State, dict[str, float]]:
         if r == 0:
-            return state, Costs.of(setting.net.channels, setting.anatomy).nominal(setting.net.selected)
+            return state, Costs.of(setting.net.channels, setting.model_profile).nominal(setting.net.selected)
         work = TrainLocal.at(setting, r, local=self._local(setting.net))
         travels = replace(state, shared=self._sent(setting.net, state.shared))
         after, _ = trained(setting, fleet, travels, r, work)
@@ -103,17 +103,17 @@ class ADP(Method[State]):
 
     def _measured(self, setting: Setting, state: State, fleet: Fleet, columns: dict[str, float]) -> tuple[State, dict[str, float]]:
         """Every client with images measures what these use; the server learns no more than the masks' sum, if it is wanted."""
-        costs, counts = Costs.of(setting.net.channels, setting.anatomy), self._counts(setting.net)
+        costs, counts = Costs.of(setting.net.channels, setting.model_profile), self._counts(setting.net)
         own = {"local": self._local(setting.net), "counts": counts, "shared": self.export == "global", "costs": costs}
         work = MeasureChannelFrequency.after(setting, setting.rounds, self.personalise, self.export_gate == "folded", **own)
         sent, clients = self._sent(setting.net, state.shared), fleet.pick(None, setting.rounds)
-        totals = [fleet.run(work, clients[begin : begin + COHORT], sent).total for begin in range(0, len(clients), COHORT)]
+        totals = [fleet.run(work, clients[begin : begin + MAX_COHORT], sent).total for begin in range(0, len(clients), MAX_COHORT)]
         total = {key: torch.stack([part[key] for part in totals]).sum(0) for key in totals[0]}
         convs = float(total[ACTIVE_CONVS] / total[COUNT])
         active = (convs * costs.dense["convs"] + costs.gates + costs.others) / costs.dense.total
         columns |= {"active_convs_share": convs, "active_share": active, "varying_share": float(total[VARYING_CHANNELS] / total[COUNT])}
         if self.export != "none":
-            small = dynamic_channels.exported(setting.net.channels, setting.anatomy, counts, self.export_gate == "folded")
+            small = dynamic_channels.exported(setting.net.channels, setting.model_profile, counts, self.export_gate == "folded")
             columns["export_share"] = small / costs.dense.total
         if self.export == "global":
             mask = dynamic_channels.kept(total[keys.FREQUENCY_SUM], total[keys.GATE_SUM], setting.net.channels.widths, counts)

@@ -164,7 +164,7 @@ class DWFNP(CutAndFinetune, Method[State]):
 
     def controller(self, setting: Setting) -> GateController:
         """How gates are drawn and learned."""
-        flops = FlopsConstraint.of(setting.net.channels, setting.anatomy, self.depthwise == "squared")
+        flops = FlopsConstraint.of(setting.net.channels, setting.model_profile, self.depthwise == "squared")
         rule = HypernetTraining(flops, self.tau, self.bias, self.flops_share, self.slope, self.regulariser == "two_sided")
         targets = self.client_flops_share if isinstance(self.client_flops_share, tuple) else (self.client_flops_share,)
         sample, averaged = self.mask_eval == "sample", self.embed_sync == "mean"

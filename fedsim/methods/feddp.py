@@ -23,16 +23,14 @@ from fedsim.core import keys
 from fedsim.core.tree import Tree, renamed, size, under
 from fedsim.core.types import Batch, Data
 from fedsim.core.validation import TINY, within
+from fedsim.costs.profile import VALUE_BYTES
 from fedsim.errors import BadInput
 from fedsim.federated.averaged_round import AveragedState, trained
 from fedsim.federated.client_work import Train
 from fedsim.federated.protocol import ClientInput, Fleet, Method, Report, Setting
 from fedsim.nn.net import Net
 
-EPOCHS = "n/epochs"  # that a client has trained in all its visits
-NONZERO = "n/nonzero"  # (L,) weights of every convolution that are not 0
-OPTIMISER = "own/opt/"  # what the client's optimiser holds, from visit to visit
-VALUE = 4  # bytes of a value, and of an index
+KEPT_OPTIMISER = "own/opt/"  # what the client's optimiser holds, from visit to visit
 
 
 @dataclass(frozen=True)
@@ -44,24 +42,24 @@ class TrainZeroing(Train):
     lr_decay_per_epoch: float = 1.0  # of the rate, with every epoch
 
     def init_kept(self, net: Net, sent: ClientInput) -> Tree:
-        return super().init_kept(net, sent) | {EPOCHS: torch.zeros((), device=sent.n.device)}
+        return super().init_kept(net, sent) | {keys.EPOCHS_DONE: torch.zeros((), device=sent.n.device)}
 
     def init_state(self, net: Net, sent: ClientInput) -> Tree:
-        return super().init_state(net, sent) | renamed(sent.kept, OPTIMISER, keys.OPTIMISER)
+        return super().init_state(net, sent) | renamed(sent.kept, KEPT_OPTIMISER, keys.OPTIMISER)
 
     def step(self, net: Net, sent: ClientInput, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
         each = batch.T // self.feeds[0].epochs  # steps of an epoch
         state = state | {key: torch.where(batch.t % each == 0, _soft(state[key], self.filters), state[key]) for key in self._weak(net)}
         loss, gradient, buffers, _ = self.gradient(net, sent, state, batch)
-        lr = self.lr * self.lr_decay_per_epoch ** (sent.kept[EPOCHS] + batch.t // each)
+        lr = self.lr * self.lr_decay_per_epoch ** (sent.kept[keys.EPOCHS_DONE] + batch.t // each)
         state = self.descend(net, sent, state | buffers, gradient, lr)
         ends, small = (batch.t + 1) % each == 0, {key: state[key].abs() <= self.theta for key in convolutions(net)}
         return state | {key: state[key].masked_fill(ends & where, 0.0) for key, where in small.items()}, loss
 
     def finish(self, net: Net, sent: ClientInput, state: Tree) -> Report:
         report = super().finish(net, sent, state)
-        kept = {EPOCHS: sent.kept[EPOCHS] + self.feeds[0].epochs} | renamed(state, keys.OPTIMISER, OPTIMISER)
-        return replace(report, each=report.each | {NONZERO: nonzero(net, state)}, keep=report.keep | kept)
+        kept = {keys.EPOCHS_DONE: sent.kept[keys.EPOCHS_DONE] + self.feeds[0].epochs} | renamed(state, keys.OPTIMISER, KEPT_OPTIMISER)
+        return replace(report, each=report.each | {keys.NONZERO: nonzero(net, state)}, keep=report.keep | kept)
 
     def _weak(self, net: Net) -> list[str]:
         return convolutions(net) if self.filters else []
@@ -111,7 +109,7 @@ class FedDP(Method[AveragedState]):
         decay = self.lr_decay_per_epoch
         work = TrainZeroing.at(setting, r, theta=self.theta, filters=self.filters, lr_decay_per_epoch=decay)
         after, reply = trained(setting, fleet, state, r, work)
-        return after, {"lr": work.lr, **self._zeros(setting.net, state.shared, after.shared, reply.each[NONZERO])}
+        return after, {"lr": work.lr, **self._zeros(setting.net, state.shared, after.shared, reply.each[keys.NONZERO])}
 
     def deploy(self, setting: Setting, state: AveragedState, fleet: Fleet, cohort: Sequence[int]) -> tuple[Tree, Tree, Net | None]:
         return state.shared, {}, None
@@ -129,6 +127,6 @@ class FedDP(Method[AveragedState]):
             "client_conv_density_layers": float((left.double() / sizes).mean()),
             "server_conv_density": float(server.sum() / sizes.sum()),
             "server_conv_density_layers": float((server.double() / sizes).mean()),
-            "bytes_up_indexed": float(VALUE * (2 * left.sum() + len(left) * rest)),
-            "bytes_down_indexed": float(VALUE * len(left) * (2 * down + rest)),
+            "bytes_up_indexed": float(VALUE_BYTES * (2 * left.sum() + len(left) * rest)),
+            "bytes_down_indexed": float(VALUE_BYTES * len(left) * (2 * down + rest)),
         }

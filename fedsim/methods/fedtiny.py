@@ -22,8 +22,8 @@ from torch import Tensor
 from fedsim.core import keys, masks, rng, tree
 from fedsim.core.keys import COUNT
 from fedsim.core.tree import Tree, under
-from fedsim.core.types import COHORT, Data, Feed
-from fedsim.core.validation import TINY, within
+from fedsim.core.types import Data, Feed
+from fedsim.core.validation import MAX_COHORT, TINY, within
 from fedsim.costs import profile
 from fedsim.errors import BadInput
 from fedsim.federated import pretraining
@@ -166,7 +166,7 @@ class FedTiny(Method[AveragedState]):
             raise BadInput('[method] selection = "bn" needs batch norms: take model.norm = "batch", or selection = "vanilla" or "none"')
         if public is None and self.pretrain_epochs:
             raise BadInput("fedtiny prunes a model pretrained on public images: set partition.public = 5 (a class), or pretrain_epochs = 0")
-        most = min(setting.clients, COHORT)
+        most = min(setting.clients, MAX_COHORT)
         if self.selection != "none" and (self.selection_clients or setting.clients) > most:
             raise BadInput(f"[method] selection_clients: of {setting.clients:,} clients at most {most:,} can select")
         try:

@@ -21,8 +21,8 @@ from torch import Tensor
 from fedsim.core import keys, rng
 from fedsim.core.keys import COUNT
 from fedsim.core.tree import Tree, under
-from fedsim.core.types import COHORT, Data, Feed
-from fedsim.core.validation import TINY, within
+from fedsim.core.types import Data, Feed
+from fedsim.core.validation import MAX_COHORT, TINY, within
 from fedsim.federated.averaged_round import AveragedState
 from fedsim.federated.protocol import Fleet, Method, Setting
 from fedsim.nn.net import Net
@@ -106,7 +106,7 @@ class Structured(CutAndFinetune, Method[State]):
     def _importance(self, setting: Setting, shared: Tree, fleet: Fleet, r: int) -> Tensor:
         """(n,) feature norms, their mean over all clients' training images, each summed over its positions."""
         feed = Feed("train", epochs=1, batch=setting.train.batch, augment=False, cost="forward")
-        clients = fleet.pick(None if setting.clients <= COHORT else setting.cohort, r)
+        clients = fleet.pick(None if setting.clients <= MAX_COHORT else setting.cohort, r)
         total = fleet.run(Energy((feed,), 2 if self.norm == "l2" else 1), clients, under(shared, keys.WEIGHTS, keys.BUFFERS)).total
         return (total[keys.ENERGY] * ENERGY_UNIT / total[COUNT]).cpu()
 
@@ -123,7 +123,7 @@ class Structured(CutAndFinetune, Method[State]):
         return gate
 
     def _flops(self, setting: Setting) -> FlopsConstraint:
-        return FlopsConstraint.of(setting.net.channels, setting.anatomy, self.depthwise == "squared")
+        return FlopsConstraint.of(setting.net.channels, setting.model_profile, self.depthwise == "squared")
 
 
 def _largest(score: Tensor, count: int) -> Tensor:

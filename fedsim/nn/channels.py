@@ -22,7 +22,7 @@ from fedsim.nn import subnetwork
 from fedsim.nn.channel_groups import NORMS, Group
 from fedsim.nn.gradients.compact import ChannelBlock, cuttable
 from fedsim.nn.layers import input_gate
-from fedsim.nn.layers.standardized_conv import StandardisedConv2d, moments
+from fedsim.nn.layers.standardized_conv import StandardisedConv2d, filter_moments
 from fedsim.nn.subnetwork import ordinary
 
 Place = tuple[int, str, int]  # axis of a tensor, the group it runs along, positions of a channel
@@ -156,7 +156,7 @@ class Channels:
             mine = _selected(weight, [place for place in places if place[0] == 0], kept)
             gone = _selected(mine, [place for place in places if place[0] == 1], self._others(kept))
             if any(place[0] == 1 for place in places) and gone.shape[1]:
-                mean, squares = moments(gone)
+                mean, squares = filter_moments(gone)
                 lost = torch.stack([torch.full_like(mean, gone[0].numel()), mean, squares], 1)
                 old = None if before is None else _selected(before, [place for place in places if place[0] == 0], kept)
                 found[keys.removed(layer)] = lost if old is None else _together(lost, old)

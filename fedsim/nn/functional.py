@@ -26,7 +26,7 @@ from fedsim.nn.gradients.taps import ParameterSlot, TappedLayer, tapping, tied
 from fedsim.nn.layers.input_gate import WEIGHTED, gates_of
 from fedsim.nn.layers.nsconv import normalised_of
 from fedsim.nn.layers.standardized_conv import standardised
-from fedsim.nn.loss import Loss
+from fedsim.nn.loss import LossFunction
 from fedsim.nn.packed_program import PackedProgram
 from fedsim.nn.runtime import activation_cache, replace
 from fedsim.nn.runtime.call_context import CallContext
@@ -328,7 +328,7 @@ class FunctionalModule:
             for layer, groups in before.items():
                 layer.groups = groups
 
-    def objective(self, loss: Loss, logits: Tensor, batch: Batch) -> Tensor:
+    def objective(self, loss: LossFunction, logits: Tensor, batch: Batch) -> Tensor:
         """The loss, and the penalties of the dynamic gates in the call just made."""
         penalties, self.context.penalties = self.context.penalties, []
         return sum(penalties, start=loss(logits, batch.y, batch.real))

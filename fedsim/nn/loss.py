@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 from torch.nn import functional as F
 
-Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # of logits (B, classes), labels (B,), real (B,) or None
+LossFunction = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # of logits (B, classes), labels (B,), real (B,) or None
 
 
 def cross_entropy(logits: Tensor, y: Tensor, real: Tensor | None) -> Tensor:

@@ -17,7 +17,7 @@ from fedsim.nn.channels import filled
 from fedsim.nn.functional import FunctionalModule
 from fedsim.nn.gradients.compact import CompactGradient
 from fedsim.nn.gradients.strategies import STRATEGIES, GradientRequest, TapCallback, checked
-from fedsim.nn.loss import Loss, cross_entropy
+from fedsim.nn.loss import LossFunction, cross_entropy
 from fedsim.nn.profiler import per_channel
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ class Net(FunctionalModule):
         tree: Tree,
         batch: Batch,
         wrt: str | tuple[str, ...] | None = "w",
-        loss: Loss = cross_entropy,
+        loss: LossFunction = cross_entropy,
         extra: Tree | None = None,
         tap: TapCallback | None = None,
         layers: Sequence[str] = (),
@@ -228,7 +228,7 @@ class Net(FunctionalModule):
             return optim.adam(state, gradient, lr, decay)
         return optim.sgd(state, gradient, lr, momentum, decay, self.pure)
 
-    def hessian_vector(self, tree: Tree, batch: Batch, vector: Tree, loss: Loss = cross_entropy) -> Tree:
+    def hessian_vector(self, tree: Tree, batch: Batch, vector: Tree, loss: LossFunction = cross_entropy) -> Tree:
         """H · vector of the masked loss, by differentiating twice; running statistics are left alone.
 
         Args:

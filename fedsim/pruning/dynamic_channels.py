@@ -29,14 +29,14 @@ class Costs:
     others: int  # of the layers behind the convolutions, which gates do not make smaller
 
     @classmethod
-    def of(cls, channels: Channels, anatomy: ModelProfile) -> Costs:
+    def of(cls, channels: Channels, model_profile: ModelProfile) -> Costs:
         gates = {group.gate for group in channels.groups}
-        touched = {term.layer: term for term in terms(channels, anatomy)}
+        touched = {term.layer: term for term in terms(channels, model_profile)}
         parts = {True: 0, False: 0}
-        for layer in anatomy.layers:
+        for layer in model_profile.layers:
             if len(layer.shape) == 2:
                 parts[layer.name in gates] += layer.weights * layer.positions
-        found = tuple(touched.get(layer.name) or _whole(layer) for layer in anatomy.layers if len(layer.shape) > 2)
+        found = tuple(touched.get(layer.name) or _whole(layer) for layer in model_profile.layers if len(layer.shape) > 2)
         return cls(tuple(group.name for group in channels.groups), tuple(channels.widths), found, parts[True], parts[False])
 
     @property
@@ -69,10 +69,10 @@ def _whole(layer: LayerProfile) -> GatedLayer:
     return GatedLayer(layer.name, None, None, False, inputs, outputs, prod(kernel), layer.positions)
 
 
-def exported(channels: Channels, anatomy: ModelProfile, counts: Sequence[int], folded: bool) -> int:
+def exported(channels: Channels, model_profile: ModelProfile, counts: Sequence[int], folded: bool) -> int:
     """Of the physically smaller network with `counts` channels of every layer, at its real shapes; folded: without gates."""
     used, names = channels.used(counts), {group.gate for group in channels.groups if folded}
-    return sum(used.get(layer.name, layer.weights) * layer.positions for layer in anatomy.layers if layer.name not in names)
+    return sum(used.get(layer.name, layer.weights) * layer.positions for layer in model_profile.layers if layer.name not in names)
 
 
 def aligned(counts: Sequence[int], widths: Sequence[int], align: int) -> tuple[int, ...]:

@@ -45,8 +45,8 @@ class FlopsConstraint:
     squared: bool = True  # a depth-wise layer with c of C filters costs c^2 / C, as in the published code; false: c
 
     @classmethod
-    def of(cls, channels: Channels, anatomy: ModelProfile, squared: bool = True) -> FlopsConstraint:
-        return cls(tuple(group.name for group in channels.groups), tuple(channels.widths), tuple(terms(channels, anatomy)), squared)
+    def of(cls, channels: Channels, model_profile: ModelProfile, squared: bool = True) -> FlopsConstraint:
+        return cls(tuple(group.name for group in channels.groups), tuple(channels.widths), tuple(terms(channels, model_profile)), squared)
 
     @property
     def n(self) -> int:
@@ -84,11 +84,11 @@ class FlopsConstraint:
         return float(self.share(one))
 
 
-def terms(channels: Channels, anatomy: ModelProfile) -> list[GatedLayer]:
+def terms(channels: Channels, model_profile: ModelProfile) -> list[GatedLayer]:
     """Of every layer that a group's channels leave or enter."""
     readers = {column.removesuffix(".weight"): group for group in channels.groups for column in group.columns}
     found = []
-    for layer in anatomy.layers:
+    for layer in model_profile.layers:
         maker, reader = channels.rows.get(f"{layer.name}.weight"), readers.get(layer.name)
         if maker or reader:
             outputs, inputs, *kernel = layer.shape

@@ -40,7 +40,7 @@ def reachable(flops: FlopsConstraint, name: str, share: float) -> None:
 
 @dataclass(frozen=True)
 class GateState:
-    """What the server knows of gates."""
+    """The server's state of gates: both hypernetworks, the clients' embeddings, and the channels that the cut has left."""
 
     hyper: Tree  # theta_b and theta_d with AdamW's moments
     table: Table  # embeddings of the clients ever visited, with theirs

@@ -24,7 +24,7 @@ from fedsim.simulation.experiment import Experiment, build_experiment
 from fedsim.simulation.round_record import RoundRow, row_of
 
 ALIKE = 0.05  # of a cost: less is told as no change
-PATIENCE = 20.0  # seconds after which the rest of the rounds is taken to be like the last
+MEASURED_FOR = 20.0  # seconds after which the rest of the rounds is taken to be like the last
 
 
 class IdleFleet(LocalFleet):
@@ -47,7 +47,7 @@ def rows(parts: Experiment) -> Iterator[RoundRow]:
         fleet.open(r)
         state, found = method.round(setting, state, fleet, r)
         shared, _, net = method.deploy(setting, state, fleet, [])
-        row = row_of(parts.anatomy, fleet.account.bills, None, shared, masks, found, net or setting.net)
+        row = row_of(parts.model_profile, fleet.account.bills, None, shared, masks, found, net or setting.net)
         masks = row.masks
         yield row
 
@@ -58,7 +58,7 @@ def estimate(job: Job, console: Console) -> list[dict[str, float]]:
     began, seen = time.monotonic(), []
     for row in rows(parts):
         seen.append(row.values)
-        if time.monotonic() - began > PATIENCE:
+        if time.monotonic() - began > MEASURED_FOR:
             break
     for line in _told(parts):
         console.print(line, highlight=False)
@@ -69,18 +69,22 @@ def estimate(job: Job, console: Console) -> list[dict[str, float]]:
 
 
 def _told(parts: Experiment) -> Iterator[str]:
-    job, setting, anatomy = parts.job, parts.setting, parts.anatomy
+    job, setting, model_profile = parts.job, parts.setting, parts.model_profile
     yield f"{job.name}: {job.method.name} on {job.data.name}; the job is valid"
     sizes = parts.population.shards["train"].sizes()
     least, most = sizes.min(), sizes.max()
     yield f"{setting.clients:,} clients of {least:,} to {most:,} training images, {setting.cohort} a round, {setting.rounds} rounds"
-    yield f"{anatomy.parameters:,} parameters, {flops.forward_flops(anatomy) / 1e6:,.2f} MFLOP forward for an image"
-    if normalising := flops.normalising_flops(anatomy):
+    yield f"{model_profile.parameters:,} parameters, {flops.forward_flops(model_profile) / 1e6:,.2f} MFLOP forward for an image"
+    if normalising := flops.normalising_flops(model_profile):
         yield f"{normalising / 1e6:,.2f} MFLOP to normalise the weights once, in every pass of a batch; in no other figure"
     batch = setting.train.batch
-    parts_of = memory.saved(anatomy, batch)
+    parts_of = memory.saved(model_profile, batch)
     told = {"pruned inputs": parts_of["caches"], "signs of ReLUs": parts_of["signs"], "all else": parts_of["others"]}
-    kept = ", ".join(f"{name} {value / 1e6:,.2f} MB" for name, value in told.items()) if anatomy.keep else f"{parts_of.total / 1e6:,.2f} MB"
+    kept = (
+        ", ".join(f"{name} {value / 1e6:,.2f} MB" for name, value in told.items())
+        if model_profile.keep
+        else f"{parts_of.total / 1e6:,.2f} MB"
+    )
     yield f"saved for the backward pass of a batch of {batch}: {kept}"
 
 

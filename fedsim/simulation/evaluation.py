@@ -12,7 +12,7 @@ import torch
 from fedsim.core import keys
 from fedsim.core.keys import GATE
 from fedsim.core.tree import Tree
-from fedsim.core.types import COHORT
+from fedsim.core.validation import MAX_COHORT
 from fedsim.federated.client_work import Evaluate, OwnGates
 from fedsim.federated.protocol import Method
 from fedsim.fleet.client_images import evaluation_shards
@@ -65,7 +65,7 @@ def _scored(parts: Experiment, method: Any, state: Any, fleet: LocalFleet, clien
     rounds = {"accuracy": _share(whole), "loss": float(whole[keys.LOSS_SUM] / whole[keys.COUNT])}
     if not clients:
         return Score(rounds, {})
-    parts_of = [slice(begin, begin + COHORT) for begin in range(0, len(clients), COHORT)]
+    parts_of = [slice(begin, begin + MAX_COHORT) for begin in range(0, len(clients), MAX_COHORT)]
     replies = [fleet.run(work, clients[part], shared, {key: rows[part] for key, rows in own.items()}, net).each for part in parts_of]
     each = {key: torch.cat([reply[key] for reply in replies]) for key in replies[0]}
     scores, columns = _per_client(each, np.array(clients))
@@ -90,7 +90,7 @@ def _personal(parts: Experiment, score: Score, model: Model, fleet: LocalFleet, 
     if gates is None:
         return score
     net, hard = model.net or parts.setting.net, torch.from_numpy(gates.hard)
-    rounds, columns = subnetworks.of_clients(net, parts.anatomy, model.shared, hard, gates.values is not None)
+    rounds, columns = subnetworks.of_clients(net, parts.model_profile, model.shared, hard, gates.values is not None)
     rounds["worst_client"] = int(ids[accuracy.argmin()])
     mine = {name: (gates.clients, values) for name, values in columns.items()}
     if last:
@@ -108,8 +108,8 @@ def _gates(parts: Experiment, model: Model, fleet: LocalFleet, clients: list[int
     holders = [client for client in clients if train.size(client)]
     rows = [row for row, client in enumerate(clients) if train.size(client)]
     work, found = OwnGates.used(model.method), []
-    for begin in range(0, len(rows), COHORT):
-        part = rows[begin : begin + COHORT]
+    for begin in range(0, len(rows), MAX_COHORT):
+        part = rows[begin : begin + MAX_COHORT]
         own = {key: value[part] for key, value in model.own.items()}
         found.append(fleet.run(work, [clients[row] for row in part], model.shared, own, model.net).each)
     each = {key: torch.cat([reply[key] for reply in found]) for key in (found[0] if found else {})}

@@ -26,7 +26,7 @@ class Experiment:
 
     job: Job
     population: Population
-    anatomy: ModelProfile
+    model_profile: ModelProfile
     setting: Setting
     method: Any
     site: WorkerContext
@@ -44,7 +44,9 @@ class Experiment:
     def account(self, pack: int = 1) -> CostAccount:
         """The books of a run whose ranks train `pack` clients at once."""
         train = self.setting.train
-        return CostAccount(self.anatomy, self.population, train.feed(), optim.values_per_parameter(train.momentum, train.optimiser), pack)
+        return CostAccount(
+            self.model_profile, self.population, train.feed(), optim.values_per_parameter(train.momentum, train.optimiser), pack
+        )
 
 
 def device_of(job: Job, node_rank: int = 0) -> str:
@@ -71,13 +73,13 @@ def build_experiment(job: Job, node_rank: int = 0, stopped: Callable[[], bool] =
     population = populate(job.data, job.partition, job.seed)
     shape, classes = population.train.shape, population.train.classes
     module = models.build(job.model, shape, classes, job.seed)
-    anatomy = profiler.profile(module, shape, job.train.keep())
+    model_profile = profiler.profile(module, shape, job.train.keep())
     try:
         net = Net(module).to(device)
     except ValueError as error:
         raise BadInput(f"[model] {job.model.name or job.model.factory}: {error}") from error
     if job.train.keep() and job.execution.packed_conv == "matmul":
-        raise BadInput('[execution] stacked = "matmul" has no products that prune activations: leave it out, or train.activation_keep')
+        raise BadInput('[execution] packed_conv = "matmul" cannot be combined with train.activation_keep < 1; remove one')
     try:
         net.set_activation_pruning(job.train.keep())
     except ValueError as error:
@@ -85,11 +87,14 @@ def build_experiment(job: Job, node_rank: int = 0, stopped: Callable[[], bool] =
     cohort, filled = job.cohort.of(population.clients), int((population.shards["train"].sizes() > 0).sum())
     if cohort > filled:
         raise BadInput(
-            f"[cohort] size = {cohort}, and {filled} of {population.clients} clients have images; partition.min_images gives each some"
+            f"a cohort of {cohort} was asked for, but only {filled} of {population.clients} clients have training images; lower cohort.size"
+            " or set partition.min_images >= 1"
         )
     job.evaluate.of(population.clients)
     training = job.train.training(job.rounds, augment=bool(population.augment))
     setting = Setting(
-        net, training, job.train.aggregation(), job.rounds, cohort, population.clients, job.seed, anatomy, job.partition.holdout
+        net, training, job.train.aggregation(), job.rounds, cohort, population.clients, job.seed, model_profile, job.partition.holdout
     )
-    return Experiment(job, population, anatomy, setting, job.method.use, WorkerContext(net, population, job.seed, device, stopped=stopped))
+    return Experiment(
+        job, population, model_profile, setting, job.method.use, WorkerContext(net, population, job.seed, device, stopped=stopped)
+    )

@@ -39,7 +39,7 @@ class Final:
 
     net: Net  # after a permanent cut
     tree: Tree  # w/, buf/, mask/, and the gate in force
-    anatomy: ModelProfile  # of the original network
+    model_profile: ModelProfile  # of the original network
     note: str = ""  # in what it differs from the network that was evaluated
 
     @property
@@ -57,7 +57,7 @@ class Final:
     @property
     def flops(self) -> int:
         """Of an image, masks and gates counted."""
-        return flops.forward_flops(self.anatomy, subnetworks.in_use(self.net, self.anatomy, self.tree))
+        return flops.forward_flops(self.model_profile, subnetworks.in_use(self.net, self.model_profile, self.tree))
 
 
 def module_of(path: Path | str, client: int | None = None) -> nn.Module:
@@ -177,8 +177,8 @@ def _how(out: Path, module: nn.Module, why: str) -> str:
 
 def _told(found: Final, module: nn.Module, path: Path, client: int | None) -> list[str]:
     """Parameters, FLOPs and accuracy."""
-    count, whole = sum(value.numel() for value in module.parameters()), found.anatomy.parameters
-    full = flops.forward_flops(found.anatomy)
+    count, whole = sum(value.numel() for value in module.parameters()), found.model_profile.parameters
+    full = flops.forward_flops(found.model_profile)
     lines = [
         f"{count:,} of {whole:,} parameters ({count / whole:.1%})",
         f"{found.flops:,} of {full:,} FLOP an image ({found.flops / full:.1%})",

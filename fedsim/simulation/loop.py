@@ -73,7 +73,7 @@ def simulate(
         score = evaluate(parts, state, fleet, r) if due(parts, r) else None
         ended = time.perf_counter()
         shared, _, net = method.deploy(setting, state, fleet, [])
-        row = row_of(parts.anatomy, fleet.account.bills, score, shared, masks, found, net or setting.net)
+        row = row_of(parts.model_profile, fleet.account.bills, score, shared, masks, found, net or setting.net)
         row.timing.update(timing, server=trained - began - sum(timing.values()), evaluate=ended - trained, record=writer.seconds)
         row.speed.update(speeds(fleet.account.bills, parts.job.train.batch, row.timing, moved | {"record": writer.bytes}))
         row.values.update(_since(traffic, fleet.traffic), executed_memory=fleet.account.executed)
@@ -98,7 +98,7 @@ def _stops(callback: Callback, finished: FinishedRound) -> bool:
 def _module(parts: Experiment, net: Net, shared: Tree) -> nn.Module:
     """The server's model as a torch module that shares no memory with the run."""
     values = {key: value.clone() for key, value in under(shared, keys.WEIGHTS, keys.BUFFERS, keys.MASKS, keys.GATES).items()}
-    return Final(net, values, parts.anatomy).module
+    return Final(net, values, parts.model_profile).module
 
 
 def _since(before: Mapping[str, Number], now: Mapping[str, Number]) -> dict[str, Number]:

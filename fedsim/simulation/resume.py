@@ -61,7 +61,7 @@ class RunStart:
         if self.checkpoint is not None:
             return RunWriter.resume(self.out, self.round, where(parts, plan, hosts))
         counts = parts.population.counts()
-        layers = [layer.name for layer in parts.anatomy.layers]
+        layers = [layer.name for layer in parts.model_profile.layers]
         attributes = describe(parts, plan, hosts)
         return RunWriter.create(self.out, attributes=attributes, layers=layers, clients=parts.setting.clients, counts=counts)
 

@@ -31,7 +31,7 @@ class RoundRow:
 
 
 def row_of(
-    anatomy: ModelProfile,
+    model_profile: ModelProfile,
     bills: Mapping[int, ClientCosts],
     score: Score | None,
     shared: Tree,
@@ -41,12 +41,12 @@ def row_of(
 ) -> RoundRow:
     """`shared` is what would be broadcast next, `before` the masks of the round before, `found` what the method records.
 
-    net: in use, for a model that may be cut or gated; `anatomy` is always the original network's.
+    net: in use, for a model that may be cut or gated; `model_profile` is always the original network's.
     """
     held = under(shared, keys.MASKS)
-    kept = subnetworks.in_use(net, anatomy, shared) if net else _kept(held)
-    values = _sums(bills) | _densities(anatomy, kept) | (subnetworks.sizes(net, anatomy, shared) if net else {}) | dict(found)
-    layers = _layers(anatomy, kept, held, before)
+    kept = subnetworks.in_use(net, model_profile, shared) if net else _kept(held)
+    values = _sums(bills) | _densities(model_profile, kept) | (subnetworks.sizes(net, model_profile, shared) if net else {}) | dict(found)
+    layers = _layers(model_profile, kept, held, before)
     if score is None:
         return RoundRow(values, _columns(bills), layers, held)
     return RoundRow(values | score.rounds, _columns(bills) | score.clients, layers, held, gates=score.gates)
@@ -86,17 +86,17 @@ def _kept(held: Tree) -> dict[str, int]:
     return {name.removesuffix(".weight"): count for name, count in masks.ones(held).items()}
 
 
-def _densities(anatomy: ModelProfile, kept: Mapping[str, int]) -> dict[str, float]:
+def _densities(model_profile: ModelProfile, kept: Mapping[str, int]) -> dict[str, float]:
     return {
-        "density": flops.density(anatomy, kept),
-        "density_maskable": flops.density_maskable(anatomy, kept),
-        "inference_flops": flops.forward_flops(anatomy, kept),
+        "density": flops.density(model_profile, kept),
+        "density_maskable": flops.density_maskable(model_profile, kept),
+        "inference_flops": flops.forward_flops(model_profile, kept),
     }
 
 
-def _layers(anatomy: ModelProfile, kept: Mapping[str, int], held: Tree, before: Tree) -> dict[str, np.ndarray]:
+def _layers(model_profile: ModelProfile, kept: Mapping[str, int], held: Tree, before: Tree) -> dict[str, np.ndarray]:
     """Density, and how many weights came to masks and left them since the round before."""
-    shares = flops.densities(anatomy, kept)
+    shares = flops.densities(model_profile, kept)
     grown, pruned = np.zeros(len(shares)), np.zeros(len(shares))
     for place, name in enumerate(shares):
         now, then = held.get(keys.mask(name)), before.get(keys.mask(name))

@@ -30,9 +30,9 @@ def gates_of(net: Net, own: Tree, clients: list[int]) -> Gates | None:
     return Gates(np.array(clients), hard.cpu().numpy(), {group.name: group.size for group in net.channels.groups}, values)
 
 
-def in_use(net: Net, anatomy: ModelProfile, tree: Tree) -> dict[str, int]:
-    """Weights in use of every layer that has a mask, or that a hard gate or a cut makes smaller; `anatomy` is the original network's."""
-    full = {layer.name: layer.weights for layer in anatomy.layers}
+def in_use(net: Net, model_profile: ModelProfile, tree: Tree) -> dict[str, int]:
+    """Weights in use of every layer that has a mask, or that a gate or a cut makes smaller. model_profile: of the original network."""
+    full = {layer.name: layer.weights for layer in model_profile.layers}
     counts = net.sizes | net.used(tree)
     return {name: count for name, count in counts.items() if count < full[name] or keys.mask(name) in tree}
 
@@ -50,26 +50,28 @@ def parameters(net: Net, tree: Tree) -> int:
     )
 
 
-def sizes(net: Net, anatomy: ModelProfile, shared: Tree) -> dict[str, float]:
+def sizes(net: Net, model_profile: ModelProfile, shared: Tree) -> dict[str, float]:
     """What a row says of a server's model that was cut, or has a gate."""
     if not net.kept and GATE not in shared:
         return {}
     count = parameters(net, shared)
-    share = flops.forward_flops(anatomy, in_use(net, anatomy, shared)) / flops.forward_flops(anatomy)
-    return {"inference_share": share, "parameters": count, "parameters_share": count / anatomy.parameters}
+    share = flops.forward_flops(model_profile, in_use(net, model_profile, shared)) / flops.forward_flops(model_profile)
+    return {"inference_share": share, "parameters": count, "parameters_share": count / model_profile.parameters}
 
 
-def of_clients(net: Net, anatomy: ModelProfile, shared: Tree, hard: Tensor, constant: bool = False) -> tuple[dict[str, float], Values]:
+def of_clients(
+    net: Net, model_profile: ModelProfile, shared: Tree, hard: Tensor, constant: bool = False
+) -> tuple[dict[str, float], Values]:
     """(what a row says of the clients' sub-networks, their columns) of hard gates (K, n), each in the place of the shared one.
 
     constant: what looked at the image is a number for each channel, and costs nothing.
     """
     trees = [under(shared, keys.MASKS) | {GATE: gate} | ({GATE_VALUES: gate} if constant else {}) for gate in hard.cpu()]
-    flops = np.array([forward_flops(anatomy, in_use(net, anatomy, tree)) for tree in trees], float)
+    flops = np.array([forward_flops(model_profile, in_use(net, model_profile, tree)) for tree in trees], float)
     counts = np.array([parameters(net, tree) for tree in trees], float)
     rounds = {
         "client_inference_flops": float(flops.mean()),
-        "client_inference_share": float(flops.mean()) / forward_flops(anatomy),
+        "client_inference_share": float(flops.mean()) / forward_flops(model_profile),
         "client_parameters": float(counts.mean()),
     }
     if len(hard) > 1:

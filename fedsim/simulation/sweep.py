@@ -37,7 +37,7 @@ from fedsim.storage.reader import RunReader
 
 LOOK = 0.5  # seconds between two looks at the signals and at the rounds done
 AGAIN = "the same command goes on from there"
-PATIENCE = 20.0  # seconds that a worker is left to end by itself
+GRACE = 20.0  # seconds that a worker is left to end by itself
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ class Worker:
 
     def end(self) -> None:
         self.pipe.close()
-        self.process.join(PATIENCE)
+        self.process.join(GRACE)
         self.process.kill()
         self.process.join()
 

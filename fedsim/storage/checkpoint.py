@@ -44,7 +44,7 @@ class Checkpoint:
     kept: Mapping[int, Tree]  # client -> what it keeps, read from the disk on demand
 
 
-class KeptStates(Mapping[int, Tree]):
+class StoredStates(Mapping[int, Tree]):
     """The kept states of all clients ever visited, read on demand; a file is opened once."""
 
     def __init__(self, folder: Path, places: Mapping[int, str]) -> None:
@@ -78,7 +78,7 @@ def folder_of(run: str | Path) -> Path:
     return Path(run).with_name(Path(run).name + ".checkpoint")
 
 
-def save(folder: Path, r: int, state: Any, extra: Json, kept: Mapping[int, Tree] | None = None) -> KeptStates:
+def save(folder: Path, r: int, state: Any, extra: Json, kept: Mapping[int, Tree] | None = None) -> StoredStates:
     """The checkpoint of round `r` >= 0: `state` as `plain` dumps it, `extra` as JSON, `kept` of the clients touched since the last save.
 
     Returns the kept states of all clients ever visited, which may then leave the memory. Once it returns, `latest` gives this
@@ -94,7 +94,7 @@ def save(folder: Path, r: int, state: Any, extra: Json, kept: Mapping[int, Tree]
     _put(folder / f"{r:06d}.json", _seal(manifest))
     _sync(folder)
     _clean(folder, [manifest, before] if before else [manifest])
-    return KeptStates(folder, _places(manifest))
+    return StoredStates(folder, _places(manifest))
 
 
 def latest(folder: Path, device: str = "cpu") -> Checkpoint | None:
@@ -139,7 +139,7 @@ def _places(manifest: Manifest) -> dict[int, str]:
 def _checkpoint(folder: Path, manifest: Manifest, device: str) -> Checkpoint:
     stored = from_bytes((folder / f"{manifest['round']:06d}.state.safetensors").read_bytes())
     tensors = {name: tensor.to(device) for name, tensor in stored.items()}
-    return Checkpoint(manifest["round"], load(manifest["state"], tensors), manifest["extra"], KeptStates(folder, _places(manifest)))
+    return Checkpoint(manifest["round"], load(manifest["state"], tensors), manifest["extra"], StoredStates(folder, _places(manifest)))
 
 
 def _manifests(folder: Path) -> list[Path]:

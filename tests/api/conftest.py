@@ -13,31 +13,11 @@ from typing import Any
 import pytest
 import torch
 from processes import MPIRUN, Ended, Running, signals_kept
+from small_job import FAKE, small_job
 
 from fedsim.cli import commands
 
-SMALL = """
-rounds = 3
-[data]
-name = "fake"
-channels = 1
-image_size = 8
-classes = 4
-train_images = 120
-test_images = 40
-[partition]
-name = "iid"
-clients = 4
-[model]
-width = 4
-[train]
-batch = 10
-[execution]
-plan = "reference"
-device = "cpu"
-[method]
-name = "fedavg"
-"""
+SMALL = small_job(3, data=FAKE | {"train_images": 120})
 
 FAULTY = """
 from dataclasses import dataclass

@@ -12,34 +12,14 @@ from pathlib import Path
 
 import h5py
 import pytest
+from small_job import FAKE, small_job
 
 from fedsim.cli import commands
 from fedsim.errors import BadInput, ClientFault, Stopped
 
 ROOT = Path(__file__).parents[2]
 
-SMALL = """
-rounds = 2
-[data]
-name = "fake"
-channels = 1
-image_size = 8
-classes = 4
-train_images = 120
-test_images = 40
-[partition]
-name = "iid"
-clients = 4
-[model]
-width = 4
-[train]
-batch = 10
-[execution]
-plan = "reference"
-device = "cpu"
-[method]
-name = "fedavg"
-"""
+SMALL = small_job(2, data=FAKE | {"train_images": 120})
 
 
 @dataclass(frozen=True)
@@ -168,7 +148,7 @@ def test_another_rank_leaves_the_word_to_rank_0(fedsim: Callable[..., Ended], mo
     monkeypatch.setattr(commands.time, "sleep", waited.append)
     monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "2")
     assert fedsim("run", "no.toml") == Ended(2, "", "[rank 2] no.toml: no such job file\n")
-    assert waited == [commands.PATIENCE]
+    assert waited == [commands.MESSAGE_PATIENCE]
 
 
 # Jobs that cannot be, told before anything is computed

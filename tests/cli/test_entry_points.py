@@ -9,27 +9,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from small_job import small_job
 
 from fedsim.cli import commands
 
-JOB = """
-rounds = 2
-[data]
-name = "dots"
-[partition]
-name = "iid"
-clients = 4
-[model]
-name = "tiny"
-[train]
-batch = 10
-[execution]
-plan = "reference"
-device = "cpu"
-[method]
-name = "mine"
-share = 0.5
-"""
+JOB = small_job(2, data={"name": "dots"}, model={"name": "tiny"}, method={"name": "mine", "share": 0.5})
 METHOD = '''
 """Mine: a method of an installed package.
 

@@ -321,10 +321,6 @@ def test_a_natural_partition_has_a_client_for_each_user_unless_the_job_says_othe
 
 
 def test_a_cohort_beyond_the_exact_sum_is_refused() -> None:
-    from fedsim.config import sections
-    from fedsim.core import types
-
-    assert sections.COHORT == types.COHORT
     table = {"method": {"name": "fedavg"}, "partition": {"name": "blocks", "clients": 40_000}, "cohort": {"size": 20_000}}
     with pytest.raises(BadInput, match="at most 16,384"):
         check(table)

@@ -114,7 +114,7 @@ def test_the_accelerators_arithmetic_is_the_processors(values) -> None:
 
 
 def test_merged_parts_of_too_large_a_cohort_are_refused(monkeypatch) -> None:
-    monkeypatch.setattr(exact_sum, "COHORT", 3)
+    monkeypatch.setattr(exact_sum, "MAX_COHORT", 3)
     total, part = Sum({}, 2), Sum({}, 2)
     part.add({"n/images": torch.ones(2, 1).double()}, [0, 1], [1, 1])
     total.merge(part)

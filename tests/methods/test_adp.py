@@ -121,7 +121,7 @@ def graded(kind: type, keep: float = 1.0, moved: bool = False) -> World:
         module.gates.conv2.weight.zero_()
         module.gates.conv2.bias.copy_(torch.tensor([1.0, -1.0, 0.0, 2.0, 0.5, -0.5, 3.0, -3.0]))
     made = world(owned(x, y, owner), module, kind, LocalTraining(batch=4, epochs=1, lr=0.0))
-    made.setting = replace(made.setting, rounds=1, anatomy=profiler.profile(module, SHAPE))
+    made.setting = replace(made.setting, rounds=1, model_profile=profiler.profile(module, SHAPE))
     if moved:
         crop = replace(made.population, augment=("crop", "flip"), crop_pad=3)
         made.population, made.fleet.site = crop, replace(made.fleet.site, population=crop)
@@ -253,10 +253,10 @@ def test_what_clients_do_after_training_is_billed_to_nobody_but_counted(method, 
     account, trained = made.fleet.account, made.seen[0].clients
     assert sorted(account.bills) == trained
     images = sum(made.population.size(k) for k in range(4))
-    assert account.deployed == times * images * flops.forward_flops(made.setting.anatomy)
+    assert account.deployed == times * images * flops.forward_flops(made.setting.model_profile)
     for k, bill in account.bills.items():
         assert bill.samples == shown(made.setting.train.feed(), made.population.size(k))
-        assert bill.train_flops == 3 * bill.samples * flops.forward_flops(made.setting.anatomy)
+        assert bill.train_flops == 3 * bill.samples * flops.forward_flops(made.setting.model_profile)
 
 
 # ---- what is recorded

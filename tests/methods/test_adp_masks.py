@@ -30,7 +30,7 @@ def two(seed: int, kind: type = FLEETS[0]) -> World:
     settings = ModelSettings("cnn", width=8, norm="group", gate_keep=0.5)
     module = models.build(settings, data.shape, 4, seed)
     made = world(data, module, kind, LocalTraining(epochs=0, steps=2, batch=20, lr=0.1, momentum=0.9))
-    made.setting = replace(made.setting, rounds=25, seed=seed, anatomy=profiler.profile(module, data.shape))
+    made.setting = replace(made.setting, rounds=25, seed=seed, model_profile=profiler.profile(module, data.shape))
     return made
 
 

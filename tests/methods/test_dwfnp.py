@@ -12,6 +12,7 @@ import pytest
 import torch
 from captured_console import console
 from gated_federation import FULL, QUICK, WIDTHS, batches, cost, gated, states
+from small_job import small_job
 from torch import nn
 
 from fedsim.config import job
@@ -89,35 +90,13 @@ def test_what_the_job_must_bring() -> None:
         DWFNP(fold_ws=True)
 
 
-SMOKE = """
-rounds = 4
-[data]
-name = "fake"
-channels = 1
-image_size = 8
-classes = 4
-train_images = 160
-test_images = 40
-[partition]
-name = "iid"
-clients = 4
-holdout = 0.2
-[cohort]
-size = 2
-[model]
-width = 4
-[train]
-steps = 2
-batch = 10
-[execution]
-plan = "reference"
-device = "cpu"
-[method]
-name = "dwfnp"
-hyper_interval = 1
-warmup = 0
-cotrain = 1
-"""
+SMOKE = small_job(
+    4,
+    partition={"holdout": 0.2},
+    cohort={"size": 2},
+    train={"steps": 2},
+    method={"name": "dwfnp", "hyper_interval": 1, "warmup": 0, "cotrain": 1},
+)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from fedsim.federated.aggregation import FedNova, FedProx, Scaffold
 from fedsim.federated.averaged_round import AveragedState
 from fedsim.federated.protocol import ClientInput
 from fedsim.methods import fedavg
-from fedsim.methods.feddp import OPTIMISER, FedDP, TrainZeroing
+from fedsim.methods.feddp import KEPT_OPTIMISER, FedDP, TrainZeroing
 
 CONVS = ("conv1", "conv2")
 COUNTS = {"conv1": 36, "conv2": 216}
@@ -199,7 +199,7 @@ def test_epoch_by_epoch_no_weight_is_small_and_some_come_back() -> None:
     assert zero[0].any()
     assert (zero[0] & ~zero[-1]).any()  # came back
     assert any((under(ends[-1], "w/")[key].abs() <= THETA).any() for key in ("w/fc1.weight", "w/fc2.weight"))  # the classifier may be small
-    assert keep.keys() == {"n/epochs", *renamed(under(made.setting.net.initial, "w/"), "w/", OPTIMISER + "momentum/")}
+    assert keep.keys() == {"n/epochs", *renamed(under(made.setting.net.initial, "w/"), "w/", KEPT_OPTIMISER + "momentum/")}
 
 
 def test_a_first_epoch_leaves_all_but_the_convolutions_as_training_left_it() -> None:

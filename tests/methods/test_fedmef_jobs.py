@@ -9,40 +9,19 @@ import numpy as np
 import pytest
 import torch
 from captured_console import console
+from small_job import small_job
 
 from fedsim.config import job
 from fedsim.simulation.export import module_of
 from fedsim.storage.reader import RunReader
 
 JOBS = Path(__file__).parents[2] / "jobs"
-SMOKE = """
-rounds = 4
-[data]
-name = "fake"
-channels = 1
-image_size = 8
-classes = 4
-train_images = 160
-test_images = 40
-[partition]
-name = "iid"
-clients = 4
-[model]
-width = 4
-norm = "nsconv"
-[train]
-batch = 10
-activation_keep = 0.3
-[execution]
-plan = "reference"
-device = "cpu"
-[method]
-name = "fedmef"
-density = 0.2
-adjust_every = 2
-stop_round = 8
-penalty = 0.01
-"""
+SMOKE = small_job(
+    4,
+    model={"width": 4, "norm": "nsconv"},
+    train={"activation_keep": 0.3},
+    method={"name": "fedmef", "density": 0.2, "adjust_every": 2, "stop_round": 8, "penalty": 0.01},
+)
 
 
 @pytest.fixture

@@ -117,10 +117,10 @@ def test_check_13_the_sizes_of_resnet18(resnet18) -> None:
 # ---- FLOPs
 
 
-def share(anatomy: ModelProfile, density: float) -> float:
+def share(model_profile: ModelProfile, density: float) -> float:
     """f_S / f_D with the first layer dense and every other at `density`."""
-    first, *rest = anatomy.layers
-    return (first.flops + density * sum(layer.flops for layer in rest)) / flops.forward_flops(anatomy)
+    first, *rest = model_profile.layers
+    return (first.flops + density * sum(layer.flops for layer in rest)) / flops.forward_flops(model_profile)
 
 
 def test_check_12_flops_of_resnet18(resnet18) -> None:
@@ -169,8 +169,8 @@ def test_check_12_a_clients_flops_and_memory_with_the_growth_batch(growth) -> No
         assert bill.dense_flops == 2 * n * 3 * sum(dense.values())
         ones = sum(counts.values()) + FIRST
         fixed = 4 * (ones + FREE + STATISTICS) + where(counts) + 2 * 4 * (ones + FREE)  # weights, positions; gradients and a momentum
-        anatomy = made.fleet.account.anatomy
-        activations = min(n, 4) * anatomy.activations + anatomy.vectors
+        model_profile = made.fleet.account.model_profile
+        activations = min(n, 4) * model_profile.activations + model_profile.vectors
         assert bill.model_memory == fixed + 4 * MASKED["fc2"] + 8 * moves["fc2"]
         assert bill.memory == bill.model_memory + activations
 

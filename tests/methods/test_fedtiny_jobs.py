@@ -13,35 +13,11 @@ import numpy as np
 import pytest
 import torch
 from captured_console import console
+from small_job import small_job
 
 from fedsim.storage.reader import RunReader, read_model
 
-SMOKE = """
-rounds = 6
-[data]
-name = "fake"
-channels = 1
-image_size = 8
-classes = 4
-train_images = 160
-test_images = 40
-[partition]
-name = "iid"
-clients = 4
-public = 5
-[model]
-width = 4
-[train]
-batch = 10
-[execution]
-plan = "reference"
-device = "cpu"
-[method]
-name = "fedtiny"
-density = 0.2
-adjust_every = 2
-pool = 3
-"""
+SMOKE = small_job(6, partition={"public": 5}, method={"name": "fedtiny", "density": 0.2, "adjust_every": 2, "pool": 3})
 
 
 @pytest.fixture

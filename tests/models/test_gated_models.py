@@ -105,7 +105,7 @@ def test_methods_that_cut_by_themselves_refuse_gates() -> None:
 
 
 def test_what_does_not_go_together_is_told() -> None:
-    with pytest.raises(BadInput, match=r"model\.width beside"):
+    with pytest.raises(BadInput, match=r"give model\.width instead"):
         settings.ModelSettings("cnn", gate_keep=0.5, match="params", match_density=0.5)
     with pytest.raises(BadInput, match="align = 8"):
         ADP(align=8, export="none")

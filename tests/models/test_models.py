@@ -1,4 +1,4 @@
-"""models: published counts, seeds, sizes, widths that match a budget, an anatomy that agrees with what torch saves and counts."""
+"""models: published counts, seeds, sizes, widths that match a budget, an model_profile that agrees with what torch saves and counts."""
 
 from __future__ import annotations
 
@@ -330,7 +330,7 @@ def test_a_match_below_one_channel_says_the_least() -> None:
         model("cnn", match="memory", match_density=0.001)
 
 
-# ---- anatomy
+# ---- model_profile
 
 
 def test_resnet18_as_the_specification_has_it() -> None:

@@ -89,13 +89,17 @@ def test_the_sliced_network_is_as_small_as_its_channels(name) -> None:
         assert (conv.out_channels, conv.weight.shape[0]) == (len(kept[group.name]),) * 2
         assert gates.weight.shape == (conv.out_channels, conv.in_channels)
         assert gates.keep is None
-    anatomy, counts = profiler.profile(built(name), CIFAR), [len(kept[group.name]) for group in net.channels.groups]
+    model_profile, counts = profiler.profile(built(name), CIFAR), [len(kept[group.name]) for group in net.channels.groups]
     found = profiler.profile(small.float(), CIFAR)
-    assert dynamic_channels.exported(net.channels, anatomy, counts, False) == sum(layer.weights * layer.positions for layer in found.layers)
+    assert dynamic_channels.exported(net.channels, model_profile, counts, False) == sum(
+        layer.weights * layer.positions for layer in found.layers
+    )
     without = folded(small, {name: torch.ones(len(index)) for name, index in kept.items()})
     assert not any(isinstance(layer, InputGate) for layer in without.modules())
     found = profiler.profile(without, CIFAR)
-    assert dynamic_channels.exported(net.channels, anatomy, counts, True) == sum(layer.weights * layer.positions for layer in found.layers)
+    assert dynamic_channels.exported(net.channels, model_profile, counts, True) == sum(
+        layer.weights * layer.positions for layer in found.layers
+    )
     assert sum(isinstance(layer, Added) for layer in without.modules()) == sum(
         isinstance(layer, Shortcut) for layer in built(name, None).modules()
     )

@@ -159,10 +159,10 @@ def test_widths_parameters_and_flops_of_a_cut_network_are_those_predicted(name) 
     counts = some(flops, 1)
     kept = {group: torch.randperm(width)[:c].sort()[0] for group, width, c in zip(flops.groups, flops.widths, counts, strict=True)}
     small = net.channels.compact(module, kept)
-    anatomy = profiler.profile(small, SHAPE)
-    again = FlopsConstraint.of(Net(small).channels, anatomy, squared=False)
+    model_profile = profiler.profile(small, SHAPE)
+    again = FlopsConstraint.of(Net(small).channels, model_profile, squared=False)
     whole = {layer.layer for layer in flops.terms}
-    counted = sum(layer.flops // 2 + 3 * layer.shape[0] * layer.positions for layer in anatomy.layers if layer.name in whole)
+    counted = sum(layer.flops // 2 + 3 * layer.shape[0] * layer.positions for layer in model_profile.layers if layer.name in whole)
     assert counted == of_counts(flops, counts)
     assert again.full == counted
     assert [small.get_submodule(group).weight.shape[0] for group in flops.groups] == counts

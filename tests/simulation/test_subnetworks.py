@@ -71,62 +71,62 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("cut", [False, True])
 @pytest.mark.parametrize("name", MODELS)
 def test_figures_are_those_of_the_network_that_is_really_cut(name: str, cut: bool) -> None:
-    net, anatomy = made(name)
+    net, model_profile = made(name)
     net = halved(net) if cut else net
     hard = drawn(net, 4)
-    rounds, columns = subnetworks.of_clients(net, anatomy, net.initial, hard)
+    rounds, columns = subnetworks.of_clients(net, model_profile, net.initial, hard)
     small = [net.cut(net.channels.kept(gate)) for gate in hard]
     counted = [sum(value.numel() for key, value in one.initial.items() if key.startswith("w/")) for one in small]
     assert columns["parameters"].tolist() == counted
     assert columns["inference_flops"].tolist() == [flops(one) for one in small]
     assert columns["gates_open"].tolist() == pytest.approx([float(gate.float().mean()) for gate in hard])
     assert rounds["client_parameters"] == np.mean(counted)
-    assert rounds["client_inference_share"] == pytest.approx(rounds["client_inference_flops"] / forward_flops(anatomy))
+    assert rounds["client_inference_share"] == pytest.approx(rounds["client_inference_flops"] / forward_flops(model_profile))
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_server_s_model_is_told_once_it_is_cut_or_gated(name: str) -> None:
-    net, anatomy = made(name)
-    assert subnetworks.sizes(net, anatomy, net.initial) == {}
+    net, model_profile = made(name)
+    assert subnetworks.sizes(net, model_profile, net.initial) == {}
     small = halved(net)
-    told = subnetworks.sizes(small, anatomy, small.initial)
+    told = subnetworks.sizes(small, model_profile, small.initial)
     count = sum(value.numel() for key, value in small.initial.items() if key.startswith("w/"))
     assert told["parameters"] == count
-    assert told["inference_share"] == flops(small) / forward_flops(anatomy)
-    assert told["parameters_share"] == count / anatomy.parameters
+    assert told["inference_share"] == flops(small) / forward_flops(model_profile)
+    assert told["parameters_share"] == count / model_profile.parameters
     gate = net.channels.gate(small.kept)
-    assert subnetworks.sizes(net, anatomy, net.initial | {GATE: gate}) == told
+    assert subnetworks.sizes(net, model_profile, net.initial | {GATE: gate}) == told
 
 
 def test_a_group_that_is_cut_to_one_channel_counts_as_such() -> None:
-    net, anatomy = made("cnn")
+    net, model_profile = made("cnn")
     small = net.cut({group.name: torch.arange(1 if group.name == "conv1" else group.size) for group in net.channels.groups})
-    assert subnetworks.in_use(small, anatomy, {})["conv1"] == 9
-    assert subnetworks.sizes(small, anatomy, small.initial)["inference_share"] == flops(small) / forward_flops(anatomy)
+    assert subnetworks.in_use(small, model_profile, {})["conv1"] == 9
+    assert subnetworks.sizes(small, model_profile, small.initial)["inference_share"] == flops(small) / forward_flops(model_profile)
 
 
 def test_a_row_counts_gates_cuts_and_masks() -> None:
-    net, anatomy = made("cnn")
+    net, model_profile = made("cnn")
     gate = drawn(net, 1)[0]
-    used = {layer.name: layer.weights for layer in anatomy.layers} | net.used({GATE: gate})
-    by_gate = row_of(anatomy, {}, None, net.initial | {GATE: gate}, {}, {}, net)
+    used = {layer.name: layer.weights for layer in model_profile.layers} | net.used({GATE: gate})
+    by_gate = row_of(model_profile, {}, None, net.initial | {GATE: gate}, {}, {}, net)
     small = net.cut(net.channels.kept(gate))
-    by_cut = row_of(anatomy, {}, None, small.initial, {}, {}, small)
+    by_cut = row_of(model_profile, {}, None, small.initial, {}, {}, small)
     for row in (by_gate, by_cut):
-        assert row.values["density"] == sum(used.values()) / anatomy.weights
+        assert row.values["density"] == sum(used.values()) / model_profile.weights
         assert row.values["inference_flops"] == flops(small)
-        assert row.layers["density"].tolist() == [used[layer.name] / layer.weights for layer in anatomy.layers]
+        assert row.layers["density"].tolist() == [used[layer.name] / layer.weights for layer in model_profile.layers]
     masked = {"mask/fc1.weight": torch.arange(4096).view(128, 32) % 4 == 0}
-    row, plain = row_of(anatomy, {}, None, masked, {}, {}, net), row_of(anatomy, {}, None, masked, {}, {})
+    row, plain = row_of(model_profile, {}, None, masked, {}, {}, net), row_of(model_profile, {}, None, masked, {}, {})
     assert row.values["density_maskable"] == 0.25
     assert {name for name, value in row.values.items() if value != plain.values[name]} == {"train_loss"}  # not-a-number in both
 
 
 def test_a_cut_counts_what_it_takes_from_masks() -> None:
-    net, anatomy = made("cnn")
+    net, model_profile = made("cnn")
     before = {"mask/fc1.weight": torch.arange(4096).view(128, 32) % 4 == 0}
     small = net.cut({group.name: torch.arange(group.size // (2 if group.name == "fc1" else 1)) for group in net.channels.groups})
-    row = row_of(anatomy, {}, None, net.compact(before, small.kept, removed=False), before, {}, small)
+    row = row_of(model_profile, {}, None, net.compact(before, small.kept, removed=False), before, {}, small)
     assert row.layers["pruned"].tolist() == [0, 0, 512, 0]
     assert not row.layers["grown"].any()
 
@@ -148,8 +148,8 @@ def test_of_many_clients_evenly_chosen_ones_are_compared(monkeypatch: pytest.Mon
 
 
 def test_one_client_overlaps_with_nobody() -> None:
-    net, anatomy = made("cnn")
-    assert "client_overlap" not in subnetworks.of_clients(net, anatomy, {}, drawn(net, 1))[0]
+    net, model_profile = made("cnn")
+    assert "client_overlap" not in subnetworks.of_clients(net, model_profile, {}, drawn(net, 1))[0]
 
 
 # ---- on record
@@ -167,7 +167,7 @@ def test_a_run_records_every_evaluated_client(folder: Path) -> None:
         ids, hard = reader.gates(r)
         assert ids.tolist() == [0, 1, 2, 3, 4]
         assert reader.groups(r) == {group.name: group.size for group in net.channels.groups}
-        rounds, columns = subnetworks.of_clients(net, parts.anatomy, {}, torch.from_numpy(hard))
+        rounds, columns = subnetworks.of_clients(net, parts.model_profile, {}, torch.from_numpy(hard))
         for name, values in columns.items():
             assert reader.clients(name, r).tolist() == values.tolist()
         for name, value in rounds.items():

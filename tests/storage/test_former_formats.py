@@ -9,6 +9,7 @@ import sys
 import tomllib
 from collections.abc import Callable
 from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +186,7 @@ def test_show_prints_the_same(name: str, folder: Path) -> None:
         console = Console(file=io.StringIO(), width=120)
         show(path, console)
         texts.append(console.file.getvalue())  # type: ignore[attr-defined]
-    assert texts[0].replace("fedsim 0.1.0", f"fedsim {commands.version('fedsim')}") == texts[1]
+    assert texts[0].replace("fedsim 0.1.0", f"fedsim {version('fedsim')}") == texts[1]
 
 
 @every_run

@@ -1,4 +1,4 @@
-"""Trees at fixed places: buffers that programs read and write whatever is copied into them. Shapes: K clients of a pack."""
+"""Static buffers: trees at fixed addresses, which a captured graph reads and writes. New values are copied in. K clients of a pack."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a program of fixed shapes is run: as it is written, or on CUDA as a graph that was captured once; and work beside it.
+"""Runs programs of fixed shapes: on CUDA as a graph that is captured once, elsewhere as plain Python; and copies on a side stream.
 
 All that needs CUDA stands in `Cuda`; `Eager` is the same without it, in order and at once, which is how programs are tested.
 """

@@ -8,6 +8,7 @@ AutogradStrategy       one client: ordinary autograd; layers with a mask may run
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +27,7 @@ from fedsim.nn.functional import FunctionalModule
 from fedsim.nn.gradients.autograd import Differentiated, Forward, by_autograd, by_func
 from fedsim.nn.gradients.compact import CompactGradient
 from fedsim.nn.gradients.taps import TappedLayer
-from fedsim.nn.loss import Loss, cross_entropy
+from fedsim.nn.loss import LossFunction, cross_entropy
 
 if TYPE_CHECKING:
     from fedsim.core.types import Batch
@@ -43,7 +44,7 @@ class GradientRequest:
     tree: Tree
     batch: Batch
     wrt: tuple[str, ...]  # of WRT
-    loss: Loss
+    loss: LossFunction
     extra: Tree | None
     tap: TapCallback | None
     layers: Sequence[str]  # to tap
@@ -94,15 +95,15 @@ class CompactStrategy:
         return loss, CompactGradient(gradient, blocks), buffers, {}
 
 
-class WholeStrategy:
+class WholeStrategy(ABC):
     """Of whole weights: `differentiate` gives the gradients, then `extra` is added and masks are applied."""
 
-    def fits(self, net: FunctionalModule, request: GradientRequest) -> bool:
-        raise NotImplementedError
+    @abstractmethod
+    def fits(self, net: FunctionalModule, request: GradientRequest) -> bool: ...
 
+    @abstractmethod
     def differentiate(self, net: FunctionalModule, request: GradientRequest, weights: Tree) -> GradientResult:
         """Of the `weights` in use; a layer on its kept weights alone has theirs (nnz,)."""
-        raise NotImplementedError
 
     def run(self, net: FunctionalModule, request: GradientRequest) -> GradientResult:
         tree, layers = request.tree, request.layers

@@ -36,7 +36,7 @@ def standardised(weight: Tensor, removed: Tensor | None = None) -> Tensor:
         variance = centred.square().sum((1, 2, 3), keepdim=True) / max(fan - 1, 1)
     else:
         count, away, about = (column.view(-1, 1, 1, 1) for column in removed.unbind(1))
-        mean, squares = (value.view(-1, 1, 1, 1) for value in moments(weight))
+        mean, squares = (value.view(-1, 1, 1, 1) for value in filter_moments(weight))
         whole = fan + count
         squares = squares + about + (mean - away).square() * (fan * count / whole)
         centred = weight - (fan * mean + count * away) / whole
@@ -47,7 +47,7 @@ def standardised(weight: Tensor, removed: Tensor | None = None) -> Tensor:
     return centred / (deviation + 1e-5)
 
 
-def moments(weight: Tensor) -> tuple[Tensor, Tensor]:
+def filter_moments(weight: Tensor) -> tuple[Tensor, Tensor]:
     """(out,) mean of every filter, and the sum of squared deviations from it."""
     flat = weight.flatten(1)
     mean = flat.mean(1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import partial
 
@@ -15,6 +14,7 @@ from fedsim.kernels.sparse.chwn_layout import as_chwn, as_nchw
 from fedsim.kernels.sparse.cost_model import Cost
 from fedsim.kernels.sparse.pattern import Geometry, Pattern
 from fedsim.nn.net import Net
+from fedsim.simulation.planning.timing import least_seconds
 
 DENSITIES = (0.02, 0.2)  # at which a layer is timed sparse
 TRIALS = 3  # timed runs, after one that warms up
@@ -56,10 +56,11 @@ def _cost(layer: Weighted, x: Tensor, geometry: Geometry) -> Cost:
     leaves = [x.detach().requires_grad_(), weight.detach().clone().requires_grad_()]
     out = output(layer, *leaves)
     g = torch.ones_like(out)
-    dense = _seconds(lambda: torch.autograd.grad(output(layer, *leaves), leaves, g), x)
+    dense = least_seconds(lambda: torch.autograd.grad(output(layer, *leaves), leaves, g), x.device, TRIALS)
     laid = [as_chwn(value.detach()).movedim(-1, 0) for value in (x, out)]
-    moved = _seconds(lambda: [(as_chwn(value.detach()), as_nchw(other)) for value, other in zip((x, out), laid, strict=True)], x)
-    at = [_seconds(_sparse(weight, laid[0], density, geometry), x) for density in DENSITIES]
+    both = list(zip((x, out), laid, strict=True))
+    moved = least_seconds(lambda: [(as_chwn(value.detach()), as_nchw(other)) for value, other in both], x.device, TRIALS)
+    at = [least_seconds(_sparse(weight, laid[0], density, geometry), x.device, TRIALS) for density in DENSITIES]
     slope = max(0.0, (at[1] - at[0]) / (DENSITIES[1] - DENSITIES[0]))
     return Cost(dense, moved if x.dim() == 4 else 0.0, max(0.0, at[0] - slope * DENSITIES[0]), slope)
 
@@ -84,20 +85,3 @@ def _sparse(weight: Tensor, x: Tensor, density: float, geometry: Geometry) -> Ca
         return torch.autograd.grad(out, leaves, torch.ones_like(out))
 
     return run
-
-
-def _seconds(run: Callable[[], object], like: Tensor) -> float:
-    """The least of some runs."""
-    times = []
-    for _ in range(TRIALS + 1):
-        _arrive(like)
-        began = time.perf_counter()
-        run()
-        _arrive(like)
-        times.append(time.perf_counter() - began)
-    return min(times[1:])
-
-
-def _arrive(like: Tensor) -> None:
-    if like.is_cuda:
-        torch.cuda.synchronize(like.device)

@@ -7,6 +7,7 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from fedsim.kernels.sparse.layers import missing
 from fedsim.nn.net import Net
 from fedsim.simulation.experiment import Experiment
 from fedsim.simulation.planning import cache, layer_timing
+from fedsim.simulation.planning.timing import least_seconds
 
 PACKS = (4, 8, 16)  # packs that are tried
 TRIALS = 3  # timed runs of a candidate, after one that warms up
@@ -210,15 +212,9 @@ def seconds(parts: Experiment, plan: Plan, load: Load) -> float:
     own = {key: value[: len(pack)] for key, value in load.own.items()}
     order = WorkOrder(_short(Train.at(parts.setting, 1)), load.net, load.shared, 1, sum(images(site, client) for client in pack))
     engine: Engine = FLEETS[plan.fleet].carry_out
-    times = []
+    work = partial(engine, order, Pack(pack, own, [None for _ in pack], [nothing, nothing]), site)
     with torch.no_grad():
-        for _ in range(TRIALS + 1):
-            begin = time.perf_counter()
-            engine(order, Pack(pack, own, [None for _ in pack], [nothing, nothing]), site)
-            if site.device != "cpu":
-                torch.cuda.synchronize()
-            times.append(time.perf_counter() - begin)
-    return min(times[1:]) / len(pack)
+        return least_seconds(work, site.device, TRIALS) / len(pack)
 
 
 def _short(work: Train) -> Train:

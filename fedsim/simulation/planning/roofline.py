@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ from functools import partial
 import torch
 
 from fedsim.simulation.planning import cache
+from fedsim.simulation.planning.timing import least_seconds
 
 SPENT, LEAST = 0.1, 3  # seconds and runs, at least, in which a peak is sought
 LONG_ENOUGH = 0.002  # seconds of a product of matrices whose start does not count
@@ -58,9 +58,9 @@ def measured(device: str, dtype: str) -> Peaks:
 
 def _arithmetic(device: str, dtype: torch.dtype) -> float:
     rows = 256
-    while _seconds(_product(rows, device, dtype), device, 2, 0.0) < LONG_ENOUGH and rows < LARGEST:
+    while least_seconds(_product(rows, device, dtype), device, 2, warm=0) < LONG_ENOUGH and rows < LARGEST:
         rows *= 2
-    return 2 * rows**3 / _seconds(_product(rows, device, dtype), device)
+    return 2 * rows**3 / least_seconds(_product(rows, device, dtype), device, LEAST, 0, SPENT)
 
 
 def _product(rows: int, device: str, dtype: torch.dtype) -> Callable[[], object]:
@@ -72,20 +72,7 @@ def _product(rows: int, device: str, dtype: torch.dtype) -> Callable[[], object]
 def _memory(device: str) -> float:
     size = ARRAY[device.partition(":")[0]]
     a, b, c = (torch.ones(size // 4, device=device) for _ in range(3))
-    return 3 * size / _seconds(lambda: torch.add(b, c, alpha=3.0, out=a), device)
-
-
-def _seconds(run: Callable[[], object], device: str, least: int = LEAST, spent: float = SPENT) -> float:
-    """The shortest of `least` runs, or of those that `spent` seconds allow."""
-    times: list[float] = []
-    begin = time.perf_counter()
-    while len(times) < least or time.perf_counter() - begin < spent:
-        began = time.perf_counter()
-        run()
-        if device != "cpu":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - began)
-    return min(times)
+    return 3 * size / least_seconds(lambda: torch.add(b, c, alpha=3.0, out=a), device, LEAST, 0, SPENT)
 
 
 @contextmanager
