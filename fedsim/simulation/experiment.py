@@ -87,7 +87,7 @@ def build_experiment(job: Job, node_rank: int = 0, stopped: Callable[[], bool] =
     cohort, filled = job.cohort.of(population.clients), int((population.shards["train"].sizes() > 0).sum())
     if cohort > filled:
         raise BadInput(
-            f"a cohort of {cohort} was asked for, but only {filled} of {population.clients} clients have training images; lower cohort.size"
+            f"[cohort] size = {cohort}, but only {filled} of {population.clients} clients have training images; lower cohort.size"
             " or set partition.min_images >= 1"
         )
     job.evaluate.of(population.clients)

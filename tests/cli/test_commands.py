@@ -176,7 +176,7 @@ def test_a_wrong_job_is_one_message(refuses: Callable[..., str], arguments: list
 
 def test_a_truncated_job_is_told_with_its_line(refuses: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "cut.toml").write_text(SMALL[: SMALL.index('"iid"') + 3])
-    assert "cut.toml, line 11: not valid TOML" in refuses("run", "cut.toml")
+    assert "cut.toml, line 10: not valid TOML" in refuses("run", "cut.toml")
 
 
 FORMER = {  # a --set under a former name -> the answer

@@ -41,7 +41,7 @@ def fedsim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
                 "partition.clients=30",
                 "cohort.size=30",
             ],
-            "[cohort] size = 30, and ",
+            "[cohort] size = 30, but only 5 of 30 clients have training images; lower cohort.size",
         ),
         (["method.density=0.5", "method.tol=0", "method.spread=0.99", "model.width=5"], "none of 10,000 draws"),
         (["model.norm='none'"], 'selection = "vanilla" or "none"'),
