@@ -101,17 +101,23 @@ try:
     fedsim.run("small.toml", set={"train.lr": "fast"} if rank == 2 or len(sys.argv) > 1 else None)
 except fedsim.BadInput as error:
     Path(f"rank{rank}.txt").write_text(str(error))
+try:
+    fedsim.sweep("small.toml")
+except fedsim.BadInput as error:
+    Path(f"sweep{rank}.txt").write_text(str(error))
 fedsim.run("small.toml", set={"data.image_size": 1})
 """
 
 
 @pytest.mark.processes
 def test_a_job_that_is_wrong_on_one_rank_is_refused_on_all(folder: Any) -> None:
-    """And BadInput that nobody catches ends them all."""
+    """So is a sweep, which starts processes itself; and BadInput that nobody catches ends all ranks."""
     ended = folder.script(RANK + BAD, RANKS)
     said = {(folder.path / f"rank{rank}.txt").read_text() for rank in range(RANKS)}
     assert len(said) == 1
     assert said.pop().startswith('small.toml: [train] lr = "fast": should be a number')
+    (sweep,) = {(folder.path / f"sweep{rank}.txt").read_text() for rank in range(RANKS)}
+    assert "fedsim sweep starts its own processes on one machine: call it without mpirun" in sweep
     assert ended.code == 1
     assert "fedsim.errors.BadInput: small.toml: " in ended.err
     assert not (folder.path / "runs").exists()
@@ -140,10 +146,3 @@ def test_an_exception_on_another_rank_between_two_runs_ends_all_ranks(folder: An
     assert ended.code == 1
     assert "LookupError: only here" in ended.err
     assert not (folder.path / "second.h5").exists()
-
-
-@pytest.mark.processes
-def test_a_sweep_is_not_for_mpirun(folder: Any) -> None:
-    ended = folder.script(RANK + 'fedsim.sweep("small.toml")', 2)
-    assert ended.code == 1
-    assert "fedsim sweep starts its own processes on one machine: call it without mpirun" in ended.err

@@ -110,7 +110,9 @@ def test_the_readmes_scripts_run(quickstart, monkeypatch, name) -> None:
     succeeds(sys.executable, "script.py")
 
 
-@pytest.mark.parametrize("aggregate", ["fedavg", "fedprox", "fednova", "scaffold"])
+@pytest.mark.parametrize(
+    "aggregate", ["fedavg", pytest.param("fedprox", marks=pytest.mark.full), pytest.param("fednova", marks=pytest.mark.full), "scaffold"]
+)
 @pytest.mark.processes
 def test_the_readmes_method_runs_at_its_density_under_every_aggregation(quickstart, monkeypatch, aggregate) -> None:
     monkeypatch.chdir(quickstart[0].parents[1])

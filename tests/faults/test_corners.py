@@ -6,9 +6,11 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pytest
 from processes import Console, Lab, assert_same, of_users, users
 
 
+@pytest.mark.full
 def test_five_ranks_on_four_packs(lab: Lab, reference: Path) -> None:
     ended = lab.run("--set", "execution.packs=4", ranks=5)
     assert ended.code == 0, ended.err

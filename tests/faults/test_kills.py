@@ -20,8 +20,11 @@ def kill_after(running: Running, r: int, seconds: float) -> None:
 
 @pytest.mark.parametrize(
     ("r", "seconds", "ranks"),
-    [(0, 0.0, 2), (2, random.Random(2).uniform(0, 0.2), 0), (5, random.Random(5).uniform(0, 0.2), 0)],
-    ids=["after row 0, on two ranks", "within round 3, in one process", "within round 6, in one process"],
+    [
+        pytest.param(0, 0.0, 2, id="after row 0, on two ranks"),
+        pytest.param(2, random.Random(2).uniform(0, 0.2), 0, id="within round 3, in one process"),
+        pytest.param(5, random.Random(5).uniform(0, 0.2), 0, id="within round 6, in one process", marks=pytest.mark.full),
+    ],
 )
 def test_three_ranks_killed_and_resumed_are_a_run_never_stopped(
     lab: Lab, console: Console, reference: Path, r: int, seconds: float, ranks: int

@@ -283,7 +283,7 @@ def gate(tmp_path: Path) -> Iterator[Gate]:
     gate.process.communicate()
 
 
-@pytest.mark.parametrize("everybody", [False, True], ids=["SIGTERM", "Ctrl-C"])
+@pytest.mark.parametrize("everybody", [pytest.param(False, id="SIGTERM", marks=pytest.mark.full), pytest.param(True, id="Ctrl-C")])
 @pytest.mark.processes
 def test_a_signal_stops_all_gently_and_the_same_command_goes_on(gate: Gate, everybody: bool) -> None:
     gate.worker(0), gate.worker(1)
