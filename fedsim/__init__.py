@@ -18,7 +18,7 @@ What they take, return and raise:
 
 For authors of methods:
     Method, Work, Train, Fleet, Setting, ClientInput, Report, Reply   the server, the work of one client, and what they exchange
-    AveragedState, averaged_round                                     a round that averages weights
+    AveragedState, averaged_round, trained                            a round that averages weights
     Batch, Data, Feed, Tree, Net                                      images, named tensors, and the network
     keys, masks, rng, tree                                            modules: names of tensors, masks, random numbers, arithmetic
 
@@ -42,7 +42,7 @@ _HOMES = {
     "fedsim.storage.reader": ("RunReader",),
     "fedsim.federated.protocol": ("ClientInput", "Fleet", "Method", "Reply", "Report", "Setting", "Work"),
     "fedsim.federated.client_work": ("Train",),
-    "fedsim.federated.averaged_round": ("AveragedState", "averaged_round"),
+    "fedsim.federated.averaged_round": ("AveragedState", "averaged_round", "trained"),
     "fedsim.core.types": ("Batch", "Data", "Feed", "Tree"),
     "fedsim.nn.net": ("Net",),
     "fedsim.core": ("keys", "masks", "rng", "tree"),
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from fedsim.core import keys, masks, rng, tree
     from fedsim.core.types import Batch, Data, Feed, Tree
     from fedsim.errors import BadInput, ClientFault, Stopped
-    from fedsim.federated.averaged_round import AveragedState, averaged_round
+    from fedsim.federated.averaged_round import AveragedState, averaged_round, trained
     from fedsim.federated.client_work import Train
     from fedsim.federated.protocol import ClientInput, Fleet, Method, Reply, Report, Setting, Work
     from fedsim.nn.net import Net

@@ -47,7 +47,7 @@ def trained(
 ) -> tuple[State, Reply]:
     """The state after a cohort has carried out `work` and its results are averaged, and all that the clients handed back.
 
-    own: tensors with one row for each client of the cohort; net: the network after a permanent cut; cohort: the round's by default.
+    own: (K, …) rows for the clients of the cohort; net: the network after a permanent cut; cohort: the round's by default.
     """
     sent = setting.aggregate.shared(state.memory, state.shared)
     clients = fleet.pick(setting.cohort, r) if cohort is None else cohort
@@ -60,6 +60,15 @@ def averaged_round(setting: Setting, fleet: Fleet, state: State, r: int, work: T
     """What `Method.round` returns for a method that averages: the state after round `r`, and the learning rate as a column.
 
     work: what the cohort of the round does; the job's local training by default. Round 0 precedes training and changes nothing.
+
+    >>> from fedsim import load_job
+    >>> from fedsim.simulation.experiment import build_experiment
+    >>> data = {"name": "fake", "image_size": 8, "channels": 1, "classes": 4, "train_images": 80, "test_images": 20}
+    >>> job = load_job({"data": data, "partition": {"clients": 4}, "method": {"name": "fedavg"}})
+    >>> setting = build_experiment(job).setting
+    >>> begin = AveragedState.begin(setting, setting.net.initial)
+    >>> averaged_round(setting, None, begin, r=0) == (begin, {})
+    True
     """
     if r == 0:
         return state, {}

@@ -23,7 +23,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ClientInput:
-    """What one client holds when its work begins."""
+    """What one client holds when its work begins. Tensors are on the device of the run, without an axis of clients.
+
+    >>> import torch
+    >>> sent = ClientInput({"w/a": torch.zeros(2)}, {}, {}, n=torch.tensor(5), steps=torch.tensor([3]), key=torch.tensor(7))
+    >>> sent.tree({"w/a": torch.ones(2)})
+    {'w/a': tensor([1., 1.])}
+    """
 
     shared: Tree  # from the server, the same for the whole cohort
     own: Tree  # from the server, for this client alone
@@ -39,7 +45,13 @@ class ClientInput:
 
 @dataclass(frozen=True)
 class Report:
-    """What one client hands back."""
+    """What one client hands back. Keys have a prefix of `fedsim.keys`, which says what they cost.
+
+    >>> import torch
+    >>> report = Report(total={"n/images": torch.tensor(5.0, dtype=torch.float64)}, keep={"n/visits": torch.tensor(1.0)})
+    >>> report.each
+    {}
+    """
 
     total: Tree  # summed over the cohort, exactly; float64
     each: Tree = field(default_factory=dict)  # one row per client reaches the server; keep it small
@@ -48,7 +60,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Reply:
-    """What a fleet hands back."""
+    """What a fleet hands back: `reply.total["n/images"]` is the sum over the cohort, `reply.each["n/images"]` (K,) a number per client."""
 
     total: Tree  # sums over the cohort, float64
     each: Tree  # (K, …), a row per client, in the order of the sorted cohort
@@ -121,7 +133,16 @@ class Fleet(Protocol):
 
 @dataclass(frozen=True)
 class Setting:
-    """What the job says beyond the method: the same object on every call of a method."""
+    """What the job says beyond the method: the same object on every call of a method.
+
+    >>> from fedsim import load_job
+    >>> from fedsim.simulation.experiment import build_experiment
+    >>> data = {"name": "fake", "image_size": 8, "channels": 1, "classes": 4, "train_images": 80, "test_images": 20}
+    >>> job = load_job({"data": data, "partition": {"clients": 4}, "method": {"name": "fedavg"}})
+    >>> setting = build_experiment(job).setting
+    >>> setting.clients, setting.net.initial["w/conv1.weight"].shape
+    (4, torch.Size([32, 1, 3, 3]))
+    """
 
     net: Net
     train: LocalTraining
