@@ -13,7 +13,7 @@ from torch import nn
 
 from fedsim.config import job as jobs
 from fedsim.config.job import Job
-from fedsim.errors import BadInput, Stopped
+from fedsim.errors import BadInput, Stopped, naming_job
 from fedsim.simulation import estimate as estimation
 from fedsim.simulation import export, launch
 from fedsim.simulation import sweep as sweeping
@@ -99,7 +99,7 @@ def run(
         loaded = launch.agreed(communicator, lambda: _one_run(job, set, resume))
     path = Path(out) if out else Path("runs") / f"{loaded.name}.h5"
     observer = launch.Observer(output(quiet=True) if not progress else None, callback)
-    with _threads_kept(), _naming(_origin(job)):
+    with _threads_kept(), naming_job(_origin(job)):
         launch.run(loaded, path, resume, communicator, observer)
     return RunReader(path, check=not (communicator and communicator.rank))
 
@@ -173,7 +173,7 @@ def estimate(job: Source, *, set: Mapping[str, Any] | None = None, progress: boo
     ([False, True, True], 1.0)
     """
     loaded = load_job(job, set)
-    with _naming(_origin(job)):
+    with naming_job(_origin(job)):
         return estimation.estimate(loaded, output(quiet=not progress))
 
 
@@ -264,15 +264,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(inner) for inner in value]
     return value.tolist() if hasattr(value, "tolist") else value
-
-
-@contextmanager
-def _naming(origin: str) -> Iterator[None]:
-    """Errors of data, model and run file begin with the name of the job, as on the command line."""
-    try:
-        yield
-    except BadInput as error:
-        raise BadInput(f"{origin}: {error}") from error
 
 
 @contextmanager

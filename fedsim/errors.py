@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class BadInput(ValueError):
     """The job, the data or the command line asks for what cannot be: exit code 2, one clear message, nothing written."""
@@ -13,3 +16,12 @@ class ClientFault(RuntimeError):
 
 class Stopped(Exception):
     """A signal or a time limit ended the run; the checkpoint of the last complete round stands: exit code 3."""
+
+
+@contextmanager
+def naming_job(name: object) -> Iterator[None]:
+    """A BadInput inside, of the data, the model or the run file, begins with the name of the job, as errors in the job itself do."""
+    try:
+        yield
+    except BadInput as error:
+        raise BadInput(f"{name}: {error}") from error

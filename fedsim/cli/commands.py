@@ -8,8 +8,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -17,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
-from fedsim.errors import BadInput, ClientFault, Stopped
+from fedsim.errors import BadInput, ClientFault, Stopped, naming_job
 
 if TYPE_CHECKING:
     from fedsim.config.job import Job
@@ -96,7 +94,7 @@ def run(
         raise BadInput(f"{job}: [sweep] makes {_count(loaded)} runs and `fedsim run` does one: `fedsim sweep {job}` does all, or {fixes}")
     from fedsim.simulation import launch
 
-    with _names_job_file(job):
+    with naming_job(job):
         return launch.main(loaded, out or Path("runs") / f"{loaded.name}.h5", resume)
 
 
@@ -132,7 +130,7 @@ def estimate(job: JobFile, settings: Settings = None) -> None:
     loaded = _load(job, settings)
     from fedsim.simulation.estimate import estimate
 
-    with _names_job_file(job):
+    with naming_job(job):
         estimate(loaded, Console())
 
 
@@ -220,15 +218,6 @@ def _load(path: Path, settings: list[str] | None) -> Job:
     from fedsim.config import job
 
     return job.load(path, settings or ())
-
-
-@contextmanager
-def _names_job_file(path: Path) -> Iterator[None]:
-    """Errors of data, model and run file begin with the name of the job file, as errors in the job itself do."""
-    try:
-        yield
-    except BadInput as error:
-        raise BadInput(f"{path}: {error}") from error
 
 
 def _count(job: Job) -> int:

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self, TypeVar
 
-from fedsim.core.tree import Tree
+from fedsim.core import keys
+from fedsim.core.keys import COUNT
+from fedsim.core.tree import Tree, under
 from fedsim.federated.client_work import Train
 from fedsim.federated.protocol import Fleet, Reply, Setting
 from fedsim.nn.net import Net
@@ -47,13 +49,20 @@ def trained(
 ) -> tuple[State, Reply]:
     """The state after a cohort has carried out `work` and its results are averaged, and all that the clients handed back.
 
+    Where the work sums its momentum (`pruning.gated_training.TrainGated`), the broadcast gets the clients' mean momentum as well.
     own: (K, …) rows for the clients of the cohort; net: the network after a permanent cut; cohort: the round's by default.
     """
     sent = setting.aggregate.shared(state.memory, state.shared)
     clients = fleet.pick(setting.cohort, r) if cohort is None else cohort
     reply = fleet.run(work, clients, sent, own, net)
     shared, memory = setting.aggregate.server(state.memory, state.shared, reply.total, setting)
-    return replace(state, shared=shared, memory=memory), reply
+    return replace(state, shared=shared | _mean_momentum(state.shared, reply), memory=memory), reply
+
+
+def _mean_momentum(shared: Tree, reply: Reply) -> Tree:
+    """The momentum of each weight, averaged with the same weights as its sum; empty where the work sums none."""
+    moved = under(reply.total, keys.MOMENTUM)
+    return {key: (value / reply.total[COUNT]).to(shared[keys.weight_of(key)].dtype) for key, value in moved.items()}
 
 
 def averaged_round(setting: Setting, fleet: Fleet, state: State, r: int, work: Train | None = None) -> tuple[State, dict[str, float]]:

@@ -23,7 +23,7 @@ from fedsim.core.tree import Tree, under
 from fedsim.core.types import Data, Feed
 from fedsim.core.validation import TINY, within
 from fedsim.errors import BadInput
-from fedsim.federated.averaged_round import AveragedState
+from fedsim.federated.averaged_round import AveragedState, trained
 from fedsim.federated.protocol import ClientInput, Fleet, Method, Setting
 from fedsim.nn.net import Net
 from fedsim.pruning.cut_and_finetune import MAX_JUDGES, CutAndFinetune, all_seen, held_out_accuracy
@@ -135,7 +135,7 @@ class DWFNP(CutAndFinetune, Method[State]):
         elif state.kept and self.personal:
             gate = controller.soft(masks, cohort, r) if self.finetune == "dynamic" else controller.choices(masks, cohort)
             own = {GATE: self._left(state, gate)}
-        state, reply = self.trained(setting, fleet, state, r, work, own, net, cohort)
+        state, reply = trained(setting, fleet, state, r, work, own, net, cohort)
         if GATE_GRADIENT in reply.each:
             masks = controller.step_in_finetuning(masks, cohort, r, reply.each[GATE_GRADIENT])
         return replace(state, masks=masks), {"lr": work.lr}

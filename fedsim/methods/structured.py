@@ -23,7 +23,7 @@ from fedsim.core.keys import COUNT
 from fedsim.core.tree import Tree, under
 from fedsim.core.types import Data, Feed
 from fedsim.core.validation import MAX_COHORT, TINY, within
-from fedsim.federated.averaged_round import AveragedState
+from fedsim.federated.averaged_round import AveragedState, trained
 from fedsim.federated.protocol import Fleet, Method, Setting
 from fedsim.nn.net import Net
 from fedsim.pruning.cut_and_finetune import CutAndFinetune
@@ -63,7 +63,7 @@ class Structured(CutAndFinetune, Method[State]):
         if r == 0:
             return state, {}
         work, net = self.training(setting, r), setting.net.cut(state.kept) if state.kept else None
-        state, _ = self.trained(setting, fleet, state, r, work, net=net)
+        state, _ = trained(setting, fleet, state, r, work, net=net)
         found = {"lr": work.lr}
         if r == self.cut_after(setting):
             gate = self.chosen(setting, state.shared, fleet, r)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from math import inf
 from typing import Any, Literal
@@ -13,10 +13,8 @@ from fedsim.core.tree import Tree, under
 from fedsim.core.types import Feed, LocalOptimizer
 from fedsim.core.validation import within
 from fedsim.errors import BadInput
-from fedsim.federated import averaged_round
-from fedsim.federated.averaged_round import State
 from fedsim.federated.client_work import Loss
-from fedsim.federated.protocol import Fleet, Reply, Setting
+from fedsim.federated.protocol import Fleet, Setting
 from fedsim.nn.net import Net
 from fedsim.pruning.gated_training import TrainGated
 
@@ -27,7 +25,7 @@ MAX_JUDGES = 1_000  # clients at most whose held-out images choose the best mode
 class CutAndFinetune:
     """Mixin of methods with three phases: train (and learn gates) for `cotrain` rounds, cut channels once, fine-tune the smaller network.
 
-    Gives the fields, the learning rate of each phase and the averaging of weights and momentum.
+    Gives the fields, the learning rate of each phase, local training under gates, and the values after the cut.
     """
 
     cotrain: int | None = None  # rounds before the cut, warm-up included; None: half of all rounds. [train] schedules these
@@ -62,23 +60,6 @@ class CutAndFinetune:
         rate = self.rate(setting, r)
         carried = self.momentum == "averaged" and rate.optimiser == "sgd" and rate.momentum > 0
         return TrainGated.at(setting, r, rate, uniform=self.weights == "uniform", carried=carried, norm_over=self.norm_over)
-
-    def trained(
-        self,
-        setting: Setting,
-        fleet: Fleet,
-        state: State,
-        r: int,
-        work: TrainGated,
-        own: Tree | None = None,
-        net: Net | None = None,
-        cohort: Sequence[int] | None = None,
-    ) -> tuple[State, Reply]:
-        """`averaged_round.trained`, and the clients' mean momentum in the broadcast as well."""
-        after, reply = averaged_round.trained(setting, fleet, state, r, work, own, net, cohort)
-        moved = under(reply.total, keys.MOMENTUM)
-        momentum = {key: (value / reply.total[COUNT]).to(state.shared[keys.weight_of(key)].dtype) for key, value in moved.items()}
-        return replace(after, shared=after.shared | momentum), reply
 
     def cut(self, setting: Setting, shared: Tree, kept: Tree) -> Tree:
         """The values of the smaller network, of an optimiser that has taken no step."""

@@ -107,7 +107,7 @@ def test_the_readmes_scripts_run(quickstart, monkeypatch, name) -> None:
     monkeypatch.chdir(quickstart[0].parents[1])
     (script,) = [block for block in blocks("python") if name in block]
     Path("script.py").write_text(script)
-    succeeds(sys.executable, "script.py")
+    assert succeeds(sys.executable, "script.py").strip()
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from small_job import FAKE, SMALL
 
 from fedsim.config import job
 from fedsim.config.job import Job
@@ -24,16 +25,7 @@ from fedsim.simulation.sweep import Outcome, Run, SweepProgress, plan, sweep
 from fedsim.storage.reader import RunReader
 
 HANG = 150.0  # seconds after which a process is taken for lost
-FAKE = {"name": "fake", "channels": 1, "image_size": 8, "classes": 4, "train_images": 120, "test_images": 40}
-TABLE = {
-    "rounds": 2,
-    "data": FAKE,
-    "partition": {"name": "iid", "clients": 4},
-    "model": {"width": 4},
-    "train": {"batch": 10},
-    "execution": {"plan": "reference", "device": "cpu"},
-    "method": {"name": "fedavg"},
-}
+TABLE = {"rounds": 2, **SMALL, "data": FAKE | {"train_images": 120}}
 GATED = """
 import os
 from dataclasses import dataclass

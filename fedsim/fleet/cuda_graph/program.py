@@ -130,7 +130,7 @@ class GraphedPack:
 
 def has_rate(work: Work) -> bool:
     """Whether the work has a learning rate. The graph reads it from a buffer, so that the rate of another round needs no new capture."""
-    return isinstance(vars(work).get("lr"), float)
+    return isinstance(getattr(work, "lr", None), float)
 
 
 def _dtype(order: WorkOrder) -> torch.dtype:

@@ -152,7 +152,7 @@ class Load:
         fleet = SerialFleet(parts.site, parts.account(), 1, time.perf_counter)
         shared, own, net = method.deploy(setting, state, fleet, clients)
         density = method.density
-        if density is not None and density < 1 and not under(shared, keys.MASKS) and net is None:
+        if isinstance(density, float) and density < 1 and not under(shared, keys.MASKS) and net is None:
             shared = shared | _uniform(setting.net, density)
         shared = setting.aggregate.shared(setting.aggregate.init_memory(shared), shared)
         return cls(clients, shared, {key: value for key, value in own.items() if key == GATE}, net or setting.net)
