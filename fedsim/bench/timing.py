@@ -14,7 +14,7 @@ BUSY = 0.1  # seconds that one reading takes at least
 
 
 def interleaved(
-    runs: Mapping[str, Callable[[], object]], device: torch.device, readings: int, busy: float = BUSY, warm: int = 1
+    runs: Mapping[str, Callable[[], object]], device: str | torch.device, readings: int, busy: float = BUSY, warm: int = 1
 ) -> dict[str, list[float]]:
     """Seconds of a call of every run, `readings` of each in turn. A reading is the mean of as many calls as take `busy` seconds."""
     calls = {}

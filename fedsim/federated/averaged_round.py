@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self, TypeVar
 
@@ -45,16 +44,14 @@ def trained(
     work: Train,
     own: Tree | None = None,
     net: Net | None = None,
-    cohort: Sequence[int] | None = None,
 ) -> tuple[State, Reply]:
     """The state after a cohort has carried out `work` and its results are averaged, and all that the clients handed back.
 
     Where the work sums its momentum (`pruning.gated_training.TrainGated`), the broadcast gets the clients' mean momentum as well.
-    own: (K, …) rows for the clients of the cohort; net: the network after a permanent cut; cohort: the round's by default.
+    own: (K, …) rows for the clients of the cohort; net: the network after a permanent cut.
     """
     sent = setting.aggregate.shared(state.memory, state.shared)
-    clients = fleet.pick(setting.cohort, r) if cohort is None else cohort
-    reply = fleet.run(work, clients, sent, own, net)
+    reply = fleet.run(work, fleet.pick(setting.cohort, r), sent, own, net)
     shared, memory = setting.aggregate.server(state.memory, state.shared, reply.total, setting)
     return replace(state, shared=shared | _mean_momentum(state.shared, reply), memory=memory), reply
 

@@ -135,7 +135,7 @@ class DWFNP(CutAndFinetune, Method[State]):
         elif state.kept and self.personal:
             gate = controller.soft(masks, cohort, r) if self.finetune == "dynamic" else controller.choices(masks, cohort)
             own = {GATE: self._left(state, gate)}
-        state, reply = trained(setting, fleet, state, r, work, own, net, cohort)
+        state, reply = trained(setting, fleet, state, r, work, own, net)
         if GATE_GRADIENT in reply.each:
             masks = controller.step_in_finetuning(masks, cohort, r, reply.each[GATE_GRADIENT])
         return replace(state, masks=masks), {"lr": work.lr}

@@ -9,6 +9,7 @@ import torch
 from linear_federation import FLEETS, linear, people
 from torch import Tensor, nn
 
+from fedsim.core import rng
 from fedsim.core.tree import Tree, under
 from fedsim.core.types import Batch, Feed
 from fedsim.costs import profile
@@ -18,6 +19,7 @@ from fedsim.fleet.accounting import CostAccount
 from fedsim.fleet.messages import WorkerContext
 from fedsim.nn import profiler
 from fedsim.nn.net import Net
+from fedsim.pruning.channel_frequency import MeasureChannelFrequency
 
 WEIGHT, BIAS = 4 * 48, 4 * 3  # bytes of the linear layer
 TRAIN = Train((Feed("train", epochs=1, batch=4, augment=False),), 0.1)
@@ -221,3 +223,30 @@ def test_a_work_draws_under_its_own_name_or_the_purpose_that_it_states() -> None
         pass
 
     assert [work.purpose for work in (Train, TrainAndScore, Renamed, Derived)] == ["Train", "TrainAndProbe", "Former", "Derived"]
+    assert MeasureChannelFrequency.purpose == "Frequency"
+
+
+@dataclass(frozen=True)
+class Draws(Work):
+    """It hands back the key of its random draws."""
+
+    feeds: tuple[Feed, ...] = ()
+
+    def step(self, net: Net, sent: ClientInput, state: Tree, batch: Batch) -> tuple[Tree, torch.Tensor]:
+        return state, batch.x.mean()
+
+    def finish(self, net: Net, sent: ClientInput, state: Tree) -> Report:
+        return Report({"n/images": sent.n.double()}, {"n/key": sent.key})
+
+
+@dataclass(frozen=True)
+class OtherDraws(Draws):
+    purpose = "Other"
+
+
+@pytest.mark.parametrize("kind", FLEETS)
+def test_a_key_is_of_the_purpose_the_round_the_call_and_the_client(kind) -> None:
+    made, _ = charged(kind, [2, 3, 4])
+    for work, cohort, calls in ((Draws(), [0, 2], [0, 0]), (Draws(), [0, 1], [1, 0]), (OtherDraws(), [0, 1], [0, 0])):
+        expected = rng.key(0, work.purpose, 1, torch.tensor(calls), torch.tensor(cohort))
+        assert made.run(work, cohort, made.site.net.initial).each["n/key"].equal(expected)

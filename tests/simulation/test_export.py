@@ -22,7 +22,7 @@ from fedsim.models import settings
 from fedsim.nn import profiler
 from fedsim.nn.net import Net
 from fedsim.simulation.experiment import build_experiment
-from fedsim.simulation.export import Final, module_of, traced
+from fedsim.simulation.export import Final, _note, module_of, traced
 from fedsim.storage.reader import RunReader
 
 LINES = {
@@ -219,3 +219,12 @@ def test_a_client_whose_gates_were_not_kept_is_refused(folder, tmp_path, monkeyp
     missing = sorted({0, 1, 2, 3, 4} - set(RunReader(out).gates()[0].tolist()))[0]
     with pytest.raises(BadInput, match=f"holds no network of client {missing}; it has those of the clients "):
         module_of(out, missing)
+
+
+@pytest.mark.parametrize(("norm_over", "norm", "noted"), [("all", "group", True), ("kept", "group", False), ("all", "none", False)])
+def test_norms_that_saw_closed_channels_are_noted(norm_over: str, norm: str, noted: bool, folder) -> None:
+    job = check(
+        table("gated", "serial", folder) | {"model": {"width": 4, "norm": norm}, "method": {"name": "structured", "norm_over": norm_over}}
+    )
+    assert ("norms saw the closed channels" in _note(job, {GATE: torch.ones(3)})) == noted
+    assert _note(job, {}) == ""

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from small_job import FAKE, SMALL
 
+from fedsim.config.job import check
 from fedsim.errors import ClientFault
 from fedsim.fleet.plan import Plan
+from fedsim.methods.fedavg import FedAvg
+from fedsim.simulation.experiment import build_experiment
 from fedsim.simulation.planning import plan
 
 ALL: Any = SimpleNamespace()
@@ -51,3 +56,16 @@ def test_another_fault_of_a_client_is_not_hidden(monkeypatch) -> None:
     monkeypatch.setattr(plan, "seconds", broken)
     with pytest.raises(ClientFault, match="no mask"):
         plan.fastest(ALL, [Plan()], ALL)
+
+
+@dataclass(frozen=True)
+class Half(FedAvg):
+    density: Any = 0.5
+
+
+@pytest.mark.parametrize(("density", "masked"), [(0.5, True), (1.0, False), (None, False), ((0.5, 0.2), False)])
+def test_a_density_that_is_one_number_is_tried_with_masks(density: Any, masked: bool) -> None:
+    """A method that prunes later is timed as it will be; one with a density for each layer says nothing of the whole."""
+    parts = replace(build_experiment(check({**SMALL, "data": FAKE})), method=Half(density))
+    shared = plan.Load.of(parts, None).shared
+    assert any(key.startswith("mask/") for key in shared) == masked
