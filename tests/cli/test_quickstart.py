@@ -100,14 +100,15 @@ def succeeds(*command: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("name", ["callback=watch", "fedsim_analysis"])
+@pytest.mark.parametrize(("name", "rounds"), [("callback=watch", 21), ("fedsim_analysis", 0)])
 @pytest.mark.processes
-def test_the_readmes_scripts_run(quickstart, monkeypatch, name) -> None:
+def test_the_readmes_scripts_run(quickstart, monkeypatch, name, rounds) -> None:
     """A run from Python, and reading the run file: each as a plain script."""
     monkeypatch.chdir(quickstart[0].parents[1])
     (script,) = [block for block in blocks("python") if name in block]
     Path("script.py").write_text(script)
-    assert succeeds(sys.executable, "script.py").strip()
+    lines = succeeds(sys.executable, "script.py").splitlines()
+    assert [line.split()[0] for line in lines if line.split()[1:3] == ["of", "20"]] == [str(r) for r in range(rounds)]
 
 
 @pytest.mark.parametrize(
