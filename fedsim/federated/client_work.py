@@ -189,6 +189,12 @@ class Loss(Work):
         return Report(state)
 
 
+def _with_images(state: Tree, found: Tree) -> tuple[Tree, Tensor]:
+    """The sums of `state` with these images (B,) added, and their mean loss."""
+    sums = {key: state[key] + value.sum().double() for key, value in found.items()}
+    return sums, found[keys.LOSS_SUM].sum() / found[keys.COUNT].sum()
+
+
 @dataclass(frozen=True)
 class Evaluate(Work):
     """A method's deployed model on test images; total and each: correct, loss (summed) and images."""
@@ -205,15 +211,46 @@ class Evaluate(Work):
         return {CORRECT: _nothing(sent), keys.COUNT: _nothing(sent), keys.LOSS_SUM: _nothing(sent)}
 
     def step(self, net: Net, sent: ClientInput, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
+        return _with_images(state, self._of_images(net, sent, batch))
+
+    def _of_images(self, net: Net, sent: ClientInput, batch: Batch) -> Tree:
+        """(B,) of every image whether it is classified correctly, 1 as its number, and its loss; 0 where it is not real."""
         logits, _ = net(self.method.model_of(net, sent), batch.x, False, batch.real)
         real = _real(batch)
         losses = F.cross_entropy(logits, batch.y, reduction="none") * real
-        correct = (logits.argmax(-1) == batch.y) * real
-        found = {CORRECT: correct, keys.COUNT: real, keys.LOSS_SUM: losses}
-        return {key: state[key] + value.sum().double() for key, value in found.items()}, losses.sum() / real.sum()
+        return {CORRECT: (logits.argmax(-1) == batch.y) * real, keys.COUNT: real, keys.LOSS_SUM: losses}
 
     def finish(self, net: Net, sent: ClientInput, state: Tree) -> Report:
         return Report(total=state, each=state)
+
+
+@dataclass(frozen=True)
+class EvaluateImages(Evaluate):
+    """Evaluate; each: also what every single image came to, in the order of the client's images, 0 beyond its last."""
+
+    places: int = 0  # of the longest client, rounded up to whole batches
+
+    @classmethod
+    def up_to(cls, images: int, method: Any, batch: int) -> EvaluateImages:
+        """For clients with at most so many images."""
+        whole = Evaluate.of(method, batch)
+        return cls(whole.feeds, method, places=-(-images // batch) * batch)
+
+    def init_state(self, net: Net, sent: ClientInput) -> Tree:
+        empty = torch.zeros(self.places, dtype=torch.float64, device=sent.n.device)
+        return super().init_state(net, sent) | {keys.CORRECT_IMAGES: empty, keys.LOSS_IMAGES: empty.clone()}
+
+    def step(self, net: Net, sent: ClientInput, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
+        found = self._of_images(net, sent, batch)
+        added, loss = _with_images(state, found)
+        places = batch.t * self.feeds[0].batch + torch.arange(len(batch.y), device=batch.y.device)
+        for one, of_images in ((CORRECT, keys.CORRECT_IMAGES), (keys.LOSS_SUM, keys.LOSS_IMAGES)):
+            added[of_images] = state[of_images].index_copy(0, places, found[one].double())
+        return added, loss
+
+    def finish(self, net: Net, sent: ClientInput, state: Tree) -> Report:
+        total = {key: state[key] for key in super().init_state(net, sent)}
+        return Report(total=total, each={key: state[key] for key in (keys.CORRECT_IMAGES, keys.LOSS_IMAGES)})
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from fedsim.core import keys
 from fedsim.core.keys import GATE
 from fedsim.core.tree import Tree
 from fedsim.core.validation import MAX_COHORT
-from fedsim.federated.client_work import Evaluate, OwnGates
-from fedsim.federated.protocol import Method
-from fedsim.fleet.client_images import evaluation_shards
+from fedsim.federated.client_work import Evaluate, EvaluateImages, OwnGates
+from fedsim.federated.protocol import Method, Reply
+from fedsim.fleet.client_images import evaluation_images, evaluation_shards
 from fedsim.fleet.local_fleet import LocalFleet
 from fedsim.nn.net import Net
 from fedsim.simulation import subnetworks
@@ -58,18 +58,14 @@ def evaluate(parts: Experiment, state: Any, fleet: LocalFleet, r: int) -> Score:
 
 
 def _scored(parts: Experiment, method: Any, state: Any, fleet: LocalFleet, clients: list[int], last: bool = False) -> Score:
-    work = Evaluate.of(method, parts.job.evaluate.batch)
-    shared, own, net = method.deploy(parts.setting, state, fleet, clients)
-    first = parts.setting.clients
-    whole = fleet.run(work, range(first, first + evaluation_shards(parts.population)), shared, net=net).total
-    rounds = {"accuracy": _share(whole), "loss": float(whole[keys.LOSS_SUM] / whole[keys.COUNT])}
+    model = Model(method, *method.deploy(parts.setting, state, fleet, clients))
+    once = bool(clients) and _is_one_network(parts, model, fleet)
+    whole = _on_shards(parts, model, fleet, once)
+    rounds = {"accuracy": _share(whole.total), "loss": float(whole.total[keys.LOSS_SUM] / whole.total[keys.COUNT])}
     if not clients:
         return Score(rounds, {})
-    parts_of = [slice(begin, begin + MAX_COHORT) for begin in range(0, len(clients), MAX_COHORT)]
-    replies = [fleet.run(work, clients[part], shared, {key: rows[part] for key, rows in own.items()}, net).each for part in parts_of]
-    each = {key: torch.cat([reply[key] for reply in replies]) for key in replies[0]}
+    each = _gathered(parts, whole.each, clients) if once else _on_own_images(parts, model, fleet, clients)
     scores, columns = _per_client(each, np.array(clients))
-    model = Model(method, shared, own, net)
     return _personal(parts, Score(rounds | scores, columns), model, fleet, last)
 
 
@@ -81,6 +77,47 @@ class Model:
     shared: Tree
     own: Tree
     net: Net | None
+
+
+def _is_one_network(parts: Experiment, model: Model, fleet: LocalFleet) -> bool:
+    """Whether all clients use one network on the images as they are: then what the global test set comes to holds what clients' do.
+
+    A kept state may be a part of the model, so where there are any each client is evaluated by itself.
+    """
+    alike = type(model.method).model_of is Method.model_of and not model.own and not len(fleet.kept)
+    return alike and parts.population.skew is None
+
+
+def _on_shards(parts: Experiment, model: Model, fleet: LocalFleet, by_image: bool) -> Reply:
+    """The model on the global test set; each: a row per shard, by image or summed."""
+    first, shards, batch = parts.setting.clients, evaluation_shards(parts.population), parts.job.evaluate.batch
+    longest = -(-len(parts.population.test) // shards)
+    work = EvaluateImages.up_to(longest, model.method, batch) if by_image else Evaluate.of(model.method, batch)
+    return fleet.run(work, range(first, first + shards), model.shared, net=model.net)
+
+
+def _gathered(parts: Experiment, shards: Tree, clients: list[int]) -> Mapping[str, np.ndarray]:
+    """(K,) images of every client, those that are right and their losses, from what every image of the shards came to."""
+    first, tests = parts.setting.clients, parts.population.shards["test"]
+    counts = [len(evaluation_images(parts.population, first + row)) for row in range(len(shards[keys.LOSS_IMAGES]))]
+    of_images = {
+        key: np.concatenate([row[:count] for row, count in zip(shards[key].cpu().numpy(), counts, strict=True)])
+        for key in (keys.CORRECT_IMAGES, keys.LOSS_IMAGES)
+    }
+    mine = [tests.of(client) for client in clients]
+    correct, losses = ([values[index].sum() for index in mine] for values in of_images.values())
+    return {keys.COUNT: np.array([len(index) for index in mine]), keys.CORRECT: np.array(correct), keys.LOSS_SUM: np.array(losses)}
+
+
+def _on_own_images(parts: Experiment, model: Model, fleet: LocalFleet, clients: list[int]) -> Mapping[str, np.ndarray]:
+    """(K,) the same, where each client runs its own network on its own images."""
+    work = Evaluate.of(model.method, parts.job.evaluate.batch)
+    parts_of = [slice(begin, begin + MAX_COHORT) for begin in range(0, len(clients), MAX_COHORT)]
+    replies = [
+        fleet.run(work, clients[part], model.shared, {key: rows[part] for key, rows in model.own.items()}, model.net).each
+        for part in parts_of
+    ]
+    return {key: torch.cat([reply[key] for reply in replies]).cpu().numpy() for key in replies[0]}
 
 
 def _personal(parts: Experiment, score: Score, model: Model, fleet: LocalFleet, last: bool) -> Score:
@@ -158,8 +195,8 @@ def whose(parts: Experiment, fleet: LocalFleet, r: int) -> list[int]:
     return sorted(client for client in every if tests.size(client))
 
 
-def _per_client(each: Tree, clients: np.ndarray) -> tuple[dict[str, float], Columns]:
-    correct, images, losses = (each[key].cpu().numpy() for key in (keys.CORRECT, keys.COUNT, keys.LOSS_SUM))
+def _per_client(each: Mapping[str, np.ndarray], clients: np.ndarray) -> tuple[dict[str, float], Columns]:
+    correct, images, losses = (each[key] for key in (keys.CORRECT, keys.COUNT, keys.LOSS_SUM))
     accuracy = correct / images
     scores = {
         "client_accuracy": float(correct.sum() / images.sum()),

@@ -65,10 +65,10 @@ def test_ranks_change_no_bit(ranks, name, way, run_files, alone) -> None:
 @pytest.mark.parametrize(("ranks", "name", "way"), [(count, *ONE) for count in (1, *RANKS)])
 @pytest.mark.processes
 def test_rank_0_exchanges_as_many_messages_as_there_are_ranks_whatever_the_clients(ranks, name, way, run_files, alone) -> None:
-    """A work costs four messages a rank that trains, and two down and one up for every level of the tree; a round has three works,
-    each in four packs: the cohort's, and evaluation on shards of test images and on the clients' own."""
+    """A work costs four messages a rank that trains, and two down and one up for every level of the tree; a round has two works,
+    each in four packs: the cohort's, and evaluation on shards of test images, which also says what clients' own images come to."""
     reader, training = RunReader(run_files(ranks) / f"{name}-{way}.h5"), min(ranks - 1, 4)
-    expected = 3 * (4 * training + 2 * (ranks - 1).bit_length() + training.bit_length())
+    expected = 2 * (4 * training + 2 * (ranks - 1).bit_length() + training.bit_length())
     assert (reader.column("rank0_messages")[2:] == expected).all()
     if ranks > 1:
         sent, every = reader.column("rank0_bytes"), reader.column("rank_bytes")
