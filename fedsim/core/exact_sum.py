@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from math import frexp
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.core.compiled import inlined, kernel
 from fedsim.core.tree import Tree
 from fedsim.core.validation import MAX_COHORT
 
@@ -51,7 +51,7 @@ def unit_of(value: Tensor, n: int) -> Unit:
     return Unit(2.0 ** (62 - ceiling), bound)
 
 
-@numba.njit(cache=True, nogil=True)
+@inlined
 def _add(into: Any, values: Any, scale: float, limit: float) -> bool:  # pragma: no cover - compiled
     """into += round(values · scale); False when a value is not finite or beyond the limit."""
     fine = True
@@ -61,7 +61,7 @@ def _add(into: Any, values: Any, scale: float, limit: float) -> bool:  # pragma:
     return fine
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _add_rows(into: Any, rows: Any, scale: float, limits: Any) -> int:  # pragma: no cover - compiled
     """`_add` row after row; the first one that cannot be added, or -1."""
     for k in range(len(rows)):
@@ -70,7 +70,7 @@ def _add_rows(into: Any, rows: Any, scale: float, limits: Any) -> int:  # pragma
     return -1
 
 
-@numba.njit(cache=True, nogil=True)
+@inlined
 def _add_limbs(into: Any, values: Any, coarse: float, fine: float, limit: float) -> bool:  # pragma: no cover - compiled
     """into[0], into[1] += the two limbs of the values; False as in `_add`."""
     good = True
@@ -82,7 +82,7 @@ def _add_limbs(into: Any, values: Any, coarse: float, fine: float, limit: float)
     return good
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _add_limbs_rows(into: Any, rows: Any, coarse: float, fine: float, limit: float) -> int:  # pragma: no cover - compiled
     """`_add_limbs` row after row; as `_add_rows`."""
     for k in range(len(rows)):

@@ -5,16 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from fedsim.core.compiled import inlined, kernel
+from fedsim.kernels.vectors import multiply_add
 
 
-@njit(nogil=True)
+@inlined
 def _copied(run: Any, out: Any) -> None:  # pragma: no cover - compiled
     for k in range(run.size):
         out[k] = run[k]
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def cut(w: Any, rows: Any, columns: Any, out: Any) -> None:  # pragma: no cover - compiled
     """out (r, c, run) = w (R, C, run) at the rows (r,) and columns (c,)."""
     for i in range(rows.size):
@@ -23,26 +25,26 @@ def cut(w: Any, rows: Any, columns: Any, out: Any) -> None:  # pragma: no cover 
             _copied(row[columns[j]], out[i, j])
 
 
-@njit(nogil=True)
+@inlined
 def _slowed(momentum: Any, factor: Any) -> None:  # pragma: no cover - compiled
     for k in range(momentum.size):
         momentum[k] *= factor
 
 
-@njit(nogil=True, fastmath={"contract"})  # rounds as torch's own step does
+@inlined
 def _carried(w: Any, momentum: Any, g: Any, lr: Any, decay: Any) -> None:  # pragma: no cover - compiled
     for k in range(w.size):
-        momentum[k] += g[k] + decay * w[k]
-        w[k] -= lr * momentum[k]
+        momentum[k] += multiply_add(decay, w[k], g[k])  # rounds as torch's own step does
+        w[k] = multiply_add(-lr, momentum[k], w[k])
 
 
-@njit(nogil=True, fastmath={"contract"})
+@inlined
 def _moved(w: Any, g: Any, lr: Any, decay: Any) -> None:  # pragma: no cover - compiled
     for k in range(w.size):
-        w[k] -= lr * (g[k] + decay * w[k])
+        w[k] = multiply_add(-lr, multiply_add(decay, w[k], g[k]), w[k])
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def step(w: Any, momentum: Any, g: Any, rows: Any, columns: Any, lr: Any, factor: Any, decay: Any) -> None:  # pragma: no cover - compiled
     """torch.optim.SGD's step of w (R, C, run) and, where it is not empty, of its momentum, alike in shape.
 

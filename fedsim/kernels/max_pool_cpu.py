@@ -8,8 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
+
+from fedsim.core.compiled import kernel
 
 FLOAT, BYTE, INT = ir.FloatType(), ir.IntType(8), ir.IntType(32)
 SIZE = 4  # bytes of a float32
@@ -98,7 +100,7 @@ _LARGEST8, _LARGEST4, _LARGEST2, _LARGEST1 = (_largest(width) for width in (8, 4
 _PLACED8, _PLACED4, _PLACED2, _PLACED1 = (_placed(width) for width in (8, 4, 2, 1))
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def largest(x: Any, out: Any, place: Any) -> None:  # pragma: no cover - compiled
     """out (P, h, w) and place (P, h, w) uint8 of x (P, H, W), h = H // 2, w = W // 2."""
     planes, height, width = out.shape
@@ -123,7 +125,7 @@ def largest(x: Any, out: Any, place: Any) -> None:  # pragma: no cover - compile
                     j += 1
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def placed(g: Any, place: Any, into: Any) -> None:  # pragma: no cover - compiled
     """into (P, H, W), all of it written where H and W are even: g (P, h, w) at its places, 0 elsewhere."""
     planes, height, width = g.shape

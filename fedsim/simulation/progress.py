@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Column as Fixed
 
+from fedsim.core.compiled import UNKEPT, cache_folder
 from fedsim.fleet.plan import Plan
 from fedsim.simulation.experiment import Experiment
 from fedsim.simulation.resume import RunStart
@@ -55,6 +56,8 @@ class Progress:
         self.say(f"{', '.join([ranks, f'{plan.fleet} fleet', packs, *plan.ways, plan.device])}; writing {self.start.out}")
         for warning in self.parts.population.record["warnings"]:
             self.say(f"note: {warning}")
+        if not cache_folder():
+            self.say(f"note: every start compiles the kernels anew, for {UNKEPT}")
         if self.first > 0:
             self._go_on()
         self.began = time.monotonic()

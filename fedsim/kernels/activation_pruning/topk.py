@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 from torch.nn import functional as F
 
 from fedsim.core.activation_pruning import bits as bits_of
+from fedsim.core.compiled import inlined, kernel
 
 FIRST, NEXT = 11, 10  # bits that are counted at once: of all entries, of those that are still undecided
 SPREAD = 64  # tables that a device counts into side by side
@@ -124,7 +124,7 @@ def _compiles(device: str) -> bool:
 
 
 # ---- compiled
-@njit(nogil=True)
+@inlined
 def _leading(x: Any, magnitude: Any, shift: Any) -> Any:  # pragma: no cover - compiled
     """How many entries have each value of the leading bits; four tables, for equal neighbours would wait for each other."""
     mask = (np.int64(1) << magnitude) - 1 if magnitude < 63 else np.int64(0x7FFFFFFFFFFFFFFF)
@@ -140,7 +140,7 @@ def _leading(x: Any, magnitude: Any, shift: Any) -> Any:  # pragma: no cover - c
     return tables[0] + tables[1] + tables[2] + tables[3]
 
 
-@njit(nogil=True)
+@inlined
 def _bin(table: Any, k: Any) -> Any:  # pragma: no cover - compiled
     """(the bin in which the k-th largest lies, how many of its entries are among the k)."""
     for j in range(table.size - 1, -1, -1):
@@ -150,7 +150,7 @@ def _bin(table: Any, k: Any) -> Any:  # pragma: no cover - compiled
     return 0, k
 
 
-@njit(nogil=True)
+@inlined
 def _threshold(x: Any, k: Any, magnitude: Any) -> Any:  # pragma: no cover - compiled
     """(|x| of the k-th largest as an integer, how many of those equal to it are among the k)."""
     mask = (np.int64(1) << magnitude) - 1 if magnitude < 63 else np.int64(0x7FFFFFFFFFFFFFFF)
@@ -177,13 +177,13 @@ def _threshold(x: Any, k: Any, magnitude: Any) -> Any:  # pragma: no cover - com
     return near[0], k
 
 
-@njit(nogil=True)
+@inlined
 def _place(i: Any, s: Any, t: Any) -> Any:  # pragma: no cover - compiled
     """Flat index of entry `i` after the last two axes (S, T) are swapped."""
     return i - i % (s * t) + (i % t) * s + i % (s * t) // t
 
 
-@njit(nogil=True)
+@inlined
 def _limit(entries: Any, least: Any, ties: Any, magnitude: Any, s: Any, t: Any) -> Any:  # pragma: no cover - compiled
     """The place of the last entry equal to `least` that is taken; -1 if they are taken in the order of memory."""
     if t == 1 or least == 0:
@@ -202,7 +202,7 @@ def _limit(entries: Any, least: Any, ties: Any, magnitude: Any, s: Any, t: Any) 
     return np.sort(places)[ties - 1]
 
 
-@njit(nogil=True)
+@inlined
 def _taken(
     entries: Any, least: Any, ties: Any, held: Any, k: Any, bits: Any, magnitude: Any, limit: Any, s: Any, t: Any
 ) -> None:  # pragma: no cover - compiled
@@ -227,7 +227,7 @@ def _taken(
                 at += int((above >> b) & 1)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _select(x: Any, kept: Any, values: Any, bits: Any, magnitude: Any, s: Any, t: Any) -> None:  # pragma: no cover - compiled
     for row in range(x.shape[0]):
         least, ties = _threshold(x[row], kept[row], magnitude)
@@ -235,7 +235,7 @@ def _select(x: Any, kept: Any, values: Any, bits: Any, magnitude: Any, s: Any, t
         _taken(x[row], least, ties, values[row], kept[row], bits[row], magnitude, limit, s, t)
 
 
-@njit(nogil=True)
+@inlined
 def _spread(byte: Any, held: Any, at: Any, into: Any) -> int:  # pragma: no cover - compiled
     kind = held.dtype.type
     for t in range(into.size):
@@ -245,7 +245,7 @@ def _spread(byte: Any, held: Any, at: Any, into: Any) -> int:  # pragma: no cove
     return at
 
 
-@njit(nogil=True)
+@inlined
 def _back(bits: Any, held: Any, out: Any) -> None:  # pragma: no cover - compiled
     kind = held.dtype.type
     at = 0
@@ -260,13 +260,13 @@ def _back(bits: Any, held: Any, out: Any) -> None:  # pragma: no cover - compile
             at = _spread(byte, held, at, out[base : base + 8])
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _restore(bits: Any, values: Any, out: Any) -> None:  # pragma: no cover - compiled
     for row in range(out.shape[0]):
         _back(bits[row], values[row], out[row])
 
 
-@njit(nogil=True)
+@inlined
 def _clamped(x: Any, out: Any, bits: Any, top: Any, scale: Any) -> None:  # pragma: no cover - compiled
     zero = x.dtype.type(0)
     for j in range(bits.size):
@@ -278,13 +278,13 @@ def _clamped(x: Any, out: Any, bits: Any, top: Any, scale: Any) -> None:  # prag
         bits[j] = byte
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _positive(x: Any, out: Any, bits: Any, top: Any, scale: Any) -> None:  # pragma: no cover - compiled
     for row in range(x.shape[0]):
         _clamped(x[row], out[row], bits[row], top, scale)
 
 
-@njit(nogil=True)
+@inlined
 def _held(g: Any, bits: Any, out: Any) -> None:  # pragma: no cover - compiled
     kind, last = g.dtype.type, g.size // 8
     for j in range(last):
@@ -295,7 +295,7 @@ def _held(g: Any, bits: Any, out: Any) -> None:  # pragma: no cover - compiled
         out[i] = g[i] & kind(-((np.int32(bits[last]) >> np.int32(i - 8 * last)) & np.int32(1)))
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _passed(g: Any, bits: Any, out: Any) -> None:  # pragma: no cover - compiled
     for row in range(g.shape[0]):
         _held(g[row], bits[row], out[row])

@@ -10,62 +10,14 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-FLOAT, LONG, INT = ir.FloatType(), ir.IntType(64), ir.IntType(32)
+from fedsim.core.compiled import inlined, kernel
+from fedsim.kernels.vectors import INT, LONG, SIZE, Strip
+
 STRIPS = ((8, 8), (2, 8), (1, 4), (1, 1))  # vectors of a strip and float32 of a vector: 64, 16, 4 and 1 values wide
-SIZE = 4  # bytes of a float32, and of an offset
-compiled: Any = njit(cache=True, nogil=True)
-
-
-class _Strip:
-    """Instructions on a strip of vectors at an address."""
-
-    def __init__(self, builder: Any, vectors: int, width: int) -> None:
-        self.builder, self.vectors, self.width = builder, vectors, width
-        self.kind = ir.VectorType(FLOAT, width)
-        self.zero = ir.Constant(self.kind, [FLOAT(0.0)] * width)
-
-    def pointer(self, address: Any, kind: Any = FLOAT) -> Any:
-        return self.builder.inttoptr(address, kind.as_pointer())
-
-    def item(self, pointer: Any, index: Any) -> Any:
-        return self.builder.load(self.builder.gep(pointer, [index]))
-
-    def splat(self, value: Any) -> Any:
-        alone = self.builder.insert_element(ir.Constant(self.kind, ir.Undefined), value, INT(0))
-        lanes = ir.Constant(ir.VectorType(INT, self.width), [INT(0)] * self.width)
-        return self.builder.shuffle_vector(alone, ir.Constant(self.kind, ir.Undefined), lanes)
-
-    def place(self, pointer: Any, k: int) -> Any:
-        return self.builder.bitcast(self.builder.gep(pointer, [LONG(k * self.width)]), self.kind.as_pointer())
-
-    def load(self, pointer: Any, k: int) -> Any:
-        value = self.builder.load(self.place(pointer, k))
-        value.align = SIZE
-        return value
-
-    def store(self, value: Any, pointer: Any, k: int) -> None:
-        self.builder.store(value, self.place(pointer, k)).align = SIZE
-
-    def multiply_add(self, a: Any, b: Any, c: Any) -> Any:
-        kind = ir.FunctionType(self.kind, [self.kind] * 3)
-        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, f"llvm.fmuladd.v{self.width}f32"), [a, b, c])
-
-    def added_up(self, vector: Any) -> Any:
-        kind = ir.FunctionType(FLOAT, [FLOAT, self.kind])
-        add = cgutils.get_or_insert_function(self.builder.module, kind, f"llvm.vector.reduce.fadd.v{self.width}f32")
-        return self.builder.call(add, [FLOAT(0.0), vector], fastmath=("reassoc",))
-
-    def sums(self, start: Any) -> list[Any]:
-        """Registers, one a vector."""
-        held = [cgutils.alloca_once(self.builder, self.kind) for _ in range(self.vectors)]
-        for one in held:
-            self.builder.store(start, one)
-        return held
 
 
 def _gather(vectors: int, width: int) -> Any:
@@ -75,7 +27,7 @@ def _gather(vectors: int, width: int) -> Any:
     def gather(context: Any, out: Any, x: Any, offsets: Any, values: Any, count: Any, bias: Any) -> Any:
         def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
             out, x, offsets, values, count, bias = given
-            strip = _Strip(builder, vectors, width)
+            strip = Strip(builder, vectors, width)
             sums = strip.sums(strip.splat(bias))
             out, x, values = (strip.pointer(address) for address in (out, x, values))
             offsets = strip.pointer(offsets, INT)
@@ -103,7 +55,7 @@ def _scatter(vectors: int, width: int) -> Any:
     def scatter(context: Any, into: Any, x: Any, g: Any, offsets: Any, values: Any, found: Any, count: Any) -> Any:
         def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
             into, x, g, offsets, values, found, count = given
-            strip = _Strip(builder, vectors, width)
+            strip = Strip(builder, vectors, width)
             sums = strip.sums(strip.zero)
             into, x, g, values, found = (strip.pointer(address) for address in (into, x, g, values, found))
             offsets = strip.pointer(offsets, INT)
@@ -128,7 +80,7 @@ def _scatter(vectors: int, width: int) -> Any:
 
 
 def _outputs(gather: Any) -> Callable[..., None]:
-    @njit(nogil=True)
+    @inlined
     def outputs(out: int, plane: int, x: int, offsets: int, values: int, begins: Any, bias: Any) -> None:  # pragma: no cover - compiled
         """One strip of every output."""
         for o in range(bias.size):
@@ -139,7 +91,7 @@ def _outputs(gather: Any) -> Callable[..., None]:
 
 
 def _inputs(scatter: Any) -> Callable[..., None]:
-    @njit(nogil=True)
+    @inlined
     def inputs(
         into: int, x: int, plane: int, g: int, offsets: int, values: int, begins: Any, found: int
     ) -> None:  # pragma: no cover - compiled
@@ -156,7 +108,7 @@ _OUT64, _OUT16, _OUT4, _OUT1 = (_outputs(_gather(*strip)) for strip in STRIPS)
 _IN64, _IN16, _IN4, _IN1 = (_inputs(_scatter(*strip)) for strip in STRIPS)
 
 
-@compiled
+@kernel
 def forward(
     x: Any, offsets: Any, values: Any, begins: Any, bias: Any, out: Any, rows: int, run: int, pitch: int
 ) -> None:  # pragma: no cover - compiled
@@ -185,7 +137,7 @@ def forward(
                 c += 1
 
 
-@compiled
+@kernel
 def backward(
     g: Any, offsets: Any, values: Any, begins: Any, x: Any, into: Any, found: Any, start: Any, rows: int, run: int, pitch: Any, plane: int
 ) -> None:  # pragma: no cover - compiled
@@ -215,7 +167,7 @@ def backward(
                 c += 1
 
 
-@compiled
+@kernel
 def step(w: Any, momentum: Any, g: Any, kept: Any, lr: float, factor: float, decay: float) -> None:  # pragma: no cover - compiled
     """torch.optim.SGD's step at the kept positions of w and, where it is not empty, of its momentum; g (nnz,) is theirs alone."""
     for j in range(kept.size):

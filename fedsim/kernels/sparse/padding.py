@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import njit
+from fedsim.core.compiled import inlined, kernel
 
 
-@njit(nogil=True)
+@inlined
 def _copy(into: Any, values: Any) -> None:  # pragma: no cover - compiled
     for k in range(into.size):
         into[k] = values[k]
 
 
-@njit(nogil=True)
+@inlined
 def _clear(into: Any) -> None:  # pragma: no cover - compiled
     for k in range(into.size):
         into[k] = 0.0
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def pad(x: Any, out: Any, stride: Any, phases: Any, begin: Any) -> None:  # pragma: no cover - compiled
     """out (P, C, H', W', B): where the strides (2,) leave phase p = (a, b), out[p, c, Y, X] is x[c, sY + a - top, sX + b - left].
 
@@ -49,7 +49,7 @@ def pad(x: Any, out: Any, stride: Any, phases: Any, begin: Any) -> None:  # prag
                             _copy(out[p, c, row, column], x[c, y, at])
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def unpad(padded: Any, out: Any, stride: Any, phases: Any, begin: Any) -> None:  # pragma: no cover - compiled
     """The inverse of `pad`: every position of out (C, H, W, B) from its phase, 0 where that is not among the phases."""
     channels, height, width, _ = out.shape

@@ -8,11 +8,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from fedsim.core.user_cache import user_cache
+
 
 def place(kind: str, *mark: Any) -> Path:
     """Where a measurement of this kind and of these plain values is kept."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fedsim" / kind
-    return folder / f"{sha256(json.dumps(mark).encode()).hexdigest()[:32]}.json"
+    return user_cache() / kind / f"{sha256(json.dumps(mark).encode()).hexdigest()[:32]}.json"
 
 
 def remember(path: Path, text: str) -> None:

@@ -1,0 +1,154 @@
+"""How functions are compiled, and where the machine's code is kept, so that only the first start on a machine compiles.
+
+A kernel gives the same bits in the process that compiles it and in those that load it: nothing here lets the compiler choose an order
+of sums, and what a kernel calls becomes part of it. Code is kept under a key of fedsim's version and of all sources that may
+be compiled, for numba knows a function by its own file alone and would go on calling the former code of another file.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from numba import config as numba_config
+from numba import njit
+from numba.core import caching
+
+from fedsim.core.user_cache import user_cache
+
+config: Any = numba_config
+PACKAGE = Path(__file__).parents[1]
+KEYED = ("core", "kernels")  # packages that may hold compiled code
+UNKEPT = "no folder for them can be written; the environment variable NUMBA_CACHE_DIR may name one"
+KEPT = 8  # folders, each of another version or other sources
+UNREADABLE = (OSError, EOFError, ValueError, TypeError, AttributeError, ImportError, caching.pickle.UnpicklingError)  # of a damaged file
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """Decorates what Python calls: compiled at its first call on this machine, later loaded."""
+    made: Any = njit(nogil=True)(function)
+    if not config.DISABLE_JIT and cache_folder():
+        made._cache = _Cache(function)
+    return made
+
+
+def inlined(function: Callable[..., Any]) -> Any:
+    """Decorates what kernels call: it becomes part of each of them."""
+    return njit(nogil=True, forceinline=True)(function)
+
+
+# ---- where code is kept
+@cache
+def cache_folder() -> Path | None:
+    """The folder for this version's code: the first that can be written, else the first that is there; None if there is none."""
+    folders = [place / "kernels" / source_key(PACKAGE) for place in places()]
+    return next(filter(_writable, folders), None) or next(filter(os.path.isdir, folders), None)
+
+
+def places() -> list[Path]:
+    """Folders that may hold code, the preferred one first: numba's own setting, the user's cache, beside the sources."""
+    named = [Path(config.CACHE_DIR) / "fedsim"] if config.CACHE_DIR else []
+    return [*named, user_cache(), PACKAGE / "__pycache__"]
+
+
+@cache
+def source_key(package: Path) -> str:
+    """Of fedsim's version and of all sources of `package` that may be compiled."""
+    digest = sha256()
+    for path in sorted(path for name in KEYED for path in (package / name).rglob("*.py")):
+        digest.update(f"{path.relative_to(package)} {sha256(path.read_bytes()).hexdigest()}\n".encode())
+    try:
+        known = version("fedsim")
+    except PackageNotFoundError:  # a checkout that is not installed
+        known = "0"
+    return f"{known}-{digest.hexdigest()[:16]}"
+
+
+def _writable(folder: Path) -> bool:
+    """Whether files can be made in the folder; it is made, and marked as used."""
+    try:
+        fresh = not folder.is_dir()
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError:
+        return False
+    with suppress(OSError):
+        os.utime(folder)
+        if fresh:
+            remove_oldest(folder.parent)
+    return True
+
+
+def remove_oldest(kernels: Path) -> None:
+    """Leaves the folders that were used last. A process that uses another one loses nothing but time."""
+    for folder in sorted(kernels.iterdir(), key=lambda one: one.stat().st_mtime)[:-KEPT]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+# ---- how numba keeps it
+class _Locator(caching._CacheLocator):
+    def __init__(self, function: Any) -> None:
+        self._function, self._py_file = function, function.__code__.co_filename
+
+    @classmethod
+    def from_function(cls, function: Any, file: str) -> _Locator:
+        return cls(function)
+
+    def get_cache_path(self) -> str:
+        return str(cache_folder())
+
+    def get_source_stamp(self) -> str:
+        return source_key(PACKAGE)
+
+    def get_disambiguator(self) -> str:
+        return f"{self._function.__module__}-{self._function.__code__.co_firstlineno}"
+
+
+class _Implementation(caching.CompileResultCacheImpl):
+    _locator_classes: list[type[object]] = [_Locator]  # noqa: RUF012 - as numba declares it
+
+
+class _Files:
+    """Files of their own for every signature and processor. In numba's one index for all of them, two processes that save at once may
+    both take the same number, and then one finds the other's code under its signature."""
+
+    def __init__(self, folder: str, name: str, stamp: str) -> None:
+        self._folder, self._name, self._stamp = folder, name, stamp
+
+    def load(self, key: Any) -> Any:
+        return self._file(key).load(key)
+
+    def save(self, key: Any, data: Any) -> None:
+        self._file(key).save(key, data)
+
+    def _file(self, key: Any) -> Any:
+        name = f"{self._name}-{sha256(repr(key).encode()).hexdigest()[:16]}"
+        return caching.IndexDataCacheFile(self._folder, name, self._stamp)
+
+
+class _Cache(caching.FunctionCache):
+    """A file that cannot be read or written costs the time to compile, no more."""
+
+    _impl_class = _Implementation
+
+    def __init__(self, function: Any) -> None:
+        super().__init__(function)
+        locator = self._impl.locator
+        self._cache_file: Any = _Files(locator.get_cache_path(), self._impl.filename_base, locator.get_source_stamp())
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        with suppress(*UNREADABLE):
+            return super().load_overload(sig, target_context)
+        return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        with suppress(OSError):
+            super().save_overload(sig, data)
