@@ -29,7 +29,7 @@ class ModelSettings:
     match: str | None = None  # a small dense model whose params | flops | memory are at most match_density of the full one's
     match_density: float = 1.0
     gate_keep: float | None = None  # d: dynamic gates leave this share of a convolution's channels open for an image; None: no gates
-    gate_sigmoid: bool | None = None  # of the pooled input that a gate reads; None: on, in networks with additions off
+    gate_sigmoid: bool | None = None  # of the pooled input that a gate reads; None: on; off in networks with additions and group norms
     gate_bias: float | None = None  # where the biases of gates start; None: 1, in networks with additions 0
     gate_l1: float = 0.0  # times the sum of an image's gates, added to the loss
     gate_choice: str = "saliency"  # the channels that stay: those of the largest gates, or for each image random ones

@@ -151,18 +151,20 @@ class FunctionalModule:
         return made
 
     def folded(self, tree: Tree) -> Tree:
-        """The tree with every standardised or normalised filter ready for use in the place of the stored one."""
-        tree = self._with_standardised(tree)
+        """The tree with every weight as its layer uses it in the place of the stored one: masked, standardised or normalised."""
+        tree = self._with_standardised(self.masked(tree, tree), tree)
         ready = {}
         for name, over in self.normalised.items():
             weight, gain, mask = (tree.get(key) for key in (keys.weight(name), keys.gain(name), keys.mask(name)))
             ready[keys.weight(name)] = normalised(cast(Tensor, weight), cast(Tensor, gain), mask, over)
         return tree | ready
 
-    def _with_standardised(self, tree: Tree) -> Tree:
-        """The tree with every filter of standardised layers ready for use."""
-        ready = {keys.weight(name): standardised(tree[keys.weight(name)], tree.get(keys.removed(name))) for name in self._standardised}
-        return {key: ready.get(key, value) for key, value in tree.items()}
+    def _with_standardised(self, weights: Tree, tree: Tree) -> Tree:
+        """The weights with every filter of standardised layers ready for use, under the masks of the tree."""
+        ready = {}
+        for name in self._standardised:
+            ready[keys.weight(name)] = standardised(weights[keys.weight(name)], tree.get(keys.removed(name)), tree.get(keys.mask(name)))
+        return {key: ready.get(key, value) for key, value in weights.items()}
 
     # ---- masks
 
@@ -307,7 +309,7 @@ class FunctionalModule:
 
         Normalised filters are not among those that are cut; their layers make them ready under their masks.
         """
-        ready = self._with_standardised(under(tree, keys.BUFFERS) | weights) | self.masks_of_layers(tree)
+        ready = self._with_standardised(under(tree, keys.BUFFERS) | weights, tree) | self.masks_of_layers(tree)
         small = ready | self.channels.cut({key: value for key, value in ready.items() if key not in cut}, kept)
         with self.with_values(small, small, train, real, momentum) as buffers, self._with_compact_layers(kept):
             logits = self.module(x)

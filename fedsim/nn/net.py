@@ -136,10 +136,11 @@ class Net(FunctionalModule):
             kept: group -> positions (c,) int64 among this net's channels.
             removed: whether standardised filters go on counting the input channels that they lose, in "buf/LAYER.removed" (out, 3).
         """
+        tree = self.masked(tree, tree)  # what is cut away goes on counting in sums, so nothing may stand below a mask
         return self.channels.cut(tree, kept) | (self.channels.lost(tree, kept) if removed else {})
 
     def plain(self, tree: Tree) -> nn.Module:
-        """The values of a tree as a torch module in evaluation mode, standardised filters as those of ordinary convolutions."""
+        """The values of a tree as a torch module in evaluation mode: masked weights 0, made filters as those of ordinary convolutions."""
         return filled(self.original, self.folded(tree))
 
     # ---- calls

@@ -14,7 +14,7 @@ from torch import fx, nn
 
 from fedsim import models
 from fedsim.config.job import Job, check
-from fedsim.core import keys, masks
+from fedsim.core import keys
 from fedsim.core.keys import GATE, GATE_VALUES
 from fedsim.core.tree import Tree, under
 from fedsim.costs import flops
@@ -45,7 +45,7 @@ class Final:
     @property
     def module(self) -> nn.Module:
         """As ordinary torch layers in evaluation mode, masked weights exactly 0, physically small."""
-        net, tree = self.net, masks.apply(under(self.tree, keys.WEIGHTS, keys.BUFFERS), under(self.tree, keys.MASKS))
+        net, tree = self.net, under(self.tree, keys.WEIGHTS, keys.BUFFERS, keys.MASKS)
         if GATE in self.tree:
             kept = net.channels.kept(self.tree[GATE])
             small = net.cut(kept).plain(net.compact(tree, kept))

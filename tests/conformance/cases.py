@@ -48,6 +48,9 @@ TABLE = {
         budget=0.3,
     ),
     "fedtiny-scaffold": Case("fedtiny", TINY, {"aggregate": "scaffold"}, masked=True, budget=0.3),
+    "fedtiny-standardised": Case(
+        "fedtiny", TINY | {"selection": "vanilla"}, masked=True, budget=0.3, model={"norm": "group", "standardise": True}
+    ),
     "dwfnp": Case("dwfnp", GATED, STEPS, holdout=0.2),
     "dwfnp-client": Case("dwfnp", GATED | {"hypernet": "client", "finetune": "static", "norm_over": "all"}, STEPS, holdout=0.2),
     "fedmef": Case("fedmef", MOVED | {"extrusion_rounds": 1}, {"activation_keep": 0.3}, masked=True, budget=0.3, model={"norm": "nsconv"}),

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import numpy as np
 import pytest
-from cases import FLEETS, TABLE
+import torch
+from cases import FLEETS, TABLE, table
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from fedsim.config import job
+from fedsim.core.tree import under
+from fedsim.simulation.experiment import build_experiment
 from fedsim.storage.reader import RunReader, read_model
 
 NAMES = list(TABLE)
@@ -27,6 +36,47 @@ def test_pruned_weights_are_exactly_zero(name, fleet, alone) -> None:
     for key in masks:
         assert (model["w/" + key[5:]][~model[key]] == 0).all()
         assert (model["w/" + key[5:]][model[key]] != 0).any()
+
+
+PLACES = {"aten::convolution": 1, "aten::addmm": 2, "aten::mm": 1}  # of the weight among the arguments
+
+
+class WeightsInUse(TorchDispatchMode):
+    """Collects the weights of all convolutions and matrix products, by the layer that is at work."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.found: dict[str, Tensor] = {}
+        self.layer = ""
+        for name, layer in module.named_modules():
+            layer.register_forward_pre_hook(partial(self._enter, name))
+
+    def _enter(self, name: str, *_: Any) -> None:
+        self.layer = name
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        place = PLACES.get(func._schema.name)
+        if place is not None:
+            weight = args[place]
+            self.found.setdefault(self.layer, weight.clone() if weight.dim() > 2 else weight.t().clone())
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("train", [False, True], ids=["evaluation", "training"])
+@pytest.mark.parametrize("name", [name for name in NAMES if TABLE[name].masked])
+def test_weights_in_use_are_zero_where_the_mask_is(name, train, alone, folder) -> None:
+    """Also where a layer makes its weight of the stored one: what convolutions and matrix products are given."""
+    parts, tree = build_experiment(job.check(table(name, "serial", folder))), read_model(alone[name, "serial"])
+    net, data = parts.setting.net, parts.population.train
+    x = data.images(torch.arange(4)).float() / 255
+    with torch.no_grad(), WeightsInUse(net.module) as used:
+        net(under(tree, "w/", "buf/", "mask/"), x, train)
+    masked = [key for key in tree if key.startswith("mask/")]
+    assert {key[5:].removesuffix(".weight") for key in masked} <= used.found.keys()
+    for key in masked:
+        weight = used.found[key[5:].removesuffix(".weight")]
+        assert not weight[~tree[key]].any(), key
+        assert weight[tree[key]].any()
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -170,7 +170,7 @@ def test_normalised_layers_that_cannot_be_are_told() -> None:
             return self.b(self.b(self.a(x))).mean((2, 3))
 
     net = Net(Again())
-    with pytest.raises(ValueError, match="called twice cannot be tapped"):
+    with pytest.raises(ValueError, match="cannot be tapped if it is called twice"):
         net.gradient(net.initial, batch_of(2), tap=lambda layer, g: {"top/a": g.flatten()[:1]}, layers=("b",))
     net.gradient(net.initial, batch_of(2))
 

@@ -133,7 +133,7 @@ def test_padding_enters_nothing_under_a_hard_gate(norm) -> None:
 
 
 def test_masks_act_under_gates_too() -> None:
-    _, net, values = drawn("cnn", "group", True)
+    _, net, values = drawn("cnn", "group")
     mask = torch.rand(8, 4, 3, 3, generator=torch.Generator().manual_seed(3)) < 0.5
     gated, one = values | {GATE: hard(net), "mask/conv2.weight": mask}, batch("cnn")
     compacted, masked = net.gradient(gated, one)[1], net.under_vmap().gradient(gated, one)[1]

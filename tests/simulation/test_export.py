@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from cases import images, run, table
+from channel_models import close, lively
 from torch import Tensor
 
 from fedsim import models
 from fedsim.cli import commands
 from fedsim.config.job import check
-from fedsim.core import masks
-from fedsim.core.keys import GATE
-from fedsim.core.tree import under
+from fedsim.core import keys, masks
+from fedsim.core.keys import GATE, GATE_VALUES
+from fedsim.core.tree import Tree, under
 from fedsim.errors import BadInput
 from fedsim.models import settings
 from fedsim.nn import profiler
@@ -132,6 +133,48 @@ def test_a_mask_hides_whatever_stands_below_it() -> None:
     net, mask = Net(module), torch.arange(1280).view(10, 128) % 2 == 0
     found = Final(net, net.initial | {"mask/fc2.weight": mask}, profiler.profile(module, (1, 8, 8)))
     assert torch.equal(found.module.state_dict()["fc2.weight"] != 0, mask)
+
+
+SIDES = {"lenet5": 12, "vgg11": 32, "vgg16": 32}
+NORMED = [("batch", False), ("group", False), ("none", False), ("batch", True), ("group", True), ("none", True), ("nsconv", False)]
+DEEP = ("resnet32", "resnet56", "vgg16")  # of the same blocks as others
+FORMS = [(name, norm) for name in models.FAMILIES for norm in NORMED if name not in DEEP or norm[0] == "nsconv"]
+
+
+def forms_of(net: Net, draw: torch.Generator) -> list[Tree]:
+    """What a run may end with beside weights: no gate, a hard gate of static or of dynamic gates, constants in the place of these."""
+    try:
+        free = {group.gate for group in net.channels.groups}
+    except ValueError:
+        return [{}]
+    if not set(net.dynamic_gates) <= free:
+        return [{}]
+    gate = torch.rand(net.channels.n, generator=draw) < 0.6
+    gate |= torch.cat([torch.arange(size) == 0 for size in net.channels.widths])
+    values = {GATE: gate, GATE_VALUES: torch.rand(net.channels.n, generator=draw).double()}
+    return [{}, {GATE: gate}, *([values] if net.has_dynamic_gates else [])]
+
+
+@pytest.mark.parametrize("gate_keep", [None, 0.5], ids=["", "gated"])
+@pytest.mark.parametrize(("name", "norm"), FORMS, ids=lambda part: part if isinstance(part, str) else f"{part[0]}{'-ws' * part[1]}")
+def test_every_model_norm_mask_and_gate_is_exported_as_it_is_evaluated(name, norm, gate_keep) -> None:
+    if name == "mobilenet_v2" and gate_keep is not None:
+        return  # its convolutions take no gates
+    side, draw = SIDES.get(name, 8), torch.Generator().manual_seed(0)
+    shape = (1, side, side)
+    module = models.build(settings.ModelSettings(name=name, width=4, norm=norm[0], standardise=norm[1], gate_keep=gate_keep), shape, 3, 0)
+    net = Net(module).to("cpu", torch.float64)
+    values, model_profile = lively(net), profiler.profile(module, shape)
+    images = torch.randn(2, *shape, generator=draw, dtype=torch.float64)
+    held = {keys.mask(layer): torch.rand(net.shapes[layer], generator=draw) < 0.7 for layer in net.maskable}
+    for form in forms_of(net, draw):
+        for under_masks in ({}, held):
+            found = Final(net, values | under_masks | form, model_profile)
+            small, why = traced(found.module.double())
+            assert why == ""
+            with torch.no_grad():
+                logits, expected = small(images), net.under_vmap()(found.tree, images)[0]
+            assert close(logits, expected, 1e-5), (list(form), bool(under_masks))
 
 
 def test_depth_wise_filters_are_cut_too(tmp_path) -> None:

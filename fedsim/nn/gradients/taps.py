@@ -81,7 +81,7 @@ def tapping(module: nn.Module, slots: ParameterSlot, taps: Sequence[TappedLayer]
     for layer, key in inside:  # such a layer taps the weight that it makes of the stored one
         tap, held = waiting.pop(key, (None, {}))
         if tap is None:
-            raise ValueError(f"layer {keys.layer_of(key)!r} cannot be tapped: several layers normalise its weight")
+            raise ValueError(f"layer {keys.layer_of(key)!r} cannot be tapped: several layers make their filters of its weight")
         layer.tap = WeightTap(tap.callback, tuple(held.values()))  # type: ignore[assignment]
 
     def wrap(key: str, *_: Any) -> None:
@@ -97,7 +97,7 @@ def tapping(module: nn.Module, slots: ParameterSlot, taps: Sequence[TappedLayer]
 
     def once(layer: nn.Module, *_: Any) -> None:
         if layer in called:
-            raise ValueError("a normalised layer that is called twice cannot be tapped: each call has its own gradient, not their sum")
+            raise ValueError("a layer that makes its filters cannot be tapped if it is called twice: each call has its own gradient")
         called.add(layer)
 
     hooks = [layer.register_forward_pre_hook(once) for layer, _ in inside]

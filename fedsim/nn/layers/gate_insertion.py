@@ -68,9 +68,10 @@ def _insert(module: fx.GraphModule, conv: fx.Node, gating: Gating, residual: boo
     name, graph, last = str(conv.target), module.graph, conv
     layer: Any = module.get_submodule(name)
     behind = next(iter(conv.users)) if len(conv.users) == 1 else None
+    by_image = behind is not None and calls(module, behind, nn.GroupNorm)
     if behind is not None and calls(module, behind, NORMS):
         last = behind if gating.place == "norm" else _without_scale(module, behind)
-    module.add_submodule(f"{GATES_MODULE}.{name}", InputGate(layer.in_channels, layer.out_channels, gating, residual))
+    module.add_submodule(f"{GATES_MODULE}.{name}", InputGate(layer.in_channels, layer.out_channels, gating, residual, by_image))
     with graph.inserting_after(last):
         gate = graph.call_module(f"{GATES_MODULE}.{name}", (entry_of(conv), last))
     last.replace_all_uses_with(gate, lambda user: user is not gate)

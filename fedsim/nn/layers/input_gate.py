@@ -2,9 +2,12 @@
 
 A gate reads its convolution's input x (B, C_in, H, W), pooled: s = mean over height and width, or the sigmoid of that. It gives
 g = ReLU(U s + c) (B, C_out), of which the `keep` largest of every image stay and the others become 0, in training and inference
-alike. g multiplies the convolution's output behind its norm. To the ledger, and to methods that mask weights, U is a linear layer.
-A gate is put into a model that is built already, so that the model's own layers keep their names and, for a seed, their first
-values; its own are "gates.LAYER.weight" (C_out, C_in) and "gates.LAYER.bias" (C_out,).
+alike. g multiplies the convolution's output behind its norm. Without the sigmoid g grows with the image's activations. Where the
+output does too, behind a batch norm or none, their product is of second degree in them: in a network with additions, whose stream
+carries it from block to block, it soon exceeds every number. A group norm takes each image's own scale away.
+To the ledger, and to methods that mask weights, U is a linear layer. A gate is put into a model that is built already, so that the
+model's own layers keep their names and, for a seed, their first values; its own are "gates.LAYER.weight" (C_out, C_in) and
+"gates.LAYER.bias" (C_out,).
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ class Gating:
     """The settings of a model's dynamic gates."""
 
     keep: float  # d, share of its output channels that a gated layer keeps for an image, at most
-    sigmoid: bool | None = None  # of the pooled input; None: not in a network with additions
+    sigmoid: bool | None = None  # of the pooled input; None: not in a network with additions and group norms
     bias: float | None = None  # c at the start; None: 1, and 0 in a network with additions
     l1: float = 0.0  # of the sum of g, the mean over the batch, in the loss
     choice: str = "saliency"  # which channels stay: those of largest g, or for each image "random" ones
@@ -36,10 +39,11 @@ class Gating:
 class InputGate(nn.Module):
     """y · g(x), y (B, C_out, H, W) the output of the norm behind the gated convolution, x the convolution's input."""
 
-    def __init__(self, inside: int, outside: int, gating: Gating, residual: bool) -> None:
+    def __init__(self, inside: int, outside: int, gating: Gating, residual: bool, by_image: bool = False) -> None:
+        """residual: whether the network has additions; by_image: whether the norm before the gate looks at each image alone."""
         super().__init__()
         self.keep: int | None = max(1, round(Fraction(str(gating.keep)) * outside)) if gating.keep < 1 else None  # None: all
-        self.sigmoid = not residual if gating.sigmoid is None else gating.sigmoid
+        self.sigmoid = not (residual and by_image) if gating.sigmoid is None else gating.sigmoid
         self.l1, self.random = gating.l1, gating.choice == "random"
         self.weight = nn.Parameter(nn.init.kaiming_normal_(torch.empty(outside, inside)))  # U
         self.bias = nn.Parameter(torch.full((outside,), float(not residual) if gating.bias is None else gating.bias))  # c

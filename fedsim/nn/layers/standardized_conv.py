@@ -13,6 +13,7 @@ class StandardisedConv2d(nn.Conv2d):
 
     Qiao et al. 2019, arXiv:1903.10520. A fan-in of one has no deviation: its filter becomes 0. Where input channels were cut for
     good, the buffer `removed` (out, 3) holds the number, mean and squared deviations of what each filter lost, which go on counting.
+    It knows no mask; in Net, `RuntimeStandardizedConv2d` applies it.
     """
 
     removed: Tensor | None
@@ -25,11 +26,14 @@ class StandardisedConv2d(nn.Conv2d):
         return self._conv_forward(x, standardised(self.weight, self.removed), self.bias)
 
 
-def standardised(weight: Tensor, removed: Tensor | None = None) -> Tensor:
+def standardised(weight: Tensor, removed: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
     """Every filter of `weight` (out, in, kh, kw) moved to mean 0 and scaled to standard deviation 1 (over n - 1).
 
     removed (out, 3): number, mean and sum of squared deviations of entries that were cut but still count.
+    mask, like weight: pruned entries count as the zeros that they are, and are 0 afterwards.
     """
+    if mask is not None:
+        return standardised(weight * mask, removed) * mask
     fan = weight[0].numel()
     if removed is None:
         centred = weight - weight.mean((1, 2, 3), keepdim=True)

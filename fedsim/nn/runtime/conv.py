@@ -62,19 +62,25 @@ class Linear(Weighted, nn.Linear):
 
 
 class RuntimeStandardizedConv2d(nn.Module):
-    """Replaces a weight-standardised convolution. The whole stored filter is standardised, also where channels are closed."""
+    """Replaces a weight-standardised convolution; it applies the mask of its weight.
+
+    The whole stored filter is standardised, also where channels are closed.
+    """
+
+    tap: WeightTap | None = None  # of the gradient of the weight in use
 
     def __init__(self, conv: StandardisedConv2d, name: str, context: CallContext) -> None:
         super().__init__()
-        self.weight, self.bias, self.removed_key = conv.weight, conv.bias, keys.removed(name)
+        self.weight, self.bias, self.removed_key, self.mask_key = conv.weight, conv.bias, keys.removed(name), keys.mask(name)
         self.stride, self.padding, self.dilation, self.groups = conv.stride, conv.padding, conv.dilation, conv.groups
         self.context, self.op, self.may_prune = context, operation(conv), True
 
     def forward(self, x: Tensor) -> Tensor:
         context = self.context
-        weight = self.weight if context.compact else standardised(self.weight, context.tree.get(self.removed_key))
-        if activation_cache.prunes_input(self):
-            return activation_cache.weighted(self, x, Layer(self.op), weight, self.bias)
+        removed, mask = (context.tree.get(key) for key in (self.removed_key, self.mask_key))
+        weight = self.weight if context.compact else standardised(self.weight, removed, mask)
+        if self.tap is not None or activation_cache.prunes_input(self):
+            return activation_cache.weighted(self, x, Layer(self.op, tap=self.tap), weight, self.bias)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return F.conv2d(x, weight.to(x.dtype), bias, self.stride, self.padding, self.dilation, self.groups)
 
