@@ -63,7 +63,8 @@ class RunStart:
         counts = parts.population.counts()
         layers = [layer.name for layer in parts.model_profile.layers]
         attributes = describe(parts, plan, hosts)
-        return RunWriter.create(self.out, attributes=attributes, layers=layers, clients=parts.setting.clients, counts=counts)
+        clients, called = parts.setting.clients, parts.population.names
+        return RunWriter.create(self.out, attributes=attributes, layers=layers, clients=clients, counts=counts, called=called)
 
 
 def find_start(parts: Experiment, out: Path, resume: str) -> RunStart:

@@ -267,36 +267,3 @@ def test_file_without_a_test_part_gives_a_stratified_fifth(tmp_path, rng):
     assert torch.bincount(test.y).tolist() == [8, 2]
     assert sorted([*train.users.tolist(), *test.users.tolist()]) == list(range(50))
     assert np.array_equal(test.x[:, 0], x[test.users])
-
-
-ok = {"x": np.zeros((6, 2, 2), np.uint8), "y": np.arange(6) % 2}
-
-
-@pytest.mark.parametrize(
-    ("sets", "said"),
-    [
-        ({"y": ok["y"]}, "has no dataset 'x'. It has: y"),
-        ({"x": ok["x"]}, "has no dataset 'y'"),
-        ({**ok, "x": ok["x"].astype(np.float32)}, "float32; it must be"),
-        ({**ok, "x": np.zeros((6, 4), np.uint8)}, r"x is \(6, 4\)"),
-        ({**ok, "y": ok["y"][:5]}, r"y is \(5,\)"),
-        ({**ok, "y": ok["y"] * 0.5}, "float64"),
-        ({**ok, "y": ok["y"] - 1}, "label -1"),
-        ({**ok, "y": ok["y"] * 0}, "all labels are 0"),
-        ({**ok, "client": [[0]] * 6}, r"client is \(6, 1\)"),
-        ({**ok, "x_test": ok["x"]}, "has no dataset 'y_test'"),
-        ({**ok, "x_test": np.zeros((2, 3, 3), np.uint8), "y_test": [0, 1]}, "images of x_test"),
-        ({"x": np.zeros((0, 2, 2), np.uint8), "y": np.zeros(0, np.int64)}, "not empty"),
-    ],
-)
-def test_file_says_what_is_wrong(tmp_path, sets, said):
-    with pytest.raises(BadInput, match=said):
-        opened(name="file", path=write_file(tmp_path / "a.h5", **sets))
-
-
-def test_file_absent_or_no_hdf5(tmp_path):
-    with pytest.raises(BadInput, match="there is no file"):
-        opened(name="file", path=str(tmp_path / "none.h5"))
-    (tmp_path / "a.h5").write_text("text")
-    with pytest.raises(BadInput, match="cannot be read as an HDF5 file"):
-        opened(name="file", path=str(tmp_path / "a.h5"))
