@@ -206,6 +206,17 @@ def test_cinic10_names_what_is_wrong(cinic10):
         opened(name="cinic10", root=str(cinic10))
 
 
+def test_files_of_other_systems_beside_the_images(cinic10):
+    frog = cinic10 / "CINIC-10" / "test" / "frog"
+    (frog / "cifar10-test-1.png").rename(frog / "CIFAR10-TEST-1.PNG")
+    (frog / "._cifar10-test-0.png").write_bytes(b"of another system")
+    (frog / "more").mkdir()
+    assert len(opened(name="cinic10", root=str(cinic10))[1]) == 20
+    Image.fromarray(np.full((32, 32), 40_000, np.uint16)).save(frog / "cifar10-test-0.png")
+    with pytest.raises(BadInput, match="test-0.png has pixels of mode I;16; the published images have 8 bits"):
+        opened(name="cinic10", root=str(cinic10))
+
+
 @pytest.fixture
 def tiny(tmp_path):
     top = tmp_path / "tiny-imagenet-200"
