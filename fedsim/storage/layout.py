@@ -33,6 +33,8 @@ DIMENSIONS = {
 
 def opened(path: Path) -> h5py.File:
     """The run file, for reading; BadInput where there is none or its format is newer than ours."""
+    if path.is_dir():
+        raise BadInput(f"{path} is a folder, not a run file; name one of the files in it, for example {path / 'RUN.h5'}")
     if not path.is_file():
         raise BadInput(f"there is no run file {path}")
     file = h5py.File(path, "r", locking=False)
