@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from fedsim.config import job as jobs
+from fedsim.config import job_file
 from fedsim.config.job import Job
 from fedsim.errors import BadInput, Stopped, naming_job
 from fedsim.simulation import estimate as estimation
@@ -49,7 +50,7 @@ def load_job(job: Source, set: Mapping[str, Any] | None = None) -> Job:
     """
     table = _table_of(job)
     for field, value in _settings(set).items():
-        jobs.set_field(table, field, value)
+        job_file.set_field(table, field, value)
     return jobs.check(table, _origin(job))
 
 
@@ -247,7 +248,7 @@ def _table_of(job: Source) -> dict[str, Any]:
         table: dict[str, Any] = _plain(job)
         return table
     if isinstance(job, str | os.PathLike):
-        return jobs.table_of(Path(job))
+        return job_file.table_of(Path(job))
     raise BadInput(f"a job is the path of a TOML file, a dict or a fedsim.Job, not {job!r}")
 
 

@@ -43,6 +43,8 @@ BENCHES = {
 }
 BENCH_HELP = "\n\n".join(["Which measurement:", *(f"{name}: {what}" for name, what in BENCHES.items())])
 
+EXPORT_FORMS = ("torch",)
+
 app = typer.Typer(
     name="fedsim",
     help="Simulates federated network pruning: jobs in TOML, MPI ranks as federated devices, one HDF5 file per run.",
@@ -145,6 +147,7 @@ def list_methods(name: Annotated[str | None, typer.Argument(help='The name of a 
 @app.command()
 def show(run: Annotated[Path, typer.Argument(metavar="RUN.h5", help="The run file. The run may still be going on.")]) -> None:
     """Show a summary of a run file."""
+    _check_run_file(run)
     from fedsim.reporting.summary import show
 
     show(run, Console())
@@ -154,15 +157,19 @@ def show(run: Annotated[Path, typer.Argument(metavar="RUN.h5", help="The run fil
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN.h5", help="The file of a finished run.")],
     to: Annotated[str, typer.Option(metavar="FORM", help="torch: a plain torch module, which can be loaded without fedsim.")] = "torch",
-    client: Annotated[int | None, typer.Option(metavar="K", help="Write the sub-network of this client.")] = None,
+    client: Annotated[
+        str | None, typer.Option(metavar="K", help="Write the sub-network of this client: its number, or its name in the user's own file.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="The file to write. Default: RUN.pt, or RUN.clientK.pt.")] = None,
 ) -> None:
     """Write the final network of a run, or the smaller one of one client, in a form that other tools read."""
-    from fedsim.simulation.export import FORMS, export
+    if to not in EXPORT_FORMS:
+        raise BadInput(f"--to {to}: fedsim export writes {', '.join(EXPORT_FORMS)}")
+    _check_run_file(run)
+    number = None if client is None else int(client) if client.isdecimal() else _called(run, client)
+    from fedsim.simulation.export import export
 
-    if to not in FORMS:
-        raise BadInput(f"--to {to}: fedsim export writes {', '.join(FORMS)}")
-    export(run, client, out, Console())
+    export(run, number, out, Console())
 
 
 @app.command()
@@ -211,13 +218,42 @@ def bench(
     if name not in BENCHES:
         hint = f" (it is called {FORMER_BENCHES[name]!r} now)" if name in FORMER_BENCHES else ""
         raise BadInput(f"fedsim bench {name}: there is no such measurement{hint}. There are: {', '.join(sorted(BENCHES))}")
-    return import_module(f"fedsim.bench.{name.replace('-', '_')}").main([_load(each, settings) for each in job or ()], Console())
+    loaded = [_load(each, settings) for each in job or ()]
+    return import_module(f"fedsim.bench.{name.replace('-', '_')}").main(loaded, Console())
 
 
 def _load(path: Path, settings: list[str] | None) -> Job:
+    """The job of a file. What is wrong with the path, the TOML or a --set is told before anything heavy is imported."""
+    from fedsim.config import job_file
+
+    table = job_file.table_of(path, settings or ())
     from fedsim.config import job
 
-    return job.load(path, settings or ())
+    return job.check(table, str(path))
+
+
+def _check_run_file(path: Path) -> None:
+    """BadInput where there is no file, before anything heavy is imported."""
+    if path.is_dir():
+        found = sorted(path.glob("*.h5"))
+        example = f", for example {found[0]}" if found else "; there is none in it"
+        raise BadInput(f"{path} is a folder; give a run file{example}")
+    if not path.is_file():
+        raise BadInput(f"there is no run file {path}")
+
+
+def _called(run: Path, name: str) -> int:
+    """The number of the client that the data set called `name`."""
+    from fedsim.storage.reader import RunReader
+
+    known = RunReader(run).called("client")
+    if known is None:
+        raise BadInput(f"--client {name}: the clients of {run} have no names, only numbers from 0")
+    if name not in known:
+        raise BadInput(
+            f"--client {name}: {run} has no client of this name; it has {', '.join(known[:10])}{', …' if len(known) > 10 else ''}"
+        )
+    return known.index(name)
 
 
 def _count(job: Job) -> int:

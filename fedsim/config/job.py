@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import json
 import re
-import tomllib
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
-from difflib import get_close_matches
 from hashlib import sha256
 from itertools import product
 from pathlib import Path
@@ -30,9 +28,9 @@ from pydantic import (
 )
 
 from fedsim.config import method_registry
+from fedsim.config.job_file import flat, put, table_of
 from fedsim.config.messages import complain
 from fedsim.config.sections import Cohort, Evaluate, Execution, Number, Section, Train
-from fedsim.config.toml_values import written
 from fedsim.data.partition import PartitionSettings
 from fedsim.data.settings import DataSettings
 from fedsim.errors import BadInput
@@ -117,15 +115,7 @@ def _densities(settings: Any) -> Iterator[tuple[str, float]]:
 def load(path: Path | str, overrides: Sequence[str] = ()) -> Job:
     """The job in a file, with some `section.field=value` replaced. Its name is that of the file, unless the job gives one."""
     path = Path(path)
-    table = table_of(path)
-    for item in overrides:
-        _override(table, item)
-    return check(table, str(path))
-
-
-def table_of(path: Path) -> dict[str, Any]:
-    """The table in a job file, with the name of the file unless the job gives one."""
-    return {"name": path.stem, **read_table(path)}
+    return check(table_of(path, overrides), str(path))
 
 
 def check(table: dict[str, Any], where: str = "job") -> Job:
@@ -183,68 +173,6 @@ def _without_none(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_none(inner) for key, inner in value.items() if inner is not None}
     return [_without_none(inner) for inner in value] if isinstance(value, list | tuple) else value
-
-
-def read_table(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_bytes().decode()
-        return tomllib.loads(text)
-    except FileNotFoundError:
-        near = get_close_matches(path.name, [other.name for other in path.parent.glob("*.toml")], 3) if path.parent.is_dir() else []
-        raise BadInput(f"{path}: no such job file{'; did you mean ' + ' or '.join(near) + '?' if near else ''}") from None
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{path}: not a text in UTF-8 (byte {error.start})") from None
-    except tomllib.TOMLDecodeError as error:
-        found = re.search(r" \(at line (\d+), column (\d+)\)$", str(error))
-        line, message = (found[1], str(error)[: found.start()]) if found else (str(text.count("\n") + 1), str(error))
-        raise BadInput(f"{path}, line {line}: not valid TOML: {message}") from None
-
-
-def _override(table: dict[str, Any], item: str) -> None:
-    key, equals, text = item.partition("=")
-    if not equals or not key.strip():
-        raise _no_setting(item)
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()
-    set_field(table, key.strip(), value)
-
-
-def set_field(table: dict[str, Any], key: str, value: Any) -> None:
-    """What `--set key=value` does to a job's table: the field gets this value, and [sweep] does not vary it."""
-    if not key:
-        raise _no_setting(f"={value if isinstance(value, str) else written(value)}")
-    put(table, key, value)
-    swept = flat(table.get("sweep", {}))
-    if isinstance(swept, dict):
-        table["sweep"] = {name: values for name, values in swept.items() if name != key}
-
-
-def _no_setting(item: str) -> BadInput:
-    return BadInput(f"--set {item}: write section.field=value, for example --set train.lr=0.1")
-
-
-def put(table: dict[str, Any], key: str, value: Any) -> None:
-    """Writes the value at "section.field" of a table. BadInput where the section is no table."""
-    *sections, field = key.split(".")
-    for section in sections:
-        table = table.setdefault(section, {})
-        if not isinstance(table, dict):
-            raise BadInput(f"{key} = {value!r}: {section} is a value, not a section")
-    table[field] = value
-
-
-def flat(table: Any, prefix: str = "") -> Any:
-    """A table with keys "section.field", however it is nested."""
-    if not isinstance(table, dict):
-        return table
-    entries: dict[str, Any] = {}
-    for key, value in table.items():
-        entries |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return entries
 
 
 def _settled(table: dict[str, Any], where: str) -> dict[str, Any]:

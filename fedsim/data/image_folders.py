@@ -53,11 +53,18 @@ def _by_class(folder: Path, classes: Sequence[str], inner: str, pattern: str, hi
     """The image files of one folder per class, with their class numbers."""
     found: Labelled = []
     for c, name in enumerate(classes):
-        files = sorted((folder / name / inner).glob(pattern))
+        files = _images(folder / name / inner, Path(pattern).suffix)
         if not files:
             raise BadInput(f"[data] no {pattern} in {(folder / name / inner).absolute()}. {hint}, or set data.root")
         found += [(file, c) for file in files]
     return found
+
+
+def _images(folder: Path, suffix: str) -> list[Path]:
+    """The files with this ending, in capitals or not; hidden ones, which other systems leave beside them, are no images."""
+    if not folder.is_dir():
+        return []
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() == suffix.lower() and not file.name.startswith("."))
 
 
 def _annotated(folder: Path, number: dict[str, int], hint: str) -> Labelled:
@@ -88,7 +95,11 @@ def _image(file: Path, size: int) -> torch.Tensor:
     """(3, size, size) uint8; grey images get three equal channels."""
     try:
         with Image.open(file) as image:
+            if image.mode.startswith(("I", "F")):
+                raise BadInput(f"[data] {file} has pixels of mode {image.mode}; the published images have 8 bits")
             pixels = np.array(image.convert("RGB"))
+    except BadInput:
+        raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise BadInput(f"[data] {file} cannot be read as an image: {error}") from error
     if pixels.shape != (size, size, 3):

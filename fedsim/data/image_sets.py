@@ -27,6 +27,9 @@ class Stored:
     mean: tuple[float, ...]  # per channel, of the training images / 255
     std: tuple[float, ...]
     users: Tensor | None = None  # (n,) int64, the natural user of each image
+    class_names: tuple[str, ...] | None = None  # where the labels were numbered anew: what each class was called
+    user_names: tuple[str, ...] | None = None  # by the number of a user, where a file names its users by text
+    notes: tuple[str, ...] = ()  # what was read otherwise than as it stands
 
     def __post_init__(self) -> None:
         if self.x.dim() != 4 or self.x.dtype != torch.uint8:
@@ -141,10 +144,10 @@ def fifth(y: Tensor) -> Tensor:
     return chosen
 
 
-def parted(name: str, x: Tensor, y: Tensor, classes: int, users: Tensor | None = None) -> tuple[Stored, Stored]:
-    """Training and test images of a set that has no test part: a fixed stratified fifth is the test set."""
+def parted(name: str, x: Tensor, y: Tensor, classes: int, users: Tensor | None = None, **more: Any) -> tuple[Stored, Stored]:
+    """Training and test images of a set that has no test part: a fixed stratified fifth is the test set. `more`: fields of both."""
     aside = fifth(y)
     mean, std = moments(x[~aside])
     pick = [(x[m], y[m], None if users is None else users[m]) for m in (~aside, aside)]
-    train, test = (Stored(name, images, labels, classes, mean, std, who) for images, labels, who in pick)
+    train, test = (Stored(name, images, labels, classes, mean, std, who, **more) for images, labels, who in pick)
     return train, test

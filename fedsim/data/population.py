@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,7 @@ class Population:
     skew: Skew | None
     clients: int
     crop_border: str = "zeros"
+    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # "client", "class": what the file called each of them
 
     def size(self, client: int) -> int:
         """Number of images the client trains on."""
@@ -104,8 +106,24 @@ def divide(train: Data, test: Data, settings: PartitionSettings, seed: int) -> P
     record["hashes"] = {name: sha256_of(part, begin) for name, part in sorted(shards.items())}
     whole = sha256(json.dumps(record["hashes"], sort_keys=True).encode()).hexdigest()
     clients = len(shards["train"])
-    record |= {"clients": clients, "numpy": np.__version__, "sha256": whole}
-    return Population(train, test, shards, record, whole, (), 4, 16, _skew(settings, clients, seed), clients)
+    record |= {"clients": clients, "numpy": np.__version__, "sha256": whole, "notes": list(getattr(train, "notes", ()))}
+    names = _names(train, shards, settings)
+    return Population(train, test, shards, record, whole, (), 4, 16, _skew(settings, clients, seed), clients, names=names)
+
+
+def _names(train: Data, shards: dict[str, Shards], settings: PartitionSettings) -> dict[str, tuple[str, ...]]:
+    """What the user's own file called the classes, and the users that are clients now; a client of several users has all their names."""
+    classes: tuple[str, ...] | None = getattr(train, "class_names", None)
+    found = {} if classes is None else {"class": classes}
+    users = _users(train)
+    if settings.name != "natural" or users is None:
+        return found
+    texts: tuple[str, ...] | None = getattr(train, "user_names", None)
+    held = [np.concatenate([shards[part].of(client) for part in ("train", "held")]) for client in range(len(shards["train"]))]
+    numbers = [np.unique(users[index]).tolist() for index in held]
+    if texts is None and numbers == [[client] for client in range(len(numbers))]:
+        return found
+    return found | {"client": tuple(", ".join(texts[user] if texts else str(user) for user in some) for some in numbers)}
 
 
 def _record(train: Data, test: Data, settings: PartitionSettings, seed: int) -> dict[str, Any]:

@@ -26,6 +26,7 @@ AUGMENTS: dict[str, tuple[str, ...]] = {  # every data set, with what is usual i
 }
 EMNIST_SPLITS = ("byclass", "bymerge", "balanced", "letters", "digits", "mnist")
 BORDERS = ("zeros", "reflect")
+LAYOUTS = ("nchw", "nhwc")
 KINDS = ("crop", "flip", "cutout")  # of augmentation
 
 
@@ -47,7 +48,9 @@ class DataSettings:
     normalise: bool = True  # by the training images' mean and deviation; false: pixels in [0, 1]
     cutout: int = 16  # pixels, side of the square cut out
     split: str = "balanced"  # emnist
-    path: str | None = None  # file: the user's HDF5 file
+    path: str | None = None  # file: the user's HDF5 or npz file
+    layout: str | None = None  # file: the axes of the images: nchw | nhwc; None: recognised by the shape
+    relabel: bool = False  # file: number the labels that occur, in sorted order, from 0
 
     def __post_init__(self) -> None:
         if self.name not in AUGMENTS and entry_points.find(entry_points.DATASETS, self.name, "[data] name") is None:
@@ -56,6 +59,8 @@ class DataSettings:
         for kind in self.augment or ():
             _one_of("augment", kind, KINDS)
         _one_of("crop_border", self.crop_border, BORDERS)
+        if self.layout is not None:
+            _one_of("layout", self.layout, LAYOUTS)
         self._check_applies()
         self._check_numbers()
 
@@ -73,6 +78,9 @@ class DataSettings:
             raise BadInput(f"[data] image_size applies to digits, {' and '.join(DRAWN)}; {self.name} has its own; leave it out")
         if (self.path is not None) != (self.name == "file"):
             raise BadInput(f'[data] path and name = "file" go together; name is {self.name!r}, path is {self.path!r}')
+        for name in ("layout", "relabel"):
+            if getattr(self, name) and self.name != "file":
+                raise BadInput(f'[data] {name} applies to name = "file"; leave it out for {self.name}')
         if self.split != "balanced" and self.name != "emnist":
             raise BadInput(f"[data] split applies to emnist; {self.name} has no splits, leave split out")
 

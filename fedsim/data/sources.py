@@ -38,9 +38,9 @@ def open_data(settings: DataSettings, seed: int) -> tuple[Data, Data]:
 
         return image_folders.open_folder(settings.name, settings.root)
     if settings.name == "file":
-        from fedsim.data.hdf5_file import open_file
+        from fedsim.data.own_file.opening import open_file
 
-        return open_file(str(settings.path))
+        return open_file(settings)
     from fedsim.data.torchvision_sets import open_published
 
     return open_published(settings)

@@ -29,7 +29,6 @@ from fedsim.pruning.cut_and_finetune import CutAndFinetune
 from fedsim.simulation import subnetworks
 from fedsim.storage.reader import RunReader
 
-FORMS = ("torch",)
 LIBRARIES = ("torch", "_operator", "math", "builtins")  # where the functions of a plain module may come from
 
 

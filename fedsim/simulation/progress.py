@@ -54,8 +54,9 @@ class Progress:
         self.say(f"{job.name}: {job.method.name} on {job.data.name}, {setting.clients:,} clients, cohort {setting.cohort}")
         packs = f"{min(plan.packs, setting.cohort)} packs of clients"
         self.say(f"{', '.join([ranks, f'{plan.fleet} fleet', packs, *plan.ways, plan.device])}; writing {self.start.out}")
-        for warning in self.parts.population.record["warnings"]:
-            self.say(f"note: {warning}")
+        record = self.parts.population.record
+        for note in (*record["notes"], *record["warnings"]):
+            self.say(f"note: {note}")
         if not cache_folder():
             self.say(f"note: every start compiles the kernels anew, for {UNKEPT}")
         if self.first > 0:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from fedsim.config import own_code
-from fedsim.config.job import flat
+from fedsim.config.job_file import flat
 from fedsim.errors import BadInput
 from fedsim.fleet.plan import Plan
 from fedsim.simulation.experiment import Experiment
@@ -63,12 +63,15 @@ class RunStart:
         counts = parts.population.counts()
         layers = [layer.name for layer in parts.model_profile.layers]
         attributes = describe(parts, plan, hosts)
-        return RunWriter.create(self.out, attributes=attributes, layers=layers, clients=parts.setting.clients, counts=counts)
+        clients, called = parts.setting.clients, parts.population.names
+        return RunWriter.create(self.out, attributes=attributes, layers=layers, clients=clients, counts=counts, called=called)
 
 
 def find_start(parts: Experiment, out: Path, resume: str) -> RunStart:
     """Looks at what stands at `out`. BadInput: a run that `resume` does not allow, of another job, on another partition, or that the
     method refuses."""
+    if out.is_dir():
+        raise BadInput(f"--out {out} is a folder; it must be the file to write, for example {out / f'{parts.job.name}.h5'}")
     folder = folder_of(out)
     if not out.exists():
         if resume == "must":

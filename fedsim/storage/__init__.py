@@ -2,6 +2,7 @@
 
     /rounds/NAME (round,)    /clients/NAME (round, client)    /layers/NAME (round, layer)    /timing/NAME, /speed/NAME (round,)
     /masks/ROUND  packed bits, where the mask changed          /partition/counts (client, class)          /model  final weights
+    /partition/client_name, /partition/class_name  what the data set called clients and classes, where it had names for them
     /client_gates/ROUND, /client_gates/final  gates of clients, where they have some of their own
 
 The dimension scales `round`, `client`, `layer` (and `class`) stand in every group that uses them, as links to one dataset, so

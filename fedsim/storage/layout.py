@@ -33,6 +33,8 @@ DIMENSIONS = {
 
 def opened(path: Path) -> h5py.File:
     """The run file, for reading; BadInput where there is none or its format is newer than ours."""
+    if path.is_dir():
+        raise BadInput(f"{path} is a folder, not a run file; name one of the files in it, for example {path / 'RUN.h5'}")
     if not path.is_file():
         raise BadInput(f"there is no run file {path}")
     file = h5py.File(path, "r", locking=False)
@@ -78,8 +80,9 @@ def lay_out(
     layers: Sequence[str],
     clients: int,
     counts: NDArray[np.integer] | None,
+    called: Mapping[str, Sequence[str]],
 ) -> None:
-    """A run file with no rows."""
+    """A run file with no rows. `called`: the names of clients or classes, where they have some."""
     # All attributes have their final size from the start, so that a later change is one write in place.
     file.attrs.update({"format_version": FORMAT, **attributes, "rounds": -1, "finished": False, "weights_sha256": np.bytes_(64 * " ")})
     _scale(file, "round", np.arange(0), maxshape=(None,), chunks=(1024,))
@@ -93,6 +96,8 @@ def lay_out(
     file.create_group("masks")
     if counts is not None and clients <= COUNTS_UP_TO:
         _put_counts(file, counts)
+    for dimension, texts in called.items():
+        file.create_dataset(f"partition/{dimension}_name", data=np.array(list(texts), dtype=h5py.string_dtype()))
 
 
 def _scale(file: h5py.File, name: str, data: NDArray[Any], **options: Any) -> None:

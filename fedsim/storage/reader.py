@@ -108,6 +108,11 @@ class RunReader:
         """(client, class) training images, or None where they were left out."""
         return self._read(lambda file: file["partition/counts"][()] if "partition/counts" in file else None)
 
+    def called(self, dimension: str) -> list[str] | None:
+        """What the data set called each "client" or "class"; None where it had no names but their numbers here."""
+        path = f"partition/{dimension}_name"
+        return self.labels(path) if self._read(lambda file: path in file) else None
+
     def model(self) -> Tree:
         """The final weights, bit for bit; BadInput before the run has finished."""
         return self._read(lambda file: _model(file, self.path))

@@ -53,10 +53,12 @@ class RunWriter:
         clients: int,
         columns: Mapping[str, Column] = COLUMNS,
         counts: NDArray[np.integer] | None = None,
+        called: Mapping[str, Sequence[str]] | None = None,
     ) -> RunWriter:
         """A new run file with no rows yet.
 
         `columns`: by "rounds/…", "clients/…", "layers/…", "timing/…". `counts`: (clients, classes) training images.
+        `called`: "client", "class" -> the name of each, where the data set has names.
         Raises BadInput where `path` exists already or cannot be written.
         """
         path = Path(path)
@@ -69,7 +71,7 @@ class RunWriter:
         except OSError as error:
             raise BadInput(f"{path} cannot be written: {error.strerror}; choose another --out") from None
         with h5py.File(aside, "w", locking=False) as file:
-            lay_out(file, attributes, columns, layers, clients, counts)
+            lay_out(file, attributes, columns, layers, clients, counts, called or {})
         aside.rename(path)
         return cls(path)
 

@@ -86,14 +86,35 @@ def test_no_command_is_answered_with_the_help(fedsim: Callable[..., Ended]) -> N
     assert "estimate" in ended.out
 
 
-LIGHT = "import sys; from fedsim.cli import commands; sys.argv[1:] = {!r}\ntry: commands.main()\nfinally: assert 'torch' not in sys.modules"
+LIGHT = """
+import sys
+from fedsim.cli import commands
+for line in sys.stdin.read().splitlines():
+    sys.argv[1:] = line.split()
+    try:
+        commands.main()
+    except SystemExit as end:
+        heavy = {"torch", "pandas", "h5py", "scipy", "sklearn", "numba", "numpy", "mpi4py", "torchvision"} & sys.modules.keys()
+        print(f"ANSWERED {line}: {end.code} {sorted(heavy)}", file=sys.stderr)
+"""
+ANSWERED_AT_ONCE = {  # command line -> exit code
+    **{f"{command} --help": 0 for command in ("", "run", "sweep", "estimate", "methods", "show", "export", "compare", "bench")},
+    **dict.fromkeys(("methods", "methods structured", "--version"), 0),
+    **dict.fromkeys(("fly", "run", "run --foo", "run a.toml --resume perhaps", "export a.h5 --to x", "methods fly", "bench fly"), 2),
+    **{f"{command} no.toml": 2 for command in ("run", "sweep", "estimate", "bench sparse --job")},
+    **{f"{command} no.h5": 2 for command in ("show", "export", "compare")},
+    **{f"{command} .": 2 for command in ("show", "export", "run")},
+    "run pyproject.toml --set lr": 2,
+}
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["bench", "--help"], ["methods"], ["methods", "structured"]])
 @pytest.mark.processes
-def test_help_and_the_list_of_methods_do_not_import_torch(arguments: list[str]) -> None:
-    command = [sys.executable, "-c", LIGHT.format(arguments)]
-    assert subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
+def test_help_and_mistyped_commands_are_answered_before_anything_heavy_is_imported() -> None:
+    """One process for all of them: what one imports is still there after the next."""
+    command = [sys.executable, "-c", LIGHT]
+    ended = subprocess.run(command, input="\n".join(ANSWERED_AT_ONCE), capture_output=True, text=True, cwd=ROOT, check=True)
+    told = [line for line in ended.stderr.splitlines() if line.startswith("ANSWERED")]
+    assert told == [f"ANSWERED {line}: {code} []" for line, code in ANSWERED_AT_ONCE.items()]
 
 
 @pytest.mark.processes
@@ -275,6 +296,13 @@ def test_a_data_folder_that_is_a_file_is_told(refuses: Callable[..., str], tmp_p
 def test_a_run_file_that_cannot_be_written(refuses: Callable[..., str]) -> None:
     assert "small.toml/run.h5" in refuses("run", "small.toml", "--out", "small.toml/run.h5")
     assert "/proc/nowhere/run.h5" in refuses("run", "small.toml", "--out", "/proc/nowhere/run.h5")
+
+
+def test_a_folder_in_the_place_of_a_run_file(refuses: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    said = refuses("run", "small.toml", "--out", "folder")
+    assert said == "small.toml: --out folder is a folder; it must be the file to write, for example folder/small.h5\n"
+    assert "folder is a folder; give a run file; there is none in it" in refuses("show", "folder")
 
 
 def test_must_resume_needs_a_run(refuses: Callable[..., str]) -> None:

@@ -1,0 +1,1 @@
+"""`file`: a user's own data in one HDF5 or npz file."""
