@@ -1,6 +1,23 @@
-"""Analysis of fedsim's run files: reads HDF5 only, and needs neither torch nor fedsim."""
+"""Analysis of fedsim's run files: reads HDF5 only, and needs neither torch nor fedsim.
 
-from fedsim_analysis.compare import compare
-from fedsim_analysis.load import Run, load
+`compare` and `load` need pandas, which is imported with the first of them. `run_file` needs h5py and numpy alone; fedsim reads with it too.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedsim_analysis.comparison import compare
+    from fedsim_analysis.tables import Run, load
 
 __all__ = ["Run", "compare", "load"]
+
+_PLACES = {"Run": "tables", "compare": "comparison", "load": "tables"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)

@@ -2,7 +2,7 @@
 
 import sys
 
-from fedsim_analysis.compare import compare, tell
+from fedsim_analysis.comparison import compare, tell
 
 if __name__ == "__main__":
     if len(sys.argv) < 3 or sys.argv[1] != "compare":

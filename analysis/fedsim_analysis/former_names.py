@@ -1,6 +1,6 @@
 """Names of format 1, and what they are called since format 2: old run files are read under the new names.
 
-The same tables as in `fedsim.storage.former_names`: this package imports nothing of fedsim. A test holds the two equal.
+fedsim takes these tables from here: this package imports nothing of fedsim.
 """
 
 from __future__ import annotations
@@ -62,12 +62,12 @@ def fields_of(section: str, method: str = "") -> Mapping[str, str]:
 
 def job(table: dict[str, Any]) -> dict[str, Any]:
     """A resolved job of format 1 under the names of format 2."""
-    method = table.get("method", {}).get("name", "")
+    method = str(table.get("method", {}).get("name", ""))
     for section, values in table.items():
         if isinstance(values, dict):
             table[section] = renamed(values, fields_of(section, method))
-    if "fleet" in table.get("execution", {}):
-        table["execution"]["fleet"] = FLEETS.get(table["execution"]["fleet"], table["execution"]["fleet"])
+    if isinstance(fleet := table.get("execution", {}).get("fleet"), str):
+        table["execution"]["fleet"] = FLEETS.get(fleet, fleet)
     return table
 
 

@@ -193,7 +193,7 @@ def _compared(runs: list[Path], csv: bool = False) -> str:
     """The text that `fedsim compare` prints."""
     try:
         from fedsim_analysis import compare
-        from fedsim_analysis.compare import tell
+        from fedsim_analysis.comparison import tell
     except ImportError as error:
         raise BadInput(f"fedsim compare needs the extra `analysis` ({error}); pip install 'fedsim[analysis]'") from error
     try:

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import h5py
 import numpy as np
+from fedsim_analysis import checked, checksums
+from fedsim_analysis.checked import need
 from numpy.typing import NDArray
 
-from fedsim.storage import former_names
+from fedsim.storage import encoding, former_names
 
 GROUP = "client_gates"
 FORMER = next(old for old, new in former_names.GROUPS.items() if new == GROUP)  # its name in files of format 1
@@ -44,34 +47,56 @@ def put(file: h5py.File, name: str, gates: Gates) -> None:
     """Stores gates under a round's number, or FINAL."""
     place = file.require_group(f"{GROUP}/{name}")
     place.attrs.update({"n": gates.hard.shape[1], "groups": json.dumps(list(gates.groups.items()))})
+    clients, packed = gates.clients.astype(np.int64), np.packbits(gates.hard, axis=1)
     # Neither named "client" nor with its scale: xarray refuses a tree in which a group has fewer clients than its parents.
-    place.create_dataset("clients", data=gates.clients.astype(np.int64))
-    place.create_dataset("gates", data=np.packbits(gates.hard, axis=1))
+    place.create_dataset("clients", data=clients)
+    place.create_dataset("gates", data=packed)
+    place.attrs[checksums.NAME] = checksums.of(*_bytes(clients, packed, gates.values))
     if gates.values is not None:
         place.create_dataset("values", data=gates.values)
 
 
 def last(file: h5py.File, r: int) -> Gates | None:
     """The gates in force after round `r`; None where none were stored."""
-    rounds = [int(name) for name in file.get(_group(file), ()) if name != FINAL and int(name) <= r]
+    rounds = [number for number in encoding.rounds(checked.group(file, _group(file)) or ()) if number <= r]
     return read(file, str(max(rounds))) if rounds else None
 
 
 def read(file: h5py.File, name: str) -> Gates | None:
     """The gates stored under a name; None where there are none."""
-    if f"{_group(file)}/{name}" not in file:
+    place, where = checked.group(file, f"{_group(file)}/{name}"), f"{_group(file)}/{name}"
+    if place is None:
         return None
-    place = file[f"{_group(file)}/{name}"]
-    hard = np.unpackbits(place["gates"][()], axis=1, count=int(place.attrs["n"])).astype(bool)
-    values = place["values"][()] if "values" in place else None
-    return Gates(place["clients"][()], hard, dict(json.loads(place.attrs["groups"])), values)
+    n, groups = checked.attribute(place, "n"), _sizes(checked.attribute(place, "groups"), where)
+    need(type(n) is int and n == sum(groups.values()), f"{where} says that it has {n} gates; its groups have {sum(groups.values())}")
+    clients = checked.numbers(place, "clients", "i", (None,)).astype(np.int64, copy=False)
+    packed = checked.numbers(place, "gates", "u", (len(clients), -(-n // 8)))
+    need(packed.dtype == np.uint8, f"{where}/gates are {packed.dtype}, not uint8")
+    values = checked.numbers(place, "values", "f", (len(clients), n)) if checked.item(place, "values") is not None else None
+    checksums.check(place, *_bytes(clients, packed, values))
+    known = checked.dataset(file, "client", "iu", (None,)).shape[0]
+    need(((clients >= 0) & (clients < known)).all(), f"{where} has gates of clients that are not among the {known}")
+    hard = np.unpackbits(packed, axis=1, count=n).astype(bool)
+    return Gates(clients, hard, groups, None if values is None else values.astype(np.float32, copy=False))
+
+
+def _sizes(text: Any, where: str) -> dict[str, int]:
+    pairs = checked.from_json(text, f"the attribute 'groups' of {where}", list)
+    fits = all(isinstance(pair, list) and [type(part) for part in pair] == [str, int] and pair[1] >= 0 for pair in pairs)
+    need(fits, f"the attribute 'groups' of {where} is no list of layers and their channels")
+    return dict(pairs)
+
+
+def _bytes(clients: NDArray[np.int64], packed: NDArray[np.uint8], values: NDArray[np.float32] | None) -> list[bytes]:
+    return [clients.tobytes(), packed.tobytes(), b"" if values is None else values.tobytes()]
 
 
 def _group(file: h5py.File) -> str:
-    return FORMER if FORMER in file else GROUP
+    return FORMER if checked.item(file, FORMER) is not None else GROUP
 
 
 def cut(file: h5py.File, r: int) -> None:
     """Forgets what came after round `r`."""
-    for later in [name for name in file.get(GROUP, ()) if name == FINAL or int(name) > r]:
+    held = list(checked.group(file, GROUP) or ())
+    for later in [name for name in held if name == FINAL or int(name) > r]:
         del file[f"{GROUP}/{later}"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
 from zlib import compress
@@ -58,18 +58,37 @@ def store(value: Tensor, mask: Tensor | None = None) -> tuple[NDArray[Any], dict
 
 
 def restore(array: NDArray[Any], about: Mapping[str, Any], mask: Tensor | None = None) -> Tensor:
-    """The tensor that `store` was given."""
-    dtype, shape = getattr(torch, about["dtype"]), json.loads(about["shape"])
+    """The tensor that `store` was given; ValueError where the array is none that it gave."""
+    dtype, shape = getattr(torch, str(about["dtype"]), None), json.loads(about["shape"])
+    if not isinstance(dtype, torch.dtype) or not is_shape(shape):
+        raise ValueError(f"there is no tensor of dtype {about['dtype']!r} and shape {about['shape']!r}")
     if dtype == torch.bool:
+        if array.dtype != np.uint8 or array.shape != (-(-prod(shape) // 8),):
+            raise ValueError(f"{array.size} bytes are not the bits of the shape {shape}")
         return from_bits(array, shape)
-    values = torch.from_numpy(np.atleast_1d(array)).view(dtype)
+    stored = torch.from_numpy(np.atleast_1d(array))
+    if stored.dtype not in (dtype, torch.int16) or stored.element_size() != dtype.itemsize:
+        raise ValueError(f"its values are {array.dtype}, not {about['dtype']}")
+    values = stored.view(dtype)
     if not about["masked"]:
         return values.reshape(shape)
-    if mask is None:
-        raise ValueError("these are the kept values of a weight; its mask is missing")
+    if mask is None or mask.dtype != torch.bool or list(mask.shape) != shape:
+        raise ValueError("these are the kept values of a weight; its mask is missing, or is no mask of this shape")
+    if values.shape != (kept := int(mask.sum()),):
+        raise ValueError(f"{tuple(values.shape)} values were stored, and its mask keeps {kept:,}")
     full = torch.zeros(shape, dtype=dtype)
     full[mask] = values
     return full
+
+
+def is_shape(shape: Any) -> bool:
+    """Whether it is a list of lengths."""
+    return isinstance(shape, list) and all(type(size) is int and size >= 0 for size in shape) and len(shape) <= 16
+
+
+def rounds(names: Iterable[str]) -> list[int]:
+    """The names that are numbers of rounds."""
+    return [int(name) for name in names if name.isascii() and name.isdigit() and len(name) <= 18]
 
 
 def chunks(ids: NDArray[np.integer], measured: NDArray[np.float64], width: int) -> Iterator[tuple[int, bytes]]:

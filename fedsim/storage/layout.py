@@ -3,46 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
 
 import h5py
 import numpy as np
+from fedsim_analysis import checked, checksums
+from fedsim_analysis.checked import need
+from fedsim_analysis.run_file import DIMENSIONS, FORMAT
 from numpy.typing import NDArray
 
 from fedsim.core import keys
-from fedsim.errors import BadInput
-from fedsim.storage import encoding, former_names
+from fedsim.storage import encoding
 from fedsim.storage.columns import Column
+
+__all__ = ["DIMENSIONS", "FORMAT"]  # which readers have too
 
 Attributes = Mapping[str, str | int | float | bool]
 Item = TypeVar("Item")
 
-FORMAT = 2  # of the run file; a reader refuses what is newer, and reads format 1 under the new names
 COUNTS_UP_TO = 100_000  # clients, beyond which /partition/counts is left out
 CHUNK = 512  # clients in a chunk: a row writes only the chunks it touches
 ROWS = {"rounds": 1024, "timing": 1024, "speed": 1024, "layers": 256, "clients": 1}  # rounds in a chunk; 64 chunks are indexed by one node
-DIMENSIONS = {
-    "rounds": ("round",),
-    "clients": ("round", "client"),
-    "layers": ("round", "layer"),
-    "timing": ("round",),
-    "speed": ("round",),
-}
-
-
-def opened(path: Path) -> h5py.File:
-    """The run file, for reading; BadInput where there is none or its format is newer than ours."""
-    if path.is_dir():
-        raise BadInput(f"{path} is a folder, not a run file; name one of the files in it, for example {path / 'RUN.h5'}")
-    if not path.is_file():
-        raise BadInput(f"there is no run file {path}")
-    file = h5py.File(path, "r", locking=False)
-    if int(file.attrs["format_version"]) > FORMAT:
-        writer = file.attrs.get("fedsim_version", "a newer fedsim")
-        file.close()
-        raise BadInput(f"{path} was written by fedsim {writer} in a newer format than this fedsim reads ({FORMAT}); upgrade fedsim")
-    return file
 
 
 def writable(path: Path) -> h5py.File:
@@ -93,6 +76,7 @@ def lay_out(
             file.require_group(group)[dimension] = file[dimension]
     for path, column in columns.items():
         add_column(file, path, column)
+    checksums.lay_out(file, list(columns))
     file.create_group("masks")
     if counts is not None and clients <= COUNTS_UP_TO:
         _put_counts(file, counts)
@@ -136,30 +120,20 @@ def add_column(file: h5py.File, path: str, column: Column) -> h5py.Dataset:
     return added
 
 
-def names(file: h5py.File, group: str) -> list[str]:
-    """The columns of a group; none where an older writer has not made it."""
-    found = [name for name in file.get(group, ()) if name not in DIMENSIONS[group]]
-    return [former_names.COLUMNS.get(f"{group}/{name}", name) for name in found] if is_former(file) else found
-
-
-def is_former(file: h5py.File) -> bool:
-    """Whether the file was written before its columns had their present names."""
-    return int(file.attrs["format_version"]) < FORMAT
-
-
-def stored_name(file: h5py.File, group: str, name: str) -> str:
-    """What a column is called in the file."""
-    old = {new: path for path, new in former_names.COLUMNS.items() if path.startswith(f"{group}/")} if is_former(file) else {}
-    return old.get(name, f"{group}/{name}").partition("/")[2]
-
-
 def last_mask(file: h5py.File, r: int) -> tuple[str, bytes]:
     """The mask in force after round `r`, packed."""
-    stored = [int(name) for name in file["masks"] if int(name) <= r]
+    stored = [number for number in encoding.rounds(checked.needed(file, "masks")) if number <= r]
     if not stored:
         return encoding.pack({})
-    mask = file["masks"][str(max(stored))]
-    return mask.attrs["tensors"], mask[()].tobytes()
+    name = f"masks/{max(stored)}"
+    mask = checked.dataset(file, name, "u", (None,))
+    tensors, packed = checked.attribute(mask, "tensors"), mask[()].tobytes()
+    checksums.check(mask, str(tensors).encode(), packed)
+    shapes = checked.from_json(tensors, f"the attribute 'tensors' of {name}")
+    need(all(map(encoding.is_shape, shapes.values())), f"the attribute 'tensors' of {name} has shapes that are none")
+    expected = sum(-(-prod(shape) // 8) for shape in shapes.values())
+    need(len(packed) == expected, f"{name} has {len(packed):,} bytes, and its masks have {expected:,}")
+    return tensors, packed
 
 
 def mask_of(key: str, model: Mapping[str, Item]) -> Item | None:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import h5py
 import numpy as np
+from fedsim_analysis import checked, run_file
+from fedsim_analysis.checked import Damaged, need
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedsim.core.tree import sha256_of
 from fedsim.errors import BadInput
 from fedsim.storage import client_gates, encoding, former_names
 from fedsim.storage.client_gates import Gates
 from fedsim.storage.columns import Column
-from fedsim.storage.layout import is_former, last_mask, mask_of, names, opened, stored_name
+from fedsim.storage.layout import last_mask, mask_of
 
 Tree = dict[str, Tensor]
 Result = TypeVar("Result")
@@ -41,20 +44,30 @@ class RunReader:
         return self._read(_attributes)
 
     @property
+    def job(self) -> dict[str, Any]:
+        """The resolved job, under the present names."""
+        return self._read(lambda file: run_file.job(run_file.attributes(file)))
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """How the run is computed; empty where the file does not say."""
+        return self._read(lambda file: _plan(_attributes(file)))
+
+    @property
     def rounds(self) -> int:
         """The last complete round, -1 before row 0."""
         return int(self.attributes["rounds"])
 
     def names(self, group: str = "rounds") -> list[str]:
         """The columns of "rounds", "clients", "layers", "timing" or "speed"."""
-        return self._read(lambda file: names(file, group))
+        return self._read(lambda file: run_file.names(file, group))
 
     def about(self, group: str, name: str) -> Column:
-        return self._read(lambda file: Column(*(_find(file, group, name).attrs[key] for key in ("units", "long_name"))))
+        return self._read(lambda file: _about(run_file.column(file, group, name)))
 
     def labels(self, dimension: str) -> list[Any]:
         """What a dimension's rows are called: the layers' names, the clients' numbers."""
-        return self._read(lambda file: [_plain(value) for value in file[dimension][()].tolist()])
+        return self._read(lambda file: checked.labels(file, dimension))
 
     def column(self, name: str) -> NDArray[np.float64]:
         """(rounds + 1,) of /rounds/NAME."""
@@ -63,6 +76,10 @@ class RunReader:
     def clients(self, name: str, r: int | None = None) -> NDArray[np.float64]:
         """(rounds + 1, clients) of /clients/NAME, or (clients,) of round `r`: NaN where not measured."""
         return self._rows("clients", name, r)
+
+    def client(self, name: str, client: int) -> NDArray[np.float64]:
+        """(rounds + 1,) of /clients/NAME of one client: NaN where not measured."""
+        return self._read(lambda file: run_file.values(file, "clients", name, client=client))
 
     def layers(self, name: str) -> NDArray[np.float64]:
         """(rounds + 1, layers) of /layers/NAME."""
@@ -78,7 +95,7 @@ class RunReader:
 
     def masks(self, r: int) -> Tree:
         """The mask in force after round `r`; empty where none was stored."""
-        layout, packed = self._read(lambda file: last_mask(file, min(r, int(file.attrs["rounds"]))))
+        layout, packed = self._read(lambda file: last_mask(file, min(r, _rounds(file))))
         return encoding.unpack(layout, packed)
 
     def gates(self, r: int | None = None) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
@@ -98,15 +115,15 @@ class RunReader:
 
     def _gates(self, r: int | None) -> Gates | None:
         def gates(file: h5py.File) -> Gates | None:
-            rounds = int(file.attrs["rounds"])
-            final = client_gates.read(file, client_gates.FINAL) if r is None and file.attrs["finished"] else None
+            rounds = _rounds(file)
+            final = client_gates.read(file, client_gates.FINAL) if r is None and checked.attribute(file, "finished") else None
             return final or client_gates.last(file, rounds if r is None else min(r, rounds))
 
         return self._read(gates)
 
     def counts(self) -> NDArray[np.int32] | None:
         """(client, class) training images, or None where they were left out."""
-        return self._read(lambda file: file["partition/counts"][()] if "partition/counts" in file else None)
+        return self._read(_counts)
 
     def called(self, dimension: str) -> list[str] | None:
         """What the data set called each "client" or "class"; None where it had no names but their numbers here."""
@@ -114,29 +131,17 @@ class RunReader:
         return self.labels(path) if self._read(lambda file: path in file) else None
 
     def model(self) -> Tree:
-        """The final weights, bit for bit; BadInput before the run has finished."""
-        return self._read(lambda file: _model(file, self.path))
+        """The final weights, bit for bit, by their SHA-256; BadInput before the run has finished."""
+        return self._read(_model)
 
     def _rows(self, group: str, name: str, r: int | None = None) -> NDArray[np.float64]:
-        def rows(file: h5py.File) -> NDArray[np.float64]:
-            column = _find(file, group, name)
-            found: NDArray[np.float64] = column[: int(file.attrs["rounds"]) + 1] if r is None else column[r]
-            return found
-
-        return self._read(rows)
+        return self._read(lambda file: run_file.values(file, group, name, r))
 
     def _read(self, what: Callable[[h5py.File], Result]) -> Result:
-        for attempt in range(20 if self._sleep else 1):
-            if attempt and self._sleep:
-                self._sleep(0.1)
-            try:
-                with opened(self.path) as file:
-                    return what(file)
-            except BadInput:
-                raise
-            except (OSError, RuntimeError, KeyError, ValueError) as error:
-                reason = error
-        raise BadInput(f"{self.path} cannot be read: {reason}; is it a run file of fedsim?") from reason
+        try:
+            return run_file.read(self.path, what, self._sleep)
+        except (FileNotFoundError, run_file.Absent, run_file.Unreadable) as error:
+            raise BadInput(str(error)) from error
 
 
 def read_model(path: str | Path) -> Tree:
@@ -144,33 +149,67 @@ def read_model(path: str | Path) -> Tree:
     return RunReader(path).model()
 
 
-def _find(file: h5py.File, group: str, name: str) -> h5py.Dataset:
-    if name not in names(file, group):
-        raise BadInput(f"{file.filename} has no {group}/{name}; it has {', '.join(names(file, group)) or 'none'}")
-    return file[group][stored_name(file, group, name)]
+def _rounds(file: h5py.File) -> int:
+    return int(checked.attribute(file, "rounds"))
+
+
+def _about(column: h5py.Dataset) -> Column:
+    return Column(*(str(checked.attribute(column, key) or "") for key in ("units", "long_name")))
 
 
 def _attributes(file: h5py.File) -> dict[str, Any]:
-    found = {name: _plain(value) for name, value in file.attrs.items()}
-    if is_former(file) and "job" in found:
+    found = run_file.attributes(file)
+    texts: dict[str, Any] = {
+        name: checked.from_json(found[name], f"the attribute {name!r}") for name in ("plan", "partition") if name in found
+    }
+    if run_file.is_former(file) and "job" in found:
         found["job"] = former_names.job(found["job"])
         for name, translate in (("plan", former_names.plan), ("partition", former_names.partition)):
-            found[name] = json.dumps(translate(json.loads(found.get(name, "{}"))), sort_keys=True)
+            found[name] = json.dumps(translate(texts.get(name, {})), sort_keys=True)
     return found
 
 
-def _plain(value: Any) -> Any:
-    value = value.item() if isinstance(value, np.generic) else value
-    return value.decode().strip() if isinstance(value, bytes) else value
+def _plan(known: dict[str, Any]) -> dict[str, Any]:
+    plan: dict[str, Any] = json.loads(known.get("plan", "{}"))
+    packs, fleet = plan.get("packs", 1), plan.get("fleet", "serial")
+    need(type(packs) is int and packs > 0 and type(fleet) is str, f"its plan has the fleet {fleet!r:.40} and {packs!r:.40} packs")
+    return plan
 
 
-def _model(file: h5py.File, path: Path) -> Tree:
-    if not file.attrs["finished"]:
-        raise BadInput(f"{path} holds no final weights: the run stands at round {file.attrs['rounds']} and has not finished")
-    found: dict[str, h5py.Dataset] = {}
-    file["model"].visititems(lambda key, item: found.update({key: item} if isinstance(item, h5py.Dataset) else {}))
-    return {key: _tensor(stored, mask_of(key, found)) for key, stored in found.items()}
+def _counts(file: h5py.File) -> NDArray[np.int32] | None:
+    if checked.group(file, "partition") is None or checked.item(file, "partition/counts") is None:
+        return None
+    clients = checked.dataset(file, "client", "iu", (None,)).shape[0]
+    return checked.numbers(file, "partition/counts", "iu", (clients, None)).astype(np.int32, copy=False)
 
 
-def _tensor(stored: h5py.Dataset, mask: h5py.Dataset | None) -> Tensor:
-    return encoding.restore(stored[()], stored.attrs, None if mask is None else _tensor(mask, None))
+def _model(file: h5py.File) -> Tree:
+    known = run_file.attributes(file)
+    if not known["finished"]:
+        raise run_file.Absent(f"{file.filename} holds no final weights: the run stands at round {known['rounds']} and has not finished")
+    found = dict(_stored(checked.needed(file, "model"), set()))
+    tree = {key: _tensor(key, stored, mask_of(key, found)) for key, stored in found.items()}
+    expected = run_file.one(known, "weights_sha256")
+    need(sha256_of(tree) == expected, "the model is damaged: its SHA-256 is not the one in 'weights_sha256'; the columns can be read")
+    return tree
+
+
+def _stored(group: h5py.Group, seen: set[int]) -> Iterator[tuple[str, h5py.Dataset]]:
+    """All datasets under the group, by their path in it."""
+    address = h5py.h5o.get_info(group.id).addr
+    need(address not in seen, f"{group.name.lstrip('/')} stands in two places")
+    seen.add(address)
+    for name in group:
+        if isinstance(entry := checked.item(group, name), h5py.Group):
+            yield from ((f"{name}/{key}", stored) for key, stored in _stored(entry, seen))
+        else:
+            yield name, checked.dataset(group, name, "fiu", None)
+
+
+def _tensor(key: str, stored: h5py.Dataset, mask: h5py.Dataset | None) -> Tensor:
+    about = {name: checked.attribute(stored, name) for name in ("dtype", "shape", "masked")}
+    kept = None if mask is None else _tensor(key, mask, None)
+    try:
+        return encoding.restore(stored[()], about, kept)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise Damaged(f"model/{key} is no tensor: {error}") from error

@@ -10,6 +10,8 @@ from typing import Any
 
 import h5py
 import numpy as np
+from fedsim_analysis import checksums
+from fedsim_analysis.run_file import DIMENSIONS, names
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -17,7 +19,7 @@ from fedsim.errors import BadInput
 from fedsim.storage import client_gates, encoding
 from fedsim.storage.client_gates import Gates
 from fedsim.storage.columns import COLUMNS, OF_METHODS, Column
-from fedsim.storage.layout import CHUNK, DIMENSIONS, Attributes, add_column, last_mask, lay_out, mask_of, names, splits, writable
+from fedsim.storage.layout import CHUNK, Attributes, add_column, last_mask, lay_out, mask_of, splits, writable
 from fedsim.storage.reader import RunReader
 
 Tree = dict[str, Tensor]
@@ -85,6 +87,8 @@ class RunWriter:
         with record._aside():
             record._cut(r)
             record._file.attrs.update(attributes or {})
+            checksums.lay_out(record._file, list(record._columns))
+            record._find_checksums()
         record._count()
         return record
 
@@ -120,6 +124,7 @@ class RunWriter:
         with nullcontext() if appends else self._aside():
             self._extend(r + 1)
             self._put(r, row, chunks)
+            self._put_checksums(r, row)
             self._put_mask(r, mask)
             if gates is not None and moved:
                 client_gates.put(self._file, str(r), gates)
@@ -153,8 +158,15 @@ class RunWriter:
         self._numbers = self._file["round"]
         self._columns = {f"{group}/{name}": self._file[group][name] for group in DIMENSIONS for name in names(self._file, group)}
         self._wide = {group: tuple(self._file[name].shape[0] for name in scales[1:]) for group, scales in DIMENSIONS.items()}
+        self._find_checksums()
         self._mask = last_mask(self._file, self.rounds)
         self._gates = client_gates.last(self._file, self.rounds)
+
+    def _find_checksums(self) -> None:
+        """The table of checksums, and for each of its columns the checksum of a row that was not measured."""
+        self._checksums = self._file[checksums.GROUP][checksums.ROWS] if checksums.GROUP in self._file else None
+        wide = {path: self._wide[path.partition("/")[0]] for path in checksums.columns(self._file)}
+        self._unmeasured = {path: checksums.of_row(np.full(shape, np.nan)) for path, shape in wide.items()}
 
     def _count(self) -> None:
         """The chunks that each column of the clients holds; kept up by every row."""
@@ -181,7 +193,7 @@ class RunWriter:
         self._file.attrs.modify("finished", False)
         self._file.attrs.modify("weights_sha256", np.bytes_(b""))
         self._extend(r + 1)
-        for later in [f"masks/{name}" for name in self._file["masks"] if int(name) > r]:
+        for later in [f"masks/{number}" for number in encoding.rounds(self._file["masks"]) if number > r]:
             del self._file[later]
         if "model" in self._file:
             del self._file["model"]
@@ -192,11 +204,16 @@ class RunWriter:
         self._numbers.id.set_extent((rows,))  # by the library's own call: resize asks for the shape three times
         for path, column in self._columns.items():
             column.id.set_extent((rows, *self._wide[path.partition("/")[0]]))
+        if self._checksums is not None:
+            self._checksums.id.set_extent((rows, len(self._unmeasured)))
 
     def _put(self, r: int, row: Mapping[str, Any], chunks: Mapping[str, list[Chunk]]) -> None:
         _put_row(self._numbers, r, r, np.int64)
-        for path in row.keys() - self._columns.keys():
-            self._columns[path] = add_column(self._file, path, (OF_METHODS | COLUMNS).get(path, Column()))
+        if new := sorted(row.keys() - self._columns.keys()):
+            for path in new:
+                self._columns[path] = add_column(self._file, path, (OF_METHODS | COLUMNS).get(path, Column()))
+            checksums.lay_out(self._file, new)
+            self._find_checksums()
         for path, column in self._columns.items():
             if path.startswith("clients/"):
                 self._put_chunks(r, path, chunks.get(path, []))
@@ -224,10 +241,18 @@ class RunWriter:
             column.id.write_direct_chunk((r, start), chunk)
         self._held[path] = self._held.get(path, 0) + max(len(chunks), int(r == 0))
 
+    def _put_checksums(self, r: int, row: Mapping[str, Any]) -> None:
+        if self._checksums is not None:
+            shapes = {path: self._wide[path.partition("/")[0]] for path in self._unmeasured.keys() & row.keys()}
+            rows = {path: np.broadcast_to(np.asarray(row[path], np.float64), shape) for path, shape in shapes.items()}
+            found = self._unmeasured | {path: checksums.of_row(value) for path, value in rows.items()}
+            _put_row(self._checksums, r, np.fromiter(found.values(), np.uint32), np.uint32)
+
     def _put_mask(self, r: int, mask: tuple[str, bytes]) -> None:
         if mask != self._mask:
             stored = self._file["masks"].create_dataset(str(r), data=np.frombuffer(mask[1], np.uint8))
             stored.attrs["tensors"], self._mask = mask[0], mask
+            stored.attrs[checksums.NAME] = checksums.of(mask[0].encode(), mask[1])
 
 
 def _put_row(column: h5py.Dataset, r: int, value: Any, dtype: Any = np.float64) -> None:

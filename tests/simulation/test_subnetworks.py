@@ -9,7 +9,7 @@ import pytest
 import torch
 from cases import ROUNDS, images, run, table
 from fedsim_analysis import compare
-from fedsim_analysis.compare import readable, tell
+from fedsim_analysis.comparison import readable, tell
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -15,6 +15,7 @@ import xarray
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedsim.core.tree import sha256_of
 from fedsim.errors import BadInput
 from fedsim.storage import encoding, layout, writer
 from fedsim.storage.client_gates import Gates
@@ -204,7 +205,7 @@ def test_the_model_comes_back_bit_for_bit(path: Path) -> None:
     }
     model["w/conv1.weight"][~mask] = 0.0
     with RunWriter(path) as record:
-        record.finish(model, "0" * 64)
+        record.finish(model, sha256_of(model))
     back = read_model(path)
     assert back.keys() == model.keys()
     for key, value in model.items():
@@ -474,7 +475,12 @@ def check(path: Path) -> int:
         for r in gates:
             assert (file[f"client_gates/{r}/gates"][()] == np.packbits(hard(r // 7).hard, axis=1)).all()
         assert not file.attrs["finished"] or ("model/w/a" in file and "client_gates/final" in file)
-        return rounds
+    reader = RunReader(path)  # which checks the checksums
+    assert (reader.column("loss") == expected).all()
+    assert (reader.timing("compute") == expected).all()
+    assert (reader.layers("density") == expected[:, None]).all()
+    assert [bool(np.isfinite(reader.column(f"new{r}")[r])) for r in (20, 21) if r <= rounds] == [True] * sum(r <= rounds for r in (20, 21))
+    return rounds
 
 
 def replay(changes: list[tuple[int | None, bytes]], path: Path) -> Iterator[None]:
@@ -518,7 +524,7 @@ def test_every_cut_of_the_writing_leaves_all_counted_rows_whole(tmp_path: Path, 
         with RunWriter.resume(disk.path, ROWS - 20) as record:
             for r in range(ROWS - 19, ROWS - 10):
                 write_row(record, r)
-            record.finish({"w/a": torch.ones(3)}, "0" * 64, hard(99))
+            record.finish(model := {"w/a": torch.ones(3)}, sha256_of(model), hard(99))
 
     changes = recorded(tmp_path, monkeypatch, act)
     assert len(changes) > 500

@@ -13,7 +13,7 @@ import pytest
 import tomli_w
 import torch
 from fedsim_analysis import compare, load
-from fedsim_analysis.compare import half_interval, readable, tell
+from fedsim_analysis.comparison import half_interval, readable, tell
 from scipy import stats
 
 from fedsim.storage.writer import RunWriter

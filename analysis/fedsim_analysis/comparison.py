@@ -11,14 +11,18 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
 
-from fedsim_analysis.load import Run, load
+from fedsim_analysis.run_file import Unreadable
+from fedsim_analysis.tables import Run, load
+
+
+def _column(run: Run, name: str) -> pd.Series[float]:
+    """A column; empty in files that have none."""
+    return run.rounds[name] if name in run.rounds else pd.Series(dtype=float)
 
 
 def _last(run: Run, name: str) -> float:
     """The last measured value of a column; NaN in files that have none."""
-    if name not in run.rounds:
-        return np.nan
-    measured = run.rounds[name].dropna()
+    measured = _column(run, name).dropna()
     return float(measured.iloc[-1]) if len(measured) else np.nan
 
 
@@ -29,18 +33,18 @@ def _most(run: Run, name: str, first: int) -> float:
 
 MEASURES: dict[str, Callable[[Run], float]] = {
     "accuracy": lambda run: _last(run, "accuracy"),
-    "accuracy_last_10": lambda run: float(run.rounds["accuracy"].iloc[1:].dropna().tail(10).mean()),
+    "accuracy_last_10": lambda run: float(_column(run, "accuracy").iloc[1:].dropna().tail(10).mean()),
     "client_accuracy_macro": lambda run: _last(run, "client_accuracy_macro"),
     "client_accuracy_min": lambda run: _last(run, "client_accuracy_min"),
     "client_inference_share": lambda run: _last(run, "client_inference_share"),
     "density": lambda run: _last(run, "density"),
-    "max_client_flops": lambda run: float(run.rounds["max_client_flops"].max()),
+    "max_client_flops": lambda run: _most(run, "max_client_flops", 0),
     "max_client_flops_share": lambda run: _most(run, "max_client_flops_share", 1),
     "max_client_flops_share_with_round_0": lambda run: _most(run, "max_client_flops_share", 0),
-    "bytes": lambda run: float(run.rounds["bytes_up"].sum() + run.rounds["bytes_down"].sum()),
-    "max_client_memory": lambda run: float(run.rounds["max_client_memory"].max()),
+    "bytes": lambda run: float(_column(run, "bytes_up").sum() + _column(run, "bytes_down").sum()),
+    "max_client_memory": lambda run: _most(run, "max_client_memory", 0),
     "max_client_model_memory": lambda run: _most(run, "max_client_model_memory", 0),
-    "seconds": lambda run: float(run.rounds["seconds"].sum()),
+    "seconds": lambda run: float(_column(run, "seconds").sum()),
 }
 
 
@@ -135,7 +139,7 @@ def _percent(mean: float, half: float) -> str:
 
 def _bytes(value: float) -> str:
     """Three digits and a prefix: 44,734,248 is "44.7 MB"."""
-    if np.isnan(value):
+    if not np.isfinite(value):
         return "-"
     rounded = float(f"{value:.3g}")
     power = max((power for power in range(1, 5) if rounded >= 1000**power), default=0)
@@ -171,8 +175,8 @@ def _differing(jobs: list[dict[str, Any]]) -> list[str]:
 
 def _differs(name: str, jobs: list[dict[str, Any]]) -> bool:
     alone = name.startswith("method.") and name != "method.name"
-    first: dict[Any, dict[str, Any]] = {}
-    return any(job.get(name) != first.setdefault(job.get("method.name") if alone else None, job).get(name) for job in jobs)
+    first: dict[str, dict[str, Any]] = {}
+    return any(job.get(name) != first.setdefault(repr(job.get("method.name")) if alone else "", job).get(name) for job in jobs)
 
 
 def _row(runs: list[Run]) -> dict[str, Any]:
@@ -188,7 +192,9 @@ def _row(runs: list[Run]) -> dict[str, Any]:
 def _distinct(runs: list[Run]) -> None:
     seen: dict[Any, Path] = {}
     for run in runs:
-        seed = run.attributes["seed"]
+        seed = run.attributes.get("seed")
+        if seed is None:
+            raise Unreadable(f"{run.path} is damaged: the attribute 'seed' is missing")
         if seed in seen:
             raise ValueError(f"{seen[seed]} and {run.path} are one job with one seed, {seed}: leave one out")
         seen[seed] = run.path
