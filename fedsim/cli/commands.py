@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
-from fedsim.errors import BadInput, ClientFault, Stopped, naming_job
+from fedsim.errors import BadInput, ClientFault, MethodFault, Stopped, naming_job
 
 if TYPE_CHECKING:
     from fedsim.config.job import Job
@@ -97,7 +97,7 @@ def run(
     from fedsim.simulation import launch
 
     with naming_job(job):
-        return launch.main(loaded, out or Path("runs") / f"{loaded.name}.h5", resume)
+        return launch.main(loaded, out or Path("runs") / f"{loaded.name}.h5", resume, job)
 
 
 @app.command()
@@ -301,6 +301,9 @@ def _outcome() -> int:
     except BadInput as error:
         _report_error(str(error))
         return 2
+    except MethodFault as fault:
+        _report_error(fault.told)
+        return 1
     except ClientFault as error:
         _report_error(str(error))
         return 1

@@ -13,6 +13,7 @@ from fedsim.core import keys
 from fedsim.core.keys import GATE
 from fedsim.core.tree import Tree
 from fedsim.core.validation import MAX_COHORT
+from fedsim.federated import verbs
 from fedsim.federated.client_work import Evaluate, OwnGates
 from fedsim.federated.protocol import Method
 from fedsim.fleet.client_images import evaluation_shards
@@ -59,7 +60,7 @@ def evaluate(parts: Experiment, state: Any, fleet: LocalFleet, r: int) -> Score:
 
 def _scored(parts: Experiment, method: Any, state: Any, fleet: LocalFleet, clients: list[int], last: bool = False) -> Score:
     work = Evaluate.of(method, parts.job.evaluate.batch)
-    shared, own, net = method.deploy(parts.setting, state, fleet, clients)
+    shared, own, net = verbs.deploy(method, parts.setting, state, fleet, clients)
     first = parts.setting.clients
     whole = fleet.run(work, range(first, first + evaluation_shards(parts.population)), shared, net=net).total
     rounds = {"accuracy": _share(whole), "loss": float(whole[keys.LOSS_SUM] / whole[keys.COUNT])}
@@ -136,7 +137,7 @@ def final_gates(parts: Experiment, state: Any, fleet: LocalFleet) -> Gates | Non
     found: list[Gates] = []
     for begin in range(0, len(clients), BLOCK):
         block = clients[begin : begin + BLOCK]
-        if (gates := _gates(parts, Model(parts.method, *parts.method.deploy(setting, state, fleet, block)), fleet, block)) is None:
+        if (gates := _gates(parts, Model(parts.method, *verbs.deploy(parts.method, setting, state, fleet, block)), fleet, block)) is None:
             return None
         found.append(gates)
     if not found:
