@@ -14,6 +14,7 @@ What they take, return and raise:
     FinishedRound   a round, as the callback of `run` sees it
     BadInput        the job, the data or an argument is wrong
     ClientFault     an exception in the work of a client
+    MethodFault     an exception in a method on the server, or a wrong value that it returned
     Stopped         a signal or a time limit ended the run
 
 For authors of methods:
@@ -37,7 +38,7 @@ from typing import TYPE_CHECKING, Any
 _HOMES = {
     "fedsim.api": ("estimate", "export_module", "load_job", "open_run", "run", "sweep"),
     "fedsim.config.job": ("Job",),
-    "fedsim.errors": ("BadInput", "ClientFault", "Stopped"),
+    "fedsim.errors": ("BadInput", "ClientFault", "MethodFault", "Stopped"),
     "fedsim.simulation.finished_round": ("FinishedRound",),
     "fedsim.storage.reader": ("RunReader",),
     "fedsim.federated.protocol": ("ClientInput", "Fleet", "Method", "Reply", "Report", "Setting", "Work"),
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
     from fedsim.config.job import Job
     from fedsim.core import keys, masks, rng, tree
     from fedsim.core.types import Batch, Data, Feed, Tree
-    from fedsim.errors import BadInput, ClientFault, Stopped
+    from fedsim.errors import BadInput, ClientFault, MethodFault, Stopped
     from fedsim.federated.averaged_round import AveragedState, averaged_round, trained
     from fedsim.federated.client_work import Train
     from fedsim.federated.protocol import ClientInput, Fleet, Method, Reply, Report, Setting, Work

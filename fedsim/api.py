@@ -85,6 +85,8 @@ def run(
         BadInput: the job cannot be run; on every rank, with the message of the command line. No run file is left behind.
         ClientFault: an exception in the work of a client; the message names client, round and step. Under mpirun the message is
             printed and all ranks end with exit code 1.
+        MethodFault: an exception in the method on the server, or a wrong value that it returned; the message names the method, its file
+            and the verb. Under mpirun as ClientFault.
         Stopped: a signal or `execution.time_limit` ended the run; on every rank. The same call continues it.
 
     >>> data = {"name": "fake", "image_size": 8, "channels": 1, "classes": 4, "train_images": 120, "test_images": 40}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,6 +13,16 @@ class BadInput(ValueError):
 
 class ClientFault(RuntimeError):
     """An exception in a client's work, told with its rank, client, round and step: exit code 1."""
+
+
+class MethodFault(RuntimeError):
+    """An exception in a method's own code on the server, or a wrong value that it returned: exit code 1."""
+
+    @property
+    def told(self) -> str:
+        """The message, and below it the traceback of the exception that led to it."""
+        trace = "".join(traceback.format_exception(self.__cause__)) if self.__cause__ else ""
+        return f"{self}\n{trace}".rstrip()
 
 
 class Stopped(Exception):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
-from fedsim.errors import BadInput, ClientFault, Stopped, naming_job
+from fedsim.errors import BadInput, ClientFault, MethodFault, Stopped, naming_job
 
 if TYPE_CHECKING:
     from fedsim.config.job import Job
@@ -97,7 +97,7 @@ def run(
     from fedsim.simulation import launch
 
     with naming_job(job):
-        return launch.main(loaded, out or Path("runs") / f"{loaded.name}.h5", resume)
+        return launch.main(loaded, out or Path("runs") / f"{loaded.name}.h5", resume, job)
 
 
 @app.command()
@@ -166,7 +166,7 @@ def export(
     if to not in EXPORT_FORMS:
         raise BadInput(f"--to {to}: fedsim export writes {', '.join(EXPORT_FORMS)}")
     _check_run_file(run)
-    number = None if client is None else int(client) if client.isdecimal() else _called(run, client)
+    number = None if client is None else int(client) if client.removeprefix("-").isdecimal() else _called(run, client)
     from fedsim.simulation.export import export
 
     export(run, number, out, Console())
@@ -301,6 +301,9 @@ def _outcome() -> int:
     except BadInput as error:
         _report_error(str(error))
         return 2
+    except MethodFault as fault:
+        _report_error(fault.told)
+        return 1
     except ClientFault as error:
         _report_error(str(error))
         return 1

@@ -148,6 +148,7 @@ class Sum:
         Raises ValueError, naming client and key, for a value that is not finite or beyond its range, and for a key that is
         not float64 or changes its shape.
         """
+        self._same_keys(rows, clients[0])
         self._count(len(clients))
         for key, values in rows.items():
             if values.dtype != torch.float64:
@@ -155,6 +156,13 @@ class Sum:
             into = self._part(key, values.shape[1:])
             if (bad := self._add(key, into, values.reshape(len(clients), values.shape[1:].numel()), n)) >= 0:
                 raise ValueError(self._fault(key, values[bad], clients[bad], n[bad]))
+
+    def _same_keys(self, rows: Tree, client: int | None = None) -> None:
+        """ValueError where totals have other keys than those before: a sum over a part of the clients would pass for one over all."""
+        if self.parts and rows.keys() != self.parts.keys():
+            odd = ", ".join(map(repr, sorted(rows.keys() ^ self.parts.keys())))
+            who = "some clients report" if client is None else f"client {client} and the clients before it do not both report"
+            raise ValueError(f"{who} total {odd}{' and others do not' if client is None else ''}; all clients must report the same keys")
 
     def _count(self, more: int) -> None:
         self.clients += more
@@ -187,8 +195,13 @@ class Sum:
 
     def merge(self, other: Sum) -> None:
         """Adds another partial sum of the same cohort; that one stays as it is."""
+        if other.parts:
+            self._same_keys(other.parts)
         for key, part in other.parts.items():
             if key in self.parts:
+                if part.shape != self.parts[key].shape:
+                    both = f"{tuple(part.shape[1:])} and {tuple(self.parts[key].shape[1:])}"
+                    raise ValueError(f"total {key!r} is {both} for two clients; all clients must report the same shapes")
                 self.parts[key] += part
             else:
                 self.parts[key] = part.clone()

@@ -34,6 +34,7 @@ SEEDS = "seed/"
 
 FREE = (COUNTS, VOTES, SEEDS)
 PRICED = (WEIGHTS, OPTIMISER, BUFFERS, GRADIENTS, LOSSES, MASKS, TOP, INDICES, GATES, OWN)
+KNOWN = PRICED + FREE
 
 # ---- what clients count
 COUNT = "n/images"  # total: the divisor of weighted sums; () float64

@@ -8,7 +8,26 @@ from hashlib import sha256
 import torch
 from torch import Tensor
 
+from fedsim.core import keys
+
 Tree = dict[str, Tensor]
+
+
+def check(tree: object, name: str) -> None:
+    """Raises TypeError for what is no tree, ValueError for a key whose prefix has no price. `name` is how messages call the tree.
+
+    >>> check({"x/a": torch.ones(1)}, "shared")
+    Traceback (most recent call last):
+    ValueError: shared 'x/a': a key begins with one of w/, opt/, buf/, grad/, loss/, mask/, top/, index/, gate/, own/, n/, vote/, seed/
+    """
+    if not isinstance(tree, dict):
+        raise TypeError(f"{name} is {'None' if tree is None else f'a {type(tree).__name__}'}; it must be a dict of tensors")
+    for key, value in tree.items():
+        if not isinstance(value, Tensor):
+            kind = type(value)
+            raise TypeError(f"{name} {key!r} is a {kind.__module__}.{kind.__qualname__}; it must be a torch.Tensor")
+        if not isinstance(key, str) or not key.startswith(keys.KNOWN):
+            raise ValueError(f"{name} {key!r}: a key begins with one of {', '.join(keys.KNOWN)}")
 
 
 def under(tree: Tree, *prefixes: str) -> Tree:

@@ -66,7 +66,7 @@ def _form(key: str, value: Tensor, known: Tree, last: Tensor | None) -> tuple[st
         return "bits", rows * -(-value.shape[-1] // 8)
     if key.startswith(PRICED):
         return "float32" if value.is_floating_point() else "int32", 4 * value.numel()
-    raise ValueError(f"no price for {key!r}; a key begins with one of {', '.join(PRICED + FREE)}")
+    raise ValueError(f"no price for {key!r}; a key begins with one of {', '.join(keys.KNOWN)}")
 
 
 def _mask_form(mask: Tensor, last: Tensor | None) -> tuple[str, int]:

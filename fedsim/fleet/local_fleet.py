@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from fedsim.core.validation import MAX_COHORT
 from fedsim.errors import BadInput, Stopped
 from fedsim.federated.client_work import Evaluate
 from fedsim.federated.protocol import Reply, Work
+from fedsim.federated.verbs import fits
+from fedsim.fleet import checks
 from fedsim.fleet.accounting import CostAccount
 from fedsim.fleet.client_images import TESTS
 from fedsim.fleet.messages import Pack, PackResult, WorkerContext, WorkOrder
@@ -89,8 +92,8 @@ class LocalFleet:
 
     def run(self, work: Work, cohort: Sequence[int], shared: Tree, own: Tree | None = None, net: Net | None = None) -> Reply:
         """Has every client of the cohort do the work; totals over the cohort, and the rows of each client in sorted order."""
-        clients = sorted(cohort)
-        self._check(work, clients, own or {})
+        clients = sorted(map(index, cohort))
+        self._check(work, clients, shared, own or {}, net or self.site.net)
         n = sum(images(self.site, client) for client in clients)
         shared, sent = (tree.each(lambda value: value.to(self.site.device), part) for part in (shared, own or {}))
         order = WorkOrder(work, net or self.site.net, shared, self.r, n)
@@ -102,6 +105,7 @@ class LocalFleet:
             if keep:
                 self.kept[client] = (self.kept.get(client) or {}) | keep
                 self.touched.add(client)
+        checks.alike([answer.each[client] for client in clients], clients, "each")
         total, each = answer.total.value(), tree.stack(answer.each[client] for client in clients)
         return Reply(*(tree.each(lambda value: value.to(self.site.device), part) for part in (total, each)))
 
@@ -141,11 +145,18 @@ class LocalFleet:
             self._calls.update((purpose, client) for client in clients)
         return calls
 
-    def _check(self, work: Work, clients: list[int], own: Tree) -> None:
+    def _check(self, work: Work, clients: list[int], shared: Tree, own: Tree, net: Net) -> None:
         if not clients or len(set(clients)) < len(clients):
             raise ValueError(f"a cohort is of distinct clients, at least one; this one is {clients}")
         if not isinstance(work, Work):
             raise TypeError(f"a fleet runs a Work; {type(work).__name__} does not inherit from fedsim.Work")
+        count = self.site.population.clients
+        if not isinstance(work, Evaluate) and not 0 <= clients[0] <= clients[-1] < count:
+            unknown = clients[0] if clients[0] < 0 else clients[-1]
+            raise ValueError(f"a cohort has client {unknown}, and the clients are 0 to {count - 1}; fleet.pick gives a cohort")
+        for name, held in (("shared", shared), ("own", own)):
+            tree.check(held, name)
+        fits(net, shared, "shared")
         for feed in work.feeds:
             if feed.split in TESTS and not isinstance(work, Evaluate):
                 raise ValueError(f"{type(work).__name__} asks for test images, which only Evaluate may see")
@@ -153,6 +164,7 @@ class LocalFleet:
                 raise ValueError(f"{type(work).__name__} asks for held-out images; set partition.holdout above 0")
         if len(clients) > MAX_COHORT:
             raise ValueError(f"a cohort of {len(clients):,} clients; at most {MAX_COHORT:,} can be summed exactly")
-        short = [key for key, value in own.items() if len(value) != len(clients)]
-        if short:
-            raise ValueError(f"own {short[0]!r} has {len(own[short[0]])} rows for a cohort of {len(clients)}")
+        for key, value in own.items():
+            if value.dim() == 0 or len(value) != len(clients):
+                rows = f"{len(value)} rows" if value.dim() else "no rows"
+                raise ValueError(f"own {key!r} has {rows} for a cohort of {len(clients)}")

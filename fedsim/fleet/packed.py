@@ -7,6 +7,7 @@ and a void step never reaches a state.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from fedsim.core import masks, tree
 from fedsim.core.tree import Tree
 from fedsim.core.types import Batch
 from fedsim.federated.protocol import ClientInput, Work
+from fedsim.fleet import checks
 from fedsim.fleet.batches import Step
 from fedsim.fleet.checks import finite, unchanged
 from fedsim.fleet.local_fleet import LocalFleet
@@ -37,7 +39,7 @@ def carry_out(order: WorkOrder, pack: Pack, site: WorkerContext) -> PackResult:
 def split_by_kept(order: WorkOrder, pack: Pack, site: WorkerContext) -> list[Pack]:
     """The pack in parts whose kept states, first ones filled in, have the same keys, shapes and dtypes."""
     with ErrorContext(order, site.rank, pack.clients, "init_kept").reporting():
-        fresh = map_clients(order.work.init_kept, order, client_input(order, site, pack))
+        fresh = map_clients(partial(checks.init_kept, order.work), order, client_input(order, site, pack))
         if not fresh and not any(pack.kept):
             return [pack]
         rows = [tree.row(fresh, i) | (kept or {}) for i, kept in enumerate(pack.kept)]
@@ -61,7 +63,7 @@ def _stacked(order: WorkOrder, pack: Pack, site: WorkerContext) -> PackResult:
     with place.reporting():
         held = replace(client_input(order, site, pack), kept=tree.stack([kept or {} for kept in pack.kept]))
         place.stage = "init_state"
-        state = _laid_out(map_clients(order.work.init_state, order, held))
+        state = _laid_out(map_clients(partial(checks.init_state, order.work), order, held))
         masks.check(client_row(held, 0).tree(tree.row(state, 0)))
         losses = _losses(order, site, pack, held, state, place)
         place.stage = "finish"
@@ -95,7 +97,7 @@ def _laid_out(start: Tree) -> Tree:
 
 def finish_function(order: WorkOrder) -> Any:
     def finish(net: Any, one: ClientInput, state: Tree) -> tuple[Tree, Tree, Tree]:
-        report = order.work.finish(net, one, state)
+        report = checks.finish(order.work, net, one, state)
         return report.total, report.each, report.keep
 
     return finish
@@ -107,7 +109,10 @@ def _losses(order: WorkOrder, site: WorkerContext, pack: Pack, held: ClientInput
     for feed in range(len(order.work.feeds)):
         place.stage = f"begin {feed}"
         if type(order.work).begin_feed is not Work.begin_feed:
-            overwrite(state, map_clients(lambda net, one, rows, feed=feed: order.work.begin_feed(net, one, rows, feed), order, held, state))
+            overwrite(
+                state,
+                map_clients(lambda net, one, rows, feed=feed: checks.begin_feed(order.work, net, one, rows, feed), order, held, state),
+            )
         rows = held.steps[:, feed].argsort(dim=0, descending=True, stable=True).tolist()
         losses = _feed(order, site, pack, held, state, feed, rows, place)
         finite(losses, [pack.clients[i] for i in rows], place)
@@ -149,7 +154,7 @@ def _step(order: WorkOrder, feed: int, step: Step, held: ClientInput, state: Tre
     """One vmapped step; the new states and losses (A,)."""
 
     def one(net: Any, alone: ClientInput, rows: Tree, x: Tensor, y: Tensor, T: Tensor, *real: Tensor) -> tuple[Tree, Tensor]:
-        return order.work.step(net, alone, rows, Batch(x, y, real[0] if real else None, numbers[step.t], T, feed))
+        return checks.step(order.work, net, alone, rows, Batch(x, y, real[0] if real else None, numbers[step.t], T, feed))
 
     real = () if step.real is None else (step.real,)
     return map_clients(one, order, held, state, step.x, step.y, last, *real)

@@ -12,6 +12,7 @@ from fedsim.core import masks, tree
 from fedsim.core.tree import Tree
 from fedsim.core.types import Batch
 from fedsim.federated.protocol import ClientInput
+from fedsim.fleet import checks
 from fedsim.fleet.batches import Batches
 from fedsim.fleet.checks import finite, unchanged
 from fedsim.fleet.local_fleet import LocalFleet
@@ -42,7 +43,7 @@ def _carried_out(order: WorkOrder, pack: Pack, site: WorkerContext, idle: bool) 
             one = _with_kept(order, client_row(held, i), pack.kept[i], place)
             state, answer.loss[client] = _work(order, runs, i, one, buffers, place)
             place.stage = "finish"
-            report = order.work.finish(order.net, one, state)
+            report = checks.finish(order.work, order.net, one, state)
             answer.total.add({key: value[None] for key, value in report.total.items()}, [client], [int(one.n)])
             answer.each[client], answer.keep[client] = tree.clone(report.each), tree.clone(report.keep)
             if charge_pack(order):
@@ -52,7 +53,7 @@ def _carried_out(order: WorkOrder, pack: Pack, site: WorkerContext, idle: bool) 
 
 def _with_kept(order: WorkOrder, one: ClientInput, kept: Tree | None, place: ErrorContext) -> ClientInput:
     place.stage = "init_kept"
-    return replace(one, kept=order.work.init_kept(order.net, one) | (kept or {}))
+    return replace(one, kept=checks.init_kept(order.work, order.net, one) | (kept or {}))
 
 
 class _Runs:
@@ -77,17 +78,19 @@ class _Runs:
 def _work(order: WorkOrder, runs: _Runs, i: int, one: ClientInput, buffers: Tree, place: ErrorContext) -> tuple[Tree, float]:
     """The last state and the mean loss over all steps."""
     place.stage = "init_state"
-    start = order.work.init_state(order.net, one)
+    start = checks.init_state(order.work, order.net, one)
     masks.check(one.tree(start))
     state = _laid_out(start, buffers)
     losses: list[Tensor] = []
     for feed in range(len(order.work.feeds)):
         place.stage = f"begin {feed}"
-        state = order.work.begin_feed(order.net, one, state, feed)
+        state = checks.begin_feed(order.work, order.net, one, state, feed)
         for t, batch in runs.alone(feed, i):
             place.stage = f"step {t}"
-            state, loss = order.work.step(order.net, one, state, batch)
+            state, loss = checks.step(order.work, order.net, one, state, batch)
             losses.append(loss)
+            if state.keys() != start.keys():
+                unchanged(start, state)
     unchanged(start, state)
     if not losses:
         return state, float("nan")

@@ -17,6 +17,7 @@ from fedsim.config.job import Job
 from fedsim.core import keys
 from fedsim.core.tree import under
 from fedsim.costs import flops, memory
+from fedsim.federated import verbs
 from fedsim.fleet.local_fleet import LocalFleet
 from fedsim.fleet.messages import Pack, PackResult, WorkerContext, WorkOrder
 from fedsim.fleet.serial import idle
@@ -41,12 +42,12 @@ def rows(parts: Experiment) -> Iterator[RoundRow]:
     """Row after row as the run would charge them."""
     setting, method = parts.setting, parts.method
     fleet = IdleFleet(parts.site, parts.account(), 1, time.perf_counter)
-    state = method.init(setting, parts.population.public())
-    masks = under(method.deploy(setting, state, fleet, [])[0], keys.MASKS)
+    state = verbs.init(method, setting, parts.population.public())
+    masks = under(verbs.deploy(method, setting, state, fleet, [])[0], keys.MASKS)
     for r in range(setting.rounds + 1):
         fleet.open(r)
-        state, found = method.round(setting, state, fleet, r)
-        shared, _, net = method.deploy(setting, state, fleet, [])
+        state, found = verbs.round(method, setting, state, fleet, r)
+        shared, _, net = verbs.deploy(method, setting, state, fleet, [])
         row = row_of(parts.model_profile, fleet.account.bills, None, shared, masks, found, net or setting.net)
         masks = row.masks
         yield row

@@ -13,6 +13,7 @@ from fedsim.core import keys
 from fedsim.core.keys import GATE
 from fedsim.core.tree import Tree
 from fedsim.core.validation import MAX_COHORT
+from fedsim.federated import verbs
 from fedsim.federated.client_work import Evaluate, EvaluateImages, OwnGates
 from fedsim.federated.protocol import Method, Reply
 from fedsim.fleet.client_images import evaluation_images, evaluation_shards
@@ -58,7 +59,7 @@ def evaluate(parts: Experiment, state: Any, fleet: LocalFleet, r: int) -> Score:
 
 
 def _scored(parts: Experiment, method: Any, state: Any, fleet: LocalFleet, clients: list[int], last: bool = False) -> Score:
-    model = Model(method, *method.deploy(parts.setting, state, fleet, clients))
+    model = Model(method, *verbs.deploy(method, parts.setting, state, fleet, clients))
     once = bool(clients) and _is_one_network(parts, model, fleet)
     whole = _on_shards(parts, model, fleet, once)
     rounds = {"accuracy": _share(whole.total), "loss": float(whole.total[keys.LOSS_SUM] / whole.total[keys.COUNT])}
@@ -173,7 +174,7 @@ def final_gates(parts: Experiment, state: Any, fleet: LocalFleet) -> Gates | Non
     found: list[Gates] = []
     for begin in range(0, len(clients), BLOCK):
         block = clients[begin : begin + BLOCK]
-        if (gates := _gates(parts, Model(parts.method, *parts.method.deploy(setting, state, fleet, block)), fleet, block)) is None:
+        if (gates := _gates(parts, Model(parts.method, *verbs.deploy(parts.method, setting, state, fleet, block)), fleet, block)) is None:
             return None
         found.append(gates)
     if not found:

@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 
 from fedsim.config.job import Job
-from fedsim.errors import BadInput, ClientFault, Stopped
+from fedsim.errors import BadInput, ClientFault, MethodFault, Stopped
 from fedsim.fleet.local_fleet import LocalFleet
 from fedsim.fleet.plan import Plan
 from fedsim.fleet.registry import make_fleet
@@ -51,17 +51,20 @@ class Observer:
 
     console: Console | None = None  # None: the output of the process
     callback: Callback | None = None
-    report: Callable[[str], None] = lambda message: None
+    report: Callable[[Exception], None] = lambda error: None
     summary: bool = False  # whether the summary of the run file is printed at the end
 
 
-def main(job: Job, out: Path, resume: str) -> int:
-    """Runs the job on this rank for the command line; the exit code. A BadInput before the run has begun is raised on rank 0."""
-    communicator, reported = connect(), list[str]()
+def main(job: Job, out: Path, resume: str, origin: object = "") -> int:
+    """Runs the job on this rank for the command line; the exit code. A BadInput before the run has begun is raised on rank 0.
 
-    def report(message: str) -> None:
-        reported.append(message)
-        _write(f"{message}\n")
+    origin: how messages name the job.
+    """
+    communicator, reported = connect(), list[Exception]()
+
+    def report(error: Exception) -> None:
+        reported.append(error)
+        _write(f"{origin}: {error}\n" if origin and isinstance(error, BadInput) else f"{error}\n")
 
     try:
         run(job, out, resume, communicator, Observer(report=report, summary=True))
@@ -99,6 +102,10 @@ def ending_all_ranks(communicator: Communicator | None) -> Iterator[None]:
     try:
         yield
     except (BadInput, Stopped, ClientFault):
+        raise
+    except MethodFault as fault:
+        if communicator:
+            _abort(communicator, f"{fault.told}\n")
         raise
     except BaseException:
         if communicator:
@@ -210,12 +217,14 @@ def lead(experiment: Experiment, start: RunStart, communicator: Communicator | N
         failure = error
     except ClientFault as error:
         failure = ClientFault(f"{error}\n{_remains(start)}")
+    except MethodFault as error:
+        raise MethodFault(f"{error}\n{_remains(start)}") from error.__cause__
     finally:
         progress.close()
     if failure and communicator and isinstance(failure, ClientFault):
         _abort(communicator, f"{failure}\n")
     if failure:
-        observer.report(str(failure))
+        observer.report(failure)
     if communicator:
         code = next((code for code, kind in CODES.items() if isinstance(failure, kind)), 0)
         communicator.send_order({"do": "end", "code": code, "message": str(failure or "")})

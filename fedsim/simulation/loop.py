@@ -13,6 +13,7 @@ from torch import nn
 
 from fedsim.core import keys, tree
 from fedsim.core.tree import Tree, under
+from fedsim.federated import verbs
 from fedsim.fleet.local_fleet import LocalFleet
 from fedsim.fleet.received_masks import ReceivedMasks
 from fedsim.nn.net import Net
@@ -53,7 +54,8 @@ class RoundWriter:
         self.record.row(r, row.values, row.clients, row.layers, row.masks, row.timing, row.gates, row.speed)
         self.kept |= kept
         if r % self.parts.job.execution.checkpoint_every == 0 or r == self.parts.job.rounds:
-            saved = checkpoint.save(self.start.folder, r, state, self.extra, self.kept)
+            with verbs.storing(f"{verbs.name_of(self.parts.method)}, round (r = {r})"):
+                saved = checkpoint.save(self.start.folder, r, state, self.extra, self.kept)
             fleet.kept, self.kept = ChainMap({}, saved), {}  # type: ignore[arg-type]
         self.seconds, self.bytes = time.perf_counter() - began, bytes_written() - before
 
@@ -64,15 +66,15 @@ def simulate(
     """Runs every round that is still to be done, and stores the final model. Ends earlier after a round that `callback` stops at."""
     setting, method, rounds = parts.setting, parts.method, parts.job.rounds
     state = _resumed(start, fleet) if start.checkpoint else start.take_state()
-    masks = under(method.deploy(setting, state, fleet, [])[0], keys.MASKS)
+    masks = under(verbs.deploy(method, setting, state, fleet, [])[0], keys.MASKS)
     for r in range(start.round + 1, rounds + 1):
         began, timing, moved, traffic = time.perf_counter(), dict(fleet.timing), dict(fleet.moved), dict(fleet.traffic)
         fleet.open(r)
-        state, found = method.round(setting, state, fleet, r)
+        state, found = verbs.round(method, setting, state, fleet, r)
         trained, timing, moved = time.perf_counter(), _since(timing, fleet.timing), _since(moved, fleet.moved)
         score = evaluate(parts, state, fleet, r) if due(parts, r) else None
         ended = time.perf_counter()
-        shared, _, net = method.deploy(setting, state, fleet, [])
+        shared, _, net = verbs.deploy(method, setting, state, fleet, [])
         row = row_of(parts.model_profile, fleet.account.bills, score, shared, masks, found, net or setting.net)
         row.timing.update(timing, server=trained - began - sum(timing.values()), evaluate=ended - trained, record=writer.seconds)
         row.speed.update(speeds(fleet.account.bills, parts.job.train.batch, row.timing, moved | {"record": writer.bytes}))
@@ -85,7 +87,7 @@ def simulate(
         if callback and _stops(callback, FinishedRound(r, rounds, row.values, partial(_module, parts, net or setting.net, shared))):
             return
     fleet.drain()
-    model = _model(*method.deploy(setting, state, fleet, []))
+    model = _model(*verbs.deploy(method, setting, state, fleet, []))
     writer.record.finish(model, tree.sha256_of(model), final_gates(parts, state, fleet))
 
 

@@ -18,6 +18,7 @@ import torch
 from fedsim.config import own_code
 from fedsim.config.job_file import flat
 from fedsim.errors import BadInput
+from fedsim.federated import verbs
 from fedsim.fleet.plan import Plan
 from fedsim.simulation.experiment import Experiment
 from fedsim.simulation.planning import roofline
@@ -94,7 +95,7 @@ def find_start(parts: Experiment, out: Path, resume: str) -> RunStart:
 
 def _start_afresh(parts: Experiment, out: Path) -> RunStart:
     """The method's first state is made before anything is measured or written: it may refuse the job."""
-    return RunStart(out, first_state=parts.method.init(parts.setting, parts.population.public()))
+    return RunStart(out, first_state=verbs.init(parts.method, parts.setting, parts.population.public()))
 
 
 def _abandon(out: Path, rounds: int, folder: Path) -> None:

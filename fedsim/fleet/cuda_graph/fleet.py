@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from fedsim.core import masks, tree
 from fedsim.core.tree import Tree
 from fedsim.errors import ClientFault, Stopped
 from fedsim.federated.protocol import ClientInput, Work
+from fedsim.fleet import checks
 from fedsim.fleet.checks import finite
 from fedsim.fleet.cuda_graph.buffers import form, remembered
 from fedsim.fleet.cuda_graph.capture import Run, graph_capture
@@ -91,7 +93,7 @@ class Engine:
         pure = replace(order, net=order.net.under_vmap())
         host, held = self._both(pure, replace(pack, kept=[]), site)
         with ErrorContext(order, site.rank, pack.clients, "init_kept").reporting():
-            fresh = map_clients(order.work.init_kept, pure, held)
+            fresh = map_clients(partial(checks.init_kept, order.work), pure, held)
         if not fresh and not any(pack.kept):
             return [self._begun(order, pure, pack, host, held, site)]
         return [self._begun(order, pure, part, *self._both(pure, part, site), site) for part in split_by_kept(pure, pack, site)]
@@ -108,7 +110,7 @@ class Engine:
     ) -> PendingPack:
         place, answer = ErrorContext(order, site.rank, pack.clients), PackResult(order.sum())
         with place.reporting():
-            start = map_clients(order.work.init_state, pure, held)
+            start = map_clients(partial(checks.init_state, order.work), pure, held)
             masks.check(client_row(held, 0).tree(tree.row(start, 0)))
             graphed = self._graphed_pack(order, pure, held, start, site)
             graphed.take(order, held, start)
@@ -141,7 +143,7 @@ class Engine:
         """Runs a feed; its losses (S, K), on their way to the host."""
         place.stage, state = f"begin {feed}", graphed.state.tree
         if type(pure.work).begin_feed is not Work.begin_feed:
-            overwrite(state, map_clients(lambda net, one, rows: pure.work.begin_feed(net, one, rows, feed), pure, held, state))
+            overwrite(state, map_clients(lambda net, one, rows: checks.begin_feed(pure.work, net, one, rows, feed), pure, held, state))
         shown = self.resident.shown(pure, pack, site, feed, host.steps[:, feed])
         return self.capture.to_host(graphed.run(feed, shown, site, place, self.capture))
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from fedsim.core.tree import Tree
 from fedsim.core.types import Batch
 from fedsim.federated.protocol import ClientInput, Work
+from fedsim.fleet import checks
 from fedsim.fleet.cuda_graph.buffers import InputBuffers, StateBuffers, remembered
 from fedsim.fleet.cuda_graph.capture import GraphCapture, Run
 from fedsim.fleet.cuda_graph.device_data import BatchGather, FeedIndex
@@ -103,7 +104,7 @@ class GraphedPack:
         """The new states and losses (K,) of a step."""
 
         def one(net: Any, alone: ClientInput, rows: Tree, x: Tensor, y: Tensor, T: Tensor, *real: Tensor) -> tuple[Tree, Tensor]:
-            return self.order.work.step(net, alone, rows, Batch(x, y, real[0] if real else None, t, T, feed))
+            return checks.step(self.order.work, net, alone, rows, Batch(x, y, real[0] if real else None, t, T, feed))
 
         return map_clients(one, self.order, self.held.sent, self.state.tree, x, y, last, *(() if real is None else (real,)))
 

@@ -101,6 +101,7 @@ class MPIFleet(LocalFleet):
             self.link.until(arrived, stop)
             header = self.hear(status.Get_source(), answer)
             stopping |= header["stopped"]
+            _check_alike(shapes, header["total"])
             shapes = header["total"] or shapes
         go = np.array([0 if stopping else 1], dtype=np.uint8)
         self.link.send(dict.fromkeys(range(1, ranks + 1), go), GO_TAG)
@@ -121,6 +122,14 @@ class MPIFleet(LocalFleet):
         transfer = self.link.transfer
         whole = self.link.reduce(transfer.outgoing(torch.zeros(size, dtype=torch.int64, device=self.site.device)), ranks)
         answer.total.take(shapes, transfer.incoming(whole), len(answer.each))
+
+
+def _check_alike(shapes: dict[str, list[int]], more: dict[str, list[int]]) -> None:
+    """ValueError where the totals of two ranks cannot be added."""
+    if shapes and more and shapes != more:
+        key = min(key for key in {*shapes, *more} if shapes.get(key) != more.get(key))
+        both = " and ".join("nothing" if each is None else str(tuple(each[1:])) for each in (shapes.get(key), more.get(key)))
+        raise ValueError(f"total {key!r} is {both} for two clients; all clients must report the same keys and shapes")
 
 
 def _told(pack: Pack) -> dict[str, Any]:

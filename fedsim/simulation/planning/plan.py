@@ -20,6 +20,7 @@ from fedsim.core import keys, masks, rng
 from fedsim.core.keys import GATE
 from fedsim.core.tree import Tree, under
 from fedsim.errors import BadInput, ClientFault
+from fedsim.federated import verbs
 from fedsim.federated.client_work import Train
 from fedsim.fleet.cuda_graph import fleet
 from fedsim.fleet.local_fleet import Engine
@@ -148,9 +149,9 @@ class Load:
         """A method that has a density and no mask yet is taken to prune all layers alike."""
         setting, method = parts.setting, parts.method
         clients = [client for client in range(min(setting.clients, 4096)) if parts.population.size(client)][: setting.cohort]
-        state = method.init(setting, parts.population.public()) if state is None else state
+        state = verbs.init(method, setting, parts.population.public()) if state is None else state
         fleet = SerialFleet(parts.site, parts.account(), 1, time.perf_counter)
-        shared, own, net = method.deploy(setting, state, fleet, clients)
+        shared, own, net = verbs.deploy(method, setting, state, fleet, clients)
         density = method.density
         if isinstance(density, float) and density < 1 and not under(shared, keys.MASKS) and net is None:
             shared = shared | _uniform(setting.net, density)
