@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -18,12 +19,18 @@ PROGRAM = Path(__file__).with_name("every_kernel.py")
 PATIENCE = 300  # seconds; compiling all takes 30 on two cores
 
 
+def start(cache: Path, **environment: str) -> dict[str, Any]:
+    """What the program says."""
+    given = os.environ | {"NUMBA_CACHE_DIR": str(cache)} | environment
+    done = subprocess.run([sys.executable, str(PROGRAM)], env=given, capture_output=True, check=True, timeout=PATIENCE)
+    return dict(json.loads(done.stdout))
+
+
 @pytest.fixture(scope="module")
 def starts(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What the program says at its first start on a machine, and at its second."""
-    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path_factory.mktemp("cache"))}
-    run = [sys.executable, str(PROGRAM)]
-    return [json.loads(subprocess.run(run, env=environment, capture_output=True, check=True, timeout=PATIENCE).stdout) for _ in range(2)]
+    """The first start on a machine, and the second."""
+    cache = tmp_path_factory.mktemp("cache")
+    return [start(cache), start(cache)]
 
 
 @pytest.mark.processes
@@ -38,8 +45,16 @@ def test_compiled_and_loaded_kernels_give_the_same_bits(starts) -> None:
 @pytest.mark.processes
 @pytest.mark.parametrize("way", ["an address that ends in 4", "an address that ends in 12", "two threads"])
 def test_no_bit_depends_on_addresses_or_threads(starts, way) -> None:
-    for found in (start["found"] for start in starts):
+    for found in (one["found"] for one in starts):
         assert found[way] == found["plain"]
+
+
+@pytest.mark.full
+@pytest.mark.processes
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="these processors have other instructions")
+@pytest.mark.parametrize("processor", ["nehalem", "haswell"])  # without and with vectors of eight and one rounding for a product and a sum
+def test_no_bit_depends_on_the_processor(starts, processor, tmp_path) -> None:
+    assert start(tmp_path, NUMBA_CPU_NAME=processor, NUMBA_CPU_FEATURES="")["found"]["plain"] == starts[1]["found"]["plain"]
 
 
 def test_no_order_of_a_sum_is_left_to_the_compiler_and_all_compiled_code_is_in_the_key() -> None:
