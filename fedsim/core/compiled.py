@@ -27,7 +27,6 @@ from fedsim.core.user_cache import user_cache
 config: Any = numba_config
 PACKAGE = Path(__file__).parents[1]
 KEYED = ("core", "kernels")  # packages that may hold compiled code
-UNKEPT = "no folder for them can be written; the environment variable NUMBA_CACHE_DIR may name one"
 KEPT = 8  # folders, each of another version or other sources
 UNREADABLE = (OSError, EOFError, ValueError, TypeError, AttributeError, ImportError, caching.pickle.UnpicklingError)  # of a damaged file
 
@@ -127,7 +126,9 @@ class _Files:
         return self._file(key).load(key)
 
     def save(self, key: Any, data: Any) -> None:
-        self._file(key).save(key, data)
+        file = self._file(key)
+        file.flush()  # numba reads an index before it writes one, and this one may be damaged
+        file.save(key, data)
 
     def _file(self, key: Any) -> Any:
         name = f"{self._name}-{sha256(repr(key).encode()).hexdigest()[:16]}"

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Column as Fixed
 
-from fedsim.core.compiled import UNKEPT, cache_folder
+from fedsim.core.compiled import cache_folder
 from fedsim.fleet.plan import Plan
 from fedsim.simulation.experiment import Experiment
 from fedsim.simulation.resume import RunStart
@@ -20,6 +20,7 @@ from fedsim.simulation.round_record import RoundRow
 from fedsim.storage.reader import RunReader
 
 LINES = 10  # plain lines of a run that is not evaluated
+UNKEPT = "note: no folder for compiled code can be written, so every start compiles it again; NUMBA_CACHE_DIR can name a folder"
 MOST = 50  # plain lines of evaluated rounds
 
 
@@ -58,7 +59,7 @@ class Progress:
         for note in (*record["notes"], *record["warnings"]):
             self.say(f"note: {note}")
         if not cache_folder():
-            self.say(f"note: every start compiles the kernels anew, for {UNKEPT}")
+            self.say(UNKEPT)
         if self.first > 0:
             self._go_on()
         self.began = time.monotonic()
