@@ -55,6 +55,9 @@ FEDNOVA_MOVE = "opt/move/"  # NAME -> the weighted d_k; like all that is not in 
 SCAFFOLD_CONTROL = "opt/control/"  # NAME -> c, in the server's memory and the broadcast
 SCAFFOLD_OWN = "opt/own/"  # NAME -> c_k, kept by its client
 SCAFFOLD_CHANGE = "opt/change/"  # NAME -> c_k' - c_k
+SCAFFOLD_SINCE = "n/since/"  # NAME -> since which turn a weight is kept without a break, int32; -1: pruned
+SCAFFOLD_TURN = "n/turn"  # () int64: which training of a cohort this is, from 0
+SCAFFOLD_VISIT = "n/visit"  # () int64: the turn of a client's last visit
 
 # ---- gates and hypernetworks
 GATE = "gate/channels"  # (n,) the gates of a network, hard or soft

@@ -13,10 +13,22 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
 from torch import Tensor
 
 from fedsim.core import keys, masks, tree
-from fedsim.core.keys import COUNT, FEDNOVA_MOVE, FEDNOVA_PATH, FEDNOVA_WEIGHT, SCAFFOLD_CHANGE, SCAFFOLD_CONTROL, SCAFFOLD_OWN
+from fedsim.core.keys import (
+    COUNT,
+    FEDNOVA_MOVE,
+    FEDNOVA_PATH,
+    FEDNOVA_WEIGHT,
+    SCAFFOLD_CHANGE,
+    SCAFFOLD_CONTROL,
+    SCAFFOLD_OWN,
+    SCAFFOLD_SINCE,
+    SCAFFOLD_TURN,
+    SCAFFOLD_VISIT,
+)
 from fedsim.core.tree import Tree, renamed, under
 from fedsim.core.types import LocalOptimizer
 from fedsim.federated.protocol import ClientInput, Report, Setting
@@ -136,7 +148,8 @@ class Scaffold(FedAvg):
     """FedAvg whose clients step by c - c_k as well, outside of the momentum; c_k is what their steps were without that.
 
     Steps that a method takes at a rate of its own (FedMef's extrusion) count as taken at the round's. Controls begin at 0, of
-    parameters alone; those of pruned weights are 0, and 0 again when a weight grows back.
+    parameters alone; those of pruned weights are 0, and 0 again when a weight grows back: c is the mean of all clients' c_k. A client
+    that was away sets its own to 0 on its next visit, where weights were pruned meanwhile.
     """
 
     sgd: ClassVar[bool] = True
@@ -150,13 +163,14 @@ class Scaffold(FedAvg):
         return renamed(tree.zeros(under(shared, keys.WEIGHTS)), keys.WEIGHTS, SCAFFOLD_CONTROL)
 
     def shared(self, memory: Tree, shared: Tree) -> Tree:
-        return shared | masks.apply(under(memory, SCAFFOLD_CONTROL), shared)
+        return shared | masks.apply(under(memory, SCAFFOLD_CONTROL), shared) | _kept_since(memory, shared)
 
     def init_kept(self, net: Net, sent: ClientInput) -> Tree:
         controls = under(sent.shared, SCAFFOLD_CONTROL)
         if not controls:
             raise ValueError("the broadcast has no control variates for SCAFFOLD: send aggregate.shared(memory, shared)")
-        return renamed(tree.zeros(controls), SCAFFOLD_CONTROL, SCAFFOLD_OWN)
+        never = {SCAFFOLD_VISIT: torch.zeros_like(sent.shared[SCAFFOLD_TURN])} if SCAFFOLD_TURN in sent.shared else {}
+        return renamed(tree.zeros(controls), SCAFFOLD_CONTROL, SCAFFOLD_OWN) | never
 
     def moved(self, sent: ClientInput, state: Tree, lr: float | Tensor) -> Tree:
         """w - lr (c - c_k), in place, after every local step."""
@@ -174,10 +188,14 @@ class Scaffold(FedAvg):
             later = tree.each(lambda mine, c, moved: (mine.double() - c + moved / way).to(c.dtype), own, c, move)
         change = tree.each(lambda new, old: new.double() - old.double(), later, own)
         total = super().report(sent, state).total | renamed(change, keys.WEIGHTS, SCAFFOLD_CHANGE)
-        return Report(total, keep=renamed(later, keys.WEIGHTS, SCAFFOLD_OWN))
+        visit = {SCAFFOLD_VISIT: sent.shared[SCAFFOLD_TURN]} if SCAFFOLD_TURN in sent.shared else {}
+        return Report(total, keep=renamed(later, keys.WEIGHTS, SCAFFOLD_OWN) | visit)
 
     def server(self, memory: Tree, shared: Tree, total: Tree, setting: Setting) -> tuple[Tree, Tree]:
         """FedAvg's; c <- c + sum_k (c_k' - c_k) / K over the cohort, K all clients."""
+        memory = memory | _kept_since(memory, shared)
+        if SCAFFOLD_TURN in memory:
+            memory[SCAFFOLD_TURN] = memory[SCAFFOLD_TURN] + 1
         shared, _ = super().server(memory, shared, total, setting)
         changes = renamed(total, SCAFFOLD_CHANGE, SCAFFOLD_CONTROL)
         told = tree.each(
@@ -186,14 +204,28 @@ class Scaffold(FedAvg):
         return shared, masks.apply(memory | told, shared)
 
     def _controls(self, sent: ClientInput) -> tuple[Tree, Tree]:
-        """c and c_k by their weights' keys, masked. c_k is 0 where its shapes differ: channels were cut since."""
+        """c and c_k by their weights' keys, masked. c_k is 0 where a weight was pruned since the client's last visit, also if it is
+        kept again, and everywhere if its shapes differ: channels were cut since."""
         held = sent.tree({})
         c, own = (
             masks.apply(renamed(part, slot, keys.WEIGHTS), held)
             for part, slot in ((sent.shared, SCAFFOLD_CONTROL), (sent.kept, SCAFFOLD_OWN))
         )
         fits = all(own[key].shape == value.shape for key, value in c.items())
-        return c, own if fits else tree.zeros(c)
+        if not fits:
+            return c, tree.zeros(c)
+        since = renamed(sent.shared, SCAFFOLD_SINCE, keys.WEIGHTS)
+        return c, {key: value * (since[key] <= sent.kept[SCAFFOLD_VISIT]) if key in since else value for key, value in own.items()}
+
+
+def _kept_since(memory: Tree, shared: Tree) -> Tree:
+    """Since which turn each masked weight is kept, and which turn it is; nothing without masks."""
+    turn, found = memory.get(SCAFFOLD_TURN, torch.tensor(0)), {}
+    for key, mask in under(shared, keys.MASKS).items():
+        since = SCAFFOLD_SINCE + keys.name_of(key)
+        before = memory.get(since, torch.zeros_like(mask, dtype=torch.int32))
+        found[since] = torch.where(mask, torch.where(before < 0, turn.to(before), before), -1)
+    return found | {SCAFFOLD_TURN: turn} if found else {}
 
 
 def _floats(part: Tree) -> Tree:

@@ -178,7 +178,8 @@ class CostAccount:
             holders.update(clients)
         if held:
             self.received.version(held)
-            sizes += np.array([self.received.price(client) for client in clients])
+            controls = bool(under(shared, SCAFFOLD_CONTROL))
+            sizes += np.array([self.received.price(client, controls) for client in clients])
         return sizes
 
     def _holders(self, key: str, value: Tensor, mask: Tensor | None) -> set[int]:

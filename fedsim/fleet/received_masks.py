@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedsim.core.tree import Tree
 from fedsim.costs import communication
+from fedsim.costs.profile import positions_bytes
 
 
 @dataclass
@@ -19,14 +20,16 @@ class ReceivedMasks:
     versions: dict[int, Tree] = field(default_factory=dict)
     of: dict[int, int] = field(default_factory=dict)
     own: dict[int, dict[str, int]] = field(default_factory=dict)  # client -> key -> checksum of a mask sent to it alone
+    pruned: dict[int, Tree] = field(default_factory=dict)  # version -> its weights that a later version pruned, as bits
 
     def __post_init__(self) -> None:
         self._newest: Tree = {}
-        self._prices: dict[tuple[int, int], int] = {}  # (held version, newest version) -> bytes
+        self._prices: dict[tuple[int, bool], int] = {}  # (held version, whether controls travel) -> bytes
 
     def copy(self) -> ReceivedMasks:
         """What stands here now, whatever is sent next."""
-        return ReceivedMasks(dict(self.versions), dict(self.of), {client: dict(marks) for client, marks in self.own.items()})
+        own = {client: dict(marks) for client, marks in self.own.items()}
+        return ReceivedMasks(dict(self.versions), dict(self.of), own, dict(self.pruned))
 
     def version(self, masks: Tree) -> None:
         """Takes note of the masks that are sent now: a new version when they differ from the newest."""
@@ -37,19 +40,35 @@ class ReceivedMasks:
             number, self._prices = number + 1, {}
             held = set(self.of.values())
             self.versions = {old: bits for old, bits in self.versions.items() if old in held} | {number: packed}
+            self.pruned = {old: self._pruned_since(old, packed) for old in self.versions if old < number}
         self._newest = masks
 
-    def price(self, client: int) -> int:
-        """Bytes that bring the client's masks up to the newest version; afterwards it holds them."""
+    def price(self, client: int, controls: bool = False) -> int:
+        """Bytes that bring the client's masks up to the newest version; afterwards it holds them.
+
+        controls: the client keeps values of weights (SCAFFOLD) which end where a weight is pruned. It is told also which weights were
+        pruned since its last masks and are kept again.
+        """
         held, newest = self.of.get(client, -1), max(self.versions)
         if held == newest:
             return 0
-        if (held, newest) not in self._prices:
+        if (held, controls) not in self._prices:
             old = self.versions.get(held, {})
             last = {key: unpack_bits(old[key], mask) for key, mask in self._newest.items() if key in old}
-            self._prices[held, newest] = communication.length(self._newest, last=last)
+            self._prices[held, controls] = communication.length(self._newest, last=last) + (self._regrown(held) if controls else 0)
         self.of[client] = newest
-        return self._prices[held, newest]
+        return self._prices[held, controls]
+
+    def _pruned_since(self, old: int, packed: Tree) -> Tree:
+        before = self.pruned.get(old, {})
+        gone = {key: bits & ~packed[key] for key, bits in self.versions[old].items() if key in packed}
+        return {key: bits | before[key] if key in before else bits for key, bits in gone.items()}
+
+    def _regrown(self, held: int) -> int:
+        """Bytes that say which weights of this version were pruned later and are kept now."""
+        gone = self.pruned.get(held, {})
+        again = {key: int((unpack_bits(gone[key], mask) & mask).sum()) for key, mask in self._newest.items() if key in gone}
+        return sum(positions_bytes(count, int(self._newest[key].sum())) for key, count in again.items())
 
 
 def pack_bits(mask: Tensor) -> Tensor:
