@@ -98,9 +98,9 @@ class ByHand(nn.Module):
         return x @ self.tree["w/fc2.weight"].T + self.tree["w/fc2.bias"]
 
 
-@pytest.mark.parametrize(("name", "sigmoid"), [("cnn", True), ("resnet8", True), ("resnet20", True)])
+@pytest.mark.parametrize(("name", "sigmoid"), [("cnn", True), ("cnn", False), ("resnet8", True), ("resnet8", False), ("resnet20", True)])
 def test_the_gate_stands_between_norm_and_activation(name, sigmoid) -> None:
-    net, tree = precise(name)
+    net, tree = precise(name, gate_sigmoid=sigmoid)
     counts = {group.name: count for group, count in zip(net.channels.groups, net.selected, strict=True)}
     dense = built(name, None).double().eval()
     hand = ByHand(dense, tree, counts, sigmoid)
