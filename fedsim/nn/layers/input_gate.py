@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from fedsim.core import rng
 
 GATES_MODULE = "gates"  # the container of a model's gates
+SHIFTS_MODULE = "shifts"  # and of the shifts of norms whose scales gates replace
 
 
 @dataclass(frozen=True)
