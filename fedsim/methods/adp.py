@@ -29,11 +29,13 @@ from fedsim.core.validation import MAX_COHORT, within
 from fedsim.errors import BadInput
 from fedsim.federated.averaged_round import AveragedState, trained
 from fedsim.federated.protocol import ClientInput, Fleet, Method, Setting
+from fedsim.nn.layers.input_gate import SHIFTS_MODULE
 from fedsim.nn.net import Net
 from fedsim.pruning import channel_frequency, dynamic_channels
 from fedsim.pruning.channel_frequency import MeasureChannelFrequency, TrainLocal
 from fedsim.pruning.dynamic_channels import Costs
 
+SHIFTS = f"{keys.WEIGHTS}{SHIFTS_MODULE}."
 WHY = "adp gives clients plain or standardised convolutions, whose results pass on by activations, pools, and additions to a stream"
 
 
@@ -125,7 +127,7 @@ class ADP(Method[State]):
     def _local(self, net: Net) -> tuple[str, ...]:
         """Beginnings of the keys of what stays with the client."""
         norms = [key.removeprefix(keys.BUFFERS).removesuffix("running_mean") for key in net.initial if key.endswith(".running_mean")]
-        mine = [f"{kind}{norm}" for norm in norms for kind in (keys.WEIGHTS, keys.BUFFERS, "w/shifts.")] if self.bn == "local" else []
+        mine = [f"{kind}{norm}" for norm in norms for kind in (keys.WEIGHTS, keys.BUFFERS, SHIFTS)] if self.bn == "local" else []
         return (*(["w/gates."] if self.gates == "local" else []), *mine)
 
     def _sent(self, net: Net, shared: Tree) -> Tree:

@@ -74,6 +74,8 @@ def folded(module: nn.Module, values: dict[str, Tensor]) -> nn.Module:
         assert isinstance(before, fx.Node)
         node.replace_all_uses_with(_scaled(module, before, values[name].detach()))
         module.graph.erase_node(node)
+        if not before.users:  # a shift that moved into the norm before it
+            module.graph.erase_node(before)
     module.delete_all_unused_submodules()
     return optimised_for_inference(module)
 

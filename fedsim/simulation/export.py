@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from fedsim import models
 from fedsim.config.job import Job, check
@@ -19,7 +22,7 @@ from fedsim.core.keys import GATE, GATE_VALUES
 from fedsim.core.tree import Tree, under
 from fedsim.costs import flops
 from fedsim.costs.profile import ModelProfile
-from fedsim.data.population import populate
+from fedsim.data.population import Population, populate
 from fedsim.errors import BadInput
 from fedsim.federated.protocol import Method
 from fedsim.nn import profiler
@@ -27,6 +30,7 @@ from fedsim.nn.net import Net
 from fedsim.nn.subnetwork import folded, optimised_for_inference
 from fedsim.pruning.cut_and_finetune import CutAndFinetune
 from fedsim.simulation import subnetworks
+from fedsim.simulation.exported import accuracy
 from fedsim.storage.reader import RunReader
 
 LIBRARIES = ("torch", "_operator", "math", "builtins")  # where the functions of a plain module may come from
@@ -65,18 +69,19 @@ def module_of(path: Path | str, client: int | None = None) -> nn.Module:
     Its layers are torch's own where torch.fx can trace it. Its data set must be where the job says, since that knows the shape of
     the images and the number of classes.
     """
-    return traced(final(path, client).module)[0]
+    return traced(final(path, client)[0].module)[0]
 
 
-def final(path: Path | str, client: int | None = None) -> Final:
-    """What a finished run ended with, for one client with that client's gates."""
+def final(path: Path | str, client: int | None = None) -> tuple[Final, Job, Population]:
+    """What a finished run ended with, for one client with that client's gates; its job and its images."""
     reader = RunReader(path)
     known = reader.attributes
     if not known["finished"]:
         raise BadInput(f"{path} holds no final model yet: {known['rounds']} of {known['rounds_planned']} rounds are done")
     job = check(tomllib.loads(known["job"]), str(path))
     gate = {} if client is None else _gate_of(reader, client, job)
-    data = populate(job.data, job.partition, job.seed).train
+    population = populate(job.data, job.partition, job.seed)
+    data = population.train
     module = models.build(job.model, data.shape, data.classes, job.seed)
     tree = reader.model()
     net = Net(module)
@@ -92,7 +97,7 @@ def final(path: Path | str, client: int | None = None) -> Final:
         net.plain(found.tree)
     except (ValueError, RuntimeError, KeyError) as error:
         raise BadInput(f"{path}: the model in the file is not the job's: {error}") from error
-    return found
+    return found, job, population
 
 
 def _note(job: Job, tree: Tree) -> str:
@@ -144,26 +149,46 @@ def traced(module: nn.Module) -> tuple[nn.Module, str]:
 
 
 def export(path: Path, client: int | None, out: Path | None, console: Console) -> None:
-    """Writes the final model of the run at `path`, or of one of its clients, and says what it wrote."""
+    """Writes the final model of the run at `path`, or of one of its clients; evaluates what it wrote, and says what that is."""
     out = out or path.with_suffix(".pt" if client is None else f".client{client}.pt")
     if out.exists() and (out.is_dir() or out.samefile(path)):
         raise BadInput(f"--out {out}: {'a folder' if out.is_dir() else 'the run file itself'} cannot be written over; choose another")
-    found = final(path, client)
+    found, job, population = final(path, client)
     module, why = traced(found.module)
-    _save(module, out)
-    for line in _told(found, module, path, client):
+    images = partial(accuracy.batches, population, job.seed, job.evaluate.batch, client)
+    with _aside(module, out) as written:
+        _check(found, written, images(), path)
+        scored = accuracy.measured(written, images(), job.execution.dtype)
+    lines = _told(found, module) + accuracy.told(scored, accuracy.recorded(RunReader(path), client), client, found.note)
+    for line in [*lines, *([found.note] if found.note else []), f"wrote {out}: " + _how(out, module, why)]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-    console.print(f"wrote {out}: " + _how(out, module, why), highlight=False, markup=False, soft_wrap=True)
 
 
-def _save(module: nn.Module, out: Path) -> None:
+@contextmanager
+def _aside(module: nn.Module, out: Path) -> Iterator[nn.Module]:
+    """Gives the module as it is read back from a file beside `out`, which gets its name at the end if nothing is wrong."""
     aside = out.with_name(out.name + ".new")
     try:
         aside.touch()
     except OSError as error:
         raise BadInput(f"{out} cannot be written: {error.strerror}; choose another --out") from None
-    torch.save(module, aside)
-    aside.rename(out)
+    try:
+        torch.save(module, aside)
+        yield torch.load(aside, weights_only=False)
+        aside.rename(out)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _check(found: Final, module: nn.Module, images: Iterator[tuple[Tensor, Tensor]], path: Path) -> None:
+    """BadInput for a module that does not give what the run's network gives for a batch of images."""
+    x = next((x for x, _ in images), None)
+    if x is None or found.note:
+        return
+    with torch.no_grad():
+        logits, expected = module(x), found.net(found.tree, x)[0]
+    if apart := accuracy.differs(logits, expected, found.net.has_dynamic_gates and GATE not in found.tree):
+        raise BadInput(f"{path}: the exported module is not the run's network, and nothing was written: {apart}")
 
 
 def _how(out: Path, module: nn.Module, why: str) -> str:
@@ -174,17 +199,15 @@ def _how(out: Path, module: nn.Module, why: str) -> str:
     return f"{load} where {kind.__module__}.{kind.__qualname__} can be imported, since {why}"
 
 
-def _told(found: Final, module: nn.Module, path: Path, client: int | None) -> list[str]:
-    """Parameters, FLOPs and accuracy."""
+def _told(found: Final, module: nn.Module) -> list[str]:
+    """Parameters and FLOPs."""
     count, whole = sum(value.numel() for value in module.parameters()), found.model_profile.parameters
     full = flops.forward_flops(found.model_profile)
-    lines = [
-        f"{count:,} of {whole:,} parameters ({count / whole:.1%})",
+    masked = ""
+    if under(found.tree, keys.MASKS):
+        kept = subnetworks.parameters(found.net, found.tree)
+        masked = f"; masks keep {kept:,} ({kept / whole:.1%}), the others are 0"
+    return [
+        f"{count:,} of {whole:,} parameters ({count / whole:.1%}){masked}",
         f"{found.flops:,} of {full:,} FLOP an image ({found.flops / full:.1%})",
     ]
-    reader = RunReader(path)
-    accuracy = reader.column("accuracy") if client is None else reader.clients("accuracy")[:, client]
-    if len(measured := np.flatnonzero(np.isfinite(accuracy))):
-        where = "the global test set" if client is None else "its own test images"
-        lines.append(f"accuracy {accuracy[measured[-1]]:.1%} on {where} (round {measured[-1]})")
-    return lines + ([found.note] if found.note else [])

@@ -13,6 +13,7 @@ from fedsim.core.tree import Tree, under
 from fedsim.costs import flops
 from fedsim.costs.flops import forward_flops
 from fedsim.costs.profile import ModelProfile
+from fedsim.nn.layers.input_gate import SHIFTS_MODULE
 from fedsim.nn.net import Net
 from fedsim.pruning.gates import overlap
 from fedsim.storage.client_gates import Gates
@@ -38,13 +39,18 @@ def in_use(net: Net, model_profile: ModelProfile, tree: Tree) -> dict[str, int]:
 
 
 def parameters(net: Net, tree: Tree) -> int:
-    """Conv and linear weights in use, and the biases and norm entries of the channels in use."""
+    """Conv and linear weights in use, and the biases and norm entries of the channels in use.
+
+    Constants in the place of dynamic gates are multiplied into what stands before them; where that is a norm without a scale, they
+    become its scale.
+    """
     gate = tree.get(GATE)
     hard = gate is not None and gate.dtype == torch.bool
     widths = {name: int(part.sum()) for name, part in net.channels.split(gate).items()} if gate is not None and hard else {}
     rows = net.channels.rows if hard else {}
     gone = tuple(f"{keys.WEIGHTS}{group.gate}." for group in net.channels.groups) if GATE_VALUES in tree else ()
     free = [key for key in net.weights if keys.layer_of(key) not in net.sizes and not key.startswith(gone)]
+    free += [key for key in free if gone and key.startswith(f"{keys.WEIGHTS}{SHIFTS_MODULE}.")]
     return sum((net.sizes | net.used(tree)).values()) + sum(
         widths.get(rows.get(keys.name_of(key), ""), net.initial[key].numel()) for key in free
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import warnings
+
 import pytest
 import torch
 from input_gate_models import CIFAR, FAMILIES, batch_of, built, by_sorting, drawn, images, precise
@@ -17,6 +20,7 @@ from fedsim.nn.layers import gate_insertion, input_gate
 from fedsim.nn.layers.input_gate import InputGate, gates_of, largest
 from fedsim.nn.net import Net
 from fedsim.pruning.dynamic_channels import Costs
+from fedsim.simulation.export import Final, traced
 
 # ---- 1: selection
 
@@ -30,6 +34,46 @@ def test_the_largest_of_a_row_stay_as_they_are_and_of_ties_the_lower_channel(k) 
     assert torch.equal(found, vmap(lambda row: largest(row, k))(g))
     assert ((found > 0).sum(1) <= k).all()
     assert len({tuple(row) for row in (found > 0).tolist()}) > 1 or k == 10
+
+
+@pytest.mark.parametrize("shape", [(7,), (5, 9), (2, 3, 40), (300, 16)])
+def test_the_largest_are_the_same_in_few_and_in_many_values(shape: tuple[int, ...]) -> None:
+    """Both ways, on values with many ties, zeros and negative zeros, against Python's stable sort."""
+    draw = torch.Generator().manual_seed(sum(shape))
+    values = torch.randint(-1, 3, shape, generator=draw).float() * torch.rand(shape, generator=draw).round()
+    for k in (1, shape[-1] // 2, shape[-1]):
+        rows = [sorted(range(shape[-1]), key=lambda c, row=row: -row[c])[:k] for row in values.reshape(-1, shape[-1]).tolist()]
+        expected = torch.tensor([[c in row for c in range(shape[-1])] for row in rows]).view(shape)
+        assert torch.equal(input_gate._by_sorting(values, k), expected)
+        assert torch.equal(input_gate._by_threshold(values, k), expected)
+        assert torch.equal(vmap(lambda row, k=k: input_gate._by_threshold(row, k))(values[None])[0], expected)
+
+
+def exported(name: str, **fields: object) -> nn.Module:
+    """A model with live gates as fedsim exports it."""
+    net = Net(built(name, width=4, shape=(1, 8, 8), **fields))
+    return traced(Final(net, net.initial, profiler.profile(net.original, (1, 8, 8))).module)[0]
+
+
+@pytest.mark.parametrize("fields", [{}, {"gate_place": "affine"}, {"gate_choice": "random"}], ids=str)
+@pytest.mark.parametrize("name", ["cnn", "resnet8"])
+def test_live_gates_can_be_recorded_by_torch_jit(name: str, fields: dict[str, object]) -> None:
+    module, few, more = exported(name, **fields), images(3, (1, 8, 8)).float(), images(70, (1, 8, 8)).float()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        recorded = torch.jit.trace(module, few)
+    with torch.no_grad():
+        assert torch.equal(recorded(more), module(more))
+
+
+@pytest.mark.parametrize("name", ["cnn", "resnet8"])
+def test_live_gates_can_be_written_as_onnx(name: str) -> None:
+    onnx = pytest.importorskip("onnx")
+    written = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(exported(name), (images(3, (1, 8, 8)).float(),), written, dynamo=False)
+    onnx.checker.check_model(onnx.load_from_string(written.getvalue()))
 
 
 def test_seven_of_ten_channels_are_open_at_most_and_all_that_are_positive_where_d_is_1() -> None:
@@ -98,9 +142,9 @@ class ByHand(nn.Module):
         return x @ self.tree["w/fc2.weight"].T + self.tree["w/fc2.bias"]
 
 
-@pytest.mark.parametrize(("name", "sigmoid"), [("cnn", True), ("resnet8", True), ("resnet20", True)])
+@pytest.mark.parametrize(("name", "sigmoid"), [("cnn", True), ("cnn", False), ("resnet8", True), ("resnet8", False), ("resnet20", True)])
 def test_the_gate_stands_between_norm_and_activation(name, sigmoid) -> None:
-    net, tree = precise(name)
+    net, tree = precise(name, gate_sigmoid=sigmoid)
     counts = {group.name: count for group, count in zip(net.channels.groups, net.selected, strict=True)}
     dense = built(name, None).double().eval()
     hand = ByHand(dense, tree, counts, sigmoid)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import pytest
 import torch
 from cases import images, run, table
@@ -22,14 +25,25 @@ from fedsim.errors import BadInput
 from fedsim.models import settings
 from fedsim.nn import profiler
 from fedsim.nn.net import Net
+from fedsim.simulation import subnetworks
 from fedsim.simulation.experiment import build_experiment
 from fedsim.simulation.export import Final, _note, module_of, traced
+from fedsim.simulation.exported import accuracy
 from fedsim.storage.reader import RunReader
 
 LINES = {
     "gated": ("gated", {}),
     "standardised": ("gated", {"model": {"name": "resnet8", "width": 4, "norm": "group", "standardise": True}}),
     "masked": ("static-mask", {}),
+    "nsconv": ("fedmef", {}),
+    "affine": (
+        "adp",
+        {
+            "method": {"name": "adp", "export_gate": "folded"},
+            "model": {"width": 4, "norm": "batch", "gate_keep": 0.5, "gate_place": "affine"},
+        },
+    ),
+    "by-image": ("adp", {}),
     "plain": ("fedavg", {}),
 }
 OUTSIDE = """
@@ -113,11 +127,79 @@ def test_it_says_what_it_wrote(folder, monkeypatch, capsys) -> None:
     said = capsys.readouterr().out
     assert f"{reader.clients('parameters')[-1, 3]:,.0f} of 5,862 parameters" in said
     assert f"{reader.clients('inference_flops')[-1, 3]:,.0f} of 24,576 FLOP an image" in said
-    assert f"accuracy {reader.clients('accuracy')[-1, 3]:.1%} on its own test images (round 3)" in said
+    accuracy = f"{reader.clients('accuracy')[-1, 3]:.2%}"
+    assert f"accuracy of this file on its own test images: {accuracy}; recorded: {accuracy} (round 3)" in said
     assert f"wrote {folder / 'gated.client3.pt'}" in said
     assert fedsim(monkeypatch, "export", path) == 0
     assert (folder / "gated.pt").is_file()
     assert not list(folder.glob("*.new"))
+
+
+@pytest.mark.parametrize(("name", "client"), [*((name, None) for name in LINES), ("gated", 2), ("affine", 2), ("by-image", 2)])
+def test_every_file_is_evaluated_and_agrees_with_its_run(name, client, folder, tmp_path, monkeypatch, capsys) -> None:
+    own = [] if client is None else ["--client", client]
+    capsys.readouterr()
+    assert fedsim(monkeypatch, "export", folder / f"{name}.h5", "--out", tmp_path / "model.pt", *own) == 0
+    said, reader = capsys.readouterr().out, RunReader(folder / f"{name}.h5")
+    accuracy = f"{reader.column('accuracy')[-1] if client is None else reader.clients('accuracy')[-1, client]:.2%}"
+    where = "the global test set" if client is None else "its own test images"
+    assert f"accuracy of this file on {where}: {accuracy}; recorded: {accuracy} (round 3)" in said
+    assert "warning" not in said
+    kept = sum(int(mask.sum()) for mask in under(reader.model(), "mask/").values())
+    assert ("; masks keep " in said) == bool(kept)
+
+
+def test_masks_are_counted_in_what_is_said(folder, tmp_path, monkeypatch, capsys) -> None:
+    """By hand: kept entries of masked weights, and all others."""
+    model = RunReader(folder / "masked.h5").model()
+    weights = under(model, "w/")
+    kept = sum(int(model["mask/" + key[2:]].sum()) if "mask/" + key[2:] in model else value.numel() for key, value in weights.items())
+    whole = sum(value.numel() for value in weights.values())
+    assert fedsim(monkeypatch, "export", folder / "masked.h5", "--out", tmp_path / "model.pt") == 0
+    said = capsys.readouterr().out
+    assert f"{whole:,} of {whole:,} parameters (100.0%); masks keep {kept:,} ({kept / whole:.1%}), the others are 0" in said
+
+
+def test_a_client_of_folded_affine_gates_has_the_parameters_that_its_run_says(folder) -> None:
+    """The constants in the place of the gates are the scales of its norms."""
+    small = module_of(folder / "affine.h5", 2)
+    assert sum(value.numel() for value in small.parameters()) == RunReader(folder / "affine.h5").clients("parameters")[-1, 2]
+
+
+def changed(folder: Path, out: Path, change: Callable[[h5py.File], None]) -> Path:
+    shutil.copy(folder / "masked.h5", out)
+    with h5py.File(out, "r+") as file:
+        change(file)
+    return out
+
+
+def test_a_file_that_is_worth_less_than_its_run_says_is_warned_of(folder, tmp_path, monkeypatch, capsys) -> None:
+    def worse(file: h5py.File) -> None:
+        file["rounds/accuracy"][-1] -= 0.5
+
+    assert fedsim(monkeypatch, "export", changed(folder, tmp_path / "run.h5", worse)) == 0
+    said = capsys.readouterr().out
+    assert "warning: 30 of 60 test images make the difference, and rounding explains" in said
+
+
+def test_a_module_that_is_not_the_runs_network_is_not_written(folder, tmp_path, monkeypatch, capsys) -> None:
+    def wrong(found: Final) -> torch.nn.Module:
+        return found.net.plain(found.tree | {"w/fc2.bias": torch.arange(10.0)})
+
+    monkeypatch.setattr(Final, "module", property(wrong))
+    assert fedsim(monkeypatch, "export", folder / "masked.h5", "--out", tmp_path / "model.pt") == 2
+    assert "the exported module is not the run's network, and nothing was written: for 7 of 7 images" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_rounding_may_exchange_logits_that_are_close() -> None:
+    """One image whose two largest logits are nearly the same, two that are clear."""
+    logits = torch.tensor([[1.0, 1.0 + 1e-6], [1.0, 0.0], [0.0, 1.0]])
+    found = accuracy.measured(torch.nn.Identity(), [(logits, torch.tensor([0, 0, 0]))])
+    assert (found.correct, found.images, found.near) == (1, 3, 1)
+    assert not accuracy.told(found, accuracy.Recorded(2 / 3, 5), None, "")[1:]
+    assert accuracy.told(found, accuracy.Recorded(1.0, 5), None, "")[1].startswith("warning: 2 of 3 test images")
+    assert not accuracy.told(found, accuracy.Recorded(1.0, 5), None, "a note that explains it")[1:]
 
 
 def test_pruned_weights_are_exactly_zero(folder) -> None:
@@ -155,14 +237,15 @@ def forms_of(net: Net, draw: torch.Generator) -> list[Tree]:
     return [{}, {GATE: gate}, *([values] if net.has_dynamic_gates else [])]
 
 
-@pytest.mark.parametrize("gate_keep", [None, 0.5], ids=["", "gated"])
+@pytest.mark.parametrize("place", ["", "norm", "affine"])
 @pytest.mark.parametrize(("name", "norm"), FORMS, ids=lambda part: part if isinstance(part, str) else f"{part[0]}{'-ws' * part[1]}")
-def test_every_model_norm_mask_and_gate_is_exported_as_it_is_evaluated(name, norm, gate_keep) -> None:
-    if name == "mobilenet_v2" and gate_keep is not None:
-        return  # its convolutions take no gates
+def test_every_model_norm_mask_and_gate_is_exported_as_it_is_evaluated(name, norm, place) -> None:
+    if (name == "mobilenet_v2" and place) or (place == "affine" and norm[0] in ("none", "nsconv")):
+        return  # its convolutions take no gates; there is no norm whose scale a gate could replace
     side, draw = SIDES.get(name, 8), torch.Generator().manual_seed(0)
     shape = (1, side, side)
-    module = models.build(settings.ModelSettings(name=name, width=4, norm=norm[0], standardise=norm[1], gate_keep=gate_keep), shape, 3, 0)
+    gates = {"gate_keep": 0.5, "gate_place": place} if place else {}
+    module = models.build(settings.ModelSettings(name=name, width=4, norm=norm[0], standardise=norm[1], **gates), shape, 3, 0)
     net = Net(module).to("cpu", torch.float64)
     values, model_profile = lively(net), profiler.profile(module, shape)
     images = torch.randn(2, *shape, generator=draw, dtype=torch.float64)
@@ -175,6 +258,8 @@ def test_every_model_norm_mask_and_gate_is_exported_as_it_is_evaluated(name, nor
             with torch.no_grad():
                 logits, expected = small(images), net.under_vmap()(found.tree, images)[0]
             assert close(logits, expected, 1e-5), (list(form), bool(under_masks))
+            if norm[0] != "nsconv" and not under_masks:  # a gain is multiplied into its filter
+                assert sum(value.numel() for value in small.parameters()) == subnetworks.parameters(net, found.tree)
 
 
 def test_depth_wise_filters_are_cut_too(tmp_path) -> None:

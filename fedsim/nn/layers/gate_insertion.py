@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from fedsim.errors import BadInput
-from fedsim.nn.layers.input_gate import GATES_MODULE, Gating, InputGate, Shift
+from fedsim.nn.layers.input_gate import GATES_MODULE, SHIFTS_MODULE, Gating, InputGate, Shift
 
 NORMS = (nn.BatchNorm2d, nn.GroupNorm)
 ADDING = {operator.add, operator.iadd, torch.add, "add", "add_"}
@@ -84,9 +84,9 @@ def _without_scale(module: fx.GraphModule, norm: fx.Node) -> fx.Node:
     channels = own.num_features if isinstance(own, nn.BatchNorm2d) else own.num_channels
     bare = nn.BatchNorm2d(channels, own.eps, own.momentum, affine=False) if isinstance(own, nn.BatchNorm2d) else None
     module.set_submodule(name, bare or nn.GroupNorm(own.num_groups, channels, own.eps, affine=False))
-    module.add_submodule(f"shifts.{name}", Shift(channels))
+    module.add_submodule(f"{SHIFTS_MODULE}.{name}", Shift(channels))
     with module.graph.inserting_after(norm):
-        shift = module.graph.call_module(f"shifts.{name}", (norm,))
+        shift = module.graph.call_module(f"{SHIFTS_MODULE}.{name}", (norm,))
     norm.replace_all_uses_with(shift, lambda user: user is not shift)
     return shift
 

@@ -21,7 +21,9 @@ from torch.nn import functional as F
 
 from fedsim.core import rng
 
+FEW = 1 << 11  # gate values of a batch up to which a sort is the faster way to the largest
 GATES_MODULE = "gates"  # the container of a model's gates
+SHIFTS_MODULE = "shifts"  # and of the shifts of norms whose scales gates replace
 
 
 @dataclass(frozen=True)
@@ -90,9 +92,23 @@ def drawn(g: Tensor, k: int, keys: Tensor) -> Tensor:
 
 
 def _first(score: Tensor, k: int) -> Tensor:
-    """(..., C) bool, the `k` largest."""
+    """(..., C) bool, the `k` largest; of equal values the lower ones."""
+    recorded = not isinstance(score, Tensor) or torch.jit.is_tracing() or torch.compiler.is_compiling()
+    return _by_sorting(score, k) if not recorded and score.numel() <= FEW else _by_threshold(score, k)
+
+
+def _by_sorting(score: Tensor, k: int) -> Tensor:
+    """Fast on few values. Recorded graphs cannot hold a stable sort: neither torch.jit.trace nor ONNX has one."""
     order = score.sort(dim=-1, descending=True, stable=True).indices[..., :k]
     return torch.zeros_like(score, dtype=torch.bool).scatter(-1, order, True)
+
+
+def _by_threshold(score: Tensor, k: int) -> Tensor:
+    """All above the k-th largest value, and as many of the first that equal it as there is room for."""
+    last = score.topk(k, dim=-1, sorted=False).values.amin(-1, keepdim=True)
+    above, equal = score > last, score == last
+    room = k - above.sum(-1, keepdim=True, dtype=torch.int32)
+    return above | (equal & (equal.cumsum(-1, dtype=torch.int32) <= room))
 
 
 def keys_of(x: Tensor) -> Tensor:

@@ -1,0 +1,103 @@
+"""Evaluates an exported module on test images, in the batches of its run, and compares it with what the run recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedsim.core.types import Feed
+from fedsim.data.population import Population
+from fedsim.fleet.batches import Batches, Ready, Round
+from fedsim.fleet.client_images import count_of, evaluation_shards
+from fedsim.storage.reader import RunReader
+
+ROUNDING = {"float32": 1e-4, "tf32": 1e-2, "bfloat16": 5e-2}  # of logits, as a share of the largest, by execution.dtype
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a module makes of some images."""
+
+    correct: int
+    images: int
+    near: int  # images whose two largest logits are so close that rounding may exchange them
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / self.images
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What a run found when it evaluated the same network last."""
+
+    accuracy: float
+    r: int
+
+
+def batches(population: Population, seed: int, batch: int, client: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images (B, C, H, W) and labels (B,) of the global test set, or of a client's own test images, as the run evaluates them."""
+    feed, first, ready = Feed("test", epochs=1, batch=batch, augment=False), population.clients, Ready()
+    for shard in range(first, first + evaluation_shards(population)) if client is None else [client]:
+        if count_of(population, feed, shard):
+            steps = Batches(population, feed, [shard], [0], Round(seed, 0), "cpu", torch.float32, ready=ready).alone(0)
+            yield from ((step.x[0], step.y[0]) for step in steps)
+
+
+@torch.no_grad()
+def measured(module: nn.Module, images: Iterable[tuple[Tensor, Tensor]], dtype: str = "float32") -> Measured:
+    """Of a module in evaluation mode; dtype: execution.dtype of the run that it is compared with."""
+    correct = count = near = 0
+    for x, y in images:
+        logits = module(x)
+        correct += int((logits.argmax(-1) == y).sum())
+        count += len(y)
+        if logits.shape[-1] > 1:
+            first, second = logits.topk(2).values.unbind(-1)
+            near += int((first - second <= 2 * ROUNDING[dtype] * logits.abs().max()).sum())
+    return Measured(correct, count, near)
+
+
+def recorded(reader: RunReader, client: int | None) -> Recorded | None:
+    """The accuracy after the last round; None where the run did not evaluate it."""
+    group, name = ("rounds", "accuracy") if client is None else ("clients", "accuracy")
+    if name not in reader.names(group):
+        return None
+    column = reader.column(name) if client is None else reader.clients(name)[:, client]
+    return Recorded(float(column[-1]), len(column) - 1) if np.isfinite(column[-1]) else None
+
+
+def told(found: Measured, before: Recorded | None, client: int | None, note: str) -> list[str]:
+    """The accuracies, and a warning where rounding does not explain their difference; with a `note` something else may explain it."""
+    where = "the global test set" if client is None else "its own test images"
+    if not found.images:
+        return [f"no accuracy: client {client} has no test images"]
+    line = f"accuracy of this file on {where}: {found.accuracy:.2%}"
+    if before is None:
+        return [f"{line}; the run recorded none after its last round"]
+    lines = [f"{line}; recorded: {before.accuracy:.2%} (round {before.r})"]
+    apart = abs(found.correct - round(before.accuracy * found.images))
+    if apart > found.near and not note:
+        lines.append(
+            f"warning: {apart} of {found.images} test images make the difference, and rounding explains {found.near} at most:"
+            " this is not the network that the run evaluated, or the test images have changed since"
+        )
+    return lines
+
+
+@torch.no_grad()
+def differs(logits: Tensor, expected: Tensor, chooses: bool) -> str:
+    """How far a module's logits (B, classes) are from the run's network's; empty where rounding explains it.
+
+    chooses: gates choose channels for each image. Rounding may then change the choice for a few images, though not for half of them.
+    """
+    largest = expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny)
+    apart = (logits - expected).abs().amax(-1) / largest
+    wrong = ~(apart <= ROUNDING["float32"])
+    if int(wrong.sum()) <= (len(wrong) // 2 if chooses else 0):
+        return ""
+    return f"for {int(wrong.sum())} of {len(wrong)} images its logits differ by up to {float(apart.max()):.2g} times the largest one"
