@@ -120,6 +120,10 @@ def _told(where: str, bare: bool = False) -> Iterator[None]:
     except Exception as error:
         if type(error).__module__ == errors.__name__:
             raise
+        trace = error.__traceback__
+        while trace and trace.tb_next and trace.tb_frame.f_code.co_filename == __file__:
+            trace = trace.tb_next  # it begins with the method's own line
+        error.__traceback__ = trace
         raise MethodFault(f"{where}: {error if bare else f'{type(error).__name__}: {error}'}") from (None if bare else error)
 
 

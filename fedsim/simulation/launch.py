@@ -257,6 +257,7 @@ def _rounds(
         try:
             simulate(parts, fleet, RoundWriter(parts, record, start, plan.text()), start, progress, callback)
         except BadInput:
+            fleet.drain()  # a row may still wait to be written
             if record.rounds < 0:  # a method may refuse in round 0, and then nothing is left behind
                 start.out.unlink()
             raise

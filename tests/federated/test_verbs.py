@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from small_job import SMALL
+import strange_methods
+from processes import HANG, MPIRUN, environment
+from small_job import SMALL, small_job
 from strange_methods import WRONG
 
 import fedsim
@@ -124,3 +129,30 @@ def test_a_state_of_plain_dicts_is_stopped_and_resumed(tmp_path: Path) -> None:
 def test_a_method_that_refuses_in_round_1_is_bad_input(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"^job: this method wants more clients$"):
         ran(tmp_path, "refuses")
+
+
+@pytest.mark.parametrize(
+    ("verb", "how", "code", "said"),
+    [
+        ("init", "None", 1, "method strange_methods:Strange (strange_methods.py), init: it returned None"),
+        (
+            "run",
+            "unknown client",
+            1,
+            "method strange_methods:Strange (strange_methods.py), round (r = 1): ValueError: a cohort has client 99",
+        ),
+        ("work", "finish keys of some", 1, "round (r = 1): ValueError: total 'n/odd' is () and nothing for two clients"),
+        ("refuses", "", 2, "s.toml: this method wants more clients"),
+    ],
+)
+@pytest.mark.processes
+def test_on_ranks_the_message_comes_first_and_once_and_every_rank_ends(tmp_path: Path, verb: str, how: str, code: int, said: str) -> None:
+    shutil.copy(strange_methods.__file__, tmp_path)
+    (tmp_path / "s.toml").write_text(small_job(1, method={"name": "strange_methods:Strange", "verb": verb, "how": how}))
+    command = [str(MPIRUN), "-n", "3", sys.executable, "-m", "fedsim", "run", "s.toml", "--out", "run.h5"]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment(), timeout=HANG, check=False)
+    assert ended.returncode == code, ended.stderr
+    assert said in ended.stderr.splitlines()[0]
+    assert ended.stderr.count(said) == 1
+    assert ended.stderr.count("Traceback") == (verb in ("run", "work"))
+    assert (tmp_path / "run.h5").exists() == (verb != "init")
