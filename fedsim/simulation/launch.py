@@ -12,8 +12,9 @@ import time
 import traceback
 from collections import ChainMap
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -35,6 +36,7 @@ from fedsim.simulation.progress import Progress, output
 from fedsim.simulation.resume import RunStart, find_start, host
 from fedsim.simulation.stop_signal import LAUNCHED, StopSignal
 from fedsim.storage.reader import RunReader
+from fedsim.storage.run_lock import holding
 
 if TYPE_CHECKING:
     from fedsim.fleet.mpi.communicator import Communicator
@@ -86,7 +88,8 @@ def run(job: Job, out: Path, resume: str, communicator: Communicator | None, obs
     worker = bool(communicator and communicator.rank)
     limit = job.execution.time_limit
     stop = StopSignal(None if limit is None or worker else 60 * limit)
-    with stop.listening(), ending_all_ranks(communicator):
+    with ExitStack() as held, stop.listening(), ending_all_ranks(communicator):
+        agreed(communicator, lambda: worker or held.enter_context(holding(out, _now())))
         experiment = agreed(communicator, lambda: _experiment(job, communicator, stop))
         start = agreed(communicator, lambda: RunStart(out) if worker else find_start(experiment, out, resume))
         hosts = communicator.allgather_text(host()) if communicator else [host()]
@@ -94,6 +97,10 @@ def run(job: Job, out: Path, resume: str, communicator: Communicator | None, obs
             _serve(experiment, communicator)
         else:
             lead(experiment, start, communicator, hosts, observer)
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 @contextmanager

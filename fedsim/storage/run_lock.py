@@ -1,0 +1,112 @@
+"""One run writes a run file at a time: a lock on RUN.h5.lock, which says who holds it.
+
+The lock is the kernel's (`fcntl.lockf`, POSIX): it ends with its process, however that ends, so what a kill leaves behind is a file
+that nobody holds, and the next run takes it. Other machines see it on file systems that share POSIX locks: NFS 4 does, NFS 3 with its
+lock daemon, Lustre mounted with `flock`, GPFS and CephFS. Where a file system has no locks, the note in the file tells of a living
+process on the same machine, and nothing tells of other machines. A process that is forked does not inherit the lock.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from fedsim.errors import BadInput
+
+HELD = (errno.EACCES, errno.EAGAIN)  # what lockf says of a lock that another process has
+OURS: set[tuple[int, Path]] = set()  # (process, lock): the kernel lets a process take its own lock twice
+
+
+@contextmanager
+def holding(run: Path, since: str) -> Iterator[None]:
+    """Until its end no other run may write the run file; `since` tells others when that began. BadInput where one writes it already.
+
+    A folder that cannot be written has no lock: whoever writes the run file there is told so.
+    """
+    path = lock_of(run)
+    if (mine := (os.getpid(), path)) in OURS:
+        raise BadInput(_refusal(run, path))
+    made = [folder for folder in path.parents if not folder.exists()]
+    handle = _taken(run, path)
+    OURS.add(mine)
+    try:
+        if handle is not None:
+            _note(handle, since)
+        yield
+    finally:
+        OURS.discard(mine)
+        if handle is not None:
+            path.unlink(missing_ok=True)  # while it is held: `_taken` sees that its file is gone
+            os.close(handle)
+        for folder in made:
+            with suppress(OSError):  # it is in use now
+                folder.rmdir()
+
+
+def lock_of(run: Path) -> Path:
+    """RUN.h5.lock beside the run file, the same whatever the file is called by."""
+    real = run.resolve()
+    return real.with_name(real.name + ".lock")
+
+
+def _taken(run: Path, path: Path) -> int | None:
+    """The lock, held; None where there can be none. BadInput where another process holds it."""
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError:
+            return None
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in HELD or _lives(path):
+                os.close(handle)
+                raise BadInput(_refusal(run, path)) from None
+        if _is(handle, path):
+            return handle
+        os.close(handle)  # its holder removed it before we had it
+
+
+def _is(handle: int, path: Path) -> bool:
+    """Whether the open file still has this name."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _note(handle: int, since: str) -> None:
+    """Writes down who holds the lock. A disk without room has none for a note either, and the lock holds without it."""
+    text = json.dumps({"host": socket.gethostname(), "process": os.getpid(), "since": since})
+    with suppress(OSError):
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, text.encode(), 0)
+
+
+def _noted(path: Path) -> dict[str, object]:
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _lives(path: Path) -> bool:
+    """Whether the note names a living process of this machine."""
+    note = _noted(path)
+    process = note.get("process")
+    return note.get("host") == socket.gethostname() and isinstance(process, int) and Path(f"/proc/{process}").exists()
+
+
+def _refusal(run: Path, path: Path) -> str:
+    note = _noted(path) if (os.getpid(), path) not in OURS else {"process": os.getpid(), "host": socket.gethostname()}
+    who = f"process {note['process']} on {note['host']}" if {"process", "host"} <= note.keys() else "another process"
+    since = f", since {note['since']}" if "since" in note else ""
+    return f"{run} is being written by another run ({who}{since}); wait until that has ended, or choose another --out"

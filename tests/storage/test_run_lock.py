@@ -1,0 +1,74 @@
+"""run_lock: one holder at a time, among processes and within one, and none after a kill."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fedsim.errors import BadInput
+from fedsim.storage.run_lock import holding, lock_of
+
+SINCE = "2026-01-02 03:04:05 UTC"
+
+
+def in_a_fork(call: Callable[[], object]) -> tuple[int, int]:
+    """(process, wait status) of a forked process that ends with exit code 0, or 2 after a BadInput."""
+    if process := os.fork():
+        return process, os.waitpid(process, 0)[1]
+    try:
+        call()
+    except BadInput:
+        os._exit(2)
+    os._exit(0)
+
+
+def take(run: Path) -> None:
+    with holding(run, SINCE):
+        pass
+
+
+def take_and_die(run: Path) -> None:
+    with holding(run, SINCE):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_the_second_is_refused_and_told_who_holds_the_file(tmp_path: Path) -> None:
+    run, link = tmp_path / "run.h5", tmp_path / "link.h5"
+    link.symlink_to(run)
+    for name in (run, link):
+        with holding(run, SINCE):
+            assert os.waitstatus_to_exitcode(in_a_fork(lambda name=name: take(name))[1]) == 2
+            with pytest.raises(BadInput, match=rf"{name.name} is being .* \(process {os.getpid()} on {socket.gethostname()}\)"):
+                take(name)
+            assert os.waitstatus_to_exitcode(in_a_fork(lambda: take(tmp_path / "other.h5"))[1]) == 0
+        assert not lock_of(run).exists()
+        take(name)
+
+
+def test_a_killed_holder_holds_nothing_and_its_note_is_replaced(tmp_path: Path) -> None:
+    process, status = in_a_fork(lambda: take_and_die(tmp_path / "run.h5"))
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+    left = lock_of(tmp_path / "run.h5")
+    assert f'"process": {process}' in left.read_text()
+    with holding(tmp_path / "run.h5", SINCE):
+        assert f'"process": {os.getpid()}' in left.read_text()
+    assert not left.exists()
+
+
+def test_folders_are_made_for_the_lock_and_stay_only_with_what_was_written(tmp_path: Path) -> None:
+    take(tmp_path / "a" / "b" / "run.h5")
+    assert not list(tmp_path.iterdir())
+    with holding(tmp_path / "a" / "b" / "run.h5", SINCE):
+        (tmp_path / "a" / "b" / "run.h5").touch()
+    assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["run.h5"]
+
+
+def test_where_no_lock_can_be_made_the_writer_speaks(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    take(tmp_path / "file" / "run.h5")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
