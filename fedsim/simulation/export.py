@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,14 +73,14 @@ def final(path: Path | str, client: int | None = None) -> Final:
     reader = RunReader(path)
     known = reader.attributes
     if not known["finished"]:
-        raise BadInput(f"{path} holds no final model yet: {known['rounds']} of {known['rounds_planned']} rounds are done")
-    job = check(tomllib.loads(known["job"]), str(path))
+        raise BadInput(f"{path} holds no final model yet: {known['rounds']} of {known.get('rounds_planned', '?')} rounds are done")
+    job = check(reader.job, str(path))
     gate = {} if client is None else _gate_of(reader, client, job)
     data = populate(job.data, job.partition, job.seed).train
-    module = models.build(job.model, data.shape, data.classes, job.seed)
     tree = reader.model()
-    net = Net(module)
     try:
+        module = models.build(job.model, data.shape, data.classes, job.seed)
+        net = Net(module)
         kept = {key.removeprefix(keys.INDICES): value for key, value in tree.items() if key.startswith(keys.INDICES)}
         net = net.cut(kept) if kept else net
         found = Final(
@@ -90,10 +89,21 @@ def final(path: Path | str, client: int | None = None) -> Final:
             profiler.profile(module, data.shape),
             _note(job, tree | gate),
         )
+        _check_shapes(net.original, found.tree)
         net.plain(found.tree)
-    except (ValueError, RuntimeError, KeyError) as error:
+    except BadInput:
+        raise
+    except (ValueError, RuntimeError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise BadInput(f"{path}: the model in the file is not the job's: {error}") from error
     return found
+
+
+def _check_shapes(module: nn.Module, tree: Tree) -> None:
+    """ValueError where a tensor has another shape than in the module: it would be filled in all the same."""
+    for name, value in (*module.named_parameters(), *module.named_buffers()):
+        for key in (keys.WEIGHTS + name, keys.BUFFERS + name, keys.MASKS + name):
+            if key in tree and tree[key].shape != value.shape:
+                raise ValueError(f"{key} has the shape {tuple(tree[key].shape)}, the job's is {tuple(value.shape)}")
 
 
 def _note(job: Job, tree: Tree) -> str:
@@ -151,8 +161,9 @@ def export(path: Path, client: int | None, out: Path | None, console: Console) -
         raise BadInput(f"--out {out}: {'a folder' if out.is_dir() else 'the run file itself'} cannot be written over; choose another")
     found = final(path, client)
     module, why = traced(found.module)
+    lines = _told(found, module, path, client)
     _save(module, out)
-    for line in _told(found, module, path, client):
+    for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(f"wrote {out}: " + _how(out, module, why), highlight=False, markup=False, soft_wrap=True)
 
@@ -184,7 +195,9 @@ def _told(found: Final, module: nn.Module, path: Path, client: int | None) -> li
         f"{found.flops:,} of {full:,} FLOP an image ({found.flops / full:.1%})",
     ]
     reader = RunReader(path)
-    accuracy = reader.column("accuracy") if client is None else reader.clients("accuracy")[:, client]
+    accuracy = np.empty(0)
+    if "accuracy" in reader.names("rounds" if client is None else "clients"):
+        accuracy = reader.column("accuracy") if client is None else reader.client("accuracy", client)
     if len(measured := np.flatnonzero(np.isfinite(accuracy))):
         where = "the global test set" if client is None else "its own test images"
         lines.append(f"accuracy {accuracy[measured[-1]]:.1%} on {where} (round {measured[-1]})")
