@@ -11,6 +11,7 @@ masks and gates have theirs in an attribute, and the model in `weights_sha256`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 from zlib import crc32
 
 import h5py
@@ -37,7 +38,7 @@ def of_row(value: NDArray[np.float64]) -> int:
 
 def columns(file: h5py.File) -> list[str]:
     """The columns that have checksums, in the order of /checksums/rows; none in a file of a writer that made none."""
-    return [str(name) for name in checked.labels(file, f"{GROUP}/{COLUMNS}")] if checked.group(file, GROUP) else []
+    return labels(file, f"{GROUP}/{COLUMNS}") if checked.group(file, GROUP) else []
 
 
 def check_rows(file: h5py.File, path: str, values: NDArray[np.float64], first: int) -> None:
@@ -70,6 +71,20 @@ def check(owner: h5py.Group | h5py.Dataset, *parts: bytes) -> None:
     need(expected is None or expected == of(*parts), f"{str(owner.name).lstrip('/')} is damaged: its checksum is another")
 
 
+def labels(file: h5py.File, path: str) -> list[Any]:
+    """What the rows of a dimension are called: numbers or texts."""
+    found = checked.labels(file, path)
+    check(file[path], *(str(label).encode() + b"\n" for label in found))
+    return found
+
+
+def put_labels(file: h5py.File, path: str, names: Sequence[str]) -> h5py.Dataset:
+    """Stores names, with their checksum."""
+    stored = file.create_dataset(path, data=np.array(list(names), dtype=h5py.string_dtype()))
+    stored.attrs[NAME] = of(*(name.encode() + b"\n" for name in names))
+    return stored
+
+
 def lay_out(file: h5py.File, paths: Sequence[str]) -> None:
     """Checksums of these columns too, of the rows that there are. Only where the file is not the one that readers see."""
     known = columns(file)
@@ -80,7 +95,6 @@ def lay_out(file: h5py.File, paths: Sequence[str]) -> None:
     table = np.column_stack([*(file[GROUP][ROWS][:].T if known else ()), *(of_rows(file[path][:rows]) for path in new)])
     if known:
         del file[GROUP]
-    place = file.create_group(GROUP)
-    place.create_dataset(COLUMNS, data=np.array([*known, *new], dtype=h5py.string_dtype()))
+    put_labels(file, f"{GROUP}/{COLUMNS}", [*known, *new])
     shape = (rows, len(known) + len(new))
-    place.create_dataset(ROWS, shape, np.uint32, table.reshape(shape), maxshape=(None, shape[1]), chunks=(256, max(shape[1], 1)))
+    file[GROUP].create_dataset(ROWS, shape, np.uint32, table.reshape(shape), maxshape=(None, shape[1]), chunks=(256, max(shape[1], 1)))

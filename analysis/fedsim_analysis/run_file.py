@@ -6,6 +6,7 @@ What is damaged, hostile or no run file is an `Unreadable` of one message, withi
 from __future__ import annotations
 
 import stat
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,6 +38,7 @@ TYPES: Mapping[str, tuple[type, ...]] = {
 }
 ATTRIBUTES = 1000  # at most
 TRIES, PAUSE = 20, 0.1  # of a file met half-written; seconds between two
+SETTLED = 600  # seconds; clocks of a network's machines differ by less
 WHOLE = 2**30  # bytes of a column that are read at once, however few of them are stored
 FILLED = 1000  # or this many times what is stored
 FAULTS = (ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
@@ -70,7 +72,14 @@ def read(path: str | Path, what: Callable[[h5py.File], Result], sleep: Callable[
             reason = f"{path} is damaged: {error}"
         except FAULTS as error:
             reason = f"{path} cannot be read: {_told(error)}; is it a run file of fedsim?"
+        if _is_settled(Path(path)):
+            break
     raise Unreadable(reason)
+
+
+def _is_settled(path: Path) -> bool:
+    """Whether nobody has written to the file for so long that it is not half-written."""
+    return path.exists() and time.time() - path.stat().st_mtime > SETTLED
 
 
 def _told(error: Exception) -> str:

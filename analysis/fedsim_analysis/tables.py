@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from fedsim_analysis import checked, run_file
+from fedsim_analysis import checked, checksums, run_file
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Run:
     def _table(self, group: str, name: str, axis: str) -> pd.DataFrame:
         def table(file: h5py.File) -> pd.DataFrame:
             rows = run_file.values(file, group, name)[: len(self.rounds)]
-            return pd.DataFrame(rows, index=self.rounds.index, columns=pd.Index(checked.labels(file, axis), name=axis))
+            return pd.DataFrame(rows, index=self.rounds.index, columns=pd.Index(checksums.labels(file, axis), name=axis))
 
         return run_file.read(self.path, table, time.sleep)
 

@@ -182,7 +182,7 @@ def compare(
     In --csv, accuracy_last_10 is the mean over the last 10 evaluations, without the one of the untrained model.
     """
     runs = [file for run in runs for file in (sorted(run.glob("*.h5")) if run.is_dir() else [run])]
-    if missing := [str(run) for run in runs if not run.is_file()]:
+    if missing := [str(run) for run in runs if not run.exists()]:
         raise BadInput(f"there is no run file {missing[0]}")
     if not runs:
         raise BadInput("there are no run files; fedsim compare takes RUN.h5 files, or folders with such files")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,7 +64,7 @@ def _other(run: RunReader, phase: str) -> str:
 
 def _compute(run: RunReader) -> str:
     """How near the roof a rank comes, and what would help."""
-    reach, plan = _reach(run), json.loads(run.attributes.get("plan", "{}"))
+    reach, plan = _reach(run), run.plan
     more = "more ranks" if _working(run) < plan.get("packs", np.inf) else "more ranks, and packs for them (execution.packs)"
     if not np.isfinite(reach.arithmetic):
         return f": {more}"
@@ -96,8 +95,7 @@ def _reach(run: RunReader) -> Reach:
 
 def _working(run: RunReader) -> int:
     """The ranks that train: all but rank 0, where it is not alone, and no more than there are packs."""
-    known = run.attributes
-    return int(min(max(known.get("ranks", 1) - 1, 1), json.loads(known.get("plan", "{}")).get("packs", np.inf)))
+    return int(min(max(run.attributes.get("ranks", 1) - 1, 1), run.plan.get("packs", np.inf)))
 
 
 def _rate(run: RunReader, phase: str, what: str) -> float:

@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import numpy as np
 
+CENTURY = 3e9  # seconds, beyond which there is no count of days
 SCALES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -32,4 +33,4 @@ def duration(seconds: float) -> str:
     """ "0.42 s", "12.3 s", then "0:03:20"."""
     if not np.isfinite(seconds):
         return "-"
-    return f"{seconds:.3g} s" if seconds < 100 else str(timedelta(seconds=round(seconds)))
+    return str(timedelta(seconds=round(seconds))) if 100 <= seconds < CENTURY else f"{seconds:.3g} s"

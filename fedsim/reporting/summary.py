@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -22,7 +23,12 @@ LINES = 12  # rounds shown at most
 
 def show(path: str | Path, console: Console) -> None:
     """Prints the summary of the run file at `path`, also while it grows. Raises BadInput for what is no run file."""
-    run = RunReader(path, time.sleep)
+    run = RunReader(path, time.sleep).held()
+    with np.errstate(all="ignore"):  # a value that was recorded may be any
+        _show(run, console)
+
+
+def _show(run: RunReader, console: Console) -> None:
     _headline(run, console)
     if run.rounds < 0:
         console.print("no round is complete yet")
@@ -44,10 +50,11 @@ def _headline(run: RunReader, console: Console) -> None:
     console.print(
         f"{known.get('method', '?')}, seed {known.get('seed', '?')}, {planned} rounds, {len(run.labels('client')):,} clients",
         highlight=False,
+        markup=False,
     )
     where = f"{ranks} rank{'s' if ranks != 1 else ''}" + (f" on {hosts}" if hosts else "")
     since = str(known.get("started_at", "?")).replace("T", " ")
-    console.print(f"{where}, since {since}, fedsim {known.get('fedsim_version', '?')}", style="dim", highlight=False)
+    console.print(f"{where}, since {since}, fedsim {known.get('fedsim_version', '?')}", style="dim", highlight=False, markup=False)
 
 
 SHOWN: dict[str, tuple[str, Callable[[float], str]]] = {
@@ -198,7 +205,7 @@ def _timing(run: RunReader) -> list[tuple[str, ...]]:
             bar = "━" * max(1, round(30 * min(seconds / total, 1)))
             rows.append(
                 (
-                    name,
+                    escape(name),
                     f"{duration(seconds):>8}",
                     f"[cyan]{bar}[/] {seconds / total:.0%}" + (" beside the rest" if name in aside else ""),
                 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -77,15 +76,15 @@ def final(path: Path | str, client: int | None = None) -> tuple[Final, Job, Popu
     reader = RunReader(path)
     known = reader.attributes
     if not known["finished"]:
-        raise BadInput(f"{path} holds no final model yet: {known['rounds']} of {known['rounds_planned']} rounds are done")
-    job = check(tomllib.loads(known["job"]), str(path))
+        raise BadInput(f"{path} holds no final model yet: {known['rounds']} of {known.get('rounds_planned', '?')} rounds are done")
+    job = check(reader.job, str(path))
     gate = {} if client is None else _gate_of(reader, client, job)
     population = populate(job.data, job.partition, job.seed)
     data = population.train
-    module = models.build(job.model, data.shape, data.classes, job.seed)
     tree = reader.model()
-    net = Net(module)
     try:
+        module = models.build(job.model, data.shape, data.classes, job.seed)
+        net = Net(module)
         kept = {key.removeprefix(keys.INDICES): value for key, value in tree.items() if key.startswith(keys.INDICES)}
         net = net.cut(kept) if kept else net
         found = Final(
@@ -94,10 +93,21 @@ def final(path: Path | str, client: int | None = None) -> tuple[Final, Job, Popu
             profiler.profile(module, data.shape),
             _note(job, tree | gate),
         )
+        _check_shapes(net.original, found.tree)
         net.plain(found.tree)
-    except (ValueError, RuntimeError, KeyError) as error:
+    except BadInput:
+        raise
+    except (ValueError, RuntimeError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise BadInput(f"{path}: the model in the file is not the job's: {error}") from error
     return found, job, population
+
+
+def _check_shapes(module: nn.Module, tree: Tree) -> None:
+    """ValueError where a tensor has another shape than in the module: it would be filled in all the same."""
+    for name, value in (*module.named_parameters(), *module.named_buffers()):
+        for key in (keys.WEIGHTS + name, keys.BUFFERS + name, keys.MASKS + name):
+            if key in tree and tree[key].shape != value.shape:
+                raise ValueError(f"{key} has the shape {tuple(tree[key].shape)}, the job's is {tuple(value.shape)}")
 
 
 def _note(job: Job, tree: Tree) -> str:

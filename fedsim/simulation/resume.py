@@ -111,14 +111,15 @@ def _abandon(out: Path, rounds: int, folder: Path) -> None:
 def _same_job(parts: Experiment, out: Path, known: dict[str, Any], resume: str) -> None:
     check_format(out, known)
     if known.get("job_sha256") != parts.identity:
-        about = f"{known['method']}, seed {known['seed']}, {max(known['rounds'], 0)} of {known['rounds_planned']} rounds"
-        raise BadInput(f"{out} already holds another job ({about}; {differences(known['job'], parts.resolved)}). Choose another --out")
+        method, seed, planned = (known.get(name, "?") for name in ("method", "seed", "rounds_planned"))
+        about = f"{method}, seed {seed}, {max(known['rounds'], 0)} of {planned} rounds; {differences(RunReader(out).job, parts.resolved)}"
+        raise BadInput(f"{out} already holds another job ({about}). Choose another --out")
     if known.get("own_code_sha256", "") != own_code.digest(parts.job):
         own = " or ".join(own_code.names(parts.job)) or "its method, model or data set"
         raise BadInput(f"{out} was made by other code of {own}; choose another --out, or remove it to start afresh")
     if resume == "never":
         raise BadInput(f"{out} already holds this job; leave out --resume never to go on with it, or choose another --out")
-    if known["partition_sha256"] != parts.population.sha256:
+    if known.get("partition_sha256") != parts.population.sha256:
         raise BadInput(f"{out} was made on another partition of the data than this job gives here; is it the same data set?")
 
 
@@ -131,9 +132,9 @@ def check_format(out: Path, known: Mapping[str, Any]) -> None:
         )
 
 
-def differences(theirs: str, mine: str) -> str:
+def differences(theirs: dict[str, Any], mine: str) -> str:
     """In which fields two resolved jobs differ."""
-    one, other = (flat(tomllib.loads(text)) for text in (theirs, mine))
+    one, other = flat(theirs), flat(tomllib.loads(mine))
     fields = [key for key in sorted(one | other) if one.get(key) != other.get(key) and not key.startswith("execution.")]
     return ", ".join(f"there {key} = {one.get(key)!r}, here {other.get(key)!r}" for key in fields[:3]) + (" …" if len(fields) > 3 else "")
 

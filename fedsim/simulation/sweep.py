@@ -97,7 +97,7 @@ def plan(jobs: Sequence[Job], folder: Path) -> list[Run]:
         more = f", and {len(others) - 1} more do" if len(others) > 1 else ""
         known, run = RunReader(others[0]).attributes, next(run for run in planned if run.out == others[0])
         check_format(others[0], known)
-        how = differences(known.get("job", ""), resolved(run.job))
+        how = differences(RunReader(others[0]).job, resolved(run.job))
         raise BadInput(f"{others[0]} already holds another job ({how}){more}: choose another --out FOLDER")
     return planned
 

@@ -70,7 +70,7 @@ def lay_out(
     file.attrs.update({"format_version": FORMAT, **attributes, "rounds": -1, "finished": False, "weights_sha256": np.bytes_(64 * " ")})
     _scale(file, "round", np.arange(0), maxshape=(None,), chunks=(1024,))
     _scale(file, "client", np.arange(clients), chunks=(min(clients, 65536),), shuffle=True, compression=1)
-    _scale(file, "layer", np.array(list(layers), dtype=h5py.string_dtype()))
+    checksums.put_labels(file, "layer", layers).make_scale("layer")
     for group, dimensions in DIMENSIONS.items():
         for dimension in dimensions:
             file.require_group(group)[dimension] = file[dimension]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import h5py
 import numpy as np
-from fedsim_analysis import checked, run_file
+from fedsim_analysis import checked, checksums, run_file
 from fedsim_analysis.checked import Damaged, need
 from numpy.typing import NDArray
 from torch import Tensor
@@ -23,6 +24,7 @@ from fedsim.storage.layout import last_mask, mask_of
 
 Tree = dict[str, Tensor]
 Result = TypeVar("Result")
+LATEST = sys.maxsize  # round: all that there are
 
 
 class RunReader:
@@ -36,12 +38,20 @@ class RunReader:
     def __init__(self, path: str | Path, sleep: Callable[[float], object] | None = None, check: bool = True) -> None:
         self.path = Path(path)
         self._sleep = sleep
+        self._last = LATEST
         if check:
             self._read(lambda file: None)
 
     @property
     def attributes(self) -> dict[str, Any]:
-        return self._read(_attributes)
+        found = self._read(_attributes)
+        return found | {"rounds": min(found["rounds"], self._last)}
+
+    def held(self) -> RunReader:
+        """The same file as it stands now: columns that are read one after the other have the same rows, though the run goes on."""
+        held = RunReader(self.path, self._sleep, check=False)
+        held._last = self.rounds
+        return held
 
     @property
     def job(self) -> dict[str, Any]:
@@ -67,7 +77,7 @@ class RunReader:
 
     def labels(self, dimension: str) -> list[Any]:
         """What a dimension's rows are called: the layers' names, the clients' numbers."""
-        return self._read(lambda file: checked.labels(file, dimension))
+        return self._read(lambda file: checksums.labels(file, dimension))
 
     def column(self, name: str) -> NDArray[np.float64]:
         """(rounds + 1,) of /rounds/NAME."""
@@ -135,7 +145,8 @@ class RunReader:
         return self._read(_model)
 
     def _rows(self, group: str, name: str, r: int | None = None) -> NDArray[np.float64]:
-        return self._read(lambda file: run_file.values(file, group, name, r))
+        found = self._read(lambda file: run_file.values(file, group, name, r))
+        return found if r is not None or self._last == LATEST else found[: self._last + 1]
 
     def _read(self, what: Callable[[h5py.File], Result]) -> Result:
         try:
