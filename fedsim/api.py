@@ -14,6 +14,7 @@ from torch import nn
 from fedsim.config import job as jobs
 from fedsim.config import job_file
 from fedsim.config.job import Job
+from fedsim.config.method_source import look_here_too
 from fedsim.errors import BadInput, Stopped, naming_job
 from fedsim.simulation import estimate as estimation
 from fedsim.simulation import export, launch
@@ -48,6 +49,7 @@ def load_job(job: Source, set: Mapping[str, Any] | None = None) -> Job:
     >>> job.rounds, job.method.use.density, job.train.lr
     (3, 0.05, 0.05)
     """
+    look_here_too()
     table = _table_of(job)
     for field, value in _settings(set).items():
         job_file.set_field(table, field, value)

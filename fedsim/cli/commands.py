@@ -314,7 +314,9 @@ def _outcome() -> int:
 
 def main() -> None:
     """The console script."""
-    sys.path.append(str(Path.cwd()))  # a job may name a user's own method or model by "package.module:name"
+    from fedsim.config.method_source import look_here_too
+
+    look_here_too()
     sys.exit(_outcome())
 
 

@@ -6,6 +6,9 @@ import doctest
 import inspect
 import re
 import signal
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import nbclient
@@ -146,3 +149,22 @@ def test_every_public_name_is_there_and_in_the_overview() -> None:
         assert re.search(rf"\b{name}\b", fedsim.__doc__ or "")
     with pytest.raises(AttributeError, match="module 'fedsim' has no attribute 'runn'; it has "):
         _ = fedsim.runn
+
+
+@pytest.mark.processes
+def test_a_script_in_another_folder_finds_modules_beside_it_and_where_one_stands(tmp_path: Path) -> None:
+    lines = (
+        "from dataclasses import dataclass",
+        "from fedsim.methods.fedavg import FedAvg",
+        "@dataclass(frozen=True)",
+        "class Mine(FedAvg): ...",
+    )
+    method = "\n".join(lines)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "here.py").write_text(method)
+    (tmp_path / "elsewhere" / "beside.py").write_text(method)
+    names = "for name in ('here:Mine', 'beside:Mine'):\n    print(fedsim.load_job({'method': {'name': name}}).method.name)\n"
+    (tmp_path / "elsewhere" / "script.py").write_text(f"import fedsim\n\n{names}")
+    command = [sys.executable, "elsewhere/script.py"]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert ended.stdout.split() == ["here:Mine", "beside:Mine"], ended.stderr

@@ -13,9 +13,8 @@ import pytest
 import torch
 from cases import images, run, table
 from channel_models import close, lively
-from torch import Tensor
-
 from fedsim_analysis import checksums
+from torch import Tensor
 
 from fedsim import models
 from fedsim.cli import commands
