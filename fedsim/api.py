@@ -102,7 +102,7 @@ def run(
         launch.end_all_ranks_with_this_one(communicator)
     with launch.ending_all_ranks(communicator):
         loaded = launch.agreed(communicator, lambda: _one_run(job, set, resume))
-    path = Path(out) if out else Path("runs") / f"{loaded.name}.h5"
+    path = Path(out) if out else Path("runs") / loaded.file
     observer = launch.Observer(output(quiet=True) if not progress else None, callback)
     with _threads_kept(), naming_job(_origin(job)):
         launch.run(loaded, path, resume, communicator, observer)

@@ -11,6 +11,10 @@ class BadInput(ValueError):
     """The job, the data or the command line asks for what cannot be: exit code 2, one clear message, nothing written."""
 
 
+class LonelyRanks(BadInput):
+    """Several processes were started for one run and do not know of each other. Each sees that by itself; rank 0 alone tells it."""
+
+
 class ClientFault(RuntimeError):
     """An exception in a client's work, told with its rank, client, round and step: exit code 1."""
 
@@ -35,4 +39,4 @@ def naming_job(name: object) -> Iterator[None]:
     try:
         yield
     except BadInput as error:
-        raise BadInput(f"{name}: {error}") from error
+        raise type(error)(f"{name}: {error}") from error

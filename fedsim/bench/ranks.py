@@ -61,7 +61,7 @@ def launch(job: Job, ranks: int, program: list[str], folder: Path) -> None:
     if mpirun is None:
         raise BadInput("there is no mpirun here: pip install 'fedsim[mpi]'")
     file = folder / "job.toml"
-    file.write_text(resolved(job))
+    file.write_text(resolved(job), encoding="utf-8")
     told = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMP_NUM_THREADS": "1"}
     told |= {"PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe"}
     command = [mpirun, "-n", str(ranks), *(str(file) if word == "JOB" else word for word in program)]

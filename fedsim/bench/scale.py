@@ -126,7 +126,7 @@ def traffic(job: Job, ranks: int) -> dict[int, tuple[int, int]]:
     """Cohort -> messages and bytes that rank 0 sends and receives in a round beside so many client ranks."""
     with TemporaryDirectory() as folder:
         for cohort in COHORTS:
-            (Path(folder) / f"{cohort}.toml").write_text(resolved(sized(job, cohort, 2)))
+            (Path(folder) / f"{cohort}.toml").write_text(resolved(sized(job, cohort, 2)), encoding="utf-8")
         launch(job, ranks + 1, [sys.executable, "-m", "fedsim.bench.scale", "count", "JOB", folder], Path(folder))
         readers = {cohort: RunReader(Path(folder) / f"{cohort}.h5") for cohort in COHORTS}
         return {cohort: (int(run.column("rank0_messages")[-1]), int(run.column("rank0_bytes")[-1])) for cohort, run in readers.items()}

@@ -5,7 +5,6 @@ A command imports what it needs when it runs, so that help texts and usage error
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from importlib import import_module
@@ -15,13 +14,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
-from fedsim.errors import BadInput, ClientFault, MethodFault, Stopped, naming_job
+from fedsim.cli.output import print_what_can_be_printed
+from fedsim.errors import BadInput, ClientFault, LonelyRanks, MethodFault, Stopped, naming_job
+from fedsim.simulation.launchers import ranks
 
 if TYPE_CHECKING:
     from fedsim.config.job import Job
 
 
-RANK = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID")  # where launchers write the rank of a process
 INTERRUPTED = 130  # the exit code that typer gives Ctrl-C
 MESSAGE_PATIENCE = 10.0  # seconds that another rank waits for rank 0 to write the same message
 
@@ -90,6 +90,7 @@ def run(
     ] = "auto",
 ) -> int:
     """Run a job, in one process or under `mpirun -n RANKS` (rank 0 is the server, the others train clients)."""
+    ranks.refuse_lonely_tasks()
     loaded = _load(job, settings)
     if loaded.sweep:
         fixes = f"fix each swept field, {_example_of_one_run(loaded)}"
@@ -97,7 +98,7 @@ def run(
     from fedsim.simulation import launch
 
     with naming_job(job):
-        return launch.main(loaded, out or Path("runs") / f"{loaded.name}.h5", resume, job)
+        return launch.main(loaded, out or Path("runs") / loaded.file, resume, job)
 
 
 @app.command()
@@ -266,14 +267,9 @@ def _example_of_one_run(job: Job) -> str:
     return "for example " + " ".join(f"--set {key}={values[0]}" for key, values in job.sweep.items())
 
 
-def _rank() -> int:
-    """The rank of this process before MPI has started; 0 in a single process."""
-    return next((int(os.environ[name]) for name in RANK if os.environ.get(name, "").isdigit()), 0)
-
-
 def _report_error(message: str) -> None:
     """Writes an error message. Most errors meet every rank: the others wait, so that rank 0 writes it alone and ends them."""
-    if rank := _rank():
+    if rank := ranks.rank():
         time.sleep(MESSAGE_PATIENCE)
         message = f"[rank {rank}] {message}"
     sys.stderr.write(f"{message}\n")
@@ -283,7 +279,7 @@ def _report_error(message: str) -> None:
 def _usage(error: typer.TyperException) -> int:
     """Writes what is wrong with the command line, and the usage of the command; the exit code."""
     show = getattr(error, "show", None)
-    if show is None or _rank():
+    if show is None or ranks.rank():
         _report_error(str(error))
     else:
         show()
@@ -298,6 +294,10 @@ def _outcome() -> int:
         return code
     except typer.TyperException as error:
         return _usage(error)
+    except LonelyRanks as error:
+        if not ranks.rank():
+            _report_error(str(error))
+        return 2
     except BadInput as error:
         _report_error(str(error))
         return 2
@@ -316,6 +316,7 @@ def main() -> None:
     """The console script."""
     from fedsim.config.method_source import look_here_too
 
+    print_what_can_be_printed()
     look_here_too()
     sys.exit(_outcome())
 

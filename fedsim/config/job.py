@@ -7,6 +7,7 @@ field and its default are written once. A Job says what is computed; [execution]
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
@@ -87,6 +88,11 @@ class Job(Section):
     def given(self) -> dict[str, Any]:
         """The values in the file and on the command line, as a table; defaults are not in it."""
         return deepcopy(self._given)
+
+    @property
+    def file(self) -> str:
+        """The name of its run file, in signs of the file system where a locale has only ASCII names."""
+        return os.fsdecode(f"{self.name}.h5".encode())
 
     @property
     def population(self) -> int | None:

@@ -34,7 +34,7 @@ class Parameter:
 
 def docstring(file: Path) -> str:
     """The docstring of a module; empty where it has none."""
-    return ast.get_docstring(ast.parse(file.read_text())) or ""
+    return ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
 
 
 def file_of(module: str) -> Path | None:
@@ -45,7 +45,7 @@ def file_of(module: str) -> Path | None:
 
 def parameters(file: Path) -> list[Parameter] | None:
     """The hyperparameters of the one method in a file of fedsim; None where only the imported class can tell them."""
-    source = file.read_text()
+    source = file.read_text(encoding="utf-8")
     methods = [node for node in _classes(source).values() if _is_method(node)]
     if len(methods) != 1:
         return None
@@ -87,7 +87,7 @@ def _parents(node: ast.ClassDef, source: str) -> Iterator[tuple[ast.ClassDef, st
     imported = _imported(source)
     for base in reversed(node.bases):
         name = ast.unparse(base).partition("[")[0]
-        text = imported[name].read_text() if name in imported else source
+        text = imported[name].read_text(encoding="utf-8") if name in imported else source
         if name in (classes := _classes(text)):
             yield classes[name], text
 

@@ -79,7 +79,7 @@ def _annotated(folder: Path, number: dict[str, int], hint: str) -> Labelled:
 
 def _text(path: Path, hint: str) -> str:
     try:
-        return path.read_text()
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"[data] {path.absolute()} is missing or cannot be read. {hint}, or set data.root") from error
 

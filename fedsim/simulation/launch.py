@@ -30,11 +30,12 @@ from fedsim.fleet.registry import make_fleet
 from fedsim.simulation import malloc
 from fedsim.simulation.experiment import Experiment, build_experiment
 from fedsim.simulation.finished_round import Callback
+from fedsim.simulation.launchers.ranks import launched, refuse_lonely_ranks, refuse_lonely_tasks
 from fedsim.simulation.loop import RoundWriter, simulate
 from fedsim.simulation.planning.plan import resolve, unlike
 from fedsim.simulation.progress import Progress, output
 from fedsim.simulation.resume import RunStart, find_start, host
-from fedsim.simulation.stop_signal import LAUNCHED, StopSignal
+from fedsim.simulation.stop_signal import StopSignal
 from fedsim.storage.reader import RunReader
 from fedsim.storage.run_lock import holding
 
@@ -172,14 +173,16 @@ def _experiment(job: Job, communicator: Communicator | None, stop: StopSignal) -
 
 
 def connect() -> Communicator | None:
-    """The ranks this process was started among; None when it is alone."""
-    if not any(name in os.environ for name in LAUNCHED):
+    """The ranks this process was started among; None when it is alone. LonelyRanks where it should not be."""
+    refuse_lonely_tasks()
+    if not launched():
         return None
     try:
         from fedsim.fleet.mpi import communicator
     except ImportError as error:
         raise BadInput(f"started by an MPI launcher, but MPI is missing here ({error}); pip install 'fedsim[mpi]'") from error
     link = communicator.connect(time.perf_counter, time.sleep)
+    refuse_lonely_ranks(link.ranks)
     return link if link.ranks > 1 else None
 
 

@@ -31,8 +31,9 @@ from fedsim.config.job import Job, identity, resolved
 from fedsim.config.job import runs as runs_of
 from fedsim.errors import BadInput
 from fedsim.simulation import launch
+from fedsim.simulation.launchers.ranks import launched, refuse_lonely_tasks
 from fedsim.simulation.resume import check_format, differences
-from fedsim.simulation.stop_signal import LAUNCHED, SIGNALS, StopSignal
+from fedsim.simulation.stop_signal import SIGNALS, StopSignal
 from fedsim.storage.reader import RunReader
 
 LOOK = 0.5  # seconds between two looks at the signals and at the rounds done
@@ -74,7 +75,8 @@ def sweep(
 
     report: is given the message about failed runs and about runs that are left to do.
     """
-    if any(name in os.environ for name in LAUNCHED):
+    refuse_lonely_tasks()
+    if launched():
         raise BadInput("fedsim sweep starts its own processes on one machine: call it without mpirun")
     runs = plan(jobs, folder)
     brake = StopSignal()
@@ -89,7 +91,7 @@ def plan(jobs: Sequence[Job], folder: Path) -> list[Run]:
     """Every run with its file; BadInput where two would write one file, or where one holds something else."""
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"--out {folder}: it is the folder of the run files, and there is a file of that name")
-    planned = [Run(job, folder / f"{job.name}.h5") for each in jobs for job in runs_of(each)]
+    planned = [Run(job, folder / job.file) for each in jobs for job in runs_of(each)]
     names = [run.name for run in planned]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise BadInput(f"two runs would write {folder / twice[0]}.h5: give the jobs different names, or sweep them into different folders")

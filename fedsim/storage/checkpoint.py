@@ -193,7 +193,7 @@ def _seal(manifest: Manifest) -> bytes:
 
 def _unseal(path: Path) -> Manifest:
     """The manifest; ValueError where its hash differs, BadInput where its format is newer."""
-    envelope = json.loads(path.read_text())
+    envelope = json.loads(path.read_text(encoding="utf-8"))
     manifest: Manifest = envelope["manifest"]
     if sha256(json.dumps(manifest).encode()).hexdigest() != envelope["sha256"]:
         raise ValueError("the manifest is damaged")

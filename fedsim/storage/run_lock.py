@@ -50,7 +50,7 @@ def holding(run: Path, since: str) -> Iterator[None]:
 
 
 def lock_of(run: Path) -> Path:
-    """RUN.h5.lock beside the run file, the same whatever the file is called by."""
+    """RUN.h5.lock beside the run file, the same whichever name the file is called by."""
     real = run.resolve()
     return real.with_name(real.name + ".lock")
 

@@ -16,6 +16,7 @@ from processes import MPIRUN, Ended, Running, signals_kept
 from small_job import FAKE, small_job
 
 from fedsim.cli import commands
+from fedsim.simulation.launchers import ranks
 
 SMALL = small_job(3, data=FAKE | {"train_images": 120})
 
@@ -88,7 +89,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Folder]:
     (tmp_path / "small.toml").write_text(SMALL)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    for name in commands.RANK:
+    for name in ranks.RANK:
         monkeypatch.delenv(name, raising=False)
     made, threads = Folder(tmp_path), torch.get_num_threads()
     with signals_kept():

@@ -16,6 +16,7 @@ from small_job import FAKE, small_job
 
 from fedsim.cli import commands
 from fedsim.errors import BadInput, ClientFault, Stopped
+from fedsim.simulation.launchers import ranks
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,7 +36,7 @@ def fedsim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
     (tmp_path / "small.toml").write_text(SMALL)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    for name in commands.RANK:
+    for name in ranks.RANK:
         monkeypatch.delenv(name, raising=False)
 
     def call(*arguments: str) -> Ended:

@@ -10,6 +10,7 @@ import torch
 from processes import HERE, TINY, Console, Ended, Lab, images, rows, signals_kept
 
 from fedsim.cli import commands
+from fedsim.simulation.launchers import ranks
 
 
 def laid_out(folder: Path) -> Lab:
@@ -32,7 +33,7 @@ def console(lab: Lab, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixt
     """`fedsim run tiny.toml --out run.h5 …` in this process, which saves the seconds that a new one takes to start."""
     monkeypatch.chdir(lab.folder)
     monkeypatch.setattr("sys.path", list(sys.path))
-    for name in commands.RANK:
+    for name in ranks.RANK:
         monkeypatch.delenv(name, raising=False)
 
     def call(*arguments: str) -> Ended:

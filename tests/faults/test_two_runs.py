@@ -33,7 +33,7 @@ def test_a_stopped_run_is_gone_on_with_once(lab: Lab, console: Console, referenc
     first.kill()
     again = lab.start("--resume", "must", hold=4)
     again.until(3)
-    before = dict(snapshot(folder_of(lab.folder / "run.h5")))
+    before = snapshot(folder_of(lab.folder / "run.h5"))
     refused = console("--resume", "must")
     assert (refused.code, "is being written by another run" in refused.err) == (2, True)
     assert snapshot(folder_of(lab.folder / "run.h5")) == before

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fedsim.cli import commands
 from fedsim.config.job import check
 from fedsim.data.population import Population, populate
+from fedsim.simulation.launchers import ranks
 from fedsim.storage import checkpoint
 from fedsim.storage.reader import RunReader
 
@@ -91,7 +92,7 @@ class Shell:
     def __call__(self, capture: pytest.CaptureFixture[str] | None, *arguments: str) -> Ended:
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(self.folder)
-            for name in commands.RANK:
+            for name in ranks.RANK:
                 patch.delenv(name, raising=False)
             patch.setattr(sys, "argv", ["fedsim", *arguments])
             if capture:

@@ -54,7 +54,7 @@ def resolve(parts: Experiment, tell: Callable[[str], None] = lambda line: None, 
         return candidates[0]
     kept = _place(parts)
     if kept.exists():
-        return Plan.of(kept.read_text())
+        return Plan.of(kept.read_text(encoding="utf-8"))
     tell(f"measuring {len(candidates)} execution plans, once for this job on this machine")
     plan = fastest(parts, candidates, load)
     if load.may_be_sparse(parts):

@@ -1,0 +1,1 @@
+"""What launchers of MPI ranks tell a process, before MPI has started."""
