@@ -33,7 +33,7 @@ KINDS = {
     "V": "a record",
 }
 NUMBERS = "fiu"
-LABELS = 2**24  # bytes of all labels of a dimension
+LABELS = 2**28  # bytes of all labels of a dimension
 
 
 class Damaged(ValueError):
@@ -228,9 +228,9 @@ def labels(file: h5py.File, dimension: str) -> list[Any]:
 
 def _texts(found: h5py.Dataset, name: str) -> Iterator[str]:
     """One after the other: many entries may stand for one long text."""
-    left = LABELS
-    for i in range(found.shape[0]):
-        value = found[i]
+    left, count = LABELS, found.shape[0]
+    at_once = count * _file_size(found) <= LABELS  # even if each is as long as the file
+    for value in found[()] if at_once else (found[i] for i in range(count)):
         left -= len(value) + 8
         need(left > 0, f"the names in {name} have more than {LABELS:,} bytes")
         yield _plain(value, f"a name in {name}")
