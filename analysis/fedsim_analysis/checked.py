@@ -40,6 +40,10 @@ class Damaged(ValueError):
     """Something in a file is not what it must be; the message says what, not in which file."""
 
 
+class Excessive(Damaged):
+    """More than a run file has, which no later try will change."""
+
+
 def need(fact: object, message: str) -> None:
     if not fact:
         raise Damaged(message)
@@ -162,7 +166,8 @@ def _plain(value: Any, where: str) -> Any:
     value = value.item() if isinstance(value, np.generic) else value
     if not isinstance(value, bytes | str):
         return value
-    need(len(value) <= TEXT, f"{where} has {len(value):,} characters; a run file's has {TEXT:,} at most")
+    if len(value) > TEXT:
+        raise Excessive(f"{where} has {len(value):,} characters; a run file's has {TEXT:,} at most")
     try:
         return clean(value.decode().strip() if isinstance(value, bytes) else value)
     except (UnicodeError, Damaged) as error:
