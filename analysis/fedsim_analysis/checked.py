@@ -33,11 +33,15 @@ KINDS = {
     "V": "a record",
 }
 NUMBERS = "fiu"
-LABELS = 2**24  # bytes of all labels of a dimension
+LABELS = 2**28  # bytes of all labels of a dimension
 
 
 class Damaged(ValueError):
     """Something in a file is not what it must be; the message says what, not in which file."""
+
+
+class Excessive(Damaged):
+    """More than a run file has, which no later try will change."""
 
 
 def need(fact: object, message: str) -> None:
@@ -162,7 +166,8 @@ def _plain(value: Any, where: str) -> Any:
     value = value.item() if isinstance(value, np.generic) else value
     if not isinstance(value, bytes | str):
         return value
-    need(len(value) <= TEXT, f"{where} has {len(value):,} characters; a run file's has {TEXT:,} at most")
+    if len(value) > TEXT:
+        raise Excessive(f"{where} has {len(value):,} characters; a run file's has {TEXT:,} at most")
     try:
         return clean(value.decode().strip() if isinstance(value, bytes) else value)
     except (UnicodeError, Damaged) as error:
@@ -228,9 +233,9 @@ def labels(file: h5py.File, dimension: str) -> list[Any]:
 
 def _texts(found: h5py.Dataset, name: str) -> Iterator[str]:
     """One after the other: many entries may stand for one long text."""
-    left = LABELS
-    for i in range(found.shape[0]):
-        value = found[i]
+    left, count = LABELS, found.shape[0]
+    at_once = count * _file_size(found) <= LABELS  # even if each is as long as the file
+    for value in found[()] if at_once else (found[i] for i in range(count)):
         left -= len(value) + 8
         need(left > 0, f"the names in {name} have more than {LABELS:,} bytes")
         yield _plain(value, f"a name in {name}")

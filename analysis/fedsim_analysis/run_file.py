@@ -70,6 +70,8 @@ def read(path: str | Path, what: Callable[[h5py.File], Result], sleep: Callable[
             raise
         except Damaged as error:
             reason = f"{path} is damaged: {error}"
+            if isinstance(error, checked.Excessive):
+                break
         except FAULTS as error:
             reason = f"{path} cannot be read: {_told(error)}; is it a run file of fedsim?"
         if _is_settled(Path(path)):

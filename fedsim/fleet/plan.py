@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 
 import torch
 
+from fedsim.errors import BadInput
 from fedsim.fleet.messages import WorkerContext
 from fedsim.kernels.sparse.cost_model import CostRow, from_rows
 from fedsim.nn.mixed_precision import settle
@@ -57,6 +58,15 @@ class Plan:
 
     @classmethod
     def of(cls, text: str) -> Plan:
-        """The inverse of `text`."""
-        values = json.loads(text)
-        return cls(**values | {"sparse": tuple(tuple(row) for row in values.get("sparse", ()))})
+        """The inverse of `text`; BadInput where it is no plan, or one with fields of a later version."""
+        try:
+            values = json.loads(text)
+            unknown = sorted(values.keys() - {field.name for field in fields(cls)})
+            if unknown:
+                raise ValueError(f"it has the field {unknown[0]!r} of a later version")
+            found = cls(**values | {"sparse": tuple(tuple(row) for row in values.get("sparse", ()))})
+            if type(found.packs) is not int or found.packs < 1 or type(found.fleet) is not str:
+                raise ValueError(f"its fleet is {found.fleet!r:.40}, its packs are {found.packs!r:.40}")
+        except (TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise BadInput(f"this is no plan that this fedsim reads ({error}): {str(text)[:60]!r}") from error
+        return found

@@ -71,6 +71,8 @@ class Progress:
 
     def _go_on(self) -> None:
         """What the rounds before came to."""
+        for reason in self.start.checkpoint.passed if self.start.checkpoint else ():
+            self.say(f"note: a newer checkpoint cannot be used ({reason})")
         self.say(f"going on after round {self.start.round}")
         reader = RunReader(self.start.out)
         self.bytes = float(reader.column("bytes_up").sum() + reader.column("bytes_down").sum())

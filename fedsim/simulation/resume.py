@@ -20,6 +20,7 @@ from fedsim.config.job_file import flat
 from fedsim.errors import BadInput
 from fedsim.federated import verbs
 from fedsim.fleet.plan import Plan
+from fedsim.fleet.received_masks import ReceivedMasks
 from fedsim.simulation.experiment import Experiment
 from fedsim.simulation.planning import roofline
 from fedsim.storage import checkpoint
@@ -84,13 +85,23 @@ def find_start(parts: Experiment, out: Path, resume: str) -> RunStart:
     _same_job(parts, out, known, resume)
     if known["finished"]:
         return RunStart(out, finished=True)
-    found = checkpoint.latest(folder, parts.site.device)
+    found = checkpoint.latest(folder, parts.site.device, _check)
     if found is not None and found.extra["job_sha256"] != parts.identity:
         raise BadInput(f"the checkpoints in {folder} are not of the run in {out}; choose another --out, or remove both to start afresh")
     if found is None:
         _abandon(out, known["rounds"], folder)
         return _start_afresh(parts, out)
     return RunStart(out, found)
+
+
+def _check(found: Checkpoint) -> None:
+    """ValueError where a checkpoint is whole, and not what this fedsim goes on from."""
+    extra = found.extra
+    if not isinstance(extra, dict) or not {"plan", "job_sha256"} <= extra.keys():
+        raise ValueError("it does not say its plan and its job")
+    Plan.of(extra["plan"])
+    if not (isinstance(found.state, tuple) and len(found.state) == 2 and isinstance(found.state[1], ReceivedMasks)):
+        raise ValueError("it does not hold the state of a method and the masks of its clients")
 
 
 def _start_afresh(parts: Experiment, out: Path) -> RunStart:

@@ -4,22 +4,24 @@
     000012.json                {"sha256": …, "manifest": {round, state, extra, files: {name: bytes, sha256}, kept: {name: clients}}}
 
 Everything is written aside, synced and renamed, the manifest last, so a manifest vouches for complete files by their size and
-hash. Kept states that were not touched are referred to where they lie. The two newest manifests and their files stay.
+hash. Kept states that were not touched are referred to where they lie, in a file of an earlier round; since two checkpoints depend on
+such a file, it gets a copy, 000012.kept.copy.safetensors, when the second one begins to, and either of the two will do. So damage to
+one file loses at most one checkpoint. The two newest manifests and their files stay.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor
@@ -31,7 +33,20 @@ Tree = dict[str, Tensor]
 Manifest = dict[str, Any]
 
 FORMAT = 2  # of the manifest; its envelope and the keys format_version and fedsim_version stay in every later one
-SUFFIXES = (".json", ".state.safetensors", ".kept.safetensors", ".new")  # all that a folder of ours holds
+KEPT, COPY = ".kept.safetensors", ".kept.copy.safetensors"
+FAULTS = (
+    ImportError,
+    AttributeError,
+    ArithmeticError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    SafetensorError,
+)
+SUFFIXES = (".json", ".state.safetensors", KEPT, COPY, ".new")  # all that a folder of ours holds
 
 
 @dataclass(frozen=True)
@@ -42,6 +57,7 @@ class Checkpoint:
     state: Any  # as it was given to `save`
     extra: Json
     kept: Mapping[int, Tree]  # client -> what it keeps, read from the disk on demand
+    passed: tuple[str, ...] = ()  # newer checkpoints that are damaged, and how
 
 
 class StoredStates(Mapping[int, Tree]):
@@ -97,24 +113,37 @@ def save(folder: Path, r: int, state: Any, extra: Json, kept: Mapping[int, Tree]
     return StoredStates(folder, _places(manifest))
 
 
-def latest(folder: Path, device: str = "cpu") -> Checkpoint | None:
-    """The newest checkpoint whose files are all whole, or None in a folder without any.
+def latest(folder: Path, device: str = "cpu", check: Callable[[Checkpoint], None] = lambda found: None) -> Checkpoint | None:
+    """The newest checkpoint whose files are all whole and which passes `check`, or None in a folder without any.
 
     Raises BadInput where there are manifests but every one is damaged, and for one in a newer format than ours.
     """
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(f"{folder} is a file, and the folder of the checkpoints would have this name; remove it, or choose another --out")
     reasons: list[str] = []
     for path in _manifests(folder):
         try:
             manifest = _unseal(path)
             _verify(folder, manifest)
-            return _checkpoint(folder, manifest, device)
-        except BadInput:
-            raise
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            reasons.append(f"{path.name}: {error}")
+            found = replace(_checkpoint(folder, manifest, device), passed=tuple(reasons))
+            check(found)
+            return found
+        except OtherFormat as error:
+            raise BadInput(str(error)) from error
+        except FAULTS as error:
+            reasons.append(f"{path.name}: {_told(error)}")
     if reasons:
         raise BadInput(f"no checkpoint in {folder} is whole ({'; '.join(reasons)}); start afresh with another --out")
     return None
+
+
+def _told(error: Exception) -> str:
+    """What is wrong with a checkpoint."""
+    if isinstance(error, ImportError | AttributeError):
+        return f"a class of its state cannot be imported ({error}); was it renamed or moved?"
+    if isinstance(error, KeyError):
+        return f"{error} is missing"
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def clear(folder: Path) -> None:
@@ -132,14 +161,26 @@ def _version() -> str:
         return "of no version (not installed)"
 
 
+class OtherFormat(ValueError):
+    """A sound checkpoint of a newer or an older format."""
+
+
 def _places(manifest: Manifest) -> dict[int, str]:
     return {client: name for name, clients in manifest["kept"].items() for client in clients}
 
 
 def _checkpoint(folder: Path, manifest: Manifest, device: str) -> Checkpoint:
-    stored = from_bytes((folder / f"{manifest['round']:06d}.state.safetensors").read_bytes())
+    stored = from_bytes(_content(folder / f"{manifest['round']:06d}.state.safetensors"))
     tensors = {name: tensor.to(device) for name, tensor in stored.items()}
-    return Checkpoint(manifest["round"], load(manifest["state"], tensors), manifest["extra"], StoredStates(folder, _places(manifest)))
+    kept = StoredStates(folder, _places(manifest))
+    return Checkpoint(manifest["round"], load(manifest["state"], tensors), manifest["extra"], kept)
+
+
+def _content(path: Path) -> bytes:
+    """The bytes of a file; a pipe would be waited for."""
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path.name} is no file")
+    return path.read_bytes()
 
 
 def _manifests(folder: Path) -> list[Path]:
@@ -153,7 +194,7 @@ def _before(folder: Path, r: int) -> Manifest | None:
         if int(path.stem) < r:
             try:
                 return _unseal(path)
-            except (OSError, ValueError, KeyError, TypeError):
+            except FAULTS:
                 continue
     return None
 
@@ -165,12 +206,25 @@ def _keep(folder: Path, r: int, kept: Mapping[int, Tree], files: Manifest, befor
         untouched = [client for client in clients if client not in kept]
         if before and untouched:
             places[name], files[name] = untouched, before["files"][name]
+            files[name.replace(KEPT, COPY)] = _copy(folder, name, before["files"])
     if kept:
         # Numbered, since safetensors forgets the order of the keys.
         tensors = {f"{client}/{i:04d}/{key}": tree[key] for client, tree in kept.items() for i, key in enumerate(tree)}
         name = f"{r:06d}.kept.safetensors"
         places[name], files[name] = list(kept), _put(folder / name, _bytes(tensors))
     return places
+
+
+def _copy(folder: Path, name: str, files: Manifest) -> dict[str, Any]:
+    """Sees to it that a file of kept states has its copy; what to verify it by."""
+    copy, expected = folder / name.replace(KEPT, COPY), files[name]
+    if copy.name not in files or not copy.is_file():
+        content = (folder / name).read_bytes()
+        if _sum(content) != expected:
+            raise BadInput(f"{folder / name} is damaged on the disk, and holds kept states of clients; restart the run with --resume must")
+        _put(copy, content)
+    found: dict[str, Any] = expected
+    return found
 
 
 def _bytes(tensors: Tree) -> bytes:
@@ -192,18 +246,18 @@ def _seal(manifest: Manifest) -> bytes:
 
 
 def _unseal(path: Path) -> Manifest:
-    """The manifest; ValueError where its hash differs, BadInput where its format is newer."""
-    envelope = json.loads(path.read_text(encoding="utf-8"))
+    """The manifest; ValueError where its hash differs, OtherFormat where its format is another."""
+    envelope = json.loads(_content(path))
     manifest: Manifest = envelope["manifest"]
     if sha256(json.dumps(manifest).encode()).hexdigest() != envelope["sha256"]:
         raise ValueError("the manifest is damaged")
     if manifest["format_version"] > FORMAT:
-        raise BadInput(
+        raise OtherFormat(
             f"{path} was written by fedsim {manifest['fedsim_version']} in format {manifest['format_version']};"
             f" this is fedsim {_version()}, which reads up to format {FORMAT}: upgrade fedsim, or choose another --out"
         )
     if manifest["format_version"] < FORMAT:
-        raise BadInput(
+        raise OtherFormat(
             f"{path} was written by fedsim {manifest['fedsim_version']} in format {manifest['format_version']}, whose classes have other"
             f" names now: finish the run with that version, or start afresh with --resume never and another --out"
         )
@@ -211,10 +265,25 @@ def _unseal(path: Path) -> Manifest:
 
 
 def _verify(folder: Path, manifest: Manifest) -> None:
-    for name, expected in manifest["files"].items():
-        content = (folder / name).read_bytes()
-        if _sum(content) != expected:
-            raise ValueError(f"{name} is damaged")
+    """ValueError where a file is damaged; a file of kept states that is damaged, or its copy, is made anew from the other."""
+    files: Manifest = manifest["files"]
+    for name in (name for name in files if not name.endswith(COPY)):
+        ways = [way for way in dict.fromkeys((name, name.replace(KEPT, COPY))) if way in files]
+        whole = [way for way in ways if _is_whole(folder / way, files[way])]
+        if not whole:
+            raise ValueError(f"{name} is damaged or missing")
+        for way in ways:
+            if way not in whole and not (folder / way).is_dir():
+                _put(folder / way, _content(folder / whole[0]))
+        if whole == [name.replace(KEPT, COPY)] and (folder / name).is_dir():
+            raise ValueError(f"{name} is a folder; remove it")
+
+
+def _is_whole(path: Path, expected: Any) -> bool:
+    try:
+        return _sum(_content(path)) == expected
+    except (OSError, ValueError):
+        return False
 
 
 def _sum(content: bytes) -> dict[str, Any]:
@@ -244,6 +313,7 @@ def _sync(folder: Path) -> None:
 def _clean(folder: Path, manifests: list[Manifest]) -> None:
     """Removes what none of the manifests refers to: other manifests first, so that none is left without its files."""
     wanted = {name for manifest in manifests for name in (f"{manifest['round']:06d}.json", *manifest["files"])}
-    unwanted = [path for path in folder.glob("*") if path.name.endswith(SUFFIXES) and path.name[:6].isdigit() and path.name not in wanted]
+    ours = [path for path in folder.glob("*") if path.name.endswith(SUFFIXES) and path.name[:6].isdigit() and not path.is_dir()]
+    unwanted = [path for path in ours if path.name not in wanted]
     for path in sorted(unwanted, key=lambda path: (path.suffix != ".json", path.name)):
         path.unlink(missing_ok=True)

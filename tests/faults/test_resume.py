@@ -68,6 +68,18 @@ def test_damaged_tensors_give_way_to_the_ones_before(console: Console, half: Pat
     assert_same(half, reference)
 
 
+@pytest.mark.parametrize("plan", ['{"fleet": "serial", "later": 1}', "[", "{}"], ids=["of a later version", "broken", "without fields"])
+def test_a_checkpoint_of_another_plan_gives_way_or_is_read(console: Console, half: Path, reference: Path, plan: str) -> None:
+    manifest = json.loads(newest(half).read_text())["manifest"]
+    manifest["extra"]["plan"] = plan
+    seal = sha256(json.dumps(manifest).encode()).hexdigest()
+    newest(half).write_text(json.dumps({"sha256": seal, "manifest": manifest}))
+    ended = console()
+    goes_on(ended, int(manifest["round"]) - (plan != "{}"))
+    assert ("note: a newer checkpoint cannot be used" in ended.out) == (plan != "{}")
+    assert_same(half, reference)
+
+
 def test_checkpoints_that_are_all_damaged_are_told(refuses: Callable[..., str], half: Path) -> None:
     for manifest in folder_of(half).glob("*.json"):
         manifest.write_text("{}")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fedsim.errors import BadInput
+from fedsim.storage import checkpoint
 from fedsim.storage.checkpoint import Checkpoint, clear, folder_of, latest, save
 
 
@@ -76,9 +77,11 @@ def test_the_newest_round_comes_back_whole(folder: Path) -> None:
 
 
 def test_untouched_kept_states_are_referred_to_not_rewritten(folder: Path) -> None:
-    before = {path.name: path.stat().st_ino for path in folder.glob("*.kept.safetensors")}
+    before = {path.name: path.stat().st_ino for path in folder.glob("*.kept*")}
     save(folder, 4, state(4), {"plan": "reference", "round": 4})
-    assert {path.name: path.stat().st_ino for path in folder.glob("*.kept.safetensors")} == before
+    after = {path.name: path.stat().st_ino for path in folder.glob("*.kept*")}
+    assert before.items() <= after.items()
+    assert after.keys() - before.keys() == {"000003.kept.copy.safetensors"}  # which two checkpoints depend on now
     found = latest(folder)
     assert found is not None
     assert {k: int(tree["w/b"][0]) for k, tree in found.kept.items()} == kept_after(3)
@@ -88,7 +91,8 @@ def test_only_what_the_two_newest_manifests_need_stays(folder: Path) -> None:
     save(folder, 4, state(4), {}, {k: {"w/b": torch.zeros(1)} for k in range(5)})
     save(folder, 5, state(5), {})
     assert sorted(path.name for path in folder.iterdir()) == sorted(
-        ["000004.json", "000004.state.safetensors", "000004.kept.safetensors", "000005.json", "000005.state.safetensors"]
+        [f"000004{suffix}" for suffix in (".json", ".state.safetensors", ".kept.safetensors", ".kept.copy.safetensors")]
+        + ["000005.json", "000005.state.safetensors"]
     )
 
 
@@ -198,26 +202,111 @@ def test_files_in_flight_may_be_lost_in_any_way(folder: Path, tmp_path: Path, mo
 
 
 @damages
-def test_damage_to_a_settled_file_falls_back_or_says_so(folder: Path, tmp_path: Path, damage: Any) -> None:
-    fallen = []
-    shared = {f"00000{r}.kept.safetensors" for r in (0, 1, 2)}
+def test_damage_to_one_file_loses_at_most_one_checkpoint(folder: Path, tmp_path: Path, damage: Any) -> None:
+    fallen = {}
     for path in sorted(folder.iterdir()):
         hurt = shutil.copytree(folder, tmp_path / "hurt")
         damage(hurt / path.name)
-        if path.name in shared:  # needed by both manifests
-            with pytest.raises(BadInput, match=path.name):
-                latest(hurt)
-        else:
-            found = latest(hurt)
-            assert found is not None
-            assert_is(found, found.round)
-            fallen.append((path.name, found.round))
+        found = latest(hurt)
+        assert found is not None
+        assert_is(found, found.round)
+        write(hurt, found.round + 1)
+        assert_is(latest(hurt), found.round + 1)
+        fallen[path.name] = found.round
         shutil.rmtree(hurt)
-    assert ("000003.json", 2) in fallen
-    assert ("000003.state.safetensors", 2) in fallen
-    assert ("000003.kept.safetensors", 2) in fallen
-    assert ("000002.json", 3) in fallen
-    assert ("000002.state.safetensors", 3) in fallen
+    assert {name for name, r in fallen.items() if r == 2} == {"000003.json", "000003.state.safetensors", "000003.kept.safetensors"}
+    assert sum(".copy." in name for name in fallen) == 3
+
+
+def test_a_damaged_file_of_kept_states_is_made_anew_from_its_copy(folder: Path) -> None:
+    name, other = "000001.kept.safetensors", "000002.kept.copy.safetensors"
+    before = {path: (folder / path).read_bytes() for path in (name, other)}
+    for path in before:
+        corrupt(folder / path)
+    assert_is(latest(folder), 3)
+    assert {path: (folder / path).read_bytes() for path in before} == before
+    corrupt(folder / name)
+    corrupt(folder / name.replace(".kept", ".kept.copy"))
+    with pytest.raises(BadInput, match=r"no checkpoint in .* is whole \(000003.json: 000001.kept.safetensors is damaged or missing"):
+        latest(folder)
+
+
+def sealed(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    """The newest manifest with a change, and a hash that fits."""
+
+    def act(folder: Path) -> None:
+        manifest = json.loads((folder / "000003.json").read_text())["manifest"]
+        change(manifest)
+        (folder / "000003.json").write_bytes(checkpoint._seal(manifest))
+
+    return act
+
+
+def of_kind(name: str, make: Callable[[Path], Any]) -> Callable[[Path], None]:
+    """Something else in the place of a file."""
+
+    def act(folder: Path) -> None:
+        (folder / name).unlink()
+        make(folder / name)
+
+    return act
+
+
+STATE = "000003.state.safetensors"
+DAMAGED: dict[str, Callable[[Path], None]] = {
+    "a manifest of zeros": of_kind("000003.json", lambda path: path.write_bytes(bytes(1000))),
+    "a manifest of no UTF-8": of_kind("000003.json", lambda path: path.write_bytes(b"\xff\xfe{}")),
+    "a manifest that is a list": of_kind("000003.json", lambda path: path.write_text("[]")),
+    "a manifest nested deeply": of_kind("000003.json", lambda path: path.write_text("[" * 200_000)),
+    "a manifest that is a folder": of_kind("000003.json", Path.mkdir),
+    "a manifest that is a pipe": of_kind("000003.json", os.mkfifo),
+    "a manifest that links to itself": of_kind("000003.json", lambda path: path.symlink_to(path)),
+    "tensors that are a folder": of_kind(STATE, Path.mkdir),
+    "tensors that are a pipe": of_kind(STATE, os.mkfifo),
+    "tensors of zeros": of_kind(STATE, lambda path: path.write_bytes(bytes(1000))),
+    "a manifest without files": sealed(lambda manifest: manifest.pop("files")),
+    "a manifest without kept states": sealed(lambda manifest: manifest.pop("kept")),
+    "a manifest without a round": sealed(lambda manifest: manifest.pop("round")),
+    "a round that is text": sealed(lambda manifest: manifest.update(round="three")),
+    "a format that is text": sealed(lambda manifest: manifest.update(format_version="two")),
+    "files that are a list": sealed(lambda manifest: manifest.update(files=[1])),
+    "kept states of no clients": sealed(lambda manifest: manifest.update(kept={"a": 3})),
+    "a module that is gone": sealed(lambda manifest: manifest["state"].update(of="gone.module:State")),
+    "a class that is gone": sealed(lambda manifest: manifest["state"].update(of="fedsim.fleet.plan:Gone")),
+    "a class that is no state": sealed(lambda manifest: manifest["state"].update(of="pathlib:Path")),
+    "a class that is no text": sealed(lambda manifest: manifest["state"].update(of=3)),
+    "a field of a later version": sealed(lambda manifest: manifest["state"]["fields"].update(later=1)),
+    "a field that is gone": sealed(lambda manifest: manifest["state"]["fields"].pop("round")),
+    "a tensor that is gone": sealed(lambda manifest: manifest["state"]["fields"].update(round={"tensor": "nowhere"})),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_whatever_is_wrong_with_the_newest_the_one_before_is_taken(kind: str, folder: Path) -> None:
+    DAMAGED[kind](folder)
+    found = latest(folder)
+    assert_is(found, 2)
+    assert found is not None
+    assert len(found.passed) == 1
+    assert found.passed[0].startswith("000003.json: ")
+    assert "class" not in kind or "gone" not in kind or "was it renamed or moved?" in found.passed[0]
+
+
+def test_a_checkpoint_that_is_refused_gives_way_too(folder: Path) -> None:
+    def check(found: Checkpoint) -> None:
+        if found.round == 3:
+            raise ValueError("it is not liked")
+
+    found = latest(folder, check=check)
+    assert_is(found, 2)
+    assert found is not None
+    assert found.passed == ("000003.json: it is not liked",)
+
+
+def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
+    (tmp_path / "run.checkpoint").write_text("")
+    with pytest.raises(BadInput, match="is a file, and the folder of the checkpoints would have this name"):
+        latest(tmp_path / "run.checkpoint")
 
 
 def test_the_run_goes_on_after_a_fall_back(folder: Path) -> None:
@@ -243,8 +332,6 @@ def test_a_flipped_digit_in_a_manifest_is_seen(folder: Path) -> None:
 
 
 def test_a_newer_format_says_which_version_wrote_it(folder: Path) -> None:
-    from fedsim.storage import checkpoint
-
     manifest = json.loads((folder / "000003.json").read_text())["manifest"]
     (folder / "000003.json").write_bytes(checkpoint._seal({**manifest, "format_version": 99, "fedsim_version": "7.1"}))
     with pytest.raises(BadInput, match=r"written by fedsim 7\.1 in format 99"):
