@@ -166,7 +166,7 @@ def export(
     if to not in EXPORT_FORMS:
         raise BadInput(f"--to {to}: fedsim export writes {', '.join(EXPORT_FORMS)}")
     _check_run_file(run)
-    number = None if client is None else int(client) if client.isdecimal() else _called(run, client)
+    number = None if client is None else int(client) if client.removeprefix("-").isdecimal() else _called(run, client)
     from fedsim.simulation.export import export
 
     export(run, number, out, Console())
