@@ -85,7 +85,7 @@ def opened(path: str) -> Iterator[Source]:
     except BadInput:
         raise
     except MemoryError as error:
-        raise BadInput(f"{where} needs more memory than this machine has: {error}") from error
+        raise BadInput(f"{where} needs more memory than there is: {error}") from error
     except BROKEN as error:
         raise BadInput(f"{where} cannot be read: {error or type(error).__name__}; is the file complete?") from error
 

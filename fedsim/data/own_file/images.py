@@ -113,9 +113,17 @@ def _blocks(array: Any) -> Iterator[tuple[int, NDArray[Any]]]:
         yield begin, np.asarray(array[begin : begin + rows])
 
 
+def _room(shape: tuple[int, ...]) -> Tensor:
+    """An empty tensor of bytes; MemoryError where there is no room for it."""
+    try:
+        return torch.empty(shape, dtype=torch.uint8)
+    except RuntimeError as error:
+        raise MemoryError(f"{np.prod(shape, dtype=np.float64):,.0f} bytes of images") from error
+
+
 def _converted(array: Any, order: str, shape: tuple[int, ...], factor: float) -> tuple[Tensor, float]:
     """(n, C, H, W) uint8, and by how many levels a pixel was rounded at most."""
-    made, error = torch.empty(shape, dtype=torch.uint8), 0.0
+    made, error = _room(shape), 0.0
     for begin, block in _blocks(array):
         arranged = block[:, None] if order == "nhw" else block.transpose(ORDERS[order])
         if block.dtype != np.uint8:
