@@ -30,7 +30,7 @@ class AveragedState:
     @classmethod
     def begin(cls, setting: Setting, shared: Tree, **own: Any) -> Self:
         """The state before the first round, whose broadcast is `shared`. own: fields of a subclass, by name."""
-        return cls(shared, setting.aggregate.init_memory(shared), **own)
+        return cls(shared, setting.aggregate.init_memory(setting.net.trained(shared)), **own)
 
 
 State = TypeVar("State", bound=AveragedState)

@@ -38,6 +38,8 @@ def _nothing(sent: ClientInput) -> Tensor:
 class Train(Work):
     """Local SGD (or Adam) from the broadcast with a fresh optimiser; total: n · w, n · running statistics, n.
 
+    Frozen weights (`requires_grad = False`) stay as they were sent and are not sent back.
+
     >>> work = Train((Feed("train", epochs=2, batch=16),), lr=0.1, momentum=0.9)
     >>> work.feeds[0].batch, work.aggregate, work.purpose
     (16, FedAvg(), 'Train')
@@ -66,7 +68,7 @@ class Train(Work):
 
     def init_state(self, net: Net, sent: ClientInput) -> Tree:
         held = sent.tree({})
-        w = net.effective(held)
+        w = net.trained(net.effective(held))
         return w | under(held, keys.BUFFERS) | optim.fresh(w, self.momentum, self.optimiser)
 
     def step(self, net: Net, sent: ClientInput, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:

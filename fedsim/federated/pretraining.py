@@ -31,7 +31,7 @@ def pretrained(setting: Setting, public: Data, epochs: int) -> Tree:
     """
     net, rate = setting.net.without_activation_pruning(), setting.train.at(1)
     state = clone(net.initial)
-    state |= optim.fresh(under(state, keys.WEIGHTS), rate.momentum, rate.optimiser)
+    state |= optim.fresh(net.trained(under(state, keys.WEIGHTS)), rate.momentum, rate.optimiser)
     with torch.no_grad():
         for batch in batches(setting, public, epochs):
             _, gradient, buffers, _ = net.gradient(state, batch)

@@ -66,8 +66,8 @@ class TrainZeroing(Train):
 
 
 def convolutions(net: Net) -> list[str]:
-    """The keys of their weights."""
-    return [keys.weight(name) for name, shape in net.shapes.items() if len(shape) > 2]
+    """The keys of their weights, but for frozen ones."""
+    return [key for name, shape in net.shapes.items() if len(shape) > 2 and (key := keys.weight(name)) not in net.frozen]
 
 
 def nonzero(net: Net, tree: Tree) -> Tensor:

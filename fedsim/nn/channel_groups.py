@@ -10,6 +10,7 @@ the classifier.
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -32,6 +33,7 @@ POOLING = {F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_poo
 FLATTENING = {torch.flatten, "flatten"}  # from axis 1
 RESHAPING = {"view", "reshape", torch.reshape}  # to (B, -1)
 AVERAGING = {"mean", torch.mean}  # over the two axes of positions
+KEEPING = {*ADDING, operator.mul, operator.sub, operator.truediv, torch.mul, torch.cat}  # the first axis stays that of the images
 SHAPES = ("shape", "ndim", "device", "dtype")  # of a tensor: not what it holds
 
 
@@ -77,6 +79,7 @@ class _Flow:
     folded: bool = False  # maybe several features a channel
     maker: str = ""  # the layer that made it
     dynamic_gate: bool = False  # their dynamic gate has just been multiplied in
+    images: bool = True  # the first axis is that of the images
 
 
 class _Reading:
@@ -105,7 +108,8 @@ class _Reading:
         elif node.op == "output":
             self._end(flows)
         else:
-            self.flows[node] = self._fixed([], "the image" if node.op == "placeholder" else str(node.target))
+            image = node.op == "placeholder"
+            self.flows[node] = self._fixed([], "the image" if image else str(node.target), image)
 
     def _layer(self, node: fx.Node, name: str, flows: list[_Flow]) -> _Flow:
         layer = self.layers[name]
@@ -126,7 +130,7 @@ class _Reading:
         if type(layer) in POOLS:
             return flow
         if type(layer) is nn.Flatten and (layer.start_dim, layer.end_dim) == (1, -1):
-            return _Flow(flow.space, flow.gated, True, True, flow.maker)
+            return replace(flow, flat=True, folded=True)
         if (type(layer) in CARRIED or (type(layer) is nn.GroupNorm and layer.num_groups == 1)) and not (flow.gated or flow.folded):
             flow.space.rows += _names(name, layer)
             flow.space.norms += [name] * (type(layer) is not Shift)
@@ -143,7 +147,7 @@ class _Reading:
         if groups > 1 and groups == outside and inside == 1 and flow.space.size == outside:
             flow.space.rows += _names(name, layer)
             flow.space.depthwise.append(name)
-            return _Flow(flow.space, False, maker=name)
+            return _Flow(flow.space, False, maker=name, images=flow.images)
         if groups > 1:
             return self._fixed([flow], name)
         if flow.maker == "":
@@ -156,7 +160,7 @@ class _Reading:
                 flow.space.why = flow.space.why or f"{name} reads them before any activation"
         made.rows += _names(name, layer)
         self.touched[name].append(made)
-        return _Flow(made, False, isinstance(layer, nn.Linear), maker=name)
+        return _Flow(made, False, isinstance(layer, nn.Linear), maker=name, images=flow.images)
 
     def _gate(self, name: str, layer: InputGate, flows: list[_Flow]) -> _Flow:
         """A dynamic gate reads the channels of its first input, as the convolution does, and has a row for each of its second input's."""
@@ -180,9 +184,14 @@ class _Reading:
             return self._activated(node, flows[0])
         if len(flows) == 1 and node.target in POOLING:
             return flows[0]
-        if len(flows) == 1 and _flattens(node):
-            return _Flow(flows[0].space, flows[0].gated, True, True, flows[0].maker)
-        return self._fixed(flows, node.name)
+        if len(flows) == 1 and _flattens(node, self._keeps_images):
+            return replace(flows[0], flat=True, folded=True)
+        return self._fixed(flows, node.name, node.target in KEEPING)
+
+    def _keeps_images(self, entry: fx.Node, rows: object) -> bool:
+        """Whether a new shape (rows, …) leaves the first axis of the entry as it is."""
+        asked = _whose_rows(rows)
+        return asked is entry or (asked in self.flows and self.flows[asked].images and self.flows[entry].images)
 
     def _activated(self, node: fx.Node, flow: _Flow) -> _Flow:
         if flow.folded and not flow.gated:
@@ -203,12 +212,18 @@ class _Reading:
         self.spaces.append(_Space(size))
         return self.spaces[-1]
 
-    def _fixed(self, flows: list[_Flow], where: str) -> _Flow:
-        """A node that is not understood, or that mixes channels: what it reads and what it gives cannot be cut."""
+    def _fixed(self, flows: list[_Flow], where: str, keeping: bool | None = None) -> _Flow:
+        """A node that is not understood, or that mixes channels: what it reads and what it gives cannot be cut.
+
+        keeping: whether the first axis of its result is that of its inputs; None: of a layer of torch or fedsim, it is.
+        """
+        layer = self.layers.get(where)
+        keeping = _is_known(layer) if keeping is None else keeping
         for flow in flows:
             flow.space.why = flow.space.why or f"{where} needs them all"
         maker = flows[0].maker if flows else ""
-        return _Flow(_Space(why=where), maker=maker or ("" if not flows else where))
+        images = keeping and all(flow.images for flow in flows)
+        return _Flow(_Space(why=where), maker=maker or ("" if not flows else where), images=images)
 
     def groups(self) -> tuple[Group, ...]:
         nodes: dict[int, list[str]] = {}
@@ -224,15 +239,33 @@ def _group(space: _Space, nodes: tuple[str, ...]) -> Group:
     return Group(name, space.size, rows, columns, tuple(space.norms), tuple(space.depthwise), tuple(space.points), nodes, space.gate)
 
 
-def _flattens(node: fx.Node) -> bool:
+def _flattens(node: fx.Node, keeps_images: Callable[[fx.Node, object], bool]) -> bool:
     """Whether a call makes (B, features) of (B, C, H, W), channel after channel."""
-    rest = (*node.args[1:], *node.kwargs.values())
+    entry, rest = node.all_input_nodes[0], (*node.args[1:], *node.kwargs.values())
     if node.target in FLATTENING:
         return rest in ((1,), (1, -1)) and "end_dim" not in node.kwargs
     if node.target in RESHAPING:
         shape = rest[0] if len(rest) == 1 and isinstance(rest[0], tuple | list) else rest
-        return bool(len(shape) == 2 and shape[1] == -1)
+        return bool(len(shape) == 2 and shape[1] == -1 and keeps_images(entry, shape[0]))
     return bool(node.target in AVERAGING) and len(rest) == 1 and str(rest[0]) in ("[2, 3]", "(2, 3)", "[-2, -1]", "(-2, -1)")
+
+
+def _whose_rows(rows: object) -> fx.Node | None:
+    """The node whose first size this is: x of x.size(0), x.shape[0], x.size()[0]."""
+    if not isinstance(rows, fx.Node):
+        return None
+    first: tuple[Any, ...] = (0,)
+    if rows.target is operator.getitem and rows.args[1] == 0 and isinstance(rows.args[0], fx.Node):
+        rows, first = rows.args[0], ()
+        if rows.target is getattr and rows.args[1] == "shape":
+            return rows.all_input_nodes[0]
+    return rows.all_input_nodes[0] if rows.target == "size" and (*rows.args[1:], *rows.kwargs.values()) == first else None
+
+
+def _is_known(layer: nn.Module | None) -> bool:
+    """Whether a layer is one of torch's or fedsim's that leave the first axis as it is."""
+    own = layer is None or type(layer).__module__.partition(".")[0] not in ("torch", "fedsim")
+    return not own and not isinstance(layer, nn.Flatten | nn.Unflatten)
 
 
 def _number(node: fx.Node) -> bool:

@@ -184,7 +184,8 @@ class Channels:
         for name, layer in small.named_modules():
             for slot in layer._parameters:
                 if f"{name}.{slot}" in self._places:
-                    layer._parameters[slot] = nn.Parameter(compact[f"{keys.WEIGHTS}{name}.{slot}"])
+                    value = compact[f"{keys.WEIGHTS}{name}.{slot}"]
+                    layer._parameters[slot] = nn.Parameter(value, layer.get_parameter(slot).requires_grad)
             for slot in layer._buffers:
                 if f"{name}.{slot}" in self._places:
                     layer._buffers[slot] = compact[f"{keys.BUFFERS}{name}.{slot}"]

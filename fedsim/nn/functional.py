@@ -44,6 +44,7 @@ class FunctionalModule:
     initial: the original's values, under "w/" and "buf/"
     shapes: layer -> shape of its weight, of conv and linear layers in network order
     weights: keys of all parameters
+    frozen: those with requires_grad = False, which no step changes
     context: what the run-time layers know of the call at hand
     pure: whether calls are made under a torch.func transform, where nothing may be overwritten
     """
@@ -63,6 +64,7 @@ class FunctionalModule:
         weighted = [name for name, layer in self.module.named_modules() if isinstance(layer, (*WEIGHTED, *replace.WEIGHTED))]
         self.shapes = {name: tuple(self.initial[keys.weight(name)].shape) for name in weighted if keys.weight(name) in self.initial}
         self.weights = tuple(key for key in self.initial if key.startswith(keys.WEIGHTS))
+        self.frozen = frozenset(keys.WEIGHTS + name for name, value in self.original.named_parameters() if not value.requires_grad)
         self._mask_keys = {key: keys.mask_of(key) for key in self.weights}
         self.normalised = normalised_of(self.original)
         self.self_masked = {keys.weight(name) for name in self.normalised}  # weights whose layers mask them, and their gradients
@@ -167,6 +169,10 @@ class FunctionalModule:
         return {key: ready.get(key, value) for key, value in weights.items()}
 
     # ---- masks
+
+    def trained(self, tree: Tree) -> Tree:
+        """The tree without its frozen weights."""
+        return {key: value for key, value in tree.items() if key not in self.frozen} if self.frozen else tree
 
     def has_masks(self, tree: Tree) -> bool:
         """Whether the tree has a mask of any weight."""

@@ -45,8 +45,8 @@ def sgd(state: Tree, gradient: Tree, lr: float | Tensor, momentum: float, decay:
         for key, g in alone.items():
             step(state[key], state.get(keys.MOMENTUM + keys.name_of(key)) if momentum else None, g, lr, momentum, decay)
         gradient = {key: g for key, g in gradient.items() if key not in alone} if alone else gradient
-        if not gradient:
-            return state
+    if not gradient:
+        return state
     w, moves = [state[key] for key in gradient], list(gradient.values())
     rows: Any = _InTurn if pure or isinstance(lr, Tensor) else torch
     if decay:

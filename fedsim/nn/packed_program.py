@@ -6,7 +6,7 @@ grouped convolution, and norms of groups and pools see nothing but channels. Beh
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -52,23 +52,27 @@ class PackedProgram:
         each = F.cross_entropy(out.flatten(0, 1), y.flatten(), reduction="none").view(y.shape)
         return each.mean(1) if real is None else (each * real).sum(1) / real.sum(1)
 
-    def gradients(self, weights: Tree, x: Tensor, y: Tensor, real: Tensor | None) -> tuple[Tensor, ...]:
-        """Losses (K,), and the gradient of every weight (K, …), in their order."""
-        leaves = {key: value.detach().requires_grad_() for key, value in weights.items() if key.startswith(keys.WEIGHTS)}
+    def gradients(self, weights: Tree, x: Tensor, y: Tensor, real: Tensor | None, frozen: Collection[str] = ()) -> tuple[Tensor, ...]:
+        """Losses (K,), and the gradient of every weight (K, …) that is not frozen, in their order."""
+        leaves = {key: weights[key].detach().requires_grad_() for key in _leaves(weights, frozen)}
         with torch.enable_grad():
             losses = self.losses(weights | leaves, x, y, real)
             found = torch.autograd.grad(losses.sum(), list(leaves.values()))
         return losses.detach(), *found
 
 
-def gradient(program: PackedProgram, weights: Tree, batch: Batch) -> tuple[Tensor, Tree]:
+def gradient(program: PackedProgram, weights: Tree, batch: Batch, frozen: Collection[str] = ()) -> tuple[Tensor, Tree]:
     """(loss (), gradient) of one client; under `vmap` the program runs once for all of them. `weights` may contain masks."""
 
     def gradients(x: Tensor, y: Tensor, real: Tensor | None, *values: Tensor) -> tuple[Tensor, ...]:
-        return program.gradients(dict(zip(weights, values, strict=True)), x, y, real)
+        return program.gradients(dict(zip(weights, values, strict=True)), x, y, real, frozen)
 
     loss, *found = by_rows(gradients, batch.x, batch.y, batch.real, *weights.values())
-    return loss, dict(zip((key for key in weights if key.startswith(keys.WEIGHTS)), found, strict=True))
+    return loss, dict(zip(_leaves(weights, frozen), found, strict=True))
+
+
+def _leaves(weights: Tree, frozen: Collection[str]) -> list[str]:
+    return [key for key in weights if key.startswith(keys.WEIGHTS) and key not in frozen]
 
 
 # ---- layers

@@ -76,14 +76,16 @@ class ExtrudeAndProbe(TrainAndScore):
         if self.remark:
             state = state | marked(held, self.marks)
         marks = under(state, MARKED)
-        norm, (t, budget) = norm_of(state, marks, self.beta_norm).detach(), self._spent(batch)
+        norm, (t, budget) = norm_of(held, marks, self.beta_norm).detach(), self._spent(batch)
         inside = (t >= 0).to(norm.dtype)
         loss, gradient, buffers, taps = self.gradient(net, sent, state, batch)
         strength = self._penalty(t) * inside
         for key, index in marks.items():
             name = keys.weight(key.removeprefix(keys.MARKED))
+            if name not in gradient:  # a frozen weight, which no penalty moves
+                continue
             low = state[name].flatten()[index]
-            press = 2 * strength * low if self.form == "squared" else strength * low / norm_of(state, marks).clamp(min=1e-12)
+            press = 2 * strength * low if self.form == "squared" else strength * low / norm_of(held, marks).clamp(min=1e-12)
             gradient[name] = gradient[name].flatten().index_add(0, index, press).view(state[name].shape)
         lr = torch.clamp(inside * beta(norm, t.clamp(min=0), budget, self.lr0), min=self.lr)
         rate: float | Tensor = self.lr if self.lr >= self.lr0 else lr  # beta is below eta_0

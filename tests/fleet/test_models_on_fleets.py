@@ -4,28 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+from two_clients import SIZES, population
 
 from fedsim import models
 from fedsim.core.types import Feed
-from fedsim.data.image_sets import Stored
-from fedsim.data.partition import PartitionSettings
-from fedsim.data.population import Population, divide
 from fedsim.federated.client_work import Train
 from fedsim.fleet import packed, serial
 from fedsim.fleet.messages import Pack, WorkerContext, WorkOrder
 from fedsim.models.settings import ModelSettings
 from fedsim.nn.net import Net
 
-SIZES = (3, 5)
 CASES = [(name, norm) for name in models.FAMILIES for norm in ("batch", "group", "none") if name not in ("resnet32", "resnet56", "vgg16")]
-
-
-def population(size: int) -> Population:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randint(0, 256, (sum(SIZES), 3, size, size), generator=generator, dtype=torch.uint8)
-    users = torch.repeat_interleave(torch.arange(len(SIZES)), torch.tensor(SIZES))
-    data = Stored("own", x, torch.arange(sum(SIZES)) % 4, 4, (0.5,) * 3, (0.25,) * 3, users)
-    return divide(data, data, PartitionSettings(name="natural", clients=0, min_images=1, test="global"), 0)
 
 
 @pytest.mark.parametrize(("name", "norm"), CASES)

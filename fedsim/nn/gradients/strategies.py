@@ -87,12 +87,12 @@ class CompactStrategy:
         blocks = net.channels.blocks(weights, kept)
 
         def forward(leaves: Tree, _: list[Tree]) -> tuple[Tensor, Tree]:
-            logits, buffers = net.forward_compact(leaves, tree, kept, batch.x, True, batch.real, None, blocks)
+            logits, buffers = net.forward_compact(small | leaves, tree, kept, batch.x, True, batch.real, None, blocks)
             return request.loss(logits, batch.y, batch.real), buffers
 
-        leaves = weights | {key: block.cut(weights[key]) for key, block in blocks.items()}
-        loss, gradient, _, buffers = by_autograd(forward, leaves, [])
-        return loss, CompactGradient(gradient, blocks), buffers, {}
+        small = weights | {key: block.cut(weights[key]) for key, block in blocks.items()}
+        loss, gradient, _, buffers = by_autograd(forward, net.trained(small), [])
+        return loss, CompactGradient(gradient, {key: block for key, block in blocks.items() if key not in net.frozen}), buffers, {}
 
 
 class WholeStrategy(ABC):
@@ -126,7 +126,8 @@ class PackedProgramStrategy(WholeStrategy):
     def differentiate(self, net: FunctionalModule, request: GradientRequest, weights: Tree) -> GradientResult:
         program = net.program_for(request.batch.x.device)
         assert program is not None
-        return *packed_program.gradient(program, weights | net.masks_of_layers(request.tree), request.batch), {}, {}
+        given = weights | net.masks_of_layers(request.tree)
+        return *packed_program.gradient(program, given, request.batch, net.frozen), {}, {}
 
 
 class FuncStrategy(WholeStrategy):
@@ -167,7 +168,7 @@ def _differentiated(
 ) -> GradientResult:
     tree, batch = request.tree, request.batch
     tapped = [_tapped_layer(net, weights, layer, request.tap, "w" in request.wrt) for layer in request.layers] if request.tap else []
-    at = (weights if "w" in request.wrt else {}) | ({GATE: tree[GATE]} if "gate" in request.wrt else {})
+    at = (net.trained(weights) if "w" in request.wrt else {}) | ({GATE: tree[GATE]} if "gate" in request.wrt else {})
 
     def forward(leaves: Tree, tap_inputs: list[Tree]) -> tuple[Tensor, Tree]:
         logits, buffers = net.forward({**weights, **leaves}, {**tree, **leaves}, batch.x, True, batch.real, None, tapped, tap_inputs)

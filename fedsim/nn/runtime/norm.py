@@ -39,7 +39,7 @@ class BatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         context = self.context
-        mean, var = (context.tree[self.mean_key], context.tree[self.var_key]) if self.tracked else (None, None)
+        mean, var = self._running(context) if self.tracked else (None, None)
         if not context.train and mean is not None:
             flat = x.movedim(0, -1).reshape(1, x.shape[1], -1) if context.patterns and takes(x) else x  # a view of CHWN layout
             out = F.batch_norm(flat, mean, var, self.weight, self.bias, False, 0.0, self.eps)
@@ -85,14 +85,19 @@ class BatchNorm(nn.Module):
         if self.weight is not None:
             out = out * self.weight.view(shape) + self.bias.view(shape)
         unbiased = var.detach() * count / (count - 1).clamp(min=1)
-        old = context.tree[self.var_key] if self.tracked else unbiased
+        old = self._running(context)[1] if self.tracked else unbiased
         self._move(context, mean.detach(), torch.where(count < 2, old, unbiased))
         return out
+
+    def _running(self, context: CallContext) -> tuple[Tensor, Tensor]:
+        """The running statistics, as an earlier use of the layer in this call has left them."""
+        mean, var = self.mean_key, self.var_key
+        return (context.buffers[mean], context.buffers[var]) if mean in context.buffers else (context.tree[mean], context.tree[var])
 
     def _move(self, context: CallContext, mean: Tensor, var: Tensor) -> None:
         if not self.tracked:
             return
-        old_mean, old_var = context.tree[self.mean_key], context.tree[self.var_key]
+        old_mean, old_var = self._running(context)
         context.buffers[self.mean_key] = old_mean + self.momentum * (mean - old_mean)
         context.buffers[self.var_key] = old_var + self.momentum * (var - old_var)
 

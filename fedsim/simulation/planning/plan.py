@@ -155,7 +155,7 @@ class Load:
         density = method.density
         if isinstance(density, float) and density < 1 and not under(shared, keys.MASKS) and net is None:
             shared = shared | _uniform(setting.net, density)
-        shared = setting.aggregate.shared(setting.aggregate.init_memory(shared), shared)
+        shared = setting.aggregate.shared(setting.aggregate.init_memory(setting.net.trained(shared)), shared)
         return cls(clients, shared, {key: value for key, value in own.items() if key == GATE}, net or setting.net)
 
     def may_be_sparse(self, parts: Experiment) -> bool:
