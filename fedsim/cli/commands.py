@@ -137,6 +137,28 @@ def estimate(job: JobFile, settings: Settings = None) -> None:
         estimate(loaded, Console())
 
 
+@app.command()
+def check(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A job file, package.module:function, or file.py:function.")],
+    settings: Settings = None,
+    shape: Annotated[str, typer.Option(metavar="C,H,W", help="Shape of an image; for a function.")] = "3,32,32",
+    classes: Annotated[int, typer.Option(min=2, metavar="N", help="Number of classes; for a function.")] = 10,
+) -> int:
+    """Check a model: forward and backward passes in each way that fedsim computes it, against the plain torch module."""
+    if ":" in model and not Path(model).is_file():
+        sizes = shape.split(",")
+        if len(sizes) != 3 or not all(size.strip().isdigit() and int(size) for size in sizes):
+            raise BadInput(f"--shape {shape}: it is C,H,W, for example 3,32,32")
+        from fedsim.simulation.checking.command import check_factory
+
+        return check_factory(model, (int(sizes[0]), int(sizes[1]), int(sizes[2])), classes, Console())
+    loaded = _load(Path(model), settings)
+    from fedsim.simulation.checking.command import check_job
+
+    with naming_job(model):
+        return check_job(loaded, Console())
+
+
 @app.command("methods")
 def list_methods(name: Annotated[str | None, typer.Argument(help='The name of a method, or "package.module:Class".')] = None) -> None:
     """List the methods; or show one with its paper, its parameters and their defaults."""

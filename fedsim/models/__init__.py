@@ -19,6 +19,7 @@ from fedsim.models import cnn, resnet
 from fedsim.models.blueprint import Blueprint
 from fedsim.models.settings import ModelSettings
 from fedsim.models.width_matching import Matched, widest
+from fedsim.nn.checks.refusals import refusals
 from fedsim.nn.layers.gate_insertion import insert_gates
 from fedsim.nn.layers.input_gate import Gating
 from fedsim.nn.profiler import profile
@@ -169,4 +170,6 @@ def _from_factory(title: str, load: Callable[[], Any], shape: Shape, classes: in
         raise BadInput(f"{title} failed: {type(error).__name__}: {error}; {called}") from error
     if not isinstance(module, nn.Module):
         raise BadInput(f"{title} gave a {type(module).__name__}; it should give a torch.nn.Module")
+    if found := refusals(module):
+        raise BadInput(f"{title}: {'; '.join(found)}")
     return module

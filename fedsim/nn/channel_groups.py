@@ -302,7 +302,7 @@ def with_gates(
     """The module's own layers, with the layer `gate(group name)` after every activation of a group.
 
     The second result lists the parameters that belong to a container and not to a layer: (dict that holds the parameter, its key
-    there, its name in the module).
+    there, its name in the module). Buffers and plain tensors keep their values.
     """
     graph = copy.deepcopy(graph)
     owner = {point: group.name for group in groups for point in group.points}
@@ -314,7 +314,13 @@ def with_gates(
             behind = graph.call_module(place, (node,))
         node.replace_all_uses_with(behind, lambda user, behind=behind: user is not behind)
     twin.recompile()
-    return twin, [_opened(twin, str(node.target)) for node in graph.nodes if node.op == "get_attr"]
+    return twin, [_opened(twin, name) for node in graph.nodes if node.op == "get_attr" and _is_parameter(module, name := str(node.target))]
+
+
+def _is_parameter(module: nn.Module, name: str) -> bool:
+    """Whether the name is a parameter's, also of one that a call puts in and that is empty until then."""
+    parent, _, slot = name.rpartition(".")
+    return slot in module.get_submodule(parent)._parameters
 
 
 def _opened(twin: fx.GraphModule, name: str) -> tuple[Any, str, str]:

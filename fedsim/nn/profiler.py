@@ -109,7 +109,7 @@ def _training_copy(module: nn.Module) -> nn.Module:
 
 def _pass(module: nn.Module, seen: _SavedTensors, run: Callable[[Tensor], Any], shape: tuple[int, ...], batch: int) -> Any:
     """What `run` gives for images of zeros; `seen` notes what is saved for the backward pass."""
-    handles = [layer.register_forward_hook(seen.after) for layer in module.modules()]
+    handles = [layer.register_forward_hook(seen.after, with_kwargs=True) for layer in module.modules()]
     handles += [layer.register_forward_pre_hook(seen.before) for layer in module.modules() if isinstance(layer, InputGate)]
     device = next((value.device for value in module.parameters()), torch.device("cpu"))
     counted = saved_tensors_hooks(seen.pack, lambda saved: saved)
@@ -199,7 +199,8 @@ class _SavedTensors:
     def before(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self.in_gate = True
 
-    def after(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def after(self, module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor) -> None:
+        inputs = inputs or tuple(named.values())  # a model may call its layers by keyword
         if module in self.layers:
             self._use(module, output)
         for kinds, rule in PRUNING_RULES if self.keep else RULES:

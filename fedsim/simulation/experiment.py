@@ -18,6 +18,7 @@ from fedsim.fleet.accounting import CostAccount
 from fedsim.fleet.messages import WorkerContext
 from fedsim.nn import optim, profiler
 from fedsim.nn.net import Net
+from fedsim.simulation.checking import start
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ def build_experiment(job: Job, node_rank: int = 0, stopped: Callable[[], bool] =
     population = populate(job.data, job.partition, job.seed)
     shape, classes = population.train.shape, population.train.classes
     module = models.build(job.model, shape, classes, job.seed)
+    if start.is_own(job.model):
+        start.refuse_wrong(job.model, module, start.images_of(population.train))
     model_profile = profiler.profile(module, shape, job.train.keep())
     try:
         net = Net(module).to(device)

@@ -24,10 +24,10 @@ class Activation(nn.Module):
     context: CallContext
     kind: type[nn.Module]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         if activation_cache.is_pruning(self.context):
-            return activation_cache.relu_with_signs(self, x)
-        return cast(Tensor, super().forward(x))
+            return activation_cache.relu_with_signs(self, input)
+        return cast(Tensor, super().forward(input))
 
 
 class ReLU(Activation, nn.ReLU):
@@ -45,13 +45,13 @@ class RuntimeScaledReLU(Activation, nsconv.ScaledReLU):
 class MaxPool2d(nn.MaxPool2d):
     context: CallContext
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         context = self.context
-        if not context.pure and max_pool.takes(x, self):
-            return max_pool.halved(x)
-        if self.return_indices or not (context.patterns and is_chwn_images(x)):
-            return self._of(x)
-        return self._of(x.transpose(0, 1)).transpose(0, 1)
+        if not context.pure and max_pool.takes(input, self):
+            return max_pool.halved(input)
+        if self.return_indices or not (context.patterns and is_chwn_images(input)):
+            return self._of(input)
+        return self._of(input.transpose(0, 1)).transpose(0, 1)
 
     def _of(self, x: Tensor) -> Tensor:
         pruning = activation_cache.is_pruning(self.context) and has_places(self)
@@ -61,10 +61,10 @@ class MaxPool2d(nn.MaxPool2d):
 class AvgPool2d(nn.AvgPool2d):
     context: CallContext
 
-    def forward(self, x: Tensor) -> Tensor:
-        if not (self.context.patterns and is_chwn_images(x)):
-            return self._of(x)
-        return self._of(x.transpose(0, 1)).transpose(0, 1)
+    def forward(self, input: Tensor) -> Tensor:
+        if not (self.context.patterns and is_chwn_images(input)):
+            return self._of(input)
+        return self._of(input.transpose(0, 1)).transpose(0, 1)
 
     def _of(self, x: Tensor) -> Tensor:
         return averaged(self, x) if activation_cache.is_pruning(self.context) else super().forward(x)

@@ -1,4 +1,7 @@
-"""Convolutions and linear layers as run-time layers: sparse, with a pruned input, in CHWN layout, or as torch computes them."""
+"""Convolutions and linear layers as run-time layers: sparse, with a pruned input, in CHWN layout, or as torch computes them.
+
+Their argument is called `input`, as torch calls it: a model may give it by keyword.
+"""
 
 from __future__ import annotations
 
@@ -31,34 +34,34 @@ class Weighted:
 
 
 class Conv1d(Weighted, nn.Conv1d):
-    def forward(self, x: Tensor) -> Tensor:
-        return self.pruning(x) if activation_cache.prunes_input(self) else super().forward(x)
+    def forward(self, input: Tensor) -> Tensor:
+        return self.pruning(input) if activation_cache.prunes_input(self) else super().forward(input)
 
 
 class Conv3d(Weighted, nn.Conv3d):
-    def forward(self, x: Tensor) -> Tensor:
-        return self.pruning(x) if activation_cache.prunes_input(self) else super().forward(x)
+    def forward(self, input: Tensor) -> Tensor:
+        return self.pruning(input) if activation_cache.prunes_input(self) else super().forward(input)
 
 
 class Conv2d(Weighted, nn.Conv2d):
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         patterns = self.context.patterns
         if not patterns:
-            return self.pruning(x) if activation_cache.prunes_input(self) else super().forward(x)
+            return self.pruning(input) if activation_cache.prunes_input(self) else super().forward(input)
         if self.key in patterns:
-            return layers.conv2d(x, self.weight, self.bias, patterns[self.key], activation_cache.cache_for(self, x))
-        nchw = to_nchw(x)
+            return layers.conv2d(input, self.weight, self.bias, patterns[self.key], activation_cache.cache_for(self, input))
+        nchw = to_nchw(input)
         return to_chwn(self.pruning(nchw) if activation_cache.prunes_input(self) else super().forward(nchw))
 
 
 class Linear(Weighted, nn.Linear):
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         patterns = self.context.patterns
         if self.key in patterns:
-            rows = x if x.dim() == 2 else x.flatten(0, -2)
+            rows = input if input.dim() == 2 else input.flatten(0, -2)
             out = layers.linear(rows, self.weight, self.bias, patterns[self.key], activation_cache.cache_for(self, rows))
-            return out if x.dim() == 2 else out.reshape(*x.shape[:-1], -1)
-        return self.pruning(x) if activation_cache.prunes_input(self) else super().forward(x)
+            return out if input.dim() == 2 else out.reshape(*input.shape[:-1], -1)
+        return self.pruning(input) if activation_cache.prunes_input(self) else super().forward(input)
 
 
 class RuntimeStandardizedConv2d(nn.Module):
@@ -75,14 +78,14 @@ class RuntimeStandardizedConv2d(nn.Module):
         self.stride, self.padding, self.dilation, self.groups = conv.stride, conv.padding, conv.dilation, conv.groups
         self.context, self.op, self.may_prune = context, operation(conv), True
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         context = self.context
         removed, mask = (context.tree.get(key) for key in (self.removed_key, self.mask_key))
         weight = self.weight if context.compact else standardised(self.weight, removed, mask)
         if self.tap is not None or activation_cache.prunes_input(self):
-            return activation_cache.weighted(self, x, Layer(self.op, tap=self.tap), weight, self.bias)
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.conv2d(x, weight.to(x.dtype), bias, self.stride, self.padding, self.dilation, self.groups)
+            return activation_cache.weighted(self, input, Layer(self.op, tap=self.tap), weight, self.bias)
+        bias = None if self.bias is None else self.bias.to(input.dtype)
+        return F.conv2d(input, weight.to(input.dtype), bias, self.stride, self.padding, self.dilation, self.groups)
 
 
 class RuntimeNSConv2d(nn.Module):
@@ -96,7 +99,7 @@ class RuntimeNSConv2d(nn.Module):
         self.op, self.key, self.mask_key = operation(conv), name, keys.mask(name)
         self.context, self.may_prune = context, True
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         context = self.context
         way = Layer(self.op, self.over, self.tap)
-        return activation_cache.weighted(self, x, way, self.weight, self.bias, self.gain, context.tree.get(self.mask_key))
+        return activation_cache.weighted(self, input, way, self.weight, self.bias, self.gain, context.tree.get(self.mask_key))

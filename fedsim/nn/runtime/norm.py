@@ -37,23 +37,25 @@ class BatchNorm(nn.Module):
         """Share of a batch in the running statistics."""
         return self.own if self.context.momentum is None else self.context.momentum
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         context = self.context
         mean, var = self._running(context) if self.tracked else (None, None)
         if not context.train and mean is not None:
-            flat = x.movedim(0, -1).reshape(1, x.shape[1], -1) if context.patterns and takes(x) else x  # a view of CHWN layout
+            flat = (
+                input.movedim(0, -1).reshape(1, input.shape[1], -1) if context.patterns and takes(input) else input
+            )  # a view of CHWN layout
             out = F.batch_norm(flat, mean, var, self.weight, self.bias, False, 0.0, self.eps)
-            return out if flat is x else out.view(*x.shape[1:], -1).movedim(-1, 0)
-        few = x.numel() == x.shape[1]
+            return out if flat is input else out.view(*input.shape[1:], -1).movedim(-1, 0)
+        few = input.numel() == input.shape[1]
         if context.real is not None or few:
-            real = context.real if context.real is not None else x.new_ones(x.shape[0])
-            return self._over_real(x, real, context)
-        if context.patterns and takes(x):
-            return self._in_chwn(x, context)
+            real = context.real if context.real is not None else input.new_ones(input.shape[0])
+            return self._over_real(input, real, context)
+        if context.patterns and takes(input):
+            return self._in_chwn(input, context)
         if context.pure or mean is None or var is None:
-            return self._pure(x, context)
+            return self._pure(input, context)
         mean, var = mean.clone(), var.clone()  # they may be the broadcast's, which no client may change
-        out = F.batch_norm(x, mean, var, self.weight, self.bias, True, self.momentum, self.eps)
+        out = F.batch_norm(input, mean, var, self.weight, self.bias, True, self.momentum, self.eps)
         context.buffers |= {self.mean_key: mean, self.var_key: var}
         return out
 
@@ -111,20 +113,20 @@ class GroupNorm(nn.Module):
         self.num_groups = 1
         self.context = context
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         gate = self.context.norm_gates.get(self.name)
-        if gate is None and x[0].numel() == 1:  # torch refuses a single value, whose deviation is 0
-            gate = x.new_ones(1)
-        if gate is None and self.context.patterns and takes(x):
-            return group_norm(x, self.weight, self.bias, self.eps)
+        if gate is None and input[0].numel() == 1:  # torch refuses a single value, whose deviation is 0
+            gate = input.new_ones(1)
+        if gate is None and self.context.patterns and takes(input):
+            return group_norm(input, self.weight, self.bias, self.eps)
         if gate is None:
-            return F.group_norm(x, 1, self.weight, self.bias, self.eps)
-        shape = [1, -1] + [1] * (x.dim() - 2)
-        axes = list(range(1, x.dim()))
-        held = gate.to(x.dtype).view(shape)
-        count = held.sum() * (x[0].numel() / x.shape[1])
-        mean = (x * held).sum(axes, keepdim=True) / count
-        centred = x - mean
+            return F.group_norm(input, 1, self.weight, self.bias, self.eps)
+        shape = [1, -1] + [1] * (input.dim() - 2)
+        axes = list(range(1, input.dim()))
+        held = gate.to(input.dtype).view(shape)
+        count = held.sum() * (input[0].numel() / input.shape[1])
+        mean = (input * held).sum(axes, keepdim=True) / count
+        centred = input - mean
         var = (centred.square() * held).sum(axes, keepdim=True) / count
         out = centred * (var + self.eps).rsqrt()
         return out if self.weight is None else out * self.weight.view(shape) + self.bias.view(shape)

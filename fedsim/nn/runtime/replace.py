@@ -17,6 +17,7 @@ from fedsim.nn.runtime.call_context import CallContext
 from fedsim.nn.runtime.conv import Conv1d, Conv2d, Conv3d, Linear, RuntimeNSConv2d, RuntimeStandardizedConv2d, Weighted
 from fedsim.nn.runtime.gate import RuntimeInputGate
 from fedsim.nn.runtime.norm import TORCH_NORMS, BatchNorm, GroupNorm
+from fedsim.nn.runtime.recurrent import GRU, LSTM, RNN
 
 CONVERTED: dict[type[nn.Module], Any] = {
     nn.Conv1d: Conv1d,
@@ -29,6 +30,9 @@ CONVERTED: dict[type[nn.Module], Any] = {
     nn.MaxPool2d: MaxPool2d,
     nn.AvgPool2d: AvgPool2d,
     shortcut.Shortcut: RuntimeShortcut,
+    nn.RNN: RNN,
+    nn.LSTM: LSTM,
+    nn.GRU: GRU,
 }
 
 

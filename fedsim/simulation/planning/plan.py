@@ -32,6 +32,7 @@ from fedsim.fleet.serial import SerialFleet
 from fedsim.kernels.sparse.cost_model import CostRow, always_sparse, to_rows
 from fedsim.kernels.sparse.layers import missing
 from fedsim.nn.net import Net
+from fedsim.simulation.checking import start
 from fedsim.simulation.experiment import Experiment
 from fedsim.simulation.planning import cache, layer_timing
 from fedsim.simulation.planning.timing import least_seconds
@@ -47,22 +48,49 @@ def resolve(parts: Experiment, tell: Callable[[str], None] = lambda line: None, 
     """
     execution = parts.job.execution
     if execution.plan.endswith(".h5"):
-        return _taken(Path(execution.plan))
-    candidates = list(_candidates(parts))
+        return _fit(parts, _taken(Path(execution.plan)))
+    candidates = _that_work(parts, list(_candidates(parts)), tell)
     load = Load.of(parts, state) if execution.plan == "auto" else None
     if load is None or (len(candidates) == 1 and not load.may_be_sparse(parts)):
         return candidates[0]
     kept = _place(parts)
-    if kept.exists():
-        return Plan.of(kept.read_text(encoding="utf-8"))
+    if kept.exists() and not _unfit(parts, remembered := Plan.of(kept.read_text(encoding="utf-8"))):
+        return remembered
     tell(f"measuring {len(candidates)} execution plans, once for this job on this machine")
     plan = fastest(parts, candidates, load)
-    if load.may_be_sparse(parts):
+    if load.may_be_sparse(parts) and not start.not_sparse(parts.job.model, parts.setting.net.original, parts.population.train):
         rows = to_rows(layer_timing.costs(parts.setting.net, load.batch(parts)))
         plain = [candidate for candidate in candidates if candidate.fleet == "serial" and not candidate.channels_last]
         plan = fastest(parts, [plan, *(replace(candidate, sparse=rows) for candidate in plain)], load)
     cache.remember(kept, plan.text())
     return plan
+
+
+def _unfit(parts: Experiment, plan: Plan) -> str:
+    """Why a user's own model cannot be computed under the plan; empty where it can."""
+    own = parts.job.model, parts.setting.net.original, parts.population.train
+    if plan.fleet in STACKED and (fault := start.not_stacked(*own)):
+        return fault
+    return start.not_sparse(*own) if plan.sparse else ""
+
+
+def _fit(parts: Experiment, plan: Plan) -> Plan:
+    if fault := _unfit(parts, plan):
+        way = 'kernels = "sparse"' if plan.sparse else f'fleet = "{plan.fleet}"'
+        raise BadInput(f"[execution] {way}: {start.title(parts.job.model)} cannot be computed so: {fault}; leave it out")
+    return plan
+
+
+def _that_work(parts: Experiment, candidates: list[Plan], tell: Callable[[str], None]) -> list[Plan]:
+    """The candidates under which the model can be computed; BadInput where none is left."""
+    faults = {kind: _unfit(parts, plan) for kind, plan in {plan.fleet: plan for plan in candidates}.items()}
+    left = [plan for plan in candidates if not faults[plan.fleet]]
+    if not left:
+        _fit(parts, candidates[0])
+    if len(left) < len(candidates):
+        fault = next(filter(None, faults.values()))
+        tell(f"note: clients are trained one after the other, since this model cannot be stacked: {fault}")
+    return left
 
 
 def unlike(plan: Plan, parts: Experiment) -> str:

@@ -1,0 +1,127 @@
+"""The plain torch module on a batch: what it answers, whether it can be trained, and whether it answers the same again."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedsim.nn.checks import record
+from fedsim.nn.checks.record import Record, unlike
+from fedsim.nn.checks.refusals import called, refusals
+from fedsim.nn.checks.trail import Trail, following
+
+LINE = 200  # characters of another library's message
+KEYED = "draws random numbers of torch's generator, so fleets would give different results; torch.nn.Dropout layers can draw them"
+
+
+def without_dropout(module: nn.Module) -> nn.Module:
+    """A copy whose dropout layers let everything pass: its draws are not those of another call."""
+    module = copy.deepcopy(module)
+    for layer in module.modules():
+        if isinstance(layer, nn.modules.dropout._DropoutNd):
+            layer.p = 0.0
+    return module
+
+
+def faults(module: nn.Module, x: Tensor, y: Tensor, classes: int) -> list[str]:
+    """What is wrong with a module for images x (B, C, H, W) with labels y (B,), a line each; empty where it can be simulated."""
+    if found := refusals(module):
+        return found
+    try:
+        module = without_dropout(module)
+    except Exception as error:
+        return [f"the model cannot be copied ({first_line(error)}): every client trains a copy of it"]
+    with torch.random.fork_rng(devices=[]):
+        for train, name in ((True, "training"), (False, "evaluation")):
+            if fault := _answer(module.train(train), x, classes, name):
+                return [fault]
+        if fault := _one_image(module, x, classes) or _drawn(module, x) or _trained(module, x, y):
+            return [fault]
+    return []
+
+
+def recorded(module: nn.Module, x: Tensor, y: Tensor, masks: dict[str, Tensor] | None = None) -> Record:
+    """`record.of_module` without a trace of it in torch's generator."""
+    with torch.random.fork_rng(devices=[]):
+        return record.of_module(module, x, y, masks)
+
+
+def _called(module: nn.Module, x: Tensor) -> tuple[Any, Trail, Exception | None]:
+    """What a copy of the module answers, which layers it called, and the error that ended it."""
+    twin = copy.deepcopy(module)
+    with following(twin) as trail, torch.no_grad():
+        try:
+            return twin(x.clone()), trail, None
+        except Exception as error:
+            return None, trail, error
+
+
+def _answer(module: nn.Module, x: Tensor, classes: int, mode: str) -> str:
+    answer, trail, error = _called(module, x)
+    if error is not None:
+        return f"in {mode} mode {_failed(module, trail)} fails on images of shape {tuple(x.shape)}: {first_line(error)}"
+    return _of_logits(answer, len(x), classes, mode)
+
+
+def _of_logits(answer: Any, images: int, classes: int, mode: str) -> str:
+    """What is wrong with what a forward gave."""
+    if not isinstance(answer, Tensor):
+        what = f"a {type(answer).__name__}" + (f" of {', '.join(map(repr, answer))}" if isinstance(answer, dict) else "")
+        return f"forward gives {what} in {mode} mode; it should give the logits alone, one tensor (images, classes), so return only these"
+    shape, wanted = tuple(answer.shape), f"(images, classes) = ({images}, {classes})"
+    if answer.dtype != torch.float32:
+        return f"the logits are {str(answer.dtype).removeprefix('torch.')} in {mode} mode; they should be float32, as by .float()"
+    if len(shape) != 2 or shape[0] != images:
+        return f"the logits have the shape {shape} for {images} images in {mode} mode; it should be {wanted}"
+    if shape[1] < classes:
+        return f"the model has {shape[1]} outputs, and the data have {classes} classes; its last layer needs {classes}"
+    if not answer.isfinite().all():
+        return f"the logits are not finite in {mode} mode (NaN or infinite) before any training; look at its first weights"
+    return ""
+
+
+def _one_image(module: nn.Module, x: Tensor, classes: int) -> str:
+    """A batch may have one image: squeeze() then drops the axis of images. Norms that refuse one image are replaced by fedsim's."""
+    for train, mode in ((True, "training"), (False, "evaluation")):
+        answer, _, error = _called(module.train(train), x[:1])
+        if error is None and (fault := _of_logits(answer, 1, classes, mode)) and "shape" in fault:
+            return f"{fault}; a last batch may have one image, whose axis squeeze() drops"
+    return ""
+
+
+def _drawn(module: nn.Module, x: Tensor) -> str:
+    """A second copy answers otherwise where torch's generator, which has moved, was asked."""
+    for train in (True, False):
+        (mine, one, _), (theirs, other, _) = (_called(module.train(train), x) for _ in range(2))
+        if unlike(mine, theirs):
+            name = one.fork(other, unlike)
+            return f"the forward {KEYED}; they reach {called(name, module.get_submodule(name))}"
+    return ""
+
+
+def _trained(module: nn.Module, x: Tensor, y: Tensor) -> str:
+    """Whether a backward pass and a second step work."""
+    twin = copy.deepcopy(module).train()
+    try:
+        logits = twin(x.clone())
+        if not logits.requires_grad:
+            return "the logits do not depend on any parameter that is trained: is something detached, or computed under no_grad?"
+        record.of_module(module, x, y)
+    except Exception as error:
+        return f"the model cannot be trained by torch: {first_line(error)}"
+    return ""
+
+
+def _failed(module: nn.Module, trail: Trail) -> str:
+    name = trail.inside[-1] if trail.inside else ""
+    return called(name, module.get_submodule(name))
+
+
+def first_line(error: Exception) -> str:
+    """An error in one line, as long as its message says."""
+    text = str(error).strip()
+    first = text.splitlines()[0] if text else ""
+    return f"{type(error).__name__}: {first if len(first) <= LINE else first[:LINE] + ' …'}".rstrip(": ")

@@ -1,0 +1,57 @@
+"""The check of a user's own model at the start of a run: what is wrong everywhere, and which plans it leaves."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fedsim.core.types import Data
+from fedsim.errors import BadInput
+from fedsim.models import FAMILIES, ModelSettings
+from fedsim.nn.checks import plain, ways
+
+IMAGES = 4
+Images = tuple[Tensor, Tensor, int]  # x (B, C, H, W), y (B,), classes
+
+
+def is_own(settings: ModelSettings) -> bool:
+    """Whether the model is not one of fedsim's, which the tests check."""
+    return settings.factory is not None or settings.name not in FAMILIES
+
+
+def title(settings: ModelSettings) -> str:
+    return f'model.factory = "{settings.factory}"' if settings.factory else f'model.name = "{settings.name}"'
+
+
+def images_of(data: Data) -> Images:
+    """A few training images from all over the set, normalised."""
+    index = torch.linspace(0, len(data) - 1, IMAGES).long()
+    mean, std = (torch.tensor(value).view(-1, 1, 1) for value in (data.mean, data.std))
+    return data.images(index).float().div(255).sub(mean).div(std), data.labels(index), data.classes
+
+
+def refuse_wrong(settings: ModelSettings, module: nn.Module, images: Images) -> None:
+    """BadInput where a module cannot be simulated at all: its first fault, and what to do."""
+    x, y, classes = images
+    if faults := plain.faults(module, x, y, classes):
+        raise BadInput(f"{title(settings)}: {'; '.join(faults)}")
+    found = ways.attempted(ways.ONE, lambda: ways.told(ways.ONE, ways.one_by_one, module, x, y))
+    if not found.right:
+        raise BadInput(f"{title(settings)}: {found.why}")
+
+
+def not_stacked(settings: ModelSettings, module: nn.Module, data: Data) -> str:
+    """Why clients of this model cannot be stacked; empty where they can."""
+    if not is_own(settings):
+        return ""
+    x, y, _ = images_of(data)
+    return ways.attempted(ways.STACKED, lambda: ways.told(ways.STACKED, ways.stacked, module, x, y)).why
+
+
+def not_sparse(settings: ModelSettings, module: nn.Module, data: Data) -> str:
+    """Why its masked layers cannot run on sparse kernels; empty where they can."""
+    if not is_own(settings):
+        return ""
+    x, y, _ = images_of(data)
+    found = ways.attempted(ways.SPARSE, lambda: ways.sparse(module, x, y))
+    return "" if found.right else found.why

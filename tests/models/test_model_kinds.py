@@ -1,0 +1,78 @@
+"""Models as strangers bring them: each kind is computed as torch computes it, or refused by one line that says why and what to do."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import model_kinds
+import pytest
+import torch
+from model_kinds import CLASSES, EVERYWHERE, REFUSED, SERIAL, SHAPE, Make
+
+from fedsim import models
+from fedsim.errors import BadInput
+from fedsim.models import ModelSettings
+from fedsim.nn.checks import ways
+from fedsim.nn.net import Net
+from fedsim.simulation.checking.start import refuse_wrong
+
+SETTINGS = ModelSettings(factory="model_kinds:offered")
+
+
+@pytest.fixture(autouse=True)
+def _no_warning_of_vmap() -> Any:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "There is a performance drop")
+        yield
+
+
+def images() -> tuple[torch.Tensor, torch.Tensor, int]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(4, *SHAPE, generator=generator), torch.arange(4), CLASSES
+
+
+def made(make: Make, monkeypatch: pytest.MonkeyPatch) -> torch.nn.Module:
+    """The model as a job builds it, checked as at the start of a run."""
+    monkeypatch.setattr(model_kinds, "offered", lambda shape, classes: make(), raising=False)
+    module = models.build(SETTINGS, SHAPE, CLASSES, 0)
+    refuse_wrong(SETTINGS, module, images())
+    return module
+
+
+@pytest.mark.parametrize("kind", EVERYWHERE)
+def test_accepted_and_alike_on_both_fleets(kind, monkeypatch) -> None:
+    module = made(EVERYWHERE[kind], monkeypatch)
+    assert ways.stacked(module, *images()[:2]) == ""
+
+
+@pytest.mark.parametrize("kind", SERIAL)
+def test_accepted_one_client_after_the_other(kind, monkeypatch) -> None:
+    make, words = SERIAL[kind]
+    assert words in ways.stacked(made(make, monkeypatch), *images()[:2])
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_refused_by_one_line(kind, monkeypatch) -> None:
+    make, words = REFUSED[kind]
+    with pytest.raises(BadInput, match=f'"model_kinds:offered".*{words}') as told:
+        made(make, monkeypatch)
+    assert len(str(told.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("kind", ["depthwise", "residual", "a convolution by keyword"])
+def test_masks_gates_and_pruned_activations_reach_other_peoples_layers(kind) -> None:
+    torch.manual_seed(0)
+    found = ways.every(EVERYWHERE[kind](), *images()[:2])
+    assert not [row for row in found if not row.right]
+
+
+@pytest.mark.parametrize("buffer", [True, False])
+def test_constants_of_the_model_keep_their_values_under_gates(buffer) -> None:
+    """Integer buffers and plain tensors, in a network whose first channels can be cut."""
+    torch.manual_seed(0)
+    order = torch.arange(6).flip(0)
+    module = model_kinds.with_attribute("order", order, lambda m, x: m.head(torch.relu(m.b(torch.relu(m.conv(x))))[:, m.order]), buffer)
+    module.b = model_kinds.conv(6)
+    assert Net(module).channels.widths == [6]
+    assert ways.gated(module, *images()[:2]).right
