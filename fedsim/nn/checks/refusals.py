@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
@@ -48,7 +48,7 @@ def _lazy(module: nn.Module) -> Iterator[str]:
     fix = "call the model once on torch.zeros(2, *shape) where it is made, or say the sizes"
     for name, layer in module.named_modules():
         own = (*layer._parameters.values(), *layer._buffers.values())
-        if any(isinstance(value, UninitializedTensorMixin) for value in own) or _unfinished(layer):
+        if any(isinstance(value, UninitializedParameter | UninitializedBuffer) for value in own) or _unfinished(layer):
             yield f"{called(name, layer)} is lazy, so its weights have no sizes yet; {fix}"
 
 
@@ -60,7 +60,7 @@ def _reparametrised(module: nn.Module) -> Iterator[str]:
     """Layers whose weight is no parameter: a mask, a sum over clients and a price belong to parameters."""
     for name, layer in module.named_modules():
         if parametrize.is_parametrized(layer):
-            for slot in layer.parametrizations:  # type: ignore[union-attr]
+            for slot in layer.parametrizations:
                 fix = f'torch.nn.utils.parametrize.remove_parametrizations(layer, "{slot}")'
                 yield f"{called(name, layer)} computes its {slot} from other parameters (torch.nn.utils.parametrize); {fix} makes it plain"
         for hook in layer._forward_pre_hooks.values():
