@@ -27,8 +27,8 @@ FAINT = 1e-2  # of the largest gradient: differences below CLOSE times this are 
 def of_module(module: nn.Module, x: Tensor, y: Tensor, masks: Tree | None = None) -> Record:
     """By torch alone, on a copy. masks: "mask/NAME" of weights that are pruned."""
     module = copy.deepcopy(module).train()
-    held = masks or {}
-    pruned = {name: held[key] for name, _ in module.named_parameters() if (key := keys.mask_of(keys.WEIGHTS + name)) in held}
+    masks = masks or {}
+    pruned = {name: masks[key] for name, _ in module.named_parameters() if (key := keys.mask_of(keys.WEIGHTS + name)) in masks}
     with torch.no_grad():
         for name, mask in pruned.items():
             module.get_parameter(name).mul_(mask)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
@@ -48,7 +48,7 @@ def _lazy(module: nn.Module) -> Iterator[str]:
     fix = "call the model once on torch.zeros(2, *shape) where it is made, or say the sizes"
     for name, layer in module.named_modules():
         own = (*layer._parameters.values(), *layer._buffers.values())
-        if any(is_lazy(value) for value in own) or _unfinished(layer):
+        if any(isinstance(value, UninitializedParameter | UninitializedBuffer) for value in own) or _unfinished(layer):
             yield f"{called(name, layer)} is lazy, so its weights have no sizes yet; {fix}"
 
 
