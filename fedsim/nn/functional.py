@@ -23,6 +23,7 @@ from fedsim.nn import batched_matmul, channel_groups, mixed_precision, packed_pr
 from fedsim.nn.channel_groups import Group
 from fedsim.nn.channels import Channels, halves_of, standardised_of
 from fedsim.nn.gradients.taps import ParameterSlot, TappedLayer, tapping, tied
+from fedsim.nn.layers.gate_insertion import forward_order
 from fedsim.nn.layers.input_gate import WEIGHTED, gates_of
 from fedsim.nn.layers.nsconv import normalised_of
 from fedsim.nn.layers.standardized_conv import standardised
@@ -42,7 +43,7 @@ class FunctionalModule:
     original: the module as it was given, with its values
     module: a copy whose layers are the run-time layers of fedsim, and whose parameters are put in for each call
     initial: the original's values, under "w/" and "buf/"
-    shapes: layer -> shape of its weight, of conv and linear layers in network order
+    shapes: layer -> shape of its weight, of conv and linear layers in the order of the forward pass
     weights: keys of all parameters
     frozen: those with requires_grad = False, which no step changes
     context: what the run-time layers know of the call at hand
@@ -62,7 +63,8 @@ class FunctionalModule:
         uses = Counter(key for _, _, key in self._slots)
         self._patterns = Patterns({layer: way for layer, way in geometries.items() if uses[keys.weight(layer)] == 1}, {})
         weighted = [name for name, layer in self.module.named_modules() if isinstance(layer, (*WEIGHTED, *replace.WEIGHTED))]
-        self.shapes = {name: tuple(self.initial[keys.weight(name)].shape) for name in weighted if keys.weight(name) in self.initial}
+        weighted = forward_order(self.original, [name for name in weighted if keys.weight(name) in self.initial])
+        self.shapes = {name: tuple(self.initial[keys.weight(name)].shape) for name in weighted}
         self.weights = tuple(key for key in self.initial if key.startswith(keys.WEIGHTS))
         self.frozen = frozenset(keys.WEIGHTS + name for name, value in self.original.named_parameters() if not value.requires_grad)
         self._mask_keys = {key: keys.mask_of(key) for key in self.weights}

@@ -39,7 +39,7 @@ class Net(FunctionalModule):
 
     Attributes:
         initial: the module's own values, under "w/" and "buf/".
-        sizes: layer -> number of weights, of convolutions and linear layers in network order.
+        sizes: layer -> number of weights, of convolutions, linear layers and gates in the order of the forward pass.
         maskable: the layers that may be pruned: all but the first.
 
     >>> import torch

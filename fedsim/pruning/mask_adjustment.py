@@ -16,6 +16,7 @@ from torch import Tensor
 from fedsim.core import keys
 from fedsim.core.masks import rank
 from fedsim.core.tree import Tree
+from fedsim.nn.layers.input_gate import GATES_MODULE
 
 
 def due(r: int, every: int, stop: int) -> bool:
@@ -45,10 +46,11 @@ def groups(layers: Sequence[str], count: int) -> list[list[str]]:
 
 
 def stages(layers: Sequence[str]) -> list[list[str]]:
-    """The layers by the part of the network they stand in ("layer1", "layer2" …); a part of one layer joins the part before it."""
+    """The layers by the part of the network they stand in ("layer1", "layer2" …); a gate in its convolution's; a part of one
+    layer joins the part before it."""
     parts: dict[str, list[str]] = {}
     for layer in layers:
-        parts.setdefault(layer.partition(".")[0], []).append(layer)
+        parts.setdefault(layer.removeprefix(f"{GATES_MODULE}.").partition(".")[0], []).append(layer)
     large = [part for part, members in parts.items() if len(members) > 1]
     if len(large) < 2:
         raise ValueError(f"no stages in a model of {', '.join(parts)}: at least two of its parts have several maskable layers")

@@ -8,16 +8,19 @@ from gated_federation import SGD, gated
 from input_gate_models import CIFAR, built, drawn, images
 from torch import Tensor, nn
 
+from fedsim import models
 from fedsim.core.activation_pruning import ActivationPruning
 from fedsim.core.keys import GATE
 from fedsim.errors import BadInput
 from fedsim.methods.adp import ADP
+from fedsim.methods.fedmef import FedMef
 from fedsim.methods.structured import Structured
 from fedsim.models import settings
 from fedsim.nn.dynamic_inference import Skipping
 from fedsim.nn.layers import gate_insertion, input_gate
 from fedsim.nn.net import Net
 from fedsim.nn.subnetwork import optimised_for_inference
+from fedsim.pruning import mask_adjustment
 
 
 class Branches(nn.Module):
@@ -115,3 +118,33 @@ def test_what_does_not_go_together_is_told() -> None:
 
 def test_an_image_of_any_size_has_gates() -> None:
     assert built("resnet20", 0.3, 4)(torch.zeros(2, *CIFAR)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("name", ["cnn", "resnet8", "vgg11"])
+def test_gates_stand_beside_their_convolutions_and_the_classifier_last(name) -> None:
+    plain, gated = (Net(models.build(settings.ModelSettings(name, gate_keep=keep), (3, 32, 32), 10, 0)) for keep in (None, 0.5))
+    order = [layer for layer in gated.maskable if not layer.startswith("gates.")]
+    assert (*list(gated.sizes)[:1], *order) == tuple(plain.sizes)
+    assert FedMef(mask_classifier=False)._masked(gated) == gated.maskable[:-1]
+    assert gated.maskable[-1] == plain.maskable[-1]
+    places = list(gated.sizes)
+    assert all(places[places.index(layer) - 1] == layer.removeprefix("gates.") for layer in places if layer.startswith("gates."))
+    if name == "resnet8":
+        stages = mask_adjustment.stages(gated.maskable)
+        assert [{layer.removeprefix("gates.").split(".")[0] for layer in stage} for stage in stages] == [
+            {"layer1"},
+            {"layer2"},
+            {"layer3", "fc"},
+        ]
+
+
+def test_layers_stand_in_the_order_of_the_forward_pass() -> None:
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last, self.first, self.norm = nn.Linear(8, 3), nn.Linear(4, 8), nn.LayerNorm(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.norm(self.first(x.flatten(1))).relu())
+
+    assert list(Net(Turned()).sizes) == ["first", "last"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -42,6 +43,20 @@ def insert_gates(module: nn.Module, gating: Gating) -> fx.GraphModule:
         _insert(made, node, gating, residual)
     made.recompile()
     return made
+
+
+def forward_order(module: nn.Module, layers: Sequence[str]) -> list[str]:
+    """The layers in the order in which a forward pass uses them: a gate beside its convolution, the layer of the logits last.
+
+    They stay in their order where torch.fx cannot trace the module, or does not see all of them.
+    """
+    try:
+        graph = Tracer().trace(module)
+    except Exception:
+        return list(layers)
+    names = [str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")]
+    used = dict.fromkeys(name for name in (name.removesuffix(".weight") for name in names) if name in layers)
+    return list(used) if len(used) == len(layers) else list(layers)
 
 
 def _without_identities(module: nn.Module, graph: fx.Graph) -> fx.Graph:
