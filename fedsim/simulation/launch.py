@@ -90,7 +90,7 @@ def run(job: Job, out: Path, resume: str, communicator: Communicator | None, obs
     limit = job.execution.time_limit
     stop = StopSignal(None if limit is None or worker else 60 * limit)
     with ExitStack() as held, stop.listening(), ending_all_ranks(communicator):
-        agreed(communicator, lambda: worker or held.enter_context(holding(out, _now())))
+        agreed(communicator, lambda: worker or held.enter_context(holding(out, _now(), time.sleep)))
         experiment = agreed(communicator, lambda: _experiment(job, communicator, stop))
         start = agreed(communicator, lambda: RunStart(out) if worker else find_start(experiment, out, resume))
         hosts = communicator.allgather_text(host()) if communicator else [host()]

@@ -13,18 +13,20 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fedsim.errors import BadInput
 
 HELD = (errno.EACCES, errno.EAGAIN)  # what lockf says of a lock that another process has
+LOOK, LOOKS = 0.1, 100  # seconds between two looks at a holder that is ending, and how many there are
 OURS: set[tuple[int, Path]] = set()  # (process, lock): the kernel lets a process take its own lock twice
 
 
 @contextmanager
-def holding(run: Path, since: str) -> Iterator[None]:
+def holding(run: Path, since: str, sleep: Callable[[float], object]) -> Iterator[None]:
     """Until its end no other run may write the run file; `since` tells others when that began. BadInput where one writes it already.
 
     A folder that cannot be written has no lock: whoever writes the run file there is told so.
@@ -33,7 +35,7 @@ def holding(run: Path, since: str) -> Iterator[None]:
     if (mine := (os.getpid(), path)) in OURS:
         raise BadInput(_refusal(run, path))
     made = [folder for folder in path.parents if not folder.exists()]
-    handle = _taken(run, path)
+    handle = _taken(run, path, sleep)
     OURS.add(mine)
     try:
         if handle is not None:
@@ -55,23 +57,38 @@ def lock_of(run: Path) -> Path:
     return real.with_name(real.name + ".lock")
 
 
-def _taken(run: Path, path: Path) -> int | None:
-    """The lock, held; None where there can be none. BadInput where another process holds it."""
+def _taken(run: Path, path: Path, sleep: Callable[[float], object]) -> int | None:
+    """The lock, held; None where there can be none. BadInput where another process holds it.
+
+    A process that was killed keeps its lock until its last thread has ended, and is waited for.
+    """
+    looks = 0
     while True:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError:
             return None
-        try:
-            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in HELD or _lives(path):
-                os.close(handle)
-                raise BadInput(_refusal(run, path)) from None
-        if _is(handle, path):
+        if not (refused := _refused(handle)) and _is(handle, path):
             return handle
-        os.close(handle)  # its holder removed it before we had it
+        lives = _lives(path)
+        if refused not in HELD and not lives and _is(handle, path):  # a file system without locks
+            return handle
+        os.close(handle)
+        if refused and (lives is not False or looks == LOOKS):
+            raise BadInput(_refusal(run, path))
+        if refused:
+            looks += 1
+            sleep(LOOK)
+
+
+def _refused(handle: int) -> int:
+    """Locks the file; the number of the error, or 0."""
+    try:
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno or errno.EAGAIN
+    return 0
 
 
 def _is(handle: int, path: Path) -> bool:
@@ -98,11 +115,15 @@ def _noted(path: Path) -> dict[str, object]:
     return found if isinstance(found, dict) else {}
 
 
-def _lives(path: Path) -> bool:
-    """Whether the note names a living process of this machine."""
+def _lives(path: Path) -> bool | None:
+    """Whether the process that the note names lives; None where that cannot be seen from this machine."""
     note = _noted(path)
-    process = note.get("process")
-    return note.get("host") == socket.gethostname() and isinstance(process, int) and Path(f"/proc/{process}").exists()
+    if note.get("host") != socket.gethostname() or not sys.platform.startswith("linux"):
+        return None
+    try:
+        return Path(f"/proc/{note.get('process')}/stat").read_bytes().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    except OSError:
+        return False
 
 
 def _refusal(run: Path, path: Path) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import socket
+import time
 from pathlib import Path
 
 import pytest
-from processes import Console, Lab, assert_same, snapshot
+from processes import LOOK, Console, Lab, assert_same, snapshot
 
 from fedsim.storage.checkpoint import folder_of
 
@@ -33,6 +34,8 @@ def test_a_stopped_run_is_gone_on_with_once(lab: Lab, console: Console, referenc
     first.kill()
     again = lab.start("--resume", "must", hold=4)
     again.until(3)
+    while not (folder_of(again.run) / "000003.json").exists():  # it follows the row
+        time.sleep(LOOK)
     before = snapshot(folder_of(lab.folder / "run.h5"))
     refused = console("--resume", "must")
     assert (refused.code, "is being written by another run" in refused.err) == (2, True)

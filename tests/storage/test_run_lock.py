@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,12 +29,12 @@ def in_a_fork(call: Callable[[], object]) -> tuple[int, int]:
 
 
 def take(run: Path) -> None:
-    with holding(run, SINCE):
+    with holding(run, SINCE, time.sleep):
         pass
 
 
 def take_and_die(run: Path) -> None:
-    with holding(run, SINCE):
+    with holding(run, SINCE, time.sleep):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -41,7 +42,7 @@ def test_the_second_is_refused_and_told_who_holds_the_file(tmp_path: Path) -> No
     run, link = tmp_path / "run.h5", tmp_path / "link.h5"
     link.symlink_to(run)
     for name in (run, link):
-        with holding(run, SINCE):
+        with holding(run, SINCE, time.sleep):
             assert os.waitstatus_to_exitcode(in_a_fork(lambda name=name: take(name))[1]) == 2
             with pytest.raises(BadInput, match=rf"{name.name} is being .* \(process {os.getpid()} on {socket.gethostname()}\)"):
                 take(name)
@@ -55,7 +56,7 @@ def test_a_killed_holder_holds_nothing_and_its_note_is_replaced(tmp_path: Path) 
     assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
     left = lock_of(tmp_path / "run.h5")
     assert f'"process": {process}' in left.read_text()
-    with holding(tmp_path / "run.h5", SINCE):
+    with holding(tmp_path / "run.h5", SINCE, time.sleep):
         assert f'"process": {os.getpid()}' in left.read_text()
     assert not left.exists()
 
@@ -63,7 +64,7 @@ def test_a_killed_holder_holds_nothing_and_its_note_is_replaced(tmp_path: Path) 
 def test_folders_are_made_for_the_lock_and_stay_only_with_what_was_written(tmp_path: Path) -> None:
     take(tmp_path / "a" / "b" / "run.h5")
     assert not list(tmp_path.iterdir())
-    with holding(tmp_path / "a" / "b" / "run.h5", SINCE):
+    with holding(tmp_path / "a" / "b" / "run.h5", SINCE, time.sleep):
         (tmp_path / "a" / "b" / "run.h5").touch()
     assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["run.h5"]
 
