@@ -21,16 +21,31 @@ Floats = NDArray[np.float64]
 def apportion(total: Ints, weight: NDArray[np.int64] | Floats, tie: Floats | None = None) -> Ints:
     """(R, M) integers in proportion to each row of `weight` (R, M) that sum to `total` (R,), by largest remainder.
 
-    Equal remainders go to the smaller `tie`, then to the lower column. A row without weight gets nothing.
+    Equal remainders go to the smaller `tie`, then to the lower column. A row without weight gets nothing. Whole-number weights are
+    shared without rounding.
     """
     whole = weight.sum(1, keepdims=True)
-    exact = np.divide(total[:, None] * weight, whole, out=np.zeros(weight.shape), where=whole > 0)
-    part = np.floor(exact).astype(np.int64)
+    part, remainder = (_divided if np.issubdtype(weight.dtype, np.integer) else _divided_floats)(total[:, None], weight, whole)
     rest = np.where(whole[:, 0] > 0, total - part.sum(1), 0)
-    order = np.lexsort((np.zeros(weight.shape) if tie is None else tie, part - exact), axis=-1)
+    order = np.lexsort((np.zeros(weight.shape) if tie is None else tie, -remainder), axis=-1)
     bonus = np.arange(weight.shape[1]) < rest[:, None]
     part[np.arange(len(part))[:, None], order] += bonus
     return part
+
+
+def _divided(total: Ints, weight: Ints, whole: Ints) -> tuple[Ints, Ints]:
+    """total · weight / whole as whole parts and what remains of them, in parts of `whole`."""
+    large = int(total.max(initial=0)) * int(weight.max(initial=0)) > np.iinfo(np.int64).max
+    product = total.astype(object if large else np.int64) * weight
+    divisor = np.maximum(whole, 1)
+    return (product // divisor).astype(np.int64), (product % divisor).astype(np.int64)
+
+
+def _divided_floats(total: Ints, weight: Floats, whole: Floats) -> tuple[Ints, Floats]:
+    """total · weight / whole as whole parts and the fractions that remain."""
+    exact = np.divide(total * weight, whole, out=np.zeros(weight.shape), where=whole > 0)
+    part = np.floor(exact).astype(np.int64)
+    return part, exact - part
 
 
 def equal_sizes(n: int, clients: int) -> Ints:
@@ -234,6 +249,5 @@ def _taken(want: Ints, pi: Floats, left: Ints) -> Ints:
     while missing := int(want.sum() - got.sum()):
         room = left - got
         weight = np.where(room > 0, pi, 0.0)
-        weight = weight if weight.sum() > 0 else room.astype(np.float64)
-        got += np.minimum(apportion(np.array([missing]), weight[None])[0], room)
+        got += np.minimum(apportion(np.array([missing]), (weight if weight.sum() > 0 else room)[None])[0], room)
     return got

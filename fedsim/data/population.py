@@ -101,6 +101,7 @@ def populate(data: DataSettings, settings: PartitionSettings, seed: int) -> Popu
 def divide(train: Data, test: Data, settings: PartitionSettings, seed: int) -> Population:
     """Deal images already open; nothing is augmented."""
     shards, told = _in_blocks(train, test, settings, seed) if settings.name == "blocks" else _dealt(train, test, settings, seed)
+    _check_held(shards, settings)
     record = _record(train, test, settings, seed) | told
     begin = json.dumps(record, sort_keys=True).encode()
     record["hashes"] = {name: sha256_of(part, begin) for name, part in sorted(shards.items())}
@@ -124,6 +125,18 @@ def _names(train: Data, shards: dict[str, Shards], settings: PartitionSettings) 
     if texts is None and numbers == [[client] for client in range(len(numbers))]:
         return found
     return found | {"client": tuple(", ".join(texts[user] if texts else str(user) for user in some) for some in numbers)}
+
+
+def _check_held(shards: dict[str, Shards], settings: PartitionSettings) -> None:
+    """BadInput where images are to be held out, and no client has two, of which it could hold one out."""
+    if not settings.holdout or shards["held"].sizes().any():
+        return
+    sizes = shards["train"].sizes()
+    largest, clients = int(sizes.argmax()), len(sizes)
+    raise BadInput(
+        f"[partition] holdout = {settings.holdout} leaves no client a held-out image: the largest of {clients:,} clients, client {largest},"
+        f" has {sizes[largest]} image; a client needs 2 to hold one out. Lower clients, or set holdout = 0"
+    )
 
 
 def _record(train: Data, test: Data, settings: PartitionSettings, seed: int) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from fedsim.errors import BadInput
 from fedsim.federated.averaged_round import AveragedState, trained
 from fedsim.federated.protocol import ClientInput, Fleet, Method, Setting
 from fedsim.nn.layers.input_gate import SHIFTS_MODULE
+from fedsim.nn.layers.nsconv import WHOLE
 from fedsim.nn.net import Net
 from fedsim.pruning import channel_frequency, dynamic_channels
 from fedsim.pruning.channel_frequency import MeasureChannelFrequency, TrainLocal
@@ -72,7 +73,7 @@ class ADP(Method[State]):
         if not setting.net.has_dynamic_gates:
             raise BadInput("[method] adp trains a network with gates that see the image: set model.gate_keep = 0.7")
         if unfit := self._unfit(setting.net):
-            raise BadInput(f"[model] the channels behind {', '.join(unfit)} cannot be cut: {WHY}")
+            raise BadInput(f"[model] the channels behind {', '.join(unfit)} cannot be cut: {WHOLE if setting.net.normalised else WHY}")
         if self.bn == "local" and not under(setting.net.initial, keys.BUFFERS):
             raise BadInput('[method] bn = "local" needs batch norms: set model.norm = "batch"')
         shared = setting.net.initial

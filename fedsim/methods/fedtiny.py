@@ -122,8 +122,13 @@ class FedTiny(Method[AveragedState]):
         return candidate, float(total[keys.LOSS_SUM] / total[COUNT].clamp(min=1))
 
     def _pool(self, setting: Setting) -> list[dict[str, int]]:
-        """Kept weights of every layer, for each candidate: layer densities are drawn until the whole density is in the window."""
+        """Kept weights of every layer, for each candidate: layer densities are drawn until the whole density is in the window.
+
+        At density 1 there is nothing to draw: one candidate, which keeps all weights.
+        """
         sizes = setting.net.sizes
+        if self.density == 1:
+            return [{layer: sizes[layer] for layer in setting.net.maskable}]
         count = self.pool or min(ceil(0.1 / self.density - 1e-9), self.pool_cap)
         return [self._drawn(sizes, rng.key(setting.seed, "pool", c)) for c in range(count)]
 
@@ -144,7 +149,8 @@ class FedTiny(Method[AveragedState]):
                 return dict(zip(layers, counts[int(fits[0])].tolist(), strict=True))
         told = ", ".join(f"{layer} {size:,}" for layer, size in sizes.items())
         raise ValueError(
-            f"density = {self.density}: none of {DRAWS:,} draws was within tol = {self.tol} of it; weights of the layers: {told}"
+            f"density = {self.density}: none of {DRAWS:,} draws was within tol = {self.tol} of it; take a smaller spread or a larger tol."
+            f" The weights of the layers: {told}"
         )
 
     # ---- progressive pruning

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from fedsim.nn.layers.gate_insertion import ADDING, Tracer
 from fedsim.nn.layers.input_gate import InputGate, Shift
+from fedsim.nn.layers.nsconv import WHOLE, NormalisedConv2d
 from fedsim.nn.layers.standardized_conv import StandardisedConv2d
 
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.GELU, nn.Hardswish, nn.Tanh)  # f(0) = 0
@@ -95,6 +96,7 @@ class _Reading:
         self.touched: dict[str, list[_Space]] = {}  # layer -> spaces that it made or changed
         shared = [id(value) for layer in module.modules() for value in layer._parameters.values() if value is not None]
         self.tied = {number for number in shared if shared.count(number) > 1}
+        self.unknown: set[str] = set()  # layers with a weight that the walk does not understand
         for node in graph.nodes:
             self._walk(node)
 
@@ -136,6 +138,8 @@ class _Reading:
             flow.space.norms += [name] * (type(layer) is not Shift)
             self.touched[name] = [flow.space]
             return flow
+        if any(value.dim() > 1 for value in own):
+            self.unknown.add(name)
         return self._fixed(flows, name)
 
     def _weighted(self, name: str, layer: Any, flow: _Flow) -> _Flow:
@@ -225,6 +229,15 @@ class _Reading:
         images = keeping and all(flow.images for flow in flows)
         return _Flow(_Space(why=where), maker=maker or ("" if not flows else where), images=images)
 
+    def reasons(self) -> list[str]:
+        """Why channels cannot be cut: of kinds of layers whose channels are not known, and of the first layers of known kinds."""
+        unknown = {type(layer): name for name, layer in reversed(self.layers.items()) if name in self.unknown}
+        kinds = [
+            WHOLE if kind is NormalisedConv2d else f"{name} is a {kind.__name__}, which gates cannot cut" for kind, name in unknown.items()
+        ]
+        known = [f"{space.rows[0].rpartition('.')[0]}: {space.why or 'nothing reads them'}" for space in self.spaces if space.rows]
+        return [*kinds, *known[:5]]
+
     def groups(self) -> tuple[Group, ...]:
         nodes: dict[int, list[str]] = {}
         for node, flow in self.flows.items():
@@ -291,8 +304,7 @@ def find_groups(module: nn.Module) -> tuple[fx.Graph, tuple[Group, ...]]:
     reading = _Reading(module, graph)
     groups = reading.groups()
     if not groups:
-        reasons = [f"{space.rows[0].rpartition('.')[0]}: {space.why or 'nothing reads them'}" for space in reading.spaces if space.rows]
-        raise ValueError(f"the model has no gates: there are no channels that can be cut alone ({'; '.join(reasons[:5])})")
+        raise ValueError(f"the model has no gates: there are no channels that can be cut alone ({'; '.join(reading.reasons())})")
     return graph, groups
 
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -235,6 +236,26 @@ def test_apportion_by_largest_remainder():
     weight = np.array([[1.0, 1, 1], [0, 0.5, 0.25], [0, 0, 0]])
     assert partition_schemes.apportion(np.array([10, 8, 4]), weight).tolist() == [[4, 3, 3], [0, 5, 3], [0, 0, 0]]
     assert partition_schemes.apportion(np.array([1]), np.ones((1, 3)), np.array([[0.5, 0.1, 0.9]])).tolist() == [[0, 1, 0]]
+
+
+def by_fractions(total, weight, tie):
+    """Largest remainders without any rounding."""
+    exact = [Fraction(total * w, sum(weight)) for w in weight]
+    part = [int(share) for share in exact]
+    for i in sorted(range(len(weight)), key=lambda i: (part[i] - exact[i], tie[i], i))[: total - sum(part)]:
+        part[i] += 1
+    return part
+
+
+@pytest.mark.parametrize(("total", "weight"), [(400, 60), (60_000, 6_000), (2**40, 2**40)])  # the last ones exceed int64
+def test_apportion_of_whole_numbers_breaks_exact_ties_by_the_given_order(total, weight):
+    rng = np.random.default_rng(0)
+    for _ in range(800):
+        weights, tie = rng.integers(0, weight, (1, int(rng.integers(1, 30)))) + 1, rng.random(30)
+        weights[rng.random(weights.shape) < 0.2] = weights[0, 0]
+        whole, tie = np.array([rng.integers(total)]), tie[None, : weights.shape[1]]
+        found = partition_schemes.apportion(whole, weights, tie)[0]
+        assert found.tolist() == by_fractions(int(whole[0]), weights[0].tolist(), tie[0].tolist())
 
 
 @given(st.integers(0, 1000), st.lists(st.floats(0, 1e6), min_size=1, max_size=20))

@@ -254,6 +254,11 @@ def test_natural_without_users_is_bad_input():
         ({"clients": 200, "name": "blocks"}, "clients = 200"),
         ({"clients": 140, "public": 10}, "but there are 1337"),
         ({"name": "classes_per_client", "classes_per_client": 11}, "10 classes"),
+        (
+            {"name": "iid", "clients": 1437, "min_images": 1, "holdout": 0.1},
+            r"holdout = 0\.1 leaves no client a held-out image: the largest of 1,437 clients, client 0, has 1 image; .* Lower clients",
+        ),
+        ({"name": "blocks", "clients": 1437, "min_images": 0, "holdout": 0.5}, "holdout = 0.5 leaves no client a held-out image"),
     ],
 )
 def test_what_the_digits_cannot_give(fields, said):

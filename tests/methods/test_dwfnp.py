@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from captured_console import console
-from gated_federation import FULL, QUICK, WIDTHS, batches, cost, gated, states
+from gated_federation import FULL, QUICK, WIDTHS, batches, cost, gated, module_of, states
 from small_job import small_job
 from torch import nn
 
@@ -86,6 +86,8 @@ def test_what_the_job_must_bring() -> None:
     DWFNP(hyper_interval=1, hyper_split="overlap").init(gated(holdout=0.0).setting, None)
     with pytest.raises(BadInput, match=r"\[model\]"):
         DWFNP(hyper_interval=1).init(gated(module=nn.Sequential(nn.Flatten(), nn.Linear(16, 3))).setting, None)
+    with pytest.raises(BadInput, match=r'model\.norm = "nsconv" normalises a filter over all its channels, so that gates cannot cut any'):
+        DWFNP(hyper_interval=1).init(gated(module=module_of(norm="nsconv")).setting, None)
     with pytest.raises(BadInput, match="needs norm_over"):
         DWFNP(fold_ws=True)
 
@@ -257,6 +259,19 @@ def test_check_14_budgets_are_reached_by_the_regulariser_alone() -> None:
 
 
 # ---- images
+
+
+@pytest.mark.parametrize("fields", [{"hypernet": "server"}, {"hypernet": "client", "embed_sync": "mean"}, {"checkpoint_choice": "best"}])
+def test_cohorts_without_a_held_out_image_leave_every_number_finite(fields) -> None:
+    made = gated(sizes=(1, 1, 1, 1, 12), cohort=2)
+    method = DWFNP(**QUICK | {"cotrain": 2, "unseen_clients": "accept"} | fields)
+    found = states(made, method, 4)
+    learning = [seen.clients for seen in made.seen if any(feed.split == "held" for feed in seen.work.feeds)]
+    assert any(4 not in clients for clients in learning)
+    for state in found:
+        assert all(
+            bool(value.isfinite().all()) for part in (state.shared, state.masks.hyper, state.masks.table.rows) for value in part.values()
+        )
 
 
 def test_check_18_masks_learn_from_images_that_weights_never_see() -> None:

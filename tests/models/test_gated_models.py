@@ -95,7 +95,7 @@ def test_a_lean_network_is_the_same_one(join) -> None:
 def test_networks_that_cannot_be_cut_are_refused_before_anything_is_trained() -> None:
     for module in (built("cnn", norm="nsconv", shape=(1, 4, 4), width=4), built("resnet8", norm="nsconv", shape=(1, 4, 4), width=4)):
         made = gated(module=module, training=SGD)
-        with pytest.raises(BadInput, match=r"channels behind gates.*cannot be cut"):
+        with pytest.raises(BadInput, match=r'channels behind gates.*cannot be cut: model\.norm = "nsconv" normalises a filter'):
             ADP().init(made.setting, None)
 
 

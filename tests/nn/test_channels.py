@@ -14,6 +14,7 @@ from fedsim.core.keys import GATE
 from fedsim.models import build
 from fedsim.models.settings import ModelSettings
 from fedsim.nn import channel_groups
+from fedsim.nn.layers.nsconv import NormalisedConv2d
 from fedsim.nn.net import Net
 
 # ---- the groups of every model
@@ -223,6 +224,14 @@ UNCUTTABLE = {
         "cat needs them all",
     ),
     "activation behind flattening": (line(nn.Flatten(), nn.ReLU(), nn.Linear(256, CLASSES)), "2 needs them all"),
+    "normalised filters": (
+        line(NormalisedConv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)),
+        'model.norm = "nsconv"',
+    ),
+    "a layer that is not known": (
+        line(nn.Conv1d(2, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 3)),
+        "1 is a Conv1d, which gates cannot cut",
+    ),
     "norm behind flattening": (line(nn.Flatten(), nn.BatchNorm1d(256), nn.ReLU(), nn.Linear(256, CLASSES)), "2 needs them all"),
     "control flow": (Model(lambda m, x: m.fc(x.flatten(1) if x.sum() > 0 else -x.flatten(1)), fc=nn.Linear(128, 3)), "cannot trace"),
 }

@@ -15,6 +15,8 @@ from torch.nn import functional as F
 
 from fedsim.kernels.nsconv import RELU_SCALE, normalised
 
+WHOLE = 'model.norm = "nsconv" normalises a filter over all its channels, so that gates cannot cut any; take "batch", "group" or "none"'
+
 
 class NormalisedConv2d(nn.Conv2d):
     """A convolution with `normalised` filters, a gain for each and a bias. It knows no mask; in Net, `RuntimeNSConv2d` applies it."""
