@@ -151,7 +151,7 @@ class Case:
         zero = torch.zeros((), dtype=torch.int64, device=self.device)
         bare = ClientInput(net.initial, {}, {}, zero, zero, zero)
         each = cycle([replace(bare, own={} if gate is None else {GATE: gate}) for gate in gates])
-        batch, state = Batch(self.x, self.y, None, zero, zero), tree.clone(work.init_state(net, bare))
+        batch, state = Batch(self.x, self.y, None, zero, zero, key=zero), tree.clone(work.init_state(net, bare))
 
         @torch.no_grad()
         def run() -> Tensor:

@@ -78,7 +78,7 @@ def images(parts: Experiment) -> Batch:
     x = rng.normal(rng.key(0, "bench", "x"), count * train.images(torch.zeros(1, dtype=torch.int64)).numel()).view(count, *train.shape)
     y = torch.arange(count) % train.classes
     zero, device = torch.zeros((), dtype=torch.int64), parts.site.device
-    return Batch(x.float().to(device), y.to(device), None, zero, zero + 1, 0)
+    return Batch(x.float().to(device), y.to(device), None, zero, zero + 1, key=zero.to(device))
 
 
 def columns(*names: str) -> Table:

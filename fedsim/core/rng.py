@@ -49,14 +49,14 @@ def key(*parts: int | str | Tensor) -> Tensor:
     True
     """
     plain = cast(list[int | str], list(takewhile(lambda part: not isinstance(part, Tensor), parts)))
-    folded = torch.tensor(_folded(plain))
+    folded = torch.tensor(number(*plain))
     for part in parts[len(plain) :]:
         folded = fold(folded, part)
     return folded
 
 
-def _folded(parts: list[int | str]) -> int:
-    """`fold` in plain integers: a tensor of one number costs a hundred times as much to mix."""
+def number(*parts: int | str) -> int:
+    """`key` in plain integers: a tensor of one number costs a hundred times as much to mix."""
     x = 0
     for part in parts:
         x = (x ^ (word(part) if isinstance(part, str) else part)) + _GOLDEN & _WORD

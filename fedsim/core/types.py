@@ -64,6 +64,7 @@ class Batch:
     t: Tensor  # (), the step of this feed, from 0
     T: Tensor  # (), this client's number of steps in this feed
     feed: int = 0  # the feed's number; an int, may be branched on
+    key: Tensor | None = None  # (), ClientInput.key, by which layers draw (dropout); None: for models without such layers
 
 
 class Data(Protocol):

@@ -159,7 +159,7 @@ class Statistics(Work):
         return under(sent.tree({}), keys.BUFFERS) | {keys.COUNT: _nothing(sent)}
 
     def step(self, net: Net, sent: ClientInput, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
-        logits, buffers = net(sent.tree(state), batch.x, True, batch.real, self.momentum)
+        logits, buffers = net(sent.tree(state), batch.x, True, batch.real, self.momentum, batch)
         seen = state[keys.COUNT] + _real(batch).sum().double()
         return state | buffers | {keys.COUNT: seen}, cross_entropy(logits, batch.y, batch.real)
 

@@ -47,10 +47,10 @@ def batches(setting: Setting, public: Data, epochs: int) -> Iterator[Batch]:
     x, y = images(setting, public)
     orders = [rng.permutation(rng.key(setting.seed, "public", epoch), len(y)) for epoch in range(epochs)]
     parts = [part for order in orders for part in order.split(setting.train.batch)]
-    steps = torch.tensor(len(parts), device=y.device)
+    steps, key = torch.tensor(len(parts), device=y.device), rng.key(setting.seed, "public draws").to(y.device)
     for t, part in enumerate(parts):
         part = part.to(y.device)
-        yield Batch(x[part], y[part], None, torch.tensor(t, device=y.device), steps)
+        yield Batch(x[part], y[part], None, torch.tensor(t, device=y.device), steps, key=key)
 
 
 def images(setting: Setting, public: Data) -> tuple[Tensor, Tensor]:

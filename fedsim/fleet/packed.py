@@ -154,7 +154,7 @@ def _step(order: WorkOrder, feed: int, step: Step, held: ClientInput, state: Tre
     """One vmapped step; the new states and losses (A,)."""
 
     def one(net: Any, alone: ClientInput, rows: Tree, x: Tensor, y: Tensor, T: Tensor, *real: Tensor) -> tuple[Tree, Tensor]:
-        return checks.step(order.work, net, alone, rows, Batch(x, y, real[0] if real else None, numbers[step.t], T, feed))
+        return checks.step(order.work, net, alone, rows, Batch(x, y, real[0] if real else None, numbers[step.t], T, feed, alone.key))
 
     real = () if step.real is None else (step.real,)
     return map_clients(one, order, held, state, step.x, step.y, last, *real)

@@ -65,14 +65,14 @@ class _Runs:
         self.made: dict[int, Batches] = {}
         self.numbers = torch.arange(int(held.steps.max()) + 1 if held.steps.numel() else 1, device=site.device)
 
-    def alone(self, feed: int, i: int) -> Iterator[tuple[int, Batch]]:
+    def alone(self, feed: int, i: int, key: Tensor) -> Iterator[tuple[int, Batch]]:
         if self.idle:
             return
         if feed not in self.made:
             self.made[feed] = batches(self.order, self.site, self.pack, feed, self.rows[feed])
         run, row = self.made[feed], self.rows[feed].index(i)
         for step in run.alone(row):
-            yield step.t, Batch(step.x[0], step.y[0], None, self.numbers[step.t], self.numbers[run.steps[row]], feed)
+            yield step.t, Batch(step.x[0], step.y[0], None, self.numbers[step.t], self.numbers[run.steps[row]], feed, key)
 
 
 def _work(order: WorkOrder, runs: _Runs, i: int, one: ClientInput, buffers: Tree, place: ErrorContext) -> tuple[Tree, float]:
@@ -85,7 +85,7 @@ def _work(order: WorkOrder, runs: _Runs, i: int, one: ClientInput, buffers: Tree
     for feed in range(len(order.work.feeds)):
         place.stage = f"begin {feed}"
         state = checks.begin_feed(order.work, order.net, one, state, feed)
-        for t, batch in runs.alone(feed, i):
+        for t, batch in runs.alone(feed, i, one.key):
             place.stage = f"step {t}"
             state, loss = checks.step(order.work, order.net, one, state, batch)
             losses.append(loss)

@@ -1,6 +1,6 @@
 """VGG (Simonyan and Zisserman 2015, arXiv:1409.1556) and MobileNetV2 (Sandler et al. 2018, arXiv:1801.04381) for small images.
 
-torchvision's classes, with strides and heads for 32x32 images and without dropout (whose draws no two fleets would share).
+torchvision's classes, with strides and heads for 32x32 images and without dropout.
 """
 
 from __future__ import annotations

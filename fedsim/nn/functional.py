@@ -283,7 +283,8 @@ class FunctionalModule:
             taps = tapping(self.module, self._slots, tapped, tap_inputs)
             with self.with_values(weights, tree, train, real, momentum) as buffers, taps:
                 return self.module(x), buffers
-        if gate.dtype == torch.bool and not (self.pure or tapped or self.has_dynamic_gates or (train and self.activation_pruning)):
+        whole = train and (self.activation_pruning or self.context.has_dropout)
+        if gate.dtype == torch.bool and not (self.pure or tapped or self.has_dynamic_gates or whole):
             return self.forward_compact(weights, tree, self.channels.kept(gate), x, train, real, momentum)
         gates, module = self.channels.split(gate), self.module if self.has_dynamic_gates else self.gated_module
         taps = tapping(self.module, self._slots, tapped, tap_inputs)

@@ -29,12 +29,13 @@ class Net(FunctionalModule):
 
     Keys of the tree: "w/NAME" for every parameter, "buf/NAME" for the running statistics of norms, "mask/NAME" (bool, like its
     weight) for weights that are pruned, "gate/channels" (n,) for all `channels`. A bool gate is hard: closed channels are left out
-    of the computation (under `vmap` they are multiplied by 0, which is the same but for rounding). A float gate is soft: it
-    multiplies the channels. Where `set_sparse_costs` says what layers cost, layers that keep few weights run on these alone.
+    of the computation (under `vmap`, and in training with dropout, they are multiplied by 0, which is the same but for rounding). A
+    float gate is soft: it multiplies the channels. Where `set_sparse_costs` says what layers cost, layers that keep few weights run on
+    these alone.
 
     Args:
-        module: any torch module; Net keeps copies and leaves it as it was. ValueError for layers that draw random numbers (dropout
-            with p > 0) or that change themselves outside of fedsim's norms.
+        module: any torch module; Net keeps copies and leaves it as it was. ValueError for layers that change themselves outside of
+            fedsim's norms.
         kept: for a net that `cut` made: group -> positions (c,) int64 of its channels among those of the first net.
 
     Attributes:
@@ -146,7 +147,13 @@ class Net(FunctionalModule):
     # ---- calls
 
     def __call__(
-        self, tree: Tree, x: Tensor, train: bool = False, real: Tensor | None = None, momentum: float | None = None
+        self,
+        tree: Tree,
+        x: Tensor,
+        train: bool = False,
+        real: Tensor | None = None,
+        momentum: float | None = None,
+        draws: Batch | None = None,
     ) -> tuple[Tensor, Tree]:
         """The logits (B, classes) of the images x (B, C, H, W), and the new running statistics; the tree stays as it is.
 
@@ -154,9 +161,10 @@ class Net(FunctionalModule):
             train: training mode: norms use the statistics of the batch. The new statistics are empty in evaluation mode.
             real: (B,) in {0, 1}, which images of a padded batch count; None: all.
             momentum: of the running statistics, in (0, 1], in place of each norm's own.
+            draws: the batch that x is of, by whose key dropout draws in training mode.
         """
         patterns = self.sparse(tree)
-        with self.on_kept_weights(patterns):
+        with self.on_kept_weights(patterns), self.context.drawing(draws):
             return self.forward(self.weights_in_use(tree, patterns), tree, x, train, real, momentum)
 
     def energy(self, tree: Tree, x: Tensor, real: Tensor | None = None, power: int = 2) -> Tensor:
@@ -209,7 +217,8 @@ class Net(FunctionalModule):
         """
         request = GradientRequest(tree, batch, checked(wrt, tree), loss, extra, tap, layers if tap else (), compact)
         strategy = next(strategy for strategy in STRATEGIES if strategy.fits(self, request))
-        return strategy.run(self, request)
+        with self.context.drawing(batch):
+            return strategy.run(self, request)
 
     def descend(
         self, state: Tree, gradient: Tree, lr: float | Tensor, momentum: float = 0.0, decay: float = 0.0, optimiser: str = "sgd"
@@ -241,7 +250,8 @@ class Net(FunctionalModule):
 
         def gradient(leaves: Tree) -> Tree:
             def forward(inner: Tree) -> Tensor:
-                logits, _ = self.forward({**weights, **inner}, tree, batch.x, True, batch.real)
+                with self.context.drawing(batch):
+                    logits, _ = self.forward({**weights, **inner}, tree, batch.x, True, batch.real)
                 return self.objective(loss, logits, batch)
 
             return torch.func.grad(forward)(leaves)

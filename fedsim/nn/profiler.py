@@ -6,7 +6,8 @@ cancel out. For the loss the log-probabilities and the label are added.
 
 Rules replace the hooks in two places. A dynamic gate counts as what it multiplies and a few values a channel. Under activation
 pruning, which only `Net` carries out, convolutions and linear layers save a cache, ReLUs a bit an entry, max-pooling a byte a result,
-average pooling nothing, and norms their input and statistics; there only modules are seen, no functional calls.
+average pooling nothing, norms their input and statistics, and dropout a factor for each entry or channel; there only modules are
+seen, no functional calls.
 """
 
 from __future__ import annotations
@@ -305,6 +306,17 @@ def _signs(seen: _SavedTensors, module: nn.Module, x: Tensor, y: Tensor) -> None
     seen.sign(y)
 
 
+def _of_entries(seen: _SavedTensors, module: nn.Module, x: Tensor, y: Tensor) -> None:
+    """Dropout keeps by what each entry is multiplied."""
+    if module.p:
+        seen.add(y, VALUE_BYTES * y[0].numel())
+
+
+def _of_channels(seen: _SavedTensors, module: nn.Module, x: Tensor, y: Tensor) -> None:
+    if module.p:
+        seen.add(y, VALUE_BYTES * y.shape[1])
+
+
 def _places(seen: _SavedTensors, module: nn.Module, x: Tensor, y: Tensor) -> None:
     if module.return_indices or module.dilation not in (1, (1, 1)):
         seen.save(x)
@@ -324,4 +336,6 @@ PRUNING_RULES: Rules = (  # under activation pruning
     ((nn.ReLU, nn.ReLU6, ScaledReLU), _signs),
     ((nn.MaxPool2d,), _places),
     ((nn.AdaptiveAvgPool2d,), _adaptive),
+    ((nn.Dropout, nn.AlphaDropout), _of_entries),
+    ((nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.FeatureAlphaDropout), _of_channels),
 )

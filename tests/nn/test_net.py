@@ -276,7 +276,6 @@ def test_a_tied_weight_has_one_key() -> None:
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
-        (nn.Dropout(0.5), "dropout"),
         (nn.BatchNorm2d(2, momentum=None), "momentum = None"),
         (nn.SyncBatchNorm(2), "SyncBatchNorm"),
         (nn.InstanceNorm2d(2, track_running_stats=True), "instance norm"),

@@ -104,7 +104,7 @@ class GraphedPack:
         """The new states and losses (K,) of a step."""
 
         def one(net: Any, alone: ClientInput, rows: Tree, x: Tensor, y: Tensor, T: Tensor, *real: Tensor) -> tuple[Tree, Tensor]:
-            return checks.step(self.order.work, net, alone, rows, Batch(x, y, real[0] if real else None, t, T, feed))
+            return checks.step(self.order.work, net, alone, rows, Batch(x, y, real[0] if real else None, t, T, feed, alone.key))
 
         return map_clients(one, self.order, self.held.sent, self.state.tree, x, y, last, *(() if real is None else (real,)))
 

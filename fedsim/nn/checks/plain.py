@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode, resolve_name
 
 from fedsim.nn.checks import record
 from fedsim.nn.checks.record import Record, unlike
@@ -14,7 +15,7 @@ from fedsim.nn.checks.refusals import called, refusals
 from fedsim.nn.checks.trail import Trail, following
 
 LINE = 200  # characters of another library's message
-KEYED = "draws random numbers of torch's generator, so fleets would give different results; torch.nn.Dropout layers can draw them"
+UNLIKE = "so fleets would give different results"
 
 
 def without_dropout(module: nn.Module) -> nn.Module:
@@ -92,14 +93,40 @@ def _one_image(module: nn.Module, x: Tensor, classes: int) -> str:
     return ""
 
 
+class _Drawing(TorchFunctionMode):
+    """Notes the first function of torch that moved torch's generator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = ""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before = torch.get_rng_state()
+        answer = func(*args, **(kwargs or {}))
+        if not self.found and not torch.equal(before, torch.get_rng_state()):
+            self.found = str(resolve_name(func) or func)
+        return answer
+
+
 def _drawn(module: nn.Module, x: Tensor) -> str:
-    """A second copy answers otherwise where torch's generator, which has moved, was asked."""
+    """A second copy answers otherwise where a generator of random numbers, which has moved, was asked."""
     for train in (True, False):
         (mine, one, _), (theirs, other, _) = (_called(module.train(train), x) for _ in range(2))
         if unlike(mine, theirs):
             name = one.fork(other, unlike)
-            return f"the forward {KEYED}; they reach {called(name, module.get_submodule(name))}"
+            with _Drawing() as drawing:
+                _called(module, x)
+            return f"{_advised(drawing.found)}; its draws reach {called(name, module.get_submodule(name))}"
     return ""
+
+
+def _advised(function: str) -> str:
+    """What is wrong with draws by this function of torch, and what to do."""
+    if not function:
+        return f"the forward draws random numbers outside of torch, {UNLIKE}; torch.nn.Dropout layers may draw, nothing else"
+    fix = "make it a torch.nn.Dropout layer" if "dropout" in function else "leave it out; torch.nn.Dropout layers may draw, nothing else"
+    fix = "call it with dropout_p=0.0" if "dot_product" in function else fix
+    return f"the forward draws random numbers by {function}, {UNLIKE}; {fix}"
 
 
 def _trained(module: nn.Module, x: Tensor, y: Tensor) -> str:

@@ -72,10 +72,10 @@ def _after(name: str) -> str:
     return f"the buffer {name} after a training step"
 
 
-def of_net(net: Net, tree: Tree, x: Tensor, y: Tensor, real: Tensor | None = None) -> Record:
-    """By `Net`, from the values of a tree; for calls under `vmap` too."""
-    steps = [Batch(x, y, real, torch.tensor(t), torch.tensor(2)) for t in range(2)]
-    logits, found = net(tree, x, True, real)
+def of_net(net: Net, tree: Tree, x: Tensor, y: Tensor, real: Tensor | None = None, key: Tensor | None = None) -> Record:
+    """By `Net`, from the values of a tree; for calls under `vmap` too. key: () int64, by which dropout draws."""
+    steps = [Batch(x, y, real, torch.tensor(t), torch.tensor(2), key=key) for t in range(2)]
+    logits, found = net(tree, x, True, real, draws=steps[0])
     gradient, buffers = net.gradient(tree, steps[0])[1:3]
     named = {keys.name_of(key): gradient[key] if key in gradient else torch.zeros_like(tree[key]) for key in net.weights}
     before = {_after(name): _untracked(net, tree, name) for name, _ in net.original.named_buffers()}
@@ -83,7 +83,7 @@ def of_net(net: Net, tree: Tree, x: Tensor, y: Tensor, real: Tensor | None = Non
     record = {FIRST: logits} | {_of(name): value for name, value in named.items()} | before | after
     rate = RATE / _norm(named)
     moved = tree | found | buffers | {key: tree[key] - rate * named[keys.name_of(key)] for key in net.weights}
-    record[SECOND] = net(moved, x, True, real)[0]
+    record[SECOND] = net(moved, x, True, real, draws=steps[1])[0]
     further = net.gradient(moved, steps[1])[2]
     record[LAST] = net(moved | further, x, False, real)[0]
     return record

@@ -12,13 +12,15 @@ from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 MOST = 3  # faults that are told at once
+UNKEYED = "draws random numbers by torch's generator, so fleets would give different results"
 
 
 def refusals(module: nn.Module) -> list[str]:
     """What fedsim does not support in this module, a line each; empty where nothing is known to be wrong."""
-    for rule in (_wrapped, _lazy, _reparametrised, _values, _attributes):
+    for rule in (_wrapped, _lazy, _reparametrised, _values, _attributes, _drawing):
         if found := list(rule(module)):
             more = [f"and {len(found) - MOST} more of this kind"] if len(found) > MOST else []
             return found[:MOST] + more
@@ -100,3 +102,18 @@ def _attributes(module: nn.Module) -> Iterator[str]:
             if isinstance(value, Tensor) and not value.is_leaf:
                 fix = "make it in forward, or store it with register_buffer and .detach()"
                 yield f"{called(name, layer)} holds the tensor self.{slot}, a result of a computation with gradients; {fix}"
+
+
+def _drawing(module: nn.Module) -> Iterator[str]:
+    """Layers of torch that draw random numbers by themselves; those of dropout get theirs from fedsim."""
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.MultiheadAttention) and layer.dropout > 0:
+            yield f"{called(name, layer)} {UNKEYED}; make it with dropout=0.0"
+        elif isinstance(layer, nn.RNNBase) and layer.dropout > 0 and layer.num_layers > 1:
+            yield f"{called(name, layer)} {UNKEYED}; make it with dropout=0.0, and a torch.nn.Dropout between layers of their own"
+        elif isinstance(layer, nn.RReLU) and layer.lower < layer.upper:
+            yield f"{called(name, layer)} {UNKEYED}; use torch.nn.LeakyReLU"
+        elif isinstance(layer, nn.FractionalMaxPool2d | nn.FractionalMaxPool3d):
+            yield f"{called(name, layer)} {UNKEYED}; use torch.nn.AdaptiveMaxPool2d"
+        elif isinstance(layer, DROPOUT) and type(layer) not in DROPOUT:
+            yield f"{called(name, layer)} is a dropout of its own, which {UNKEYED}; use torch.nn.Dropout itself"

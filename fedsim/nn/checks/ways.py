@@ -68,16 +68,15 @@ def _where(module: nn.Module, net: Net, x: Tensor) -> str:
 
 def stacked(module: nn.Module, x: Tensor, y: Tensor) -> str:
     """What keeps clients from being stacked (the packed fleet), or differs when they are."""
-    module = without_dropout(module)
     net = Net(module)
     pure = net.under_vmap()
     batches = torch.stack([x, x.flip(0)]), torch.stack([y, y.flip(0)])
-    trees = {key: torch.stack([value] * CLIENTS) for key, value in net.initial.items()}
+    trees, draws = {key: torch.stack([value] * CLIENTS) for key, value in net.initial.items()}, rng.key(0, torch.arange(CLIENTS))
     for program in {net.program, None}:
         pure.program = program
         try:
             with torch.no_grad():
-                together = torch.vmap(lambda tree, x, y: record.of_net(pure, tree, x, y))(trees, *batches)
+                together = torch.vmap(lambda tree, x, y, key: record.of_net(pure, tree, x, y, key=key))(trees, *batches, draws)
         except Exception as error:
             text = str(error)
             reason = (
@@ -87,7 +86,7 @@ def stacked(module: nn.Module, x: Tensor, y: Tensor) -> str:
             )
             return reason
         for k in range(CLIENTS):
-            alone = record.of_net(net, net.initial, batches[0][k], batches[1][k])
+            alone = record.of_net(net, net.initial, batches[0][k], batches[1][k], key=draws[k])
             if fault := _other({name: value[k] for name, value in together.items()}, alone):
                 return fault.replace("what torch gives", "what one client alone gives")
     return _padded(net, x, y)
@@ -96,9 +95,10 @@ def stacked(module: nn.Module, x: Tensor, y: Tensor) -> str:
 def _padded(net: Net, x: Tensor, y: Tensor) -> str:
     """Clients with fewer images than others get batches filled up with images that do not count."""
     count = len(x) - 1
-    alone = record.of_net(net, net.initial, x[:count], y[:count])
+    key = rng.key(0)
+    alone = record.of_net(net, net.initial, x[:count], y[:count], key=key)
     real = (torch.arange(len(x)) < count).float()
-    whole = record.of_net(net.under_vmap(), net.initial, x, y, real)
+    whole = record.of_net(net.under_vmap(), net.initial, x, y, real, key)
     rows = (record.FIRST, record.SECOND, record.LAST)
     if differences({name: value[:count] if name in rows else value for name, value in whole.items()}, alone):
         return "images that fill up a batch change what it computes for the others: its forward mixes the images of a batch"

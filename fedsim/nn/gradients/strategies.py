@@ -79,7 +79,8 @@ class CompactStrategy:
             return False
         gate = request.tree.get(GATE)
         hard = gate is not None and gate.dtype == torch.bool
-        return hard and not (net.pure or net.has_dynamic_gates or net.activation_pruning is not None or net.has_masks(request.tree))
+        whole = net.has_dynamic_gates or net.activation_pruning is not None or net.context.has_dropout
+        return hard and not (net.pure or whole or net.has_masks(request.tree))
 
     def run(self, net: FunctionalModule, request: GradientRequest) -> GradientResult:
         tree, batch = request.tree, request.batch

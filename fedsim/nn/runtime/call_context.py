@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
+from fedsim.core import rng
 from fedsim.core.activation_pruning import ActivationPruning
 from fedsim.core.tree import Tree
+from fedsim.core.types import Batch
 from fedsim.kernels.sparse.pattern import KeptPositions, Pattern
 from fedsim.nn.layers import input_gate
 
@@ -36,8 +40,28 @@ class CallContext:
     penalties: list[Tensor] = field(default_factory=list)  # () each, added to the loss
     buffers: Tree = field(default_factory=dict)  # the new running statistics
     images: Tensor | None = None  # (B, C, H, W), the input of the net
+    has_dropout: bool = False  # layers draw in training
+    batch: Batch | None = None  # by whose key layers draw; None: they cannot
+    uses: dict[str, int] = field(default_factory=dict)  # layer -> how often it has drawn in this call
 
     def image_keys(self) -> Tensor:
         """(B,) a random key of each image: the same for all layers, whatever way they are computed."""
         assert self.images is not None
         return input_gate.keys_of(self.images)
+
+    @contextmanager
+    def drawing(self, batch: Batch | None) -> Iterator[None]:
+        """One call inside may draw, by the key of the batch."""
+        self.batch, self.uses = batch, {}
+        try:
+            yield
+        finally:
+            self.batch = None
+
+    def draw_key(self, layer: str) -> Tensor:
+        """() the key of a layer's draws in this step; another one for each use of the layer. ValueError if the batch has no key."""
+        batch = self.batch
+        if batch is None or batch.key is None:
+            raise ValueError(f"{layer}: dropout draws by the key of a batch, and this call has none: give Batch(…, key=sent.key)")
+        self.uses[layer] = use = self.uses.get(layer, -1) + 1
+        return rng.fold(rng.fold(batch.key, batch.t), rng.number("dropout", batch.feed, layer, use))

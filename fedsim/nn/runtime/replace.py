@@ -15,6 +15,7 @@ from fedsim.nn.runtime import activation_cache
 from fedsim.nn.runtime.activation import AvgPool2d, MaxPool2d, ReLU, ReLU6, RuntimeScaledReLU, RuntimeShortcut
 from fedsim.nn.runtime.call_context import CallContext
 from fedsim.nn.runtime.conv import Conv1d, Conv2d, Conv3d, Linear, RuntimeNSConv2d, RuntimeStandardizedConv2d, Weighted
+from fedsim.nn.runtime.dropout import AlphaDropout, Drawn, Dropout, Dropout1d, Dropout2d, Dropout3d, FeatureAlphaDropout
 from fedsim.nn.runtime.gate import RuntimeInputGate
 from fedsim.nn.runtime.norm import TORCH_NORMS, BatchNorm, GroupNorm
 from fedsim.nn.runtime.recurrent import GRU, LSTM, RNN
@@ -33,6 +34,12 @@ CONVERTED: dict[type[nn.Module], Any] = {
     nn.RNN: RNN,
     nn.LSTM: LSTM,
     nn.GRU: GRU,
+    nn.Dropout: Dropout,
+    nn.Dropout1d: Dropout1d,
+    nn.Dropout2d: Dropout2d,
+    nn.Dropout3d: Dropout3d,
+    nn.AlphaDropout: AlphaDropout,
+    nn.FeatureAlphaDropout: FeatureAlphaDropout,
 }
 
 
@@ -66,8 +73,8 @@ def replace_layers(module: nn.Module, context: CallContext) -> dict[str, Geometr
 
 
 def _check(name: str, layer: nn.Module) -> None:
-    if isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0:
-        raise ValueError(f"{name}: dropout uses the global random generator, so fleets would give different results; set p = 0")
+    if isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0 and type(layer) not in CONVERTED:
+        raise ValueError(f"{name}: {type(layer).__name__} draws in a way of its own, by torch's generator; use torch.nn.Dropout itself")
     if isinstance(layer, nn.modules.instancenorm._InstanceNorm) and layer.track_running_stats:
         raise ValueError(f"{name}: an instance norm with running statistics changes them in place; set track_running_stats = False")
     if isinstance(layer, nn.modules.batchnorm._BatchNorm) and not isinstance(layer, TORCH_NORMS):
@@ -84,6 +91,7 @@ def _converted(module: nn.Module, context: CallContext) -> dict[str, Geometry]:
         if kind := CONVERTED.get(type(layer)):
             layer.__class__ = kind
             layer.context, layer.key = context, name
+            context.has_dropout |= isinstance(layer, Drawn) and layer.p > 0
             if issubclass(kind, Weighted):
                 layer.op, layer.may_prune = operation(layer), True
             if (geometry := _geometry(layer)) is not None:
