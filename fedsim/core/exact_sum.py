@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.core import keys
 from fedsim.core.compiled import inlined, kernel
 from fedsim.core.tree import Tree
 from fedsim.core.validation import MAX_COHORT
@@ -138,8 +139,10 @@ class Sum:
     def unit(self, key: str) -> Unit:
         """The unit of a key: from its broadcast tensor, or two limbs if it was not broadcast."""
         if key not in self._units:
-            floats = key in self._shared and self._shared[key].is_floating_point()
-            self._units[key] = unit_of(self._shared[key], self._n) if floats else TWO_LIMBS
+            sent = self._shared.get(key)
+            if sent is not None and not sent.is_floating_point():
+                sent = sent.double() if key.startswith(keys.BUFFERS) else None  # a counter
+            self._units[key] = TWO_LIMBS if sent is None else unit_of(sent, self._n)
         return self._units[key]
 
     def add(self, rows: Tree, clients: Sequence[int], n: Sequence[int]) -> None:

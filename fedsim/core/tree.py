@@ -79,7 +79,7 @@ def weigh(n: Tensor | float, tree: Tree) -> Tree:
 
 
 def mean(total: Tree, count: Tensor, like: Tree) -> Tree:
-    """total / count for every key of `like`, in the dtype that `like` has there: the weighted mean over clients.
+    """total / count for every key of `like`, in the dtype that `like` has there: the weighted mean over clients, whole numbers rounded.
 
     Args:
         total: the sum of `weigh(n, tree)` over clients, float64.
@@ -91,7 +91,11 @@ def mean(total: Tree, count: Tensor, like: Tree) -> Tree:
     >>> mean(total, torch.tensor(4), client)
     {'w/a': tensor([2.])}
     """
-    return each(lambda old, value: (value / count).to(old.dtype), like, total)
+    return each(lambda old, value: _as(value / count, old.dtype), like, total)
+
+
+def _as(value: Tensor, dtype: torch.dtype) -> Tensor:
+    return (value if dtype.is_floating_point else value.round()).to(dtype)
 
 
 def clone(tree: Tree) -> Tree:

@@ -44,7 +44,7 @@ class ModelProfile:
 
     layers: tuple[LayerProfile, ...]  # conv and linear, in state_dict order
     free: int  # u: parameters that are never masked (biases, scale and shift of norms)
-    buffers: int  # b: running means and variances
+    buffers: int  # b: running means and variances, and other buffers that clients average
     activations: int  # bytes saved for backward per image, float32
     vectors: int = 0  # bytes saved for backward per batch, whatever its size (the channel statistics of batch norms)
     keep: ActivationPruning | None = None  # how inputs of layers are pruned before they are saved

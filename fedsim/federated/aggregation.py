@@ -82,7 +82,7 @@ class FedAvg:
 
     def report(self, sent: ClientInput, state: Tree) -> Report:
         """What a client adds to the total: n · w, n · running statistics, and n under "n/images", all float64."""
-        return Report(tree.weigh(sent.n, _floats(under(state, keys.WEIGHTS, keys.BUFFERS))) | {COUNT: sent.n.double()})
+        return Report(tree.weigh(sent.n, under(state, keys.WEIGHTS, keys.BUFFERS)) | {COUNT: sent.n.double()})
 
     def server(self, memory: Tree, shared: Tree, total: Tree, setting: Setting) -> tuple[Tree, Tree]:
         """(next broadcast, next memory); tensors that no client sent stay as they are."""
@@ -128,7 +128,7 @@ class FedNova(FedAvg):
     def report(self, sent: ClientInput, state: Tree) -> Report:
         """p · d with d = (w - w_k) / a, p · running statistics, p · a, p and n; p is the number of images or of local steps."""
         weight, path = sent.steps[0] if self.fednova_weights == "batches" else sent.n, self.path(sent.steps[0])
-        found = tree.weigh(weight, _floats(under(state, keys.BUFFERS))) | tree.weigh(weight / PATH_UNIT, {FEDNOVA_PATH: path})
+        found = tree.weigh(weight, under(state, keys.BUFFERS)) | tree.weigh(weight / PATH_UNIT, {FEDNOVA_PATH: path})
         move = tree.weigh(weight / path, _path(sent, state))
         return Report(found | renamed(move, keys.WEIGHTS, FEDNOVA_MOVE) | {FEDNOVA_WEIGHT: weight.double(), COUNT: sent.n.double()})
 
@@ -226,11 +226,6 @@ def _kept_since(memory: Tree, shared: Tree) -> Tree:
         before = memory.get(since, torch.zeros_like(mask, dtype=torch.int32))
         found[since] = torch.where(mask, torch.where(before < 0, turn.to(before), before), -1)
     return found | {SCAFFOLD_TURN: turn} if found else {}
-
-
-def _floats(part: Tree) -> Tree:
-    """The floating-point tensors; counters are not averaged."""
-    return {key: value for key, value in part.items() if value.is_floating_point()}
 
 
 def _sent(shared: Tree, total: Tree, *prefixes: str) -> Tree:

@@ -19,7 +19,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from fedsim.nn.layers.gate_insertion import ADDING, Tracer
+from fedsim.nn.layers.gate_insertion import ADDING, graph_of
 from fedsim.nn.layers.input_gate import InputGate, Shift
 from fedsim.nn.layers.nsconv import WHOLE, NormalisedConv2d
 from fedsim.nn.layers.standardized_conv import StandardisedConv2d
@@ -296,7 +296,7 @@ def find_groups(module: nn.Module) -> tuple[fx.Graph, tuple[Group, ...]]:
     """The module's graph and its groups in network order; ValueError that says why there are none."""
     twin = copy.deepcopy(module)
     try:
-        graph, other = (Tracer().trace(twin.train(mode)) for mode in (True, False))
+        graph, other = (graph_of(twin.train(mode)) for mode in (True, False))
     except Exception as error:
         raise ValueError(f"the model has no gates: torch.fx cannot trace it ({type(error).__name__}: {error})") from error
     if str(graph) != str(other):
@@ -314,7 +314,7 @@ def with_gates(
     """The module's own layers, with the layer `gate(group name)` after every activation of a group.
 
     The second result lists the parameters that belong to a container and not to a layer: (dict that holds the parameter, its key
-    there, its name in the module). Buffers and plain tensors keep their values.
+    there, its name in the module), and its empty buffers alike. Other buffers and plain tensors keep their values.
     """
     graph = copy.deepcopy(graph)
     owner = {point: group.name for group in groups for point in group.points}
@@ -326,19 +326,24 @@ def with_gates(
             behind = graph.call_module(place, (node,))
         node.replace_all_uses_with(behind, lambda user, behind=behind: user is not behind)
     twin.recompile()
-    return twin, [_opened(twin, name) for node in graph.nodes if node.op == "get_attr" and _is_parameter(module, name := str(node.target))]
+    read = [(name, kind) for node in graph.nodes if node.op == "get_attr" and (kind := _put_in(module, name := str(node.target)))]
+    return twin, [_opened(twin, name, kind) for name, kind in read]
 
 
-def _is_parameter(module: nn.Module, name: str) -> bool:
-    """Whether the name is a parameter's, also of one that a call puts in and that is empty until then."""
+def _put_in(module: nn.Module, name: str) -> str:
+    """The dict of a parameter or a buffer that a call puts in, and that may be empty until then; empty text for what stays."""
     parent, _, slot = name.rpartition(".")
-    return slot in module.get_submodule(parent)._parameters
+    holder = module.get_submodule(parent)
+    if slot in holder._parameters:
+        return "_parameters"
+    return "_buffers" if slot in holder._buffers and holder._buffers[slot] is None else ""
 
 
-def _opened(twin: fx.GraphModule, name: str) -> tuple[Any, str, str]:
-    """A place for a parameter, where the graph module has copied an empty one."""
+def _opened(twin: fx.GraphModule, name: str, kind: str) -> tuple[Any, str, str]:
+    """A place for a value, where the graph module has copied an empty one."""
     parent, _, slot = name.rpartition(".")
     holder = twin.get_submodule(parent)
     holder.__dict__.pop(slot, None)
-    holder._parameters[slot] = None
-    return holder._parameters, slot, name
+    places = getattr(holder, kind)
+    places[slot] = None
+    return places, slot, name

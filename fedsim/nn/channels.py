@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fedsim.core import keys
 from fedsim.core.tree import Tree
-from fedsim.nn import subnetwork
+from fedsim.nn import slots, subnetwork
 from fedsim.nn.channel_groups import NORMS, Group
 from fedsim.nn.gradients.compact import ChannelBlock, cuttable
 from fedsim.nn.layers import input_gate
@@ -259,7 +259,7 @@ def filled(module: nn.Module, values: Tree) -> nn.Module:
     """
     module = ordinary(copy.deepcopy(module))
     own: Tree = {keys.WEIGHTS + name: value for name, value in module.named_parameters()}
-    own |= {keys.BUFFERS + name: value for name, value in module.named_buffers() if value.is_floating_point()}
+    own |= {keys.BUFFERS + name: value for name, value in slots.averaged(module).items()}
     if missing := own.keys() - values.keys():
         raise ValueError(f"these are not the values of this model: they lack {', '.join(sorted(missing))}")
     for key, value in own.items():

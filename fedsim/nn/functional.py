@@ -19,10 +19,10 @@ from fedsim.core.tree import Tree, under
 from fedsim.kernels.nsconv import normalised
 from fedsim.kernels.sparse.cost_model import Cost, Patterns
 from fedsim.kernels.sparse.pattern import Geometry, KeptPositions, Pattern
-from fedsim.nn import batched_matmul, channel_groups, mixed_precision, packed_program
+from fedsim.nn import batched_matmul, channel_groups, mixed_precision, packed_program, slots
 from fedsim.nn.channel_groups import Group
 from fedsim.nn.channels import Channels, halves_of, standardised_of
-from fedsim.nn.gradients.taps import ParameterSlot, TappedLayer, tapping, tied
+from fedsim.nn.gradients.taps import TappedLayer, tapping
 from fedsim.nn.layers.gate_insertion import forward_order
 from fedsim.nn.layers.input_gate import WEIGHTED, gates_of
 from fedsim.nn.layers.nsconv import normalised_of
@@ -54,12 +54,10 @@ class FunctionalModule:
         self.context = CallContext()
         self.original = copy.deepcopy(module).train()
         self.initial: Tree = {keys.WEIGHTS + name: value.detach() for name, value in self.original.named_parameters()}
-        for name, value in self.original.named_buffers():
-            if value.is_floating_point():
-                self.initial[keys.BUFFERS + name] = value.detach()
+        self.initial |= {keys.BUFFERS + name: value.detach() for name, value in slots.averaged(self.original).items()}
         self.module = copy.deepcopy(self.original)
         geometries = replace.replace_layers(self.module, self.context)
-        self._slots = _slots_of(self.module)
+        self._slots, self._buffer_slots = slots.parameters(self.module), slots.buffers(self.module, self.initial)
         uses = Counter(key for _, _, key in self._slots)
         self._patterns = Patterns({layer: way for layer, way in geometries.items() if uses[keys.weight(layer)] == 1}, {})
         weighted = [name for name, layer in self.module.named_modules() if isinstance(layer, (*WEIGHTED, *replace.WEIGHTED))]
@@ -77,7 +75,6 @@ class FunctionalModule:
         self.program: PackedProgram | None = packed_program.program(self.original)
         self.packed_convolution = "grouped"
         self._matmul_program: PackedProgram | None = None
-        self._training = True
         self.dynamic_gates = tuple(gates_of(self.original))  # names of the input-dependent gates
         self.has_dynamic_gates = bool(self.dynamic_gates)
         self._empty()
@@ -151,7 +148,8 @@ class FunctionalModule:
     def gated_module(self) -> fx.GraphModule:
         """The module with static gates, on the same layers; made while they are empty."""
         made, places = channel_groups.with_gates(self.module, *self.traced, lambda group: Gate(group, self.context))
-        self._slots += [(where, slot, keys.WEIGHTS + name) for where, slot, name in places if keys.WEIGHTS + name in self.initial]
+        for mine, kind in ((self._slots, keys.WEIGHTS), (self._buffer_slots, keys.BUFFERS)):
+            mine += [(where, slot, kind + name) for where, slot, name in places if kind + name in self.initial]
         return made
 
     def folded(self, tree: Tree) -> Tree:
@@ -238,12 +236,12 @@ class FunctionalModule:
     # ---- calls
 
     def _empty(self) -> None:
-        for where, slot, _ in self._slots:
+        for where, slot, _ in (*self._slots, *self._buffer_slots):
             where[slot] = None
 
     @contextmanager
     def with_values(self, weights: Tree, tree: Tree, train: bool, real: Tensor | None, momentum: float | None = None) -> Iterator[Tree]:
-        """Calls inside use these weights; gives the tree that the new running statistics are put into."""
+        """Calls inside use these weights; gives the tree that new running statistics and other changed buffers are put into."""
         context = self.context
         context.tree, context.train, context.real, context.momentum, context.pure, context.buffers = (
             tree,
@@ -255,13 +253,15 @@ class FunctionalModule:
         )
         context.activation_pruning, context.caches, context.penalties = self.activation_pruning if train else None, [], []
         context.gate_values = self.channels.split(tree[GATE_VALUES]) if GATE_VALUES in tree else {}
-        if train is not self._training:
+        if self.module.training is not train:
             self.module.train(train)
-            self._training = train
         try:
             for where, slot, key in self._slots:
                 where[slot] = weights[key]
+            held = slots.put(self._buffer_slots, tree, self.initial, context.images if self.pure else None)
             yield context.buffers
+            if train and held:
+                context.buffers |= slots.taken(self._buffer_slots, held)
         finally:
             self._empty()
             context.tree, context.real, context.caches, context.gate_values, context.images = {}, None, [], {}, None
@@ -343,10 +343,3 @@ class FunctionalModule:
         """The loss, and the penalties of the dynamic gates in the call just made."""
         penalties, self.context.penalties = self.context.penalties, []
         return sum(penalties, start=loss(logits, batch.y, batch.real))
-
-
-def _slots_of(module: nn.Module) -> ParameterSlot:
-    """Where every parameter of the module stands, with its key in the tree."""
-    layers = module.named_modules(remove_duplicate=False)
-    slots = [(layer._parameters, slot, f"{name}.{slot}".lstrip(".")) for name, layer in layers for slot in layer._parameters]
-    return tied([(where, slot, keys.WEIGHTS + name) for where, slot, name in slots if where[slot] is not None])

@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 class Net(FunctionalModule):
     """A module without values: each call gets them from a tree, and changes neither the module nor the tree.
 
-    Keys of the tree: "w/NAME" for every parameter, "buf/NAME" for the running statistics of norms, "mask/NAME" (bool, like its
+    Keys of the tree: "w/NAME" for every parameter, "buf/NAME" for running statistics and other buffers, "mask/NAME" (bool, like its
     weight) for weights that are pruned, "gate/channels" (n,) for all `channels`. A bool gate is hard: closed channels are left out
     of the computation (under `vmap`, and in training with dropout, they are multiplied by 0, which is the same but for rounding). A
     float gate is soft: it multiplies the channels. Where `set_sparse_costs` says what layers cost, layers that keep few weights run on
     these alone.
 
     Args:
-        module: any torch module; Net keeps copies and leaves it as it was. ValueError for layers that change themselves outside of
-            fedsim's norms.
+        module: any torch module; Net keeps copies and leaves it as it was. Buffers of floats, and of one whole number or truth value, may
+            change in training mode, as in torch; changes in evaluation mode are dropped.
         kept: for a net that `cut` made: group -> positions (c,) int64 of its channels among those of the first net.
 
     Attributes:
@@ -74,7 +74,7 @@ class Net(FunctionalModule):
     def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Net:
         """The same net with its initial values and constants on another device and in another dtype."""
         moved = copy.copy(self)
-        moved.initial = each(lambda value: value.to(device, dtype), self.initial)
+        moved.initial = each(lambda value: value.to(device, dtype if value.is_floating_point() else value.dtype), self.initial)
         moved._cuts = []
         moved.module.to(device, dtype)
         return moved
@@ -155,10 +155,10 @@ class Net(FunctionalModule):
         momentum: float | None = None,
         draws: Batch | None = None,
     ) -> tuple[Tensor, Tree]:
-        """The logits (B, classes) of the images x (B, C, H, W), and the new running statistics; the tree stays as it is.
+        """The logits (B, classes) of the images x (B, C, H, W), and the new buffers ("buf/"); the tree stays as it is.
 
         Args:
-            train: training mode: norms use the statistics of the batch. The new statistics are empty in evaluation mode.
+            train: training mode: norms use the statistics of the batch. There are no new buffers in evaluation mode.
             real: (B,) in {0, 1}, which images of a padded batch count; None: all.
             momentum: of the running statistics, in (0, 1], in place of each norm's own.
             draws: the batch that x is of, by whose key dropout draws in training mode.
@@ -172,7 +172,7 @@ class Net(FunctionalModule):
 
         ValueError for a model without channels that can be cut.
         """
-        module, self.context.energy, self.context.power = self.gated_module, {}, power
+        module, self.context.energy, self.context.power, self.context.images = self.gated_module, {}, power, x
         try:
             with self.with_values(self.effective(tree), tree, False, real):
                 module(x)

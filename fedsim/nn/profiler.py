@@ -26,6 +26,7 @@ from fedsim.core.activation_pruning import ActivationPruning, bits
 from fedsim.costs.profile import VALUE_BYTES, BackwardMoment, LayerProfile, ModelProfile
 from fedsim.nn.layers.input_gate import CONVOLUTIONS, WEIGHTED, InputGate
 from fedsim.nn.layers.nsconv import ScaledReLU, normalised_of
+from fedsim.nn.slots import averaged
 
 BATCH = 2  # images of a pass; a second pass has one more
 LABEL = 8  # bytes of an int64
@@ -61,7 +62,7 @@ def profile(module: nn.Module, shape: tuple[int, ...], keep: ActivationPruning |
     return ModelProfile(
         layers=tuple(seen.layers.values()),
         free=sum(value.numel() for value in module.parameters()) - weights,
-        buffers=sum(value.numel() for value in module.buffers() if value.is_floating_point()),
+        buffers=sum(value.numel() for value in averaged(module).values()),
         activations=seen.saved + image + tail,
         vectors=seen.vectors,
         keep=keep,

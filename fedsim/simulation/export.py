@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -148,10 +149,15 @@ def _gate_of(reader: RunReader, client: int, job: Job) -> Tree:
 
 def traced(module: nn.Module) -> tuple[nn.Module, str]:
     """(the module of torch's own layers alone, "") or (the module itself, why it needs its class)."""
+    twin = copy.deepcopy(module.eval())
+    before = [(value, value._version) for value in twin.buffers()]
     try:
-        traced = fx.symbolic_trace(module.eval())
+        traced = fx.symbolic_trace(twin)
     except Exception as error:  # whatever a user's own forward raises when it is given no numbers
         return module, f"torch.fx cannot trace it ({type(error).__name__}: {error})"
+    after = [(value, value._version) for value in twin.buffers()]
+    if len(after) != len(before) or any(now is not old or new != version for (now, new), (old, version) in zip(after, before, strict=True)):
+        return module, "its forward changes buffers in evaluation mode too"
     calls = {node.target for node in traced.graph.nodes if node.op == "call_function"}
     if own := [call for call in calls if getattr(call, "__module__", "").partition(".")[0] not in LIBRARIES]:
         return module, f"it calls {own[0].__module__}.{own[0].__name__}"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
-from fedsim.nn.checks import record
+from fedsim.nn.checks import changes, record
 from fedsim.nn.checks.record import Record, unlike
 from fedsim.nn.checks.refusals import called, refusals
 from fedsim.nn.checks.trail import Trail, following
@@ -39,7 +39,7 @@ def faults(module: nn.Module, x: Tensor, y: Tensor, classes: int) -> list[str]:
         for train, name in ((True, "training"), (False, "evaluation")):
             if fault := _answer(module.train(train), x, classes, name):
                 return [fault]
-        if fault := _one_image(module, x, classes) or _drawn(module, x) or _trained(module, x, y):
+        if fault := _one_image(module, x, classes) or _drawn(module, x) or changes.fault(module, x) or _trained(module, x, y):
             return [fault]
     return []
 

@@ -106,5 +106,5 @@ def unlike(mine: Tensor, right: Tensor, least: float = 0.0) -> bool:
     if not right.numel():
         return False
     mine, right = mine.detach().to(torch.float64), right.detach().to(torch.float64)
-    scale = max(float(right.abs().max()), least, 1e-6)
-    return not bool(((mine - right).abs() <= CLOSE * scale).all())
+    scale = max(float(right.nan_to_num(posinf=0.0, neginf=0.0).abs().max()), least, 1e-6)
+    return not bool(((mine == right) | ((mine - right).abs() <= CLOSE * scale)).all())

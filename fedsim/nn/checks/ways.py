@@ -21,6 +21,7 @@ from fedsim.nn.checks.trail import following
 from fedsim.nn.net import Net
 
 CLIENTS = 2
+FAR = 8.0  # how much larger the images are that fill up a batch: what is made of them, too, must not count
 ONE, STACKED, SPARSE = "one client after the other", "clients stacked (packed)", "masks on sparse kernels"
 GATED, PRUNED = "channels closed by gates", "activation pruning"
 EMPTY = "fedsim puts the parameters in for a forward only, and its pass fails where torch's works, as under torch.utils.checkpoint"
@@ -98,7 +99,8 @@ def _padded(net: Net, x: Tensor, y: Tensor) -> str:
     key = rng.key(0)
     alone = record.of_net(net, net.initial, x[:count], y[:count], key=key)
     real = (torch.arange(len(x)) < count).float()
-    whole = record.of_net(net.under_vmap(), net.initial, x, y, real, key)
+    filled = torch.cat([x[:count], FAR * x[count:]])
+    whole = record.of_net(net.under_vmap(), net.initial, filled, y, real, key)
     rows = (record.FIRST, record.SECOND, record.LAST)
     if differences({name: value[:count] if name in rows else value for name, value in whole.items()}, alone):
         return "images that fill up a batch change what it computes for the others: its forward mixes the images of a batch"

@@ -18,10 +18,52 @@ ADDING = {operator.add, operator.iadd, torch.add, "add", "add_"}
 
 
 class Tracer(fx.Tracer):
-    """Traces a model down to its layers."""
+    """Traces a model down to its layers.
+
+    changing: buffers of containers are values of the call, so that the graph has what forward does to them; else constants.
+    """
+
+    def __init__(self, changing: bool) -> None:
+        super().__init__()
+        self.proxy_buffer_attributes = changing
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return not any(True for _ in m.children())
+
+
+def graph_of(module: nn.Module) -> fx.Graph:
+    """The module's graph, which also puts new values into the buffers that its forward assigns.
+
+    Where numbers of buffers decide what forward does, as in a loop, they are constants; ValueError if it changes them too.
+    """
+    held = [(name, layer, dict(layer._buffers)) for name, layer in module.named_modules()]
+    try:
+        graph = Tracer(changing=True).trace(module)
+        assigned = [(f"{name}.{slot}".lstrip("."), value) for name, layer, _ in held for slot, value in layer._buffers.items()]
+    except Exception:
+        _restore(held)
+        return _with_constants(module)
+    _restore(held)
+    end = next(node for node in graph.nodes if node.op == "output")
+    with graph.inserting_before(end):
+        for name, value in assigned:
+            if isinstance(value, fx.Proxy):
+                graph.call_method("copy_", (graph.get_attr(name), value.node))
+    return graph
+
+
+def _restore(held: list[tuple[str, nn.Module, dict[str, Any]]]) -> None:
+    for _, layer, before in held:
+        layer._buffers.update(before)
+
+
+def _with_constants(module: nn.Module) -> fx.Graph:
+    before = {name: (value, value._version) for name, value in module.named_buffers()}
+    graph = Tracer(changing=False).trace(module)
+    after = dict(module.named_buffers())
+    if moved := [name for name, (value, version) in before.items() if after.get(name) is not value or value._version != version]:
+        raise ValueError(f"its forward changes the buffer {moved[0]}, and asks for numbers of buffers")
+    return graph
 
 
 def insert_gates(module: nn.Module, gating: Gating) -> fx.GraphModule:
@@ -30,7 +72,7 @@ def insert_gates(module: nn.Module, gating: Gating) -> fx.GraphModule:
     BadInput for one that torch.fx cannot trace, or that has no such convolution.
     """
     try:
-        graph = Tracer().trace(module)
+        graph = graph_of(module)
     except Exception as error:
         raise BadInput(f"[model] gate_keep: torch.fx cannot trace the model ({type(error).__name__}: {error})") from error
     made = fx.GraphModule(module, _without_identities(module, graph))

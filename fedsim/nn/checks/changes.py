@@ -1,0 +1,92 @@
+"""What a forward changes in its own module: buffers that clients can average, or values that they would share."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedsim.nn import slots
+from fedsim.nn.checks.refusals import called
+
+KEPT = (Tensor, bool, int, float)
+OF_TORCH = frozenset(vars(nn.Module()))
+FIX = 'store it by self.register_buffer("{slot}", {value}), and each client has its own, which are averaged'
+Kept = dict[tuple[str, str], Any]  # layer, attribute -> value
+
+
+def fault(module: nn.Module, x: Tensor) -> str:
+    """What forward changes and clients cannot have each for themselves; empty where there is nothing of the kind."""
+    twin = copy.deepcopy(module)
+    before = copy.deepcopy(_kept(twin))
+    with torch.no_grad():
+        for train in (True, False):
+            twin.train(train)(x.clone())
+    return next(_of_buffers(module, twin), "") or next(_of_attributes(before, twin), "") or _of_new(before, twin, x)
+
+
+def _of_buffers(module: nn.Module, twin: nn.Module) -> Iterator[str]:
+    averaged, after = slots.averaged(module), dict(twin.named_buffers())
+    for name, value in module.named_buffers():
+        now = after.get(name)
+        if name in averaged:
+            if told := slots.unlike(now, value):
+                yield f"the buffer {name} {told}"
+        elif not name.endswith("num_batches_tracked") and (now is None or not _same(value, now)):
+            yield f"forward changes the buffer {name}, which {_constant(value)}"
+
+
+def _constant(value: Tensor) -> str:
+    if value.is_floating_point():
+        return "is not finite before any training; clients average the buffers that forward changes, so it should begin with numbers"
+    kind = str(value.dtype).removeprefix("torch.")
+    return f"holds {value.numel()} values of {kind}; clients average buffers of floats and single whole numbers: make it a float32 buffer"
+
+
+def _kept(module: nn.Module) -> Kept:
+    """Tensors and numbers that layers hold outside of parameters and buffers."""
+    return {
+        (name, slot): value
+        for name, layer in module.named_modules()
+        for slot, value in vars(layer).items()
+        if slot not in OF_TORCH and isinstance(value, KEPT)
+    }
+
+
+def _of_attributes(before: Kept, twin: nn.Module) -> Iterator[str]:
+    after = _kept(twin)
+    for (name, slot), value in before.items():
+        if (name, slot) not in after or not _same(value, after[name, slot]):
+            yield _told(twin, name, slot, value)
+
+
+def _told(twin: nn.Module, name: str, slot: str, value: Any) -> str:
+    first = f"torch.tensor({value!r})" if not isinstance(value, Tensor) else "its first value"
+    what = f"forward changes self.{slot} of {called(name, twin.get_submodule(name))}, which all clients would share"
+    return f"{what}; {FIX.format(slot=slot, value=first)}"
+
+
+def _of_new(before: Kept, twin: nn.Module, x: Tensor) -> str:
+    """Attributes that forward has made, where the next forward reads them and so gives something else."""
+    new = [place for place in _kept(twin) if place not in before]
+    if not new:
+        return ""
+    again = copy.deepcopy(twin)
+    for name, slot in new:
+        setattr(again.get_submodule(name), slot, None)
+    with torch.no_grad():
+        try:
+            mine, theirs = twin(x.clone()), again(x.clone())
+        except Exception:
+            return ""
+    return "" if _same(mine, theirs) else _told(twin, *new[0], torch.zeros(()))
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        same = one.shape == other.shape and one.dtype == other.dtype
+        return same and bool(((one == other) | ((one != one) & (other != other))).all())
+    return type(one) is type(other) and bool(one == other)
