@@ -166,8 +166,9 @@ def estimate(job: Source, *, set: Mapping[str, Any] | None = None, progress: boo
 
     Returns:
         A dict for each round from round 0, with the columns of /rounds of a run file that need no training, all clients of the cohort
-        together: bytes_up and bytes_down in bytes, train_flops in FLOP, max_client_memory in bytes of the largest client, density
-        between 0 and 1. Where the prediction takes longer than 20 s, the list ends early: later rounds are like its last.
+        together: bytes_up and bytes_down in bytes, train_flops and the server's server_flops in FLOP, max_client_memory in bytes of
+        the largest client, density between 0 and 1. Where the prediction takes longer than 20 s, the list ends early: later rounds
+        are like its last.
 
     Raises:
         BadInput: the job, or its data or model, cannot be used.

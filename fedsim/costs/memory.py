@@ -9,6 +9,8 @@ from fedsim.costs.flops import layers_named, ones
 from fedsim.costs.profile import DENSE, VALUE_BYTES, Breakdown, KeptCounts, ModelProfile, positions_bytes
 
 COPIED = 1  # tensor of the size of a convolution's weight that torch's kernels make on a CPU beside the gradient: one in their own order
+ACTIVATIONS = ("activations", "signs")  # terms of what is saved for the backward pass of a batch
+TERMS = ("weights", "positions", "gradients", "dense_gradient", "optimiser", "top", "personal", "beside", *ACTIVATIONS)
 REMADE = 2  # tensors of a normalised weight's size that its backward pass makes beside its gradient
 
 
@@ -35,10 +37,11 @@ def client_memory(
     slots: values of the optimiser per parameter (SGD 0, with momentum 1, Adam 2). dense: layers whose gradient is formed at all
     positions ("*" = all), one after the other, or `at_once` where it is uploaded. top: entries of the top-k buffers (value and index).
     personal: bytes of state of its own. beside: bytes of other models that it holds meanwhile. Without the activations of the
-    batch it is `memory(…).without("activations")`.
+    batch it is `client_memory(…).without(*ACTIVATIONS)`.
     """
     nnz = sum(ones(model_profile, kept).values())
     formed = [layer.weights for layer in model_profile.layers if layer.name in layers_named(model_profile, dense)]
+    kept_back = saved(model_profile, batch)
     return Breakdown(
         weights=VALUE_BYTES * (nnz + model_profile.free + model_profile.buffers),
         positions=position_bytes(model_profile, kept),
@@ -48,7 +51,8 @@ def client_memory(
         top=2 * VALUE_BYTES * top,
         personal=personal,
         beside=beside,
-        activations=saved(model_profile, batch).total,
+        activations=kept_back["caches"] + kept_back["others"],
+        signs=kept_back["signs"],
     )
 
 

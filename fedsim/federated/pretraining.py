@@ -10,6 +10,7 @@ from torch import Tensor
 from fedsim.core import keys, rng
 from fedsim.core.tree import Tree, clone, under
 from fedsim.core.types import Batch, Data
+from fedsim.costs import flops
 from fedsim.errors import BadInput
 from fedsim.federated.protocol import Setting
 from fedsim.nn import optim
@@ -19,7 +20,8 @@ def pretrained(setting: Setting, public: Data, epochs: int) -> Tree:
     """The model ("w/" and "buf/") after the server trained it on its public images.
 
     It begins with the initial model and takes the job's optimiser, batch size and rate of round 1. Images are not augmented, and
-    activations are not pruned, because the server has enough memory. FedTiny (arXiv:2212.01977) begins in this way.
+    activations are not pruned, because the server has enough memory. FedTiny (arXiv:2212.01977) begins in this way. Its FLOPs are on
+    the server's bill.
 
     Args:
         setting: of the job: its net, seed and local training.
@@ -29,6 +31,7 @@ def pretrained(setting: Setting, public: Data, epochs: int) -> Tree:
     Raises:
         BadInput: if a weight or a running statistic is no longer finite.
     """
+    setting.server.charge("pretraining", flops.feed_flops(setting.model_profile, len(public) * epochs).total)
     net, rate = setting.net.without_activation_pruning(), setting.train.at(1)
     state = clone(net.initial)
     state |= optim.fresh(net.trained(under(state, keys.WEIGHTS)), rate.momentum, rate.optimiser)

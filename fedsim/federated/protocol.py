@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 from torch import Tensor
 
 from fedsim.core.types import Batch, Data, Feed, LocalTraining, Tree
+from fedsim.costs.server import ServerBill
 
 if TYPE_CHECKING:
     from fedsim.costs.profile import ModelProfile
@@ -86,6 +87,7 @@ class Work(ABC):
 
     feeds: tuple[Feed, ...]  # run in this order
     extra_memory: int = 0  # bytes a client holds during this work beside its model (e.g. other candidates), for its memory figure
+    extra_flops: int = 0  # FLOPs a client with images spends in this work beside its model's passes (e.g. on a hypernetwork)
     deployment_only: bool = False  # work after the last round that makes each client's own model: charged to deploy_flops alone
     purpose: ClassVar[str]  # of ClientInput.key's draws: the class's name, where the class itself states no other
 
@@ -153,6 +155,9 @@ class Setting:
     seed: int
     model_profile: ModelProfile  # of the net: its layers, their positions
     holdout: float = 0.0  # share of every client's images that is held out
+    server: ServerBill = field(
+        default_factory=ServerBill, compare=False, repr=False
+    )  # what the server computes: server.charge("scoring", flops)
 
 
 State = TypeVar("State")

@@ -39,19 +39,20 @@ def init(method: Method[Any], setting: Setting, public: Any) -> Any:
 
 
 def round(method: Method[Any], setting: Setting, state: Any, fleet: Fleet, r: int) -> tuple[Any, dict[str, float]]:
-    """The state after round `r` and what to record. MethodFault where they are not that."""
+    """The state after round `r` and what to record, with what the server was charged. MethodFault where they are not that."""
     where = f"{name_of(method)}, round (r = {r})"
     with _told(where):
         found: Any = method.round(setting, state, fleet, r)
     if not isinstance(found, tuple | list) or len(found) != 2 or found[0] is None or not isinstance(found[1], Mapping):
         raise MethodFault(f"{where}: it returned {shown(found)}; it must return {ROUND}")
-    return found[0], {_column(where, key): _number(where, key, value) for key, value in found[1].items()}
+    record = {_column(where, key): _number(where, key, value) for key, value in found[1].items()}
+    return found[0], record | setting.server.take()
 
 
 def deploy(method: Method[Any], setting: Setting, state: Any, fleet: Fleet, cohort: Sequence[int]) -> tuple[Tree, Tree, Net | None]:
     """What clients use. MethodFault where it is not two trees and a network or None, or does not fit the network."""
     where = f"{name_of(method)}, deploy"
-    with _told(where):
+    with _told(where), setting.server.untouched():
         found: Any = method.deploy(setting, state, fleet, cohort)
     if not isinstance(found, tuple | list) or len(found) != 3 or not (found[2] is None or isinstance(found[2], Net)):
         raise MethodFault(f"{where}: it returned {shown(found)}; it must return {DEPLOY}")

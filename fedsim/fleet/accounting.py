@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from zlib import crc32
 
@@ -15,8 +15,8 @@ from fedsim.core.keys import SCAFFOLD_CONTROL
 from fedsim.core.tree import Tree, under
 from fedsim.core.types import Feed
 from fedsim.costs import communication, flops, profile
-from fedsim.costs.memory import client_memory, executed_memory
-from fedsim.fleet.client_images import Population, count_of, shown, shown_last, steps_of
+from fedsim.costs.memory import ACTIVATIONS, client_memory, executed_memory
+from fedsim.fleet.client_images import Population, count_of, mean_size, part_of, shown, shown_last, steps_of
 from fedsim.fleet.messages import PackResult, WorkOrder
 from fedsim.fleet.received_masks import ReceivedMasks
 from fedsim.nn import profiler
@@ -25,7 +25,7 @@ from fedsim.nn.net import Net
 NO_STEP = ("gradients", "dense_gradient", "optimiser")
 # Kept tensors that do not stand in the model's place, where they are counted.
 BESIDE = (keys.OPTIMISER, keys.GRADIENTS, keys.LOSSES, keys.TOP, keys.INDICES)
-UNUSED = {"train": (), "inputs": NO_STEP, "forward": (*NO_STEP, "activations")}  # memory that each kind of pass does without
+UNUSED = {"train": (), "inputs": NO_STEP, "forward": (*NO_STEP, *ACTIVATIONS)}  # memory that each kind of pass does without
 
 
 @dataclass
@@ -36,18 +36,29 @@ class ClientCosts:
     loss: float = float("nan")  # mean training loss of its last work
     density: float = float("nan")  # whole density of what it trained
     train_flops: int = 0
+    extra_flops: int = 0  # of these, what works spend beside the passes of the model
+    flops_at_mean: int = 0  # train_flops if it had the mean number of images
     dense_flops: int = 0  # of the job's local training with the dense model, the measure of the above
     bytes_up: int = 0
     bytes_down: int = 0
     memory: int = 0  # model figure, bytes, the largest of the round
+    memory_terms: profile.Breakdown = field(default_factory=profile.Breakdown)  # whose sum it is
     model_memory: int = 0  # the same without activations
 
     def add(self, run: ClientCosts) -> None:
         """One more run of a work; its bytes and its loss are added where they are known."""
         self.samples += run.samples
         self.train_flops += run.train_flops
+        self.extra_flops += run.extra_flops
+        self.flops_at_mean += run.flops_at_mean
         self.density, self.dense_flops = run.density, run.dense_flops
-        self.memory, self.model_memory = max(self.memory, run.memory), max(self.model_memory, run.model_memory)
+        self.model_memory = max(self.model_memory, run.model_memory)
+        self.hold(run.memory_terms)
+
+    def hold(self, terms: profile.Breakdown) -> None:
+        """Memory that it needs at one time."""
+        if terms.total > self.memory:
+            self.memory, self.memory_terms = terms.total, terms
 
 
 class CostAccount:
@@ -64,6 +75,7 @@ class CostAccount:
         self.received = ReceivedMasks()
         self._sent: dict[str, list[tuple[Tensor, Tensor | None, set[int]]]] = {}  # key -> tensors of this round, their masks, who has them
         self._own: dict[int, dict[str, int]] = {}  # client -> key -> checksum of what it was sent for itself in this round
+        self._mean_sizes: dict[str, int] = {}  # split -> images of a client with the mean number of them
         self._known: tuple[Net, profile.ModelProfile, list[int]] | None = None
 
     def open(self) -> None:
@@ -82,6 +94,7 @@ class CostAccount:
         personal: dict[object, int] = {}  # of clients with equally many weights
         down = self._down(order.shared, clients, answer.arrived)
         runs: dict[object, ClientCosts] = {}  # of clients with equally many images, weights and channels
+        at_mean: dict[object, int] = {}  # of clients with equally many weights and channels
         trains = any(feed.cost == "train" for feed in order.work.feeds)
         for i, client in enumerate(clients):
             bill = self.bills.setdefault(client, ClientCosts())
@@ -93,9 +106,13 @@ class CostAccount:
             weights = tuple(own.items())
             if weights not in personal:
                 personal[weights] = _personal(order.shared, answer.keep.get(client, {}))
-            mark = (counts, top, weights, opened and tuple(map(tuple, opened)))
+            use = (weights, opened and tuple(map(tuple, opened)))
+            mark = (counts, top, use)
             if mark not in runs:
-                runs[mark] = self._run(order, counts, held | own, opened, top, personal[weights])
+                runs[mark] = run = self._run(order, counts, held | own, opened, top, personal[weights])
+                if use not in at_mean:
+                    at_mean[use] = self._at_mean(order, counts, held | own, opened, run)
+                run.flops_at_mean = at_mean[use]
             bill.add(runs[mark])
             if trains:
                 bill.loss = answer.loss[client]
@@ -108,7 +125,7 @@ class CostAccount:
         `kept`: weights of every layer that is not whole; `opened`: channels under hard gates; `top`: entries of the buffers that the
         client's largest gradients went through; `personal`: bytes that it holds beside the model for the aggregation, and for itself.
         """
-        each = [kept | order.net.channels.used(row) for row in opened] if opened else [kept]  # step after step, or the same in all
+        each = _each(order, kept, opened)
         bill = ClientCosts(density=sum(flops.density(self.model_profile, used) for used in each) / len(each))
         bill.dense_flops = flops.feed_flops(self.model_profile, shown(self.local, counts[0])).total
         for feed, count in zip(order.work.feeds, counts[1:], strict=True):
@@ -118,11 +135,29 @@ class CostAccount:
             bill.train_flops += self._flops(feed, count, each)
             memory = self._memory(order, feed, batch, kept, opened, top if feed.dense_gradient_layers else 0)
             memory = profile.Breakdown(memory | {"personal": personal}).without(*UNUSED[feed.cost])
-            bill.memory = max(bill.memory, memory.total)
-            bill.model_memory = max(bill.model_memory, memory.without("activations").total)
+            bill.hold(memory)
+            bill.model_memory = max(bill.model_memory, memory.without(*ACTIVATIONS).total)
             held = executed_memory(self.profile_of(order.net), batch, _masked(order, kept), self.slots, self.pack)
             self.executed = max(self.executed, held.total if trains else 0)
+        bill.extra_flops = order.work.extra_flops if any(counts[1:]) else 0
+        bill.train_flops += bill.extra_flops
         return bill
+
+    def _at_mean(
+        self, order: WorkOrder, counts: Sequence[int], kept: dict[str, int], opened: list[list[int]] | None, run: ClientCosts
+    ) -> int:
+        """FLOPs of such a client if it had the mean number of images; `run`: what it costs with `counts`."""
+        mean = tuple(self._mean_count(feed) for feed in order.work.feeds)
+        if mean == tuple(counts[1:]):
+            return run.train_flops
+        each = _each(order, kept, opened)
+        passes = sum(self._flops(feed, count, each) for feed, count in zip(order.work.feeds, mean, strict=True))
+        return passes + (order.work.extra_flops if any(mean) else 0)
+
+    def _mean_count(self, feed: Feed) -> int:
+        if feed.split not in self._mean_sizes:
+            self._mean_sizes[feed.split] = mean_size(self.population, feed.split)
+        return part_of(feed, self._mean_sizes[feed.split])
 
     def _flops(self, feed: Feed, count: int, each: list[dict[str, int]]) -> int:
         """Of a feed with `count` images an epoch; `each`: weights in use at every step (the last one's in those beyond), or at all."""
@@ -201,6 +236,11 @@ class CostAccount:
         if lasting := {key: mark for key, mark in marks.items() if key.startswith(keys.MASKS)}:
             self.received.own[client] = self.received.own.get(client, {}) | lasting
         return communication.length(new, shared | row)
+
+
+def _each(order: WorkOrder, kept: dict[str, int], opened: list[list[int]] | None) -> list[dict[str, int]]:
+    """Weights in use, step after step, or once where they are the same in all."""
+    return [kept | order.net.channels.used(row) for row in opened] if opened else [kept]
 
 
 def _personal(shared: Tree, kept: Tree) -> int:

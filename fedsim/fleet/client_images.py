@@ -65,7 +65,21 @@ def count_of(population: Population, feed: Feed, client: int) -> int:
         whole = len(population.test)
     else:
         whole = population.shards["train" if feed.split == "probe" else feed.split].size(client)
+    return part_of(feed, whole)
+
+
+def part_of(feed: Feed, whole: int) -> int:
+    """Number of images that the feed shows in one epoch of `whole` images in its split."""
     return whole if feed.share == 1 else min(whole, max(int(feed.share * whole + 1e-9), min(feed.batch, whole)))
+
+
+def mean_size(population: Population, split: str) -> int:
+    """Images in the split of a client with the mean number of them, over the clients with training images; a half is rounded up."""
+    if split == "global":
+        return len(population.test)
+    filled = population.shards["train"].sizes() > 0
+    sizes = population.shards["train" if split == "probe" else split].sizes()[filled]
+    return int(2 * sizes.sum(dtype=np.int64) + len(sizes)) // (2 * len(sizes)) if len(sizes) else 0
 
 
 def steps_of(feed: Feed, count: int) -> int:

@@ -168,7 +168,7 @@ class DWFNP(CutAndFinetune, Method[State]):
         rule = HypernetTraining(flops, self.tau, self.bias, self.flops_share, self.slope, self.regulariser == "two_sided")
         targets = self.client_flops_share if isinstance(self.client_flops_share, tuple) else (self.client_flops_share,)
         sample, averaged = self.mask_eval == "sample", self.embed_sync == "mean"
-        return GateController(rule, setting.seed, targets, self.personal, self.hyper_lr, self.hyper_decay, sample, averaged)
+        return GateController(rule, setting.seed, targets, self.personal, self.hyper_lr, self.hyper_decay, sample, averaged, setting.server)
 
     def _feed(self, setting: Setting) -> Feed:
         """A batch of the images that masks learn from."""

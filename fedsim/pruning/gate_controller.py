@@ -7,7 +7,7 @@ round, step, client, kind), so that server and clients, and any number of ranks,
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -18,6 +18,7 @@ from fedsim.core.keys import COUNT, EMBEDDING, GATE, GATE_GRADIENT, GRADIENTS
 from fedsim.core.tree import Tree
 from fedsim.core.types import Feed
 from fedsim.costs import profile
+from fedsim.costs.server import ServerBill
 from fedsim.errors import BadInput
 from fedsim.federated.protocol import Fleet
 from fedsim.pruning import hypernet_training
@@ -26,6 +27,7 @@ from fedsim.pruning.gated_training import GateGradient, HypernetStep
 from fedsim.pruning.hypernet_training import HypernetTraining, Table
 
 BLOCK = 4096  # clients whose gates are worked out at once
+BACKWARD, FORWARD_AND_BACKWARD = 2, 3  # FLOPs, in forward passes
 
 
 def reachable(flops: FlopsConstraint, name: str, share: float) -> None:
@@ -60,6 +62,7 @@ class GateController:
     decay: float
     sample: bool  # gates in use are hard draws; false: mean noise
     averaged: bool  # with clients that train copies, the table is averaged too
+    server: ServerBill = field(default_factory=ServerBill)  # for the hypernetworks that the server runs
 
     def begin(self) -> GateState:
         return GateState(self.rule.fresh(self.seed, self.personal), Table.empty(), torch.ones(self.rule.flops.n, dtype=torch.bool))
@@ -83,6 +86,7 @@ class GateController:
         if masks.cut:
             return masks.base
         o = self.rule.base(masks.hyper, self.rule.z(self.seed))
+        self._charge(1)
         return self.rule.hard(o, None, rng.key(self.seed, "base in use")) if self.sample else self.rule.mean(o)
 
     def choices(self, masks: GateState, clients: Sequence[int]) -> Tensor:
@@ -92,19 +96,22 @@ class GateController:
             block = list(clients[begin : begin + BLOCK])
             o = self.rule.choice(masks.hyper, self._rows(masks, block)[EMBEDDING])
             assert o is not None
+            self._charge(len(block))
             draw_keys = rng.key(self.seed, "gates in use", torch.tensor(block))
             parts.append(self.rule.hard(None, o, draw_keys, base) if self.sample else self.rule.mean(o, base))
         return torch.cat(parts)
 
     def shares(self, masks: GateState, clients: Sequence[int]) -> dict[str, float]:
-        """T / T_tot of the base in use, and the mean of the clients'."""
+        """T / T_tot of the base in use, and the mean of the clients'; for the record alone, and so on no bill."""
         share = self.rule.flops.share
-        mine = {"client_flops_share": float(share(self.choices(masks, clients)).mean())} if self.personal else {}
-        return {"base_flops_share": float(share(self.base(masks)))} | mine
+        with self.server.untouched():
+            mine = {"client_flops_share": float(share(self.choices(masks, clients)).mean())} if self.personal else {}
+            return {"base_flops_share": float(share(self.base(masks)))} | mine
 
     def steps(self, masks: GateState, clients: Sequence[int], r: int, steps: int) -> Tensor:
         """(K, S, n) bool, independent hard draws of v * u_i for every local step."""
         o, choice = self._logits(masks, clients)
+        self._charge(1 + self._rows_of(clients))
         _, draw_keys = self._keys("train", clients, r)
         draw_keys = rng.fold(draw_keys.unsqueeze(1), torch.arange(steps))  # (K, S)
         return self.rule.hard(o, None if choice is None else choice.unsqueeze(1), draw_keys)
@@ -113,6 +120,7 @@ class GateController:
         """(K, n) soft u_i, to train under and learn from after the cut."""
         choice, (_, draw_keys) = self.rule.choice(masks.hyper, self._rows(masks, clients)[EMBEDDING]), self._keys("finetune", clients, r)
         assert choice is not None
+        self._charge(len(clients))
         return self.rule.soft_choice(choice, draw_keys)
 
     # ---- learning
@@ -122,6 +130,7 @@ class GateController:
     ) -> GateState:
         """After one step: the clients tell d_i, how their losses change with their soft gates. `lr` of the base, `when` round and step."""
         o, choice = self._logits(masks, clients)
+        self._charge(FORWARD_AND_BACKWARD * (1 + self._rows_of(clients)))
         key, draw_keys = self._keys("learn", clients, *when)
         reply = fleet.run(GateGradient((feed,)), clients, shared, {GATE: self.rule.soft(o, choice, draw_keys)})
         d, z, targets = reply.each[GATE_GRADIENT].cpu(), self.rule.z(self.seed), self._targets(clients)
@@ -136,7 +145,8 @@ class GateController:
         own = {keys.SEED_KEYS: draw_keys, keys.TARGET: self._targets(clients)} | hypernet_training.sent_row(rows)
         sent = shared | masks.hyper | {keys.SEED_DRAW: self.rule.z(self.seed), keys.SEED_BASE: key}
         beside = profile.VALUE_BYTES * (tree.size(masks.hyper) + tree.size(tree.under(masks.hyper, keys.WEIGHTS)))
-        reply = fleet.run(HypernetStep((feed,), self.rule, lr, self.lr, self.decay, beside), clients, sent, own)
+        spent = FORWARD_AND_BACKWARD * (1 + bool(rows)) * self.rule.forward_flops
+        reply = fleet.run(HypernetStep((feed,), self.rule, lr, self.lr, self.decay, beside, spent), clients, sent, own)
         total, every = (tree.each(lambda value: value.cpu(), part) for part in (reply.total, reply.each))
         hyper, mine = tree.mean(total | tree.renamed(total, GRADIENTS, ""), total[COUNT], masks.hyper), hypernet_training.apart(every)[1]
         if self.averaged:
@@ -145,7 +155,8 @@ class GateController:
         return replace(masks, hyper=hyper, table=masks.table.put(clients, mine) if rows else masks.table)
 
     def step_in_finetuning(self, masks: GateState, clients: Sequence[int], r: int, d: Tensor) -> GateState:
-        """After one step on the d (K, n') of soft gates that the weights were trained under, after the cut."""
+        """After one step on the d (K, n') of soft gates that the weights were trained under, after the cut. `soft` was the forward pass."""
+        self._charge(BACKWARD * len(clients))
         full = d.cpu().new_zeros(len(clients), self.rule.flops.n).index_copy(1, masks.base.nonzero().flatten(), d.cpu())
         draw_keys, targets = self._keys("finetune", clients, r)[1], self._targets(clients)
         return self._stepped(
@@ -158,6 +169,14 @@ class GateController:
             masks.hyper, rows, hypernet_training.gradient(loss, masks.hyper, rows), lr, self.lr, self.decay
         )
         return replace(masks, hyper=hyper, table=masks.table.put(clients, rows) if rows else masks.table)
+
+    def _charge(self, passes: int) -> None:
+        """Forward passes of a hypernetwork for one input; a backward pass costs BACKWARD of them."""
+        self.server.charge("hypernetworks", passes * self.rule.forward_flops)
+
+    def _rows_of(self, clients: Sequence[int]) -> int:
+        """Inputs of the clients' hypernetwork."""
+        return len(clients) if self.personal else 0
 
     def _logits(self, masks: GateState, clients: Sequence[int]) -> tuple[Tensor, Tensor | None]:
         rows = self._rows(masks, clients) if self.personal else {}

@@ -116,6 +116,7 @@ class HypernetStep(Work):
     lr_client: float
     decay: float
     extra_memory: int = 0  # bytes of the hypernetworks, their moments and gradients
+    extra_flops: int = 0  # of their forward and backward pass
 
     def init_state(self, net: Net, sent: ClientInput) -> Tree:
         return hypernet_training.apart(sent.shared)[0] | hypernet_training.sent_row(hypernet_training.apart(sent.own)[1])

@@ -38,6 +38,11 @@ class HypernetTraining:
     def widths(self) -> tuple[int, ...]:
         return self.flops.widths
 
+    @property
+    def forward_flops(self) -> int:
+        """Of one hypernetwork, either one, for one input."""
+        return hypernetwork.flops(self.widths)
+
     # ---- parameters
 
     def fresh(self, seed: int, personal: bool = True) -> Tree:

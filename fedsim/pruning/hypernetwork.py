@@ -49,6 +49,12 @@ def embedding(layers: int, keys: Tensor) -> Tensor:
     return rng.normal(keys, layers * INPUT)
 
 
+def flops(widths: Sequence[int]) -> int:
+    """Of one forward pass for one input, by the ledger's rule: 2 for each multiplication of a map; norms and activations are left out."""
+    recurrent = 2 * len(widths) * 3 * HIDDEN * (INPUT + HIDDEN)
+    return 2 * (recurrent + 2 * HIDDEN * sum(widths))
+
+
 def logits(net: Tree, x: Tensor, widths: Sequence[int]) -> Tensor:
     """(…, n) of inputs (…, 64 L)."""
     h = F.relu(F.layer_norm(_gru(net, x.unflatten(-1, (len(widths), INPUT))), (2 * HIDDEN,), net["norm"], net["shift"]))  # (…, L, 2H)

@@ -19,6 +19,7 @@ from fedsim.storage.reader import RunReader
 
 Array = NDArray[np.float64]
 LINES = 12  # rounds shown at most
+SERVER, MEMORY = "server_flops_", "memory_"  # how the columns of terms begin
 
 
 def show(path: str | Path, console: Console) -> None:
@@ -114,16 +115,37 @@ def _totals(run: RunReader) -> list[tuple[str, ...]]:
         rows.append(("sent over the air", f"{quantity(up + down, 'B')}: {quantity(up, 'B')} up, {quantity(down, 'B')} down"))
     if "train_flops" in has:
         rows.append(("training", quantity(np.nansum(has["train_flops"]), "FLOP")))
+    rows += _server(has)
     if np.isfinite(has.get("max_client_flops", np.empty(0))[1:]).any():
         rows.append(("busiest client", quantity(_most(has["max_client_flops"][1:]), "FLOP in a round")))
     if np.isfinite(of_dense := _most(has.get("max_client_flops_share", np.empty(0))[1:])):
         rows.append(("beside dense", f"at most {share(of_dense)} of the FLOPs that dense training would take the client"))
     if "max_client_memory" in has:
-        rows.append(("largest client", quantity(_most(has["max_client_memory"]), "B of memory")))
+        rows.append(("largest client", quantity(_most(has["max_client_memory"]), "B of memory") + _by_term(has)))
     if "seconds" in has:
         seconds = has["seconds"]
         rows.append(("time", f"{duration(np.nansum(seconds))}, {duration(float(np.nanmedian(seconds)))} a round"))
     return rows + _pruning(has) + _smaller(has)
+
+
+def _server(has: dict[str, Array]) -> list[tuple[str, ...]]:
+    """What the server itself computed with networks, by what it was for."""
+    parts = {name.removeprefix(SERVER): np.nansum(column) for name, column in has.items() if name.startswith(SERVER)}
+    told = [f"{quantity(flops, 'FLOP')} for {escape(what.replace('_', ' '))}" for what, flops in parts.items() if flops > 0]
+    return [("the server itself", ", ".join(told))] if told else []
+
+
+def _by_term(has: dict[str, Array]) -> str:
+    """The terms of the largest memory, largest first; those below a hundredth together."""
+    r = int(np.nanargmax(has["max_client_memory"]))
+    whole = has["max_client_memory"][r]
+    parts = {name.removeprefix(MEMORY).replace("_", " "): column[r] for name, column in has.items() if name.startswith(MEMORY)}
+    told = sorted(((value, name) for name, value in parts.items() if value > 0 and value >= whole / 100), reverse=True)
+    if not told:
+        return ""
+    rest = whole - sum(value for value, _ in told)
+    lines = [f"{quantity(value, 'B')} {name}" for value, name in [*told, *([(rest, "others")] if rest > 0 else [])]]
+    return ": " + ", ".join(lines)
 
 
 def _most(values: Array) -> float:

@@ -94,7 +94,9 @@ def _summed(seen: list[dict[str, float]], rounds: int) -> Iterator[str]:
     if missing > 0:
         yield f"rounds {len(seen)} to {rounds} are taken to be like round {len(seen) - 1}"
     up, down, flops = (sum(row[name] for row in seen) + missing * seen[-1][name] for name in ("bytes_up", "bytes_down", "train_flops"))
-    yield f"whole run: {up / 1e6:,.1f} MB up, {down / 1e6:,.1f} MB down, {flops / 1e12:,.3f} TFLOP of training"
+    server = sum(row["server_flops"] for row in seen) + missing * seen[-1]["server_flops"]
+    told = f", {server / 1e12:,.3g} TFLOP of the server itself" if server else ""
+    yield f"whole run: {up / 1e6:,.1f} MB up, {down / 1e6:,.1f} MB down, {flops / 1e12:,.3f} TFLOP of training{told}"
 
 
 def _table(seen: list[dict[str, float]], cohort: int) -> Table:

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fedsim.core import keys, masks
 from fedsim.core.tree import Tree, under
-from fedsim.costs import flops
+from fedsim.costs import flops, memory
 from fedsim.costs.profile import ModelProfile
 from fedsim.fleet.accounting import ClientCosts
 from fedsim.nn.net import Net
@@ -45,7 +46,8 @@ def row_of(
     """
     held = under(shared, keys.MASKS)
     kept = subnetworks.in_use(net, model_profile, shared) if net else _kept(held)
-    values = _sums(bills) | _densities(model_profile, kept) | (subnetworks.sizes(net, model_profile, shared) if net else {}) | dict(found)
+    values = _sums(bills) | _largest(bills) | _densities(model_profile, kept) | _nonzero(model_profile, shared)
+    values |= (subnetworks.sizes(net, model_profile, shared) if net else {}) | dict(found)
     layers = _layers(model_profile, kept, held, before)
     if score is None:
         return RoundRow(values, _columns(bills), layers, held)
@@ -59,13 +61,21 @@ def _sums(bills: Mapping[int, ClientCosts]) -> dict[str, float]:
     return {
         "train_loss": sum(bill.loss * bill.samples for bill in trained) / samples if samples else float("nan"),
         "train_flops": sum(bill.train_flops for bill in every),
+        "extra_flops": sum(bill.extra_flops for bill in every),
         "max_client_flops": max((bill.train_flops for bill in every), default=0),
+        "max_client_flops_at_mean": max((bill.flops_at_mean for bill in every), default=0),
         "max_client_flops_share": max((bill.train_flops / bill.dense_flops for bill in every if bill.dense_flops), default=0),
         "bytes_up": sum(bill.bytes_up for bill in every),
         "bytes_down": sum(bill.bytes_down for bill in every),
-        "max_client_memory": max((bill.memory for bill in every), default=0),
         "max_client_model_memory": max((bill.model_memory for bill in every), default=0),
     }
+
+
+def _largest(bills: Mapping[int, ClientCosts]) -> dict[str, float]:
+    """Memory of the client that needs most, the first of equals, and its terms."""
+    largest = max(bills.values(), key=lambda bill: bill.memory, default=ClientCosts())
+    terms: dict[str, float] = {f"memory_{term}": largest.memory_terms.get(term, 0) for term in memory.TERMS}
+    return terms | {"max_client_memory": largest.memory}
 
 
 def speeds(bills: Mapping[int, ClientCosts], batch: int, seconds: Mapping[str, float], moved: Mapping[str, int]) -> dict[str, float]:
@@ -92,6 +102,15 @@ def _densities(model_profile: ModelProfile, kept: Mapping[str, int]) -> dict[str
         "density_maskable": flops.density_maskable(model_profile, kept),
         "inference_flops": flops.forward_flops(model_profile, kept),
     }
+
+
+def _nonzero(model_profile: ModelProfile, shared: Tree) -> dict[str, float]:
+    """The share of weights that are not 0 under their masks; nothing where some weights are not the server's."""
+    weights = [keys.weight(layer.name) for layer in model_profile.layers]
+    if any(key not in shared for key in weights):
+        return {}
+    found = [(shared[key] != 0) & shared[mask] if (mask := keys.mask_of(key)) in shared else shared[key] for key in weights]
+    return {"nonzero_share": int(torch.stack([value.count_nonzero() for value in found]).sum()) / model_profile.weights}
 
 
 def _layers(model_profile: ModelProfile, kept: Mapping[str, int], held: Tree, before: Tree) -> dict[str, np.ndarray]:

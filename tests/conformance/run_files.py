@@ -48,5 +48,8 @@ def assert_close(one: Path, other: Path) -> None:
         if key.startswith("mask/"):
             assert torch.equal(value, theirs[key])
     found, expected = rows(one), rows(other)
-    for column in ("rounds/bytes_up", "rounds/bytes_down", "rounds/train_flops", "clients/memory", "clients/samples"):
+    costs = [name for name in found if name.startswith(("rounds/memory_", "rounds/server_flops", "rounds/bytes_", "rounds/max_client_"))]
+    assert found.keys() == expected.keys()
+    for column in (*costs, "rounds/train_flops", "rounds/extra_flops", "clients/memory", "clients/samples"):
         np.testing.assert_array_equal(found[column], expected[column], err_msg=column)
+    np.testing.assert_allclose(found["rounds/nonzero_share"], expected["rounds/nonzero_share"], atol=1e-3)

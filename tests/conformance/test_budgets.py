@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cases import FLEETS, TABLE, table
+from cases import FLEETS, ROUNDS, TABLE, table
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedsim.config import job
 from fedsim.core.tree import under
+from fedsim.costs.flops import forward_flops
+from fedsim.costs.memory import TERMS
 from fedsim.simulation.experiment import build_experiment
 from fedsim.storage.reader import RunReader, read_model
 
@@ -106,3 +108,43 @@ def test_a_static_masks_bytes_by_hand(alone) -> None:
     third = reader.clients("bytes_down", 3)
     assert (third[reader.clients("in_cohort", 3) == 1] > 4 * (kept + others)).all()
     assert later.max() == 3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_total_is_the_sum_of_its_terms_and_every_row_has_them(name, alone) -> None:
+    reader = RunReader(alone[name, "serial"])
+    held = np.stack([reader.column(f"memory_{term}") for term in TERMS])
+    np.testing.assert_array_equal(held.sum(0), reader.column("max_client_memory"))
+    assert (held[0, 1:] > 0).all()
+    assert (held >= 0).all()
+    spent = [reader.column(column) for column in reader.names() if column.startswith("server_flops_")]
+    np.testing.assert_array_equal(np.nansum(spent, axis=0) if spent else np.zeros(ROUNDS + 1), reader.column("server_flops"))
+    assert (reader.column("extra_flops") <= reader.column("train_flops")).all()
+    assert (reader.column("max_client_flops_at_mean")[1:] <= reader.column("train_flops")[1:]).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_share_of_weights_that_are_not_0_is_that_of_the_final_model(name, alone, folder) -> None:
+    reader, model = RunReader(alone[name, "serial"]), read_model(alone[name, "serial"])
+    profile = build_experiment(job.check(table(name, "serial", folder))).model_profile
+    found = sum(int((model[f"w/{layer.name}.weight"] != 0).sum()) for layer in profile.layers)
+    assert reader.column("nonzero_share")[-1] == found / profile.weights
+    if not name.startswith(("dwfnp", "adp-global")):  # whose server closes gates, which leaves the weights behind them as they are
+        assert (reader.column("nonzero_share") <= reader.column("density")).all()
+
+
+def test_an_adjusting_round_holds_more_by_the_dense_gradient_and_the_buffer_and_computes_more_by_a_batch(alone, folder) -> None:
+    """fedmef exchanges weights of all layers in round 2, of three; a client in several rounds has as many images in all of them."""
+    reader = RunReader(alone["fedmef", "serial"])
+    held = {term: reader.column(f"memory_{term}")[1:] for term in TERMS}
+    assert {term for term, column in held.items() if len(set(column.tolist())) > 1} == {"dense_gradient", "top"}
+    parts = build_experiment(job.check(table("fedmef", "serial", folder)))
+    sizes = {layer.name: layer.weights for layer in parts.model_profile.layers}
+    most, moved = max(sizes[layer] for layer in parts.setting.net.maskable), reader.column("weights_swapped")[2]
+    assert held["dense_gradient"].tolist() == [0, 4 * most, 0]
+    assert held["top"].tolist() == [0, 8 * moved, 0]
+    spent, took = reader.clients("train_flops"), reader.clients("in_cohort") == 1
+    dense, sparse = forward_flops(parts.model_profile), reader.column("inference_flops")[1]
+    shards = parts.population.shards["train"]
+    for client in np.flatnonzero(took[1] & took[2]):
+        assert spent[2, client] - spent[1, client] == min(10, shards.size(client)) * (2 * sparse + dense)

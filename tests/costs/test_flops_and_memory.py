@@ -199,7 +199,9 @@ def test_memory_by_hand() -> None:
         "personal": 7,
         "beside": 9,
         "activations": 4 * 10_000 + 200,
+        "signs": 0,
     }
+    assert tuple(found) == memory.TERMS
     assert found.total == sum(found.values())
     assert found.without("activations").total == found.total - 40_200
     assert memory.client_memory(SMALL, KEPT, dense=("*",), at_once=True)["dense_gradient"] == 4 * 1528

@@ -202,6 +202,29 @@ def test_works_keep_beside_each_other_and_packs_mix_new_clients_with_old(kind) -
     assert profile.VALUE_BYTES == 4
 
 
+@dataclass(frozen=True)
+class Spending(Train):
+    extra_flops: int = 1_000
+
+
+@pytest.mark.parametrize("kind", FLEETS)
+def test_a_client_with_the_mean_number_of_images_and_the_memory_of_the_largest(kind) -> None:
+    """Of 2, 3, 4 and 6 images the mean is 3.75: 4. A probe of half of them is of 2 images; a work's own FLOPs come once."""
+    made, account = charged(kind, [2, 3, 4, 6])
+    made.run(TRAIN, [1, 3], made.site.net.initial)
+    assert [account.bills[k].train_flops for k in (1, 3)] == [n * 3 * 96 for n in (3, 6)]
+    assert [account.bills[k].flops_at_mean for k in (1, 3)] == [4 * 3 * 96] * 2
+    probe = Feed("probe", epochs=2, batch=1, augment=False, share=0.5, cost="forward")
+    made.run(Spending((probe,), 0.1), [3], made.site.net.initial)
+    assert account.bills[3].flops_at_mean == 4 * 3 * 96 + 2 * 2 * 96 + 1_000
+    assert account.bills[3].train_flops == 6 * 3 * 96 + 2 * 3 * 96 + 1_000
+    assert account.bills[3].extra_flops == 1_000
+    for bill in account.bills.values():
+        assert bill.memory == bill.memory_terms.total > 0
+    activations = account.model_profile.activations
+    assert [account.bills[k].memory_terms["activations"] for k in (1, 3)] == [n * activations for n in (3, 4)]
+
+
 class Unrelated:
     """It has a Work's feeds, and is none."""
 

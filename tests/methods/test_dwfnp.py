@@ -19,6 +19,7 @@ from fedsim.config import job
 from fedsim.core.keys import GATE, GATE_STEPS
 from fedsim.core.types import Feed, LocalTraining
 from fedsim.errors import BadInput
+from fedsim.federated import verbs
 from fedsim.methods.dwfnp import DWFNP, State
 from fedsim.simulation import estimate
 from fedsim.simulation.estimate import IdleFleet
@@ -135,6 +136,36 @@ def test_what_a_job_may_not_ask_for(fedsim, tmp_path, setting, said) -> None:
     code, message = fedsim("run", setting, "method.unseen_clients='accept'")
     assert (code, said in message, "Traceback" in message) == (2, True, False), message
     assert [path.name for path in tmp_path.iterdir()] == ["smoke.toml"]
+
+
+# ---- FLOPs of hypernetworks
+
+
+@pytest.mark.parametrize(
+    ("fields", "server", "client"),
+    [
+        ({}, [0, 4 * 5, 4 * 5 + 1, 3 * 4, 3 * 4], 0),
+        ({"hyper_steps": 2}, [0, 7 * 5, 7 * 5 + 1, 3 * 4, 3 * 4], 0),
+        ({"finetune": "static"}, [0, 4 * 5, 4 * 5 + 1, 4, 4], 0),
+        ({"personal": False}, [0, 4, 4 + 1, 0, 0], 0),
+        ({"hypernet": "client"}, [0, 5, 5 + 1, 3 * 4, 3 * 4], 3 * 2),
+        ({"freeze_weights": True}, [0, 3 * 5, 3 * 5 + 1, 3 * 4, 3 * 4], 0),
+    ],
+    ids=["server", "two-steps", "static", "base-alone", "clients", "one-shot"],
+)
+def test_who_runs_hypernetworks_pays_for_them(fields, server, client) -> None:
+    """In forward passes, of 4 clients in the cohort: learning 3 a network and input, hard gates 1, the cut 1 of the base."""
+    made = gated()
+    method = DWFNP(cotrain=2, **QUICK | fields)
+    f = method.controller(made.setting).rule.forward_flops
+    state, told, extra = verbs.init(method, made.setting, None), [], []
+    for r in range(5):
+        made.fleet.open(r)
+        state, found = verbs.round(method, made.setting, state, made.fleet, r)
+        told.append(found["server_flops"])
+        extra.append({bill.extra_flops for bill in made.fleet.account.bills.values()})
+    assert told == [passes * f for passes in server]
+    assert extra[1:] == [{client * f}, {client * f}, {0}, {0}]
 
 
 # ---- bytes

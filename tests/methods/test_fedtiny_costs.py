@@ -19,6 +19,7 @@ from fedsim.core.tree import Tree, under
 from fedsim.core.types import Batch, LocalTraining
 from fedsim.costs import communication, flops, profile
 from fedsim.costs.profile import ModelProfile
+from fedsim.federated import verbs
 from fedsim.federated.client_work import Train, TrainAndScore
 from fedsim.federated.protocol import Work
 from fedsim.fleet.cuda_graph.fleet import forget
@@ -173,6 +174,17 @@ def test_check_12_a_clients_flops_and_memory_with_the_growth_batch(growth) -> No
         activations = min(n, 4) * model_profile.activations + model_profile.vectors
         assert bill.model_memory == fixed + 4 * MASKED["fc2"] + 8 * moves["fc2"]
         assert bill.memory == bill.model_memory + activations
+
+
+def test_the_server_pays_for_pretraining_in_round_0() -> None:
+    made, public = world(stored(*drawn([20, 45]))), stored(*drawn([9], seed=5)[:2])
+    method, rows = FedTiny(density=0.4, selection="none", pretrain_epochs=3), []
+    state = verbs.init(method, made.setting, public)
+    for r in range(2):
+        made.fleet.open(r)
+        state, found = verbs.round(method, made.setting, state, made.fleet, r)
+        rows.append(found["server_flops"])
+    assert rows == [3 * 9 * 3 * sum(forward(MASKED).values()), 0]
 
 
 @pytest.mark.parametrize(("selection", "passes"), [("bn", 10 + 1), ("vanilla", 1)])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
+from torch.utils.flop_counter import FlopCounterMode
 
 from fedsim.core import rng, tree
 from fedsim.core.tree import Tree
@@ -93,6 +94,14 @@ def test_the_counts_of_resnet56() -> None:
     assert tree.size(base) + len(z) == 410_288
     assert table.shape == (10, 1728)
     assert tree.size(client) + table.numel() == 424_832
+
+
+def test_flops_are_those_that_torch_counts() -> None:
+    net, x = drawn(normalised=False), torch.randn(3, 64 * len(WIDTHS), dtype=torch.float64)
+    with FlopCounterMode(display=False) as counter:
+        hypernetwork.logits(net, x, WIDTHS)
+    assert counter.get_total_flops() == 3 * hypernetwork.flops(WIDTHS)
+    assert hypernetwork.flops(RESNET56) == 2 * (27 * 2 * 384 * (64 + 128) + 256 * 1008)
 
 
 @pytest.mark.parametrize("layers", [1, 3, 64])

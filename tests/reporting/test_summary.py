@@ -86,6 +86,17 @@ def test_the_busiest_client_is_told_beside_dense_training_and_selection_by_itsel
     assert "adjustments 2 rounds, 1,234 weights moved in all" in text
 
 
+def test_the_servers_flops_and_the_largest_memory_are_told_by_term(tmp_path: Path) -> None:
+    first = {"server_flops": 3e9, "server_flops_pretraining": 3e9, "max_client_memory": 1e6, "memory_weights": 1e6}
+    largest = {"max_client_memory": 5e6, "memory_weights": 1e6, "memory_dense_gradient": 3.98e6, "memory_top": 2e4, "memory_signs": 0}
+    text = pruned(tmp_path / "a.h5", [first, largest | {"server_flops": 4e6, "server_flops_hyper_networks": 4e6}, first])
+    assert "the server itself 4.00 MFLOP for hyper networks, 6.00 GFLOP for pretraining" in text
+    assert "largest client 5.00 MB of memory: 3.98 MB dense gradient, 1.00 MB weights, 20.0 kB others" in text
+    plain = pruned(tmp_path / "b.h5", [{"server_flops": 0, "max_client_memory": 1e6}])
+    assert "server" not in plain
+    assert "largest client 1.00 MB of memory" in plain
+
+
 def test_nothing_is_told_of_pruning_that_did_not_happen(tmp_path: Path) -> None:
     text = pruned(
         tmp_path / "a.h5",
