@@ -23,6 +23,7 @@ from fedsim_analysis.checked import need
 
 GROUP, COLUMNS, ROWS = "checksums", "columns", "rows"
 GROUPS = ("rounds", "layers", "timing", "speed")  # whose rows have checksums
+CHUNK = 64  # rows in a chunk, which every row writes anew
 NAME = "crc32"  # the attribute of what is written once
 
 
@@ -30,10 +31,6 @@ def of_rows(values: NDArray[np.float64]) -> NDArray[np.uint32]:
     """(rows,) of values (rows, …)."""
     raw, width = values.astype("<f8").tobytes(), values[:1].nbytes
     return np.array([crc32(raw[begin : begin + width]) for begin in range(0, len(raw), max(width, 1))] or [0] * len(values), np.uint32)
-
-
-def of_row(value: NDArray[np.float64]) -> int:
-    return crc32(value.astype("<f8").tobytes())
 
 
 def columns(file: h5py.File) -> list[str]:
@@ -97,4 +94,4 @@ def lay_out(file: h5py.File, paths: Sequence[str]) -> None:
         del file[GROUP]
     put_labels(file, f"{GROUP}/{COLUMNS}", [*known, *new])
     shape = (rows, len(known) + len(new))
-    file[GROUP].create_dataset(ROWS, shape, np.uint32, table.reshape(shape), maxshape=(None, shape[1]), chunks=(256, max(shape[1], 1)))
+    file[GROUP].create_dataset(ROWS, shape, np.uint32, table.reshape(shape), maxshape=(None, shape[1]), chunks=(CHUNK, max(shape[1], 1)))
