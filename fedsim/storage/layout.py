@@ -82,6 +82,7 @@ def lay_out(
     for path, column in columns.items():
         add_column(file, path, column)
     checksums.lay_out(file, list(columns))
+    checksums.put_attributes(file)
     file.create_group("masks")
     if counts is not None and clients <= COUNTS_UP_TO:
         _put_counts(file, counts)

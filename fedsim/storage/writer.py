@@ -89,6 +89,7 @@ class RunWriter:
         with record._aside():
             record._cut(r)
             record._file.attrs.update(attributes or {})
+            checksums.put_attributes(record._file)
             checksums.lay_out(record._file, list(record._columns))
             record._find_checksums()
         record._count()
@@ -143,6 +144,7 @@ class RunWriter:
                 _put_tensor(self._file.require_group("model"), key, value, model)
             self._file.attrs.modify("weights_sha256", np.bytes_(weights_sha256))
             self._file.attrs.modify("finished", True)
+            checksums.put_attributes(self._file)
 
     def close(self) -> None:
         self._file.close()
@@ -168,7 +170,7 @@ class RunWriter:
         self._checksums = self._file[checksums.GROUP][checksums.ROWS] if checksums.GROUP in self._file else None
         self._place = {path: i for i, path in enumerate(checksums.columns(self._file))}
         shapes = [self._wide[path.partition("/")[0]] for path in self._place]
-        of_shape = {shape: crc32(np.full(shape, np.nan, FLOAT)) for shape in set(shapes)}
+        of_shape = {shape: crc32(np.full(shape, np.nan, FLOAT).data) for shape in set(shapes)}
         self._unmeasured = np.array([of_shape[shape] for shape in shapes], UINT)
 
     def _count(self) -> None:
@@ -229,7 +231,7 @@ class RunWriter:
                 values[:] = row.get(path, np.nan)
                 column.id.write(*spaces[self._wide[group]], values)
                 if path in self._place:
-                    found[self._place[path]] = crc32(values)
+                    found[self._place[path]] = crc32(values.data)
         if self._checksums is not None:
             self._checksums.id.write(*_spaces(r, found.shape), found)
 
