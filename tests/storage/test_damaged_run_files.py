@@ -434,7 +434,7 @@ def same(some: Any, other: Any) -> bool:
     return np.array_equal(some, other, equal_nan=True) if isinstance(some, np.ndarray) else some == other
 
 
-def cases() -> Iterator[Any]:
+def by_reader() -> Iterator[Any]:
     """Every kind: one of three for all readers, the others for two of them by default."""
     for i, kind in enumerate(KINDS):
         yield pytest.param(kind, ALL if i % 3 == 0 else SHOWN, id=kind)
@@ -442,7 +442,7 @@ def cases() -> Iterator[Any]:
             yield pytest.param(kind, ALL, id=f"{kind}, all readers", marks=pytest.mark.full)
 
 
-@pytest.mark.parametrize(("kind", "readers"), cases())
+@pytest.mark.parametrize(("kind", "readers"), list(by_reader()))
 def test_right_values_or_one_message(
     kind: str, readers: tuple[str, ...], bases: Path, right: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
