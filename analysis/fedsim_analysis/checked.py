@@ -92,7 +92,7 @@ def dataset(parent: h5py.Group, path: str, kinds: str, shape: tuple[int | None, 
     if shape is not None:
         fits = found.shape is not None and len(found.shape) == len(shape)
         fits = fits and all(want in (None, have) for want, have in zip(shape, found.shape, strict=True))
-        need(fits, f"{name} has the shape {found.shape}, not {told(shape)}")
+        need(fits, f"{name} has the shape {found.shape}, not {_described(shape)}")
     _check_storage(found, name, filled)
     return found
 
@@ -103,7 +103,7 @@ def numbers(parent: h5py.Group, path: str, kinds: str, shape: tuple[int | None, 
     return found
 
 
-def told(shape: tuple[int | None, ...]) -> str:
+def _described(shape: tuple[int | None, ...]) -> str:
     return f"({', '.join('any' if size is None else str(size) for size in shape)}{',' if len(shape) == 1 else ''})"
 
 

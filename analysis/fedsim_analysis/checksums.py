@@ -5,12 +5,13 @@
 
 HDF5's own checksum (fletcher32) covers a chunk of a thousand rows, which every new row rewrites: a kill within that write would take the
 rows before it too. Here a checksum covers the row alone. Columns of the clients are packed with zlib, which has a checksum of its own;
-masks and gates have theirs in an attribute, and the model in `weights_sha256`.
+masks and gates have theirs in an attribute, and the model in `weights_sha256`. The file's attributes have theirs in its attribute `crc32`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 from zlib import crc32
 
@@ -23,17 +24,15 @@ from fedsim_analysis.checked import need
 
 GROUP, COLUMNS, ROWS = "checksums", "columns", "rows"
 GROUPS = ("rounds", "layers", "timing", "speed")  # whose rows have checksums
-NAME = "crc32"  # the attribute of what is written once
+CHUNK = 64  # rows in a chunk, which every row writes anew
+NAME = "crc32"  # the attribute of what is written once; of the file: JSON of the name of each attribute and its checksum
+COUNTER = "rounds"  # the one attribute that is written again and again, and has no checksum
 
 
 def of_rows(values: NDArray[np.float64]) -> NDArray[np.uint32]:
     """(rows,) of values (rows, …)."""
     raw, width = values.astype("<f8").tobytes(), values[:1].nbytes
     return np.array([crc32(raw[begin : begin + width]) for begin in range(0, len(raw), max(width, 1))] or [0] * len(values), np.uint32)
-
-
-def of_row(value: NDArray[np.float64]) -> int:
-    return crc32(value.astype("<f8").tobytes())
 
 
 def columns(file: h5py.File) -> list[str]:
@@ -46,7 +45,7 @@ def check_rows(file: h5py.File, path: str, values: NDArray[np.float64], first: i
     known = columns(file)
     if path not in known:
         return
-    stored = checked.dataset(file, f"{GROUP}/{ROWS}", "u", (None, len(known)))
+    stored = checked.dataset(file, f"{GROUP}/{ROWS}", "u", (None, len(known)), filled=True)  # its next chunk may not be there yet
     need(stored.shape[0] >= first + len(values), f"{GROUP}/{ROWS} has {stored.shape[0]} rows and {path} has more")
     wrong = np.flatnonzero(stored[first : first + len(values), known.index(path)] != of_rows(values))
     if len(wrong):
@@ -69,6 +68,25 @@ def check(owner: h5py.Group | h5py.Dataset, *parts: bytes) -> None:
     """That these are the bytes that were written; nothing where the writer made no checksum."""
     expected = checked.attribute(owner, NAME)
     need(expected is None or expected == of(*parts), f"{str(owner.name).lstrip('/')} is damaged: its checksum is another")
+
+
+def check_attributes(found: Mapping[str, Any]) -> None:
+    """That the attributes of the file are those that were written; nothing where the writer made no checksums."""
+    if found.get(NAME) is None:
+        return
+    for name, expected in checked.from_json(found[NAME], f"the attribute {NAME!r}").items():
+        need(name in found, f"the attribute {name!r} is missing")
+        need(expected == _of_value(found[name]), f"the attribute {name!r} is damaged: its checksum is another")
+
+
+def put_attributes(file: h5py.File) -> None:
+    """The checksums of the file's attributes as they are now. Only where the file is not the one that readers see."""
+    named = [name for name in file.attrs if name not in (NAME, COUNTER)]
+    file.attrs[NAME] = json.dumps({name: _of_value(checked.attribute(file, name)) for name in named})
+
+
+def _of_value(value: Any) -> int:
+    return crc32(repr(value).encode())
 
 
 def labels(file: h5py.File, path: str) -> list[Any]:
@@ -97,4 +115,4 @@ def lay_out(file: h5py.File, paths: Sequence[str]) -> None:
         del file[GROUP]
     put_labels(file, f"{GROUP}/{COLUMNS}", [*known, *new])
     shape = (rows, len(known) + len(new))
-    file[GROUP].create_dataset(ROWS, shape, np.uint32, table.reshape(shape), maxshape=(None, shape[1]), chunks=(256, max(shape[1], 1)))
+    file[GROUP].create_dataset(ROWS, shape, np.uint32, table.reshape(shape), maxshape=(None, shape[1]), chunks=(CHUNK, max(shape[1], 1)))

@@ -73,7 +73,7 @@ def read(path: str | Path, what: Callable[[h5py.File], Result], sleep: Callable[
             if isinstance(error, checked.Excessive):
                 break
         except FAULTS as error:
-            reason = f"{path} cannot be read: {_told(error)}; is it a run file of fedsim?"
+            reason = f"{path} cannot be read: {_message(error)}; is it a run file of fedsim?"
         if _is_settled(Path(path)):
             break
     raise Unreadable(reason)
@@ -84,7 +84,7 @@ def _is_settled(path: Path) -> bool:
     return path.exists() and time.time() - path.stat().st_mtime > SETTLED
 
 
-def _told(error: Exception) -> str:
+def _message(error: Exception) -> str:
     text = "it asks for more memory than there is" if isinstance(error, MemoryError) else str(error) or type(error).__name__
     return " ".join(text.split())[:300]
 
@@ -95,7 +95,8 @@ def opened(path: Path) -> h5py.File:
     file = h5py.File(path, "r", locking=False)
     try:
         _check_format(file, path)
-        known = attributes(file)
+        known = {name: attribute(file, name) for name in NEEDED}
+        _check_types(known)
         _check_rounds(file, known["rounds"])
     except BaseException:
         file.close()
@@ -148,15 +149,21 @@ def _check_rounds(file: h5py.File, last: int) -> None:
 
 
 def attributes(file: h5py.File) -> dict[str, Any]:
-    """All attributes, as plain values; those that fedsim writes are of their type."""
+    """All attributes, as plain values; those that fedsim writes are of their type, and as they were written."""
     need(len(file.attrs) <= ATTRIBUTES, f"it has {len(file.attrs):,} attributes, more than a run file has")
     found = {name: attribute(file, name) for name in file.attrs}
+    _check_types(found)
+    checksums.check_attributes(found)
+    found.pop(checksums.NAME, None)
+    return found
+
+
+def _check_types(found: Mapping[str, Any]) -> None:
     for name in NEEDED:
-        need(name in found, f"the attribute {name!r} is missing")
+        need(found.get(name) is not None, f"the attribute {name!r} is missing")
     for name, kinds in TYPES.items():
         value = found.get(name)
         need(value is None or type(value) in kinds, f"the attribute {name!r} is {value!r:.60}, not {_kind(kinds)}")
-    return found
 
 
 def _kind(kinds: tuple[type, ...]) -> str:
@@ -227,6 +234,19 @@ def values(file: h5py.File, group: str, name: str, r: int | None = None, client:
     if client is None:
         checksums.check_rows(file, where, rows[: max(done - begin, 0)], begin)
     return rows if r is None else rows[0]
+
+
+def sound_columns(file: h5py.File, group: str) -> tuple[dict[str, NDArray[np.float64]], list[str]]:
+    """Rows 0 … `rounds` of all columns of a group that can be read, and what is wrong with each of the others."""
+    found, wrong = dict[str, NDArray[np.float64]](), list[str]()
+    for name in names(file, group):
+        try:
+            found[name] = values(file, group, name)
+        except Damaged as error:
+            wrong.append(str(error))
+        except FAULTS as error:
+            wrong.append(f"{group}/{name} cannot be read: {_message(error)}")
+    return found, wrong
 
 
 def _rows(found: h5py.Dataset, where: str, part: Any) -> NDArray[np.float64]:

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from fedsim.errors import BadInput
 from fedsim.reporting.bottleneck import beside, bottleneck
 from fedsim.reporting.formatting import duration, quantity, share
 from fedsim.storage.reader import RunReader
@@ -34,12 +35,15 @@ def _show(run: RunReader, console: Console) -> None:
     if run.rounds < 0:
         console.print("no round is complete yet")
         return
-    for table in (_rounds(run), _facts(_totals(run) + _clients(run)), _facts(_timing(run))):
+    clients, damaged = _clients(run)
+    for table in (_rounds(run), _facts(_totals(run) + clients), _facts(_timing(run))):
         if table.row_count:
             console.print()
             console.print(table)
     if found := bottleneck(run):
         console.print(Text.assemble(("\nnext bottleneck  ", "dim"), found), soft_wrap=True)
+    for line in [*run.damaged, *damaged]:
+        console.print(Text(f"left out: {line}", "yellow"), soft_wrap=True)
 
 
 def _headline(run: RunReader, console: Console) -> None:
@@ -200,8 +204,15 @@ def _last(values: Array) -> float:
     return float(values[np.isfinite(values)][-1])
 
 
-def _clients(run: RunReader) -> list[tuple[str, ...]]:
-    """How the clients fare with the last model that they were evaluated on."""
+def _clients(run: RunReader) -> tuple[list[tuple[str, ...]], list[str]]:
+    """How the clients fare with the last model that they were evaluated on; and why this is not known, where it is damaged."""
+    try:
+        return _spread(run), []
+    except BadInput as error:
+        return [], [str(error)]
+
+
+def _spread(run: RunReader) -> list[tuple[str, ...]]:
     measured = run.column("client_accuracy_macro") if "client_accuracy_macro" in run.names() else np.empty(0)
     if "accuracy" not in run.names("clients") or not np.isfinite(measured).any():
         return []

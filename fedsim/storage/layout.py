@@ -56,6 +56,11 @@ def splits(held: int, more: int) -> bool:
     return max(held + more - 8, 0) // 57 > max(held - 8, 0) // 57
 
 
+def appends_a_split(r: int) -> bool:
+    """Whether row `r` splits a node of the index of a column that is no client's: each begins a chunk every so many rows."""
+    return any(r % rows == 0 and splits(r // rows, 1) for rows in {*ROWS.values(), checksums.CHUNK} - {ROWS["clients"]})
+
+
 def lay_out(
     file: h5py.File,
     attributes: Attributes,
@@ -77,6 +82,7 @@ def lay_out(
     for path, column in columns.items():
         add_column(file, path, column)
     checksums.lay_out(file, list(columns))
+    checksums.put_attributes(file)
     file.create_group("masks")
     if counts is not None and clients <= COUNTS_UP_TO:
         _put_counts(file, counts)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +24,16 @@ from fedsim.storage.layout import last_mask, mask_of
 
 Tree = dict[str, Tensor]
 Result = TypeVar("Result")
-LATEST = sys.maxsize  # round: all that there are
+NUMBERS = [group for group, dimensions in run_file.DIMENSIONS.items() if dimensions == ("round",)]  # groups with one number a round
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a run file held when it was read."""
+
+    rounds: int
+    columns: dict[str, dict[str, NDArray[np.float64]]]  # group -> name -> (rounds + 1,)
+    damaged: tuple[str, ...]  # what is wrong with the columns that are left out
 
 
 class RunReader:
@@ -38,20 +47,31 @@ class RunReader:
     def __init__(self, path: str | Path, sleep: Callable[[float], object] | None = None, check: bool = True) -> None:
         self.path = Path(path)
         self._sleep = sleep
-        self._last = LATEST
+        self._held: Held | None = None
         if check:
-            self._read(lambda file: None)
+            self._read(run_file.attributes)
 
     @property
     def attributes(self) -> dict[str, Any]:
         found = self._read(_attributes)
-        return found | {"rounds": min(found["rounds"], self._last)}
+        return found if self._held is None else found | {"rounds": self._held.rounds}
 
     def held(self) -> RunReader:
-        """The same file as it stands now: columns that are read one after the other have the same rows, though the run goes on."""
+        """The same file as it stands now: all columns have the same rows, though the run goes on.
+
+        Those of one number a round are read at once, and those of them that are damaged are left out: see `damaged`.
+        """
         held = RunReader(self.path, self._sleep, check=False)
-        held._last = self.rounds
+        try:
+            held._held = self._read(lambda file: _hold(file, damaged=False))
+        except BadInput:
+            held._held = self._read(lambda file: _hold(file, damaged=True))
         return held
+
+    @property
+    def damaged(self) -> tuple[str, ...]:
+        """What is wrong with the columns that `held` left out."""
+        return self._held.damaged if self._held else ()
 
     @property
     def job(self) -> dict[str, Any]:
@@ -70,6 +90,8 @@ class RunReader:
 
     def names(self, group: str = "rounds") -> list[str]:
         """The columns of "rounds", "clients", "layers", "timing" or "speed"."""
+        if self._held and group in self._held.columns:
+            return list(self._held.columns[group])
         return self._read(lambda file: run_file.names(file, group))
 
     def about(self, group: str, name: str) -> Column:
@@ -145,8 +167,10 @@ class RunReader:
         return self._read(_model)
 
     def _rows(self, group: str, name: str, r: int | None = None) -> NDArray[np.float64]:
+        if self._held and name in self._held.columns.get(group, ()):
+            return self._held.columns[group][name]
         found = self._read(lambda file: run_file.values(file, group, name, r))
-        return found if r is not None or self._last == LATEST else found[: self._last + 1]
+        return found if r is not None or self._held is None else found[: self._held.rounds + 1]
 
     def _read(self, what: Callable[[h5py.File], Result]) -> Result:
         try:
@@ -162,6 +186,14 @@ def read_model(path: str | Path) -> Tree:
 
 def _rounds(file: h5py.File) -> int:
     return int(checked.attribute(file, "rounds"))
+
+
+def _hold(file: h5py.File, damaged: bool) -> Held:
+    """damaged: whether columns that are damaged are left out; else Damaged for them."""
+    found = {group: run_file.sound_columns(file, group) for group in NUMBERS}
+    wrong = tuple(dict.fromkeys(message for _, messages in found.values() for message in messages))
+    need(damaged or not wrong, "; ".join(wrong[:1]))
+    return Held(_rounds(file), {group: columns for group, (columns, _) in found.items()}, wrong)
 
 
 def _about(column: h5py.Dataset) -> Column:

@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from shutil import copyfile
 from typing import Any
+from zlib import crc32
 
 import h5py
 import numpy as np
@@ -19,14 +20,15 @@ from fedsim.errors import BadInput
 from fedsim.storage import client_gates, encoding
 from fedsim.storage.client_gates import Gates
 from fedsim.storage.columns import COLUMNS, OF_METHODS, Column
-from fedsim.storage.layout import CHUNK, Attributes, add_column, last_mask, lay_out, mask_of, splits, writable
+from fedsim.storage.layout import CHUNK, Attributes, add_column, appends_a_split, last_mask, lay_out, mask_of, splits, writable
 from fedsim.storage.reader import RunReader
 
 Tree = dict[str, Tensor]
 Chunk = tuple[int, bytes]  # first client, compressed values
+Spaces = tuple[h5py.h5s.SpaceID, h5py.h5s.SpaceID]  # of a row, in memory and in the file
 
 COPIED_UP_TO = 64_000_000  # bytes, below which a split is worth a copy
-ONE = h5py.h5s.create_simple((1,))  # a number in memory
+FLOAT, UINT = np.dtype("<f8"), np.dtype("<u4")
 
 
 class RunWriter:
@@ -87,6 +89,7 @@ class RunWriter:
         with record._aside():
             record._cut(r)
             record._file.attrs.update(attributes or {})
+            checksums.put_attributes(record._file)
             checksums.lay_out(record._file, list(record._columns))
             record._find_checksums()
         record._count()
@@ -120,11 +123,10 @@ class RunWriter:
         mask = encoding.pack(masks) if masks else self._mask
         chunks = {path: self._chunks(path, *value) for path, value in row.items() if path.startswith("clients/")}
         moved = gates is not None and not gates.same(self._gates)
-        appends = mask == self._mask and not moved and row.keys() <= self._columns.keys() and not self._splits(chunks)
+        appends = mask == self._mask and not moved and row.keys() <= self._columns.keys() and not self._splits(r, chunks)
         with nullcontext() if appends else self._aside():
             self._extend(r + 1)
             self._put(r, row, chunks)
-            self._put_checksums(r, row)
             self._put_mask(r, mask)
             if gates is not None and moved:
                 client_gates.put(self._file, str(r), gates)
@@ -142,6 +144,7 @@ class RunWriter:
                 _put_tensor(self._file.require_group("model"), key, value, model)
             self._file.attrs.modify("weights_sha256", np.bytes_(weights_sha256))
             self._file.attrs.modify("finished", True)
+            checksums.put_attributes(self._file)
 
     def close(self) -> None:
         self._file.close()
@@ -163,10 +166,12 @@ class RunWriter:
         self._gates = client_gates.last(self._file, self.rounds)
 
     def _find_checksums(self) -> None:
-        """The table of checksums, and for each of its columns the checksum of a row that was not measured."""
+        """The table of checksums, the place of each column in it, and the checksums of a row that was not measured."""
         self._checksums = self._file[checksums.GROUP][checksums.ROWS] if checksums.GROUP in self._file else None
-        wide = {path: self._wide[path.partition("/")[0]] for path in checksums.columns(self._file)}
-        self._unmeasured = {path: checksums.of_row(np.full(shape, np.nan)) for path, shape in wide.items()}
+        self._place = {path: i for i, path in enumerate(checksums.columns(self._file))}
+        shapes = [self._wide[path.partition("/")[0]] for path in self._place]
+        of_shape = {shape: crc32(np.full(shape, np.nan, FLOAT).data) for shape in set(shapes)}
+        self._unmeasured = np.array([of_shape[shape] for shape in shapes], UINT)
 
     def _count(self) -> None:
         """The chunks that each column of the clients holds; kept up by every row."""
@@ -205,21 +210,30 @@ class RunWriter:
         for path, column in self._columns.items():
             column.id.set_extent((rows, *self._wide[path.partition("/")[0]]))
         if self._checksums is not None:
-            self._checksums.id.set_extent((rows, len(self._unmeasured)))
+            self._checksums.id.set_extent((rows, len(self._place)))
 
     def _put(self, r: int, row: Mapping[str, Any], chunks: Mapping[str, list[Chunk]]) -> None:
-        _put_row(self._numbers, r, r, np.int64)
         if new := sorted(row.keys() - self._columns.keys()):
             for path in new:
                 self._columns[path] = add_column(self._file, path, (OF_METHODS | COLUMNS).get(path, Column()))
             checksums.lay_out(self._file, new)
             self._find_checksums()
+        spaces = {wide: _spaces(r, wide) for wide in {(), *self._wide.values()}}
+        self._numbers.id.write(*spaces[()], np.full(1, r, np.int64))
+        found = self._unmeasured.copy()
         for path, column in self._columns.items():
-            if path.startswith("clients/"):
+            group = path.partition("/")[0]
+            if group == "clients":
                 self._put_chunks(r, path, chunks.get(path, []))
             # A column's index is made with its first row, lest it be made under rows that readers trust already.
             elif path in row or r == 0:
-                _put_row(column, r, row.get(path, np.nan))
+                values = np.empty((1, *self._wide[group]), FLOAT)
+                values[:] = row.get(path, np.nan)
+                column.id.write(*spaces[self._wide[group]], values)
+                if path in self._place:
+                    found[self._place[path]] = crc32(values.data)
+        if self._checksums is not None:
+            self._checksums.id.write(*_spaces(r, found.shape), found)
 
     def _chunks(self, path: str, ids: Any, measured: Any) -> list[Chunk]:
         ids, measured = np.asarray(ids, np.int64), np.asarray(measured, np.float64)
@@ -229,8 +243,9 @@ class RunWriter:
             raise ValueError(f"{path}: ids are 0 … {self._clients - 1}, not {ids.min()} … {ids.max()}")
         return list(encoding.chunks(ids, measured, min(CHUNK, self._clients)))
 
-    def _splits(self, chunks: Mapping[str, list[Chunk]]) -> bool:
-        return self._path.stat().st_size <= COPIED_UP_TO and any(splits(self._held[path], len(new)) for path, new in chunks.items())
+    def _splits(self, r: int, chunks: Mapping[str, list[Chunk]]) -> bool:
+        due = appends_a_split(r) or any(splits(self._held[path], len(new)) for path, new in chunks.items())
+        return due and self._path.stat().st_size <= COPIED_UP_TO
 
     def _put_chunks(self, r: int, path: str, chunks: list[Chunk]) -> None:
         column = self._columns[path]
@@ -241,13 +256,6 @@ class RunWriter:
             column.id.write_direct_chunk((r, start), chunk)
         self._held[path] = self._held.get(path, 0) + max(len(chunks), int(r == 0))
 
-    def _put_checksums(self, r: int, row: Mapping[str, Any]) -> None:
-        if self._checksums is not None:
-            shapes = {path: self._wide[path.partition("/")[0]] for path in self._unmeasured.keys() & row.keys()}
-            rows = {path: np.broadcast_to(np.asarray(row[path], np.float64), shape) for path, shape in shapes.items()}
-            found = self._unmeasured | {path: checksums.of_row(value) for path, value in rows.items()}
-            _put_row(self._checksums, r, np.fromiter(found.values(), np.uint32), np.uint32)
-
     def _put_mask(self, r: int, mask: tuple[str, bytes]) -> None:
         if mask != self._mask:
             stored = self._file["masks"].create_dataset(str(r), data=np.frombuffer(mask[1], np.uint8))
@@ -255,17 +263,12 @@ class RunWriter:
             stored.attrs[checksums.NAME] = checksums.of(mask[0].encode(), mask[1])
 
 
-def _put_row(column: h5py.Dataset, r: int, value: Any, dtype: Any = np.float64) -> None:
-    """column[r] = value, without the indexing of h5py, which costs five times as much for a number."""
-    space = column.id.get_space()
-    if space.get_simple_extent_ndims() == 1:
-        space.select_hyperslab((r,), (1,))
-        column.id.write(ONE, space, np.full(1, value, dtype))
-        return
-    shape = space.get_simple_extent_dims()[1:]
-    space.select_hyperslab((r, *(0 for _ in shape)), (1, *shape))
-    values = np.ascontiguousarray(np.broadcast_to(np.asarray(value, dtype), (1, *shape)))
-    column.id.write(h5py.h5s.create_simple((1, *shape)), space, values)
+def _spaces(r: int, wide: tuple[int, ...]) -> Spaces:
+    """Row `r` of columns that are that wide. The indexing of h5py would make it anew for each, which costs five times as much."""
+    shape = (1, *wide)
+    there = h5py.h5s.create_simple((r + 1, *wide))
+    there.select_hyperslab((r, *(0 for _ in wide)), shape)
+    return h5py.h5s.create_simple(shape), there
 
 
 def _taken(path: Path, attributes: Attributes) -> str:

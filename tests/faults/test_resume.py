@@ -12,6 +12,9 @@ import h5py
 import pytest
 from processes import Console, Ended, Lab, assert_same, hash_of, of_users, rows, snapshot, users
 
+from fedsim.config.job import load
+from fedsim.simulation.experiment import build_experiment
+from fedsim.simulation.resume import find_start
 from fedsim.storage.checkpoint import folder_of
 
 
@@ -58,14 +61,42 @@ def test_a_damaged_manifest_gives_way_to_the_one_before(console: Console, half: 
     assert_same(half, reference)
 
 
-def test_damaged_tensors_give_way_to_the_ones_before(console: Console, half: Path, reference: Path) -> None:
-    manifest = newest(half)
-    tensors = manifest.with_name(f"{manifest.stem}.state.safetensors")
-    content = bytearray(tensors.read_bytes())
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
     content[-1] ^= 1
-    tensors.write_bytes(content)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("what", ["state", "kept"])
+def test_damaged_tensors_give_way_to_the_ones_before(console: Console, half: Path, reference: Path, what: str) -> None:
+    manifest = newest(half)
+    flip(manifest.with_name(f"{manifest.stem}.{what}.safetensors"))
     goes_on(console(), int(manifest.stem) - 1)
     assert_same(half, reference)
+
+
+def test_kept_states_of_earlier_rounds_are_taken_from_their_copy(lab: Lab, half: Path, reference: Path) -> None:
+    copies = list(folder_of(half).glob("*.kept.copy.safetensors"))
+    assert copies
+    for copy in copies:
+        flip(copy.with_name(copy.name.replace(".copy", "")))
+    goes_on(lab.run(), int(newest(half).stem))
+    assert_same(half, reference)
+
+
+def test_a_start_is_found_whichever_file_is_damaged(lab: Lab, half: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(lab.folder)
+    monkeypatch.syspath_prepend(lab.folder)
+    parts, r = build_experiment(load(lab.folder / "tiny.toml")), int(newest(half).stem)
+    its_own = {f"{r:06d}.json", f"{r:06d}.state.safetensors", f"{r:06d}.kept.safetensors"}
+    for path in sorted(folder_of(half).iterdir()):
+        whole = path.read_bytes()
+        flip(path)
+        start = find_start(parts, half, "must")
+        assert start.round == (r - 1 if path.name in its_own else r), path
+        assert start.checkpoint is not None
+        assert len(start.checkpoint.passed) == r - start.round
+        path.write_bytes(whole)
 
 
 @pytest.mark.parametrize("plan", ['{"fleet": "serial", "later": 1}', "[", "{}"], ids=["of a later version", "broken", "without fields"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -43,6 +44,30 @@ def run_file(path: Path, rounds: int, every: int = 5, finished: bool = True) -> 
         if finished:
             record.finish({"w/fc": torch.ones(2)}, "0" * 64)
     return path
+
+
+def flip(path: Path, name: str, r: int) -> None:
+    """One bit of a number, as it lies on the disk."""
+    with h5py.File(path, "r+") as file:
+        values = file[name][()]
+        values.view(np.uint64)[r] ^= 1
+        file[name][...] = values
+
+
+def test_what_is_damaged_is_left_out_and_told_in_a_line(tmp_path: Path) -> None:
+    path = run_file(tmp_path / "run.h5", 60)
+    whole = shown(path).splitlines()
+    flip(path, "rounds/accuracy", 10)
+    flip(path, "timing/server", 3)
+    text = shown(path)
+    assert [line for line in text.splitlines() if line.startswith("left out: ")] == [
+        "left out: rounds/accuracy is damaged in round 10: its checksum is another; all other columns can be read",
+        "left out: timing/server is damaged in round 3: its checksum is another; all other columns can be read",
+    ]
+    for line in (line for line in whole if line.startswith(("run.h5", "sent over", "training", "10 clients"))):
+        assert line in text
+    assert "accuracy" not in text.splitlines()[4]
+    assert "of clients" in text.splitlines()[4]
 
 
 def test_a_finished_run(tmp_path: Path) -> None:

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from fedsim.core.types import Feed
 from fedsim.data.population import Population
+from fedsim.errors import BadInput
 from fedsim.fleet.batches import Batches, Ready, Round
 from fedsim.fleet.client_images import count_of, evaluation_shards
 from fedsim.storage.reader import RunReader
 
+NONE = "the run recorded none after its last round"
 ROUNDING = {"float32": 1e-4, "tf32": 1e-2, "bfloat16": 5e-2}  # of logits, as a share of the largest, by execution.dtype
 
 
@@ -62,23 +64,25 @@ def measured(module: nn.Module, images: Iterable[tuple[Tensor, Tensor]], dtype: 
     return Measured(correct, count, near)
 
 
-def recorded(reader: RunReader, client: int | None) -> Recorded | None:
-    """The accuracy after the last round; None where the run did not evaluate it."""
-    group, name = ("rounds", "accuracy") if client is None else ("clients", "accuracy")
-    if name not in reader.names(group):
-        return None
-    column = reader.column(name) if client is None else reader.clients(name)[:, client]
-    return Recorded(float(column[-1]), len(column) - 1) if np.isfinite(column[-1]) else None
+def recorded(reader: RunReader, client: int | None) -> Recorded | str:
+    """The accuracy after the last round, or why it is not known."""
+    try:
+        if "accuracy" not in reader.names("rounds" if client is None else "clients"):
+            return NONE
+        column = reader.column("accuracy") if client is None else reader.client("accuracy", client)
+    except BadInput as error:
+        return f"what the run recorded cannot be read: {error}"
+    return Recorded(float(column[-1]), len(column) - 1) if np.isfinite(column[-1]) else NONE
 
 
-def told(found: Measured, before: Recorded | None, client: int | None, note: str) -> list[str]:
+def told(found: Measured, before: Recorded | str, client: int | None, note: str) -> list[str]:
     """The accuracies, and a warning where rounding does not explain their difference; with a `note` something else may explain it."""
     where = "the global test set" if client is None else "its own test images"
     if not found.images:
         return [f"no accuracy: client {client} has no test images"]
     line = f"accuracy of this file on {where}: {found.accuracy:.2%}"
-    if before is None:
-        return [f"{line}; the run recorded none after its last round"]
+    if isinstance(before, str):
+        return [f"{line}; {before}"]
     lines = [f"{line}; recorded: {before.accuracy:.2%} (round {before.r})"]
     apart = abs(found.correct - round(before.accuracy * found.images))
     if apart > found.near and not note:
