@@ -7,6 +7,7 @@ N clients, n images, C classes present. Sources stand at each scheme; the cut, t
 from __future__ import annotations
 
 from heapq import heapify, heappop, heappush
+from typing import Any
 
 import numpy as np
 from numpy.random import Generator
@@ -25,7 +26,8 @@ def apportion(total: Ints, weight: NDArray[np.int64] | Floats, tie: Floats | Non
     shared without rounding.
     """
     whole = weight.sum(1, keepdims=True)
-    part, remainder = (_divided if np.issubdtype(weight.dtype, np.integer) else _divided_floats)(total[:, None], weight, whole)
+    divide: Any = _divided if np.issubdtype(weight.dtype, np.integer) else _divided_floats
+    part, remainder = divide(total[:, None], weight, whole)
     rest = np.where(whole[:, 0] > 0, total - part.sum(1), 0)
     order = np.lexsort((np.zeros(weight.shape) if tie is None else tie, -remainder), axis=-1)
     bonus = np.arange(weight.shape[1]) < rest[:, None]

@@ -93,7 +93,7 @@ def forward_order(module: nn.Module, layers: Sequence[str]) -> list[str]:
     They stay in their order where torch.fx cannot trace the module, or does not see all of them.
     """
     try:
-        graph = Tracer().trace(module)
+        graph = graph_of(module)
     except Exception:
         return list(layers)
     names = [str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")]
