@@ -292,7 +292,8 @@ def find_groups(module: nn.Module) -> tuple[fx.Graph, tuple[Group, ...]]:
     groups = reading.groups()
     if not groups:
         reasons = [f"{space.rows[0].rpartition('.')[0]}: {space.why or 'nothing reads them'}" for space in reading.spaces if space.rows]
-        raise ValueError(f"the model has no gates: there are no channels that can be cut alone ({'; '.join(reasons[:5])})")
+        why = "; ".join(reasons[:5]) or "no convolution is found whose channels another layer reads"
+        raise ValueError(f"the model has no gates: there are no channels that can be cut alone ({why})")
     return graph, groups
 
 
