@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
+from fedsim.cli import checked_model
 from fedsim.cli.output import print_what_can_be_printed
 from fedsim.errors import BadInput, ClientFault, LonelyRanks, MethodFault, Stopped, naming_job
 from fedsim.simulation.launchers import ranks
@@ -139,19 +140,18 @@ def estimate(job: JobFile, settings: Settings = None) -> None:
 
 @app.command()
 def check(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A job file, package.module:function, or file.py:function.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=checked_model.MODEL)],
     settings: Settings = None,
-    shape: Annotated[str, typer.Option(metavar="C,H,W", help="Shape of an image; for a function.")] = "3,32,32",
-    classes: Annotated[int, typer.Option(min=2, metavar="N", help="Number of classes; for a function.")] = 10,
+    shape: Annotated[str | None, typer.Option(metavar="C,H,W", help=checked_model.SHAPE)] = None,
+    classes: Annotated[int | None, typer.Option(min=2, metavar="N", help=checked_model.CLASSES)] = None,
 ) -> int:
-    """Check a model: forward and backward passes in each way that fedsim computes it, against the plain torch module."""
+    """Check whether fedsim can train a model. Each way to compute it is compared with the plain torch module."""
     if ":" in model and not Path(model).is_file():
-        sizes = shape.split(",")
-        if len(sizes) != 3 or not all(size.strip().isdigit() and int(size) for size in sizes):
-            raise BadInput(f"--shape {shape}: it is C,H,W, for example 3,32,32")
+        sizes = checked_model.sizes_of(model, shape or "3,32,32", settings)
         from fedsim.simulation.checking.command import check_factory
 
-        return check_factory(model, (int(sizes[0]), int(sizes[1]), int(sizes[2])), classes, Console())
+        return check_factory(model, sizes, classes or 10, Console())
+    checked_model.refuse_for_jobs(model, shape, classes)
     loaded = _load(Path(model), settings)
     from fedsim.simulation.checking.command import check_job
 

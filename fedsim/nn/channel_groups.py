@@ -304,7 +304,8 @@ def find_groups(module: nn.Module) -> tuple[fx.Graph, tuple[Group, ...]]:
     reading = _Reading(module, graph)
     groups = reading.groups()
     if not groups:
-        raise ValueError(f"the model has no gates: there are no channels that can be cut alone ({'; '.join(reading.reasons())})")
+        why = "; ".join(reading.reasons()) or "no convolution is found whose channels another layer reads"
+        raise ValueError(f"the model has no gates: there are no channels that can be cut alone ({why})")
     return graph, groups
 
 

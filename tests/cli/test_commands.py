@@ -7,68 +7,26 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import pytest
+from captured_console import Ended, Fedsim
 from small_job import FAKE, small_job
 
 from fedsim.cli import commands
 from fedsim.errors import BadInput, ClientFault, Stopped
-from fedsim.simulation.launchers import ranks
 
 ROOT = Path(__file__).parents[2]
 
 SMALL = small_job(2, data=FAKE | {"train_images": 120})
 
 
-@dataclass(frozen=True)
-class Ended:
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture
-def fedsim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
-    """The console script, in this process and in an empty folder that holds a small job."""
+def fedsim(fedsim: Fedsim, tmp_path: Path) -> Fedsim:
+    """In a folder that holds a small job."""
     (tmp_path / "small.toml").write_text(SMALL)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    for name in ranks.RANK:
-        monkeypatch.delenv(name, raising=False)
-
-    def call(*arguments: str) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["fedsim", *arguments])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            commands.main()
-        out, err = capfd.readouterr()
-        return Ended(int(ended.value.code or 0), out, err)
-
-    return call
-
-
-@pytest.fixture
-def refuses(fedsim: Callable[..., Ended], tmp_path: Path) -> Callable[..., str]:
-    """Bad input: exit code 2, one message, no traceback, and the folder as it was."""
-
-    def call(*arguments: str) -> str:
-        before = snapshot(tmp_path)
-        ended = fedsim(*arguments)
-        assert ended.code == 2
-        assert "Traceback" not in ended.err
-        assert snapshot(tmp_path) == before
-        return ended.err
-
-    return call
-
-
-def snapshot(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path): path.read_bytes() if path.is_file() else b"" for path in sorted(folder.rglob("*")) if "__pycache__" not in path.parts
-    }
+    return fedsim
 
 
 # The command line itself
@@ -81,7 +39,7 @@ def test_a_mistyped_command_line_ends_with_2_and_the_usage(refuses: Callable[...
     assert "Usage: " in refuses(*arguments)
 
 
-def test_no_command_is_answered_with_the_help(fedsim: Callable[..., Ended]) -> None:
+def test_no_command_is_answered_with_the_help(fedsim: Fedsim) -> None:
     ended = fedsim()
     assert ended.code == 2
     assert "estimate" in ended.out
@@ -124,7 +82,7 @@ def test_importing_fedsim_does_not_import_torch() -> None:
     assert subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout == "False\n"
 
 
-def test_help_names_every_command(fedsim: Callable[..., Ended]) -> None:
+def test_help_names_every_command(fedsim: Fedsim) -> None:
     names = ("run", "sweep", "estimate", "methods", "show", "export", "compare", "bench")
     assert all(command in fedsim("--help").out for command in names)
 
@@ -135,7 +93,7 @@ def test_python_m_fedsim_is_the_same_program() -> None:
     assert (ended.returncode, ended.stderr) == (2, "no.toml: no such job file\n")
 
 
-def test_methods_are_listed_and_told_one_by_one(fedsim: Callable[..., Ended]) -> None:
+def test_methods_are_listed_and_told_one_by_one(fedsim: Fedsim) -> None:
     listed = fedsim("methods")
     assert listed.code == 0
     assert "fedavg" in listed.out
@@ -148,7 +106,7 @@ def test_an_unknown_method_or_measurement_is_answered_with_all_there_are(refuses
     assert "There are: " in refuses("bench", "flight")
 
 
-def test_the_exit_code_says_how_it_ended(fedsim: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_exit_code_says_how_it_ended(fedsim: Fedsim, monkeypatch: pytest.MonkeyPatch) -> None:
     ends = {BadInput("no"): 2, ClientFault("[rank 1, client 3, round 2, Train.step 0] ValueError: x"): 1, Stopped("time limit"): 3}
     for error, code in ends.items():
 
@@ -159,14 +117,14 @@ def test_the_exit_code_says_how_it_ended(fedsim: Callable[..., Ended], monkeypat
         assert fedsim("run") == Ended(code, "", f"{error}\n")
 
 
-def test_ctrl_c_before_anything_has_begun(fedsim: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_before_anything_has_begun(fedsim: Fedsim, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(commands, "_load", lambda *_: signal.raise_signal(signal.SIGINT))
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a run in this process may have left its own
     assert fedsim("estimate", "small.toml") == Ended(3, "", "stopped\n")
     signal.signal(signal.SIGINT, before)
 
 
-def test_another_rank_leaves_the_word_to_rank_0(fedsim: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_rank_leaves_the_word_to_rank_0(fedsim: Fedsim, monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[float] = []
     monkeypatch.setattr(commands.time, "sleep", waited.append)
     monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "2")
@@ -248,7 +206,7 @@ def test_a_former_name_of_a_bench(refuses: Callable[..., str], former: str, new:
     assert message.count("\n") == 1
 
 
-def test_every_bench_is_in_the_help(fedsim: Callable[..., Ended]) -> None:
+def test_every_bench_is_in_the_help(fedsim: Fedsim) -> None:
     files = {path.stem.replace("_", "-") for path in (ROOT / "fedsim/bench").glob("*.py") if "def main(" in path.read_text()}
     assert set(commands.BENCHES) == files
     assert all(f"{name}: " in fedsim("bench", "--help").out for name in files)
@@ -318,7 +276,7 @@ def test_showing_what_is_no_run_file(refuses: Callable[..., str]) -> None:
 # Runs
 
 
-def test_a_run_ends_with_0_and_is_never_overwritten(fedsim: Callable[..., Ended], refuses: Callable[..., str], tmp_path: Path) -> None:
+def test_a_run_ends_with_0_and_is_never_overwritten(fedsim: Fedsim, refuses: Callable[..., str], tmp_path: Path) -> None:
     first = fedsim("run", "small.toml")
     assert first.code == 0, first.err
     path = tmp_path / "runs/small.h5"
@@ -338,12 +296,12 @@ def test_a_run_ends_with_0_and_is_never_overwritten(fedsim: Callable[..., Ended]
     assert "fedavg" in shown.out
 
 
-def test_a_job_that_differs_in_execution_alone_is_the_same_job(fedsim: Callable[..., Ended]) -> None:
+def test_a_job_that_differs_in_execution_alone_is_the_same_job(fedsim: Fedsim) -> None:
     assert fedsim("run", "small.toml").code == 0
     assert fedsim("run", "small.toml", "--set", "execution.checkpoint_every=2").code == 0
 
 
-def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_what_was(fedsim: Callable[..., Ended], tmp_path: Path) -> None:
+def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_what_was(fedsim: Fedsim, tmp_path: Path) -> None:
     ended = fedsim("run", "small.toml", "--set", "train.lr=1e30", "--set", "model.norm=none", "--set", "rounds=50")
     assert ended.code == 1
     assert "client" in ended.err
@@ -355,7 +313,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_what_was(fedsim: Ca
 
 
 @pytest.mark.processes
-def test_a_sweep_of_two_jobs_ends_in_one_table(fedsim: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_of_two_jobs_ends_in_one_table(fedsim: Fedsim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "smaller.toml").write_text(SMALL.replace("width = 4", "width = 2"))
     command = ["sweep", "small.toml", "smaller.toml", "--set", "sweep.seed=[0, 1]", "--processes", "1", "--out", "there"]
     first = fedsim(*command)
@@ -377,7 +335,7 @@ def test_a_sweep_refuses_before_anything_begins(refuses: Callable[..., str]) -> 
     assert message.startswith('small.toml, run small-lrfast of [sweep]: [train] lr = "fast"')
 
 
-def test_estimate_says_bytes_and_computes_nothing(fedsim: Callable[..., Ended], tmp_path: Path) -> None:
+def test_estimate_says_bytes_and_computes_nothing(fedsim: Fedsim, tmp_path: Path) -> None:
     ended = fedsim("estimate", "small.toml")
     assert ended.code == 0, ended.err
     assert "B" in ended.out
@@ -402,7 +360,7 @@ def make(shape, classes):
 """
 
 
-def test_a_method_and_a_model_of_ones_own_are_found_in_the_folder(fedsim: Callable[..., Ended], tmp_path: Path) -> None:
+def test_a_method_and_a_model_of_ones_own_are_found_in_the_folder(fedsim: Fedsim, tmp_path: Path) -> None:
     (tmp_path / "my_room.py").write_text(MINE)
     assert "kept share" in fedsim("methods", "my_room:Mine").out
     settings = ["--set", "method.name=my_room:Mine", "--set", "method.keep=0.5", "--set", "model.factory=my_room:make"]
@@ -415,7 +373,7 @@ def test_a_method_and_a_model_of_ones_own_are_found_in_the_folder(fedsim: Callab
     assert "was made by other code of my_room:Mine or my_room:make; choose another --out" in ended.err
 
 
-def test_a_fault_in_round_0_says_that_no_round_was_complete(fedsim: Callable[..., Ended], tmp_path: Path) -> None:
+def test_a_fault_in_round_0_says_that_no_round_was_complete(fedsim: Fedsim, tmp_path: Path) -> None:
     (tmp_path / "falls.py").write_text(
         MINE + "\n\nclass Falls(Mine):\n    def model_of(self, net, sent):\n        raise ZeroDivisionError\n"
     )
@@ -425,7 +383,7 @@ def test_a_fault_in_round_0_says_that_no_round_was_complete(fedsim: Callable[...
     assert "no round was complete" in ended.err
 
 
-def test_compare_takes_folders(fedsim: Callable[..., Ended], refuses: Callable[..., str], tmp_path: Path) -> None:
+def test_compare_takes_folders(fedsim: Fedsim, refuses: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "there are no run files" in refuses("compare", "empty")
     for seed in ("0", "1"):

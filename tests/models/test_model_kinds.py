@@ -12,6 +12,7 @@ import torch
 from model_kinds import CLASSES, EVERYWHERE, REFUSED, SERIAL, SHAPE, Make
 
 from fedsim import models
+from fedsim.core import keys
 from fedsim.errors import BadInput
 from fedsim.models import ModelSettings
 from fedsim.nn.checks import ways
@@ -85,3 +86,17 @@ def test_constants_of_the_model_keep_their_values_under_gates(buffer) -> None:
     module.b = model_kinds.conv(6)
     assert Net(module).channels.widths == [6]
     assert ways.gated(module, *images()[:2]).right
+
+
+def test_masks_reach_weights_that_torch_reads_outside_of_their_layers() -> None:
+    """In evaluation torch computes a whole transformer block from the weights of its layers."""
+    torch.manual_seed(0)
+    module, x = EVERYWHERE["transformer block"](), images()[0]
+    net = Net(module)
+    masks = {keys.mask(layer): torch.rand(net.shapes[layer]) < 0.5 for layer in net.maskable}
+    for layer in net.maskable:
+        module.get_parameter(f"{layer}.weight").data *= masks[keys.mask(layer)]
+    assert "middle.0.linear1" in net.maskable
+    for train in (True, False):
+        logits, _ = net(net.initial | masks, x, train)
+        assert torch.allclose(logits, module.train(train)(x), atol=1e-5)

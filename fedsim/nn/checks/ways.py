@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -24,8 +26,9 @@ CLIENTS = 2
 FAR = 8.0  # how much larger the images are that fill up a batch: what is made of them, too, must not count
 ONE, STACKED, SPARSE = "one client after the other", "clients stacked (packed)", "masks on sparse kernels"
 GATED, PRUNED = "channels closed by gates", "activation pruning"
-EMPTY = "fedsim puts the parameters in for a forward only, and its pass fails where torch's works, as under torch.utils.checkpoint"
+EMPTY = "fedsim's own forward or backward pass of it fails where torch's works, as it does with checkpoint(…, use_reentrant=True)"
 OUTSIDE = "forward may read or keep values outside of parameters and of registered buffers, which clients do not share"
+KEPT = "a layer's weight is read from outside of that layer, which holds its kept values alone"
 BRANCH = "its forward takes a branch, a count or a Python number from a tensor's value, which differs between stacked clients"
 
 
@@ -67,6 +70,15 @@ def _where(module: nn.Module, net: Net, x: Tensor) -> str:
     return f", from {called(name, module.get_submodule(name))} on" if name else ""
 
 
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Hides what torch says to its developers about operations that vmap runs client by client."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "There is a performance drop")
+        yield
+
+
+@_without_advice()
 def stacked(module: nn.Module, x: Tensor, y: Tensor) -> str:
     """What keeps clients from being stacked (the packed fleet), or differs when they are."""
     net = Net(module)
@@ -119,7 +131,11 @@ def sparse(module: nn.Module, x: Tensor, y: Tensor) -> Found:
     net.set_sparse_costs(always_sparse(layers))
     tree = net.initial | masks
     tree |= net.effective(tree)
-    return Found(way, not (why := _other(record.of_net(net, tree, x, y), recorded(without_dropout(module), x, y, masks))), why)
+    try:
+        mine = record.of_net(net, tree, x, y)
+    except Exception as error:
+        return Found(way, False, f"{KEPT} ({first_line(error)})")
+    return Found(way, not (why := _other(mine, recorded(without_dropout(module), x, y, masks))), why)
 
 
 def gated(module: nn.Module, x: Tensor, y: Tensor) -> Found:
@@ -133,7 +149,7 @@ def gated(module: nn.Module, x: Tensor, y: Tensor) -> Found:
     whole, half = (net.initial | {GATE: part} for part in (torch.ones_like(gate), gate))
     why = _other(record.of_net(net, whole, x, y), recorded(without_dropout(module), x, y))
     why = why or _other(record.of_net(net, half, x, y), record.of_net(net.under_vmap(), half, x, y))
-    return Found(way, not why, why or f"{channels.n} channels of {len(channels.groups)} layers")
+    return Found(way, not why, why or f"{channels.n} channels of {len(channels.groups)} layer{'s' * (len(channels.groups) > 1)}")
 
 
 def activations_pruned(module: nn.Module, x: Tensor, y: Tensor) -> Found:

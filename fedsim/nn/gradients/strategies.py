@@ -9,7 +9,8 @@ AutogradStrategy       one client: ordinary autograd; layers with a mask may run
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
@@ -148,7 +149,7 @@ class AutogradStrategy(WholeStrategy):
         return True
 
     def differentiate(self, net: FunctionalModule, request: GradientRequest, weights: Tree) -> GradientResult:
-        return _differentiated(by_autograd, net, request, weights)
+        return _differentiated(partial(by_autograd, backward=partial(_in_place_again, net, request, weights)), net, request, weights)
 
 
 STRATEGIES: tuple[GradientStrategy, ...] = (CompactStrategy(), PackedProgramStrategy(), FuncStrategy(), AutogradStrategy())
@@ -178,6 +179,18 @@ def _differentiated(
     loss, gradient, tap_gradients, buffers = differentiate(forward, at, [layer.tap_inputs for layer in tapped])
     taps = {name: value for layer, found in zip(tapped, tap_gradients, strict=True) for name, value in layer.value(found).items()}
     return loss, gradient, buffers, taps
+
+
+@contextmanager
+def _in_place_again(net: FunctionalModule, request: GradientRequest, weights: Tree, leaves: Tree, buffers: Tree) -> Iterator[None]:
+    """The values of the forward pass, for parts of it that the backward pass computes again (torch.utils.checkpoint).
+
+    Norms in such a part move their statistics a second time, as torch's own do.
+    """
+    net.context.images = request.batch.x
+    with net.with_values({**weights, **leaves}, {**request.tree, **leaves, **buffers}, True, request.batch.real) as moved:
+        yield
+    buffers |= moved
 
 
 def _tapped_layer(net: FunctionalModule, weights: Tree, layer: str, tap: TapCallback, pass_on: bool) -> TappedLayer:
