@@ -1,6 +1,6 @@
 """`python -m fedsim` is the command line."""
 
-from fedsim.cli.commands import main
+from fedsim.cli.entry import main
 
 if __name__ == "__main__":
     main()

@@ -5,6 +5,7 @@ A command imports what it needs when it runs, so that help texts and usage error
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from importlib import import_module
@@ -292,6 +293,7 @@ def _example_of_one_run(job: Job) -> str:
 def _report_error(message: str) -> None:
     """Writes an error message. Most errors meet every rank: the others wait, so that rank 0 writes it alone and ends them."""
     if rank := ranks.rank():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by which mpirun ends them
         time.sleep(MESSAGE_PATIENCE)
         message = f"[rank {rank}] {message}"
     sys.stderr.write(f"{message}\n")

@@ -30,12 +30,13 @@ from fedsim.fleet.registry import make_fleet
 from fedsim.simulation import malloc
 from fedsim.simulation.experiment import Experiment, build_experiment
 from fedsim.simulation.finished_round import Callback
+from fedsim.simulation.launchers.parent import nearest
 from fedsim.simulation.launchers.ranks import launched, refuse_lonely_ranks, refuse_lonely_tasks
 from fedsim.simulation.loop import RoundWriter, simulate
 from fedsim.simulation.planning.plan import resolve, unlike
 from fedsim.simulation.progress import Progress, output
 from fedsim.simulation.resume import RunStart, find_start, host
-from fedsim.simulation.stop_signal import StopSignal
+from fedsim.simulation.stop_signal import StopSignal, stopped
 from fedsim.storage.reader import RunReader
 from fedsim.storage.run_lock import holding
 
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
 
 Made = TypeVar("Made")
 PASSED_ON = 1.0  # seconds that a launcher gets to pass on the last message
-LAUNCHERS = ("mpirun", "mpiexec", "prterun", "prted", "orted", "srun", "slurmstepd", "hydra_pmi_proxy")
 CODES: dict[int, type[Exception]] = {1: ClientFault, 2: BadInput, 3: Stopped}
 
 
@@ -59,7 +59,7 @@ class Observer:
 
 
 def main(job: Job, out: Path, resume: str, origin: object = "") -> int:
-    """Runs the job on this rank for the command line; the exit code. A BadInput before the run has begun is raised on rank 0.
+    """Runs the job on this rank for the command line; the exit code. A BadInput or Stopped before the first round is raised on rank 0.
 
     origin: how messages name the job.
     """
@@ -71,14 +71,12 @@ def main(job: Job, out: Path, resume: str, origin: object = "") -> int:
 
     try:
         run(job, out, resume, communicator, Observer(report=report, summary=True))
-    except BadInput:
+    except (BadInput, Stopped) as error:
         if reported or (communicator and communicator.rank):
-            return 2
+            return _code(error)
         raise
     except ClientFault:
         return 1
-    except Stopped:
-        return 3
     return 0
 
 
@@ -90,9 +88,11 @@ def run(job: Job, out: Path, resume: str, communicator: Communicator | None, obs
     limit = job.execution.time_limit
     stop = StopSignal(None if limit is None or worker else 60 * limit)
     with ExitStack() as held, stop.listening(), ending_all_ranks(communicator):
+        agreed(communicator, lambda: stop.refuse_to_begin(out))
         agreed(communicator, lambda: worker or held.enter_context(holding(out, _now(), time.sleep)))
         experiment = agreed(communicator, lambda: _experiment(job, communicator, stop))
         start = agreed(communicator, lambda: RunStart(out) if worker else find_start(experiment, out, resume))
+        agreed(communicator, lambda: stop.refuse_to_begin(out))
         hosts = communicator.allgather_text(host()) if communicator else [host()]
         if communicator and worker:
             _serve(experiment, communicator)
@@ -148,15 +148,15 @@ def _write(message: str) -> None:
 
 
 def agreed(communicator: Communicator | None, make: Callable[[], Made]) -> Made:
-    """What `make` returns on this rank. A BadInput of any rank is raised on all of them, so that no rank waits for another."""
+    """What `make` returns on this rank. A BadInput or Stopped of any rank is raised on all of them, so that no rank waits for another."""
     made, message = None, ""
     try:
         made = make()
-    except BadInput as error:
-        message = str(error)
+    except (BadInput, Stopped) as error:
+        message = f"{_code(error)}{error}"
     messages = communicator.allgather_text(message) if communicator else [message]
     if first := next(filter(None, messages), ""):
-        raise BadInput(first)
+        raise CODES[int(first[0])](first[1:])
     return made  # type: ignore[return-value]
 
 
@@ -190,18 +190,11 @@ def _terminal(link: Communicator | None) -> bool:
     """Whether a person watches. mpirun gives its ranks terminals of its own, so there its own output decides."""
     if link is None:
         return sys.stdout.isatty()
+    launcher = nearest(os.getppid())
     try:
-        return str(Path(f"/proc/{_launcher(os.getppid())}/fd/1").readlink()).startswith(("/dev/pts/", "/dev/tty"))
+        return launcher is not None and str(Path(f"/proc/{launcher.process}/fd/1").readlink()).startswith(("/dev/pts/", "/dev/tty"))
     except OSError:
         return False
-
-
-def _launcher(process: int) -> int:
-    """The nearest process above that launches ranks: a wrapper may stand between."""
-    name = Path(f"/proc/{process}/comm").read_text().strip()
-    if name in LAUNCHERS:
-        return process
-    return _launcher(int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1]))
 
 
 def _serve(experiment: Experiment, communicator: Communicator) -> None:
@@ -222,7 +215,7 @@ def lead(experiment: Experiment, start: RunStart, communicator: Communicator | N
         if not start.finished:
             _rounds(experiment, start, communicator, hosts, progress, observer.callback)
     except Stopped:
-        failure = Stopped(f"stopped; {start.out} holds all complete rounds, and the same command goes on from there")
+        failure = stopped(start.out)
     except BadInput as error:
         failure = error
     except ClientFault as error:
@@ -236,12 +229,16 @@ def lead(experiment: Experiment, start: RunStart, communicator: Communicator | N
     if failure:
         observer.report(failure)
     if communicator:
-        code = next((code for code, kind in CODES.items() if isinstance(failure, kind)), 0)
-        communicator.send_order({"do": "end", "code": code, "message": str(failure or "")})
+        communicator.send_order({"do": "end", "code": _code(failure), "message": str(failure or "")})
     if failure:
         raise failure
     if observer.summary:
         progress.show()
+
+
+def _code(error: Exception | None) -> int:
+    """The exit code of an error; 0 where there is none."""
+    return next((code for code, kind in CODES.items() if isinstance(error, kind)), 0)
 
 
 def _remains(start: RunStart) -> str:

@@ -8,9 +8,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+from fedsim.errors import Stopped
+from fedsim.simulation.launchers.first_signals import SIGNALS, noted
 
 
 @dataclass
@@ -18,11 +20,16 @@ class StopSignal:
     """Whether the run is to stop: a signal came, or its time is over."""
 
     limit: float | None = None  # seconds
-    signalled: bool = False
+    signalled: bool = field(default_factory=noted)  # it may have come before this object was made
     began: float = field(default_factory=time.monotonic)
 
     def __call__(self) -> bool:
         return self.signalled or (self.limit is not None and time.monotonic() - self.began > self.limit)
+
+    def refuse_to_begin(self, out: Path) -> None:
+        """Stopped where a signal has come already, before the first round."""
+        if self.signalled:
+            raise stopped(out)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -44,3 +51,10 @@ class StopSignal:
 
     def _note(self, *_: Any) -> None:
         self.signalled = True
+
+
+def stopped(out: Path) -> Stopped:
+    """What is told of a run that was stopped."""
+    if not out.exists():
+        return Stopped("stopped before the first round; the same command starts the run")
+    return Stopped(f"stopped; {out} holds all complete rounds, and the same command goes on from there")

@@ -29,11 +29,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from fedsim.config import own_code
 from fedsim.config.job import Job, identity, resolved
 from fedsim.config.job import runs as runs_of
-from fedsim.errors import BadInput
+from fedsim.errors import BadInput, Stopped
 from fedsim.simulation import launch
+from fedsim.simulation.launchers.first_signals import SIGNALS
 from fedsim.simulation.launchers.ranks import launched, refuse_lonely_tasks
 from fedsim.simulation.resume import check_format, differences
-from fedsim.simulation.stop_signal import SIGNALS, StopSignal
+from fedsim.simulation.stop_signal import StopSignal
 from fedsim.storage.reader import RunReader
 
 LOOK = 0.5  # seconds between two looks at the signals and at the rounds done
@@ -221,6 +222,8 @@ def _done(run: Run) -> Outcome:
             code, message = launch.main(run.job, run.out, "auto"), said.getvalue().strip()
     except BadInput as error:
         code, message = 2, str(error)
+    except Stopped:
+        code, message = 3, ""
     except Exception:
         code, message = 1, traceback.format_exc().strip()
     return Outcome(code, message if code else "", time.perf_counter() - began, already)

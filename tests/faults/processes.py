@@ -103,10 +103,14 @@ class Running:
         """All living processes of the session."""
         return [pid for pid, session, state in _processes() if session == self.process.pid and state != "Z"]
 
+    def ranks(self) -> list[int]:
+        """The processes that mpirun has started so far."""
+        return [pid for pid in self.members() if b"OMPI_COMM_WORLD_RANK=" in _read(pid, "environ")]
+
     def rank(self, number: int) -> int:
-        """The process of a rank."""
+        """The process of a rank; the one that watches for it began later."""
         mark = b"OMPI_COMM_WORLD_RANK=%d" % number
-        return next(pid for pid in self.members() if mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
+        return min(pid for pid in self.members() if mark in _read(pid, "environ").split(b"\0"))
 
     def kill(self) -> None:
         """Ends all processes at once, as a power failure would."""
@@ -127,6 +131,27 @@ class Running:
         return (self.folder / name).read_text()
 
 
+def _read(pid: int, name: str) -> bytes:
+    """A file of /proc about a process; empty where it has ended."""
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    except OSError:
+        return b""
+
+
+def signals(pid: int, kind: str, name: signal.Signals) -> bool:
+    """Whether a process catches ("SigCgt") or blocks ("SigBlk") a signal."""
+    masks = dict(line.split(":\t") for line in _read(pid, "status").decode().splitlines() if ":\t" in line)
+    return bool(int(masks.get(kind, "0"), 16) >> (name - 1) & 1)
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    give_up = time.monotonic() + HANG
+    while not condition():
+        assert time.monotonic() < give_up, f"nothing came in {HANG} s"
+        time.sleep(LOOK)
+
+
 def _processes() -> Iterator[tuple[int, int, str]]:
     """(process, its session, its state) of all there are."""
     for entry in Path("/proc").glob("[0-9]*"):
@@ -144,12 +169,17 @@ class Lab:
     folder: Path
     started: list[Running] = field(default_factory=list)
 
-    def start(self, *arguments: str, ranks: int = 0, run: str = "run.h5", hold: int | None = None) -> Running:
-        """`fedsim run tiny.toml --out RUN …` on that many ranks; 0: without mpirun. It goes on in round `hold` until it is stopped."""
+    def start(
+        self, *arguments: str, ranks: int = 0, run: str = "run.h5", hold: int | None = None, through: tuple[str, ...] = ()
+    ) -> Running:
+        """`fedsim run tiny.toml --out RUN …` on that many ranks; 0: without mpirun. It goes on in round `hold` until it is stopped.
+
+        through: words before the command of a rank.
+        """
         if ranks and not MPIRUN.exists():
             pytest.skip("needs the extra [mpi]")
         launcher = [str(MPIRUN), "-n", str(ranks)] if ranks else []
-        command = [*launcher, sys.executable, "-m", "fedsim", "run", "tiny.toml", "--out", run, *arguments]
+        command = [*launcher, *through, sys.executable, "-m", "fedsim", "run", "tiny.toml", "--out", run, *arguments]
         self.started.append(Running(self.folder, command, self.folder / run, hold))
         return self.started[-1]
 

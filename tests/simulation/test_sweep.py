@@ -20,8 +20,8 @@ from fedsim.config import job
 from fedsim.config.job import Job
 from fedsim.errors import BadInput
 from fedsim.simulation import launch
+from fedsim.simulation.launchers.first_signals import SIGNALS
 from fedsim.simulation.launchers.ranks import LAUNCHED
-from fedsim.simulation.stop_signal import SIGNALS
 from fedsim.simulation.sweep import Outcome, Run, SweepProgress, plan, sweep
 from fedsim.storage.reader import RunReader
 

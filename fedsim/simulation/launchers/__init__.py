@@ -1,1 +1,1 @@
-"""What launchers of MPI ranks tell a process, before MPI has started."""
+"""What a process of a run knows and does before anything heavy is imported: its launcher, its rank, and signals that come early."""

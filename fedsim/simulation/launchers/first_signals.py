@@ -1,0 +1,23 @@
+"""Signals that ask a run to stop, from the first instant of its process. Imports nothing but `signal`: each import takes time."""
+
+import signal
+from typing import Any
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+_noted: list[int] = []
+
+
+def note() -> None:
+    """From now on a signal is noted and does not end the process; one that was blocked (`env --block-signal`) arrives now."""
+    for name in SIGNALS:
+        signal.signal(name, _note)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+def noted() -> bool:
+    """Whether one has come."""
+    return bool(_noted)
+
+
+def _note(number: int, _: Any) -> None:
+    _noted.append(number)

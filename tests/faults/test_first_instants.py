@@ -1,0 +1,83 @@
+"""Signals and the end of the launcher while a run still starts: it stops cleanly, or its ranks end; the same command then does the run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from processes import Console, Ended, Lab, Running, assert_same, environment, signals, wait_for
+
+USR1 = signal.SIGUSR1
+EARLY = "stopped before the first round; the same command starts the run"
+BLOCKED = ("env", "--block-signal=USR1")
+
+
+def begins(lab: Lab, console: Console, reference: Path) -> None:
+    """Nothing was written, and the same command does the run that was never stopped."""
+    assert not (lab.folder / "run.h5").exists()
+    assert console().code == 0
+    assert_same(lab.folder / "run.h5", reference)
+
+
+def stopped(running: Running) -> Ended:
+    os.kill(running.process.pid, USR1)
+    ended = running.ended()
+    assert ended.code == 3, ended.err
+    assert ended.err.count(EARLY) == 1
+    return ended
+
+
+@pytest.mark.parametrize(("through", "kind"), [((), "SigCgt"), (BLOCKED, "SigBlk")], ids=["as soon as Python hears it", "before"])
+def test_a_signal_in_the_first_instant_stops_the_run(
+    lab: Lab, console: Console, reference: Path, through: tuple[str, ...], kind: str
+) -> None:
+    """A signal that `env` holds back comes when Python can hear it."""
+    running = lab.start(through=through)
+    wait_for(lambda: signals(running.process.pid, kind, USR1))
+    assert stopped(running).err == EARLY + "\n"
+    begins(lab, console, reference)
+
+
+def test_a_signal_while_ranks_import_stops_them_together(lab: Lab, console: Console, reference: Path) -> None:
+    running = lab.start(ranks=3)
+    wait_for(lambda: sum(signals(pid, "SigCgt", USR1) for pid in running.ranks()) >= 3)
+    stopped(running)
+    begins(lab, console, reference)
+
+
+def test_a_signal_to_one_rank_stops_all(lab: Lab) -> None:
+    running = lab.start(ranks=3)
+    wait_for(lambda: sum(signals(pid, "SigCgt", USR1) for pid in running.ranks()) >= 3)
+    os.kill(running.rank(1), USR1)
+    ended = running.ended()
+    assert (ended.code, ended.err.count(EARLY)) == (3, 1), ended.err
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.3, 1.5])
+def test_ranks_that_start_end_with_the_launcher_that_was_killed(lab: Lab, seconds: float) -> None:
+    """A shell stands between mpirun and Python. The limit is far above the second or two that it takes."""
+    running = lab.start(ranks=3, through=("sh", "-c", '"$@"; true', "sh"))
+    wait_for(lambda: len(running.ranks()) >= 3)
+    time.sleep(seconds)
+    os.kill(running.process.pid, signal.SIGKILL)
+    running.ended(within=30)
+
+
+@pytest.mark.parametrize("listens", [True, False])
+def test_a_rank_whose_launcher_has_ended_before_ends_too(tmp_path: Path, listens: bool) -> None:
+    """What Open MPI tells its ranks names a port, where nobody listens when mpirun is gone."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        if listens:
+            server.listen()
+        told = {"OMPI_COMM_WORLD_RANK": "0", "PMIX_SERVER_URI41": f"prterun-here-1@0;0.0;tcp4://127.0.0.1:{server.getsockname()[1]}"}
+        command = [sys.executable, "-m", "fedsim", "run", "no.toml"]
+        ended = subprocess.run(command, cwd=tmp_path, env=environment() | told, capture_output=True, text=True, timeout=100, check=False)
+    expected = (2, "no.toml: no such job file\n") if listens else (1, "the launcher that started this rank has ended; the rank ends too\n")
+    assert (ended.returncode, ended.stderr) == expected
