@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 
 from fedsim.core.activation_pruning import bits
 from fedsim.costs.flops import layers_named, ones
@@ -73,7 +74,14 @@ def executed_memory(
         "optimiser": VALUE_BYTES * slots * model_profile.parameters,
         "masks": hidden + VALUE_BYTES * sum(thin.values()),
     }
-    highest = max(_moments(model_profile, batch, product + sum(thin.values()), thin), key=lambda terms: terms.total)
+    effective = product + sum(thin.values())
+    end = Breakdown(
+        gradients=VALUE_BYTES * model_profile.parameters,
+        effective=VALUE_BYTES * effective,
+        activations=0,
+        transient=_masking(model_profile, names - model_profile.normalised, thin),
+    )
+    highest = max((*_moments(model_profile, batch, effective, thin), end), key=lambda terms: terms.total)
     return Breakdown({name: pack * value for name, value in (held | highest).items()})
 
 
@@ -85,17 +93,27 @@ def _pruned(model_profile: ModelProfile) -> set[str]:
 
 
 def _moments(model_profile: ModelProfile, batch: int, product: int, thin: KeptCounts) -> Iterator[Breakdown]:
-    """What a step holds beside its state when its backward pass stands at each module, and when its gradients are masked."""
+    """What a step holds beside its state when its backward pass stands at each module."""
     layers, formed = {layer.name: layer for layer in model_profile.layers}, 0
     for moment in reversed(model_profile.moments):
         layer = layers.get(moment.layer)
         mine, copied = (layer.weights, len(layer.shape) > 2) if layer else (0, False)
         formed += thin.get(moment.layer, mine) + moment.free
         kept = _saved(model_profile, batch, moment.activations, moment.caches, moment.signs)
-        made = REMADE * (moment.layer in model_profile.normalised or moment.layer in thin) + COPIED * copied
-        beside = batch * moment.transient + VALUE_BYTES * made * mine
+        made = (REMADE * (moment.layer in model_profile.normalised or moment.layer in thin) + COPIED * copied) * mine
+        if moment.layer in thin:  # its gradient at the kept positions, 64-bit integers; a linear map's is copied in their order first
+            made = max(made, (2 - copied) * mine + 2 * thin[moment.layer])
+        beside = batch * moment.transient + VALUE_BYTES * made
         yield Breakdown(gradients=VALUE_BYTES * formed, effective=VALUE_BYTES * product, activations=kept.total, transient=beside)
-    yield Breakdown(gradients=VALUE_BYTES * model_profile.parameters, effective=VALUE_BYTES * product, activations=0, transient=0)
+
+
+def _masking(model_profile: ModelProfile, masked: AbstractSet[str], thin: KeptCounts) -> int:
+    """What it takes beside the gradients to mask them, layer after layer: a second tensor for each, and the mask as numbers; where the
+    gradients are of kept values alone these, and the positions of one layer as 64-bit integers.
+    """
+    spread = VALUE_BYTES * sum(thin.values()) + 2 * VALUE_BYTES * max(thin.values(), default=0)
+    sizes = [layer.weights for layer in model_profile.layers if layer.name in masked - thin.keys()]
+    return spread + VALUE_BYTES * (sum(sizes) + max(sizes, default=0))
 
 
 def saved(model_profile: ModelProfile, batch: int) -> Breakdown:

@@ -42,7 +42,7 @@ class BackwardMoment:
 class ModelProfile:
     """What the ledger needs to know of a model."""
 
-    layers: tuple[LayerProfile, ...]  # conv and linear, in state_dict order
+    layers: tuple[LayerProfile, ...]  # conv and linear, in the order of the forward pass
     free: int  # u: parameters that are never masked (biases, scale and shift of norms)
     buffers: int  # b: running means and variances, and other buffers that clients average
     activations: int  # bytes saved for backward per image, float32

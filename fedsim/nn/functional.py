@@ -62,6 +62,7 @@ class FunctionalModule:
         self._patterns = Patterns({layer: way for layer, way in geometries.items() if uses[keys.weight(layer)] == 1}, {})
         weighted = [name for name, layer in self.module.named_modules() if isinstance(layer, (*WEIGHTED, *replace.WEIGHTED))]
         weighted = forward_order(self.original, [name for name in weighted if keys.weight(name) in self.initial])
+        replace.keep_first_input(self.module, weighted)
         self.shapes = {name: tuple(self.initial[keys.weight(name)].shape) for name in weighted}
         self.weights = tuple(key for key in self.initial if key.startswith(keys.WEIGHTS))
         self.frozen = frozenset(keys.WEIGHTS + name for name, value in self.original.named_parameters() if not value.requires_grad)

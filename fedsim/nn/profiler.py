@@ -24,6 +24,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from fedsim.core.activation_pruning import ActivationPruning, bits
 from fedsim.costs.profile import VALUE_BYTES, BackwardMoment, LayerProfile, ModelProfile
+from fedsim.nn.layers.gate_insertion import forward_order
 from fedsim.nn.layers.input_gate import CONVOLUTIONS, WEIGHTED, InputGate
 from fedsim.nn.layers.nsconv import ScaledReLU, normalised_of
 from fedsim.nn.slots import averaged
@@ -173,9 +174,9 @@ class _SavedTensors:
     """What one forward pass saves for the backward pass; its hooks fill it."""
 
     def __init__(self, module: nn.Module, keep: ActivationPruning | None, batch: int) -> None:
-        self.layers: dict[nn.Module, LayerProfile] = {
-            layer: _layer(name, layer) for name, layer in module.named_modules() if isinstance(layer, WEIGHTED)
-        }
+        weighted = {name: layer for name, layer in module.named_modules() if isinstance(layer, WEIGHTED)}
+        order = forward_order(module, list(weighted))
+        self.layers: dict[nn.Module, LayerProfile] = {weighted[name]: _layer(name, weighted[name]) for name in order}
         self.keep, self.batch = keep, batch
         self.first = next(iter(self.layers), None)
         self.storages: dict[int, Tensor] = {}  # the tensor is held, so that its storage's address stays its own

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from math import log2
 
 import pytest
@@ -241,6 +242,15 @@ def test_what_a_pack_holds_is_what_its_clients_hold() -> None:
     assert memory.executed_memory(SMALL, 4, ("wide",), slots=1, pack=7) == {name: 7 * value for name, value in one.items()}
 
 
+def test_the_end_of_a_step_holds_every_gradient_twice_where_it_masks_them() -> None:
+    end = memory.executed_memory(SMALL, 0, ("wide", "head"))
+    assert end["gradients"] == 4 * (1528 + 58)
+    assert end["transient"] == 4 * (1152 + 160) + 4 * 1152  # the masked gradients, and one mask as numbers
+    kept = memory.executed_memory(replace(SMALL, keep=ActivationPruning(0.5)), 0, {"wide": 1152, "head": 160})
+    assert kept["gradients"] == end["gradients"]
+    assert kept["transient"] == 4 * (1152 + 160) + 8 * 1152  # gradients of kept values, and the positions of one layer
+
+
 def highest(step: Callable[[], None]) -> int:
     """The most bytes that a step holds beside its state.
 
@@ -272,6 +282,8 @@ def highest(step: Callable[[], None]) -> int:
         ("resnet20", "group", 32, 16),
         ("resnet20", "nsconv", 32, 16),
         ("vgg11", "batch", 32, 8),
+        ("vgg11", "batch", 32, 32),
+        ("resnet18", "batch", 32, 8),
         ("mobilenet_v2", "nsconv", 32, 8),
     ],
 )

@@ -16,6 +16,7 @@ from fedsim.methods.adp import ADP
 from fedsim.methods.fedmef import FedMef
 from fedsim.methods.structured import Structured
 from fedsim.models import settings
+from fedsim.nn import profiler
 from fedsim.nn.dynamic_inference import Skipping
 from fedsim.nn.layers import gate_insertion, input_gate
 from fedsim.nn.net import Net
@@ -147,4 +148,9 @@ def test_layers_stand_in_the_order_of_the_forward_pass() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.last(self.norm(self.first(x.flatten(1))).relu())
 
-    assert list(Net(Turned()).sizes) == ["first", "last"]
+    keep = ActivationPruning(0.5)
+    net, found = Net(Turned()), profiler.profile(Turned(), (4, 1, 1), keep)
+    net.set_activation_pruning(keep)
+    assert list(net.sizes) == [layer.name for layer in found.layers] == ["first", "last"]
+    assert found.caches == (8,)  # the input of the last layer, not the images
+    assert [net.module.get_submodule(name).may_prune for name in net.sizes] == [False, True]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -66,10 +67,14 @@ def replace_layers(module: nn.Module, context: CallContext) -> dict[str, Geometr
                 parent, _, slot = name.rpartition(".")
                 own = replacements.setdefault(layer, replacement(layer, name, context))
                 setattr(module.get_submodule(parent), slot, own)
-    geometries = _converted(module, context)
-    # The first layer reads the images, which are in memory anyway: it never prunes its input.
-    next((layer for layer in module.modules() if hasattr(layer, "may_prune")), module).may_prune = False  # type: ignore[assignment]
-    return geometries
+    return _converted(module, context)
+
+
+def keep_first_input(module: nn.Module, layers: Iterable[str]) -> None:
+    """The first of these layers, in the order of the forward pass, keeps its whole input: the images are in memory anyway."""
+    found: list[Any] = [module.get_submodule(name) for name in layers]
+    for layer in [layer for layer in found if hasattr(layer, "may_prune")][:1]:
+        layer.may_prune = False
 
 
 def _check(name: str, layer: nn.Module) -> None:
