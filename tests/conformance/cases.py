@@ -85,6 +85,14 @@ TABLE = {
     "keeper": Case("toys:Keeper", holdout=0.2),
     "prober": Case("toys:Prober", {"k": 5}),
     "gated": Case("toys:Gated"),
+    "dropout": Case(
+        "fedtiny",
+        TINY | {"pretrain_epochs": 1},
+        public=1,
+        masked=True,
+        budget=0.3,
+        model={"factory": "toys:with_dropout"},
+    ),
 }
 FLEETS = ("serial", "packed")
 WAYS: dict[str, dict[str, Any]] = {  # [execution] of every way to compute the same

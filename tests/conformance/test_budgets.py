@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedsim.config import job
 from fedsim.core.tree import under
+from fedsim.core.types import Batch
 from fedsim.costs.flops import forward_flops
 from fedsim.costs.memory import TERMS
 from fedsim.simulation.experiment import build_experiment
@@ -72,7 +73,7 @@ def test_weights_in_use_are_zero_where_the_mask_is(name, train, alone, folder) -
     net, data = parts.setting.net, parts.population.train
     x = data.images(torch.arange(4)).float() / 255
     with torch.no_grad(), WeightsInUse(net.module) as used:
-        net(under(tree, "w/", "buf/", "mask/"), x, train)
+        net(under(tree, "w/", "buf/", "mask/"), x, train, draws=Batch(x, x, None, torch.tensor(0), torch.tensor(1), key=torch.tensor(0)))
     masked = [key for key in tree if key.startswith("mask/")]
     assert {key[5:].removesuffix(".weight") for key in masked} <= used.found.keys()
     for key in masked:

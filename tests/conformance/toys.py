@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedsim.core import keys, rng
 from fedsim.core.keys import COUNT
@@ -189,3 +189,12 @@ class Gated(Method[GatedState]):
 
     def deploy(self, setting: Setting, state: GatedState, fleet: Fleet, cohort: Sequence[int]) -> tuple[Tree, Tree, Net | None]:
         return state.shared, self.gates(setting, state, cohort), self.net(setting, state) if state.kept else None
+
+
+def with_dropout(shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """A network whose layers draw in training."""
+    first, second = nn.Conv2d(shape[0], 4, 3, padding=1), nn.Conv2d(4, 8, 3)
+    return nn.Sequential(
+        *(first, nn.ReLU(), nn.Dropout2d(0.2), second, nn.Dropout(0.1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(2)),
+        *(nn.Flatten(), nn.Dropout(0.3), nn.Linear(32, classes)),
+    )

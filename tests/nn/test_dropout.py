@@ -165,7 +165,7 @@ def test_closed_channels_draw_as_if_they_were_there(masked) -> None:
 
 def test_a_batch_without_a_key_is_refused_by_name() -> None:
     net = Net(Small())
-    with pytest.raises(ValueError, match=r"drop: dropout draws by the key of a batch.*key=sent\.key"):
+    with pytest.raises(ValueError, match=r"drop: dropout draws by the key of a batch.*draws=batch.*key=sent\.key"):
         net.gradient(net.initial, batch(torch.randn(2, 3, 8, 8), key=None))
 
 

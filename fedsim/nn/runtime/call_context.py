@@ -62,6 +62,8 @@ class CallContext:
         """() the key of a layer's draws in this step; another one for each use of the layer. ValueError if the batch has no key."""
         batch = self.batch
         if batch is None or batch.key is None:
-            raise ValueError(f"{layer}: dropout draws by the key of a batch, and this call has none: give Batch(…, key=sent.key)")
+            raise ValueError(
+                f"{layer}: dropout draws by the key of a batch; call net(…, draws=batch), and make a batch as Batch(…, key=sent.key)"
+            )
         self.uses[layer] = use = self.uses.get(layer, -1) + 1
         return rng.fold(rng.fold(batch.key, batch.t), rng.number("dropout", batch.feed, layer, use))
