@@ -35,7 +35,7 @@ class ServerBill:
             raise ValueError(f"the server is charged for {what!r}; the name must be letters, digits and '_', such as \"scoring\"")
         if flops < 0:
             raise ValueError(f"the server is charged {flops} FLOPs for {what}; it must be 0 or more")
-        self._terms = self._terms + ({what: flops} if flops else {})
+        self._terms = self._terms + ({what: int(flops)} if flops else {})
 
     def take(self) -> dict[str, int]:
         """The columns of a row; the bill is empty afterwards."""
