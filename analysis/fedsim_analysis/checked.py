@@ -159,6 +159,10 @@ def attribute(owner: h5py.Group | h5py.Dataset, name: str) -> Any:
     text = kind.kind == "S" or h5py.check_string_dtype(kind) is not None
     need((kind.kind in "biuf" and kind.itemsize <= 8) or text, f"{where} is neither a truth value nor a number nor text")
     need(kind.itemsize <= TEXT, f"{where} has {kind.itemsize:,} characters; a run file's has {TEXT:,} at most")
+    if not text:
+        number = np.empty((), kind)
+        held.read(number)  # without the library's own way, which opens it once more
+        return number.item()
     return _plain(owner.attrs[name], where)
 
 

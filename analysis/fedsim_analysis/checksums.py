@@ -40,9 +40,8 @@ def columns(file: h5py.File) -> list[str]:
     return labels(file, f"{GROUP}/{COLUMNS}") if checked.group(file, GROUP) else []
 
 
-def check_rows(file: h5py.File, path: str, values: NDArray[np.float64], first: int) -> None:
-    """That the rows of the column at `path`, from row `first` on, are as they were written."""
-    known = columns(file)
+def check_rows(file: h5py.File, path: str, values: NDArray[np.float64], first: int, known: Sequence[str]) -> None:
+    """That the rows of the column at `path`, from row `first` on, are as they were written. `known`: `columns` of this file."""
     if path not in known:
         return
     stored = checked.dataset(file, f"{GROUP}/{ROWS}", "u", (None, len(known)), filled=True)  # its next chunk may not be there yet

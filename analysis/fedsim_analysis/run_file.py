@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import stat
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -207,22 +207,31 @@ def stored_name(file: h5py.File, group: str, name: str) -> str:
 
 def column(file: h5py.File, group: str, name: str) -> h5py.Dataset:
     """The column, of the right kind and width; Absent where there is none."""
-    if name not in (known := names(file, group)):
-        raise Absent(f"{file.filename} has no {group}/{name}; it has {', '.join(known) or 'none'}")
-    found = dataset(file, f"{group}/{stored_name(file, group, name)}", NUMBERS, (None, *_wide(file, group)), filled=True)
+    path = f"{group}/{stored_name(file, group, name)}"
+    if not _has(file, group, name):
+        raise Absent(f"{file.filename} has no {group}/{name}; it has {', '.join(names(file, group)) or 'none'}")
+    found = dataset(file, path, NUMBERS, (None, *_wide(file, group)), filled=True)
     last = attribute(file, "rounds")
     need(found.shape[0] > last, f"{group}/{name} has {found.shape[0]} rows, and round {last} is done")
     return found
+
+
+def _has(file: h5py.File, group: str, name: str) -> bool:
+    if is_former(file):
+        return name in names(file, group)
+    return name not in DIMENSIONS[group] and checked.group(file, group) is not None and checked.item(file, f"{group}/{name}") is not None
 
 
 def _wide(file: h5py.File, group: str) -> tuple[int, ...]:
     return tuple(dataset(file, dimension, f"{NUMBERS}OS", (None,)).shape[0] for dimension in DIMENSIONS[group][1:])
 
 
-def values(file: h5py.File, group: str, name: str, r: int | None = None, client: int | None = None) -> NDArray[np.float64]:
-    """Rows 0 … `rounds` of a column, or the row of round `r`, or of one client alone."""
+def values(
+    file: h5py.File, group: str, name: str, r: int | None = None, client: int | None = None, known: Sequence[str] | None = None
+) -> NDArray[np.float64]:
+    """Rows 0 … `rounds` of a column, or the row of round `r`, or of one client alone. `known`: what has checksums, if the caller knows."""
     found, done = column(file, group, name), int(attribute(file, "rounds")) + 1
-    where = f"{group}/{stored_name(file, group, name)}"
+    where = str(found.name).lstrip("/")
     begin, end = (0, done) if r is None else (r, r + 1)
     if r is not None and not 0 <= r < found.shape[0]:
         raise Absent(f"{file.filename} has no round {r}; its rounds are 0 to {done - 1}")
@@ -232,16 +241,20 @@ def values(file: h5py.File, group: str, name: str, r: int | None = None, client:
         need(size <= most, f"{where} has {size:,} bytes in all, and hardly any are stored; read the clients of one round at a time")
     rows = _rows(found, where, slice(begin, end) if client is None else (slice(begin, end), client))
     if client is None:
-        checksums.check_rows(file, where, rows[: max(done - begin, 0)], begin)
+        checksums.check_rows(file, where, rows[: max(done - begin, 0)], begin, checksums.columns(file) if known is None else known)
     return rows if r is None else rows[0]
 
 
 def sound_columns(file: h5py.File, group: str) -> tuple[dict[str, NDArray[np.float64]], list[str]]:
     """Rows 0 … `rounds` of all columns of a group that can be read, and what is wrong with each of the others."""
     found, wrong = dict[str, NDArray[np.float64]](), list[str]()
+    try:
+        known = checksums.columns(file)
+    except Damaged:
+        known = None  # each column says so
     for name in names(file, group):
         try:
-            found[name] = values(file, group, name)
+            found[name] = values(file, group, name, known=known)
         except Damaged as error:
             wrong.append(str(error))
         except FAULTS as error:

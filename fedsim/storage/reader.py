@@ -31,7 +31,7 @@ NUMBERS = [group for group, dimensions in run_file.DIMENSIONS.items() if dimensi
 class Held:
     """What a run file held when it was read."""
 
-    rounds: int
+    attributes: dict[str, Any]
     columns: dict[str, dict[str, NDArray[np.float64]]]  # group -> name -> (rounds + 1,)
     damaged: tuple[str, ...]  # what is wrong with the columns that are left out
 
@@ -53,8 +53,7 @@ class RunReader:
 
     @property
     def attributes(self) -> dict[str, Any]:
-        found = self._read(_attributes)
-        return found if self._held is None else found | {"rounds": self._held.rounds}
+        return dict(self._held.attributes) if self._held else self._read(_attributes)
 
     def held(self) -> RunReader:
         """The same file as it stands now: all columns have the same rows, though the run goes on.
@@ -81,7 +80,7 @@ class RunReader:
     @property
     def plan(self) -> dict[str, Any]:
         """How the run is computed; empty where the file does not say."""
-        return self._read(lambda file: _plan(_attributes(file)))
+        return self._read(lambda file: _plan(self._held.attributes if self._held else _attributes(file)))
 
     @property
     def rounds(self) -> int:
@@ -170,7 +169,7 @@ class RunReader:
         if self._held and name in self._held.columns.get(group, ()):
             return self._held.columns[group][name]
         found = self._read(lambda file: run_file.values(file, group, name, r))
-        return found if r is not None or self._held is None else found[: self._held.rounds + 1]
+        return found if r is not None or self._held is None else found[: self.rounds + 1]
 
     def _read(self, what: Callable[[h5py.File], Result]) -> Result:
         try:
@@ -193,7 +192,7 @@ def _hold(file: h5py.File, damaged: bool) -> Held:
     found = {group: run_file.sound_columns(file, group) for group in NUMBERS}
     wrong = tuple(dict.fromkeys(message for _, messages in found.values() for message in messages))
     need(damaged or not wrong, "; ".join(wrong[:1]))
-    return Held(_rounds(file), {group: columns for group, (columns, _) in found.items()}, wrong)
+    return Held(_attributes(file), {group: columns for group, (columns, _) in found.items()}, wrong)
 
 
 def _about(column: h5py.Dataset) -> Column:
