@@ -42,8 +42,7 @@ def server_is_gone() -> bool:
     """Whether no process of this machine listens any more where the launcher's server did. False where that cannot be told."""
     told = [value.rpartition(":")[2] for name, value in os.environ.items() if name.startswith(SERVER) and "tcp" in value]
     ports = {int(port) for port in told if port.isdigit()}
-    listening = _listening()
-    return bool(ports and listening) and not ports & listening
+    return bool(ports) and (listening := _listening()) is not None and not ports & listening
 
 
 def _stat(process: int) -> tuple[int, str, str]:
@@ -52,10 +51,10 @@ def _stat(process: int) -> tuple[int, str, str]:
     return int(fields[1]), fields[0], fields[19]
 
 
-def _listening() -> set[int]:
-    """The TCP ports on which a process of this machine listens."""
-    rows: list[list[str]] = []
+def _listening() -> set[int] | None:
+    """The TCP ports on which a process of this machine listens; None where the system does not tell."""
+    rows: list[list[str]] | None = None
     for table in ("tcp", "tcp6"):
         with suppress(OSError):
-            rows += [line.split() for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]]
-    return {int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == LISTENS}
+            rows = (rows or []) + [line.split() for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]]
+    return None if rows is None else {int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == LISTENS}
