@@ -23,7 +23,7 @@ import torch
 from rich.console import Console
 
 from fedsim.config.job import Job
-from fedsim.errors import BadInput, ClientFault, MethodFault, Stopped
+from fedsim.errors import BadInput, ClientFault, MethodFault, NoRoom, Stopped
 from fedsim.fleet.local_fleet import LocalFleet
 from fedsim.fleet.plan import Plan
 from fedsim.fleet.registry import make_fleet
@@ -148,15 +148,15 @@ def _write(message: str) -> None:
 
 
 def agreed(communicator: Communicator | None, make: Callable[[], Made]) -> Made:
-    """What `make` returns on this rank. A BadInput of any rank is raised on all of them, so that no rank waits for another."""
+    """What `make` returns on this rank. BadInput or NoRoom of any rank is raised on all of them, so that no rank waits for another."""
     made, message = None, ""
     try:
         made = make()
-    except BadInput as error:
-        message = str(error)
+    except (BadInput, NoRoom) as error:
+        message = f"{'2' if isinstance(error, BadInput) else '3'}{error}"
     messages = communicator.allgather_text(message) if communicator else [message]
     if first := next(filter(None, messages), ""):
-        raise BadInput(first)
+        raise CODES[int(first[0])](first[1:])
     return made  # type: ignore[return-value]
 
 
@@ -221,6 +221,8 @@ def lead(experiment: Experiment, start: RunStart, communicator: Communicator | N
     try:
         if not start.finished:
             _rounds(experiment, start, communicator, hosts, progress, observer.callback)
+    except NoRoom as error:
+        failure = error
     except Stopped:
         failure = Stopped(f"stopped; {start.out} holds all complete rounds, and the same command goes on from there")
     except BadInput as error:
