@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the quota, the limit on the size of a file
 
 
 class BadInput(ValueError):
@@ -31,6 +34,10 @@ class MethodFault(RuntimeError):
 
 class Stopped(Exception):
     """A signal or a time limit ended the run; the checkpoint of the last complete round stands: exit code 3."""
+
+
+class NoRoom(Stopped):
+    """The disk is full: exit code 3, one message that says for which file; what was written before stands."""
 
 
 @contextmanager

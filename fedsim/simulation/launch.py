@@ -23,7 +23,7 @@ import torch
 from rich.console import Console
 
 from fedsim.config.job import Job
-from fedsim.errors import BadInput, ClientFault, MethodFault, Stopped
+from fedsim.errors import BadInput, ClientFault, MethodFault, NoRoom, Stopped
 from fedsim.fleet.local_fleet import LocalFleet
 from fedsim.fleet.plan import Plan
 from fedsim.fleet.registry import make_fleet
@@ -214,6 +214,8 @@ def lead(experiment: Experiment, start: RunStart, communicator: Communicator | N
     try:
         if not start.finished:
             _rounds(experiment, start, communicator, hosts, progress, observer.callback)
+    except NoRoom as error:
+        failure = error
     except Stopped:
         failure = stopped(start.out)
     except BadInput as error:

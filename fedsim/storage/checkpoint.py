@@ -28,6 +28,7 @@ from torch import Tensor
 
 from fedsim.core.serialization import Json, dump, load
 from fedsim.errors import BadInput
+from fedsim.storage import disk_room
 
 Tree = dict[str, Tensor]
 Manifest = dict[str, Any]
@@ -98,9 +99,10 @@ def save(folder: Path, r: int, state: Any, extra: Json, kept: Mapping[int, Tree]
     """The checkpoint of round `r` >= 0: `state` as `plain` dumps it, `extra` as JSON, `kept` of the clients touched since the last save.
 
     Returns the kept states of all clients ever visited, which may then leave the memory. Once it returns, `latest` gives this
-    round, whatever happens to the machine; until then, the one before.
+    round, whatever happens to the machine; until then, the one before. NoRoom where the disk is full.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with disk_room.told(folder, 0):
+        folder.mkdir(parents=True, exist_ok=True)
     before = _before(folder, r)
     plain, tensors = dump(state)
     manifest: Manifest = {"format_version": FORMAT, "fedsim_version": _version(), "round": r, "state": plain, "extra": extra}
@@ -291,13 +293,8 @@ def _sum(content: bytes) -> dict[str, Any]:
 
 
 def _put(path: Path, content: bytes) -> dict[str, Any]:
-    """Writes the file aside, onto the disk, and renames it; what to verify it by."""
-    aside = path.with_name(path.name + ".new")
-    with aside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.rename(path)
+    """Writes the file; what to verify it by."""
+    disk_room.put(path, content)
     return _sum(content)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from shutil import copyfile
 from typing import Any
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.errors import BadInput
-from fedsim.storage import client_gates, encoding
+from fedsim.storage import client_gates, disk_room, encoding, growth
 from fedsim.storage.client_gates import Gates
 from fedsim.storage.columns import COLUMNS, OF_METHODS, Column
 from fedsim.storage.layout import CHUNK, Attributes, add_column, appends_a_split, last_mask, lay_out, mask_of, splits, writable
@@ -38,6 +38,9 @@ class RunWriter:
     (a new column, a mask, the final model, rows cut on resume, an index node that splits) is done on a copy that is renamed
     into place, and in place there are only appended chunks, which no trusted row depends on. Beyond `COPIED_UP_TO`, splits are
     done in place too: a kill within that millisecond may damage a column.
+
+    Before each change room for it is reserved on the disk. Where there is none, `row`, `finish`, `create` and `resume` raise NoRoom, and
+    the file is as it was.
     """
 
     _gates: Gates | None  # last stored
@@ -68,15 +71,16 @@ class RunWriter:
         path = Path(path)
         if path.exists():
             raise BadInput(_taken(path, attributes))
-        aside = path.with_name(path.name + ".new")
+        with h5py.File(path.name, "w", driver="core", backing_store=False) as file:
+            lay_out(file, attributes, columns, layers, clients, counts, called or {})
+            file.flush()
+            content = file.id.get_file_image()
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            aside.touch()
+            with disk_room.told(path, len(content)):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            disk_room.put(path, content)
         except OSError as error:
             raise BadInput(f"{path} cannot be written: {error.strerror}; choose another --out") from None
-        with h5py.File(aside, "w", locking=False) as file:
-            lay_out(file, attributes, columns, layers, clients, counts, called or {})
-        aside.rename(path)
         return cls(path)
 
     @classmethod
@@ -86,7 +90,8 @@ class RunWriter:
         if done < r:
             raise BadInput(f"{path} ends with round {done}, before its checkpoint of round {r}; choose another --out to start afresh")
         record = cls(path)
-        with record._aside():
+        table = growth.of_checksums(r, len(record._columns), anew=True)
+        with record._aside(growth.SLACK + table + growth.of_attributes(attributes or {})):
             record._cut(r)
             record._file.attrs.update(attributes or {})
             checksums.put_attributes(record._file)
@@ -124,7 +129,8 @@ class RunWriter:
         chunks = {path: self._chunks(path, *value) for path, value in row.items() if path.startswith("clients/")}
         moved = gates is not None and not gates.same(self._gates)
         appends = mask == self._mask and not moved and row.keys() <= self._columns.keys() and not self._splits(r, chunks)
-        with nullcontext() if appends else self._aside():
+        needed = self._needed(r, row, chunks) + sum(map(len, mask)) + growth.of_gates(gates)
+        with self._in_place(needed) if appends else self._aside(needed):
             self._extend(r + 1)
             self._put(r, row, chunks)
             self._put_mask(r, mask)
@@ -134,10 +140,11 @@ class RunWriter:
             self._file.flush()
             self._file.attrs.modify("rounds", r)
             self._file.flush()
+        self._reached.update(dict.fromkeys(row, r))
 
     def finish(self, model: Tree, weights_sha256: str, gates: Gates | None = None) -> None:
         """Stores the final weights, and gates of clients, and marks the run as finished."""
-        with self._aside():
+        with self._aside(growth.SLACK + growth.of_model(model) + growth.of_gates(gates)):
             if gates is not None:
                 client_gates.put(self._file, client_gates.FINAL, gates)
             for key, value in model.items():
@@ -147,7 +154,11 @@ class RunWriter:
             checksums.put_attributes(self._file)
 
     def close(self) -> None:
-        self._file.close()
+        if self._file:
+            self._file.flush()
+            end = self._file.id.get_filesize()
+            self._file.close()
+            disk_room.give_back(self._at, end)
 
     def __enter__(self) -> RunWriter:
         return self
@@ -156,7 +167,7 @@ class RunWriter:
         self.close()
 
     def _open(self, path: Path) -> None:
-        self._file = writable(path)
+        self._file, self._at = writable(path), path
         self._clients: int = self._file["client"].shape[0]
         self._numbers = self._file["round"]
         self._columns = {f"{group}/{name}": self._file[group][name] for group in DIMENSIONS for name in names(self._file, group)}
@@ -176,20 +187,28 @@ class RunWriter:
     def _count(self) -> None:
         """The chunks that each column of the clients holds; kept up by every row."""
         self._held = {path: column.id.get_num_chunks() for path, column in self._columns.items() if path.startswith("clients/")}
+        self._reached: dict[str, int] = {}  # column -> the last row that was written to it
 
     @contextmanager
-    def _aside(self) -> Iterator[None]:
+    def _in_place(self, needed: int) -> Iterator[None]:
+        disk_room.reserve(self._file, self._path, needed, self._path)
+        yield
+
+    @contextmanager
+    def _aside(self, needed: int) -> Iterator[None]:
         """Until its end, the record writes to a copy, which then takes the file's place."""
         aside = self._path.with_name(self._path.name + ".new")
-        self._file.close()
-        copyfile(self._path, aside)
-        self._open(aside)
+        self.close()
         try:
+            with disk_room.told(self._path, self._path.stat().st_size + needed):
+                copyfile(self._path, aside)
+            self._open(aside)
+            disk_room.reserve(self._file, aside, needed, self._path)
             yield
-            self._file.close()
+            self.close()
             aside.rename(self._path)
         finally:
-            self._file.close()
+            self.close()
             aside.unlink(missing_ok=True)
             self._open(self._path)
 
@@ -234,6 +253,14 @@ class RunWriter:
                     found[self._place[path]] = crc32(values.data)
         if self._checksums is not None:
             self._checksums.id.write(*_spaces(r, found.shape), found)
+
+    def _needed(self, r: int, row: Mapping[str, Any], chunks: Mapping[str, list[Chunk]]) -> int:
+        """Bytes that the columns grow by at most in row `r`."""
+        paths = row.keys() if r else row.keys() | self._columns.keys()
+        anew = not row.keys() <= self._columns.keys()
+        columns = growth.of_columns(r, paths, self._reached, self._wide)
+        clients = growth.of_clients(r, dict.fromkeys(self._held, ()) | dict(chunks) if r == 0 else chunks, self._held)
+        return growth.SLACK + columns + clients + growth.of_checksums(r, len(paths | self._columns.keys()), anew)
 
     def _chunks(self, path: str, ids: Any, measured: Any) -> list[Chunk]:
         ids, measured = np.asarray(ids, np.int64), np.asarray(measured, np.float64)

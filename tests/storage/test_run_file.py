@@ -420,17 +420,19 @@ class Logged(io.FileIO):
     def __init__(self, disk: Disk, path: Path) -> None:
         super().__init__(path, "r+")
         self.disk, self.shown = disk, path == disk.path
+        self.end = path.stat().st_size  # of what was written; after it there may be room that is reserved
 
     def write(self, data: Any) -> int:
         if self.shown:
             self.disk.changes.append((self.tell(), bytes(data)))
+        self.end = max(self.end, self.tell() + len(data))
         return super().write(data)
 
     def truncate(self, size: int | None = None) -> int:
         if self.shown and size is not None:
-            before = self.disk.path.stat().st_size
-            assert size >= before, "a file that readers see never shrinks"
-            self.disk.changes.append((before, bytes(size - before)))
+            assert size >= self.end, "a file that readers see never shrinks"
+            self.disk.changes.append((self.end, bytes(size - self.end)))
+        self.end = size or 0
         return super().truncate(size)
 
 

@@ -20,7 +20,7 @@ from mpi4py import MPI
 from fedsim.core import serialization
 from fedsim.core.exact_sum import Sum
 from fedsim.core.tree import Tree
-from fedsim.errors import ClientFault, Stopped
+from fedsim.errors import ClientFault, NoRoom, Stopped
 from fedsim.fleet.accounting import CostAccount
 from fedsim.fleet.local_fleet import LocalFleet
 from fedsim.fleet.messages import Pack, PackResult, WorkerContext, WorkOrder
@@ -48,16 +48,25 @@ class MPIFleet(LocalFleet):
 
     def drain(self) -> None:
         """Does what is still to be done later."""
-        while self._tasks:
-            self._tasks.pop(0)()
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:  # what follows one that failed is not done
+            task()
+
+    def _drained(self) -> NoRoom | None:
+        """Does what is still to be done later; NoRoom where the disk is full, to be raised when the ranks have been told to stop."""
+        try:
+            self.drain()
+        except NoRoom as full:
+            return full
+        return None
 
     def _carried_out(self, order: WorkOrder, packs: list[Pack]) -> PackResult:
         begin, before = self.link.clock(), self.link.moved
         ranks = min(self.link.comm.size - 1, len(packs))
         self._send(order, packs, ranks)
         sent, shared = self.link.clock(), self.link.moved
-        self.drain()
-        answer, shapes = self._collect(order, ranks)
+        full = self._drained()
+        answer, shapes = self._collect(order, ranks, full)
         computed, collected = self.link.clock(), self.link.moved
         self._reduce(answer, shapes, ranks)
         self.timing["broadcast"] += sent - begin
@@ -83,7 +92,7 @@ class MPIFleet(LocalFleet):
         self.link.broadcast(self.link.transfer.outgoing(bytes_of(order.shared)))
         self.link.send({rank + 1: _private([packs[i] for i in hand]) for rank, hand in enumerate(hands)}, OWN_TAG)
 
-    def _collect(self, order: WorkOrder, ranks: int) -> tuple[PackResult, dict[str, list[int]]]:
+    def _collect(self, order: WorkOrder, ranks: int, full: NoRoom | None) -> tuple[PackResult, dict[str, list[int]]]:
         answer, stopping = PackResult(Sum(order.shared, order.n)), False
         shapes: dict[str, list[int]] = {}
         status = MPI.Status()
@@ -93,10 +102,12 @@ class MPIFleet(LocalFleet):
 
         def stop() -> None:
             nonlocal stopping
-            if self.site.stopped() and not stopping:
+            if (full or self.site.stopped()) and not stopping:
                 stopping = True
                 self.link.send({rank: np.zeros(1, np.uint8) for rank in range(1, ranks + 1)}, STOP_TAG)
 
+        if full:
+            stop()
         for _ in range(ranks):
             self.link.until(arrived, stop)
             header = self.hear(status.Get_source(), answer)
@@ -106,7 +117,7 @@ class MPIFleet(LocalFleet):
         go = np.array([0 if stopping else 1], dtype=np.uint8)
         self.link.send(dict.fromkeys(range(1, ranks + 1), go), GO_TAG)
         if stopping:
-            raise Stopped
+            raise full or Stopped
         return answer, shapes
 
     def hear(self, rank: int, answer: PackResult) -> dict[str, Any]:
