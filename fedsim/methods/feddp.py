@@ -101,6 +101,8 @@ class FedDP(Method[AveragedState]):
                 "[train] feddp lowers the learning rate every epoch, which fednova and scaffold assume constant;"
                 ' use aggregate = "fedavg" or "fedprox", or method.lr_decay_per_epoch = 1'
             )
+        if not convolutions(setting.net):
+            raise BadInput("feddp zeroes weights of convolutions, and this model has none that is trained")
         return AveragedState.begin(setting, setting.net.initial)
 
     def round(self, setting: Setting, state: AveragedState, fleet: Fleet, r: int) -> tuple[AveragedState, dict[str, float]]:
@@ -122,11 +124,12 @@ class FedDP(Method[AveragedState]):
         sizes = torch.tensor([net.sizes[keys.layer_of(key)] for key in convolutions(net)], device=left.device)
         server, down = nonzero(net, after), nonzero(net, sent).sum()
         rest = size(under(sent, keys.WEIGHTS, keys.BUFFERS)) - int(sizes.sum())
+        rest_up = rest - sum(sent[key].numel() for key in net.frozen)  # frozen weights are not sent back
         return {
             "client_conv_density": float((left.double().sum(1) / sizes.sum()).mean()),
             "client_conv_density_layers": float((left.double() / sizes).mean()),
             "server_conv_density": float(server.sum() / sizes.sum()),
             "server_conv_density_layers": float((server.double() / sizes).mean()),
-            "bytes_up_indexed": float(VALUE_BYTES * (2 * left.sum() + len(left) * rest)),
+            "bytes_up_indexed": float(VALUE_BYTES * (2 * left.sum() + len(left) * rest_up)),
             "bytes_down_indexed": float(VALUE_BYTES * len(left) * (2 * down + rest)),
         }

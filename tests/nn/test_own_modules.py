@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,14 +15,17 @@ from two_clients import SIZES, population
 from fedsim.core import keys
 from fedsim.core.tree import clone, under
 from fedsim.core.types import Batch, Feed
-from fedsim.federated.aggregation import FedNova, FedProx, Scaffold
+from fedsim.errors import BadInput
+from fedsim.federated.aggregation import FedAvg, FedNova, FedProx, Scaffold
 from fedsim.federated.client_work import Train, TrainAndScore
 from fedsim.fleet import packed, serial
 from fedsim.fleet.cuda_graph import fleet as cuda_graph
 from fedsim.fleet.messages import Pack, WorkerContext, WorkOrder
+from fedsim.methods.feddp import FedDP, TrainZeroing
 from fedsim.nn import optim
 from fedsim.nn.channel_groups import find_groups
 from fedsim.nn.net import Net
+from fedsim.pruning.extrusion import ExtrudeAndProbe
 
 FLEETS = {"serial": serial, "packed": packed, "cuda_graph": cuda_graph}
 
@@ -117,6 +122,33 @@ def test_a_frozen_layer_can_be_scored() -> None:
     feed = Feed("train", epochs=1, batch=4, augment=False, dense_gradient_layers=("3",), dense_gradient_steps=1)
     found = total(net, serial, TrainAndScore((feed,), 0.1, moves={"3": 5}), net.initial | mask)
     assert "w/3.weight" not in found
+
+
+@pytest.mark.parametrize("fleet", FLEETS)
+def test_a_frozen_layer_is_neither_pressed_by_the_penalty_nor_zeroed(fleet) -> None:
+    """FedMef's extrusion marks a frozen layer's weights; FedDP leaves it alone."""
+    net, feed = Net(frozen(plain(), "3.weight")), Feed("train", epochs=1, batch=4, augment=False)
+    extruded = total(net, FLEETS[fleet], ExtrudeAndProbe((feed,), 0.1, penalty=1.0, lr0=0.2, marks={"3": 5, "5": 3}))
+    assert "w/3.weight" not in extruded
+    assert {"w/0.weight", "w/5.weight"} <= extruded.keys()
+    net = Net(frozen(TwiceNormed(), "first.weight"))
+    zeroed = total(net, FLEETS[fleet], TrainZeroing((feed,), 0.1, theta=10.0))
+    assert "w/first.weight" not in zeroed
+    assert not zeroed["w/second.weight"].any()
+
+
+def test_feddp_refuses_a_model_whose_convolutions_are_all_frozen() -> None:
+    setting: Any = SimpleNamespace(net=Net(frozen(plain(), "0.weight")), train=SimpleNamespace(steps=0), aggregate=FedAvg())
+    with pytest.raises(BadInput, match="none that is trained"):
+        FedDP().init(setting, None)
+
+
+def test_a_norm_over_other_rows_than_images_is_refused_by_name_in_a_padded_batch() -> None:
+    net = Net(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(0, 1), nn.Flatten(), nn.BatchNorm1d(36), nn.Unflatten(0, (4, 4)), nn.Flatten()))
+    x = torch.randn(4, 3, 8, 8)
+    net(net.initial, x, True)
+    with pytest.raises(ValueError, match="3: a batch of 4 images, some of which do not count, reaches it as 16 rows"):
+        net(net.initial, x, True, torch.tensor([1.0, 1, 1, 0]))
 
 
 @pytest.mark.parametrize("real", [None, torch.tensor([1.0, 1, 1, 0])])

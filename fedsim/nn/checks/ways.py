@@ -112,7 +112,10 @@ def _padded(net: Net, x: Tensor, y: Tensor) -> str:
     alone = record.of_net(net, net.initial, x[:count], y[:count], key=key)
     real = (torch.arange(len(x)) < count).float()
     filled = torch.cat([x[:count], FAR * x[count:]])
-    whole = record.of_net(net.under_vmap(), net.initial, filled, y, real, key)
+    try:
+        whole = record.of_net(net.under_vmap(), net.initial, filled, y, real, key)
+    except Exception as error:
+        return f"a batch that is filled up with images that do not count fails ({first_line(error)})"
     rows = (record.FIRST, record.SECOND, record.LAST)
     if differences({name: value[:count] if name in rows else value for name, value in whole.items()}, alone):
         return "images that fill up a batch change what it computes for the others: its forward mixes the images of a batch"

@@ -30,7 +30,7 @@ class BatchNorm(nn.Module):
         self.eps, self.own = norm.eps, norm.momentum
         self.tracked = norm.track_running_stats
         self.mean_key, self.var_key = f"{keys.BUFFERS}{name}.running_mean", f"{keys.BUFFERS}{name}.running_var"
-        self.context = context
+        self.name, self.context = name, context
 
     @property
     def momentum(self) -> float:
@@ -76,6 +76,9 @@ class BatchNorm(nn.Module):
 
     def _over_real(self, x: Tensor, real: Tensor, context: CallContext) -> Tensor:
         """Mean and variance over the images with real = 1; fewer than two values leave the running variance as it was."""
+        if len(real) != len(x):
+            rows = f"a batch of {len(real)} images, some of which do not count, reaches it as {len(x)} rows"
+            raise ValueError(f"{self.name}: {rows}; this batch norm can only tell real ones apart in a row for each image")
         axes = [axis for axis in range(x.dim()) if axis != 1]
         shape = [1, -1] + [1] * (x.dim() - 2)
         weight = real.to(x.dtype).view([-1] + [1] * (x.dim() - 1))
