@@ -54,9 +54,7 @@ class FunctionalModule:
         self.context = CallContext()
         self.original = copy.deepcopy(module).train()
         self.initial: Tree = {keys.WEIGHTS + name: value.detach() for name, value in self.original.named_parameters()}
-        for name, value in self.original.named_buffers():
-            if value.is_floating_point():
-                self.initial[keys.BUFFERS + name] = value.detach()
+        self.initial |= {keys.BUFFERS + name: value.detach() for name, value in self.original.named_buffers() if value.is_floating_point()}
         self.module = copy.deepcopy(self.original)
         geometries = replace.replace_layers(self.module, self.context)
         self._slots = _slots_of(self.module)
