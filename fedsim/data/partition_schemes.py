@@ -17,9 +17,10 @@ from fedsim.data.client_indices import Ints
 from fedsim.errors import BadInput
 
 Floats = NDArray[np.float64]
+Weights = Ints | Floats
 
 
-def apportion(total: Ints, weight: NDArray[np.int64] | Floats, tie: Floats | None = None) -> Ints:
+def apportion(total: Ints, weight: Weights, tie: Floats | None = None) -> Ints:
     """(R, M) integers in proportion to each row of `weight` (R, M) that sum to `total` (R,), by largest remainder.
 
     Equal remainders go to the smaller `tie`, then to the lower column. A row without weight gets nothing. Whole-number weights are
@@ -35,7 +36,7 @@ def apportion(total: Ints, weight: NDArray[np.int64] | Floats, tie: Floats | Non
     return part
 
 
-def _divided(total: Ints, weight: Ints, whole: Ints) -> tuple[Ints, Ints]:
+def _divided(total: Ints, weight: Weights, whole: Weights) -> tuple[Ints, Ints]:
     """total · weight / whole as whole parts and what remains of them, in parts of `whole`."""
     large = int(total.max(initial=0)) * int(weight.max(initial=0)) > np.iinfo(np.int64).max
     product = total.astype(object if large else np.int64) * weight
@@ -43,7 +44,7 @@ def _divided(total: Ints, weight: Ints, whole: Ints) -> tuple[Ints, Ints]:
     return (product // divisor).astype(np.int64), (product % divisor).astype(np.int64)
 
 
-def _divided_floats(total: Ints, weight: Floats, whole: Floats) -> tuple[Ints, Floats]:
+def _divided_floats(total: Ints, weight: Weights, whole: Weights) -> tuple[Ints, Floats]:
     """total · weight / whole as whole parts and the fractions that remain."""
     exact = np.divide(total * weight, whole, out=np.zeros(weight.shape), where=whole > 0)
     part = np.floor(exact).astype(np.int64)
