@@ -18,7 +18,7 @@ from fedsim.storage.reader import RunReader, read_model
 
 FIXTURES = str(Path(__file__).parents[1] / "fixtures")
 IMAGES = FAKE | {"channels": 3, "train_images": 24, "test_images": 8}
-OURS = {"partition": {"name": "iid", "clients": 2}, "train": {"batch": 5}, "evaluate": {"clients": False}}
+OURS = {"partition": {"name": "iid", "clients": 2}, "train": {"batch": 5}}
 JOB = small_job(1, data=IMAGES, model={"factory": "guest:make"}, **OURS)
 MAKE = """
 import model_kinds
