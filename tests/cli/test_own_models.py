@@ -89,7 +89,11 @@ def test_ranks_give_the_bits_of_one_process(
     ran(fedsim, "alone.h5")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([FIXTURES, os.environ.get("PYTHONPATH", "")]))
     command = [str(MPIRUN), "-n", "3", sys.executable, "-m", "fedsim", "run", "job.toml", "--out", "ranks.h5"]
-    ended = Running(tmp_path, command, tmp_path / "ranks.h5").ended()
+    running = Running(tmp_path, command, tmp_path / "ranks.h5")
+    try:
+        ended = running.ended()
+    finally:
+        running.kill()
     assert ended.code == 0, ended.err
     assert RunReader("ranks.h5").attributes["weights_sha256"] == RunReader("alone.h5").attributes["weights_sha256"] != ""
 
