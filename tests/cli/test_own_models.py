@@ -18,7 +18,7 @@ from fedsim.storage.reader import RunReader, read_model
 
 FIXTURES = str(Path(__file__).parents[1] / "fixtures")
 IMAGES = FAKE | {"channels": 3, "train_images": 24, "test_images": 8}
-OURS = {"partition": {"name": "iid", "clients": 2}, "train": {"batch": 5}, "evaluate": {"clients": False}}
+OURS = {"partition": {"name": "iid", "clients": 2}, "train": {"batch": 5}}
 JOB = small_job(1, data=IMAGES, model={"factory": "guest:make"}, **OURS)
 MAKE = """
 import model_kinds
@@ -89,7 +89,11 @@ def test_ranks_give_the_bits_of_one_process(
     ran(fedsim, "alone.h5")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([FIXTURES, os.environ.get("PYTHONPATH", "")]))
     command = [str(MPIRUN), "-n", "3", sys.executable, "-m", "fedsim", "run", "job.toml", "--out", "ranks.h5"]
-    ended = Running(tmp_path, command, tmp_path / "ranks.h5").ended()
+    running = Running(tmp_path, command, tmp_path / "ranks.h5")
+    try:
+        ended = running.ended()
+    finally:
+        running.kill()
     assert ended.code == 0, ended.err
     assert RunReader("ranks.h5").attributes["weights_sha256"] == RunReader("alone.h5").attributes["weights_sha256"] != ""
 

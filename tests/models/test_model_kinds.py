@@ -54,7 +54,7 @@ def test_accepted_one_client_after_the_other(kind, monkeypatch) -> None:
     assert re.search(words, ways.stacked(made(make, monkeypatch), *images()[:2]))
 
 
-@pytest.mark.parametrize("kind", REFUSED)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=pytest.mark.full) if "compiled" in kind else kind for kind in REFUSED])
 def test_refused_by_one_line(kind, monkeypatch) -> None:
     make, words = REFUSED[kind]
     with pytest.raises(BadInput, match=f'"model_kinds:offered".*{words}') as told:
