@@ -128,7 +128,9 @@ def test_a_frozen_layer_can_be_scored() -> None:
 def test_a_frozen_layer_is_neither_pressed_by_the_penalty_nor_zeroed(fleet) -> None:
     """FedMef's extrusion marks a frozen layer's weights; FedDP leaves it alone."""
     net, feed = Net(frozen(plain(), "3.weight")), Feed("train", epochs=1, batch=4, augment=False)
-    extruded = total(net, FLEETS[fleet], ExtrudeAndProbe((feed,), 0.1, penalty=1.0, lr0=0.2, marks={"3": 5, "5": 3}))
+    masks = {keys.mask(layer): torch.ones(net.shapes[layer], dtype=torch.bool) for layer in ("3", "5")}
+    work = ExtrudeAndProbe((feed,), 0.1, penalty=1.0, lr0=0.2, marks={"3": 5, "5": 3})
+    extruded = total(net, FLEETS[fleet], work, net.initial | masks)
     assert "w/3.weight" not in extruded
     assert {"w/0.weight", "w/5.weight"} <= extruded.keys()
     net = Net(frozen(TwiceNormed(), "first.weight"))
