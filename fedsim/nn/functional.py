@@ -54,11 +54,7 @@ class FunctionalModule:
         self.context = CallContext()
         self.original = copy.deepcopy(module).train()
         self.initial: Tree = {keys.WEIGHTS + name: value.detach() for name, value in self.original.named_parameters()}
-<<<<<<< HEAD
         self.initial |= {keys.BUFFERS + name: value.detach() for name, value in slots.averaged(self.original).items()}
-=======
-        self.initial |= {keys.BUFFERS + name: value.detach() for name, value in self.original.named_buffers() if value.is_floating_point()}
->>>>>>> 64e889b06eabbe6aa496d497228dd7d2624447e3
         self.module = copy.deepcopy(self.original)
         geometries = replace.replace_layers(self.module, self.context)
         self._slots, self._buffer_slots = slots.parameters(self.module), slots.buffers(self.module, self.initial)
