@@ -39,6 +39,8 @@ class Stopped(Exception):
 class NoRoom(Stopped):
     """The disk is full: exit code 3, one message that says for which file; what was written before stands."""
 
+    BEGINS = "no room"
+
 
 @contextmanager
 def naming_job(name: object) -> Iterator[None]:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
-from fedsim.cli import checked_model
-from fedsim.cli.output import print_what_can_be_printed
+from fedsim.cli import checked_model, run_files
+from fedsim.cli.output import all_printed, print_what_can_be_printed
 from fedsim.errors import BadInput, ClientFault, LonelyRanks, MethodFault, Stopped, naming_job
 from fedsim.simulation.launchers import ranks
 
@@ -171,7 +171,7 @@ def list_methods(name: Annotated[str | None, typer.Argument(help='The name of a 
 @app.command()
 def show(run: Annotated[Path, typer.Argument(metavar="RUN.h5", help="The run file. The run may still be going on.")]) -> None:
     """Show a summary of a run file."""
-    _check_run_file(run)
+    run_files.check(run)
     from fedsim.reporting.summary import show
 
     show(run, Console())
@@ -189,8 +189,8 @@ def export(
     """Write the final network of a run, or the smaller one of one client, in a form that other tools read."""
     if to not in EXPORT_FORMS:
         raise BadInput(f"--to {to}: fedsim export writes {', '.join(EXPORT_FORMS)}")
-    _check_run_file(run)
-    number = None if client is None else int(client) if client.removeprefix("-").isdecimal() else _called(run, client)
+    run_files.check(run)
+    number = None if client is None else int(client) if client.removeprefix("-").isdecimal() else run_files.called(run, client)
     from fedsim.simulation.export import export
 
     export(run, number, out, Console())
@@ -256,30 +256,6 @@ def _load(path: Path, settings: list[str] | None) -> Job:
     return job.check(table, str(path))
 
 
-def _check_run_file(path: Path) -> None:
-    """BadInput where there is no file, before anything heavy is imported."""
-    if path.is_dir():
-        found = sorted(path.glob("*.h5"))
-        example = f", for example {found[0]}" if found else "; there is none in it"
-        raise BadInput(f"{path} is a folder; give a run file{example}")
-    if not path.is_file():
-        raise BadInput(f"there is no run file {path}")
-
-
-def _called(run: Path, name: str) -> int:
-    """The number of the client that the data set called `name`."""
-    from fedsim.storage.reader import RunReader
-
-    known = RunReader(run).called("client")
-    if known is None:
-        raise BadInput(f"--client {name}: the clients of {run} have no names, only numbers from 0")
-    if name not in known:
-        raise BadInput(
-            f"--client {name}: {run} has no client of this name; it has {', '.join(known[:10])}{', …' if len(known) > 10 else ''}"
-        )
-    return known.index(name)
-
-
 def _count(job: Job) -> int:
     from fedsim.config.job import runs
 
@@ -342,7 +318,11 @@ def main() -> None:
 
     print_what_can_be_printed()
     look_here_too()
-    sys.exit(_outcome())
+    code = _outcome()
+    if not all_printed():
+        _report_error("the disk is full: not all of the output could be written")
+        code = code or 1
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a stream cannot take is written in signs that it can: no locale ends a command."""
+"""What a stream cannot take is written in signs that it can, or left out where its disk is full: neither ends a command."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import codecs
 import io
 import sys
 import unicodedata
+from typing import Any
+
+from fedsim.errors import FULL
 
 NAME = "fedsim.signs"
 SIGNS = {
@@ -15,11 +18,42 @@ SIGNS = {
 
 
 def print_what_can_be_printed() -> None:
-    """From now on the two streams of this process write other signs for those that their encoding lacks."""
+    """From now on the two streams of this process write other signs for those that their encoding lacks, and leave out what has no room."""
     codecs.register_error(NAME, _replaced)
-    for stream in (sys.stdout, sys.stderr):
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=NAME)
+            if stream is getattr(sys, f"__{name}__"):
+                setattr(sys, name, _roomless(stream))
+
+
+class Lossy(io.FileIO):
+    """A file that leaves out what its full disk cannot take."""
+
+    lost = False
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data) or 0
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            Lossy.lost = True
+            return len(data)
+
+
+def _roomless(stream: io.TextIOWrapper) -> io.TextIOWrapper:
+    """The same stream on a Lossy file."""
+    raw = Lossy(stream.fileno(), "w", closefd=False)
+    buffer: Any = raw if stream.write_through else io.BufferedWriter(raw)
+    return io.TextIOWrapper(buffer, stream.encoding, NAME, line_buffering=stream.line_buffering, write_through=stream.write_through)
+
+
+def all_printed() -> bool:
+    """Whether the streams could take all that this process printed."""
+    sys.stdout.flush()
+    return not Lossy.lost
 
 
 def plain(sign: str) -> str:

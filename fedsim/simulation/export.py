@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from fedsim.nn.subnetwork import folded, optimised_for_inference
 from fedsim.pruning.cut_and_finetune import CutAndFinetune
 from fedsim.simulation import subnetworks
 from fedsim.simulation.exported import accuracy
+from fedsim.storage import disk_room
 from fedsim.storage.reader import RunReader
 
 LIBRARIES = ("torch", "_operator", "math", "builtins")  # where the functions of a plain module may come from
@@ -183,13 +185,13 @@ def export(path: Path, client: int | None, out: Path | None, console: Console) -
 @contextmanager
 def _aside(module: nn.Module, out: Path) -> Iterator[nn.Module]:
     """Gives the module as it is read back from a file beside `out`, which gets its name at the end if nothing is wrong."""
-    aside = out.with_name(out.name + ".new")
+    aside, content = out.with_name(out.name + ".new"), io.BytesIO()
+    torch.save(module, content)  # to the memory: torch's own writer gives no reason where a disk is full
     try:
-        aside.touch()
+        disk_room.put(aside, content.getvalue(), "give the same command again", out)
     except OSError as error:
         raise BadInput(f"{out} cannot be written: {error.strerror}; choose another --out") from None
     try:
-        torch.save(module, aside)
         yield torch.load(aside, weights_only=False)
         aside.rename(out)
     finally:

@@ -29,7 +29,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from fedsim.config import own_code
 from fedsim.config.job import Job, identity, resolved
 from fedsim.config.job import runs as runs_of
-from fedsim.errors import BadInput, Stopped
+from fedsim.errors import BadInput, NoRoom, Stopped
 from fedsim.simulation import launch
 from fedsim.simulation.launchers.first_signals import SIGNALS
 from fedsim.simulation.launchers.ranks import launched, refuse_lonely_tasks
@@ -62,6 +62,11 @@ class Outcome:
     message: str = ""
     seconds: float = 0.0
     already: bool = False  # it had been finished before
+
+    @property
+    def full(self) -> bool:
+        """Whether the disk was full."""
+        return self.code == 3 and self.message.startswith(NoRoom.BEGINS)
 
 
 def _write(message: str) -> None:
@@ -130,6 +135,8 @@ def _carry_out(runs: Sequence[Run], processes: int, brake: StopSignal, tally: Sw
                 busy.remove(worker)
                 outcome = worker.outcome(brake())
                 tally.add(worker.run, outcome)
+                if outcome.full:
+                    waiting.clear()
                 free.append(Worker(with_script) if worker.dead and waiting else worker)
             tally.look([worker.run for worker in busy])
     finally:
@@ -273,6 +280,7 @@ class SweepProgress:
         stopped = done + len(failed) < len(self.runs)
         told = [f"{len(failed)} of {len(self.runs)} runs failed:"] if failed else []
         told += [f"{run.name}: {outcome.message}" for run, outcome in failed]
+        told += [outcome.message for outcome in self.outcomes.values() if outcome.full][:1]
         if stopped:
             told.append(f"stopped; {done} of {len(self.runs)} runs are done, and {AGAIN}")
         if told:
@@ -283,6 +291,8 @@ class SweepProgress:
 
 
 def _told(run: Run, outcome: Outcome) -> str:
+    if outcome.full:
+        return f"{outcome.message.splitlines()[0]} (after round {_rounds(run)})"
     if outcome.code == 3:
         return f"stopped after round {_rounds(run)}"
     if outcome.code:

@@ -30,7 +30,7 @@ def told(path: Path, needed: int, again: str = AGAIN) -> Iterator[None]:
     except OSError as error:
         if error.errno not in FULL:
             raise
-        raise NoRoom(f"no room for {path}: {_why(path, needed, error.errno)}, and {again}") from None
+        raise NoRoom(f"{NoRoom.BEGINS} for {path}: {_why(path, needed, error.errno)}, and {again}") from None
 
 
 def reserve(file: h5py.File, path: Path, needed: int, called: Path) -> None:
@@ -54,10 +54,13 @@ def give_back(path: Path, end: int) -> None:
         os.truncate(path, end)
 
 
-def put(path: Path, content: bytes, again: str = AGAIN) -> None:
-    """Writes a file aside, onto the disk, and renames it; NoRoom where it does not fit, and then nothing has changed."""
+def put(path: Path, content: bytes, again: str = AGAIN, called: Path | None = None) -> None:
+    """Writes a file aside, onto the disk, and renames it; NoRoom where it does not fit, and then nothing has changed.
+
+    again: what is to be done when there is room. called: what the message calls the file.
+    """
     aside = path.with_name(path.name + ".new")
-    with told(path, len(content), again):
+    with told(called or path, len(content), again):
         try:
             with aside.open("wb") as file:
                 file.write(content)

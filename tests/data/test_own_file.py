@@ -181,9 +181,7 @@ KINDS = {
         {"x": COLOUR[..., :3], "y": Y}, r"read as \(n, C, H, W\): 6x3 .*\"nchw\"\) or as \(n, H, W, C\): 3x6 .*\"nhwc\"\); set data.layout"
     ),
     "(n, 3, 6, 3) as nchw": Kind({"x": COLOUR[..., :3], "y": Y}, x=COLOUR[..., :3], y=Y, fields={"layout": "nchw"}),
-    "(n, 3, 6, 3) as nhwc": Kind(
-        {"x": COLOUR[..., :3], "y": Y}, x=COLOUR[..., :3].transpose(0, 3, 1, 2), y=Y, fields={"layout": "nhwc"}
-    ),
+    "(n, 3, 6, 3) as nhwc": Kind({"x": COLOUR[..., :3], "y": Y}, x=COLOUR[..., :3].transpose(0, 3, 1, 2), y=Y, fields={"layout": "nhwc"}),
     "feature maps": Kind({"x": np.tile(COLOUR, (1, 3, 1, 1)), "y": Y}, x=np.tile(COLOUR, (1, 3, 1, 1)), y=Y),
     "(n, H W)": Kind(grey(x=GREY.reshape(20, 36)), r"rows of pixels: x\.reshape\(20, 6, 6\)"),
     "(H, W, C, n)": Kind({"x": COLOUR.transpose(2, 3, 1, 0), "y": Y}, r"along the first: x\.transpose\(3, 0, 1, 2\)"),
@@ -191,7 +189,9 @@ KINDS = {
     "a number": Kind({"x": 5, "y": Y}, r"x is \(\) .*both must be arrays"),
     "no images": Kind({"x": GREY[:0], "y": Y[:0]}, r"x is \(0, 6, 6\).*not empty"),
     "fewer labels": Kind(grey(y=Y[:19]), "x has 20 images and y has 19 labels"),
-    "test images of another size": Kind({**grey(), "x_test": GREY[:, :5], "y_test": Y}, r"images of x_test are \(1, 5, 6\), those of x are"),
+    "test images of another size": Kind(
+        {**grey(), "x_test": GREY[:, :5], "y_test": Y}, r"images of x_test are \(1, 5, 6\), those of x are"
+    ),
     "test images with other channels": Kind({**grey(), "x_test": COLOUR, "y_test": Y}, r"images of x_test are \(3, 6, 6\)"),
     "test images without labels": Kind({**grey(), "x_test": GREY}, "no array 'y_test'"),
     "no test images": Kind({**grey(), "x_test": GREY[:0], "y_test": Y[:0]}, "x_test is .*not empty"),
@@ -278,7 +278,12 @@ def test_users_of_text_are_clients_with_names(tmp_path: Path) -> None:
     settings = DataSettings(name="file", path=str(path))
     made = populate(settings, PartitionSettings(name="natural", clients=0, min_images=1), 0)
     assert made.names == {"client": ("ann", "bob", "cleo", "dan")}
-    assert [sorted({NAMES[i] for i in made.shards["train"].of(client).tolist()}) for client in range(4)] == [["ann"], ["bob"], ["cleo"], ["dan"]]
+    assert [sorted({NAMES[i] for i in made.shards["train"].of(client).tolist()}) for client in range(4)] == [
+        ["ann"],
+        ["bob"],
+        ["cleo"],
+        ["dan"],
+    ]
     assert [made.shards["test"].of(client).tolist() for client in range(4)] == [[2], [], [], [0]]
     merged = populate(settings, PartitionSettings(name="natural", clients=2, min_images=1), 0)
     assert sorted(", ".join(merged.names["client"]).split(", ")) == ["ann", "bob", "cleo", "dan"]

@@ -213,7 +213,7 @@ def test_files_of_other_systems_beside_the_images(cinic10):
     (frog / "more").mkdir()
     assert len(opened(name="cinic10", root=str(cinic10))[1]) == 20
     Image.fromarray(np.full((32, 32), 40_000, np.uint16)).save(frog / "cifar10-test-0.png")
-    with pytest.raises(BadInput, match="test-0.png has pixels of mode I;16; the published images have 8 bits"):
+    with pytest.raises(BadInput, match=r"test-0\.png has pixels of mode I;16; the published images have 8 bits"):
         opened(name="cinic10", root=str(cinic10))
 
 
