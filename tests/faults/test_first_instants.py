@@ -76,7 +76,7 @@ def test_a_rank_whose_launcher_has_ended_before_ends_too(tmp_path: Path, listens
         server.bind(("127.0.0.1", 0))
         if listens:
             server.listen()
-        told = {"OMPI_COMM_WORLD_RANK": "0", "PMIX_SERVER_URI41": f"prterun-here-1@0;0.0;tcp4://127.0.0.1:{server.getsockname()[1]}"}
+        told = {"OMPI_COMM_WORLD_SIZE": "1", "PMIX_SERVER_URI41": f"prterun-here-1@0;0.0;tcp4://127.0.0.1:{server.getsockname()[1]}"}
         command = [sys.executable, "-m", "fedsim", "run", "no.toml"]
         ended = subprocess.run(command, cwd=tmp_path, env=environment() | told, capture_output=True, text=True, timeout=100, check=False)
     expected = (2, "no.toml: no such job file\n") if listens else (1, "the launcher that started this rank has ended; the rank ends too\n")
