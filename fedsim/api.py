@@ -89,7 +89,7 @@ def run(
             printed and all ranks end with exit code 1.
         MethodFault: an exception in the method on the server, or a wrong value that it returned; the message names the method, its file
             and the verb. Under mpirun as ClientFault.
-        Stopped: a signal or `execution.time_limit` ended the run; on every rank. The same call continues it.
+        Stopped: a signal, `execution.time_limit` or a full disk ended the run; on every rank. The same call continues it.
 
     >>> data = {"name": "fake", "image_size": 8, "channels": 1, "classes": 4, "train_images": 120, "test_images": 40}
     >>> small = {"rounds": 2, "data": data, "partition": {"clients": 4}, "model": {"width": 4}, "execution": {"plan": "reference"}}
@@ -135,7 +135,7 @@ def sweep(
     Raises:
         BadInput: a job is wrong, or its file holds another job, before any run begins; or it is called under mpirun.
         RuntimeError: some runs failed. The message names each and says why. The other runs are done.
-        Stopped: a signal ended the sweep. The same call continues it.
+        Stopped: a signal or a full disk ended the sweep. The same call continues it.
 
     >>> data = {"name": "fake", "image_size": 8, "channels": 1, "classes": 4, "train_images": 120, "test_images": 40}
     >>> small = {"rounds": 1, "data": data, "partition": {"clients": 4}, "model": {"width": 4}, "execution": {"plan": "reference"}}

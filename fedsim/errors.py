@@ -33,7 +33,7 @@ class MethodFault(RuntimeError):
 
 
 class Stopped(Exception):
-    """A signal or a time limit ended the run; the checkpoint of the last complete round stands: exit code 3."""
+    """A signal, a time limit or a full disk ended the run; the checkpoint of the last complete round stands: exit code 3."""
 
 
 class NoRoom(Stopped):

@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 
 from fedsim.cli import checked_model, run_files
-from fedsim.cli.output import all_printed, print_what_can_be_printed
+from fedsim.cli.output import code_of_lost_output, print_what_can_be_printed
 from fedsim.errors import BadInput, ClientFault, LonelyRanks, MethodFault, Stopped, naming_job
 from fedsim.simulation.launchers import ranks
 
@@ -318,11 +318,7 @@ def main() -> None:
 
     print_what_can_be_printed()
     look_here_too()
-    code = _outcome()
-    if not all_printed():
-        _report_error("the disk is full: not all of the output could be written")
-        code = code or 1
-    sys.exit(code)
+    sys.exit(_outcome() or code_of_lost_output())
 
 
 if __name__ == "__main__":

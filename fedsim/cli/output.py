@@ -50,10 +50,12 @@ def _roomless(stream: io.TextIOWrapper) -> io.TextIOWrapper:
     return io.TextIOWrapper(buffer, stream.encoding, NAME, line_buffering=stream.line_buffering, write_through=stream.write_through)
 
 
-def all_printed() -> bool:
-    """Whether the streams could take all that this process printed."""
+def code_of_lost_output() -> int:
+    """1, with a message, where a stream could not take all that this process printed; 0 otherwise."""
     sys.stdout.flush()
-    return not Lossy.lost
+    if Lossy.lost:
+        sys.stderr.write("the disk is full: not all of the output could be written\n")
+    return int(Lossy.lost)
 
 
 def plain(sign: str) -> str:

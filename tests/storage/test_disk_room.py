@@ -22,7 +22,7 @@ from fedsim.storage.reader import RunReader
 from fedsim.storage.writer import RunWriter
 
 FEW = {name: COLUMNS[name] for name in ("rounds/loss", "rounds/accuracy", "clients/loss", "layers/density", "timing/compute")}
-CLIENTS, LAYERS, SMALL = 600, 3, 1_500_000
+CLIENTS, LAYERS, SMALL = 600, 3, 900_000
 IDS = np.arange(0, CLIENTS, 7)
 MODEL = {f"w/{name}": torch.randn(300, generator=torch.Generator().manual_seed(0)) for name in range(40)}
 
@@ -116,10 +116,10 @@ def test_a_run_file_that_does_not_fit_is_not_begun(disk: Path) -> None:
 @pytest.mark.parametrize("moving", [False, True])
 def test_the_limit_on_the_size_of_files(tmp_path: Path, moving: bool) -> None:
     path = tmp_path / "run.h5"
-    with limited(900_000):
+    with limited(500_000):
         record = create(path)
         last = until_full(record, 0, moving)
-        with pytest.raises(NoRoom, match=r"a file may have 900,000 at most \(ulimit -f\); raise the limit, and the same command goes on"):
+        with pytest.raises(NoRoom, match=r"a file may have 500,000 at most \(ulimit -f\); raise the limit, and the same command goes on"):
             record.finish(MODEL | {"w/large": torch.zeros(300_000)}, "")
         record.close()
         assert_whole(path, last)
