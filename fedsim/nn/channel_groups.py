@@ -233,8 +233,7 @@ class _Reading:
         """Why channels cannot be cut: of kinds of layers whose channels are not known, and of the first layers of known kinds."""
         unknown = {type(layer): name for name, layer in reversed(self.layers.items()) if name in self.unknown}
         kinds = [
-            WHOLE if kind is NormalisedConv2d else f"{name} is of the kind {kind.__name__}, which gates cannot cut"
-            for kind, name in unknown.items()
+            WHOLE if kind is NormalisedConv2d else f"{name} ({kind.__name__}) cannot be cut by gates" for kind, name in unknown.items()
         ]
         known = [f"{space.rows[0].rpartition('.')[0]}: {space.why or 'nothing reads them'}" for space in self.spaces if space.rows]
         return [*kinds, *known[:5]]

@@ -101,7 +101,7 @@ def test_a_model_that_works_in_every_way(fedsim: Fedsim, command: list[str]) -> 
     ("model", "works", "said"),
     [
         ("branching", "yes no yes no yes", {ALL[1]: "takes a branch", ALL[3]: "torch.fx cannot trace it"}),
-        ("recurrent", "yes no no no no", {ALL[1]: "aten::lstm.input", ALL[3]: "of the kind LSTM, which gates cannot cut"}),
+        ("recurrent", "yes no no no no", {ALL[1]: "aten::lstm.input", ALL[3]: "(LSTM) cannot be cut by gates"}),
         ("attention", "yes yes no no no", {ALL[2]: "read from outside of that layer", ALL[4]: "MultiheadAttention"}),
     ],
 )

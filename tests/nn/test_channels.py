@@ -230,7 +230,7 @@ UNCUTTABLE = {
     ),
     "a layer that is not known": (
         line(nn.Conv1d(2, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 3)),
-        "1 is of the kind Conv1d, which gates cannot cut",
+        "1 (Conv1d) cannot be cut by gates",
     ),
     "norm behind flattening": (line(nn.Flatten(), nn.BatchNorm1d(256), nn.ReLU(), nn.Linear(256, CLASSES)), "2 needs them all"),
     "control flow": (Model(lambda m, x: m.fc(x.flatten(1) if x.sum() > 0 else -x.flatten(1)), fc=nn.Linear(128, 3)), "cannot trace"),
