@@ -268,7 +268,7 @@ def _rounds(
         except BadInput:
             fleet.drain()  # a row may still wait to be written
             if record.rounds < 0:  # a method may refuse in round 0, and then nothing is left behind
-                start.out.unlink()
+                record.discard()
             raise
         finally:
             fleet.drain()

@@ -160,6 +160,11 @@ class RunWriter:
             self._file.close()
             disk_room.give_back(self._at, end)
 
+    def discard(self) -> None:
+        """Closes the file and removes it: of a run that was refused before its first row."""
+        self._file.close()
+        self._path.unlink()
+
     def __enter__(self) -> RunWriter:
         return self
 

@@ -117,7 +117,7 @@ def test_clients_of_30_and_10_images_weigh_three_to_one(aggregate) -> None:
 
 
 @pytest.mark.parametrize("aggregate", [FedAvg(), FedProx(0.3), FedNova(0.9), Scaffold(0.1)])
-def test_counters_and_what_no_client_sends_stay_as_they_are(aggregate) -> None:
+def test_what_no_client_sends_stays_as_it_is_and_counters_are_averaged(aggregate) -> None:
     shared = {
         "w/a": torch.ones(2),
         "w/local": torch.ones(2),
@@ -130,13 +130,13 @@ def test_counters_and_what_no_client_sends_stay_as_they_are(aggregate) -> None:
     state = {key: value + 2 for key, value in shared.items()}
     total = aggregate.report(sent, state).total
     assert all(value.dtype == torch.float64 for value in total.values())
-    assert "buf/seen" not in total
     some = {key: value for key, value in total.items() if not key.endswith("local")}
     setting = having(aggregate).setting
     after, memory = aggregate.server(aggregate.init_memory(shared), shared, some, setting)
     assert after.keys() == shared.keys()
-    assert all(after[key] is shared[key] for key in ("w/local", "buf/local", "buf/seen"))
+    assert all(after[key] is shared[key] for key in ("w/local", "buf/local"))
     near({key: after[key] for key in ("w/a", "buf/a")}, {key: state[key] for key in ("w/a", "buf/a")})
+    assert (after["buf/seen"], after["buf/seen"].dtype) == (9, torch.int64)
     assert memory.keys() == aggregate.init_memory(shared).keys()
     without = {key: value for key, value in shared.items() if not key.endswith("local")}
     assert aggregate.server({}, without, some, setting)[0].keys() == without.keys()
