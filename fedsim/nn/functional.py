@@ -78,6 +78,7 @@ class FunctionalModule:
         self._matmul_program: PackedProgram | None = None
         self.dynamic_gates = tuple(gates_of(self.original))  # names of the input-dependent gates
         self.has_dynamic_gates = bool(self.dynamic_gates)
+        self.may_compute_again = slots.may_compute_again(self.original)  # parts of the forward, in the backward pass
         self._empty()
 
     # ---- settings

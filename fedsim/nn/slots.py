@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from fedsim.core import keys
 from fedsim.core.tree import Tree
@@ -29,6 +29,18 @@ def _is_averaged(value: Tensor, known: bool) -> bool:
     if value.is_floating_point():
         return value.is_meta or bool(value.isfinite().all())
     return value.numel() == 1 and not (known or value.is_complex())
+
+
+def may_compute_again(module: nn.Module) -> bool:
+    """Whether torch.utils.checkpoint may stand in a forward: in one that is neither torch's nor fedsim's, or in a traced graph."""
+    for layer in module.modules():
+        if isinstance(layer, fx.GraphModule):
+            targets = (node.target for node in layer.graph.nodes if node.op == "call_function")
+            if any("checkpoint" in getattr(target, "__module__", "") for target in targets):
+                return True
+        elif not type(layer).__module__.startswith(("torch.nn.", "fedsim.")):
+            return True
+    return False
 
 
 def parameters(module: nn.Module) -> ParameterSlot:

@@ -149,7 +149,10 @@ class AutogradStrategy(WholeStrategy):
         return True
 
     def differentiate(self, net: FunctionalModule, request: GradientRequest, weights: Tree) -> GradientResult:
-        return _differentiated(partial(by_autograd, backward=partial(_in_place_again, net, request, weights)), net, request, weights)
+        differentiate = by_autograd
+        if net.may_compute_again:
+            differentiate = partial(by_autograd, backward=partial(_in_place_again, net, request, weights))
+        return _differentiated(differentiate, net, request, weights)
 
 
 STRATEGIES: tuple[GradientStrategy, ...] = (CompactStrategy(), PackedProgramStrategy(), FuncStrategy(), AutogradStrategy())
