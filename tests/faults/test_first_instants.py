@@ -51,6 +51,7 @@ def test_a_signal_while_ranks_import_stops_them_together(lab: Lab, console: Cons
     begins(lab, console, reference)
 
 
+@pytest.mark.full
 def test_a_signal_to_one_rank_stops_all(lab: Lab) -> None:
     running = lab.start(ranks=3)
     wait_for(lambda: sum(signals(pid, "SigCgt", USR1) for pid in running.ranks()) >= 3)
@@ -59,7 +60,7 @@ def test_a_signal_to_one_rank_stops_all(lab: Lab) -> None:
     assert (ended.code, ended.err.count(EARLY)) == (3, 1), ended.err
 
 
-@pytest.mark.parametrize("seconds", [0.0, 0.3, 1.5])
+@pytest.mark.parametrize("seconds", [pytest.param(0.0, marks=pytest.mark.full), 0.3, pytest.param(1.5, marks=pytest.mark.full)])
 def test_ranks_that_start_end_with_the_launcher_that_was_killed(lab: Lab, seconds: float) -> None:
     """A shell stands between mpirun and Python. The limit is far above the second or two that it takes."""
     running = lab.start(ranks=3, through=("sh", "-c", '"$@"; true', "sh"))

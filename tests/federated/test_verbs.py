@@ -134,12 +134,15 @@ def test_a_method_that_refuses_in_round_1_is_bad_input(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("verb", "how", "code", "said"),
     [
-        ("init", "None", 1, "method strange_methods:Strange (strange_methods.py), init: it returned None"),
-        (
+        pytest.param(
+            "init", "None", 1, "method strange_methods:Strange (strange_methods.py), init: it returned None", marks=pytest.mark.full
+        ),
+        pytest.param(
             "run",
             "unknown client",
             1,
             "method strange_methods:Strange (strange_methods.py), round (r = 1): ValueError: a cohort has client 99",
+            marks=pytest.mark.full,
         ),
         ("work", "finish keys of some", 1, "round (r = 1): ValueError: total 'n/odd' is () and nothing for two clients"),
         ("refuses", "", 2, "s.toml: this method wants more clients"),

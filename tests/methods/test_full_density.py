@@ -28,8 +28,8 @@ def experiment(model: str, method: dict[str, Any]) -> Experiment:
     "method",
     [
         UNTRAINED,
-        UNTRAINED | {"tol_two_sided": True, "tol": 0.0},
-        UNTRAINED | {"pool": 3},
+        pytest.param(UNTRAINED | {"tol_two_sided": True, "tol": 0.0}, marks=pytest.mark.full),
+        pytest.param(UNTRAINED | {"pool": 3}, marks=pytest.mark.full),
         {"name": "fedmef"},
         {"name": "fedmef", "start": "erk_magnitude", "mask_classifier": False},
     ],

@@ -223,7 +223,13 @@ def test_a_mask_hides_whatever_stands_below_it() -> None:
 SIDES = {"lenet5": 12, "vgg11": 32, "vgg16": 32}
 NORMED = [("batch", False), ("group", False), ("none", False), ("batch", True), ("group", True), ("none", True), ("nsconv", False)]
 DEEP = ("resnet32", "resnet56", "vgg16")  # of the same blocks as others
-FORMS = [(name, norm) for name in models.FAMILIES for norm in NORMED if name not in DEEP or norm[0] == "nsconv"]
+QUICK = ("cnn", "lenet5", "resnet8", "vgg11")  # one of each kind of block; the others are of the full tests
+FORMS = [
+    pytest.param(name, norm, marks=() if name in QUICK else pytest.mark.full)
+    for name in models.FAMILIES
+    for norm in NORMED
+    if name not in DEEP or norm[0] == "nsconv"
+]
 
 
 def forms_of(net: Net, draw: torch.Generator) -> list[Tree]:
