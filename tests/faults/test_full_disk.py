@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from processes import Console, Lab, assert_same, environment, rows
+from small_disk import limited, small_disk
 
 from fedsim.storage.checkpoint import folder_of
 from fedsim.storage.reader import RunReader
-
-
-@contextmanager
-def limited(size: int) -> Iterator[None]:
-    """As `ulimit -f`, in bytes; processes that are started inherit it."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def stopped_half_way(lab: Lab) -> Path:
@@ -38,15 +25,10 @@ def stopped_half_way(lab: Lab) -> Path:
 @pytest.mark.processes
 def test_ranks_on_a_full_disk_stop_with_one_line(lab: Lab) -> None:
     """Row 0 does not fit; it is written while the ranks train round 1. (Under `ulimit -f` Open MPI's own files would not fit.)"""
-    folder = lab.folder / "disk"
-    folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", folder], capture_output=True, check=False).returncode:
-        pytest.skip("only root may mount a disk")
-    try:
+    with small_disk("300k") as disk:
+        (lab.folder / "disk").symlink_to(disk)
         ended = lab.run(ranks=3, run="disk/run.h5")
-        assert rows(folder / "run.h5") == -1
-    finally:
-        subprocess.run(["umount", "-l", folder], check=True)
+        assert rows(disk / "run.h5") == -1
     assert ended.code == 3, ended.err
     assert ended.err.count("no room for disk/run.h5: it needs ") == 1
     assert "make room, and the same command goes on from there\n" in ended.err

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import resource
-import subprocess
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from small_disk import limited, small_disk
 
 from fedsim.errors import NoRoom
 from fedsim.storage import checkpoint, disk_room
@@ -29,26 +26,8 @@ MODEL = {f"w/{name}": torch.randn(300, generator=torch.Generator().manual_seed(0
 
 @pytest.fixture
 def disk() -> Iterator[Path]:
-    """A disk of its own, of SMALL bytes. Not in pytest's folder, which other processes sweep."""
-    folder = tempfile.mkdtemp()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SMALL}", "tmpfs", folder], capture_output=True, check=False)
-    if mounted.returncode == 0:
-        yield Path(folder)
-        subprocess.run(["umount", "-l", folder], check=True)
-    Path(folder).rmdir()
-    if mounted.returncode:
-        pytest.skip("only root may mount a disk")
-
-
-@contextmanager
-def limited(size: int) -> Iterator[None]:
-    """As `ulimit -f`, in bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with small_disk(SMALL) as folder:
+        yield folder
 
 
 def create(path: Path) -> RunWriter:
