@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from processes import environment
+from small_job import small_job
 
 STEP = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "3", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "3"}
 BATCH = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "3", "SLURM_PROCID": "0"}
@@ -34,3 +35,15 @@ def test_tasks_of_srun_without_pmi_are_refused_by_the_first_alone(tmp_path: Path
 def test_a_batch_script_and_a_step_of_one_task_are_alone(tmp_path: Path) -> None:
     for variables in (BATCH, {**STEP, "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}):
         assert told(tmp_path, "run", **variables) == (2, "no.toml: no such job file\n")
+
+
+@pytest.mark.processes
+def test_ranks_of_another_mpi_are_refused_by_the_first_alone(tmp_path: Path) -> None:
+    """A launcher says that there are three, and MPI, which was not started by it, sees one."""
+    (tmp_path / "job.toml").write_text(small_job(1))
+    words = [sys.executable, "-m", "fedsim", "run", "job.toml", "--out", "run.h5"]
+    variables = environment() | {"PMI_SIZE": "3", "PMI_RANK": "0"}
+    ended = subprocess.run(words, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=100, check=False)
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
+    assert "the launcher started 3 processes, but MPI sees each of them alone" in ended.stderr
+    assert not (tmp_path / "run.h5").exists()

@@ -214,3 +214,10 @@ def test_the_hash_tells_the_two_zeros_apart_and_a_nan_is_itself() -> None:
     zero, minus, nan = ({"w/a": torch.tensor([value])} for value in (0.0, -0.0, float("nan")))
     assert tree.sha256_of(zero) != tree.sha256_of(minus)
     assert tree.sha256_of(nan) == tree.sha256_of(tree.clone(nan))
+
+
+def test_the_mean_of_whole_numbers_is_rounded() -> None:
+    clients = {1: torch.tensor([7, 2]), 2: torch.tensor([8, 0])}  # images -> a counter
+    total = {"buf/seen": sum((n * seen.double() for n, seen in clients.items()), torch.zeros(2, dtype=torch.float64))}
+    found = tree.mean(total, torch.tensor(3.0), {"buf/seen": clients[1]})["buf/seen"]
+    assert (found.tolist(), found.dtype) == ([8, 1], torch.int64)  # of 7 2/3 and 2/3
