@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -82,3 +83,24 @@ def test_a_rank_whose_launcher_has_ended_before_ends_too(tmp_path: Path, listens
         ended = subprocess.run(command, cwd=tmp_path, env=environment() | told, capture_output=True, text=True, timeout=100, check=False)
     expected = (2, "no.toml: no such job file\n") if listens else (1, "the launcher that started this rank has ended; the rank ends too\n")
     assert (ended.returncode, ended.stderr) == expected
+
+
+def test_a_rank_without_mpi_ends_with_its_launcher_by_the_watcher_alone(tmp_path: Path) -> None:
+    """The launcher is a shell of that name. A rank that has not come to MPI yet is ended by nobody else."""
+    launcher = tmp_path / "mpirun"
+    shutil.copy(shutil.which("bash") or "/bin/bash", launcher)
+    rank = "import os, time; from fedsim.simulation.launchers import watch; watch.begin(); print(os.getpid(), flush=True); time.sleep(90)"
+    words = [launcher, "-c", '"$@"; true', "mpirun", sys.executable, "-c", rank]
+    variables = environment() | {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"}
+    with subprocess.Popen(words, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as started:
+        assert started.stdout is not None
+        assert started.stderr is not None
+        process = int(started.stdout.readline())
+        started.kill()
+        wait_for(lambda: not Path(f"/proc/{process}").exists() or _is_dead(process))
+        assert "mpirun (process " in started.stderr.read()
+
+
+def _is_dead(process: int) -> bool:
+    """Whether it has ended and only waits for somebody to ask how."""
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"

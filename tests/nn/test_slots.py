@@ -134,6 +134,19 @@ def test_the_training_mode_is_that_of_the_call_also_after_a_twin_was_called() ->
     assert int(net(net.initial, x, True)[1]["buf/2.count"]) == 1
 
 
+class Asking(nn.Module):
+    """Doubles its input in evaluation mode."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.training else 2 * x
+
+
+def test_a_module_that_asks_for_the_mode_is_in_that_of_each_call() -> None:
+    net, x = Net(nn.Sequential(Asking(), nn.Flatten())), torch.ones(1, 1, 2, 2)
+    given = [float(each(net.initial, x, train)[0].sum()) for each in (net, net.under_vmap(), net) for train in (True, False)]
+    assert given == 3 * [4.0, 8.0]
+
+
 def test_which_buffers_are_averaged() -> None:
     module = nn.Sequential(nn.BatchNorm2d(3), Changing())
     module.register_buffer("mask", torch.full((2, 2), -torch.inf).triu(1))
