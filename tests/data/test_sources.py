@@ -8,7 +8,7 @@ import torch
 from fedsim.data.drawn_shapes import FIGURES
 from fedsim.data.image_sets import Fake, Stored, fifth, moments
 from fedsim.data.settings import AUGMENTS, DataSettings
-from fedsim.data.sources import open_data
+from fedsim.data.sources import digits, open_data
 from fedsim.errors import BadInput
 
 
@@ -72,6 +72,18 @@ def test_the_split_of_digits_never_changes():
     chosen = torch.nonzero(fifth(torch.from_numpy(load_digits().target).long())).squeeze(1)
     found = hashlib.sha256(chosen.numpy().astype("<i8").tobytes()).hexdigest()
     assert found == "5bc4861055e8125c79fe4aafb4ebc19205707d5fd4353a8ddcdb1f1191e28767"
+
+
+def test_digits_are_scikit_learns_to_the_last_grey_level(monkeypatch):
+    from sklearn.datasets import load_digits
+
+    train, test = digits(8)
+    whole = torch.from_numpy(load_digits().images * (255 / 16)).round().to(torch.uint8)
+    chosen = fifth(torch.from_numpy(load_digits().target).long())
+    assert torch.equal(test.x.squeeze(1), whole[chosen])
+    assert torch.equal(train.x.squeeze(1), whole[~chosen])
+    monkeypatch.setattr("fedsim.data.sources.find_spec", lambda name: None)  # a scikit-learn with its file elsewhere
+    assert all(torch.equal(a.x, b.x) and torch.equal(a.y, b.y) for a, b in zip((train, test), digits(8), strict=True))
 
 
 def test_digits_do_not_depend_on_the_seed():

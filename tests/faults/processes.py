@@ -200,7 +200,7 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 def images(path: Path) -> None:
-    """The images of the tiny job. With `data.name = "digits"` every process would import scikit-learn, which takes it a second."""
+    """The images of the tiny job, as a user's own file."""
     x, y = digits()
     with h5py.File(path, "w") as file:
         file["x"], file["y"], file["x_test"], file["y_test"] = x[:1440], y[:1440], x[1440:], y[1440:]
