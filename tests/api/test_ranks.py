@@ -80,6 +80,7 @@ except fedsim.BadInput as error:
 """
 
 
+@pytest.mark.full
 @pytest.mark.processes
 def test_an_exception_of_the_callback_ends_all_ranks_and_is_shown(folder: Any) -> None:
     ended = folder.script(RANK + FAILING.format(error='ZeroDivisionError("mine")'), RANKS)
@@ -140,6 +141,7 @@ fedsim.run("small.toml", out="second.h5", progress=False)
 """
 
 
+@pytest.mark.full
 @pytest.mark.processes
 def test_an_exception_on_another_rank_between_two_runs_ends_all_ranks(folder: Any) -> None:
     ended = folder.script(RANK + BETWEEN, RANKS)

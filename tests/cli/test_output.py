@@ -58,7 +58,7 @@ ENDS = ["ended 0"] * 10 + ["ended 2"] * 2
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+@pytest.mark.parametrize("encoding", ["ascii", pytest.param("latin-1", marks=pytest.mark.full)])
 def test_every_command_prints_what_the_stream_can_take(tmp_path: Path, encoding: str) -> None:
     (tmp_path / "prüfung.toml").write_text(JOB, encoding="utf-8")
     environ = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": encoding}

@@ -11,7 +11,7 @@ from subprocess import TimeoutExpired
 from typing import Any
 
 import pytest
-from cases import DISTINCT, RUNS
+from cases import DISTINCT, RUNS, TABLE
 from elsewhere import run_lines
 from run_files import assert_same
 
@@ -23,11 +23,20 @@ ONE = ("fedavg", "serial")  # on one rank a run is the run without mpirun: one l
 
 
 def lines() -> list[Any]:
-    """(ranks, method, way). Each line runs on one of RANKS, in turn, and the DISTINCT ones on all; with the marker full, all on all."""
-    turns = {pair: RANKS[place % len(RANKS)] for place, pair in enumerate(RUNS)}
+    """(ranks, method, way). With the marker full: every method in every way on every number of ranks.
+
+    Without it, each method runs on one of RANKS, the DISTINCT ones on each of them, and the ways take turns.
+    """
+    ways = {name: [way for other, way in RUNS if other == name] for name in TABLE}
+    turns = {
+        (ranks, name, ways[name][(place + turn) % len(ways[name])])
+        for place, name in enumerate(TABLE)
+        for turn, ranks in enumerate(RANKS)
+        if name in DISTINCT or turn == place % len(RANKS)
+    } | {(ranks, *ONE) for ranks in (1, *RANKS)}
 
     def chosen(ranks: int, pair: tuple[str, str]) -> bool:
-        return pair == ONE if ranks == 1 else ranks == turns[pair] or pair[0] in DISTINCT
+        return (ranks, *pair) in turns
 
     every = [(ranks, pair) for ranks in (1, *RANKS) for pair in RUNS]
     return [pytest.param(ranks, *pair, marks=() if chosen(ranks, pair) else pytest.mark.full) for ranks, pair in every]

@@ -42,7 +42,7 @@ def test_an_exception_in_a_work_names_rank_client_round_and_step(failing: Callab
     assert str(Path("run.h5")) + " keeps the rounds before" in ended.err
 
 
-@pytest.mark.parametrize("ranks", [0, 2])
+@pytest.mark.parametrize("ranks", [0, pytest.param(2, marks=pytest.mark.full)])
 def test_an_exception_in_a_round_shows_the_line_of_the_user(failing: Callable[..., Ended], ranks: int) -> None:
     ended = failing("round", ranks)
     assert "Traceback" in ended.err

@@ -211,7 +211,7 @@ def test_data_that_changed_under_a_run_are_refused(console: Console, refuses: Ca
     ("arguments", "said"),
     [
         (["--set", "data.path=nowhere.h5"], "nowhere.h5"),
-        (["--out", "tiny.toml/run.h5"], "tiny.toml/run.h5 cannot be written"),
+        pytest.param(["--out", "tiny.toml/run.h5"], "tiny.toml/run.h5 cannot be written", marks=pytest.mark.full),
     ],
     ids=["every rank finds it", "rank 0 finds it"],
 )

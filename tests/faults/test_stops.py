@@ -61,7 +61,7 @@ def test_a_run_whose_time_is_over_stops_and_goes_on(lab: Lab, console: Console, 
     assert_same(lab.folder / "run.h5", reference)
 
 
-@pytest.mark.parametrize(("name", "receiver"), [(signal.SIGTERM, "rank 0"), (signal.SIGUSR1, "mpirun")])
+@pytest.mark.parametrize(("name", "receiver"), [pytest.param(signal.SIGTERM, "rank 0", marks=pytest.mark.full), (signal.SIGUSR1, "mpirun")])
 def test_ranks_stop_together(lab: Lab, console: Console, reference: Path, name: signal.Signals, receiver: str) -> None:
     """mpirun hands USR1 and USR2 on to its ranks."""
     running = lab.start(ranks=3, hold=4)

@@ -12,7 +12,7 @@ from processes import LOOK, Console, Lab, assert_same, snapshot
 from fedsim.storage.checkpoint import folder_of
 
 
-@pytest.mark.parametrize("ranks", [0, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(0, marks=pytest.mark.full), 2])
 def test_a_second_run_on_a_file_is_refused_until_the_first_was_killed(lab: Lab, console: Console, reference: Path, ranks: int) -> None:
     first = lab.start(ranks=ranks, hold=2)
     first.until(1)
