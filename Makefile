@@ -8,7 +8,7 @@ RANKS ?= 3
 WORKERS ?= -n 2 --dist loadfile --no-loadscope-reorder
 MPIRUN ?= $(BIN)/mpirun
 
-# Open MPI refuses root, who is the user in a container, and more ranks than cores, unless it is told.
+# Open MPI refuses root, who is the user in a container, and more ranks than cores; these say that both are meant.
 export OMPI_ALLOW_RUN_AS_ROOT := 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 export PRTE_MCA_rmaps_default_mapping_policy := :oversubscribe

@@ -19,14 +19,14 @@ class LonelyRanks(BadInput):
 
 
 class ClientFault(RuntimeError):
-    """An exception in a client's work, told with its rank, client, round and step: exit code 1."""
+    """An exception in a client's work, reported with its rank, client, round and step: exit code 1."""
 
 
 class MethodFault(RuntimeError):
     """An exception in a method's own code on the server, or a wrong value that it returned: exit code 1."""
 
     @property
-    def told(self) -> str:
+    def full_message(self) -> str:
         """The message, and below it the traceback of the exception that led to it."""
         trace = "".join(traceback.format_exception(self.__cause__)) if self.__cause__ else ""
         return f"{self}\n{trace}".rstrip()

@@ -67,8 +67,8 @@ def compare(paths: Iterable[str | Path], by: Sequence[str] | None = None) -> pd.
         groups.setdefault(key, []).append(run)
         jobs[key] = job
     shown = [name for name in by or _differing(list(jobs.values())) if name != "rounds"]  # which every row has
-    told = pd.DataFrame([{name: job.get(name) for name in shown} for job in jobs.values()], dtype=object)  # 10 stays 10 beside None
-    return told.join(pd.DataFrame([_row(runs) for runs in groups.values()]))
+    settings = pd.DataFrame([{name: job.get(name) for name in shown} for job in jobs.values()], dtype=object)  # 10 stays 10 beside None
+    return settings.join(pd.DataFrame([_row(runs) for runs in groups.values()]))
 
 
 LEGEND = """accuracy: of the last model, mean ± 95 % interval over seeds. density: kept share of the weights. training FLOPs: of a client
@@ -106,15 +106,15 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     if table["client_inference_share"].notna().any():
         for title, name in PERSONAL_TITLES.items():
             shown[title] = [_percent(mean, half) for mean, half in zip(table[name], table[f"{name}_95"], strict=True)]
-    shown["density"] = [_told("{:.3g}", value) for value in table["density"]]
+    shown["density"] = [_formatted("{:.3g}", value) for value in table["density"]]
     trained, first = table["max_client_flops_share"], table["max_client_flops_share_with_round_0"]
-    shown["training FLOPs"] = [_told("{:.3g} %", 100 * value) for value in trained]
+    shown["training FLOPs"] = [_formatted("{:.3g} %", 100 * value) for value in trained]
     if (first > trained).any():
-        shown["with round 0"] = [_told("{:.3g} %", 100 * value) for value in first]
+        shown["with round 0"] = [_formatted("{:.3g} %", 100 * value) for value in first]
     shown["sent"] = [_bytes(value) for value in table["bytes"]]
     shown["memory"] = [_bytes(value) for value in table["max_client_memory"]]
     shown["model memory"] = [_bytes(value) for value in table["max_client_model_memory"]]
-    shown["time"] = [_told("{:,.1f} s", value) for value in table["seconds"]]
+    shown["time"] = [_formatted("{:,.1f} s", value) for value in table["seconds"]]
     return shown
 
 
@@ -129,12 +129,12 @@ def _plain(value: Any) -> str:
     return "-" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _told(how: str, value: float) -> str:
+def _formatted(how: str, value: float) -> str:
     return "-" if np.isnan(value) else how.format(value)
 
 
 def _percent(mean: float, half: float) -> str:
-    return _told("{:.1f}", 100 * mean) + ("" if np.isnan(half) else f" ± {100 * half:.1f}") + ("" if np.isnan(mean) else " %")
+    return _formatted("{:.1f}", 100 * mean) + ("" if np.isnan(half) else f" ± {100 * half:.1f}") + ("" if np.isnan(mean) else " %")
 
 
 def _bytes(value: float) -> str:

@@ -68,7 +68,7 @@ def main(jobs: list[Job], console: Console) -> int:
     torch.set_num_threads(1)
     for job in jobs or [load(Path(name)) for name in DEFAULT]:
         parts = build_experiment(job)
-        keep, told = job.model.gate_keep, TARGETS.get(job.model.name)
+        keep, target = job.model.gate_keep, TARGETS.get(job.model.name)
         table = Table(box=None, header_style="bold", pad_edge=False)
         for name in ("", "batch", "ms", "quartiles", "dense / it", "by hand / it", "multiply-adds"):
             table.add_column(name, justify="right" if name else "left", no_wrap=True)
@@ -79,7 +79,7 @@ def main(jobs: list[Job], console: Console) -> int:
                 ratios = (f"{line.faster(lines[name]):.2f}" for name in ("dense", "by hand"))
                 table.add_row(line.name, str(batch), f"{middle:.2f}", f"{low:.2f} to {high:.2f}", *ratios, f"{line.share:.3f}")
         head = f"{job.model.name}, keep {keep}, one thread, {READINGS} readings; torch {torch.__version__}"
-        console.print(head, table, *([f"target: {told}"] if told else []), "", sep="\n", highlight=False)
+        console.print(head, table, *([f"target: {target}"] if target else []), "", sep="\n", highlight=False)
     return 0
 
 

@@ -73,8 +73,8 @@ def main(jobs: list[Job], console: Console) -> int:
         for batch, lines, runs in _measurements(case):
             for row in _compared(lines, interleaved(runs, case.device, REPEATS)):
                 table.add_row(row[0], str(batch), *row[1:])
-        told = f"{model}, half of the channels, one thread, median of {REPEATS}; torch {torch.__version__}"
-        console.print(told, table, "", sep="\n", highlight=False)
+        head = f"{model}, half of the channels, one thread, median of {REPEATS}; torch {torch.__version__}"
+        console.print(head, table, "", sep="\n", highlight=False)
     console.print(LEGEND, highlight=False)
     return 0
 

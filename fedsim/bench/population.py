@@ -45,12 +45,12 @@ def main(jobs: list[Job], console: Console) -> int:
 def measured(job: Job) -> tuple[float, float, float]:
     """(seconds outside the rounds, rank 0's peak MB, median seconds of a round)."""
     with TemporaryDirectory() as folder:
-        out, told = Path(folder) / "run.h5", Path(folder) / "told.json"
+        out, answer = Path(folder) / "run.h5", Path(folder) / "answer.json"
         began = time.perf_counter()
-        launch(job, 2, [sys.executable, "-m", "fedsim.bench.population", "JOB", str(out), str(told)], Path(folder))
+        launch(job, 2, [sys.executable, "-m", "fedsim.bench.population", "JOB", str(out), str(answer)], Path(folder))
         wall = time.perf_counter() - began
         seconds = RunReader(out).column("seconds")
-        return wall - float(seconds.sum()), json.loads(told.read_text())["peak"], median(seconds[2:].tolist())
+        return wall - float(seconds.sum()), json.loads(answer.read_text())["peak"], median(seconds[2:].tolist())
 
 
 if __name__ == "__main__":

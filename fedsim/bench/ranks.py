@@ -62,9 +62,9 @@ def launch(job: Job, ranks: int, program: list[str], folder: Path) -> None:
         raise BadInput("there is no mpirun here: pip install 'fedsim[mpi]'")
     file = folder / "job.toml"
     file.write_text(resolved(job), encoding="utf-8")
-    told = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMP_NUM_THREADS": "1"}
-    told |= {"PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe"}
+    environment = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMP_NUM_THREADS": "1"}
+    environment |= {"PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe"}
     command = [mpirun, "-n", str(ranks), *(str(file) if word == "JOB" else word for word in program)]
-    done = subprocess.run(command, env=os.environ | told, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")

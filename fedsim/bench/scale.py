@@ -162,7 +162,7 @@ def costs(job: Job, alone: dict[int, tuple[int, int]]) -> Costs:
 def _projection(job: Job, costs: Costs) -> Table:
     parts = {ranks: projected(costs, ranks) for ranks in PROJECTED}
     title = f"{job.name}: PROJECTED seconds of a round by client ranks of {costs.clients} clients, from costs measured here"
-    table = Table(title=title, title_justify="left", caption=_told(costs), caption_justify="left", box=None, padding=(0, 1, 0, 0))
+    table = Table(title=title, title_justify="left", caption=_caption(costs), caption_justify="left", box=None, padding=(0, 1, 0, 0))
     for name in ("ranks", "cohort", *parts[1], "round", "efficiency"):
         table.add_column(name, justify="right")
     for ranks, found in parts.items():
@@ -172,7 +172,7 @@ def _projection(job: Job, costs: Costs) -> Table:
     return table
 
 
-def _told(costs: Costs) -> str:
+def _caption(costs: Costs) -> str:
     each = costs.messages
     names = {"a message": each.awake, "to a rank asleep": each.asleep, "handing one over": each.post, "reading a reply": each.hear}
     said = ", ".join(f"{name} {duration(value)}" for name, value in names.items())

@@ -1,4 +1,4 @@
-"""The MODEL of `fedsim check` on the command line; all that is wrong with it is told before anything heavy is imported."""
+"""The MODEL of `fedsim check` on the command line; all that is wrong with it is reported before anything heavy is imported."""
 
 from __future__ import annotations
 

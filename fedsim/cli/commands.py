@@ -247,7 +247,7 @@ def bench(
 
 
 def _load(path: Path, settings: list[str] | None) -> Job:
-    """The job of a file. What is wrong with the path, the TOML or a --set is told before anything heavy is imported."""
+    """The job of a file. What is wrong with the path, the TOML or a --set is reported before anything heavy is imported."""
     from fedsim.config import job_file
 
     table = job_file.table_of(path, settings or ())
@@ -302,7 +302,7 @@ def _outcome() -> int:
         _report_error(str(error))
         return 2
     except MethodFault as fault:
-        _report_error(fault.told)
+        _report_error(fault.full_message)
         return 1
     except ClientFault as error:
         _report_error(str(error))

@@ -100,9 +100,9 @@ def populate(data: DataSettings, settings: PartitionSettings, seed: int) -> Popu
 
 def divide(train: Data, test: Data, settings: PartitionSettings, seed: int) -> Population:
     """Deal images already open; nothing is augmented."""
-    shards, told = _in_blocks(train, test, settings, seed) if settings.name == "blocks" else _dealt(train, test, settings, seed)
+    shards, facts = _in_blocks(train, test, settings, seed) if settings.name == "blocks" else _dealt(train, test, settings, seed)
     _check_held(shards, settings)
-    record = _record(train, test, settings, seed) | told
+    record = _record(train, test, settings, seed) | facts
     begin = json.dumps(record, sort_keys=True).encode()
     record["hashes"] = {name: sha256_of(part, begin) for name, part in sorted(shards.items())}
     whole = sha256(json.dumps(record["hashes"], sort_keys=True).encode()).hexdigest()
@@ -180,8 +180,8 @@ def _dealt(train: Data, test: Data, settings: PartitionSettings, seed: int) -> M
         "test": of_owners(tester, dealt.clients, np.arange(len(test))),
         "public": _one(public),
     }
-    told = {"tries": dealt.tries, "moved": dealt.moved, "dropped": int((dealt.owner < 0).sum()), "untested": int((tester < 0).sum())}
-    return shards, told | {"labels_sha256": sha256(labels.astype("<i8").data).hexdigest(), "warnings": _warnings(dealt)}
+    facts = {"tries": dealt.tries, "moved": dealt.moved, "dropped": int((dealt.owner < 0).sum()), "untested": int((tester < 0).sum())}
+    return shards, facts | {"labels_sha256": sha256(labels.astype("<i8").data).hexdigest(), "warnings": _warnings(dealt)}
 
 
 def _testers(dealt: Deal, labels: Ints, index: Ints, train: Data, test: Data, settings: PartitionSettings, seed: int) -> Ints:

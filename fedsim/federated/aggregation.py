@@ -198,10 +198,10 @@ class Scaffold(FedAvg):
             memory[SCAFFOLD_TURN] = memory[SCAFFOLD_TURN] + 1
         shared, _ = super().server(memory, shared, total, setting)
         changes = renamed(total, SCAFFOLD_CHANGE, SCAFFOLD_CONTROL)
-        told = tree.each(
+        averaged = tree.each(
             lambda c, change: (c.double() + change / setting.clients).to(c.dtype), _sent(memory, changes, SCAFFOLD_CONTROL), changes
         )
-        return shared, masks.apply(memory | told, shared)
+        return shared, masks.apply(memory | averaged, shared)
 
     def _controls(self, sent: ClientInput) -> tuple[Tree, Tree]:
         """c and c_k by their weights' keys, masked. c_k is 0 where a weight was pruned since the client's last visit, also if it is

@@ -1,4 +1,4 @@
-"""The verbs of a method, called by the engine: what goes wrong in a method is told with its name, its file and the verb."""
+"""The verbs of a method, called by the engine: what goes wrong in a method is reported with its name, its file and the verb."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DEPLOY = "(shared, own, net): two dicts of tensors, which may be empty, and a fe
 def init(method: Method[Any], setting: Setting, public: Any) -> Any:
     """The method's first state. MethodFault where it is None, or where no checkpoint could hold it."""
     where = f"{name_of(method)}, init"
-    with _told(where):
+    with _reporting(where):
         state = method.init(setting, public)
     if state is None:
         raise MethodFault(f"{where}: it returned None; it must return {INIT}")
@@ -41,7 +41,7 @@ def init(method: Method[Any], setting: Setting, public: Any) -> Any:
 def round(method: Method[Any], setting: Setting, state: Any, fleet: Fleet, r: int) -> tuple[Any, dict[str, float]]:
     """The state after round `r` and what to record, with what the server was charged. MethodFault where they are not that."""
     where = f"{name_of(method)}, round (r = {r})"
-    with _told(where):
+    with _reporting(where):
         found: Any = method.round(setting, state, fleet, r)
     if not isinstance(found, tuple | list) or len(found) != 2 or found[0] is None or not isinstance(found[1], Mapping):
         raise MethodFault(f"{where}: it returned {shown(found)}; it must return {ROUND}")
@@ -52,12 +52,12 @@ def round(method: Method[Any], setting: Setting, state: Any, fleet: Fleet, r: in
 def deploy(method: Method[Any], setting: Setting, state: Any, fleet: Fleet, cohort: Sequence[int]) -> tuple[Tree, Tree, Net | None]:
     """What clients use. MethodFault where it is not two trees and a network or None, or does not fit the network."""
     where = f"{name_of(method)}, deploy"
-    with _told(where), setting.server.untouched():
+    with _reporting(where), setting.server.untouched():
         found: Any = method.deploy(setting, state, fleet, cohort)
     if not isinstance(found, tuple | list) or len(found) != 3 or not (found[2] is None or isinstance(found[2], Net)):
         raise MethodFault(f"{where}: it returned {shown(found)}; it must return {DEPLOY}")
     shared, own, net = found
-    with _told(where, bare=True):
+    with _reporting(where, bare=True):
         tree.check(shared, "shared")
         tree.check(own, "own")
         fits(net or setting.net, shared, "shared")
@@ -79,7 +79,7 @@ def fits(net: Net, held: Tree, name: str) -> None:
 
 @contextmanager
 def storing(where: str) -> Iterator[None]:
-    """A state that no checkpoint can hold is told as the method's fault."""
+    """A state that no checkpoint can hold is reported as the method's fault."""
     try:
         yield
     except TypeError as error:
@@ -112,8 +112,8 @@ def shown(value: Any) -> str:
 
 
 @contextmanager
-def _told(where: str, bare: bool = False) -> Iterator[None]:
-    """An error of the method's own code is told with its place. `bare`: by a message alone."""
+def _reporting(where: str, bare: bool = False) -> Iterator[None]:
+    """An error of the method's own code is reported with its place. `bare`: by a message alone."""
     try:
         yield
     except OSError:  # of the disk, which may fail while a round goes on

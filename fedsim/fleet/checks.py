@@ -1,4 +1,4 @@
-"""What a work returns, checked: its verbs are called here, and their values told where they are wrong."""
+"""What a work returns, checked: its verbs are called here, and wrong values are reported."""
 
 from __future__ import annotations
 

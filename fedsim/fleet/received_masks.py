@@ -46,7 +46,7 @@ class ReceivedMasks:
     def price(self, client: int, controls: bool = False) -> int:
         """Bytes that bring the client's masks up to the newest version; afterwards it holds them.
 
-        controls: the client keeps values of weights (SCAFFOLD) which end where a weight is pruned. It is told also which weights were
+        controls: the client keeps values of weights (SCAFFOLD) which end where a weight is pruned. It also receives which weights were
         pruned since its last masks and are kept again.
         """
         held, newest = self.of.get(client, -1), max(self.versions)

@@ -147,10 +147,10 @@ class FedTiny(Method[AveragedState]):
             fits = ((counts.sum(1) >= least) & (counts.sum(1) <= most)).nonzero()
             if len(fits):
                 return dict(zip(layers, counts[int(fits[0])].tolist(), strict=True))
-        told = ", ".join(f"{layer} {size:,}" for layer, size in sizes.items())
+        listed = ", ".join(f"{layer} {size:,}" for layer, size in sizes.items())
         raise ValueError(
             f"density = {self.density}: none of {DRAWS:,} draws was within tol = {self.tol} of it; take a smaller spread or a larger tol."
-            f" The weights of the layers: {told}"
+            f" The weights of the layers: {listed}"
         )
 
     # ---- progressive pruning

@@ -112,23 +112,23 @@ class HypernetTraining:
         d (K, n) gradients of the clients' losses at the soft gates of the same `draw_keys` (K,); targets (K,) p_i; key () of v'.
         """
         o, choice = self.base(w, z), self.choice(w, w.get(EMBEDDING))
-        told = (d * self.soft(o, choice, draw_keys)).sum(-1).mean()
+        loss = (d * self.soft(o, choice, draw_keys)).sum(-1).mean()
         v = gates.straight(self._drawn(o, key, "base"), self.widths)
-        told = told + self.penalty(v, self.keep)
+        loss = loss + self.penalty(v, self.keep)
         if choice is None:
-            return told
+            return loss
         y = self._drawn(o, draw_keys, "base of client").detach()
         held = gates.never_empty(y >= 0.5, y, self.widths)
         u = gates.straight(self._drawn(choice, draw_keys, "client"), self.widths, held)
-        return told + self.penalty(held * gates.merge(held.to(u.dtype), u), targets).mean()
+        return loss + self.penalty(held * gates.merge(held.to(u.dtype), u), targets).mean()
 
     def loss_within(self, w: Tree, within: Tensor, draw_keys: Tensor, targets: Tensor, d: Tensor) -> Tensor:
         """mean_i <d_i, u_i> + mean_i 2 R(T(v * u'_i), p_i), after the cut to v = `within` (n,); d is 0 outside of it."""
         choice = self.choice(w, w.get(EMBEDDING))
         assert choice is not None, "only clients' gates learn after the cut"
-        told = (d * self.soft_choice(choice, draw_keys)).sum(-1).mean()
+        loss = (d * self.soft_choice(choice, draw_keys)).sum(-1).mean()
         u = gates.straight(self._drawn(choice, draw_keys, "client"), self.widths, within)
-        return told + self.penalty(within * u, targets).mean()
+        return loss + self.penalty(within * u, targets).mean()
 
 
 def gradient(loss: Callable[[Tree], Tensor], hyper: Tree, rows: Tree) -> Tree:

@@ -135,8 +135,8 @@ def _totals(run: RunReader) -> list[tuple[str, ...]]:
 def _server(has: dict[str, Array]) -> list[tuple[str, ...]]:
     """What the server itself computed with networks, by what it was for."""
     parts = {name.removeprefix(SERVER): np.nansum(column) for name, column in has.items() if name.startswith(SERVER)}
-    told = [f"{quantity(flops, 'FLOP')} for {escape(what.replace('_', ' '))}" for what, flops in parts.items() if flops > 0]
-    return [("the server itself", ", ".join(told))] if told else []
+    shown = [f"{quantity(flops, 'FLOP')} for {escape(what.replace('_', ' '))}" for what, flops in parts.items() if flops > 0]
+    return [("the server itself", ", ".join(shown))] if shown else []
 
 
 def _by_term(has: dict[str, Array]) -> str:
@@ -144,11 +144,11 @@ def _by_term(has: dict[str, Array]) -> str:
     r = int(np.nanargmax(has["max_client_memory"]))
     whole = has["max_client_memory"][r]
     parts = {name.removeprefix(MEMORY).replace("_", " "): column[r] for name, column in has.items() if name.startswith(MEMORY)}
-    told = sorted(((value, name) for name, value in parts.items() if value > 0 and value >= whole / 100), reverse=True)
-    if not told:
+    shown = sorted(((value, name) for name, value in parts.items() if value > 0 and value >= whole / 100), reverse=True)
+    if not shown:
         return ""
-    rest = whole - sum(value for value, _ in told)
-    lines = [f"{quantity(value, 'B')} {name}" for value, name in [*told, *([(rest, "others")] if rest > 0 else [])]]
+    rest = whole - sum(value for value, _ in shown)
+    lines = [f"{quantity(value, 'B')} {name}" for value, name in [*shown, *([(rest, "others")] if rest > 0 else [])]]
     return ": " + ", ".join(lines)
 
 

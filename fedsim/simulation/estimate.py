@@ -24,7 +24,7 @@ from fedsim.fleet.serial import idle
 from fedsim.simulation.experiment import Experiment, build_experiment
 from fedsim.simulation.round_record import RoundRow, row_of
 
-ALIKE = 0.05  # of a cost: less is told as no change
+ALIKE = 0.05  # of a cost: a smaller change is not shown
 MEASURED_FOR = 20.0  # seconds after which the rest of the rounds is taken to be like the last
 
 
@@ -61,7 +61,7 @@ def estimate(job: Job, console: Console) -> list[dict[str, float]]:
         seen.append(row.values)
         if time.monotonic() - began > MEASURED_FOR:
             break
-    for line in _told(parts):
+    for line in _lines(parts):
         console.print(line, highlight=False)
     console.print(_table(seen, parts.setting.cohort))
     for line in _summed(seen, parts.setting.rounds):
@@ -69,7 +69,7 @@ def estimate(job: Job, console: Console) -> list[dict[str, float]]:
     return seen
 
 
-def _told(parts: Experiment) -> Iterator[str]:
+def _lines(parts: Experiment) -> Iterator[str]:
     job, setting, model_profile = parts.job, parts.setting, parts.model_profile
     yield f"{job.name}: {job.method.name} on {job.data.name}; the job is valid"
     sizes = parts.population.shards["train"].sizes()
@@ -80,9 +80,9 @@ def _told(parts: Experiment) -> Iterator[str]:
         yield f"{normalising / 1e6:,.2f} MFLOP to normalise the weights once, in every pass of a batch; in no other figure"
     batch = setting.train.batch
     parts_of = memory.saved(model_profile, batch)
-    told = {"pruned inputs": parts_of["caches"], "signs of ReLUs": parts_of["signs"], "all else": parts_of["others"]}
+    terms = {"pruned inputs": parts_of["caches"], "signs of ReLUs": parts_of["signs"], "all else": parts_of["others"]}
     kept = (
-        ", ".join(f"{name} {value / 1e6:,.2f} MB" for name, value in told.items())
+        ", ".join(f"{name} {value / 1e6:,.2f} MB" for name, value in terms.items())
         if model_profile.keep
         else f"{parts_of.total / 1e6:,.2f} MB"
     )
@@ -95,8 +95,8 @@ def _summed(seen: list[dict[str, float]], rounds: int) -> Iterator[str]:
         yield f"rounds {len(seen)} to {rounds} are taken to be like round {len(seen) - 1}"
     up, down, flops = (sum(row[name] for row in seen) + missing * seen[-1][name] for name in ("bytes_up", "bytes_down", "train_flops"))
     server = sum(row["server_flops"] for row in seen) + missing * seen[-1]["server_flops"]
-    told = f", {server / 1e12:,.3g} TFLOP of the server itself" if server else ""
-    yield f"whole run: {up / 1e6:,.1f} MB up, {down / 1e6:,.1f} MB down, {flops / 1e12:,.3f} TFLOP of training{told}"
+    of_server = f", {server / 1e12:,.3g} TFLOP of the server itself" if server else ""
+    yield f"whole run: {up / 1e6:,.1f} MB up, {down / 1e6:,.1f} MB down, {flops / 1e12:,.3f} TFLOP of training{of_server}"
 
 
 def _table(seen: list[dict[str, float]], cohort: int) -> Table:

@@ -177,7 +177,7 @@ def export(path: Path, client: int | None, out: Path | None, console: Console) -
     with _aside(module, out) as written:
         _check(found, written, images(), path)
         scored = accuracy.measured(written, images(), job.execution.dtype)
-    lines = _told(found, module) + accuracy.told(scored, accuracy.recorded(RunReader(path), client), client, found.note)
+    lines = _summary(found, module) + accuracy.lines_of(scored, accuracy.recorded(RunReader(path), client), client, found.note)
     for line in [*lines, *([found.note] if found.note else []), f"wrote {out}: " + _how(out, module, why)]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
@@ -217,7 +217,7 @@ def _how(out: Path, module: nn.Module, why: str) -> str:
     return f"{load} where {kind.__module__}.{kind.__qualname__} can be imported, since {why}"
 
 
-def _told(found: Final, module: nn.Module) -> list[str]:
+def _summary(found: Final, module: nn.Module) -> list[str]:
     """Parameters and FLOPs."""
     count, whole = sum(value.numel() for value in module.parameters()), found.model_profile.parameters
     full = flops.forward_flops(found.model_profile)

@@ -50,7 +50,7 @@ CODES: dict[int, type[Exception]] = {1: ClientFault, 2: BadInput, 3: Stopped}
 
 @dataclass(frozen=True)
 class Observer:
-    """Who follows a run on rank 0: where progress is printed, what sees each finished round, and what is told an error before ranks end."""
+    """Who follows a run on rank 0: where progress is printed, what sees each finished round, and what gets an error before ranks end."""
 
     console: Console | None = None  # None: the output of the process
     callback: Callback | None = None
@@ -113,7 +113,7 @@ def ending_all_ranks(communicator: Communicator | None) -> Iterator[None]:
         raise
     except MethodFault as fault:
         if communicator:
-            _abort(communicator, f"{fault.told}\n")
+            _abort(communicator, f"{fault.full_message}\n")
         raise
     except BaseException:
         if communicator:

@@ -172,8 +172,8 @@ def describe(parts: Experiment, plan: Plan, hosts: list[str]) -> dict[str, Any]:
 def where(parts: Experiment, plan: Plan, hosts: list[str]) -> dict[str, Any]:
     """The attributes that a resumed run brings up to date; the peaks are those of one rank, per second."""
     peaks = roofline.peaks(parts.site.device, plan.dtype)
-    told = {"ranks": len(hosts), "hosts": ",".join(sorted(set(hosts))), "torch_version": str(torch.__version__)}
-    return told | {"peak_flops": peaks.flops, "peak_bytes": peaks.bytes}
+    facts = {"ranks": len(hosts), "hosts": ",".join(sorted(set(hosts))), "torch_version": str(torch.__version__)}
+    return facts | {"peak_flops": peaks.flops, "peak_bytes": peaks.bytes}
 
 
 def host() -> str:

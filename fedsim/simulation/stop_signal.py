@@ -54,7 +54,7 @@ class StopSignal:
 
 
 def stopped(out: Path) -> Stopped:
-    """What is told of a run that was stopped."""
+    """The message of a run that was stopped."""
     if not out.exists():
         return Stopped("stopped before the first round; the same command starts the run")
     return Stopped(f"stopped; {out} holds all complete rounds, and the same command goes on from there")

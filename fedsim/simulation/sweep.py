@@ -126,7 +126,7 @@ def _carry_out(runs: Sequence[Run], processes: int, brake: StopSignal, tally: Sw
             if brake():
                 waiting.clear()
                 for worker in busy:
-                    worker.process.terminate()  # at every look, since a worker that is about to begin forgets what it was told
+                    worker.process.terminate()  # at every look, since a worker that is about to begin forgets a signal
             while waiting and free:
                 busy.append(free.pop(0))
                 busy[-1].begin(waiting.popleft())
@@ -241,7 +241,7 @@ def _finished(out: Path) -> bool:
 
 
 class SweepProgress:
-    """What is told while the runs go on, and of how they ended."""
+    """What is printed while the runs go on, and how they ended."""
 
     def __init__(self, runs: Sequence[Run], console: Console, report: Callable[[str], None] = _write) -> None:
         self.runs, self.console, self.report = runs, console, report
@@ -265,7 +265,7 @@ class SweepProgress:
     def add(self, run: Run, outcome: Outcome) -> None:
         """Takes note of an outcome and tells it in a line."""
         self.outcomes[run.out] = outcome
-        self.say(f"{run.name:<{self.width}}  {_told(run, outcome)}")
+        self.say(f"{run.name:<{self.width}}  {_outcome_line(run, outcome)}")
 
     def look(self, busy: Sequence[Run]) -> None:
         """Shows how far the runs are, by their rounds."""
@@ -278,19 +278,19 @@ class SweepProgress:
         failed = [(run, outcome) for run in self.runs if (outcome := self.outcomes.get(run.out)) and outcome.code in (1, 2)]
         done = sum(outcome.code == 0 for outcome in self.outcomes.values())
         stopped = done + len(failed) < len(self.runs)
-        told = [f"{len(failed)} of {len(self.runs)} runs failed:"] if failed else []
-        told += [f"{run.name}: {outcome.message}" for run, outcome in failed]
-        told += [outcome.message for outcome in self.outcomes.values() if outcome.full][:1]
+        lines = [f"{len(failed)} of {len(self.runs)} runs failed:"] if failed else []
+        lines += [f"{run.name}: {outcome.message}" for run, outcome in failed]
+        lines += [outcome.message for outcome in self.outcomes.values() if outcome.full][:1]
         if stopped:
-            told.append(f"stopped; {done} of {len(self.runs)} runs are done, and {AGAIN}")
-        if told:
-            self.report("\n".join(told))
+            lines.append(f"stopped; {done} of {len(self.runs)} runs are done, and {AGAIN}")
+        if lines:
+            self.report("\n".join(lines))
         if stopped and signalled:
             return 3
         return min((outcome.code for _, outcome in failed), default=3 if stopped else 0)
 
 
-def _told(run: Run, outcome: Outcome) -> str:
+def _outcome_line(run: Run, outcome: Outcome) -> str:
     if outcome.full:
         return f"{outcome.message.splitlines()[0]} (after round {_rounds(run)})"
     if outcome.code == 3:

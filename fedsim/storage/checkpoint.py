@@ -101,7 +101,7 @@ def save(folder: Path, r: int, state: Any, extra: Json, kept: Mapping[int, Tree]
     Returns the kept states of all clients ever visited, which may then leave the memory. Once it returns, `latest` gives this
     round, whatever happens to the machine; until then, the one before. NoRoom where the disk is full.
     """
-    with disk_room.told(folder, 0):
+    with disk_room.as_no_room(folder, 0):
         folder.mkdir(parents=True, exist_ok=True)
     before = _before(folder, r)
     plain, tensors = dump(state)
@@ -133,13 +133,13 @@ def latest(folder: Path, device: str = "cpu", check: Callable[[Checkpoint], None
         except OtherFormat as error:
             raise BadInput(str(error)) from error
         except FAULTS as error:
-            reasons.append(f"{path.name}: {_told(error)}")
+            reasons.append(f"{path.name}: {_reason(error)}")
     if reasons:
         raise BadInput(f"no checkpoint in {folder} is whole ({'; '.join(reasons)}); start afresh with another --out")
     return None
 
 
-def _told(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     """What is wrong with a checkpoint."""
     if isinstance(error, ImportError | AttributeError):
         return f"a class of its state cannot be imported ({error}); was it renamed or moved?"

@@ -23,7 +23,7 @@ AGAIN = "the same command goes on from there"
 
 
 @contextmanager
-def told(path: Path, needed: int, again: str = AGAIN) -> Iterator[None]:
+def as_no_room(path: Path, needed: int, again: str = AGAIN) -> Iterator[None]:
     """An error for want of room inside becomes NoRoom. `needed`: bytes that `path` would have needed more than it has."""
     try:
         yield
@@ -41,7 +41,7 @@ def reserve(file: h5py.File, path: Path, needed: int, called: Path) -> None:
     end = file.id.get_filesize()
     if end + needed <= path.stat().st_size:
         return
-    with told(called, needed):
+    with as_no_room(called, needed):
         try:
             _allocate(path, end, needed + STEP)
         except OSError:
@@ -60,7 +60,7 @@ def put(path: Path, content: bytes, again: str = AGAIN, called: Path | None = No
     again: what is to be done when there is room. called: what the message calls the file.
     """
     aside = path.with_name(path.name + ".new")
-    with told(called or path, len(content), again):
+    with as_no_room(called or path, len(content), again):
         try:
             with aside.open("wb") as file:
                 file.write(content)

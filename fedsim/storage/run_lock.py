@@ -29,7 +29,7 @@ OURS: set[tuple[int, Path]] = set()  # (process, lock): the kernel lets a proces
 def holding(run: Path, since: str, sleep: Callable[[float], object]) -> Iterator[None]:
     """Until its end no other run may write the run file; `since` tells others when that began. BadInput where one writes it already.
 
-    A folder that cannot be written has no lock: whoever writes the run file there is told so.
+    A folder that cannot be written has no lock: whoever writes the run file there gets that error.
     """
     path = lock_of(run)
     if (mine := (os.getpid(), path)) in OURS:

@@ -76,7 +76,7 @@ class RunWriter:
             file.flush()
             content = file.id.get_file_image()
         try:
-            with disk_room.told(path, len(content)):
+            with disk_room.as_no_room(path, len(content)):
                 path.parent.mkdir(parents=True, exist_ok=True)
             disk_room.put(path, content)
         except OSError as error:
@@ -205,7 +205,7 @@ class RunWriter:
         aside = self._path.with_name(self._path.name + ".new")
         self.close()
         try:
-            with disk_room.told(self._path, self._path.stat().st_size + needed):
+            with disk_room.as_no_room(self._path, self._path.stat().st_size + needed):
                 copyfile(self._path, aside)
             self._open(aside)
             disk_room.reserve(self._file, aside, needed, self._path)

@@ -130,7 +130,7 @@ def test_the_table_shows_what_differs_and_no_more(tmp_path: Path) -> None:
     assert list(readable(compare([write(tmp_path / "half.h5")]))) == ["method", "seeds", "unfinished", *measures]
 
 
-def test_a_measure_that_a_file_lacks_is_told_as_such(tmp_path: Path) -> None:
+def test_a_measure_that_a_file_lacks_is_reported_as_such(tmp_path: Path) -> None:
     row = readable(compare([write(tmp_path / "old.h5", accuracies=(np.nan,))])).iloc[0]
     assert (row.accuracy, row["training FLOPs"], row.sent) == ("-", "-", "0 B")
 

@@ -14,7 +14,7 @@ import torch
 
 import fedsim
 
-Told = Callable[[str, str, Mapping[str, str]], str]
+UsageError = Callable[[str, str, Mapping[str, str]], str]
 
 WRONG: dict[str, tuple[str, dict[str, str], dict[str, Any]]] = {  # what is wrong -> the file, `--set` and `set`
     "unknown field": ("small.toml", {"train.epoch": "1"}, {"train.epoch": 1}),
@@ -44,10 +44,10 @@ REFUSED: dict[str, dict[str, Any]] = {  # only data and model can tell
 
 
 @pytest.mark.parametrize("fault", WRONG)
-def test_what_is_wrong_with_a_job_is_said_as_the_command_line_says_it(fault: str, told: Told, folder: Any) -> None:
+def test_what_is_wrong_with_a_job_is_said_as_the_command_line_says_it(fault: str, usage_error: UsageError, folder: Any) -> None:
     file, words, settings = WRONG[fault]
     (folder.path / "cut.toml").write_text('name = "a"\nrounds = = 3\n')
-    expected = told("run", file, words)
+    expected = usage_error("run", file, words)
     for call in (fedsim.load_job, fedsim.run, fedsim.estimate, fedsim.sweep):
         with pytest.raises(fedsim.BadInput) as error:
             call(file, set=settings)
@@ -57,21 +57,21 @@ def test_what_is_wrong_with_a_job_is_said_as_the_command_line_says_it(fault: str
 
 
 @pytest.mark.parametrize("fault", REFUSED)
-def test_what_data_and_model_refuse_is_said_as_the_command_line_says_it(fault: str, told: Told, folder: Any) -> None:
+def test_what_data_and_model_refuse_is_said_as_the_command_line_says_it(fault: str, usage_error: UsageError, folder: Any) -> None:
     words = {field: str(value) for field, value in REFUSED[fault].items()}
     for call, command in ((fedsim.run, "run"), (fedsim.estimate, "estimate")):
         with pytest.raises(fedsim.BadInput) as error:
             call("small.toml", set=REFUSED[fault])
-        assert str(error.value) == told(command, "small.toml", words)
+        assert str(error.value) == usage_error(command, "small.toml", words)
         assert str(error.value).startswith("small.toml: ")
     assert [path.name for path in folder.path.glob("*")] == ["small.toml"]
 
 
-def test_a_run_file_that_is_refused_is_said_as_the_command_line_says_it(told: Told, folder: Any) -> None:
+def test_a_run_file_that_is_refused_is_said_as_the_command_line_says_it(usage_error: UsageError, folder: Any) -> None:
     fedsim.run("small.toml", set={"rounds": 1}, progress=False)
     with pytest.raises(fedsim.BadInput) as error:
         fedsim.run("small.toml", progress=False)
-    assert str(error.value) == told("run", "small.toml", {})
+    assert str(error.value) == usage_error("run", "small.toml", {})
     assert str(error.value).startswith(f"small.toml: {Path('runs/small.h5')} already holds another job")
 
 

@@ -93,7 +93,7 @@ def test_python_m_fedsim_is_the_same_program() -> None:
     assert (ended.returncode, ended.stderr) == (2, "no.toml: no such job file\n")
 
 
-def test_methods_are_listed_and_told_one_by_one(fedsim: Fedsim) -> None:
+def test_methods_are_listed_and_reported_one_by_one(fedsim: Fedsim) -> None:
     listed = fedsim("methods")
     assert listed.code == 0
     assert "fedavg" in listed.out
@@ -155,7 +155,7 @@ def test_a_wrong_job_is_one_message(refuses: Callable[..., str], arguments: list
     assert message.count("\n") == 1
 
 
-def test_a_truncated_job_is_told_with_its_line(refuses: Callable[..., str], tmp_path: Path) -> None:
+def test_a_truncated_job_is_reported_with_its_line(refuses: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "cut.toml").write_text(SMALL[: SMALL.index('"iid"') + 3])
     assert "cut.toml, line 10: not valid TOML" in refuses("run", "cut.toml")
 
@@ -238,7 +238,7 @@ def test_what_data_and_model_refuse(refuses: Callable[..., str], command: str, s
 FAKE = '"fake"\nchannels = 1\nimage_size = 8\nclasses = 4\ntrain_images = 120\ntest_images = 40'
 
 
-def test_a_missing_data_folder_is_told_with_what_belongs_there(refuses: Callable[..., str], tmp_path: Path) -> None:
+def test_a_missing_data_folder_is_reported_with_what_belongs_there(refuses: Callable[..., str], tmp_path: Path) -> None:
     job = SMALL.replace(FAKE, '"cifar10"\nroot = "nowhere"')
     (tmp_path / "cifar.toml").write_text(job)
     message = refuses("run", "cifar.toml")
@@ -246,7 +246,7 @@ def test_a_missing_data_folder_is_told_with_what_belongs_there(refuses: Callable
     assert "cifar" in message
 
 
-def test_a_data_folder_that_is_a_file_is_told(refuses: Callable[..., str], tmp_path: Path) -> None:
+def test_a_data_folder_that_is_a_file_is_reported(refuses: Callable[..., str], tmp_path: Path) -> None:
     job = SMALL.replace(FAKE, '"cifar10"\nroot = "small.toml"')
     (tmp_path / "cifar.toml").write_text(job)
     assert "small.toml" in refuses("run", "cifar.toml")

@@ -14,7 +14,7 @@ STEP = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "3", "SLURM_STEP_ID": "0", "SLURM_S
 BATCH = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "3", "SLURM_PROCID": "0"}
 
 
-def told(folder: Path, command: str, **variables: str) -> tuple[int, str]:
+def answer(folder: Path, command: str, **variables: str) -> tuple[int, str]:
     """The exit code of `fedsim COMMAND no.toml` with these variables, and what it says on the error stream."""
     words = [sys.executable, "-m", "fedsim", command, "no.toml"]
     ended = subprocess.run(words, cwd=folder, env=environment() | variables, capture_output=True, text=True, timeout=100, check=False)
@@ -24,17 +24,17 @@ def told(folder: Path, command: str, **variables: str) -> tuple[int, str]:
 
 @pytest.mark.processes
 def test_tasks_of_srun_without_pmi_are_refused_by_the_first_alone(tmp_path: Path) -> None:
-    code, message = told(tmp_path, "run", **STEP, SLURM_PROCID="0")
+    code, message = answer(tmp_path, "run", **STEP, SLURM_PROCID="0")
     assert (code, message.count("\n")) == (2, 1)
     assert message.startswith("srun started 3 processes that do not know of each other")
     assert "`mpirun -n 3 fedsim run" in message
-    assert told(tmp_path, "run", **STEP, SLURM_PROCID="2") == (2, "")
+    assert answer(tmp_path, "run", **STEP, SLURM_PROCID="2") == (2, "")
 
 
 @pytest.mark.processes
 def test_a_batch_script_and_a_step_of_one_task_are_alone(tmp_path: Path) -> None:
     for variables in (BATCH, {**STEP, "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}):
-        assert told(tmp_path, "run", **variables) == (2, "no.toml: no such job file\n")
+        assert answer(tmp_path, "run", **variables) == (2, "no.toml: no such job file\n")
 
 
 @pytest.mark.processes

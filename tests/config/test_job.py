@@ -169,7 +169,7 @@ def test_an_override_fixes_a_swept_field(file: Any) -> None:
 
 
 @pytest.mark.parametrize("sweep", [{"train.lrr": [1]}, {"train.lr": [-1]}, {"train.lr": []}, {"train.lr": 1}, {"seed": [1, 1]}, 3])
-def test_a_fault_in_a_sweep_is_told_when_the_job_is_read(sweep: Any) -> None:
+def test_a_fault_in_a_sweep_is_reported_when_the_job_is_read(sweep: Any) -> None:
     assert "sweep" in fault(FEDAVG | {"sweep": sweep})
 
 
@@ -230,7 +230,7 @@ def test_what_cannot_be_is_named_with_what_would_be_right(table: dict[str, Any],
     assert said in line
 
 
-def test_all_faults_are_told_at_once_each_once() -> None:
+def test_all_faults_are_reported_at_once_each_once() -> None:
     lines = faults({"rounds": 0, "train": {"lr": "a", "batch": 0}, "evaluate": {"clients": []}, "method": {"name": "fedavg", "a": 1}})
     assert len(lines) == 5
     assert all(line.startswith("x.toml: ") for line in lines)
@@ -252,7 +252,7 @@ def test_a_job_cannot_be_changed() -> None:
         ("seed = 0\n", "x.toml: [method] needs a name"),
     ],
 )
-def test_a_truncated_file_is_told_with_its_line(file: Any, text: str, said: str) -> None:
+def test_a_truncated_file_is_reported_with_its_line(file: Any, text: str, said: str) -> None:
     with pytest.raises(BadInput) as caught:
         load(file(text))
     assert said in str(caught.value)

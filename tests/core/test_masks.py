@@ -130,11 +130,11 @@ def test_a_budget_below_one_weight_a_layer_names_what_takes_it(density) -> None:
 
 @given(st.lists(st.integers(1, 10_000), min_size=2, max_size=8))
 @settings(deadline=None)
-def test_the_least_density_that_is_told_is_possible(counts) -> None:
+def test_the_least_density_that_is_reported_is_possible(counts) -> None:
     sizes = {f"layer{i}": count for i, count in enumerate(counts)}
-    with pytest.raises(ValueError, match="at least") as told:
+    with pytest.raises(ValueError, match="at least") as error:
         masks.budget(sizes, 1e-9)
-    least = Fraction(str(told.value).rpartition(" ")[2])
+    least = Fraction(str(error.value).rpartition(" ")[2])
     assert masks.budget(sizes, float(least)) == floor(least * sum(counts)) - counts[0] >= len(counts) - 1
 
 

@@ -16,7 +16,7 @@ from fedsim.federated.protocol import Method
 
 
 @pytest.mark.parametrize(("what", "flops", "said"), [("a/b", 1, "'a/b'; the name must be letters"), ("scores", -1, "-1 FLOPs for scores")])
-def test_a_wrong_charge_is_told(what, flops, said) -> None:
+def test_a_wrong_charge_is_reported(what, flops, said) -> None:
     with pytest.raises(ValueError, match=said):
         ServerBill().charge(what, flops)
 

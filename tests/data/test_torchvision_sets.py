@@ -80,10 +80,10 @@ def test_missing_files_are_named_once(cifar10):
     folder, _ = cifar10
     (folder / "data_batch_2").unlink()
     (folder / "batches.meta").unlink()
-    with pytest.raises(BadInput, match=r"data_batch_2, batches\.meta missing in") as told:
+    with pytest.raises(BadInput, match=r"data_batch_2, batches\.meta missing in") as error:
         opened(name="cifar10", root=str(folder.parent))
-    assert "cifar-10-python.tar.gz" in str(told.value)
-    assert "data.download = true" in str(told.value)
+    assert "cifar-10-python.tar.gz" in str(error.value)
+    assert "data.download = true" in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "svhn", "fashion_mnist", "emnist", "cinic10", "tiny_imagenet"])

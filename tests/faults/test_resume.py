@@ -111,7 +111,7 @@ def test_a_checkpoint_of_another_plan_gives_way_or_is_read(console: Console, hal
     assert_same(half, reference)
 
 
-def test_checkpoints_that_are_all_damaged_are_told(refuses: Callable[..., str], half: Path) -> None:
+def test_checkpoints_that_are_all_damaged_are_reported(refuses: Callable[..., str], half: Path) -> None:
     for manifest in folder_of(half).glob("*.json"):
         manifest.write_text("{}")
     message = refuses()
@@ -146,7 +146,7 @@ def test_rounds_without_their_checkpoints_are_not_thrown_away(refuses: Callable[
     assert "--out" in message
 
 
-def test_checkpoints_beyond_the_run_file_are_told(refuses: Callable[..., str], half: Path) -> None:
+def test_checkpoints_beyond_the_run_file_are_reported(refuses: Callable[..., str], half: Path) -> None:
     with h5py.File(half, "r+", locking=False) as file:
         file.attrs.modify("rounds", 1)
     assert "run.h5 ends with round 1, before its checkpoint of round" in refuses()
@@ -174,12 +174,12 @@ def test_resume_never_refuses_a_run_and_says_how_to_go_on(refuses: Callable[...,
     assert "run.h5 already holds this job; leave out --resume never to go on with it" in refuses("--resume", "never")
 
 
-def test_a_run_file_that_is_cut_is_told(refuses: Callable[..., str], half: Path) -> None:
+def test_a_run_file_that_is_cut_is_reported(refuses: Callable[..., str], half: Path) -> None:
     half.write_bytes(half.read_bytes()[:1000])
     assert "run.h5 cannot be read" in refuses()
 
 
-def test_a_run_file_that_is_a_folder_is_told(refuses: Callable[..., str], lab: Lab) -> None:
+def test_a_run_file_that_is_a_folder_is_reported(refuses: Callable[..., str], lab: Lab) -> None:
     (lab.folder / "run.h5").mkdir()
     assert "run.h5" in refuses()
 

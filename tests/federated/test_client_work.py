@@ -284,7 +284,7 @@ def test_a_feed_forms_dense_gradients_in_steps_that_it_has_layers_for(fields) ->
         Feed("train", epochs=1, **fields)
 
 
-def test_a_cohort_of_more_clients_than_have_images_is_told() -> None:
+def test_a_cohort_of_more_clients_than_have_images_is_reported() -> None:
     made = fleet(SerialFleet, people([2, 2]), linear())
     with pytest.raises(BadInput, match=r"a cohort of 3 was asked for, but only 2 clients have training images; lower cohort.size"):
         made.pick(3, 1)

@@ -118,7 +118,7 @@ def test_at_a_rate_of_0_nothing_is_learned(kind) -> None:
     assert all(same(made.fleet.kept[k], tree) for k, tree in before.items())
 
 
-def test_a_broadcast_without_controls_is_told() -> None:
+def test_a_broadcast_without_controls_is_reported() -> None:
     made = having(Scaffold(0.1))
     with pytest.raises(ClientFault, match=re.escape("no control variates for SCAFFOLD: send aggregate.shared(memory, shared)")):
         made.fleet.run(Train.at(made.setting, 1), [0], made.setting.net.initial)

@@ -99,7 +99,7 @@ def test_there_must_be_as_many_pixels_as_are_reflected(path, pad, border, augmen
             people(path, augment=augment, crop_pad=pad, crop_border=border)
 
 
-def test_a_border_that_does_not_exist_is_told() -> None:
+def test_a_border_that_does_not_exist_is_reported() -> None:
     with pytest.raises(BadInput, match="There are: zeros, reflect"):
         DataSettings(crop_border="edge")
 

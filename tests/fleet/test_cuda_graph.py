@@ -150,7 +150,7 @@ def test_memory_that_does_not_suffice_for_one_graphed_pack_is_a_fault(monkeypatc
         total(CudaGraphFleet, train())
 
 
-def test_a_loss_that_is_no_number_is_told_with_its_client_and_step() -> None:
+def test_a_loss_that_is_no_number_is_reported_with_its_client_and_step() -> None:
     made = world(stored(*drawn(RAGGED)), kind=CudaGraphFleet)
     made.fleet.open(1)
     with pytest.raises(ClientFault, match=r"client \d+, round 1, Train.step \d+\] FloatingPointError: the loss is (nan|inf)"):

@@ -144,7 +144,7 @@ def test_layers_in_a_row_need_no_copy_and_take_a_relu_in_place() -> None:
     near(torch.autograd.grad(two.sum(), x)[0], torch.autograd.grad(wanted.sum(), y)[0])
 
 
-def test_what_keeps_the_kernels_from_a_device_is_told() -> None:
+def test_what_keeps_the_kernels_from_a_device_is_reported() -> None:
     assert not layers.missing("cpu")
     assert layers.missing("cuda:99")  # which no machine has
 

@@ -314,7 +314,7 @@ def test_folded_gates_are_a_client_s_own(export) -> None:
         ADP(export=export, export_gate="folded")
 
 
-def test_models_that_it_cannot_train_are_told() -> None:
+def test_models_that_it_cannot_train_are_reported() -> None:
     plain = having(module=module_of(keep=None))
     with pytest.raises(BadInput, match=r"set model.gate_keep"):
         ADP().init(plain.setting, None)

@@ -307,7 +307,7 @@ def test_fields_that_cannot_be_are_refused(fields) -> None:
         FedDP(**fields)
 
 
-def test_jobs_that_it_cannot_do_are_told() -> None:
+def test_jobs_that_it_cannot_do_are_reported() -> None:
     made = constant()
     steps = replace(made.setting, train=replace(made.setting.train, epochs=0, steps=3))
     with pytest.raises(BadInput, match=r"set train.epochs"):

@@ -408,7 +408,7 @@ def test_a_plain_round_is_plain_training() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "told"),
+    ("fields", "message"),
     [
         ({"budget": 0}, "budget = 0; it is at least 1"),
         ({"penalty": -1.0}, "penalty = -1.0"),
@@ -419,8 +419,8 @@ def test_a_plain_round_is_plain_training() -> None:
         ({"drop_rule": "all"}, "drop"),
     ],
 )
-def test_fields_outside_of_their_ranges(fields, told) -> None:
-    with pytest.raises(BadInput, match=told):
+def test_fields_outside_of_their_ranges(fields, message) -> None:
+    with pytest.raises(BadInput, match=message):
         check({"method": {"name": "fedmef"} | fields})
 
 
@@ -430,7 +430,7 @@ def test_a_kept_share_outside_of_0_to_1(keep) -> None:
         check({"method": {"name": "fedmef"}, "train": {"activation_keep": keep}})
 
 
-def test_models_that_cannot_prune_their_activations_are_told() -> None:
+def test_models_that_cannot_prune_their_activations_are_reported() -> None:
     from fedsim.simulation.experiment import build_experiment
 
     table = {"method": {"name": "fedavg"}, "model": {"factory": "reflecting_model:reflecting"}, "train": {"activation_keep": 0.3}}

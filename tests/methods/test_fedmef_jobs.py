@@ -50,7 +50,7 @@ def test_every_job_is_valid(path) -> None:
         (["model.nsconv_over='most'"], "nsconv_over is one of all, kept"),
     ],
 )
-def test_what_cannot_be_is_told_and_nothing_is_written(fedsim, tmp_path, command, settings, said) -> None:
+def test_what_cannot_be_is_reported_and_nothing_is_written(fedsim, tmp_path, command, settings, said) -> None:
     code, text = fedsim(command, *settings)
     assert code == 2
     assert said in text

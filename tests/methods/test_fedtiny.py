@@ -136,7 +136,7 @@ def test_the_authors_window_counts_the_first_layer_as_pruned_and_lets_it_in_afte
     assert min(count + 36 for count in counts) > 0.5 * 522
 
 
-def test_a_window_that_no_draw_meets_is_told_with_the_layers() -> None:
+def test_a_window_that_no_draw_meets_is_reported_with_the_layers() -> None:
     made = world(stored(*drawn([4, 4])))
     with pytest.raises(BadInput, match=r"none of 10,000 draws .* conv1 36, conv2 216, fc1 240, fc2 30"):
         FedTiny(density=0.4995, tol=0.0, pretrain_epochs=0).init(made.setting, None)

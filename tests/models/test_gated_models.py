@@ -108,7 +108,7 @@ def test_methods_that_cut_by_themselves_refuse_gates() -> None:
         made.setting.net.set_activation_pruning(ActivationPruning(0.5, "all", "bitmap"))
 
 
-def test_what_does_not_go_together_is_told() -> None:
+def test_what_does_not_go_together_is_reported() -> None:
     with pytest.raises(BadInput, match=r"give model\.width instead"):
         settings.ModelSettings("cnn", gate_keep=0.5, match="params", match_density=0.5)
     with pytest.raises(BadInput, match="align = 8"):

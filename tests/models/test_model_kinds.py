@@ -57,9 +57,9 @@ def test_accepted_one_client_after_the_other(kind, monkeypatch) -> None:
 @pytest.mark.parametrize("kind", [pytest.param(kind, marks=pytest.mark.full) if "compiled" in kind else kind for kind in REFUSED])
 def test_refused_by_one_line(kind, monkeypatch) -> None:
     make, words = REFUSED[kind]
-    with pytest.raises(BadInput, match=f'"model_kinds:offered".*{words}') as told:
+    with pytest.raises(BadInput, match=f'"model_kinds:offered".*{words}') as error:
         made(make, monkeypatch)
-    assert len(str(told.value).splitlines()) == 1
+    assert len(str(error.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("kind", ["depthwise", "residual", "a convolution by keyword", "frozen parameters"])

@@ -119,7 +119,7 @@ def test_no_parameter_is_left_without_a_value(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", list(FAMILIES))
-def test_the_least_size_works_and_one_pixel_less_is_told(name: str) -> None:
+def test_the_least_size_works_and_one_pixel_less_is_reported(name: str) -> None:
     least = FAMILIES[name].least
     net = model(name, (1, least, least), classes=7, norm="group", width=8)
     assert net(torch.randn(2, 1, least, least)).shape == (2, 7)
@@ -235,7 +235,7 @@ def test_an_unknown_name_lists_the_names() -> None:
         ({"match": "params", "factory": "a:b"}, "a model from model.factory has none"),
     ],
 )
-def test_impossible_settings_are_told(settings: dict[str, object], message: str) -> None:
+def test_impossible_settings_are_reported(settings: dict[str, object], message: str) -> None:
     with pytest.raises(BadInput, match=message):
         ModelSettings(**settings)  # type: ignore[arg-type]
 
@@ -275,9 +275,9 @@ def test_a_factory_of_the_users_own(own: str) -> None:
     ],
 )
 def test_a_factory_that_fails_is_named_with_the_reason(own: str, factory: str, message: str) -> None:
-    with pytest.raises(BadInput, match=message) as told:
+    with pytest.raises(BadInput, match=message) as error:
         build(ModelSettings(factory=factory), IMAGE, 10, 0)
-    assert f'"{factory}"' in str(told.value)
+    assert f'"{factory}"' in str(error.value)
 
 
 # ---- small dense models

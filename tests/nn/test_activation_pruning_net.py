@@ -155,7 +155,7 @@ def test_views_of_a_tensor_have_caches_of_their_own() -> None:
     assert saved(net, net.initial, batch_of(5))[0] == memory.saved(found, 5).total + 4
 
 
-def test_normalised_layers_that_cannot_be_are_told() -> None:
+def test_normalised_layers_that_cannot_be_are_reported() -> None:
     with pytest.raises(ValueError, match="b: a NormalisedConv2d needs padding_mode"):
         Net(nn.Sequential(OrderedDict(b=NormalisedConv2d(3, 4, 3, padding=1, padding_mode="reflect"))))
     with pytest.raises(ValueError, match="odd kernels"):
@@ -175,7 +175,7 @@ def test_normalised_layers_that_cannot_be_are_told() -> None:
     net.gradient(net.initial, batch_of(2))
 
 
-def test_nothing_to_prune_is_told() -> None:
+def test_nothing_to_prune_is_reported() -> None:
     from fedsim.config.job import check
     from fedsim.methods.fedmef import FedMef
 

@@ -239,9 +239,9 @@ UNCUTTABLE = {
 
 @pytest.mark.parametrize(("module", "why"), UNCUTTABLE.values(), ids=UNCUTTABLE)
 def test_models_without_gates_say_why(module, why) -> None:
-    with pytest.raises(ValueError, match="the model has no gates") as told:
+    with pytest.raises(ValueError, match="the model has no gates") as error:
         _ = Net(module).channels
-    assert why in str(told.value)
+    assert why in str(error.value)
 
 
 class Scaled(nn.Module):

@@ -324,9 +324,9 @@ WRONG: list[tuple[dict[str, object], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("fields", "told"), WRONG)
-def test_settings_that_cannot_be_are_told(fields, told) -> None:
-    with pytest.raises(BadInput, match=told):
+@pytest.mark.parametrize(("fields", "message"), WRONG)
+def test_settings_that_cannot_be_are_reported(fields, message) -> None:
+    with pytest.raises(BadInput, match=message):
         settings.ModelSettings("cnn", **fields)
 
 
@@ -335,7 +335,7 @@ class Branching(nn.Module):
         return x if x.sum() > 0 else -x
 
 
-def test_models_that_cannot_be_gated_are_told() -> None:
+def test_models_that_cannot_be_gated_are_reported() -> None:
     with pytest.raises(BadInput, match="cannot trace"):
         gate_insertion.insert_gates(Branching(), input_gate.Gating(0.5))
     with pytest.raises(BadInput, match="no convolution to gate"):

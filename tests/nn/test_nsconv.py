@@ -297,7 +297,7 @@ def test_a_pruned_network_becomes_a_plain_module_with_its_filters_ready() -> Non
 
 
 @pytest.mark.parametrize(
-    ("module", "told"),
+    ("module", "message"),
     [
         (nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")), "1 pads by padding_mode = 'reflect'"),
         (nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 2, padding="same")), '1 has padding = "same" and an even kernel'),
@@ -305,12 +305,12 @@ def test_a_pruned_network_becomes_a_plain_module_with_its_filters_ready() -> Non
         (nn.Sequential(nn.Linear(3, 4)), "no layer comes after the first one"),
     ],
 )
-def test_layers_that_cannot_are_told(module, told) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_layers_that_cannot_are_reported(module, message) -> None:
+    with pytest.raises(ValueError, match=message):
         Net(module).set_activation_pruning(KEEP)
 
 
-def test_settings_that_do_not_fit_are_told() -> None:
+def test_settings_that_do_not_fit_are_reported() -> None:
     with pytest.raises(BadInput, match="nsconv_over is one of all, kept"):
         ModelSettings(norm="nsconv", nsconv_over="some")
     with pytest.raises(BadInput, match=r"needs model\.norm"):

@@ -54,7 +54,7 @@ def flip(path: Path, name: str, r: int) -> None:
         file[name][...] = values
 
 
-def test_what_is_damaged_is_left_out_and_told_in_a_line(tmp_path: Path) -> None:
+def test_what_is_damaged_is_left_out_and_reported_in_a_line(tmp_path: Path) -> None:
     path = run_file(tmp_path / "run.h5", 60)
     whole = shown(path).splitlines()
     flip(path, "rounds/accuracy", 10)
@@ -100,7 +100,7 @@ def pruned(path: Path, rows: list[dict[str, float]]) -> str:
     return " ".join(shown(path).split())
 
 
-def test_the_busiest_client_is_told_beside_dense_training_and_selection_by_itself(tmp_path: Path) -> None:
+def test_the_busiest_client_is_reported_beside_dense_training_and_selection_by_itself(tmp_path: Path) -> None:
     first = {"max_client_flops": 3.3e8, "max_client_flops_share": 0.5, "candidates": 10, "chosen_candidate": 3, "candidate_loss": 2.0625}
     rounds = [
         {"max_client_flops": flops, "max_client_flops_share": flops / 1e9, "weights_swapped": k} for flops, k in ((1.57e8, 0), (1e8, 1200))
@@ -111,7 +111,7 @@ def test_the_busiest_client_is_told_beside_dense_training_and_selection_by_itsel
     assert "adjustments 2 rounds, 1,234 weights moved in all" in text
 
 
-def test_the_servers_flops_and_the_largest_memory_are_told_by_term(tmp_path: Path) -> None:
+def test_the_servers_flops_and_the_largest_memory_are_reported_by_term(tmp_path: Path) -> None:
     first = {"server_flops": 3e9, "server_flops_pretraining": 3e9, "max_client_memory": 1e6, "memory_weights": 1e6}
     largest = {"max_client_memory": 5e6, "memory_weights": 1e6, "memory_dense_gradient": 3.98e6, "memory_top": 2e4, "memory_signs": 0}
     text = pruned(tmp_path / "a.h5", [first, largest | {"server_flops": 4e6, "server_flops_hyper_networks": 4e6}, first])
@@ -122,7 +122,7 @@ def test_the_servers_flops_and_the_largest_memory_are_told_by_term(tmp_path: Pat
     assert "largest client 1.00 MB of memory" in plain
 
 
-def test_nothing_is_told_of_pruning_that_did_not_happen(tmp_path: Path) -> None:
+def test_nothing_is_reported_of_pruning_that_did_not_happen(tmp_path: Path) -> None:
     text = pruned(
         tmp_path / "a.h5",
         [{"max_client_flops": 0, "candidates": 1, "chosen_candidate": 1}, {"max_client_flops": 1e6, "weights_swapped": 0}],
@@ -132,7 +132,7 @@ def test_nothing_is_told_of_pruning_that_did_not_happen(tmp_path: Path) -> None:
     assert "before round 1 busiest client 2.00 kFLOP" in pruned(tmp_path / "b.h5", [{"max_client_flops": 2e3}, {"max_client_flops": 1e6}])
 
 
-def test_smaller_networks_are_told_as_last_recorded(tmp_path: Path) -> None:
+def test_smaller_networks_are_reported_as_last_recorded(tmp_path: Path) -> None:
     first = {"client_inference_share": 1.0, "client_overlap": 1.0}
     cut = {"inference_share": 0.8, "parameters": 683_018, "parameters_share": 683_018 / 853_018}
     text = pruned(tmp_path / "a.h5", [first, {"client_inference_share": 0.498, "client_overlap": 0.83} | cut, {"train_loss": 1.0}])
@@ -142,7 +142,7 @@ def test_smaller_networks_are_told_as_last_recorded(tmp_path: Path) -> None:
     assert "network" not in pruned(tmp_path / "c.h5", [{"train_loss": 1.0}])
 
 
-def test_networks_with_dynamic_gates_and_the_clients_own_are_told_apart(tmp_path: Path) -> None:
+def test_networks_with_dynamic_gates_and_the_clients_own_are_reported_apart(tmp_path: Path) -> None:
     row = {"nominal_share": 0.5, "active_share": 0.4, "varying_share": 0.1, "client_accuracy": 0.9, "client_global_accuracy": 0.8}
     text = pruned(tmp_path / "a.h5", [row | {"gated_client_accuracy": 0.85, "personal_client_accuracy": 0.95}])
     assert "dynamic gates at most 50.0% of the FLOPs, 40.0% measured; 10.0% of the channels differ between images" in text
@@ -176,7 +176,7 @@ def test_no_run_file(tmp_path: Path) -> None:
         show(tmp_path / "none.h5", Console(file=io.StringIO()))
 
 
-def test_numbers_are_told_in_three_digits() -> None:
+def test_numbers_are_reported_in_three_digits() -> None:
     told = {0: "0 B", 999: "999 B", 1000: "1.00 kB", 44_734_248: "44.7 MB", 8.3e13: "83.0 TB", float("nan"): "-"}
     assert [quantity(value, "B") for value in told] == list(told.values())
     assert [duration(v) for v in (0.4234, 12.34, 200)] == ["0.423 s", "12.3 s", "0:03:20"]

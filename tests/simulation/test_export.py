@@ -200,9 +200,9 @@ def test_rounding_may_exchange_logits_that_are_close() -> None:
     logits = torch.tensor([[1.0, 1.0 + 1e-6], [1.0, 0.0], [0.0, 1.0]])
     found = accuracy.measured(torch.nn.Identity(), [(logits, torch.tensor([0, 0, 0]))])
     assert (found.correct, found.images, found.near) == (1, 3, 1)
-    assert not accuracy.told(found, accuracy.Recorded(2 / 3, 5), None, "")[1:]
-    assert accuracy.told(found, accuracy.Recorded(1.0, 5), None, "")[1].startswith("warning: 2 of 3 test images")
-    assert not accuracy.told(found, accuracy.Recorded(1.0, 5), None, "a note that explains it")[1:]
+    assert not accuracy.lines_of(found, accuracy.Recorded(2 / 3, 5), None, "")[1:]
+    assert accuracy.lines_of(found, accuracy.Recorded(1.0, 5), None, "")[1].startswith("warning: 2 of 3 test images")
+    assert not accuracy.lines_of(found, accuracy.Recorded(1.0, 5), None, "a note that explains it")[1:]
 
 
 def test_pruned_weights_are_exactly_zero(folder) -> None:

@@ -63,7 +63,7 @@ def test_speeds_are_amounts_over_the_seconds_of_their_phase() -> None:
     }
 
 
-def told(path: Path, timing: dict[str, float], speed: dict[str, float], **attributes: Any) -> str:
+def bottleneck_of(path: Path, timing: dict[str, float], speed: dict[str, float], **attributes: Any) -> str:
     """The bottleneck of a run of three alike rounds."""
     columns = {f"{group}/{name}": Column() for group, names in (("timing", timing), ("speed", speed)) for name in names}
     with RunWriter.create(path / "run.h5", attributes=attributes, layers=["fc"], clients=2, columns=columns) as record:
@@ -74,14 +74,14 @@ def told(path: Path, timing: dict[str, float], speed: dict[str, float], **attrib
     return text
 
 
-def test_the_nearest_roof_of_compute_is_told(tmp_path: Path) -> None:
+def test_the_nearest_roof_of_compute_is_reported(tmp_path: Path) -> None:
     """Round 0 is without speeds, and so counts for the shares of time alone."""
     time = {"compute": 0.75, "server": 0.25}
-    text = told(tmp_path, time, {"compute_flops": 38e9, "compute_bytes": 1e9}, **PEAKS)
+    text = bottleneck_of(tmp_path, time, {"compute_flops": 38e9, "compute_bytes": 1e9}, **PEAKS)
     assert text == "compute, 75% of the time, at 38% of the arithmetic roof (38 of 100 GFLOP/s a rank): more ranks, or a smaller model"
-    text = told(tmp_path, time, {"compute_flops": 38e9, "compute_bytes": 9e9}, **PEAKS)
+    text = bottleneck_of(tmp_path, time, {"compute_flops": 38e9, "compute_bytes": 9e9}, **PEAKS)
     assert "at 90% of the memory roof (9 of 10.0 GB/s a rank): ranks on further nodes" in text
-    cached = told(tmp_path, time, {"compute_flops": 38e9, "compute_bytes": 11e9}, **PEAKS)
+    cached = bottleneck_of(tmp_path, time, {"compute_flops": 38e9, "compute_bytes": 11e9}, **PEAKS)
     assert "at 38% of the arithmetic roof" in cached
 
 
@@ -89,28 +89,28 @@ def test_a_rank_is_measured_by_its_own_peak(tmp_path: Path) -> None:
     """Rank 0 serves, and no more ranks train than there are packs."""
     speed = {"compute_flops": 120e9}
     for ranks, packs, share in ((4, 16, 40), (9, 4, 30), (2, 16, 120)):
-        text = told(tmp_path, {"compute": 1.0}, speed, ranks=ranks, plan=json.dumps({"packs": packs}), **PEAKS)
+        text = bottleneck_of(tmp_path, {"compute": 1.0}, speed, ranks=ranks, plan=json.dumps({"packs": packs}), **PEAKS)
         assert f"at {share}% of the arithmetic roof ({120 // min(ranks - 1, packs)} of 100 GFLOP/s a rank)" in text
         assert ("execution.packs" in text) == (ranks > packs)
 
 
 def test_far_from_every_roof_it_is_overhead_or_pruned_weights(tmp_path: Path) -> None:
     slow, time = {"compute_flops": 2e9, "compute_dense_flops": 2e9, "compute_bytes": 1e8}, {"compute": 1.0}
-    text = told(tmp_path, time, slow, plan=json.dumps({"fleet": "serial", "packs": 16}), **PEAKS)
+    text = bottleneck_of(tmp_path, time, slow, plan=json.dumps({"fleet": "serial", "packs": 16}), **PEAKS)
     assert (
         "at 2% of the arithmetic roof (2 of 100 GFLOP/s a rank): most of it is the overhead of small steps; larger batches, clients stacked"
         in text
     )
-    text = told(tmp_path, time, slow, plan=json.dumps({"fleet": "packed", "packs": 16}), **PEAKS)
+    text = bottleneck_of(tmp_path, time, slow, plan=json.dumps({"fleet": "packed", "packs": 16}), **PEAKS)
     assert "overhead of small steps; larger batches would help, or more ranks" in text
-    text = told(tmp_path, time, slow | {"compute_dense_flops": 40e9}, **PEAKS)
+    text = bottleneck_of(tmp_path, time, slow | {"compute_dense_flops": 40e9}, **PEAKS)
     assert "at 2% of the arithmetic roof" in text
     assert "at 40% counting pruned weights: sparse or compacted execution would help" in text
 
 
 @pytest.mark.parametrize(("phase", "advice"), [("evaluate", "evaluate.every"), ("server", "rank 0"), ("reduce", "train.epochs")])
-def test_other_phases_are_told_with_what_helps(phase: str, advice: str, tmp_path: Path) -> None:
-    text = told(tmp_path, {"compute": 1.0, phase: 3.0}, {f"{phase}_bytes": 2e6} if phase == "reduce" else {}, **PEAKS)
+def test_other_phases_are_reported_with_what_helps(phase: str, advice: str, tmp_path: Path) -> None:
+    text = bottleneck_of(tmp_path, {"compute": 1.0, phase: 3.0}, {f"{phase}_bytes": 2e6} if phase == "reduce" else {}, **PEAKS)
     assert text.startswith(f"{phase}, 75% of the time")
     assert advice in text
     assert ("(2.00 MB/s)" in text) == (phase == "reduce")
@@ -118,8 +118,8 @@ def test_other_phases_are_told_with_what_helps(phase: str, advice: str, tmp_path
 
 def test_recording_is_beside_the_rest_where_other_ranks_train_meanwhile(tmp_path: Path) -> None:
     time = {"compute": 1.0, "record": 3.0}
-    assert told(tmp_path, time, {}, ranks=1).startswith("record, 75% of the time: write checkpoints more seldom")
-    assert told(tmp_path, time, {}, ranks=3).startswith("compute, 100% of the time: more ranks")
+    assert bottleneck_of(tmp_path, time, {}, ranks=1).startswith("record, 75% of the time: write checkpoints more seldom")
+    assert bottleneck_of(tmp_path, time, {}, ranks=3).startswith("compute, 100% of the time: more ranks")
 
 
 def test_a_file_of_an_older_fedsim_is_shown_and_gone_on_with(tmp_path: Path) -> None:

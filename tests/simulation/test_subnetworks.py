@@ -85,7 +85,7 @@ def test_figures_are_those_of_the_network_that_is_really_cut(name: str, cut: boo
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_server_s_model_is_told_once_it_is_cut_or_gated(name: str) -> None:
+def test_a_server_s_model_is_reported_once_it_is_cut_or_gated(name: str) -> None:
     net, model_profile = made(name)
     assert subnetworks.sizes(net, model_profile, net.initial) == {}
     small = halved(net)

@@ -77,7 +77,7 @@ def test_runs_are_those_of_all_jobs_each_in_its_file(tmp_path: Path) -> None:
     assert [run.out for run in plan(jobs, tmp_path)] == [tmp_path / f"{name}.h5" for name in names]
 
 
-def test_what_cannot_be_is_told_before_anything_begins(tmp_path: Path) -> None:
+def test_what_cannot_be_is_reported_before_anything_begins(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"two runs would write .*/a\.h5"):
         plan([made("a"), made("a", seed=1)], tmp_path)
     (tmp_path / "file").touch()

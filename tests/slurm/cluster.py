@@ -48,14 +48,14 @@ class Cluster:
         """The number of the job that `script` becomes, submitted from `cwd` with `variables` in the environment."""
         return self.call("sbatch", "--parsable", f"--output={self._out('%j')}", *options, str(script), cwd=cwd, **variables).strip()
 
-    def told(self, job: str) -> dict[str, str]:
+    def fields_of(self, job: str) -> dict[str, str]:
         """What SLURM knows of a job: JobState, ExitCode, NodeList …"""
         return dict(re.findall(r"(\S+?)=(\S*)", self.call("scontrol", "show", "job", job)))
 
     def wait(self, job: str, seconds: float = 120) -> Ended:
         """How the job ended, once it has."""
-        until(lambda: self.told(job)["JobState"] in OVER, seconds, self.logs)
-        told, out = self.told(job), self._out(job)
+        until(lambda: self.fields_of(job)["JobState"] in OVER, seconds, self.logs)
+        told, out = self.fields_of(job), self._out(job)
         return Ended(told["JobState"], int(told["ExitCode"].split(":")[0]), told["NodeList"], out.read_text() if out.exists() else "")
 
     def logs(self) -> str:

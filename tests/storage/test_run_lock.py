@@ -38,7 +38,7 @@ def take_and_die(run: Path) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_the_second_is_refused_and_told_who_holds_the_file(tmp_path: Path) -> None:
+def test_the_second_is_refused_and_reported_who_holds_the_file(tmp_path: Path) -> None:
     run, link = tmp_path / "run.h5", tmp_path / "link.h5"
     link.symlink_to(run)
     for name in (run, link):

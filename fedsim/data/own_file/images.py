@@ -49,7 +49,7 @@ def read(where: str, arrays: Mapping[str, Any], layout: str | None) -> tuple[dic
     if note:
         exact = "exactly" if error < EXACT else f"rounded by at most {error:.2f} of a level of 255"
         note = f"{note}, {exact}"
-    return made, [text for text in (*(told for _, told in orders.values()), note) if text]
+    return made, [text for text in (*(read for _, read in orders.values()), note) if text]
 
 
 def shape_of(shape: tuple[int, ...], order: str) -> tuple[int, ...]:
@@ -73,22 +73,22 @@ def _scale(where: str, arrays: Mapping[str, Any]) -> tuple[float, str]:
         return 255.0, f"{title}: true and false are taken as the pixels 255 and 0"
     found = {name: _range(where, name, array) for name, array in arrays.items()}
     low, high = min(each.low for each in found.values()), max(each.high for each in found.values())
-    told = f"{title}: {' and '.join(sorted({str(array.dtype) for array in arrays.values()}))} pixels from {low:.6g} to {high:.6g}"
+    pixels = f"{title}: {' and '.join(sorted({str(array.dtype) for array in arrays.values()}))} pixels from {low:.6g} to {high:.6g}"
     if kinds == {"f"}:
-        return _of_floats(where, found, low, high, told)
+        return _of_floats(where, found, low, high, pixels)
     if low < 0 or high >= 1 << DEPTHS[-1] or (high > 255 and any(array.dtype.itemsize == 1 for array in arrays.values())):
-        raise BadInput(f"{where}: {told}; {RIGHT}")
+        raise BadInput(f"{where}: {pixels}; {RIGHT}")
     if high <= 255:
-        return 1.0, f"{told} are taken as 8-bit pixels, where 255 is white"
+        return 1.0, f"{pixels} are taken as 8-bit pixels, where 255 is white"
     bits = next(bits for bits in DEPTHS if high < 1 << bits)
-    return 255 / ((1 << bits) - 1), f"{told} are taken as {bits}-bit pixels and scaled to 8 bits, {(1 << bits) - 1} to 255"
+    return 255 / ((1 << bits) - 1), f"{pixels} are taken as {bits}-bit pixels and scaled to 8 bits, {(1 << bits) - 1} to 255"
 
 
-def _of_floats(where: str, found: Mapping[str, Range], low: float, high: float, told: str) -> tuple[float, str]:
+def _of_floats(where: str, found: Mapping[str, Range], low: float, high: float, pixels: str) -> tuple[float, str]:
     if low >= 0 and high <= 1:
-        return 255.0, f"{told} are scaled to 8 bits, 1.0 to 255"
+        return 255.0, f"{pixels} are scaled to 8 bits, 1.0 to 255"
     if low >= 0 and high <= 255 and all(each.whole for each in found.values()):
-        return 1.0, f"{told} are taken as 8-bit pixels, where 255 is white"
+        return 1.0, f"{pixels} are taken as 8-bit pixels, where 255 is white"
     ranges = "; ".join(f"{name} lies in {each.low:.6g} … {each.high:.6g}" for name, each in found.items())
     if len(found) > 1 and any(each.low >= 0 and each.high <= 1 for each in found.values()):
         raise BadInput(f"{where}: {ranges}; both must have the same scale")

@@ -2,7 +2,7 @@
 
 Arrays: x (n, C, H, W), (n, H, W, C) or (n, H, W), pixels; y (n,), whole numbers from 0; if it has natural users, client (n,), whole
 numbers or text; if it has a test part, x_test, y_test and, with client, perhaps client_test. Without a test part a fixed stratified
-fifth is the test set. What was read otherwise than as it stands is told in `Stored.notes`.
+fifth is the test set. `Stored.notes` says what was read otherwise than as it stands.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from fedsim.fleet.mpi.schedule import branches
 OWN_TAG, REPLY_TAG, ROWS_TAG, GO_TAG, STOP_TAG, TOTAL_TAG, SHARED_TAG = range(1, 8)  # tags
 HOST = DeviceTransfer()
 SHORT, LONG = 50e-6, 2e-3  # seconds between two looks at a request
-TEXT = 4096  # bytes of an error that is told at the start
+TEXT = 4096  # bytes of an error at the start
 
 
 @dataclass
@@ -67,7 +67,7 @@ class Communicator:
     def broadcast(self, buffer: Buffer | None, transfer: DeviceTransfer = HOST) -> Buffer:
         """The root's bytes, on every rank: each hands them on to its branches.
 
-        MPI's own broadcast must be told the size first, and sends long buffers along a chain of ranks in pieces, each of which
+        MPI's own broadcast needs the size first, and sends long buffers along a chain of ranks in pieces, each of which
         would wait for the next look of every rank on its way.
         """
         held = self.receive(self.rank & (self.rank - 1), SHARED_TAG, transfer) if buffer is None else buffer

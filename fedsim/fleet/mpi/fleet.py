@@ -53,7 +53,7 @@ class MPIFleet(LocalFleet):
             task()
 
     def _drained(self) -> NoRoom | None:
-        """Does what is still to be done later; NoRoom where the disk is full, to be raised when the ranks have been told to stop."""
+        """Does what is still to be done later; NoRoom where the disk is full, to be raised when the ranks have their order to stop."""
         try:
             self.drain()
         except NoRoom as full:
@@ -87,7 +87,7 @@ class MPIFleet(LocalFleet):
             )
         header = {"do": "run", "work": work, "r": order.r, "n": order.n, "shared": layout(order.shared), "ranks": ranks}
         header["kept"] = {group: index.tolist() for group, index in order.net.kept.items()}
-        header["packs"] = [[_told(packs[index]) for index in hand] for hand in hands]
+        header["packs"] = [[_header(packs[index]) for index in hand] for hand in hands]
         self.link.send_order(header)
         self.link.broadcast(self.link.transfer.outgoing(bytes_of(order.shared)))
         self.link.send({rank + 1: _private([packs[i] for i in hand]) for rank, hand in enumerate(hands)}, OWN_TAG)
@@ -143,7 +143,7 @@ def _check_alike(shapes: dict[str, list[int]], more: dict[str, list[int]]) -> No
         raise ValueError(f"total {key!r} is {both} for two clients; all clients must report the same keys and shapes")
 
 
-def _told(pack: Pack) -> dict[str, Any]:
+def _header(pack: Pack) -> dict[str, Any]:
     kept = [None if kept is None else layout(kept) for kept in pack.kept]
     return {"clients": pack.clients, "calls": pack.calls, "own": layout(pack.own), "kept": kept}
 

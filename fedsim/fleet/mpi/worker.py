@@ -23,7 +23,7 @@ from fedsim.fleet.registry import FLEETS
 
 
 class Worker:
-    """A rank that trains: it waits for orders, carries them out and answers, until it is told to end."""
+    """A rank that trains: it waits for orders, carries them out and answers, until an order ends it."""
 
     def __init__(self, site: WorkerContext, link: Communicator) -> None:
         self.link = link
@@ -63,9 +63,9 @@ class Worker:
         while self.link.comm.Iprobe(source=0, tag=STOP_TAG):
             self.link.receive(0, STOP_TAG)
 
-    def _packs(self, told: list[dict[str, Any]]) -> list[Pack]:
+    def _packs(self, headers: list[dict[str, Any]]) -> list[Pack]:
         buffer, packs, begin = self.link.receive(0, OWN_TAG), [], 0
-        for pack in told:
+        for pack in headers:
             parts = []
             for rows in (pack["own"], *(kept or [] for kept in pack["kept"])):
                 end = begin + size_of(rows)

@@ -33,8 +33,8 @@ def _of_buffers(module: nn.Module, twin: nn.Module) -> Iterator[str]:
     for name, value in module.named_buffers():
         now = after.get(name)
         if name in averaged:
-            if told := slots.unlike(now, value):
-                yield f"the buffer {name} {told}"
+            if difference := slots.unlike(now, value):
+                yield f"the buffer {name} {difference}"
         elif not name.endswith("num_batches_tracked") and (now is None or not _same(value, now)):
             yield f"forward changes the buffer {name}, which {_constant(value)}"
 
@@ -60,10 +60,10 @@ def _of_attributes(before: Kept, twin: nn.Module) -> Iterator[str]:
     after = _kept(twin)
     for (name, slot), value in before.items():
         if (name, slot) not in after or not _same(value, after[name, slot]):
-            yield _told(twin, name, slot, value)
+            yield _changed_attribute(twin, name, slot, value)
 
 
-def _told(twin: nn.Module, name: str, slot: str, value: Any) -> str:
+def _changed_attribute(twin: nn.Module, name: str, slot: str, value: Any) -> str:
     first = f"torch.tensor({value!r})" if not isinstance(value, Tensor) else "its first value"
     what = f"forward changes self.{slot} of {called(name, twin.get_submodule(name))}, which all clients would share"
     return f"{what}; {FIX.format(slot=slot, value=first)}"
@@ -82,7 +82,7 @@ def _of_new(before: Kept, twin: nn.Module, x: Tensor) -> str:
             mine, theirs = twin(x.clone()), again(x.clone())
         except Exception:
             return ""
-    return "" if _same(mine, theirs) else _told(twin, *new[0], torch.zeros(()))
+    return "" if _same(mine, theirs) else _changed_attribute(twin, *new[0], torch.zeros(()))
 
 
 def _same(one: Any, other: Any) -> bool:

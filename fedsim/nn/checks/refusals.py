@@ -14,7 +14,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-MOST = 3  # faults that are told at once
+MOST = 3  # faults that one message lists
 UNKEYED = "draws random numbers by torch's generator, so fleets would give different results"
 
 
@@ -66,7 +66,9 @@ def _reparametrised(module: nn.Module) -> Iterator[str]:
                 fix = f'torch.nn.utils.parametrize.remove_parametrizations(layer, "{slot}")'
                 yield f"{called(name, layer)} computes its {slot} from other parameters (torch.nn.utils.parametrize); {fix} makes it plain"
         for hook in layer._forward_pre_hooks.values():
-            yield from (f"{called(name, layer)} {told}" for kind, tell in HOOKS.items() if isinstance(hook, kind) and (told := tell(hook)))
+            yield from (
+                f"{called(name, layer)} {reason}" for kind, tell in HOOKS.items() if isinstance(hook, kind) and (reason := tell(hook))
+            )
 
 
 HOOKS: dict[type, Callable[..., str]] = {

@@ -165,7 +165,7 @@ def activations_pruned(module: nn.Module, x: Tensor, y: Tensor) -> Found:
     return Found(way, not (why := _other(record.of_net(net, net.initial, x, y), recorded(without_dropout(module), x, y))), why)
 
 
-def told(way: str, check: Callable[[nn.Module, Tensor, Tensor], str], module: nn.Module, x: Tensor, y: Tensor) -> Found:
+def compared(way: str, check: Callable[[nn.Module, Tensor, Tensor], str], module: nn.Module, x: Tensor, y: Tensor) -> Found:
     """A check that gives what is wrong as a row."""
     return Found(way, not (why := check(module, x, y)), why)
 
@@ -181,8 +181,8 @@ def attempted(way: str, check: Callable[[], Found]) -> Found:
 def every(module: nn.Module, x: Tensor, y: Tensor) -> list[Found]:
     """All ways, the one that every run needs first."""
     checks: dict[str, Callable[[], Found]] = {
-        ONE: lambda: told(ONE, one_by_one, module, x, y),
-        STACKED: lambda: told(STACKED, stacked, module, x, y),
+        ONE: lambda: compared(ONE, one_by_one, module, x, y),
+        STACKED: lambda: compared(STACKED, stacked, module, x, y),
         SPARSE: lambda: sparse(module, x, y),
         GATED: lambda: gated(module, x, y),
         PRUNED: lambda: activations_pruned(module, x, y),

@@ -35,7 +35,7 @@ def refuse_wrong(settings: ModelSettings, module: nn.Module, images: Images) -> 
     x, y, classes = images
     if faults := plain.faults(module, x, y, classes):
         raise BadInput(f"{title(settings)}: {'; '.join(faults)}")
-    found = ways.attempted(ways.ONE, lambda: ways.told(ways.ONE, ways.one_by_one, module, x, y))
+    found = ways.attempted(ways.ONE, lambda: ways.compared(ways.ONE, ways.one_by_one, module, x, y))
     if not found.right:
         raise BadInput(f"{title(settings)}: {found.why}")
 
@@ -45,7 +45,7 @@ def not_stacked(settings: ModelSettings, module: nn.Module, data: Data) -> str:
     if not is_own(settings):
         return ""
     x, y, _ = images_of(data)
-    return ways.attempted(ways.STACKED, lambda: ways.told(ways.STACKED, ways.stacked, module, x, y)).why
+    return ways.attempted(ways.STACKED, lambda: ways.compared(ways.STACKED, ways.stacked, module, x, y)).why
 
 
 def not_sparse(settings: ModelSettings, module: nn.Module, data: Data) -> str:

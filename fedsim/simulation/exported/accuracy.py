@@ -75,7 +75,7 @@ def recorded(reader: RunReader, client: int | None) -> Recorded | str:
     return Recorded(float(column[-1]), len(column) - 1) if np.isfinite(column[-1]) else NONE
 
 
-def told(found: Measured, before: Recorded | str, client: int | None, note: str) -> list[str]:
+def lines_of(found: Measured, before: Recorded | str, client: int | None, note: str) -> list[str]:
     """The accuracies, and a warning where rounding does not explain their difference; with a `note` something else may explain it."""
     where = "the global test set" if client is None else "its own test images"
     if not found.images:

@@ -39,9 +39,9 @@ def nearest(process: int) -> Launcher | None:
 
 
 def server_is_gone() -> bool:
-    """Whether no process of this machine listens any more where the launcher's server did. False where that cannot be told."""
-    told = [value.rpartition(":")[2] for name, value in os.environ.items() if name.startswith(SERVER) and "tcp" in value]
-    ports = {int(port) for port in told if port.isdigit()}
+    """Whether no process of this machine listens any more where the launcher's server did. False where that cannot be known."""
+    endings = [value.rpartition(":")[2] for name, value in os.environ.items() if name.startswith(SERVER) and "tcp" in value]
+    ports = {int(port) for port in endings if port.isdigit()}
     return bool(ports) and (listening := _listening()) is not None and not ports & listening
 
 

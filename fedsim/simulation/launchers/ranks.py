@@ -37,15 +37,15 @@ def refuse_lonely_tasks() -> None:
 
 def refuse_lonely_ranks(found: int) -> None:
     """LonelyRanks where the launcher started several ranks and MPI found one: `found`."""
-    told = next((count for name in SIZES if (count := _number(name))), 1)
-    if found == 1 and told > 1:
+    started = next((count for name in SIZES if (count := _number(name))), 1)
+    if found == 1 and started > 1:
         raise LonelyRanks(
-            f"the launcher started {told} processes, but MPI sees each of them alone, and each would do the whole run: the launcher belongs"
-            " to another MPI than mpi4py. Take the mpirun of the MPI that mpi4py was built with (`python -m mpi4py --mpi-lib-version`"
-            " names it; the extra fedsim[mpi] brings its own mpirun beside python)"
+            f"the launcher started {started} processes, but MPI sees each of them alone, and each would do the whole run: the launcher"
+            " belongs to another MPI than mpi4py. Take the mpirun of the MPI that mpi4py was built with"
+            " (`python -m mpi4py --mpi-lib-version` names it; the extra fedsim[mpi] brings its own mpirun beside python)"
         )
 
 
 def _number(name: str) -> int:
-    told = os.environ.get(name, "")
-    return int(told) if told.isdigit() else 0
+    value = os.environ.get(name, "")
+    return int(value) if value.isdigit() else 0

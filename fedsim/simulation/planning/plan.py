@@ -77,8 +77,8 @@ def _unfit(parts: Experiment, plan: Plan) -> str:
 def _fit(parts: Experiment, plan: Plan) -> Plan:
     if fault := _unfit(parts, plan):
         way, given = 'kernels = "sparse"' if plan.sparse else f'fleet = "{plan.fleet}"', parts.job.execution.plan
-        told = f'plan = "{given}", which has {way}' if given.endswith(".h5") else way
-        raise BadInput(f"[execution] {told}: {start.title(parts.job.model)} cannot be computed so: {fault}; leave it out")
+        described = f'plan = "{given}", which has {way}' if given.endswith(".h5") else way
+        raise BadInput(f"[execution] {described}: {start.title(parts.job.model)} cannot be computed so: {fault}; leave it out")
     return plan
 
 

@@ -1,4 +1,4 @@
-"""Flower's client side: a ClientApp that trains the client whose partition it is told."""
+"""Flower's client side: a ClientApp that trains the client whose partition its node has."""
 
 from __future__ import annotations
 

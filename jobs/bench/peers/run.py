@@ -147,14 +147,14 @@ def _peer(name: str, cores: int, python: Path, script: str, launcher: tuple[str,
 
 def _answer(command: list[str], work: Work) -> Answer:
     with TemporaryDirectory() as folder:
-        given, told = Path(folder) / "work.npz", Path(folder) / "answer.npz"
+        given, answer = Path(folder) / "work.npz", Path(folder) / "answer.npz"
         write(work, given)
         done = subprocess.run(
-            [*command, str(given), str(told)], env=os.environ | LIKE_FEDSIM | QUIET, capture_output=True, text=True, check=False
+            [*command, str(given), str(answer)], env=os.environ | LIKE_FEDSIM | QUIET, capture_output=True, text=True, check=False
         )
-        if done.returncode or not told.exists():
+        if done.returncode or not answer.exists():
             raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-        with np.load(told) as found:
+        with np.load(answer) as found:
             if found["torch"] != torch.__version__:
                 raise RuntimeError(f"{command[0]} has torch {found['torch']}, fedsim {torch.__version__}")
             last = {name.removeprefix("last/"): torch.from_numpy(found[name]) for name in found.files if name.startswith("last/")}
