@@ -203,7 +203,7 @@ class Sum:
         for key, part in other.parts.items():
             if key in self.parts:
                 if part.shape != self.parts[key].shape:
-                    both = f"{tuple(part.shape[1:])} and {tuple(self.parts[key].shape[1:])}"
+                    both = " and ".join(sorted(str(tuple(each.shape[1:])) for each in (part, self.parts[key])))
                     raise ValueError(f"total {key!r} is {both} for two clients; all clients must report the same shapes")
                 self.parts[key] += part
             else:

@@ -76,7 +76,7 @@ WORK = {
 }
 OF_SOME = {
     "finish keys of some": (MethodFault, "some clients report total 'n/odd' and others do not; all clients must report the same keys"),
-    "finish shapes of some": (MethodFault, r"total 'n/a' is \(2,\) and \(1,\) for two clients"),
+    "finish shapes of some": (MethodFault, r"total 'n/a' is \(1,\) and \(2,\) for two clients"),
     "finish rows of some": (MethodFault, r"client 1 reports each 'n/a' as \(2,\) .*client 0 reports each 'n/a' as \(1,\)"),
 }
 STEP = {"step drops": "fc2.*the keys of the state", "finish single": "total 'w/.*' is torch.float32; a total is float64"}

@@ -139,7 +139,8 @@ def _check_alike(shapes: dict[str, list[int]], more: dict[str, list[int]]) -> No
     """ValueError where the totals of two ranks cannot be added."""
     if shapes and more and shapes != more:
         key = min(key for key in {*shapes, *more} if shapes.get(key) != more.get(key))
-        both = " and ".join("nothing" if each is None else str(tuple(each[1:])) for each in (shapes.get(key), more.get(key)))
+        given = ("nothing" if each is None else str(tuple(each[1:])) for each in (shapes.get(key), more.get(key)))
+        both = " and ".join(sorted(given))  # whichever rank answered first
         raise ValueError(f"total {key!r} is {both} for two clients; all clients must report the same keys and shapes")
 
 
