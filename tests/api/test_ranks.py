@@ -124,6 +124,7 @@ def test_a_job_that_is_wrong_on_one_rank_is_refused_on_all(folder: Any) -> None:
     assert not (folder.path / "runs").exists()
 
 
+@pytest.mark.full
 @pytest.mark.processes
 def test_a_fault_in_a_clients_work_ends_all_ranks_and_names_it(folder: Any) -> None:
     settings = {"method.name": folder.faulty()}

@@ -80,6 +80,7 @@ def test_a_model_that_cannot_be_stacked_runs_on_the_serial_fleet(fedsim: Fedsim,
     assert "Traceback" not in fedsim("show", "serial.h5").err
 
 
+@pytest.mark.full
 @pytest.mark.processes
 @pytest.mark.skipif(not MPIRUN.exists(), reason="needs the extra [mpi]")
 def test_ranks_give_the_bits_of_one_process(

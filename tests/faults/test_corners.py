@@ -18,6 +18,7 @@ def test_five_ranks_on_four_packs(lab: Lab, reference: Path) -> None:
     assert_same(lab.folder / "run.h5", reference)
 
 
+@pytest.mark.full
 def test_a_cohort_of_one_on_more_ranks_than_clients_where_one_client_has_a_single_image(lab: Lab, console: Console) -> None:
     settings = ["--set", "rounds=4", "--set", "model.norm=batch", *of_users(users(lab.folder / "users.h5", (1, 7, 20)), cohort=1)]
     alone, many = console(*settings, "--out", "alone.h5"), lab.run(*settings, ranks=4, run="many.h5")

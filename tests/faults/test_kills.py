@@ -21,7 +21,7 @@ def kill_after(running: Running, r: int, seconds: float) -> None:
 @pytest.mark.parametrize(
     ("r", "seconds", "ranks"),
     [
-        pytest.param(0, 0.0, 2, id="after row 0, on two ranks"),
+        pytest.param(0, 0.0, 2, id="after row 0, on two ranks", marks=pytest.mark.full),
         pytest.param(2, random.Random(2).uniform(0, 0.2), 0, id="within round 3, in one process"),
         pytest.param(5, random.Random(5).uniform(0, 0.2), 0, id="within round 6, in one process", marks=pytest.mark.full),
     ],

@@ -123,6 +123,7 @@ def test_the_smoke_job_leaves_its_resources_on_record(fedsim, tmp_path) -> None:
 MPIRUN = shutil.which("mpirun", path=str(Path(sys.executable).parent)) or shutil.which("mpirun")
 
 
+@pytest.mark.full
 @pytest.mark.skipif(MPIRUN is None, reason="needs the extra [mpi]")
 @pytest.mark.processes
 def test_check_14_three_ranks_agree_with_one_process_bit_for_bit(fedsim, tmp_path) -> None:

@@ -312,6 +312,7 @@ def test_a_worker_that_dies_loses_its_run_alone(gate: Gate) -> None:
     assert "unfinished" in out.partition("\n\n")[2]  # the table
 
 
+@pytest.mark.full
 @pytest.mark.processes
 def test_no_worker_outlives_a_sweep_that_was_killed(gate: Gate) -> None:
     gate.worker(0), gate.worker(1)
