@@ -75,6 +75,7 @@ WORK = {
     "finish keep": "keep is None; it must be a dict of tensors",
 }
 OF_SOME = {
+    "finish totals of some": (MethodFault, "some clients report total .* and others do not; all clients must report the same keys"),
     "finish keys of some": (MethodFault, "some clients report total 'n/odd' and others do not; all clients must report the same keys"),
     "finish shapes of some": (MethodFault, r"total 'n/a' is \(2,\) and \(1,\) for two clients"),
     "finish rows of some": (MethodFault, r"client 1 reports each 'n/a' as \(2,\) .*client 0 reports each 'n/a' as \(1,\)"),
@@ -145,6 +146,13 @@ def test_a_method_that_refuses_in_round_1_is_bad_input(tmp_path: Path) -> None:
             marks=pytest.mark.full,
         ),
         ("work", "finish keys of some", 1, "round (r = 1): ValueError: total 'n/odd' is () and nothing for two clients"),
+        pytest.param(
+            "work",
+            "finish totals of some",
+            1,
+            "round (r = 1): ValueError: total 'buf/norm1.running_mean' is (4,) and nothing for two clients",
+            marks=pytest.mark.full,
+        ),
         ("refuses", "", 2, "s.toml: this method wants more clients"),
     ],
 )
