@@ -40,7 +40,7 @@ class BatchNorm(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         context = self.context
         mean, var = self._running(context) if self.tracked else (None, None)
-        if not context.train and mean is not None:
+        if mean is not None and not (self.training and context.train):  # a model may keep a part of itself in evaluation mode
             flat = (
                 input.movedim(0, -1).reshape(1, input.shape[1], -1) if context.patterns and takes(input) else input
             )  # a view of CHWN layout
