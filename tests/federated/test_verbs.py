@@ -18,13 +18,16 @@ from strange_methods import WRONG
 import fedsim
 from fedsim import BadInput, ClientFault, MethodFault
 
+READS = r"FileNotFoundError: \[Errno 2\] No such file or directory: 'missing.npy'"
 SAID = {
     "init": {
+        "reads": READS,
         "None": "it returned None; it must return the state before round 0",
         "numpy": "cannot be stored in a checkpoint: w is a numpy.ndarray; what is stored or sent is made of None, bool",
         "lambda": "f is a builtins.builtin_function_or_method",
     },
     "round": {
+        "reads": READS,
         "None": r"it returned None; it must return \(state, record\)",
         "state alone": r"it returned a AveragedState; it must return \(state, record\)",
         "three": r"it returned a tuple of 3 \(AveragedState, dict, int\)",
@@ -39,6 +42,7 @@ SAID = {
         "set state": "cannot be stored in a checkpoint: .*memory is a builtins.set",
     },
     "deploy": {
+        "reads": READS,
         "None": r"it returned None; it must return \(shared, own, net\)",
         "shared alone": "it returned a dict; it must return",
         "None for own": "own is None; it must be a dict of tensors",
