@@ -53,10 +53,10 @@ SAID = {
         "module": r"a tuple of 3 \(dict, dict, Linear\)",
     },
     "run": {
-        "no client": "a cohort is of distinct clients, at least one; this one is ",
+        "no client": "the cohort is empty; it must have at least one client",
         "unknown client": "a cohort has client 99, and the clients are 0 to 3",
         "negative client": "a cohort has client -1",
-        "twice": r"a cohort is of distinct clients, at least one; this one is \[1, 1\]",
+        "twice": "client 1 stands in the cohort twice; the clients of a cohort must be distinct",
         "numpy": "shared 'w/conv1.weight' is a numpy.ndarray",
         "double": r"shared 'w/conv1.weight' is .* torch.float64; the network has it as .* torch.float32",
         "shape": r"shared 'w/fc2.bias' is \(3,\)",

@@ -78,7 +78,7 @@ class BatchNorm(nn.Module):
         """Mean and variance over the images with real = 1; fewer than two values leave the running variance as it was."""
         if len(real) != len(x):
             rows = f"a batch of {len(real)} images, some of which do not count, reaches it as {len(x)} rows"
-            raise ValueError(f"{self.name}: {rows}; this batch norm can only tell real ones apart in a row for each image")
+            raise ValueError(f"{self.name}: {rows}; so this batch norm cannot tell which rows count; it needs one row for each image")
         axes = [axis for axis in range(x.dim()) if axis != 1]
         shape = [1, -1] + [1] * (x.dim() - 2)
         weight = real.to(x.dtype).view([-1] + [1] * (x.dim() - 1))
