@@ -8,6 +8,7 @@ be compiled, for numba knows a function by its own file alone and would go on ca
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -17,10 +18,14 @@ from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
+from llvmlite import __version__ as llvmlite_version
+from numba import __version__ as numba_version
 from numba import config as numba_config
 from numba import njit
 from numba.core import caching
+from numba.core.serialize import dumps
 
 from fedsim.core.user_cache import user_cache
 
@@ -28,7 +33,7 @@ config: Any = numba_config
 PACKAGE = Path(__file__).parents[1]
 KEYED = ("core", "kernels")  # packages that may hold compiled code
 KEPT = 8  # folders, each of another version or other sources
-UNREADABLE = (OSError, EOFError, ValueError, TypeError, AttributeError, ImportError, caching.pickle.UnpicklingError)  # of a damaged file
+CHECKSUM = 32  # bytes
 
 
 def kernel(function: Callable[..., Any]) -> Any:
@@ -116,27 +121,40 @@ class _Implementation(caching.CompileResultCacheImpl):
 
 
 class _Files:
-    """Files of their own for every signature and processor. In numba's one index for all of them, two processes that save at once may
-    both take the same number, and then one finds the other's code under its signature."""
+    """A file for every signature and processor. Its checksum says that it is whole, and of this numba and these sources; else it is as
+    if it were not there: a single wrong bit in machine code may end the process, or compute something else.
+
+    In numba's one index for all signatures, two processes that save at once may take the same number, and then one finds the other's code.
+    """
 
     def __init__(self, folder: str, name: str, stamp: str) -> None:
-        self._folder, self._name, self._stamp = folder, name, stamp
+        self._folder, self._name = Path(folder), name
+        self._made_by = f"{numba_version} {llvmlite_version} {stamp}"
 
     def load(self, key: Any) -> Any:
-        return self._file(key).load(key)
+        data = self._path(key).read_bytes()
+        checksum, code = data[:CHECKSUM], data[CHECKSUM:]
+        return pickle.loads(code) if checksum == self._checksum(key, code) else None
 
     def save(self, key: Any, data: Any) -> None:
-        file = self._file(key)
-        file.flush()  # numba reads an index before it writes one, and this one may be damaged
-        file.save(key, data)
+        code, path = dumps(data), self._path(key)
+        new = path.with_name(f"{path.name}.{uuid4().hex}")
+        try:
+            new.write_bytes(self._checksum(key, code) + code)
+            new.replace(path)
+        except OSError:
+            new.unlink(missing_ok=True)
+            raise
 
-    def _file(self, key: Any) -> Any:
-        name = f"{self._name}-{sha256(repr(key).encode()).hexdigest()[:16]}"
-        return caching.IndexDataCacheFile(self._folder, name, self._stamp)
+    def _path(self, key: Any) -> Path:
+        return self._folder / f"{self._name}-{sha256(repr(key).encode()).hexdigest()[:16]}.code"
+
+    def _checksum(self, key: Any, code: bytes) -> bytes:
+        return sha256(f"{self._made_by} {key!r} ".encode() + code).digest()
 
 
 class _Cache(caching.FunctionCache):
-    """A file that cannot be read or written costs the time to compile, no more."""
+    """A file that cannot be read or written, or is damaged, costs the time to compile, no more."""
 
     _impl_class = _Implementation
 
@@ -146,7 +164,7 @@ class _Cache(caching.FunctionCache):
         self._cache_file: Any = _Files(locator.get_cache_path(), self._impl.filename_base, locator.get_source_stamp())
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        with suppress(*UNREADABLE):
+        with suppress(OSError):
             return super().load_overload(sig, target_context)
         return None
 

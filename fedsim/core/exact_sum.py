@@ -162,7 +162,7 @@ class Sum:
 
     def _same_keys(self, rows: Tree, client: int | None = None) -> None:
         """ValueError where totals have other keys than those before: a sum over a part of the clients would pass for one over all."""
-        if self.parts and rows.keys() != self.parts.keys():
+        if self.clients and rows.keys() != self.parts.keys():
             odd = ", ".join(map(repr, sorted(rows.keys() ^ self.parts.keys())))
             who = "some clients report" if client is None else f"client {client} and the clients before it do not both report"
             raise ValueError(f"{who} total {odd}{' and others do not' if client is None else ''}; all clients must report the same keys")
@@ -198,7 +198,7 @@ class Sum:
 
     def merge(self, other: Sum) -> None:
         """Adds another partial sum of the same cohort; that one stays as it is."""
-        if other.parts:
+        if other.clients:
             self._same_keys(other.parts)
         for key, part in other.parts.items():
             if key in self.parts:

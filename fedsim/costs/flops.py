@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from fedsim.costs.profile import DENSE, Breakdown, KeptCounts, ModelProfile
 
 NORMALISING = 5  # operations for each entry of a normalised weight
-CHARGES = ("train", "forward", "inputs")
-"""Ones in the mask of each masked layer: {"layer1.0.conv1": 1843}."""
+CHARGES = ("train", "forward", "inputs")  # a feed's cost
 
 
 # ---- density
@@ -67,7 +66,7 @@ def feed_flops(
 ) -> Breakdown:
     """What `images` images cost (an image seen in two epochs counts twice).
 
-    forward f_S; with charge "inputs" backward f_S, the gradients of inputs alone; with "train" backward 2 f_S, and dense_gradient
+    forward f_S; with cost "inputs" backward f_S, the gradients of inputs alone; with "train" backward 2 f_S, and dense_gradient
     f_l - d_l f_l of the layers in `dense` ("*" = all), whose weight gradient is formed at all positions for `dense_images` of them
     (None: all): together 2 f_S + f_S of the others + f_D of these.
     """

@@ -101,15 +101,16 @@ def _moments(model_profile: ModelProfile, batch: int, product: int, thin: KeptCo
         formed += thin.get(moment.layer, mine) + moment.free
         kept = _saved(model_profile, batch, moment.activations, moment.caches, moment.signs)
         made = (REMADE * (moment.layer in model_profile.normalised or moment.layer in thin) + COPIED * copied) * mine
-        if moment.layer in thin:  # its gradient at the kept positions, 64-bit integers; a linear map's is copied in their order first
+        if moment.layer in thin:  # to take its gradient at the kept positions, as 64-bit integers; a linear map's gradient is copied first
             made = max(made, (2 - copied) * mine + 2 * thin[moment.layer])
         beside = batch * moment.transient + VALUE_BYTES * made
         yield Breakdown(gradients=VALUE_BYTES * formed, effective=VALUE_BYTES * product, activations=kept.total, transient=beside)
 
 
 def _masking(model_profile: ModelProfile, masked: AbstractSet[str], thin: KeptCounts) -> int:
-    """What it takes beside the gradients to mask them, layer after layer: a second tensor for each, and the mask as numbers; where the
-    gradients are of kept values alone these, and the positions of one layer as 64-bit integers.
+    """Bytes beside the gradients while these are masked, layer after layer: a second tensor for every layer, and one mask as numbers.
+
+    For layers in `thin`, whose gradients are of kept values alone: these values again, and one layer's positions as 64-bit integers.
     """
     spread = VALUE_BYTES * sum(thin.values()) + 2 * VALUE_BYTES * max(thin.values(), default=0)
     sizes = [layer.weights for layer in model_profile.layers if layer.name in masked - thin.keys()]

@@ -10,7 +10,7 @@ from fedsim.core.activation_pruning import ActivationPruning
 
 VALUE_BYTES = 4  # bytes of a float32
 
-KeptCounts = Mapping[str, int]
+KeptCounts = Mapping[str, int]  # kept weights of each masked layer: {"layer1.0.conv1": 1843}
 
 DENSE: KeptCounts = MappingProxyType({})
 

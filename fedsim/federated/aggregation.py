@@ -5,7 +5,8 @@ FedProx: Li et al., MLSys 2020: the same server; the local loss gains mu/2 · |w
 FedNova: Wang et al., NeurIPS 2020, arXiv:2007.07481: the mean of what clients moved, each by the length a_k of its own path.
 SCAFFOLD: Karimireddy et al., ICML 2020, arXiv:1910.06378: control variates take the clients' drift out of every local step.
 
-Paper -> code:  p_k -> weight / total weight,  tau_k -> sent.steps[0],  rho -> momentum,  eta_l -> lr,  c -> CONTROL,  c_i -> OWN
+Paper -> code:  p_k -> weight / total weight,  tau_k -> sent.steps[0],  rho -> momentum,  eta_l -> lr,
+               c -> SCAFFOLD_CONTROL,  c_i -> SCAFFOLD_OWN
 """
 
 from __future__ import annotations

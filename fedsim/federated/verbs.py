@@ -6,13 +6,14 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim import errors
+from fedsim import errors, storage
 from fedsim.core import serialization, tree
 from fedsim.core.tree import Tree
 from fedsim.errors import MethodFault
@@ -21,6 +22,7 @@ from fedsim.nn.net import Net
 from fedsim.storage.columns import COLUMNS
 
 OF_ENGINE = {path.removeprefix("rounds/") for path in COLUMNS if path.startswith("rounds/")} - {"lr"}  # columns that no method records
+STORAGE = Path(storage.__file__).parent
 INIT = "the state before round 0: a dataclass, or dicts, lists and tuples, of tensors, numbers and text"
 ROUND = "(state, record): the state after the round, and a dict of what to record, name -> number"
 DEPLOY = "(shared, own, net): two dicts of tensors, which may be empty, and a fedsim.Net after a permanent cut or None"
@@ -116,16 +118,20 @@ def _reporting(where: str, bare: bool = False) -> Iterator[None]:
     """An error of the method's own code is reported with its place. `bare`: by a message alone."""
     try:
         yield
-    except OSError:  # of the disk, which may fail while a round goes on
-        raise
     except Exception as error:
-        if type(error).__module__ == errors.__name__:
+        if type(error).__module__ == errors.__name__ or _is_of_storage(error):
             raise
         trace = error.__traceback__
         while trace and trace.tb_next and trace.tb_frame.f_code.co_filename == __file__:
             trace = trace.tb_next  # it begins with the method's own line
         error.__traceback__ = trace
         raise MethodFault(f"{where}: {error if bare else f'{type(error).__name__}: {error}'}") from (None if bare else error)
+
+
+def _is_of_storage(error: Exception) -> bool:
+    """Whether the run file or a checkpoint could not be written or read, which may happen while a round goes on."""
+    files = (Path(frame.f_code.co_filename) for frame, _ in walk_tb(error.__traceback__))
+    return isinstance(error, OSError) and any(file.is_relative_to(STORAGE) for file in files)
 
 
 def _column(where: str, key: Any) -> str:

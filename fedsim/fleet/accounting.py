@@ -23,7 +23,7 @@ from fedsim.nn import profiler
 from fedsim.nn.net import Net
 
 NO_STEP = ("gradients", "dense_gradient", "optimiser")
-# Kept tensors that do not stand in the model's place, where they are counted.
+# Of what a client keeps, this takes memory of its own; kept weights and buffers are counted as part of the model.
 BESIDE = (keys.OPTIMISER, keys.GRADIENTS, keys.LOSSES, keys.TOP, keys.INDICES)
 UNUSED = {"train": (), "inputs": NO_STEP, "forward": (*NO_STEP, *ACTIVATIONS)}  # memory that each kind of pass does without
 

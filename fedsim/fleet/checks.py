@@ -87,12 +87,12 @@ def unchanged(start: Tree, state: Tree) -> None:
     """Raises where a state no longer has the keys, shapes and dtypes that `start` fixed."""
     if start.keys() != state.keys():
         odd = sorted(start.keys() ^ state.keys())
-        raise KeyError(f"{', '.join(odd)}: start fixes the keys of the state, and a step neither adds nor drops one")
+        raise ValueError(f"{', '.join(odd)}: init_state fixes the keys of the state; a step must neither add nor drop one")
     for key, value in start.items():
         mine = state[key]
         if mine.shape != value.shape or mine.dtype != value.dtype:
             what = f"{tuple(value.shape)} {value.dtype}"
-            raise TypeError(f"state {key!r} is {tuple(mine.shape)} {mine.dtype}; start made it {what}, which it keeps")
+            raise TypeError(f"state {key!r} is {tuple(mine.shape)} {mine.dtype}; init_state made it {what}, and so it must stay")
 
 
 def advice(net: Net) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from itertools import pairwise
 from operator import index
 from typing import Any
 
@@ -146,8 +147,10 @@ class LocalFleet:
         return calls
 
     def _check(self, work: Work, clients: list[int], shared: Tree, own: Tree, net: Net) -> None:
-        if not clients or len(set(clients)) < len(clients):
-            raise ValueError(f"a cohort is of distinct clients, at least one; this one is {clients}")
+        if not clients:
+            raise ValueError("the cohort is empty; it must have at least one client")
+        if twice := [one for one, next in pairwise(clients) if one == next]:
+            raise ValueError(f"client {twice[0]} stands in the cohort twice; the clients of a cohort must be distinct")
         if not isinstance(work, Work):
             raise TypeError(f"a fleet runs a Work; {type(work).__name__} does not inherit from fedsim.Work")
         count = self.site.population.clients

@@ -41,7 +41,7 @@ def batches(order: WorkOrder, site: WorkerContext, pack: Pack, feed: int, rows: 
 
 
 def client_input(order: WorkOrder, site: WorkerContext, pack: Pack) -> ClientInput:
-    """What the pack's clients hold, (K, …) but for shared; kept is laid in by `with_kept`."""
+    """What the pack's clients hold, (K, …) but for shared; the fleet lays in what they kept."""
     clients = torch.tensor(pack.clients)
     keys = rng.key(site.seed, order.work.purpose, order.r, torch.tensor(pack.calls[0]), clients)
     return ClientInput(

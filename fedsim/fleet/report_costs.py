@@ -25,7 +25,7 @@ def charge_pack(order: WorkOrder) -> bool:
 
 
 def charge_all(answer: PackResult, net: Net, clients: Sequence[int], held: ClientInput, state: Tree, report: Tree) -> None:
-    """`charge` for every client of a stacked pack; without masks or gates of its own, a client's bytes and gates are the first one's."""
+    """`charge_report` for every client of a stacked pack; one without own masks or gates has the first one's."""
     before = charge_report(answer, net, clients[0], client_row(held, 0), row(state, 0), row(report, 0), None)
     own = {**held.own, **held.kept, **state}
     if not (client_masks(own) or GATE in own or GATE_STEPS in own):

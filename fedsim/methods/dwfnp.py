@@ -146,7 +146,7 @@ class DWFNP(CutAndFinetune, Method[State]):
         kept = setting.net.channels.kept(base)
         shared = self.cut(setting, state.shared, kept)
         masks = replace(state.masks, base=base, cut=True)
-        return State.begin(setting, shared, masks=masks, kept=kept)
+        return self.begun(setting, state, State.begin(setting, shared, masks=masks, kept=kept), kept)
 
     def _left(self, state: State, gate: Tensor) -> Tensor:
         """(…, n') of (…, n): the gates of the channels that the cut has left."""

@@ -69,7 +69,7 @@ class Structured(CutAndFinetune, Method[State]):
             gate = self.chosen(setting, state.shared, fleet, r)
             found["base_flops_share"] = float(self._flops(setting).share(gate))
             kept = setting.net.channels.kept(gate)
-            state = State.begin(setting, self.cut(setting, state.shared, kept), kept=kept)
+            state = self.begun(setting, state, State.begin(setting, self.cut(setting, state.shared, kept), kept=kept), kept)
         return state, found
 
     def deploy(self, setting: Setting, state: State, fleet: Fleet, cohort: Sequence[int]) -> tuple[Tree, Tree, Net | None]:

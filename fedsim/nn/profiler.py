@@ -175,7 +175,9 @@ class _SavedTensors:
 
     def __init__(self, module: nn.Module, keep: ActivationPruning | None, batch: int) -> None:
         weighted = {name: layer for name, layer in module.named_modules() if isinstance(layer, WEIGHTED)}
-        order = forward_order(module, list(weighted))
+        first: dict[int, nn.Module] = {}
+        self.owner = {layer: first.setdefault(id(layer.weight), layer) for layer in weighted.values()}  # the first layer with its weight
+        order = forward_order(module, [name for name, layer in weighted.items() if self.owner[layer] is layer])
         self.layers: dict[nn.Module, LayerProfile] = {weighted[name]: _layer(name, weighted[name]) for name in order}
         self.keep, self.batch = keep, batch
         self.first = next(iter(self.layers), None)
@@ -204,8 +206,8 @@ class _SavedTensors:
 
     def after(self, module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor) -> None:
         inputs = inputs or tuple(named.values())  # a model may call its layers by keyword
-        if module in self.layers:
-            self._use(module, output)
+        if module in self.owner:
+            self._use(self.owner[module], output)
         for kinds, rule in PRUNING_RULES if self.keep else RULES:
             if isinstance(module, kinds):
                 rule(self, module, inputs[0], output)
@@ -219,11 +221,11 @@ class _SavedTensors:
         """
         weight = module._parameters.get("weight")
         own = sum(value.numel() for value in module.parameters(recurse=False))
-        held = weight.numel() if module in self.layers and weight is not None else 0
+        held = weight.numel() if module in self.owner and weight is not None else 0
         copies = isinstance(module, CONVOLUTIONS)
         inputs = 1 + (restored and held > 0) + (copies or isinstance(module, BATCH_NORMS))
         beside = VALUE_BYTES * (inputs * x.numel() + (1 + copies) * y.numel()) // self.batch
-        name = self.layers[module].name if module in self.layers else ""
+        name = self.layers[self.owner[module]].name if module in self.owner else ""
         self.packed_at.append(self.packed)
         self.moments.append(BackwardMoment(self.saved - self.overcounted, len(self.caches), len(self.signs), beside, name, own - held))
 
@@ -250,7 +252,7 @@ class _SavedTensors:
         self.saved += bytes
 
     def _use(self, module: nn.Module, output: Tensor) -> None:
-        """A layer that is used twice has the positions of both uses."""
+        """A layer that is used twice, or whose weight another one uses too, has the positions of both uses."""
         layer = self.layers[module]
         positions = layer.positions + (1 if isinstance(module, InputGate) else output[0].numel() // layer.shape[0])
         self.layers[module] = replace(layer, positions=positions, flops=2 * layer.weights * positions)

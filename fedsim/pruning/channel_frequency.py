@@ -47,8 +47,8 @@ class TrainLocal(Train):
 class MeasureChannelFrequency(TrainLocal):
     """How often a client's own training images, not augmented, open every channel; keep: the frequencies and mean gates.
 
-    With `personal` it first trains the model for its own use, and keeps that too. total: ACTIVE, VARYING and images; with `shared` the
-    frequencies and mean gates as well, under "loss/", each client's alike.
+    With `personal` it first trains the model for its own use, and keeps that too. total: ACTIVE_CONVS, VARYING_CHANNELS and images;
+    with `shared` the frequencies and mean gates as well, under "loss/", each client's alike.
     """
 
     purpose: ClassVar[str] = "Frequency"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from math import inf
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from fedsim.core import keys
 from fedsim.core.keys import CORRECT, COUNT
@@ -13,10 +13,13 @@ from fedsim.core.tree import Tree, under
 from fedsim.core.types import Feed, LocalOptimizer
 from fedsim.core.validation import within
 from fedsim.errors import BadInput
+from fedsim.federated.averaged_round import AveragedState
 from fedsim.federated.client_work import Loss
 from fedsim.federated.protocol import Fleet, Setting
 from fedsim.nn.net import Net
 from fedsim.pruning.gated_training import TrainGated
+
+State = TypeVar("State", bound=AveragedState)
 
 MAX_JUDGES = 1_000  # clients at most whose held-out images choose the best model
 
@@ -65,6 +68,11 @@ class CutAndFinetune:
         """The values of the smaller network, of an optimiser that has taken no step."""
         held = under(setting.net.folded(shared) if self.fold_ws else shared, keys.WEIGHTS, keys.BUFFERS, keys.MASKS)
         return setting.net.compact(held, kept, removed=self.norm_over == "kept")
+
+    def begun(self, setting: Setting, before: State, after: State, kept: Tree) -> State:
+        """The state `after` the cut to the `kept` channels. Where all are kept the aggregation goes on: its clients cannot see a cut."""
+        whole = sum(map(len, kept.values())) == setting.net.channels.n
+        return replace(after, memory=before.memory) if whole else after
 
     def check(self, setting: Setting) -> None:
         """BadInput for a job whose rounds are too few, or whose model has no channels to cut, or gates of its own."""

@@ -41,7 +41,7 @@ def beta(norm: Tensor, t: Tensor | float, budget: Tensor | float, lr0: float) ->
 
 
 def marked(shared: Tree, moves: Mapping[str, int]) -> Tree:
-    """MARK + LAYER: the K_l kept weights of smallest magnitude of every layer in `moves`, smallest first."""
+    """MARKED + LAYER: the K_l kept weights of smallest magnitude of every layer in `moves`, smallest first."""
     return {MARKED + layer: masks.smallest(shared[keys.weight(layer)], shared[keys.mask(layer)], k) for layer, k in moves.items()}
 
 
@@ -53,7 +53,7 @@ def norm_of(weights: Tree, marks: Tree, kind: str = "l2") -> Tensor:
 
 @dataclass(frozen=True)
 class ExtrudeAndProbe(TrainAndScore):
-    """TrainAndProbe whose training presses the marked weights down; `marks` are the weights that `moves`, of this round or a later one."""
+    """TrainAndScore whose training presses the marked weights down; `marks` are the weights that `moves`, of this round or a later one."""
 
     penalty: float = 1e-4  # lambda
     form: str = "squared"  # lambda |theta_low|^2, or the "norm" itself

@@ -128,7 +128,7 @@ class GateController:
     def step_on_server(
         self, masks: GateState, fleet: Fleet, shared: Tree, clients: Sequence[int], when: tuple[int, int], feed: Feed, lr: float
     ) -> GateState:
-        """After one step: the clients tell d_i, how their losses change with their soft gates. `lr` of the base, `when` round and step."""
+        """After one step: clients report d_i, how their losses change with their soft gates. `lr` of the base, `when` round and step."""
         o, choice = self._logits(masks, clients)
         self._charge(FORWARD_AND_BACKWARD * (1 + self._rows_of(clients)))
         key, draw_keys = self._keys("learn", clients, *when)

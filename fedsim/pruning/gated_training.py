@@ -86,7 +86,7 @@ def _soft(sent: ClientInput) -> bool:
 
 @dataclass(frozen=True)
 class Energy(Work):
-    """The squared activations of every channel, summed over positions; total: n · their mean over a client's images, in UNITs, and n."""
+    """The squared activations of every channel, summed over positions; total: n · their mean over its images, in ENERGY_UNIT, and n."""
 
     feeds: tuple[Feed, ...]
     power: int = 2  # 1: of absolute values
@@ -106,8 +106,8 @@ class Energy(Work):
 class HypernetStep(Work):
     """One AdamW step of a client's own copy of the hypernetworks, on its own loss at soft gates that it draws itself.
 
-    own: its embedding with AdamW's moments (`cotrain.sent_row`), "seed/draw_keys" (), "n/target" (). total: both hypernetworks and their
-    moments under "grad/", clients alike; each: the embedding and its moments.
+    own: its embedding with AdamW's moments (`hypernet_training.sent_row`), "seed/draw_keys" (), "n/target" (). total: both hypernetworks
+    and their moments under "grad/", clients alike; each: the embedding and its moments.
     """
 
     feeds: tuple[Feed, ...]
@@ -134,6 +134,6 @@ class HypernetStep(Work):
 
     def finish(self, net: Net, sent: ClientInput, state: Tree) -> Report:
         hyper, mine = hypernet_training.apart(state)
-        # not under the broadcast's draw_keys, whose sums are rounded at a unit of 1e-10: second moments are smaller than that
+        # not under the keys of the broadcast, whose sums are rounded at a unit of 1e-10: second moments are smaller than that
         total = {key if key.startswith(keys.COUNTS) else GRADIENTS + key: value.double() for key, value in hyper.items()}
         return Report(total | {keys.COUNT: torch.ones_like(sent.n, dtype=torch.float64)}, hypernet_training.sent_row(mine))

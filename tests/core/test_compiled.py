@@ -90,6 +90,11 @@ def test_processes_that_compile_at_once_do_not_take_each_others_code(tmp_path) -
     assert loaded == [2] * 4
 
 
+def flipped(data: bytes) -> bytes:
+    """A bit of each 64 bytes is another one: in the machine code too, which no pickle looks at."""
+    return bytes(byte ^ (at % 64 == 40) for at, byte in enumerate(data))
+
+
 @pytest.mark.processes
 def test_damaged_files_and_a_full_disk_cost_time_alone(tmp_path) -> None:
     at = {"NUMBA_CACHE_DIR": str(tmp_path)}
@@ -97,8 +102,8 @@ def test_damaged_files_and_a_full_disk_cost_time_alone(tmp_path) -> None:
     assert not list(folder.iterdir())
     said(started(tmp_path, "int", "array", **at))
     files = sorted(folder.iterdir())
-    assert len(files) == 4
-    for damage in (lambda data: b"", lambda data: data[: len(data) // 2], lambda data: b"\x80\x05" + bytes(100)):
+    assert len(files) == 2
+    for damage in (lambda data: b"", lambda data: data[: len(data) // 2], lambda data: b"\x80\x05" + bytes(100), flipped):
         for file in files:
             file.write_bytes(damage(file.read_bytes()))
         assert said(started(tmp_path, "int", "array", **at))[1] == 0

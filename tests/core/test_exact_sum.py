@@ -120,3 +120,17 @@ def test_merged_parts_of_too_large_a_cohort_are_refused(monkeypatch) -> None:
     total.merge(part)
     with pytest.raises(ValueError, match="4 clients is too large to sum exactly; at most 3"):
         total.merge(part)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_client_that_reports_nothing_is_not_summed_with_others(first) -> None:
+    rows: list[dict[str, torch.Tensor]] = [{}, {"n/images": torch.ones(1, 1).double()}]
+    total = Sum({}, 2)
+    total.add(rows[first], [0], [1])
+    with pytest.raises(ValueError, match=r"client 1 and the clients before it do not both report total 'n/images'"):
+        total.add(rows[1 - first], [1], [1])
+    parts = Sum({}, 2), Sum({}, 2)
+    for k, part in enumerate(parts):
+        part.add(rows[k], [k], [1])
+    with pytest.raises(ValueError, match=r"some clients report total 'n/images' and others do not"):
+        parts[first].merge(parts[1 - first])

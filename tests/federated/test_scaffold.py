@@ -258,6 +258,23 @@ def test_controls_begin_at_0_again_after_a_cut(kind) -> None:
     assert torch.allclose(total, state.memory[SCAFFOLD_CONTROL + "fc.weight"], atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    "method",
+    [
+        Structured(flops_share=1.0, cotrain=3),
+        DWFNP(flops_share=1.0, cotrain=3, warmup=0, hyper_lr=0.0, hyper_interval=1, unseen_clients="accept"),
+    ],
+)
+def test_controls_go_on_where_a_cut_leaves_all_channels(method) -> None:
+    made = gated((12, 9, 10, 7, 8), rounds=8, cohort=2)
+    made.setting = replace(made.setting, aggregate=Scaffold(9.9))  # the round's rate counts
+    state, _ = made.play(method, 6)
+    assert all(len(index) == size for index, size in zip(state.kept.values(), made.setting.net.channels.widths, strict=True))
+    for key, c in under(state.memory, SCAFFOLD_CONTROL).items():
+        own = [held[SCAFFOLD_OWN + key.removeprefix(SCAFFOLD_CONTROL)] for held in made.fleet.kept.values()]
+        assert torch.allclose(sum(own) / 5, c, atol=1e-9)
+
+
 def test_device_wise_pruning_takes_both() -> None:
     """Clients take equally many steps, so fednova is fedavg; under scaffold fleets agree, gradients narrow or not."""
     ends: dict[Any, Tree] = {}

@@ -18,13 +18,16 @@ from strange_methods import WRONG
 import fedsim
 from fedsim import BadInput, ClientFault, MethodFault
 
+READS = r"FileNotFoundError: \[Errno 2\] No such file or directory: 'missing.npy'"
 SAID = {
     "init": {
+        "reads": READS,
         "None": "it returned None; it must return the state before round 0",
         "numpy": "cannot be stored in a checkpoint: w is a numpy.ndarray; what is stored or sent is made of None, bool",
         "lambda": "f is a builtins.builtin_function_or_method",
     },
     "round": {
+        "reads": READS,
         "None": r"it returned None; it must return \(state, record\)",
         "state alone": r"it returned a AveragedState; it must return \(state, record\)",
         "three": r"it returned a tuple of 3 \(AveragedState, dict, int\)",
@@ -39,6 +42,7 @@ SAID = {
         "set state": "cannot be stored in a checkpoint: .*memory is a builtins.set",
     },
     "deploy": {
+        "reads": READS,
         "None": r"it returned None; it must return \(shared, own, net\)",
         "shared alone": "it returned a dict; it must return",
         "None for own": "own is None; it must be a dict of tensors",
@@ -49,10 +53,10 @@ SAID = {
         "module": r"a tuple of 3 \(dict, dict, Linear\)",
     },
     "run": {
-        "no client": "a cohort is of distinct clients, at least one; this one is ",
+        "no client": "the cohort is empty; it must have at least one client",
         "unknown client": "a cohort has client 99, and the clients are 0 to 3",
         "negative client": "a cohort has client -1",
-        "twice": r"a cohort is of distinct clients, at least one; this one is \[1, 1\]",
+        "twice": "client 1 stands in the cohort twice; the clients of a cohort must be distinct",
         "numpy": "shared 'w/conv1.weight' is a numpy.ndarray",
         "double": r"shared 'w/conv1.weight' is .* torch.float64; the network has it as .* torch.float32",
         "shape": r"shared 'w/fc2.bias' is \(3,\)",
@@ -75,6 +79,7 @@ WORK = {
     "finish keep": "keep is None; it must be a dict of tensors",
 }
 OF_SOME = {
+    "finish totals of some": (MethodFault, "some clients report total .* and others do not; all clients must report the same keys"),
     "finish keys of some": (MethodFault, "some clients report total 'n/odd' and others do not; all clients must report the same keys"),
     "finish shapes of some": (MethodFault, r"total 'n/a' is \(1,\) and \(2,\) for two clients"),
     "finish rows of some": (MethodFault, r"client 1 reports each 'n/a' as \(2,\) .*client 0 reports each 'n/a' as \(1,\)"),
@@ -145,6 +150,13 @@ def test_a_method_that_refuses_in_round_1_is_bad_input(tmp_path: Path) -> None:
             marks=pytest.mark.full,
         ),
         ("work", "finish keys of some", 1, "round (r = 1): ValueError: total 'n/odd' is () and nothing for two clients"),
+        pytest.param(
+            "work",
+            "finish totals of some",
+            1,
+            "round (r = 1): ValueError: total 'buf/norm1.running_mean' is (4,) and nothing for two clients",
+            marks=pytest.mark.full,
+        ),
         ("refuses", "", 2, "s.toml: this method wants more clients"),
     ],
 )

@@ -161,7 +161,10 @@ def test_a_step_may_exchange_tensors(kind) -> None:
 
 
 @pytest.mark.parametrize("kind", FLEETS)
-@pytest.mark.parametrize(("how", "message"), [("dtype", "start made it .*float32, which it keeps"), ("more", "n/c: start fixes the keys")])
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [("dtype", "init_state made it .*float32, and so it must stay"), ("more", "ValueError: n/c: init_state fixes the keys")],
+)
 def test_a_state_keeps_what_start_fixed(kind, how, message) -> None:
     made, _ = charged(kind, [4, 4])
     with pytest.raises(RuntimeError, match=message):

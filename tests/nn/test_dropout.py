@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from two_clients import SIZES, population
 
 from fedsim.core import keys, rng
@@ -37,6 +38,28 @@ class Alone(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.stack([self.drop(x * self.scale) for _ in range(self.uses)])
+
+
+class Again(nn.Module):
+    """Its middle, used so often, is computed a second time in the backward pass, if it should be."""
+
+    def __init__(self, again: bool, uses: int = 1) -> None:
+        super().__init__()
+        self.first, self.out, self.again, self.uses = nn.Linear(9, 8), nn.Linear(8, 4), again, uses
+        self.middle = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Dropout(0.5), nn.Linear(8, 8), nn.Dropout(0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for _ in range(self.uses):
+            x = checkpoint(self.middle, x, use_reentrant=False) if self.again else self.middle(x)
+        return self.out(x)
+
+
+class Fixed(nn.Sequential):
+    """Always in evaluation mode, as a part that is not trained."""
+
+    def train(self, mode: bool = True) -> Fixed:
+        return super().train(False)
 
 
 class Small(nn.Module):
@@ -201,3 +224,26 @@ def test_the_profile_counts_a_factor_for_each_entry_or_channel(layer, factors, k
 
     with_it, without = (profile(network(middle), (3, 8, 8), keep).activations for middle in (layer, nn.Identity()))
     assert with_it - without == 4 * factors
+
+
+def test_a_part_that_is_computed_again_in_the_backward_pass_draws_the_same() -> None:
+    torch.manual_seed(0)
+    plain = Again(again=False)
+    other = Again(again=True)
+    other.load_state_dict(plain.state_dict())
+    given = batch(torch.randn(6, 9))
+    (loss, right, _, _), (mine, found, _, _) = (net.gradient(net.initial, given) for net in (Net(plain), Net(other)))
+    assert torch.equal(loss, mine)
+    assert all(torch.allclose(found[key], value) for key, value in right.items())
+
+
+def test_a_layer_that_draws_twice_where_a_part_is_computed_again_is_refused() -> None:
+    net = Net(Again(again=True, uses=2))
+    with pytest.raises(ValueError, match=r"middle\.\d: this dropout layer is called 2 times in a forward of which the backward pass"):
+        net.gradient(net.initial, batch(torch.randn(6, 9)))
+
+
+def test_a_part_that_stays_in_evaluation_mode_drops_nothing() -> None:
+    torch.manual_seed(0)
+    module, x = nn.Sequential(nn.Linear(9, 8), Fixed(nn.Dropout(0.5)), nn.Linear(8, 4)), torch.randn(6, 9)
+    assert torch.equal(dropped(Net(module), batch(x)), module.train()(x))

@@ -335,7 +335,16 @@ class Branching(nn.Module):
         return x if x.sum() > 0 else -x
 
 
+class Fixed(nn.Sequential):
+    """Always in evaluation mode."""
+
+    def train(self, mode: bool = True) -> Fixed:
+        return super().train(False)
+
+
 def test_models_that_cannot_be_gated_are_reported() -> None:
+    with pytest.raises(BadInput, match="gate_keep: 1 stays in evaluation mode"):
+        gate_insertion.insert_gates(nn.Sequential(nn.Conv2d(3, 4, 3), Fixed(nn.BatchNorm2d(4)), nn.ReLU()), input_gate.Gating(0.5))
     with pytest.raises(BadInput, match="cannot trace"):
         gate_insertion.insert_gates(Branching(), input_gate.Gating(0.5))
     with pytest.raises(BadInput, match="no convolution to gate"):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import model_kinds
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedsim.core.activation_pruning import ActivationPruning
+from fedsim.costs import flops
 from fedsim.models import build
 from fedsim.models.settings import ModelSettings
 from fedsim.nn.net import Net
@@ -92,3 +94,14 @@ def test_pruned_activations_are_counted_by_module() -> None:
     found = profile(Functional(), IMAGE, ActivationPruning(0.5))
     assert found.activations == 4 * 3 * 16 * 16 + LOSS  # the first layer's input
     assert found.caches == (8 * 64,)  # the classifier's
+
+
+def test_layers_with_one_weight_are_one_layer_as_methods_see_them() -> None:
+    module = model_kinds.tied()
+    found, sizes = profile(module, (3, 8, 8)), Net(module).sizes
+    assert {layer.name: layer.weights for layer in found.layers} == sizes
+    assert found.free == sum(value.numel() for name, value in module.named_parameters() if name.endswith("bias"))
+    used = {layer.name: layer.positions for layer in found.layers}
+    assert used["a"] == 2 * used["stem"]
+    assert flops.layer_flops(found, {"a": 100})["a"] == 2 * 100 * used["a"]
+    assert flops.density(found, {"a": 100}) == 1 - (sizes["a"] - 100) / sum(sizes.values())

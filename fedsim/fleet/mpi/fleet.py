@@ -30,6 +30,8 @@ from fedsim.fleet.mpi.schedule import deal
 from fedsim.fleet.mpi.tree_buffer import flat, layout, size_of, unflat
 from fedsim.fleet.packing import steps
 
+Layout = dict[str, list[int]]  # of totals: key -> shape, limbs first
+
 
 class MPIFleet(LocalFleet):
     """Rank 0's side: deals packs to the other ranks, and does what is `later` while they train."""
@@ -92,9 +94,9 @@ class MPIFleet(LocalFleet):
         self.link.broadcast(self.link.transfer.outgoing(bytes_of(order.shared)))
         self.link.send({rank + 1: _private([packs[i] for i in hand]) for rank, hand in enumerate(hands)}, OWN_TAG)
 
-    def _collect(self, order: WorkOrder, ranks: int, full: NoRoom | None) -> tuple[PackResult, dict[str, list[int]]]:
+    def _collect(self, order: WorkOrder, ranks: int, full: NoRoom | None) -> tuple[PackResult, Layout]:
         answer, stopping = PackResult(Sum(order.shared, order.n)), False
-        shapes: dict[str, list[int]] = {}
+        shapes: Layout | None = None
         status = MPI.Status()
 
         def arrived() -> bool:
@@ -112,13 +114,12 @@ class MPIFleet(LocalFleet):
             self.link.until(arrived, stop)
             header = self.hear(status.Get_source(), answer)
             stopping |= header["stopped"]
-            _check_alike(shapes, header["total"])
-            shapes = header["total"] or shapes
+            shapes = _alike(shapes, header["total"]) if header["clients"] else shapes
         go = np.array([0 if stopping else 1], dtype=np.uint8)
         self.link.send(dict.fromkeys(range(1, ranks + 1), go), GO_TAG)
         if stopping:
             raise full or Stopped
-        return answer, shapes
+        return answer, shapes or {}
 
     def hear(self, rank: int, answer: PackResult) -> dict[str, Any]:
         """The header of a rank's reply, whose rows are added to the answer."""
@@ -128,20 +129,20 @@ class MPIFleet(LocalFleet):
         _take(answer, header, self.link.receive(rank, ROWS_TAG))
         return header
 
-    def _reduce(self, answer: PackResult, shapes: dict[str, list[int]], ranks: int) -> None:
+    def _reduce(self, answer: PackResult, shapes: Layout, ranks: int) -> None:
         size = sum(int(np.prod(shape)) for shape in shapes.values())
         transfer = self.link.transfer
         whole = self.link.reduce(transfer.outgoing(torch.zeros(size, dtype=torch.int64, device=self.site.device)), ranks)
         answer.total.take(shapes, transfer.incoming(whole), len(answer.each))
 
 
-def _check_alike(shapes: dict[str, list[int]], more: dict[str, list[int]]) -> None:
-    """ValueError where the totals of two ranks cannot be added."""
-    if shapes and more and shapes != more:
+def _alike(shapes: Layout | None, more: Layout) -> Layout:
+    """The layout of the totals of all ranks; ValueError where those of two ranks cannot be added."""
+    if shapes is not None and shapes != more:
         key = min(key for key in {*shapes, *more} if shapes.get(key) != more.get(key))
-        given = ("nothing" if each is None else str(tuple(each[1:])) for each in (shapes.get(key), more.get(key)))
-        both = " and ".join(sorted(given))  # whichever rank answered first
+        both = " and ".join(sorted("nothing" if each is None else str(tuple(each[1:])) for each in (shapes.get(key), more.get(key))))
         raise ValueError(f"total {key!r} is {both} for two clients; all clients must report the same keys and shapes")
+    return more
 
 
 def _header(pack: Pack) -> dict[str, Any]:

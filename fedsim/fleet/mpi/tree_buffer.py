@@ -8,20 +8,7 @@ from torch import Tensor
 
 from fedsim.core.tree import Tree
 
-DTYPES = {
-    str(dtype): dtype
-    for dtype in (
-        torch.float32,
-        torch.float64,
-        torch.int64,
-        torch.int32,
-        torch.int16,
-        torch.uint8,
-        torch.bool,
-        torch.float16,
-        torch.bfloat16,
-    )
-}
+DTYPES = {str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
 Layout = list[tuple[str, str, list[int]]]  # key, dtype, shape
 
 

@@ -191,7 +191,8 @@ def _in_place_again(net: FunctionalModule, request: GradientRequest, weights: Tr
     Norms in such a part move their statistics a second time, as torch's own do.
     """
     net.context.images = request.batch.x
-    with net.with_values({**weights, **leaves}, {**request.tree, **leaves, **buffers}, True, request.batch.real) as moved:
+    tree = {**request.tree, **leaves, **buffers}
+    with net.with_values({**weights, **leaves}, tree, True, request.batch.real) as moved, net.context.computing_again():
         yield
     buffers |= moved
 

@@ -69,8 +69,10 @@ def _with_constants(module: nn.Module) -> fx.Graph:
 def insert_gates(module: nn.Module, gating: Gating) -> fx.GraphModule:
     """The module with a dynamic gate at every convolution above 1x1, in a network with additions all but the one that reads the image.
 
-    BadInput for one that torch.fx cannot trace, or that has no such convolution.
+    BadInput for one that torch.fx cannot trace, that keeps a part of itself in evaluation mode, or that has no such convolution.
     """
+    if fixed := [name for name, layer in module.train().named_modules() if not layer.training]:
+        raise BadInput(f"[model] gate_keep: {fixed[0]} stays in evaluation mode, and the gated model would train it; leave gate_keep out")
     try:
         graph = graph_of(module)
     except Exception as error:

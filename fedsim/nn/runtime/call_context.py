@@ -42,7 +42,8 @@ class CallContext:
     images: Tensor | None = None  # (B, C, H, W), the input of the net
     has_dropout: bool = False  # layers draw in training
     batch: Batch | None = None  # by whose key layers draw; None: they cannot
-    uses: dict[str, int] = field(default_factory=dict)  # layer -> how often it has drawn in this call
+    uses: dict[str, int] = field(default_factory=dict)  # layer -> number of its last draw in this call, from 0
+    again: bool = False  # parts of the forward are computed once more, in the backward pass
 
     def image_keys(self) -> Tensor:
         """(B,) a random key of each image: the same for all layers, whatever way they are computed."""
@@ -58,6 +59,15 @@ class CallContext:
         finally:
             self.batch = None
 
+    @contextmanager
+    def computing_again(self) -> Iterator[None]:
+        """The backward pass inside may compute parts of the forward once more."""
+        self.again = True
+        try:
+            yield
+        finally:
+            self.again = False
+
     def draw_key(self, layer: str) -> Tensor:
         """() the key of a layer's draws in this step; another one for each use of the layer. ValueError if the batch has no key."""
         batch = self.batch
@@ -65,5 +75,15 @@ class CallContext:
             raise ValueError(
                 f"{layer}: dropout draws by the key of a batch; call net(…, draws=batch), and make a batch as Batch(…, key=sent.key)"
             )
-        self.uses[layer] = use = self.uses.get(layer, -1) + 1
-        return rng.fold(rng.fold(batch.key, batch.t), rng.number("dropout", batch.feed, layer, use))
+        return rng.fold(rng.fold(batch.key, batch.t), rng.number("dropout", batch.feed, layer, self._use(layer)))
+
+    def _use(self, layer: str) -> int:
+        """The number of this draw of the layer. A part of the forward that is computed again draws what it drew before."""
+        if not self.again:
+            self.uses[layer] = self.uses.get(layer, -1) + 1
+        elif self.uses[layer]:
+            raise ValueError(
+                f"{layer}: this dropout layer is called {self.uses[layer] + 1} times in a forward of which the backward pass computes parts"
+                " again (torch.utils.checkpoint); give each call a layer of its own"
+            )
+        return self.uses[layer]

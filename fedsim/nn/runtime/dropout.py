@@ -27,7 +27,7 @@ class Drawn(nn.modules.dropout._DropoutNd):
     key: str
 
     def forward(self, input: Tensor) -> Tensor:
-        if not (self.context.train and self.p):
+        if not (self.training and self.context.train and self.p):
             return input
         kept = self._kept(self._drawn_shape(input), self.context.draw_key(self.key))
         return self._dropped(input, kept.to(input.dtype))

@@ -40,7 +40,7 @@ class BatchNorm(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         context = self.context
         mean, var = self._running(context) if self.tracked else (None, None)
-        if not context.train and mean is not None:
+        if mean is not None and not (self.training and context.train):  # a model may keep a part of itself in evaluation mode
             flat = (
                 input.movedim(0, -1).reshape(1, input.shape[1], -1) if context.patterns and takes(input) else input
             )  # a view of CHWN layout
@@ -78,7 +78,7 @@ class BatchNorm(nn.Module):
         """Mean and variance over the images with real = 1; fewer than two values leave the running variance as it was."""
         if len(real) != len(x):
             rows = f"a batch of {len(real)} images, some of which do not count, reaches it as {len(x)} rows"
-            raise ValueError(f"{self.name}: {rows}; this batch norm can only tell real ones apart in a row for each image")
+            raise ValueError(f"{self.name}: {rows}; so this batch norm cannot tell which rows count; it needs one row for each image")
         axes = [axis for axis in range(x.dim()) if axis != 1]
         shape = [1, -1] + [1] * (x.dim() - 2)
         weight = real.to(x.dtype).view([-1] + [1] * (x.dim() - 1))

@@ -66,6 +66,7 @@ def replace_layers(module: nn.Module, context: CallContext) -> dict[str, Geometr
             if isinstance(layer, kind) and (kind is not nn.GroupNorm or layer.num_groups == 1):
                 parent, _, slot = name.rpartition(".")
                 own = replacements.setdefault(layer, replacement(layer, name, context))
+                own.training = layer.training
                 setattr(module.get_submodule(parent), slot, own)
     return _converted(module, context)
 
