@@ -40,6 +40,11 @@ def columns(file: h5py.File) -> list[str]:
     return labels(file, f"{GROUP}/{COLUMNS}") if checked.group(file, GROUP) else []
 
 
+def missing(group: str, found: Sequence[str], known: Sequence[str]) -> list[str]:
+    """The columns of a group that have checksums and are not among those that were `found`. `known`: `columns` of this file."""
+    return [path for path in known if path.partition("/")[0] == group and path.partition("/")[2] not in found]
+
+
 def check_rows(file: h5py.File, path: str, values: NDArray[np.float64], first: int, known: Sequence[str]) -> None:
     """That the rows of the column at `path`, from row `first` on, are as they were written. `known`: `columns` of this file."""
     if path not in known:

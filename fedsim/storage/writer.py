@@ -11,8 +11,8 @@ from zlib import crc32
 
 import h5py
 import numpy as np
-from fedsim_analysis import checksums
-from fedsim_analysis.run_file import DIMENSIONS, FAULTS, names
+from fedsim_analysis import checksums, run_file
+from fedsim_analysis.run_file import DIMENSIONS, names
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -95,8 +95,8 @@ class RunWriter:
         try:
             record = cls(path)
             record._go_back(r, attributes or {})
-        except FAULTS as error:
-            raise BadInput(f"{path} cannot be continued: {error}; choose another --out to start afresh") from error
+        except run_file.FAULTS as error:
+            raise BadInput(f"{path} cannot be continued: {run_file.message_of(error)}; choose another --out to start afresh") from error
         return record
 
     @property
