@@ -4,7 +4,8 @@
 /checksums/rows (rounds, C)  of the bytes of each of their rows
 
 HDF5's own checksum (fletcher32) covers a chunk of a thousand rows, which every new row rewrites: a kill within that write would take the
-rows before it too. Here a checksum covers the row alone. Columns of the clients are packed with zlib, which has a checksum of its own;
+rows before it too. Here a checksum covers the row alone. Columns of the clients are packed with zlib, which has a checksum of its own
+(HDF5's index of their chunks has none: a bit that flips there can move or hide values of clients);
 masks and gates have theirs in an attribute, and the model in `weights_sha256`. The file's attributes have theirs in its attribute `crc32`.
 """
 
