@@ -49,3 +49,12 @@ def naming_job(name: object) -> Iterator[None]:
         yield
     except BadInput as error:
         raise type(error)(f"{name}: {error}") from error
+
+
+@contextmanager
+def naming_path(path: object, advice: str = "") -> Iterator[None]:
+    """An OSError inside becomes a BadInput: the name of a path is too long, or it lies in a folder that this user may not enter."""
+    try:
+        yield
+    except OSError as error:
+        raise BadInput(f"{path} cannot be reached: {error.strerror}{advice}") from error

@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Iterator
 from math import prod
 from typing import Any
+from unicodedata import category
 
 import h5py
 import numpy as np
@@ -33,6 +34,7 @@ KINDS = {
     "V": "a record",
 }
 NUMBERS = "fiu"
+STEERING = ("Cc", "Cs")  # kinds of signs: of control, and halves of a sign
 LABELS = 2**28  # bytes of all labels of a dimension
 
 
@@ -163,7 +165,8 @@ def attribute(owner: h5py.Group | h5py.Dataset, name: str) -> Any:
         number = np.empty((), kind)
         held.read(number)  # without the library's own way, which opens it once more
         return number.item()
-    return _plain(owner.attrs[name], where)
+    found = _plain(owner.attrs[name], where)
+    return found.strip() if kind.kind == "S" else found  # which has one length whatever it says
 
 
 def _plain(value: Any, where: str) -> Any:
@@ -173,14 +176,15 @@ def _plain(value: Any, where: str) -> Any:
     if len(value) > TEXT:
         raise Excessive(f"{where} has {len(value):,} characters; a run file's has {TEXT:,} at most")
     try:
-        return clean(value.decode().strip() if isinstance(value, bytes) else value)
+        return clean(value.decode() if isinstance(value, bytes) else value)
     except (UnicodeError, Damaged) as error:
         raise Damaged(f"{where} is no text that can be printed") from error
 
 
 def clean(text: str) -> str:
-    """The text, which holds nothing but letters and ends of lines."""
-    need(text.replace("\n", "").replace("\t", "").isprintable(), f"{text[:40]!a} is no text that can be printed")
+    """The text itself; Damaged where a sign in it would steer a terminal. Ends of lines, tabs and all kinds of spaces may be there."""
+    plain = text.replace("\n", "").replace("\t", "")
+    need(plain.isprintable() or not any(category(sign) in STEERING for sign in plain), f"{text[:40]!a} is no text that can be printed")
     return text
 
 

@@ -4,7 +4,8 @@
 /checksums/rows (rounds, C)  of the bytes of each of their rows
 
 HDF5's own checksum (fletcher32) covers a chunk of a thousand rows, which every new row rewrites: a kill within that write would take the
-rows before it too. Here a checksum covers the row alone. Columns of the clients are packed with zlib, which has a checksum of its own;
+rows before it too. Here a checksum covers the row alone. Columns of the clients are packed with zlib, which has a checksum of its own
+(HDF5's index of their chunks has none: a bit that flips there can move or hide values of clients);
 masks and gates have theirs in an attribute, and the model in `weights_sha256`. The file's attributes have theirs in its attribute `crc32`.
 """
 
@@ -38,6 +39,11 @@ def of_rows(values: NDArray[np.float64]) -> NDArray[np.uint32]:
 def columns(file: h5py.File) -> list[str]:
     """The columns that have checksums, in the order of /checksums/rows; none in a file of a writer that made none."""
     return labels(file, f"{GROUP}/{COLUMNS}") if checked.group(file, GROUP) else []
+
+
+def missing(group: str, found: Sequence[str], known: Sequence[str]) -> list[str]:
+    """The columns of a group that have checksums and are not among those that were `found`. `known`: `columns` of this file."""
+    return [path for path in known if path.partition("/")[0] == group and path.partition("/")[2] not in found]
 
 
 def check_rows(file: h5py.File, path: str, values: NDArray[np.float64], first: int, known: Sequence[str]) -> None:

@@ -73,7 +73,7 @@ def read(path: str | Path, what: Callable[[h5py.File], Result], sleep: Callable[
             if isinstance(error, checked.Excessive):
                 break
         except FAULTS as error:
-            reason = f"{path} cannot be read: {_message(error)}; is it a run file of fedsim?"
+            reason = f"{path} cannot be read: {message_of(error)}; is it a run file of fedsim?"
         if _is_settled(Path(path)):
             break
     raise Unreadable(reason)
@@ -84,8 +84,8 @@ def _is_settled(path: Path) -> bool:
     return path.exists() and time.time() - path.stat().st_mtime > SETTLED
 
 
-def _message(error: Exception) -> str:
-    text = "it asks for more memory than there is" if isinstance(error, MemoryError) else str(error) or type(error).__name__
+def message_of(error: Exception) -> str:
+    text = "it asks for more memory than there is" if isinstance(error, MemoryError) else str(error).strip("\"'") or type(error).__name__
     return " ".join(text.split())[:300]
 
 
@@ -199,6 +199,14 @@ def names(file: h5py.File, group: str) -> list[str]:
     return [former_names.COLUMNS.get(f"{group}/{name}", name) for name in found] if is_former(file) else found
 
 
+def all_names(file: h5py.File, group: str) -> list[str]:
+    """The same; Damaged where one is missing that was written."""
+    found = names(file, group)
+    for path in checksums.missing(group, found, checksums.columns(file)):
+        raise Damaged(f"{path} is missing")
+    return found
+
+
 def stored_name(file: h5py.File, group: str, name: str) -> str:
     """What a column is called in the file."""
     old = {new: path for path, new in former_names.COLUMNS.items() if path.startswith(f"{group}/")} if is_former(file) else {}
@@ -209,6 +217,7 @@ def column(file: h5py.File, group: str, name: str) -> h5py.Dataset:
     """The column, of the right kind and width; Absent where there is none."""
     path = f"{group}/{stored_name(file, group, name)}"
     if not _has(file, group, name):
+        need(path not in checksums.columns(file), f"{path} is missing")
         raise Absent(f"{file.filename} has no {group}/{name}; it has {', '.join(names(file, group)) or 'none'}")
     found = dataset(file, path, NUMBERS, (None, *_wide(file, group)), filled=True)
     last = attribute(file, "rounds")
@@ -252,13 +261,15 @@ def sound_columns(file: h5py.File, group: str) -> tuple[dict[str, NDArray[np.flo
         known = checksums.columns(file)
     except Damaged:
         known = None  # each column says so
-    for name in names(file, group):
+    there = names(file, group)
+    wrong += [f"{path} is missing" for path in checksums.missing(group, there, known or ())]
+    for name in there:
         try:
             found[name] = values(file, group, name, known=known)
         except Damaged as error:
             wrong.append(str(error))
         except FAULTS as error:
-            wrong.append(f"{group}/{name} cannot be read: {_message(error)}")
+            wrong.append(f"{group}/{name} cannot be read: {message_of(error)}")
     return found, wrong
 
 

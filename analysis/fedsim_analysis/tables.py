@@ -65,5 +65,5 @@ def load(path: str | Path) -> Run:
 
 def _columns(file: h5py.File, group: str) -> pd.DataFrame:
     index = pd.Index(np.arange(checked.attribute(file, "rounds") + 1), name="round")
-    known = checksums.columns(file)
-    return pd.DataFrame({name: run_file.values(file, group, name, known=known) for name in run_file.names(file, group)}, index=index)
+    known, there = checksums.columns(file), run_file.all_names(file, group)
+    return pd.DataFrame({name: run_file.values(file, group, name, known=known) for name in there}, index=index)

@@ -182,7 +182,10 @@ def export(
     run: Annotated[Path, typer.Argument(metavar="RUN.h5", help="The file of a finished run.")],
     to: Annotated[str, typer.Option(metavar="FORM", help="torch: a plain torch module, which can be loaded without fedsim.")] = "torch",
     client: Annotated[
-        str | None, typer.Option(metavar="K", help="Write the sub-network of this client: its number, or its name in the user's own file.")
+        str | None,
+        typer.Option(
+            metavar="K", help="Write the sub-network of this client: its name in the user's own file, or its number if it has none."
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="The file to write. Default: RUN.pt, or RUN.clientK.pt.")] = None,
 ) -> None:
@@ -190,7 +193,7 @@ def export(
     if to not in EXPORT_FORMS:
         raise BadInput(f"--to {to}: fedsim export writes {', '.join(EXPORT_FORMS)}")
     run_files.check(run)
-    number = None if client is None else int(client) if client.removeprefix("-").isdecimal() else run_files.called(run, client)
+    number = None if client is None else run_files.client(run, client)
     from fedsim.simulation.export import export
 
     export(run, number, out, Console())
@@ -205,9 +208,7 @@ def compare(
 
     In --csv, accuracy_last_10 is the mean over the last 10 evaluations, without the one of the untrained model.
     """
-    runs = [file for run in runs for file in (sorted(run.glob("*.h5")) if run.is_dir() else [run])]
-    if missing := [str(run) for run in runs if not run.exists()]:
-        raise BadInput(f"there is no run file {missing[0]}")
+    runs = [file for run in runs for file in run_files.found(run)]
     if not runs:
         raise BadInput("there are no run files; fedsim compare takes RUN.h5 files, or folders with such files")
     Console(soft_wrap=True).print(_compared(runs, csv), highlight=False, markup=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import os
 import sys
 import unicodedata
 from typing import Any
@@ -18,7 +19,11 @@ SIGNS = {
 
 
 def print_what_can_be_printed() -> None:
-    """From now on the two streams of this process write other signs for those that their encoding lacks, and leave out what has no room."""
+    """From now on the two streams of this process write other signs for those that their encoding lacks, and leave out what has no room.
+
+    A stream that was closed (`>&-`) leaves out everything.
+    """
+    _open_closed()
     codecs.register_error(NAME, _replaced)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -26,6 +31,16 @@ def print_what_can_be_printed() -> None:
             stream.reconfigure(errors=NAME)
             if stream is getattr(sys, f"__{name}__"):
                 setattr(sys, name, _roomless(stream))
+
+
+def _open_closed() -> None:
+    """Fills the places of closed streams: the next file that is opened would take them, and get what libraries print there."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, io.TextIOWrapper(io.FileIO(os.devnull, "w"), line_buffering=True))
 
 
 class Lossy(io.FileIO):

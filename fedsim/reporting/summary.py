@@ -20,6 +20,7 @@ from fedsim.storage.reader import RunReader
 
 Array = NDArray[np.float64]
 LINES = 12  # rounds shown at most
+NAME = 40  # letters of a name of a client, at most
 SERVER, MEMORY = "server_flops_", "memory_"  # how the columns of terms begin
 
 
@@ -223,8 +224,14 @@ def _spread(run: RunReader) -> list[tuple[str, ...]]:
     if not len(values):
         return []
     spread = f"mean {share(values.mean())}, 10th percentile {share(np.percentile(values, 10))}, lowest {share(values.min())}"
-    spread += f" (client {worst:.0f})" if np.isfinite(worst) else ""
+    spread += f" (client {escape(_called(run, int(worst)))})" if np.isfinite(worst) else ""
     return [(f"{len(values):,} clients, round {r}", spread)]
+
+
+def _called(run: RunReader, client: int) -> str:
+    """The name of a client in the user's own file; its number if it has none, or those of many users."""
+    names = run.called("client") or []
+    return names[client] if 0 <= client < len(names) and len(names[client]) <= NAME else str(client)
 
 
 def _timing(run: RunReader) -> list[tuple[str, ...]]:

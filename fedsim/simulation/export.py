@@ -24,7 +24,7 @@ from fedsim.core.tree import Tree, under
 from fedsim.costs import flops
 from fedsim.costs.profile import ModelProfile
 from fedsim.data.population import Population, populate
-from fedsim.errors import BadInput
+from fedsim.errors import BadInput, naming_path
 from fedsim.federated.protocol import Method
 from fedsim.nn import profiler
 from fedsim.nn.net import Net
@@ -169,7 +169,9 @@ def traced(module: nn.Module) -> tuple[nn.Module, str]:
 def export(path: Path, client: int | None, out: Path | None, console: Console) -> None:
     """Writes the final model of the run at `path`, or of one of its clients; evaluates what it wrote, and says what that is."""
     out = out or path.with_suffix(".pt" if client is None else f".client{client}.pt")
-    if out.exists() and (out.is_dir() or out.samefile(path)):
+    with naming_path(out, "; choose another --out"):
+        taken = out.exists() and (out.is_dir() or out.samefile(path))
+    if taken:
         raise BadInput(f"--out {out}: {'a folder' if out.is_dir() else 'the run file itself'} cannot be written over; choose another")
     found, job, population = final(path, client)
     module, why = traced(found.module)

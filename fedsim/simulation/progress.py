@@ -74,11 +74,13 @@ class Progress:
         for reason in self.start.checkpoint.passed if self.start.checkpoint else ():
             self.say(f"note: a newer checkpoint cannot be used ({reason})")
         self.say(f"going on after round {self.start.round}")
-        reader = RunReader(self.start.out)
-        self.bytes = float(reader.column("bytes_up").sum() + reader.column("bytes_down").sum())
-        known = reader.column("accuracy")
-        if len(tried := np.flatnonzero(~np.isnan(known))):
-            self.accuracy, self.tried = float(known[tried[-1]]), int(tried[-1])
+        reader = RunReader(self.start.out).held()
+        for line in reader.damaged:
+            self.say(f"note: {line}")
+        known = {name: reader.column(name) for name in ("bytes_up", "bytes_down", "accuracy") if name in reader.names()}
+        self.bytes = sum(float(known[name].sum()) for name in ("bytes_up", "bytes_down") if name in known)
+        if len(tried := np.flatnonzero(~np.isnan(known.get("accuracy", np.empty(0))))):
+            self.accuracy, self.tried = float(known["accuracy"][tried[-1]]), int(tried[-1])
 
     def advance(self, r: int, row: RoundRow) -> None:
         """Tells of round `r`."""

@@ -38,6 +38,7 @@ class StopSignal:
             yield
             return
         before = {name: signal.signal(name, self._note) for name in SIGNALS}
+        self.signalled = self.signalled or noted()  # one may have come since this object was made
         try:
             yield
         finally:

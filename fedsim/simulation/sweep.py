@@ -29,12 +29,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from fedsim.config import own_code
 from fedsim.config.job import Job, identity, resolved
 from fedsim.config.job import runs as runs_of
-from fedsim.errors import BadInput, NoRoom, Stopped
+from fedsim.errors import BadInput, NoRoom, Stopped, naming_path
 from fedsim.simulation import launch
 from fedsim.simulation.launchers.first_signals import SIGNALS
 from fedsim.simulation.launchers.ranks import launched, refuse_lonely_tasks
 from fedsim.simulation.resume import check_format, differences
 from fedsim.simulation.stop_signal import StopSignal
+from fedsim.storage.checkpoint import folder_of
 from fedsim.storage.reader import RunReader
 
 LOOK = 0.5  # seconds between two looks at the signals and at the rounds done
@@ -95,12 +96,17 @@ def sweep(
 
 def plan(jobs: Sequence[Job], folder: Path) -> list[Run]:
     """Every run with its file; BadInput where two would write one file, or where one holds something else."""
-    if folder.exists() and not folder.is_dir():
+    with naming_path(folder, "; choose another --out FOLDER"):
+        taken = folder.exists() and not folder.is_dir()
+    if taken:
         raise BadInput(f"--out {folder}: it is the folder of the run files, and there is a file of that name")
     planned = [Run(job, folder / job.file) for each in jobs for job in runs_of(each)]
     names = [run.name for run in planned]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise BadInput(f"two runs would write {folder / twice[0]}.h5: give the jobs different names, or sweep them into different folders")
+    for run in planned:
+        with naming_path(run.out, "; choose another --out FOLDER"):
+            folder_of(run.out).exists()  # the longest of its names
     if others := [run.out for run in planned if run.out.exists() and RunReader(run.out).attributes.get("job_sha256") != identity(run.job)]:
         more = f", and {len(others) - 1} more do" if len(others) > 1 else ""
         known, run = RunReader(others[0]).attributes, next(run for run in planned if run.out == others[0])
@@ -298,7 +304,11 @@ def _outcome_line(run: Run, outcome: Outcome) -> str:
     if outcome.code:
         lines = outcome.message.splitlines() or ["?"]
         return f"failed: {lines[-1 if lines[0].startswith('Traceback') else 0]}"
-    return f"accuracy {_accuracy(run.out):>6.1%}  " + ("finished already" if outcome.already else f"{outcome.seconds:.1f} s")
+    how = "finished already" if outcome.already else f"{outcome.seconds:.1f} s"
+    try:
+        return f"accuracy {_accuracy(run.out):>6.1%}  {how}"
+    except BadInput as error:
+        return f"{how}; {error}"
 
 
 def _accuracy(out: Path) -> float:

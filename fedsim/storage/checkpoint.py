@@ -120,8 +120,7 @@ def latest(folder: Path, device: str = "cpu", check: Callable[[Checkpoint], None
 
     Raises BadInput where there are manifests but every one is damaged, and for one in a newer format than ours.
     """
-    if folder.exists() and not folder.is_dir():
-        raise BadInput(f"{folder} is a file, and the folder of the checkpoints would have this name; remove it, or choose another --out")
+    _refuse_file(folder)
     reasons: list[str] = []
     for path in _manifests(folder):
         try:
@@ -149,10 +148,16 @@ def _reason(error: Exception) -> str:
 
 
 def clear(folder: Path) -> None:
-    """Removes the checkpoints in the folder, newest last, and the folder if nothing else is in it."""
+    """Removes the checkpoints in the folder, newest last, and the folder if nothing else is in it. BadInput where it is a file."""
+    _refuse_file(folder)
     _clean(folder, [])
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
+
+
+def _refuse_file(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(f"{folder} is a file, and the checkpoints need a folder of this name; remove it, or choose another --out")
 
 
 @cache

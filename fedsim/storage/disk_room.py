@@ -92,7 +92,7 @@ def _why(path: Path, needed: int, number: int) -> str:
         return f"it needs {size:,} bytes, and a file may have {limit:,} at most (ulimit -f); raise the limit"
     if number == errno.EDQUOT:
         return f"it needs {needed:,} bytes, and your disk quota has fewer left; make room"
-    disk = os.statvfs(path.parent)
+    disk = os.statvfs(next(folder for folder in path.parents if folder.exists()))
     if disk.f_files and not disk.f_favail:
         return "the disk cannot take another file; remove some"
     return f"it needs {needed:,} bytes, and {disk.f_bavail * disk.f_frsize:,} are free; make room"

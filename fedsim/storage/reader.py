@@ -91,7 +91,7 @@ class RunReader:
         """The columns of "rounds", "clients", "layers", "timing" or "speed"."""
         if self._held and group in self._held.columns:
             return list(self._held.columns[group])
-        return self._read(lambda file: run_file.names(file, group))
+        return self._read(lambda file: run_file.all_names(file, group))
 
     def about(self, group: str, name: str) -> Column:
         return self._read(lambda file: _about(run_file.column(file, group, name)))

@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fedsim.errors import BadInput
+from fedsim.errors import BadInput, naming_path
+from fedsim.storage.checkpoint import folder_of
 
 HELD = (errno.EACCES, errno.EAGAIN)  # what lockf says of a lock that another process has
 LOOK, LOOKS = 0.1, 100  # seconds between two looks at a holder that is ending, and how many there are
@@ -31,6 +32,8 @@ def holding(run: Path, since: str, sleep: Callable[[float], object]) -> Iterator
 
     A folder that cannot be written has no lock: whoever writes the run file there gets that error.
     """
+    with naming_path(run, "; choose another --out"):
+        folder_of(run).exists()  # the longest of its names
     path = lock_of(run)
     if (mine := (os.getpid(), path)) in OURS:
         raise BadInput(_refusal(run, path))
@@ -44,7 +47,8 @@ def holding(run: Path, since: str, sleep: Callable[[float], object]) -> Iterator
     finally:
         OURS.discard(mine)
         if handle is not None:
-            path.unlink(missing_ok=True)  # while it is held: `_taken` sees that its file is gone
+            if _is(handle, path):  # or somebody removed it, and it is the lock of another run
+                path.unlink(missing_ok=True)  # while it is held: `_taken` sees that its file is gone
             os.close(handle)
         for folder in made:
             with suppress(OSError):  # it is in use now
@@ -120,6 +124,8 @@ def _lives(path: Path) -> bool | None:
     note = _noted(path)
     if note.get("host") != socket.gethostname() or not sys.platform.startswith("linux"):
         return None
+    if note.get("process") == os.getpid():  # one before had our number, as in a container that was started again
+        return False
     try:
         return Path(f"/proc/{note.get('process')}/stat").read_bytes().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
     except OSError:

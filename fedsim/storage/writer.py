@@ -11,7 +11,7 @@ from zlib import crc32
 
 import h5py
 import numpy as np
-from fedsim_analysis import checksums
+from fedsim_analysis import checksums, run_file
 from fedsim_analysis.run_file import DIMENSIONS, names
 from numpy.typing import NDArray
 from torch import Tensor
@@ -85,19 +85,18 @@ class RunWriter:
 
     @classmethod
     def resume(cls, path: str | Path, r: int, attributes: Attributes | None = None) -> RunWriter:
-        """The run file with `r` as its last row (-1: none), later rows cut and some `attributes` new. BadInput where it ends before `r`."""
+        """The run file with `r` as its last row (-1: none), later rows cut and some `attributes` new.
+
+        BadInput where it ends before `r`, and where it is damaged or cannot be written.
+        """
         done = RunReader(path).rounds
         if done < r:
             raise BadInput(f"{path} ends with round {done}, before its checkpoint of round {r}; choose another --out to start afresh")
-        record = cls(path)
-        table = growth.of_checksums(r, len(record._columns), anew=True)
-        with record._aside(growth.SLACK + table + growth.of_attributes(attributes or {})):
-            record._cut(r)
-            record._file.attrs.update(attributes or {})
-            checksums.put_attributes(record._file)
-            checksums.lay_out(record._file, list(record._columns))
-            record._find_checksums()
-        record._count()
+        try:
+            record = cls(path)
+            record._go_back(r, attributes or {})
+        except run_file.FAULTS as error:
+            raise BadInput(f"{path} cannot be continued: {run_file.message_of(error)}; choose another --out to start afresh") from error
         return record
 
     @property
@@ -216,6 +215,17 @@ class RunWriter:
             self.close()
             aside.unlink(missing_ok=True)
             self._open(self._path)
+
+    def _go_back(self, r: int, attributes: Attributes) -> None:
+        """Makes row `r` the last, with these attributes, and with checksums where an older writer made none."""
+        table = growth.of_checksums(r, len(self._columns), anew=True)
+        with self._aside(growth.SLACK + table + growth.of_attributes(attributes)):
+            self._cut(r)
+            self._file.attrs.update(attributes)
+            checksums.put_attributes(self._file)
+            checksums.lay_out(self._file, list(self._columns))
+            self._find_checksums()
+        self._count()
 
     def _cut(self, r: int) -> None:
         self._file.attrs.modify("rounds", r)

@@ -164,3 +164,12 @@ def test_neither_torch_nor_fedsim_is_imported(tmp_path: Path) -> None:
         [sys.executable, "-m", "fedsim_analysis", "compare", path], cwd=folder, check=True, capture_output=True, text=True
     )
     assert "fedtiny" in told.stdout
+
+
+@pytest.mark.processes
+def test_the_module_says_in_one_line_what_cannot_be_read(tmp_path: Path) -> None:
+    folder, path = Path(fedsim_analysis.__file__).parents[1], tmp_path / "none.h5"
+    ended = subprocess.run(
+        [sys.executable, "-m", "fedsim_analysis", "compare", path], cwd=folder, check=False, capture_output=True, text=True
+    )
+    assert (ended.returncode, ended.stderr) == (1, f"there is no run file {path}\n")

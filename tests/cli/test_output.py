@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from fedsim.cli.output import plain
+from fedsim.storage.reader import RunReader
 
 JOB = """
 name = "prüfung"
@@ -72,3 +73,13 @@ def test_every_command_prints_what_the_stream_can_take(tmp_path: Path, encoding:
 @pytest.mark.parametrize(("sign", "written"), [("…", "..."), ("±", "+/-"), ("→", "->"), ("é", "e"), ("╭", "+"), ("│", "|"), ("中", "?")])
 def test_signs_have_equivalents(sign: str, written: str) -> None:
     assert plain(sign) == written
+
+
+@pytest.mark.processes
+def test_closed_streams_end_no_command(tmp_path: Path) -> None:
+    """No file of the run gets the number of a closed stream either, on which libraries print."""
+    (tmp_path / "small.toml").write_text(JOB, encoding="utf-8")
+    for words, code in {"run small.toml --out run.h5": 0, "show run.h5": 0, "show none.h5": 2}.items():
+        shell = f'"{sys.executable}" -m fedsim {words} <&- >&- 2>&-'
+        assert subprocess.run(["sh", "-c", shell], cwd=tmp_path, check=False).returncode == code, words
+    assert RunReader(tmp_path / "run.h5").attributes["finished"]

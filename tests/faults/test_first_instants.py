@@ -53,6 +53,14 @@ def test_a_signal_while_ranks_import_stops_them_together(lab: Lab, console: Cons
     begins(lab, console, reference)
 
 
+def test_a_signal_just_before_the_run_listens_is_heard(tmp_path: Path) -> None:
+    """It comes after the run has looked whether one has come, and before it listens itself."""
+    run = "import os, signal; from fedsim.simulation.launchers import first_signals; first_signals.note()"
+    run += "; from fedsim.simulation.stop_signal import StopSignal; stop = StopSignal(); os.kill(os.getpid(), signal.SIGUSR1)"
+    run += "\nwith stop.listening(): raise SystemExit(int(stop()))"
+    assert subprocess.run([sys.executable, "-c", run], cwd=tmp_path, check=False).returncode == 1
+
+
 @pytest.mark.full
 def test_a_signal_to_one_rank_stops_all(lab: Lab) -> None:
     running = lab.start(ranks=3)

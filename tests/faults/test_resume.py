@@ -13,9 +13,11 @@ import pytest
 from processes import Console, Ended, Lab, assert_same, hash_of, of_users, rows, snapshot, users
 
 from fedsim.config.job import load
+from fedsim.errors import BadInput
 from fedsim.simulation.experiment import build_experiment
 from fedsim.simulation.resume import find_start
 from fedsim.storage.checkpoint import folder_of
+from fedsim.storage.reader import RunReader
 
 
 @pytest.fixture
@@ -222,3 +224,17 @@ def test_one_rank_speaks_and_nothing_is_left_behind(lab: Lab, arguments: list[st
     assert ended.err.count(said) == 1
     assert "Traceback" not in ended.err
     assert snapshot(lab.folder) == before
+
+
+def test_a_damaged_column_is_reported_and_the_run_goes_on(console: Console, half: Path, reference: Path) -> None:
+    """Of the columns that the progress shows too; the damage stays known."""
+    with h5py.File(half, "r+") as file:
+        file["rounds/bytes_up"][1] = 7.0
+    manifest = newest(half)
+    ended = console()
+    goes_on(ended, int(manifest.stem))
+    assert "note: rounds/bytes_up is damaged in round 1: its checksum is another" in ended.out
+    assert "left out: rounds/bytes_up is damaged in round 1" in ended.out
+    with pytest.raises(BadInput, match=r"rounds/bytes_up is damaged in round 1"):
+        RunReader(half).column("bytes_up")
+    assert hash_of(half) == hash_of(reference)

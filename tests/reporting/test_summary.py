@@ -181,3 +181,11 @@ def test_numbers_are_reported_in_three_digits() -> None:
     assert [quantity(value, "B") for value in told] == list(told.values())
     assert [duration(v) for v in (0.4234, 12.34, 200)] == ["0.423 s", "12.3 s", "0:03:20"]
     assert share(0.1234) == "12.3%"
+
+
+@pytest.mark.parametrize(("name", "shown_as"), [("42", "42"), ("[bold]ann", "[bold]ann"), (", ".join("abc" * 20), "7")])
+def test_the_worst_client_has_its_name_where_the_users_have_names(tmp_path: Path, name: str, shown_as: str) -> None:
+    names = {"client": [*"0123456", name, "8"]}
+    with RunWriter.create(tmp_path / "a.h5", attributes={"rounds_planned": 0}, layers=["fc"], clients=9, called=names) as record:
+        record.row(0, {"client_accuracy_macro": 0.5, "worst_client": 7}, {"accuracy": (np.array([3, 7]), np.array([0.75, 0.25]))})
+    assert f"lowest 25.0% (client {shown_as})" in shown(tmp_path / "a.h5")

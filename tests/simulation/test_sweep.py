@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import h5py
 import pytest
 from rich.console import Console
 from small_job import FAKE, SMALL
@@ -171,6 +174,17 @@ def test_what_is_finished_is_left_as_it_is(done) -> None:
     code, again, said = swept(folder, *jobs, processes=1)
     assert (code, again, said.count("finished already")) == (0, files, 3)
     assert [path.read_bytes() for path in files] == before
+
+
+@pytest.mark.processes
+def test_a_finished_run_whose_accuracy_is_damaged_stops_no_other(done, tmp_path: Path) -> None:
+    folder, jobs, (_, files, _) = done
+    shutil.copytree(folder, tmp_path / "runs")
+    with h5py.File(tmp_path / "runs" / "a-seed0.h5", "r+") as file:
+        file["rounds/accuracy"][1] = 0.5
+    code, again, said = swept(tmp_path / "runs", *jobs, processes=1)
+    assert (code, len(again), said.count("finished already")) == (0, len(files), 3)
+    assert re.search(r"a-seed0 +finished already; .*rounds/accuracy is damaged in round 1", said)
 
 
 @pytest.mark.processes

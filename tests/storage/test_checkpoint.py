@@ -305,7 +305,7 @@ def test_a_checkpoint_that_is_refused_gives_way_too(folder: Path) -> None:
 
 def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
     (tmp_path / "run.checkpoint").write_text("")
-    with pytest.raises(BadInput, match="is a file, and the folder of the checkpoints would have this name"):
+    with pytest.raises(BadInput, match="is a file, and the checkpoints need a folder of this name"):
         latest(tmp_path / "run.checkpoint")
 
 
@@ -351,3 +351,9 @@ def test_clear_removes_the_checkpoints_and_nothing_else(folder: Path) -> None:
 def test_no_two_runs_share_a_folder() -> None:
     names = ["runs/a.h5", "runs/a.hdf5", "runs/a", "runs/lr0.1", "runs/lr0.5", "runs/lr0.1.h5"]
     assert len({folder_of(name) for name in names}) == len(names)
+
+
+def test_a_file_where_the_folder_should_be_is_refused_by_a_new_run_too(tmp_path: Path) -> None:
+    (tmp_path / "run.h5.checkpoint").touch()
+    with pytest.raises(BadInput, match="is a file, and the checkpoints need a folder of this name"):
+        clear(tmp_path / "run.h5.checkpoint")

@@ -274,8 +274,8 @@ KINDS: dict[str, tuple[str, Damage, tuple[str, ...]]] = {
     "plan is nested deeply": ("masks", attribute("plan", nested("[", "]", 30_000)), PLAN),
     "partition is broken": ("masks", attribute("partition", "{"), PLAN),
     # groups and links
-    "rounds are missing": ("masks", without("rounds"), NONE),
-    "timing is missing": ("masks", without("timing"), NONE),
+    "rounds are missing": ("masks", without("rounds"), ALL),
+    "timing is missing": ("masks", without("timing"), (*SHOWN, "analysis")),
     "round is missing": ("masks", without("round"), ALL),
     "client is missing": ("masks", without("client"), (*SHOWN, "analysis")),
     "masks are missing": ("masks", without("masks"), ("reader",)),
@@ -291,6 +291,8 @@ KINDS: dict[str, tuple[str, Damage, tuple[str, ...]]] = {
     "groups that stand in many places": ("masks", inside(many_links), MODEL),
     "a column of an unprintable name": ("masks", inside(lambda file: file["rounds"].__setitem__("\x1b[2J", np.zeros(9))), ALL),
     # columns
+    "a flipped bit in the name of a column": ("masks", inside(lambda file: file.move("rounds/accuracy", "rounds/accuracx")), ALL),
+    "the name of a time is another": ("masks", inside(lambda file: file.move("timing/compute", "timing/bompute")), (*SHOWN, "analysis")),
     "a column of text": ("masks", instead("rounds/accuracy", array(["a"] * 9)), ALL),
     "a column of bytes": ("masks", instead("rounds/accuracy", array(np.full(9, b"ab"))), ALL),
     "a column of records": ("masks", instead("rounds/accuracy", array(np.zeros(9, [("a", int), ("b", float)]))), ALL),

@@ -147,3 +147,8 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(disk: Path) -> Non
     found = checkpoint.latest(folder)
     assert found is not None
     assert found.round == 1
+
+
+def test_a_disk_that_cannot_take_the_folder_either_has_no_room() -> None:
+    with small_disk("1m,nr_inodes=1") as folder, pytest.raises(NoRoom, match=r"no room for .*/a/b/run\.h5: the disk cannot take another"):
+        create(folder / "a" / "b" / "run.h5")

@@ -555,3 +555,29 @@ def test_a_run_goes_on_from_any_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPa
                 for r in range(record.rounds + 1, record.rounds + 4):
                     write_row(record, r)
             assert check(copy) == max(rounds - 1, -1) + 3
+
+
+def flip(path: Path, dataset: str) -> None:
+    with h5py.File(path, "r+") as file:
+        values = file[dataset][()]
+        values[0] ^= 1
+        file[dataset][...] = values
+
+
+def test_a_damaged_file_is_not_continued(path: Path) -> None:
+    flip(path, "masks/2")
+    before = path.read_bytes()
+    with pytest.raises(BadInput, match=r"run\.h5 cannot be continued: masks/2 is damaged: its checksum is another; choose another --out"):
+        RunWriter.resume(path, 2)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("sign", ["\u00a0", "\u200c", "\u3000", "\U0001f468\u200d\U0001f52c"], ids=ascii)
+def test_spaces_and_joiners_of_all_languages_come_back(tmp_path: Path, sign: str) -> None:
+    names = [f"a{sign}b", " a", "a"]
+    job = {"job": f'name = "a{sign}b"\n'}
+    with create(tmp_path / "run.h5", clients=3, attributes=job, called={"client": names}):
+        run = RunReader(tmp_path / "run.h5")
+    assert run.attributes["job"] == job["job"]
+    assert run.job == {"name": f"a{sign}b"}
+    assert run.called("client") == names

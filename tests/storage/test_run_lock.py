@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import json
 import os
 import signal
 import socket
@@ -73,3 +76,35 @@ def test_where_no_lock_can_be_made_the_writer_speaks(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     take(tmp_path / "file" / "run.h5")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_lock_of_another_run_is_left_alone(tmp_path: Path) -> None:
+    """Somebody removes the file of a lock that is held, and another run makes its own."""
+    run = tmp_path / "run.h5"
+    with holding(run, SINCE, time.sleep):
+        lock_of(run).unlink()
+        lock_of(run).touch()
+    assert lock_of(run).exists()
+
+
+def test_a_former_process_of_our_number_holds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a file system without locks only the note tells; a container that is started again numbers its processes as before."""
+
+    def no_locks(handle: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", no_locks)
+    run = tmp_path / "run.h5"
+    lock_of(run).write_text(json.dumps({"host": socket.gethostname(), "process": os.getpid(), "since": SINCE}))
+    take(run)
+    lock_of(run).write_text(json.dumps({"host": socket.gethostname(), "process": os.getppid(), "since": SINCE}))
+    with pytest.raises(BadInput, match=rf"process {os.getppid()}"):
+        take(run)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 243])
+def test_a_name_that_is_too_long_is_refused(tmp_path: Path, name: str) -> None:
+    """The second is not too long itself, but for the folder of its checkpoints."""
+    with pytest.raises(BadInput, match=r"x\.h5 cannot be reached: File name too long; choose another --out"):
+        take(tmp_path / f"{name}.h5")
+    assert not list(tmp_path.iterdir())

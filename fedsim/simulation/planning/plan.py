@@ -19,7 +19,7 @@ from fedsim.config.job import resolved
 from fedsim.core import keys, masks, rng
 from fedsim.core.keys import GATE
 from fedsim.core.tree import Tree, under
-from fedsim.errors import BadInput, ClientFault
+from fedsim.errors import BadInput, ClientFault, naming_path
 from fedsim.federated import verbs
 from fedsim.federated.client_work import Train
 from fedsim.fleet.cuda_graph import fleet
@@ -255,7 +255,9 @@ def _short(work: Train) -> Train:
 def _taken(path: Path) -> Plan:
     from fedsim.storage.reader import RunReader
 
-    if not path.exists():
+    with naming_path(f'[execution] plan = "{path}"'):
+        there = path.exists()
+    if not there:
         raise BadInput(f'[execution] plan = "{path}": no such run file')
     return Plan.of(RunReader(path).attributes["plan"])
 
