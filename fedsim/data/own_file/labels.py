@@ -123,4 +123,4 @@ def _has(classes: Ints) -> str:
 
 def _counts(count: Any, classes: int) -> str:
     held = np.flatnonzero(count)[:LISTED]
-    return "images: " + ", ".join(f"{count[c]} of {c}" for c in held) + (", …" if np.count_nonzero(count) > LISTED else "")
+    return "images by class: " + ", ".join(f"{c} has {count[c]}" for c in held) + (", …" if np.count_nonzero(count) > LISTED else "")

@@ -51,4 +51,4 @@ def _same_lengths(source: Source, found: Mapping[str, Mapping[str, Any]]) -> Non
                 f"{source.where}: x{part} is {x} and y{part} is {y}: the images stand along the last axis of x{part};"
                 f" they must stand along the first: x{part}.transpose{order}"
             )
-        raise BadInput(f"{source.where}: x{part} has {x[0]} images and y{part} has {y[0]} labels; there must be one label for each image")
+        raise BadInput(f"{source.where}: x{part} is {x} and y{part} is {y}: {x[0]} images and {y[0]} labels; each image needs one label")
