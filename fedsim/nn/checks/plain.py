@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import random
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
@@ -108,15 +110,23 @@ class _Drawing(TorchFunctionMode):
         return answer
 
 
+def _states() -> tuple[Any, ...]:
+    """Of the generators of random numbers that all code shares."""
+    of_numpy = np.random.get_state(legacy=False)["state"]
+    return torch.get_rng_state().numpy().tobytes(), random.getstate(), of_numpy["key"].tobytes(), of_numpy["pos"]
+
+
 def _drawn(module: nn.Module, x: Tensor) -> str:
-    """A second copy answers otherwise where a generator of random numbers, which has moved, was asked."""
+    """What is drawn in a forward: it moves a shared generator, if only now and then to any effect, or a second copy answers otherwise."""
     for train in (True, False):
+        before = _states()
         (mine, one, _), (theirs, other, _) = (_called(module.train(train), x) for _ in range(2))
-        if unlike(mine, theirs):
+        if (differs := unlike(mine, theirs)) or _states() != before:
             name = one.fork(other, unlike)
             with _Drawing() as drawing:
                 _called(module, x)
-            return f"{_advised(drawing.found)}; its draws reach {called(name, module.get_submodule(name))}"
+            reach = f"; its draws reach {called(name, module.get_submodule(name))}" if differs else ""
+            return f"{_advised(drawing.found)}{reach}"
     return ""
 
 
