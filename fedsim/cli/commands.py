@@ -182,7 +182,8 @@ def export(
     run: Annotated[Path, typer.Argument(metavar="RUN.h5", help="The file of a finished run.")],
     to: Annotated[str, typer.Option(metavar="FORM", help="torch: a plain torch module, which can be loaded without fedsim.")] = "torch",
     client: Annotated[
-        str | None, typer.Option(metavar="K", help="Write the sub-network of this client: its number, or its name in the user's own file.")
+        str | None,
+        typer.Option(metavar="K", help="The client whose sub-network is written: its name in your own file, or its number from 0."),
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="The file to write. Default: RUN.pt, or RUN.clientK.pt.")] = None,
 ) -> None:
@@ -190,7 +191,7 @@ def export(
     if to not in EXPORT_FORMS:
         raise BadInput(f"--to {to}: fedsim export writes {', '.join(EXPORT_FORMS)}")
     run_files.check(run)
-    number = None if client is None else int(client) if client.removeprefix("-").isdecimal() else run_files.called(run, client)
+    number = None if client is None else run_files.client_of(run, client)
     from fedsim.simulation.export import export
 
     export(run, number, out, Console())

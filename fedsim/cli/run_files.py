@@ -17,15 +17,16 @@ def check(path: Path) -> None:
         raise BadInput(f"there is no run file {path}")
 
 
-def called(run: Path, name: str) -> int:
-    """The number of the client that the data set called `name`."""
+def client_of(run: Path, text: str) -> int:
+    """The number of the client that the data set called `text`, which may be a number too; else of the client with this number."""
     from fedsim.storage.reader import RunReader
 
-    known = RunReader(run).called("client")
-    if known is None:
-        raise BadInput(f"--client {name}: the clients of {run} have no names, only numbers from 0")
-    if name not in known:
-        raise BadInput(
-            f"--client {name}: {run} has no client of this name; it has {', '.join(known[:10])}{', …' if len(known) > 10 else ''}"
-        )
-    return known.index(name)
+    known = RunReader(run).called("client") or []
+    if text in known:
+        return known.index(text)
+    if text.removeprefix("-").isdecimal():
+        return int(text)
+    if not known:
+        raise BadInput(f"--client {text}: the clients of {run} have no names, only numbers from 0")
+    some = ", ".join(known[:10]) + (", …" if len(known) > 10 else "")
+    raise BadInput(f"--client {text}: {run} has no client of this name; it has {some}")

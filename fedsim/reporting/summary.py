@@ -223,8 +223,14 @@ def _spread(run: RunReader) -> list[tuple[str, ...]]:
     if not len(values):
         return []
     spread = f"mean {share(values.mean())}, 10th percentile {share(np.percentile(values, 10))}, lowest {share(values.min())}"
-    spread += f" (client {worst:.0f})" if np.isfinite(worst) else ""
+    spread += f" ({_called(run, int(worst))})" if np.isfinite(worst) else ""
     return [(f"{len(values):,} clients, round {r}", spread)]
+
+
+def _called(run: RunReader, client: int) -> str:
+    """A client by its number, and by its name where the data set has names."""
+    known = run.called("client")
+    return f"client {client}, called {escape(repr(known[client]))}" if known else f"client {client}"
 
 
 def _timing(run: RunReader) -> list[tuple[str, ...]]:
