@@ -121,7 +121,8 @@ def test_results_depend_on_no_print_environment_clock_or_global_draw() -> None:
         names = {node.id for node in ast.walk(parsed(path)) if isinstance(node, ast.Name)}
         dotted = {ast.unparse(node) for node in ast.walk(parsed(path)) if isinstance(node, ast.Attribute)}
         assert not names & {"print", "environ", "getenv", "manual_seed"}, path
-        assert not imports(path) & {"time", "datetime", "random", "os.environ"}, path
+        looks = {"random"} if path.match("nn/checks/plain.py") else set()  # whether a user's model draws by it
+        assert not (imports(path) - looks) & {"time", "datetime", "random", "os.environ"}, path
         assert not (dotted & FORBIDDEN) - ALLOWED.get(str(path.relative_to(ROOT)), set()), path
 
 

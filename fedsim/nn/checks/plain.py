@@ -126,12 +126,15 @@ def _drawn(module: nn.Module, x: Tensor) -> str:
             with _Drawing() as drawing:
                 _called(module, x)
             reach = f"; its draws reach {called(name, module.get_submodule(name))}" if differs else ""
-            return f"{_advised(drawing.found)}{reach}"
+            return f"{_advised(drawing.found, _states() != before)}{reach}"
     return ""
 
 
-def _advised(function: str) -> str:
-    """What is wrong with draws by this function of torch, and what to do."""
+def _advised(function: str, moved: bool) -> str:
+    """What is wrong with draws by this function of torch, and what to do. moved: whether a shared generator has."""
+    if not function and not moved:
+        what = "two equal copies of it give different logits for the same images"
+        return f"{what}, {UNLIKE}: by random numbers of a generator of its own, or by a value that stands outside of the module"
     if not function:
         return f"the forward draws random numbers outside of torch, {UNLIKE}; torch.nn.Dropout layers may draw, nothing else"
     fix = "make it a torch.nn.Dropout layer" if "dropout" in function else "leave it out; torch.nn.Dropout layers may draw, nothing else"
