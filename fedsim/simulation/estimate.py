@@ -75,8 +75,7 @@ def _lines(parts: Experiment) -> Iterator[str]:
     sizes = parts.population.shards["train"].sizes()
     least, most = sizes.min(), sizes.max()
     yield f"{setting.clients:,} clients of {least:,} to {most:,} training images, {setting.cohort} a round, {setting.rounds} rounds"
-    record = parts.population.record
-    yield from (f"note: {note}" for note in (*record["notes"], *record["warnings"]))
+    yield from (f"note: {note}" for note in parts.notes)
     yield f"{model_profile.parameters:,} parameters, {flops.forward_flops(model_profile) / 1e6:,.2f} MFLOP forward for an image"
     if normalising := flops.normalising_flops(model_profile):
         yield f"{normalising / 1e6:,.2f} MFLOP to normalise the weights once, in every pass of a batch; in no other figure"

@@ -125,6 +125,9 @@ def test_a_model_that_works_in_some(fedsim: Fedsim, model: str, works: str, said
     assert all(why == "" for each, why in found.values() if each == "yes")
     for way, words in said.items():
         assert words in found[way][1]
+    spared = "note: FLOPs and masks are of convolutions and linear layers alone, not of the weights of "
+    assert (spared in ended.out) == (model in ("recurrent", "attention"))
+    assert (f"{spared}rnn (LSTM)" in ended.out) == (model == "recurrent")
     assert ("one client after the other (the serial fleet)" in ended.out) == (found[ALL[1]][0] == "no")
 
 

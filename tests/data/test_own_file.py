@@ -116,6 +116,7 @@ AS_8 = np.rint(WIDE.astype(float) * 255 / 65535).astype(np.uint8)
 PLAIN = {"x": GREY[:, None], "y": Y}
 BEYOND = np.where(GREY > 99, 1 + 1e-7, -1e-7)
 HOT = np.eye(4, dtype=np.float32)[Y]
+RARE = np.repeat(np.arange(8), [5, 5, 5, 1, 1, 1, 1, 1])
 TEN = 1 + np.arange(20) % 10
 RELABEL = {"relabel": True}
 
@@ -232,6 +233,9 @@ KINDS = {
     "one class": Kind(grey(y=Y * 0), "all labels are equal"),
     "a class of the test set alone": Kind(
         {**grey(), "x_test": GREY[:3], "y_test": [0, 2, 2]}, **PLAIN, notes=r"alone has class 2 \(2 of its 3 images\)"
+    ),
+    "a class of the fifth alone": Kind(
+        {"x": GREY[:, None], "y": RARE}, x=GREY[:, None], y=RARE, notes=r"the test set alone has class 3 \(1 of its 4 images\)"
     ),
     # users
     "users of text": Kind(grey(client=NAMES.astype("S")), **PLAIN),

@@ -101,10 +101,15 @@ def _gaps(numbers: Mapping[str, Ints], classes: int) -> list[str]:
 
 
 def _only_tested(numbers: Mapping[str, Ints], names: Sequence[str] | None = None) -> list[str]:
-    """A note about classes that only the test set has."""
+    """`only_tested` where the file has a test part."""
     if len(numbers) < 2:
         return []
     train, test = numbers.values()
+    return only_tested(train, test, names)
+
+
+def only_tested(train: Ints, test: Ints, names: Sequence[str] | None = None) -> list[str]:
+    """A note about classes that only the test set has."""
     missing = np.setdiff1d(test, train)
     if not len(missing):
         return []

@@ -19,7 +19,7 @@ from fedsim.errors import BadInput
 from fedsim.models import ModelSettings
 from fedsim.nn.checks import ways
 from fedsim.nn.checks.ways import Found
-from fedsim.simulation.checking.start import IMAGES, Images, images_of, refuse_wrong
+from fedsim.simulation.checking.start import IMAGES, Images, images_of, refuse_wrong, uncounted
 
 
 def check_job(job: Job, console: Console) -> int:
@@ -60,6 +60,8 @@ def _check(settings: ModelSettings, module: nn.Module, images: Images, console: 
     console.print(_table(found))
     if not found[1].right:
         console.print("A run of this model trains one client after the other (the serial fleet).")
+    if note := uncounted(settings, module):
+        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
     return 0
 
 
