@@ -21,6 +21,7 @@ from fedsim.federated import verbs
 from fedsim.fleet.local_fleet import LocalFleet
 from fedsim.fleet.messages import Pack, PackResult, WorkerContext, WorkOrder
 from fedsim.fleet.serial import idle
+from fedsim.reporting.formatting import quantity
 from fedsim.simulation.experiment import Experiment, build_experiment
 from fedsim.simulation.round_record import RoundRow, row_of
 
@@ -96,8 +97,8 @@ def _summed(seen: list[dict[str, float]], rounds: int) -> Iterator[str]:
         yield f"rounds {len(seen)} to {rounds} are taken to be like round {len(seen) - 1}"
     up, down, flops = (sum(row[name] for row in seen) + missing * seen[-1][name] for name in ("bytes_up", "bytes_down", "train_flops"))
     server = sum(row["server_flops"] for row in seen) + missing * seen[-1]["server_flops"]
-    of_server = f", {server / 1e12:,.3g} TFLOP of the server itself" if server else ""
-    yield f"whole run: {up / 1e6:,.1f} MB up, {down / 1e6:,.1f} MB down, {flops / 1e12:,.3f} TFLOP of training{of_server}"
+    of_server = f", {quantity(server, 'FLOP')} of the server itself" if server else ""
+    yield f"whole run: {up / 1e6:,.1f} MB up, {down / 1e6:,.1f} MB down, {quantity(flops, 'FLOP')} of training{of_server}"
 
 
 def _table(seen: list[dict[str, float]], cohort: int) -> Table:
