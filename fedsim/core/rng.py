@@ -13,6 +13,7 @@ from itertools import takewhile
 from math import pi
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -75,6 +76,12 @@ def fold(folded: Tensor, part: int | str | Tensor) -> Tensor:
 def bits(folded: Tensor, count: int) -> Tensor:
     """(…, count) int64 for keys (…): 64 uniform bits each."""
     return _mix(folded.unsqueeze(-1) + _GOLDEN * torch.arange(1, count + 1, device=folded.device))
+
+
+def generators() -> tuple[bytes, bytes, int]:
+    """The states of the generators of torch and numpy that all code shares: they differ after a draw by one of them."""
+    of_numpy = np.random.get_state(legacy=False)["state"]
+    return torch.get_rng_state().numpy().tobytes(), of_numpy["key"].tobytes(), of_numpy["pos"]
 
 
 def uniform(folded: Tensor, count: int) -> Tensor:

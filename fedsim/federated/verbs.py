@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fedsim import errors
-from fedsim.core import serialization, tree
+from fedsim.core import masks, rng, serialization, tree
 from fedsim.core.tree import Tree
 from fedsim.errors import MethodFault
 from fedsim.federated.protocol import Fleet, Method, Setting
@@ -29,7 +29,7 @@ DEPLOY = "(shared, own, net): two dicts of tensors, which may be empty, and a fe
 def init(method: Method[Any], setting: Setting, public: Any) -> Any:
     """The method's first state. MethodFault where it is None, or where no checkpoint could hold it."""
     where = f"{name_of(method)}, init"
-    with _reporting(where):
+    with _reporting(where), _drawing_nothing(where):
         state = method.init(setting, public)
     if state is None:
         raise MethodFault(f"{where}: it returned None; it must return {INIT}")
@@ -41,7 +41,7 @@ def init(method: Method[Any], setting: Setting, public: Any) -> Any:
 def round(method: Method[Any], setting: Setting, state: Any, fleet: Fleet, r: int) -> tuple[Any, dict[str, float]]:
     """The state after round `r` and what to record, with what the server was charged. MethodFault where they are not that."""
     where = f"{name_of(method)}, round (r = {r})"
-    with _reporting(where):
+    with _reporting(where), _drawing_nothing(where):
         found: Any = method.round(setting, state, fleet, r)
     if not isinstance(found, tuple | list) or len(found) != 2 or found[0] is None or not isinstance(found[1], Mapping):
         raise MethodFault(f"{where}: it returned {shown(found)}; it must return {ROUND}")
@@ -52,13 +52,14 @@ def round(method: Method[Any], setting: Setting, state: Any, fleet: Fleet, r: in
 def deploy(method: Method[Any], setting: Setting, state: Any, fleet: Fleet, cohort: Sequence[int]) -> tuple[Tree, Tree, Net | None]:
     """What clients use. MethodFault where it is not two trees and a network or None, or does not fit the network."""
     where = f"{name_of(method)}, deploy"
-    with _reporting(where), setting.server.untouched():
+    with _reporting(where), _drawing_nothing(where), setting.server.untouched():
         found: Any = method.deploy(setting, state, fleet, cohort)
     if not isinstance(found, tuple | list) or len(found) != 3 or not (found[2] is None or isinstance(found[2], Net)):
         raise MethodFault(f"{where}: it returned {shown(found)}; it must return {DEPLOY}")
     shared, own, net = found
     with _reporting(where, bare=True):
         tree.check(shared, "shared")
+        masks.check(shared)
         tree.check(own, "own")
         fits(net or setting.net, shared, "shared")
         for key, value in own.items():
@@ -109,6 +110,17 @@ def shown(value: Any) -> str:
         return f"a {type(value).__name__} of {len(value)} ({', '.join(type(each).__name__ for each in value[:4])})"
     shape = getattr(value, "shape", None)
     return f"a {type(value).__name__}" + (f" {tuple(shape)}" if isinstance(shape, tuple) else "")
+
+
+@contextmanager
+def _drawing_nothing(where: str) -> Iterator[None]:
+    """MethodFault where torch's or numpy's generator has moved: nothing would draw the same numbers again."""
+    before = rng.generators()
+    yield
+    if rng.generators() != before:
+        what = "it draws random numbers by a generator of torch or numpy, so the same job would give other results"
+        fix = 'rng.uniform(rng.key(setting.seed, "mine", r), count)'
+        raise MethodFault(f"{where}: {what}; fedsim.rng draws by a key: {fix}; make modules inside of torch.random.fork_rng()")
 
 
 @contextmanager

@@ -23,6 +23,7 @@ SAID = {
         "None": "it returned None; it must return the state before round 0",
         "numpy": "cannot be stored in a checkpoint: w is a numpy.ndarray; what is stored or sent is made of None, bool",
         "lambda": "f is a builtins.builtin_function_or_method",
+        "draws": "it draws random numbers by a generator of torch or numpy, .* fedsim.rng draws by a key",
     },
     "round": {
         "None": r"it returned None; it must return \(state, record\)",
@@ -36,6 +37,7 @@ SAID = {
         "number for a name": "it records 3, which cannot name a column",
         "slash": "it records 'a/b', which cannot name a column of the run file; a name is a text without '/'",
         "engine's": "it records 'bytes_up', which the engine itself measures",
+        "draws": "it draws random numbers by a generator of torch or numpy",
         "set state": "cannot be stored in a checkpoint: .*memory is a builtins.set",
     },
     "deploy": {
@@ -46,7 +48,9 @@ SAID = {
         "no price": "shared 'extra/a': a key begins with one of w/, opt/",
         "shape": r"shared 'w/fc2.bias' is \(3,\) torch.float32; the network has it as \(4,\) torch.float32",
         "rows": r"own 'n/own' is \(77,\); it must have a row for each of the 0 clients",
-        "module": r"a tuple of 3 \(dict, dict, Linear\)",
+        "module": r"a tuple of 3 \(dict, dict, int\)",
+        "draws": "it draws random numbers by a generator of torch or numpy",
+        "mask of floats": "mask 'fc2.weight' is torch.float32; a mask is bool",
     },
     "run": {
         "no client": "a cohort is of distinct clients, at least one; this one is ",

@@ -6,11 +6,11 @@ import copy
 import random
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
+from fedsim.core import rng
 from fedsim.nn.checks import changes, record
 from fedsim.nn.checks.record import Record, unlike
 from fedsim.nn.checks.refusals import called, refusals
@@ -112,8 +112,7 @@ class _Drawing(TorchFunctionMode):
 
 def _states() -> tuple[Any, ...]:
     """Of the generators of random numbers that all code shares."""
-    of_numpy = np.random.get_state(legacy=False)["state"]
-    return torch.get_rng_state().numpy().tobytes(), random.getstate(), of_numpy["key"].tobytes(), of_numpy["pos"]
+    return rng.generators(), random.getstate()
 
 
 def _drawn(module: nn.Module, x: Tensor) -> str:
