@@ -15,17 +15,20 @@ from fedsim.nn.checks import changes, record
 from fedsim.nn.checks.record import Record, unlike
 from fedsim.nn.checks.refusals import called, refusals
 from fedsim.nn.checks.trail import Trail, following
+from fedsim.nn.layers.input_gate import InputGate
 
 LINE = 200  # characters of another library's message
 UNLIKE = "so fleets would give different results"
 
 
 def without_dropout(module: nn.Module) -> nn.Module:
-    """A copy whose dropout layers let everything pass: its draws are not those of another call."""
+    """A copy whose dropout layers let everything pass, and whose gates choose by size: draws are not those of another call."""
     module = copy.deepcopy(module)
     for layer in module.modules():
         if isinstance(layer, nn.modules.dropout._DropoutNd):
             layer.p = 0.0
+        elif isinstance(layer, InputGate):
+            layer.random = False
     return module
 
 
