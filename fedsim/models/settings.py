@@ -13,7 +13,7 @@ PLACES = ("norm", "affine")
 CHOICES = ("saliency", "random")
 GATE_FIELDS = ("gate_sigmoid", "gate_bias", "gate_l1", "gate_choice", "gate_place")
 MATCHES = ("params", "flops", "memory")
-OF_FEDSIM = ("match", "width", "norm", "nsconv_over", "standardise", "norm_weight", "detach_shortcut")
+OF_FEDSIM = ("match", "norm", "nsconv_over", "standardise", "norm_weight", "detach_shortcut")
 
 
 @dataclass(frozen=True)

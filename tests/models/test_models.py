@@ -484,7 +484,6 @@ def shortcut_inputs(module: nn.Module, block: str) -> int:
         ({"factory": "a:b", "detach_shortcut": True}, "model.detach_shortcut is for the models of fedsim"),
         ({"factory": "a:b", "norm": "nsconv"}, "model.norm is for the models of fedsim, and model.factory makes its own"),
         ({"factory": "a:b", "standardise": True}, "model.standardise is for"),
-        ({"factory": "a:b", "width": 8}, "model.width is for"),
     ],
 )
 def test_settings_of_norms_and_shortcuts_that_cannot_be(settings, said) -> None:
