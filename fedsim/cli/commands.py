@@ -183,9 +183,7 @@ def export(
     to: Annotated[str, typer.Option(metavar="FORM", help="torch: a plain torch module, which can be loaded without fedsim.")] = "torch",
     client: Annotated[
         str | None,
-        typer.Option(
-            metavar="K", help="Write the sub-network of this client: its name in the user's own file, or its number if it has none."
-        ),
+        typer.Option(metavar="K", help="The client whose sub-network is written: its name in your own file, or its number if it has none."),
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="The file to write. Default: RUN.pt, or RUN.clientK.pt.")] = None,
 ) -> None:

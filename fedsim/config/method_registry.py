@@ -165,8 +165,7 @@ def _by_place(name: str) -> type:
     try:
         module = import_module(place)
     except Exception as error:  # whatever the user's module raises, the job names what cannot be had
-        missing = isinstance(error, ModuleNotFoundError) and error.name == place.partition(".")[0]
-        where = f"; it is looked for in the working folder {Path.cwd()}, beside a script, and in PYTHONPATH" if missing else ""
+        where = entry_points.where_looked(error, place)
         raise BadInput(f"{FIELD} = {name!r}: module {place!r} cannot be imported: {type(error).__name__}: {error}{where}") from error
     method = getattr(module, title, None)
     if not inspect.isclass(method):

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any
 
 from fedsim.errors import BadInput
@@ -44,6 +45,13 @@ def load(entry: EntryPoint, field: str) -> Any:
     except Exception as error:  # whatever the module raises, the message names the package that it belongs to
         what = f"{field} = {entry.name!r}: {source(entry)} cannot be imported"
         raise BadInput(f"{what}: {type(error).__name__}: {error}") from error
+
+
+def where_looked(error: Exception, module: str) -> str:
+    """Where a user's own module, that cannot be found, is looked for; empty for any other error."""
+    if not isinstance(error, ModuleNotFoundError) or error.name != module.partition(".")[0]:
+        return ""
+    return f"; it is looked for in the working folder {Path.cwd()}, beside a script, and in PYTHONPATH"
 
 
 def source(entry: EntryPoint) -> str:

@@ -107,7 +107,8 @@ def divide(train: Data, test: Data, settings: PartitionSettings, seed: int) -> P
     record["hashes"] = {name: sha256_of(part, begin) for name, part in sorted(shards.items())}
     whole = sha256(json.dumps(record["hashes"], sort_keys=True).encode()).hexdigest()
     clients = len(shards["train"])
-    record |= {"clients": clients, "numpy": np.__version__, "sha256": whole, "notes": list(getattr(train, "notes", ()))}
+    notes = [*getattr(train, "notes", ()), *_merged(train, shards, settings)]
+    record |= {"clients": clients, "numpy": np.__version__, "sha256": whole, "notes": notes}
     names = _names(train, shards, settings)
     return Population(train, test, shards, record, whole, (), 4, 16, _skew(settings, clients, seed), clients, names=names)
 
@@ -125,6 +126,18 @@ def _names(train: Data, shards: dict[str, Shards], settings: PartitionSettings) 
     if texts is None and numbers == [[client] for client in range(len(numbers))]:
         return found
     return found | {"client": tuple(", ".join(texts[user] if texts else str(user) for user in some) for some in numbers)}
+
+
+def _merged(train: Data, shards: dict[str, Shards], settings: PartitionSettings) -> list[str]:
+    """A note where users have too few images to be a client each."""
+    users, clients = _users(train), len(shards["train"])
+    if settings.name != "natural" or settings.clients or users is None:
+        return []
+    some = np.concatenate([shards[part].stretch(0, clients)[0] for part in ("train", "held")])
+    if (found := len(np.unique(users[some]))) == clients:
+        return []
+    rule = f"users with fewer than partition.min_images = {settings.min_images} images are put together"
+    return [f"the {found:,} users are {clients:,} client{'s' if clients > 1 else ''}: {rule}"]
 
 
 def _check_held(shards: dict[str, Shards], settings: PartitionSettings) -> None:

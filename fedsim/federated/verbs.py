@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from traceback import walk_tb
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fedsim import errors, storage
-from fedsim.core import serialization, tree
+from fedsim.core import masks, rng, serialization, shared_generators, tree
 from fedsim.core.tree import Tree
 from fedsim.errors import MethodFault
 from fedsim.federated.protocol import Fleet, Method, Setting
@@ -31,7 +31,7 @@ DEPLOY = "(shared, own, net): two dicts of tensors, which may be empty, and a fe
 def init(method: Method[Any], setting: Setting, public: Any) -> Any:
     """The method's first state. MethodFault where it is None, or where no checkpoint could hold it."""
     where = f"{name_of(method)}, init"
-    with _reporting(where):
+    with _reporting(where), _seeded(setting, "init"):
         state = method.init(setting, public)
     if state is None:
         raise MethodFault(f"{where}: it returned None; it must return {INIT}")
@@ -43,7 +43,7 @@ def init(method: Method[Any], setting: Setting, public: Any) -> Any:
 def round(method: Method[Any], setting: Setting, state: Any, fleet: Fleet, r: int) -> tuple[Any, dict[str, float]]:
     """The state after round `r` and what to record, with what the server was charged. MethodFault where they are not that."""
     where = f"{name_of(method)}, round (r = {r})"
-    with _reporting(where):
+    with _reporting(where), _seeded(setting, "round", r):
         found: Any = method.round(setting, state, fleet, r)
     if not isinstance(found, tuple | list) or len(found) != 2 or found[0] is None or not isinstance(found[1], Mapping):
         raise MethodFault(f"{where}: it returned {shown(found)}; it must return {ROUND}")
@@ -54,13 +54,14 @@ def round(method: Method[Any], setting: Setting, state: Any, fleet: Fleet, r: in
 def deploy(method: Method[Any], setting: Setting, state: Any, fleet: Fleet, cohort: Sequence[int]) -> tuple[Tree, Tree, Net | None]:
     """What clients use. MethodFault where it is not two trees and a network or None, or does not fit the network."""
     where = f"{name_of(method)}, deploy"
-    with _reporting(where), setting.server.untouched():
+    with _reporting(where), _seeded(setting, "deploy"), setting.server.untouched():
         found: Any = method.deploy(setting, state, fleet, cohort)
     if not isinstance(found, tuple | list) or len(found) != 3 or not (found[2] is None or isinstance(found[2], Net)):
         raise MethodFault(f"{where}: it returned {shown(found)}; it must return {DEPLOY}")
     shared, own, net = found
     with _reporting(where, bare=True):
         tree.check(shared, "shared")
+        masks.check(shared)
         tree.check(own, "own")
         fits(net or setting.net, shared, "shared")
         for key, value in own.items():
@@ -111,6 +112,11 @@ def shown(value: Any) -> str:
         return f"a {type(value).__name__} of {len(value)} ({', '.join(type(each).__name__ for each in value[:4])})"
     shape = getattr(value, "shape", None)
     return f"a {type(value).__name__}" + (f" {tuple(shape)}" if isinstance(shape, tuple) else "")
+
+
+def _seeded(setting: Setting, *verb: str | int) -> AbstractContextManager[None]:
+    """Draws of the method by torch, NumPy or Python depend on the job's seed, the verb and the round, in a resumed run too."""
+    return shared_generators.seeded(rng.number(setting.seed, "method", *verb))
 
 
 @contextmanager

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
-from fedsim.core import tree
+from fedsim.core import shared_generators, tree
 from fedsim.core.tree import Tree
 from fedsim.core.types import Batch
 from fedsim.federated.protocol import ClientInput, Report, Work
 from fedsim.federated.verbs import file_of, shown
-from fedsim.fleet.messages import ErrorContext
+from fedsim.fleet.messages import ErrorContext, Pack, WorkOrder
 from fedsim.nn.layers.input_gate import gates_of
 from fedsim.nn.layers.nsconv import NormalisedConv2d
 from fedsim.nn.net import Net
@@ -64,6 +65,17 @@ def _tree(work: Work, verb: str, found: Tree, name: str = "") -> Tree:
 
 def _wrong(work: Work, verb: str, what: str) -> TypeError:
     return TypeError(f"{verb} of {type(work).__qualname__} ({file_of(type(work))}): {what}")
+
+
+@contextmanager
+def drawing_by_keys(order: WorkOrder, pack: Pack, rank: int) -> Iterator[None]:
+    """ClientFault where the work has drawn by a generator that all clients share: what a client draws would depend on the others."""
+    before = shared_generators.states()
+    yield
+    if whose := shared_generators.moved(before):
+        what = f"it draws random numbers by the generator of {whose}, which other clients and ranks do not share in the same order"
+        with ErrorContext(order, rank, pack.clients, "step").reporting():
+            raise ValueError(f"{what}; fedsim.rng draws by a key: rng.uniform(rng.fold(sent.key, batch.t), count)")
 
 
 def alike(rows: Sequence[Tree], clients: Sequence[int], name: str) -> None:

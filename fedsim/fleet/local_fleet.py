@@ -126,7 +126,9 @@ class LocalFleet:
         for pack in packs:
             if context.stopped():
                 raise Stopped
-            yield cls.carry_out(order, pack, context)
+            with checks.drawing_by_keys(order, pack, context.rank):
+                answer = cls.carry_out(order, pack, context)
+            yield answer
 
     def _packed(self, order: WorkOrder, clients: list[int], own: Tree) -> list[Pack]:
         calls = self._counted(order.work, clients)

@@ -85,7 +85,9 @@ def build(settings: ModelSettings, shape: Shape, classes: int, seed: int) -> nn.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         if settings.factory is not None:
-            module = _from_factory(f'model.factory = "{settings.factory}"', partial(_import, settings.factory), shape, classes)
+            module = _from_factory(
+                f'model.factory = "{settings.factory}"', partial(_import, settings.factory), shape, classes, settings.factory
+            )
         elif entry is not None:
             module = _from_factory(f'model.name = "{settings.name}": {entry_points.source(entry)}', entry.load, shape, classes)
         else:
@@ -146,9 +148,8 @@ def _installed(settings: ModelSettings) -> EntryPoint | None:
     entry = entry_points.find(entry_points.MODELS, settings.name, "[model] name")
     if entry is None:
         raise _unknown(settings.name)
-    if settings.match is not None or settings.norm_weight != 1 or settings.detach_shortcut:
-        fields = "model.match, model.norm_weight and model.detach_shortcut"
-        raise BadInput(f"{fields} are for the models of fedsim; {settings.name} is {entry_points.source(entry)}")
+    if given := settings.of_fedsim:
+        raise BadInput(f"model.{given[0]} is for the models of fedsim; {settings.name} is {entry_points.source(entry)}")
     return entry
 
 
@@ -162,12 +163,13 @@ def _import(place: str) -> Any:
     return getattr(import_module(where), name)
 
 
-def _from_factory(title: str, load: Callable[[], Any], shape: Shape, classes: int) -> nn.Module:
+def _from_factory(title: str, load: Callable[[], Any], shape: Shape, classes: int, place: str = "") -> nn.Module:
     try:
         module = load()(shape=shape, classes=classes)
     except Exception as error:
         called = 'it is "package.module:function", called as function(shape=(C, H, W), classes=…)'
-        raise BadInput(f"{title} failed: {type(error).__name__}: {error}; {called}") from error
+        called = entry_points.where_looked(error, place.partition(":")[0]) or f"; {called}"
+        raise BadInput(f"{title} failed: {type(error).__name__}: {error}{called}") from error
     if not isinstance(module, nn.Module):
         raise BadInput(f"{title} gave a {type(module).__name__}; it should give a torch.nn.Module")
     if found := refusals(module):

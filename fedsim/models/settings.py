@@ -13,6 +13,7 @@ PLACES = ("norm", "affine")
 CHOICES = ("saliency", "random")
 GATE_FIELDS = ("gate_sigmoid", "gate_bias", "gate_l1", "gate_choice", "gate_place")
 MATCHES = ("params", "flops", "memory")
+OF_FEDSIM = ("match", "norm", "nsconv_over", "standardise", "norm_weight", "detach_shortcut")
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,17 @@ class ModelSettings:
             raise BadInput(f"model.match_density = {self.match_density} needs model.match: one of {', '.join(MATCHES)}")
         if not isfinite(self.norm_weight) or self.norm_weight <= 0:
             raise BadInput(f"model.norm_weight is above 0; not {self.norm_weight}")
-        if self.factory is not None and (self.norm_weight != 1 or self.detach_shortcut):
-            raise BadInput("model.norm_weight and model.detach_shortcut are for models of fedsim, not for model.factory")
+        if self.factory is not None and not all(self.factory.partition(":")):
+            raise BadInput(f'model.factory = "{self.factory}" should be "package.module:function"')
+        if self.factory is not None and (given := self.of_fedsim):
+            raise BadInput(f"model.{given[0]} is for the models of fedsim, and model.factory makes its own; leave it out")
         if self.width is not None and self.width < 1:
             raise BadInput(f"model.width is at least 1; not {self.width}")
-        if self.factory is not None and self.match is not None:
-            raise BadInput("model.match chooses the width of a model of fedsim; a model from model.factory has none")
+
+    @property
+    def of_fedsim(self) -> list[str]:
+        """The fields given that only fedsim's own models read."""
+        return [name for name in OF_FEDSIM if getattr(self, name) != getattr(ModelSettings, name)]
 
     def _check_gates(self) -> None:
         for name, known in {"gate_place": PLACES, "gate_choice": CHOICES}.items():

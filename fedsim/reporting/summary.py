@@ -224,14 +224,15 @@ def _spread(run: RunReader) -> list[tuple[str, ...]]:
     if not len(values):
         return []
     spread = f"mean {share(values.mean())}, 10th percentile {share(np.percentile(values, 10))}, lowest {share(values.min())}"
-    spread += f" (client {escape(_called(run, int(worst)))})" if np.isfinite(worst) else ""
+    spread += f" ({_called(run, int(worst))})" if np.isfinite(worst) else ""
     return [(f"{len(values):,} clients, round {r}", spread)]
 
 
 def _called(run: RunReader, client: int) -> str:
-    """The name of a client in the user's own file; its number if it has none, or those of many users."""
-    names = run.called("client") or []
-    return names[client] if 0 <= client < len(names) and len(names[client]) <= NAME else str(client)
+    """A client by its number, and by its name in the user's own file; a name that is too long, as of many users together, is left out."""
+    known = run.called("client") or []
+    name = known[client] if client < len(known) else ""
+    return f"client {client}, called {escape(repr(name))}" if 0 < len(name) <= NAME else f"client {client}"
 
 
 def _timing(run: RunReader) -> list[tuple[str, ...]]:

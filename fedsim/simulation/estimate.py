@@ -21,6 +21,7 @@ from fedsim.federated import verbs
 from fedsim.fleet.local_fleet import LocalFleet
 from fedsim.fleet.messages import Pack, PackResult, WorkerContext, WorkOrder
 from fedsim.fleet.serial import idle
+from fedsim.reporting.formatting import quantity
 from fedsim.simulation.experiment import Experiment, build_experiment
 from fedsim.simulation.round_record import RoundRow, row_of
 
@@ -62,10 +63,10 @@ def estimate(job: Job, console: Console) -> list[dict[str, float]]:
         if time.monotonic() - began > MEASURED_FOR:
             break
     for line in _lines(parts):
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, markup=False)
     console.print(_table(seen, parts.setting.cohort))
     for line in _summed(seen, parts.setting.rounds):
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, markup=False)
     return seen
 
 
@@ -75,6 +76,7 @@ def _lines(parts: Experiment) -> Iterator[str]:
     sizes = parts.population.shards["train"].sizes()
     least, most = sizes.min(), sizes.max()
     yield f"{setting.clients:,} clients of {least:,} to {most:,} training images, {setting.cohort} a round, {setting.rounds} rounds"
+    yield from (f"note: {note}" for note in parts.notes)
     yield f"{model_profile.parameters:,} parameters, {flops.forward_flops(model_profile) / 1e6:,.2f} MFLOP forward for an image"
     if normalising := flops.normalising_flops(model_profile):
         yield f"{normalising / 1e6:,.2f} MFLOP to normalise the weights once, in every pass of a batch; in no other figure"
@@ -95,8 +97,8 @@ def _summed(seen: list[dict[str, float]], rounds: int) -> Iterator[str]:
         yield f"rounds {len(seen)} to {rounds} are taken to be like round {len(seen) - 1}"
     up, down, flops = (sum(row[name] for row in seen) + missing * seen[-1][name] for name in ("bytes_up", "bytes_down", "train_flops"))
     server = sum(row["server_flops"] for row in seen) + missing * seen[-1]["server_flops"]
-    of_server = f", {server / 1e12:,.3g} TFLOP of the server itself" if server else ""
-    yield f"whole run: {up / 1e6:,.1f} MB up, {down / 1e6:,.1f} MB down, {flops / 1e12:,.3f} TFLOP of training{of_server}"
+    of_server = f", {quantity(server, 'FLOP')} of the server itself" if server else ""
+    yield f"whole run: {up / 1e6:,.1f} MB up, {down / 1e6:,.1f} MB down, {quantity(flops, 'FLOP')} of training{of_server}"
 
 
 def _table(seen: list[dict[str, float]], cohort: int) -> Table:

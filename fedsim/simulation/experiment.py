@@ -42,6 +42,13 @@ class Experiment:
         """The whole job as TOML."""
         return resolved(self.job)
 
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know of the data and the model before the first round."""
+        record, module = self.population.record, self.setting.net.original
+        of_model = start.uncounted(self.job.model, module)
+        return [*record["notes"], *record["warnings"], *([of_model] if of_model else [])]
+
     def account(self, pack: int = 1) -> CostAccount:
         """The books of a run whose ranks train `pack` clients at once."""
         train = self.setting.train

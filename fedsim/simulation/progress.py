@@ -55,8 +55,7 @@ class Progress:
         self.say(f"{job.name}: {job.method.name} on {job.data.name}, {setting.clients:,} clients, cohort {setting.cohort}")
         packs = f"{min(plan.packs, setting.cohort)} packs of clients"
         self.say(f"{', '.join([ranks, f'{plan.fleet} fleet', packs, *plan.ways, plan.device])}; writing {self.start.out}")
-        record = self.parts.population.record
-        for note in (*record["notes"], *record["warnings"]):
+        for note in self.parts.notes:
             self.say(f"note: {note}")
         if not cache_folder():
             self.say(UNKEPT)

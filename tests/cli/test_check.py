@@ -22,6 +22,7 @@ ALL = [
 ]
 OWN = """
 import model_kinds
+import torch
 
 
 def kind(shape, classes):
@@ -30,6 +31,15 @@ def kind(shape, classes):
 
 def attention(shape, classes):
     return model_kinds.EVERYWHERE["transformer block"]()
+
+
+def bracketed(shape, classes):
+    def forward(m, x):
+        if torch._C._functorch.is_batchedtensor(x):
+            raise ValueError("images are [batch, C], not [/stacked]")
+        return m.head(m.conv(x))
+
+    return model_kinds.Of(forward, conv=model_kinds.conv(), head=model_kinds.head())
 
 
 def branching(shape, classes):
@@ -64,6 +74,7 @@ text = "a model"
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The folder of a stranger: room.py with models, and broken.py."""
     (tmp_path / "room.py").write_text(OWN)
+    (tmp_path / "types.py").write_text(OWN)
     (tmp_path / "broken.py").write_text("import nothing_of_this_name\n")
     (tmp_path / "job.toml").write_text(small_job(1, data=IMAGES, model={"factory": "room:kind"}))
     (tmp_path / "cnn.toml").write_text(small_job(1, data=IMAGES))
@@ -100,6 +111,7 @@ def test_a_model_that_works_in_every_way(fedsim: Fedsim, command: list[str]) -> 
 @pytest.mark.parametrize(
     ("model", "works", "said"),
     [
+        ("bracketed", "yes no yes no yes", {ALL[1]: "images are [batch, C], not [/stacked]", ALL[3]: "cannot trace"}),
         ("branching", "yes no yes no yes", {ALL[1]: "takes a branch", ALL[3]: "torch.fx cannot trace it"}),
         ("recurrent", "yes no no no no", {ALL[1]: "aten::lstm.input", ALL[3]: "(LSTM) cannot be cut by gates"}),
         ("attention", "yes yes no no no", {ALL[2]: "read from outside of that layer", ALL[4]: "MultiheadAttention"}),
@@ -113,6 +125,9 @@ def test_a_model_that_works_in_some(fedsim: Fedsim, model: str, works: str, said
     assert all(why == "" for each, why in found.values() if each == "yes")
     for way, words in said.items():
         assert words in found[way][1]
+    spared = "note: FLOPs and masks are of convolutions and linear layers alone, not of the weights of "
+    assert (spared in ended.out) == (model in ("recurrent", "attention"))
+    assert (f"{spared}rnn (LSTM)" in ended.out) == (model == "recurrent")
     assert ("one client after the other (the serial fleet)" in ended.out) == (found[ALL[1]][0] == "no")
 
 
@@ -120,6 +135,7 @@ WRONG = {
     "no.py:make": "there is no file no.py",
     "room.py:nope": "module 'room' has no attribute 'nope'",
     "nothing.of_this_name:make": "No module named 'nothing'",
+    "types.py:kind": "Python has another module called types",
     "broken.py:make": "No module named 'nothing_of_this_name'",
     "room.py:": "is written as package.module:function, or as file.py:function",
     ":make": "is written as package.module:function, or as file.py:function",

@@ -149,7 +149,7 @@ def test_what_a_package_offers_and_does_not_give_is_one_message(refuses: Callabl
     assert "[method] name = 'broken': tiny_fl.nowhere:Mine of tiny_fl 1.0 cannot be imported: ModuleNotFoundError" in broken
     assert 'model.name = "text": tiny_fl.methods:Mine of tiny_fl 1.0 failed: TypeError' in refuses("model.name=text")
     assert "builtins:divmod of tiny_fl 1.0 failed: TypeError" in refuses("data.name=holes")
-    assert "are for the models of fedsim; tiny is tiny_fl.models:make of tiny_fl 1.0" in refuses("model.norm_weight=0.5")
+    assert "model.norm_weight is for the models of fedsim; tiny is tiny_fl.models:make of tiny_fl 1.0" in refuses("model.norm_weight=0.5")
 
 
 def test_two_packages_with_one_name(refuses: Callable[..., str], site: Path) -> None:

@@ -114,7 +114,9 @@ def grey(**more: Any) -> dict[str, Any]:
 
 AS_8 = np.rint(WIDE.astype(float) * 255 / 65535).astype(np.uint8)
 PLAIN = {"x": GREY[:, None], "y": Y}
+BEYOND = np.where(GREY > 99, 1 + 1e-7, -1e-7)
 HOT = np.eye(4, dtype=np.float32)[Y]
+RARE = np.repeat(np.arange(8), [5, 5, 5, 1, 1, 1, 1, 1])
 TEN = 1 + np.arange(20) % 10
 RELABEL = {"relabel": True}
 
@@ -160,6 +162,10 @@ KINDS = {
     "half floats in [0, 1]": Kind(grey(x=(GREY / 255).astype(np.float16)), **PLAIN, notes="float16 .*rounded by at most 0.0"),
     "whole floats": Kind(grey(x=GREY.astype(">f4")), **PLAIN, notes="taken as 8-bit pixels, where 255 is white, exactly", write=npz),
     "floats in [-1, 1]": Kind(grey(x=GREY / 127.5 - 1), r"x lies in -1 … 1; .*\(x \+ 1\) / 2"),
+    "floats with fractions in 0 … 255": Kind(grey(x=GREY * 0.9 + 0.05), r"x lies in 0.05 … .* x / 255"),
+    "floats a rounding outside of [0, 1]": Kind(
+        grey(x=np.where(GREY > 99, 1 + 1e-7, -1e-7)), x=255 * (GREY > 99)[:, None], y=Y, notes="exactly"
+    ),
     "standardised floats": Kind(grey(x=(GREY - 120.0) / 60), "x lies in -2.* fedsim normalises itself"),
     "floats of other scales": Kind(
         {"x": GREY / 255, "y": Y, "x_test": GREY[:4] * 1.0, "y_test": Y[:4]}, "x lies in 0 … 1; x_test lies in .*the same scale"
@@ -183,12 +189,14 @@ KINDS = {
     "(n, 3, 6, 3) as nchw": Kind({"x": COLOUR[..., :3], "y": Y}, x=COLOUR[..., :3], y=Y, fields={"layout": "nchw"}),
     "(n, 3, 6, 3) as nhwc": Kind({"x": COLOUR[..., :3], "y": Y}, x=COLOUR[..., :3].transpose(0, 3, 1, 2), y=Y, fields={"layout": "nhwc"}),
     "feature maps": Kind({"x": np.tile(COLOUR, (1, 3, 1, 1)), "y": Y}, x=np.tile(COLOUR, (1, 3, 1, 1)), y=Y),
+    "(n, H, W) under a layout": Kind(grey(), "x is .*grey images.*leave out data.layout", fields={"layout": "nchw"}),
     "(n, H W)": Kind(grey(x=GREY.reshape(20, 36)), r"rows of pixels: x\.reshape\(20, 6, 6\)"),
     "(H, W, C, n)": Kind({"x": COLOUR.transpose(2, 3, 1, 0), "y": Y}, r"along the first: x\.transpose\(3, 0, 1, 2\)"),
     "five axes": Kind({"x": COLOUR[:, :, None], "y": Y}, r"x is \(20, 3, 1, 6, 6\); it must be \(n, C, H, W\)"),
     "a number": Kind({"x": 5, "y": Y}, r"x is \(\) .*both must be arrays"),
     "no images": Kind({"x": GREY[:0], "y": Y[:0]}, r"x is \(0, 6, 6\).*not empty"),
-    "fewer labels": Kind(grey(y=Y[:19]), "x has 20 images and y has 19 labels"),
+    "fewer labels": Kind(grey(y=Y[:19]), r"x is \(20, 6, 6\) and y is \(19,\): 20 images and 19 labels"),
+    "labels in a row": Kind(grey(y=Y[None]), r"y is \(1, 20\): 20 images and 1 labels; each image needs one"),
     "test images of another size": Kind(
         {**grey(), "x_test": GREY[:, :5], "y_test": Y}, r"images of x_test are \(1, 5, 6\), those of x are"
     ),
@@ -206,7 +214,10 @@ KINDS = {
     "float labels with fractions": Kind(grey(y=Y * 0.5), r"y has the value 0\.5 \(image 1\)"),
     "NaN labels": Kind(grey(y=np.where(Y, np.nan, 0)), r"y has the value nan \(image 1\)"),
     "labels from 1 to 10": Kind(
-        grey(y=TEN), x=GREY[:, None], y=TEN, notes=r"11 classes, of which 0 has no image \(images: 2 of 1, 2 of 2, .*data.relabel = true"
+        grey(y=TEN),
+        x=GREY[:, None],
+        y=TEN,
+        notes=r"of which 0 has no image \(images by class: 1 has 2, 2 has 2, .*data.relabel = true",
     ),
     "labels from 1 to 10, numbered anew": Kind(grey(y=TEN), x=GREY[:, None], y=TEN - 1, notes="1 -> 0, .*10 -> 9", fields=RELABEL),
     "labels with gaps": Kind(grey(y=Y * 7), x=GREY[:, None], y=Y * 7, notes="8 classes, of which 1, 2, 3, 4, 5, 6 have no image"),
@@ -222,6 +233,9 @@ KINDS = {
     "one class": Kind(grey(y=Y * 0), "all labels are equal"),
     "a class of the test set alone": Kind(
         {**grey(), "x_test": GREY[:3], "y_test": [0, 2, 2]}, **PLAIN, notes=r"alone has class 2 \(2 of its 3 images\)"
+    ),
+    "a class of the fifth alone": Kind(
+        {"x": GREY[:, None], "y": RARE}, x=GREY[:, None], y=RARE, notes=r"the test set alone has class 3 \(1 of its 4 images\)"
     ),
     # users
     "users of text": Kind(grey(client=NAMES.astype("S")), **PLAIN),
@@ -285,6 +299,9 @@ def test_users_of_text_are_clients_with_names(tmp_path: Path) -> None:
         ["dan"],
     ]
     assert [made.shards["test"].of(client).tolist() for client in range(4)] == [[2], [], [], [0]]
+    few = populate(settings, PartitionSettings(name="natural", clients=0, min_images=6), 0)
+    assert made.record["notes"] == []
+    assert few.record["notes"] == ["the 4 users are 2 clients: users with fewer than partition.min_images = 6 images are put together"]
     merged = populate(settings, PartitionSettings(name="natural", clients=2, min_images=1), 0)
     assert sorted(", ".join(merged.names["client"]).split(", ")) == ["ann", "bob", "cleo", "dan"]
 

@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import strange_methods
+import torch
 from processes import HANG, MPIRUN, environment
 from small_job import SMALL, small_job
 from strange_methods import WRONG
@@ -51,6 +53,7 @@ SAID = {
         "shape": r"shared 'w/fc2.bias' is \(3,\) torch.float32; the network has it as \(4,\) torch.float32",
         "rows": r"own 'n/own' is \(77,\); it must have a row for each of the 0 clients",
         "module": r"a tuple of 3 \(dict, dict, Linear\)",
+        "mask of floats": "mask 'fc2.weight' is torch.float32; a mask is bool",
     },
     "run": {
         "no client": "the cohort is empty; it must have at least one client",
@@ -84,7 +87,11 @@ OF_SOME = {
     "finish shapes of some": (MethodFault, r"total 'n/a' is \(1,\) and \(2,\) for two clients"),
     "finish rows of some": (MethodFault, r"client 1 reports each 'n/a' as \(2,\) .*client 0 reports each 'n/a' as \(1,\)"),
 }
-STEP = {"step drops": "fc2.*the keys of the state", "finish single": "total 'w/.*' is torch.float32; a total is float64"}
+STEP = {
+    "step draws": "by the generator of NumPy.* fedsim.rng draws by a key",
+    "step drops": "fc2.*the keys of the state",
+    "finish single": "total 'w/.*' is torch.float32; a total is float64",
+}
 
 
 def ran(tmp_path: Path, verb: str = "", how: str = "", **execution: Any) -> fedsim.RunReader:
@@ -119,6 +126,20 @@ def test_reports_that_differ_from_client_to_client(tmp_path: Path, how: str) -> 
     kind, said = OF_SOME[how]
     with pytest.raises(kind, match=said):
         ran(tmp_path, "work", how)
+
+
+def test_draws_of_a_method_depend_on_the_seed_and_the_round_alone(tmp_path: Path) -> None:
+    job, before = SMALL | {"rounds": 3, "method": {"name": "strange_methods:Drawing"}}, torch.get_rng_state()
+    whole = fedsim.run(job, out=tmp_path / "whole.h5", progress=False)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(7)
+    fedsim.run(job, out=tmp_path / "two.h5", progress=False, callback=lambda done: done.round == 1 and done.stop())
+    again = fedsim.run(job, out=tmp_path / "two.h5", progress=False)
+    for name in ("torch", "numpy", "python", "loss"):
+        np.testing.assert_array_equal(whole.column(name), again.column(name))
+        assert len(set(whole.column(name)[1:])) == 3
+    other = fedsim.run(job | {"seed": 5}, out=tmp_path / "other.h5", progress=False)
+    assert not set(other.column("torch")) & set(whole.column("torch"))
 
 
 def test_a_state_of_plain_dicts_is_stopped_and_resumed(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import model_kinds
@@ -40,6 +41,13 @@ def made(make: Make, monkeypatch: pytest.MonkeyPatch) -> torch.nn.Module:
     module = models.build(SETTINGS, SHAPE, CLASSES, 0)
     refuse_wrong(SETTINGS, module, images())
     return module
+
+
+@pytest.mark.parametrize("choice", ["saliency", "random"])
+def test_a_model_with_dynamic_gates_is_accepted(choice, monkeypatch) -> None:
+    monkeypatch.setattr(model_kinds, "offered", lambda shape, classes: EVERYWHERE["plain sequence"](), raising=False)
+    settings = replace(SETTINGS, gate_keep=0.5, gate_choice=choice)
+    refuse_wrong(settings, models.build(settings, SHAPE, CLASSES, 0), images())
 
 
 @pytest.mark.parametrize("kind", EVERYWHERE)

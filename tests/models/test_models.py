@@ -232,7 +232,7 @@ def test_an_unknown_name_lists_the_names() -> None:
         ({"match": "params", "match_density": 0.0}, r"in \(0, 1\]; not 0.0"),
         ({"match_density": 0.5}, "needs model.match"),
         ({"width": 0}, "at least 1; not 0"),
-        ({"match": "params", "factory": "a:b"}, "a model from model.factory has none"),
+        ({"match": "params", "factory": "a:b"}, "model.match is for the models of fedsim"),
     ],
 )
 def test_impossible_settings_are_reported(settings: dict[str, object], message: str) -> None:
@@ -266,7 +266,7 @@ def test_a_factory_of_the_users_own(own: str) -> None:
 @pytest.mark.parametrize(
     ("factory", "message"),
     [
-        ("nowhere_at_all:f", "ModuleNotFoundError: No module named 'nowhere_at_all'"),
+        ("nowhere_at_all:f", "ModuleNotFoundError: No module named 'nowhere_at_all'; it is looked for in the working folder"),
         ("own_models:none", "AttributeError.*'none'"),
         ("own_models", "package.module:function"),
         (":f", "package.module:function"),
@@ -480,8 +480,10 @@ def shortcut_inputs(module: nn.Module, block: str) -> int:
     [
         ({"norm_weight": 0.0}, "model.norm_weight is above 0; not 0.0"),
         ({"norm_weight": float("inf")}, "model.norm_weight is above 0; not inf"),
-        ({"factory": "a:b", "norm_weight": 0.5}, "are for models of fedsim"),
-        ({"factory": "a:b", "detach_shortcut": True}, "are for models of fedsim"),
+        ({"factory": "a:b", "norm_weight": 0.5}, "model.norm_weight is for the models of fedsim"),
+        ({"factory": "a:b", "detach_shortcut": True}, "model.detach_shortcut is for the models of fedsim"),
+        ({"factory": "a:b", "norm": "nsconv"}, "model.norm is for the models of fedsim, and model.factory makes its own"),
+        ({"factory": "a:b", "standardise": True}, "model.standardise is for"),
     ],
 )
 def test_settings_of_norms_and_shortcuts_that_cannot_be(settings, said) -> None:

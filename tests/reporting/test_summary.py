@@ -183,7 +183,9 @@ def test_numbers_are_reported_in_three_digits() -> None:
     assert share(0.1234) == "12.3%"
 
 
-@pytest.mark.parametrize(("name", "shown_as"), [("42", "42"), ("[bold]ann", "[bold]ann"), (", ".join("abc" * 20), "7")])
+@pytest.mark.parametrize(
+    ("name", "shown_as"), [("42", "7, called '42'"), ("[bold]ann", "7, called '[bold]ann'"), (", ".join("abc" * 20), "7")]
+)
 def test_the_worst_client_has_its_name_where_the_users_have_names(tmp_path: Path, name: str, shown_as: str) -> None:
     names = {"client": [*"0123456", name, "8"]}
     with RunWriter.create(tmp_path / "a.h5", attributes={"rounds_planned": 0}, layers=["fc"], clients=9, called=names) as record:

@@ -12,7 +12,9 @@ SPELT = {"nchw": "(n, C, H, W)", "nhwc": "(n, H, W, C)"}
 
 def order_of(where: str, name: str, shape: Shape, layout: str | None) -> tuple[str, str]:
     """ "nhw", "nchw" or "nhwc", and a note where it was recognised; BadInput for another shape, or one that can be read in two ways."""
-    if len(shape) == 3 and layout is None:
+    if len(shape) == 3:
+        if layout is not None:
+            raise BadInput(f"{where}: {name} is {shape}, grey images (n, H, W) without an axis of channels; leave out data.layout")
         return "nhw", ""
     if len(shape) != 4:
         right = "it must be (n, C, H, W), (n, H, W, C) or, of grey images, (n, H, W)"

@@ -18,6 +18,7 @@ AT_ONCE = 1 << 22  # pixels that are converted at once
 DEPTHS = (10, 12, 14, 16)  # bits of the pixels of cameras and scanners
 RIGHT = "it must be uint8, whole numbers in 0 … 255, floats in [0, 1], or 16-bit pixels"
 EXACT = 1e-3  # of a level: below it a float stands for a whole level
+FAINT = EXACT / 255  # as a share of white: how far rounding may take a float out of [0, 1]
 
 
 @dataclass
@@ -85,15 +86,23 @@ def _scale(where: str, arrays: Mapping[str, Any]) -> tuple[float, str]:
 
 
 def _of_floats(where: str, found: Mapping[str, Range], low: float, high: float, pixels: str) -> tuple[float, str]:
-    if low >= 0 and high <= 1:
+    if low >= -FAINT and high <= 1 + FAINT:
         return 255.0, f"{pixels} are scaled to 8 bits, 1.0 to 255"
     if low >= 0 and high <= 255 and all(each.whole for each in found.values()):
         return 1.0, f"{pixels} are taken as 8-bit pixels, where 255 is white"
     ranges = "; ".join(f"{name} lies in {each.low:.6g} … {each.high:.6g}" for name, each in found.items())
     if len(found) > 1 and any(each.low >= 0 and each.high <= 1 for each in found.values()):
         raise BadInput(f"{where}: {ranges}; both must have the same scale")
-    hint = "pixels in [-1, 1] become right by (x + 1) / 2" if low >= -1 and high <= 1 else "undo a normalisation: fedsim normalises itself"
-    raise BadInput(f"{where}: {ranges}; {RIGHT}; {hint}")
+    raise BadInput(f"{where}: {ranges}; {RIGHT}; {_hint(low, high)}")
+
+
+def _hint(low: float, high: float) -> str:
+    """What makes floats right that are neither in [0, 1] nor whole."""
+    if low >= -1 and high <= 1:
+        return "pixels in [-1, 1] become right by (x + 1) / 2"
+    if low >= 0 and high <= 255:
+        return "pixels with fractions in 0 … 255 become right by x / 255"
+    return "undo a normalisation: fedsim normalises itself"
 
 
 def _range(where: str, name: str, array: Any) -> Range:

@@ -101,10 +101,15 @@ def _gaps(numbers: Mapping[str, Ints], classes: int) -> list[str]:
 
 
 def _only_tested(numbers: Mapping[str, Ints], names: Sequence[str] | None = None) -> list[str]:
-    """A note about classes that only the test set has."""
+    """`only_tested` where the file has a test part."""
     if len(numbers) < 2:
         return []
     train, test = numbers.values()
+    return only_tested(train, test, names)
+
+
+def only_tested(train: Ints, test: Ints, names: Sequence[str] | None = None) -> list[str]:
+    """A note about classes that only the test set has."""
     missing = np.setdiff1d(test, train)
     if not len(missing):
         return []
@@ -123,4 +128,4 @@ def _has(classes: Ints) -> str:
 
 def _counts(count: Any, classes: int) -> str:
     held = np.flatnonzero(count)[:LISTED]
-    return "images: " + ", ".join(f"{count[c]} of {c}" for c in held) + (", …" if np.count_nonzero(count) > LISTED else "")
+    return "images by class: " + ", ".join(f"{c} has {count[c]}" for c in held) + (", …" if np.count_nonzero(count) > LISTED else "")

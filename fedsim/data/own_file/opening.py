@@ -8,6 +8,7 @@ fifth is the test set. `Stored.notes` says what was read otherwise than as it st
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from fedsim.data.image_sets import Stored, moments, parted
@@ -31,7 +32,9 @@ def open_file(settings: DataSettings) -> tuple[Stored, Stored]:
     more: dict[str, Any] = {"class_names": y.names, "user_names": who.names, "notes": (*notes, *y.notes)}
     sets = [(x[f"x{part}"], y.values[f"y{part}"], who.ids.get(part)) for part in parts]
     if len(parts) == 1:
-        return parted("file", sets[0][0], sets[0][1], y.classes, sets[0][2], **more)
+        train, test = parted("file", sets[0][0], sets[0][1], y.classes, sets[0][2], **more)
+        rare = labels.only_tested(train.y.numpy(), test.y.numpy(), y.names)
+        return replace(train, notes=(*train.notes, *rare)), replace(test, notes=(*test.notes, *rare))
     mean, std = moments(sets[0][0])
     train, test = (Stored("file", pixels, classes, y.classes, mean, std, ids, **more) for pixels, classes, ids in sets)
     return train, test
@@ -51,4 +54,4 @@ def _same_lengths(source: Source, found: Mapping[str, Mapping[str, Any]]) -> Non
                 f"{source.where}: x{part} is {x} and y{part} is {y}: the images stand along the last axis of x{part};"
                 f" they must stand along the first: x{part}.transpose{order}"
             )
-        raise BadInput(f"{source.where}: x{part} has {x[0]} images and y{part} has {y[0]} labels; there must be one label for each image")
+        raise BadInput(f"{source.where}: x{part} is {x} and y{part} is {y}: {x[0]} images and {y[0]} labels; each image needs one label")

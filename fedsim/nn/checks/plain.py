@@ -9,21 +9,25 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
+from fedsim.core import shared_generators
 from fedsim.nn.checks import changes, record
 from fedsim.nn.checks.record import Record, unlike
 from fedsim.nn.checks.refusals import called, refusals
 from fedsim.nn.checks.trail import Trail, following
+from fedsim.nn.layers.input_gate import InputGate
 
 LINE = 200  # characters of another library's message
 UNLIKE = "so fleets would give different results"
 
 
 def without_dropout(module: nn.Module) -> nn.Module:
-    """A copy whose dropout layers let everything pass: its draws are not those of another call."""
+    """A copy whose dropout layers let everything pass, and whose gates choose by size: draws are not those of another call."""
     module = copy.deepcopy(module)
     for layer in module.modules():
         if isinstance(layer, nn.modules.dropout._DropoutNd):
             layer.p = 0.0
+        elif isinstance(layer, InputGate):
+            layer.random = False
     return module
 
 
@@ -109,19 +113,24 @@ class _Drawing(TorchFunctionMode):
 
 
 def _drawn(module: nn.Module, x: Tensor) -> str:
-    """A second copy answers otherwise where a generator of random numbers, which has moved, was asked."""
+    """What is drawn in a forward: it moves a shared generator, if only now and then to any effect, or a second copy answers otherwise."""
     for train in (True, False):
+        before = shared_generators.states()
         (mine, one, _), (theirs, other, _) = (_called(module.train(train), x) for _ in range(2))
-        if unlike(mine, theirs):
+        if (differs := unlike(mine, theirs)) or shared_generators.moved(before):
             name = one.fork(other, unlike)
             with _Drawing() as drawing:
                 _called(module, x)
-            return f"{_advised(drawing.found)}; its draws reach {called(name, module.get_submodule(name))}"
+            reach = f"; its draws reach {called(name, module.get_submodule(name))}" if differs else ""
+            return f"{_advised(drawing.found, bool(shared_generators.moved(before)))}{reach}"
     return ""
 
 
-def _advised(function: str) -> str:
-    """What is wrong with draws by this function of torch, and what to do."""
+def _advised(function: str, moved: bool) -> str:
+    """What is wrong with draws by this function of torch, and what to do. moved: whether a shared generator has."""
+    if not function and not moved:
+        what = "two equal copies of it give different logits for the same images"
+        return f"{what}, {UNLIKE}: by random numbers of a generator of its own, or by a value that stands outside of the module"
     if not function:
         return f"the forward draws random numbers outside of torch, {UNLIKE}; torch.nn.Dropout layers may draw, nothing else"
     fix = "make it a torch.nn.Dropout layer" if "dropout" in function else "leave it out; torch.nn.Dropout layers may draw, nothing else"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 Record = dict[str, Tensor]  # what it is, in words -> its value
 
 FIRST, SECOND, LAST = "the logits in training", "the logits of the second training step", "the logits in evaluation"
+LOGITS = (FIRST, SECOND, LAST)
 RATE = 1e-2  # of the step between, over the norm of the gradient
 CLOSE = 2e-3  # of a tensor's largest value: more than float32 and another order of sums make
 FAINT = 1e-2  # of the largest gradient: differences below CLOSE times this are rounding

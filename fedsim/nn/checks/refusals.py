@@ -110,7 +110,8 @@ def _drawing(module: nn.Module) -> Iterator[str]:
     """Layers of torch that draw random numbers by themselves; those of dropout get theirs from fedsim."""
     for name, layer in module.named_modules():
         if isinstance(layer, nn.MultiheadAttention) and layer.dropout > 0:
-            yield f"{called(name, layer)} {UNKEYED}; make it with dropout=0.0"
+            inner = ", or set self_attn.dropout = 0.0 of a transformer layer after it is made"
+            yield f"{called(name, layer)} {UNKEYED}; make it with dropout=0.0{inner}"
         elif isinstance(layer, nn.RNNBase) and layer.dropout > 0 and layer.num_layers > 1:
             yield f"{called(name, layer)} {UNKEYED}; make it with dropout=0.0, and a torch.nn.Dropout between layers of their own"
         elif isinstance(layer, nn.RReLU) and layer.lower < layer.upper:

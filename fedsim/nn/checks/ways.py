@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ ONE, STACKED, SPARSE = "one client after the other", "clients stacked (packed)",
 GATED, PRUNED = "channels closed by gates", "activation pruning"
 EMPTY = "fedsim's own forward or backward pass of it fails where torch's works, as it does with checkpoint(…, use_reentrant=True)"
 OUTSIDE = "forward may read or keep values outside of parameters and of registered buffers, which clients do not share"
+OVERWRITTEN = "forward writes over the images that it is given, and they are used again; begin it with x = x.clone()"
 KEPT = "a layer's weight is read from outside of that layer, which holds its kept values alone"
 BRANCH = "its forward takes a branch, a count or a Python number from a tensor's value, which differs between stacked clients"
 
@@ -50,7 +52,7 @@ def one_by_one(module: nn.Module, x: Tensor, y: Tensor) -> str:
     except Exception as error:
         return f"{EMPTY} ({first_line(error)})"
     if fault := _other(mine, right):
-        return f"{fault}{_where(module, net, x)}; {OUTSIDE}"
+        return f"{fault}{_where(module, net, x)}; {OVERWRITTEN if _overwrites(module, x) else OUTSIDE}"
     if differences(record.of_net(net, net.initial, x, y), right):
         return f"a second call gives other logits; {OUTSIDE}"
     return ""
@@ -58,7 +60,14 @@ def one_by_one(module: nn.Module, x: Tensor, y: Tensor) -> str:
 
 def _other(mine: Record, right: Record) -> str:
     found = differences(mine, right)
-    return f"{found[0]} differs from what torch gives" if found else ""
+    return f"{found[0]} {'differ' if found[0] in record.LOGITS else 'differs'} from what torch gives" if found else ""
+
+
+def _overwrites(module: nn.Module, x: Tensor) -> bool:
+    given = x.clone()
+    with torch.no_grad():
+        copy.deepcopy(module)(given)
+    return not torch.equal(given, x)
 
 
 def _where(module: nn.Module, net: Net, x: Tensor) -> str:
@@ -116,8 +125,7 @@ def _padded(net: Net, x: Tensor, y: Tensor) -> str:
         whole = record.of_net(net.under_vmap(), net.initial, filled, y, real, key)
     except Exception as error:
         return f"a batch that is filled up with images that do not count fails ({first_line(error)})"
-    rows = (record.FIRST, record.SECOND, record.LAST)
-    if differences({name: value[:count] if name in rows else value for name, value in whole.items()}, alone):
+    if differences({name: value[:count] if name in record.LOGITS else value for name, value in whole.items()}, alone):
         return "images that fill up a batch change what it computes for the others: its forward mixes the images of a batch"
     return ""
 

@@ -37,7 +37,8 @@ def unfit(module: nn.Module) -> list[str]:
         if isinstance(layer, InputGate):
             found.append(f"{name} is a dynamic gate (model.gate_keep), which keeps the tensor that it multiplies")
         elif own and type(layer) not in TAKEN:
-            found.append(f"{name or 'the model'} is a {type(layer).__name__}, and only convolutions and linear layers take it")
+            what = f"{name or 'the model'} ({type(layer).__name__}) has a weight of its own"
+            found.append(f"{what}, and only convolutions and linear layers can prune what they keep")
         elif isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) and layer.padding_mode != "zeros":
             found.append(f'{name} pads by padding_mode = {layer.padding_mode!r}; it takes "zeros"')
         elif pads_unevenly(layer):

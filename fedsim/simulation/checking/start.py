@@ -9,8 +9,11 @@ from fedsim.core.types import Data
 from fedsim.errors import BadInput
 from fedsim.models import FAMILIES, ModelSettings
 from fedsim.nn.checks import plain, ways
+from fedsim.nn.checks.refusals import called
+from fedsim.nn.layers.input_gate import WEIGHTED
 
 IMAGES = 4
+LISTED = 3  # layers that a note names
 Images = tuple[Tensor, Tensor, int]  # x (B, C, H, W), y (B,), classes
 
 
@@ -38,6 +41,21 @@ def refuse_wrong(settings: ModelSettings, module: nn.Module, images: Images) -> 
     found = ways.attempted(ways.ONE, lambda: ways.compared(ways.ONE, ways.one_by_one, module, x, y))
     if not found.right:
         raise BadInput(f"{title(settings)}: {found.why}")
+
+
+def uncounted(settings: ModelSettings, module: nn.Module) -> str:
+    """A note about weights that have no part in FLOPs and masks; empty where there are none."""
+    if not is_own(settings):
+        return ""
+    kinds = (*WEIGHTED, nn.Embedding, nn.EmbeddingBag)
+    others = [
+        called(name, layer)
+        for name, layer in module.named_modules()
+        if not isinstance(layer, kinds) and any(value is not None and value.dim() > 1 for value in layer._parameters.values())
+    ]
+    more = f" and {len(others) - LISTED} more" if len(others) > LISTED else ""
+    which = f"{', '.join(others[:LISTED])}{more}"
+    return f"FLOPs and masks are of convolutions and linear layers alone, not of the weights of {which}" if others else ""
 
 
 def not_stacked(settings: ModelSettings, module: nn.Module, data: Data) -> str:
