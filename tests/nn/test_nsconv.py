@@ -301,7 +301,7 @@ def test_a_pruned_network_becomes_a_plain_module_with_its_filters_ready() -> Non
     [
         (nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")), "1 pads by padding_mode = 'reflect'"),
         (nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 2, padding="same")), '1 has padding = "same" and an even kernel'),
-        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.ConvTranspose2d(4, 4, 3)), "1 is a ConvTranspose2d"),
+        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.ConvTranspose2d(4, 4, 3)), r"1 \(ConvTranspose2d\) has a weight of its own"),
         (nn.Sequential(nn.Linear(3, 4)), "no layer comes after the first one"),
     ],
 )
