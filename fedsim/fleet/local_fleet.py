@@ -115,7 +115,7 @@ class LocalFleet:
 
     def _carried_out(self, order: WorkOrder, packs: list[Pack]) -> PackResult:
         begin, answer = self.clock(), PackResult(order.sum())
-        for part in self.answers(order, packs, self.site):
+        for part in checks.drawing_by_keys(self.answers(order, packs, self.site), order, packs, self.site.rank):
             answer.merge(part)
         self.timing["compute"] += self.clock() - begin
         return answer
@@ -126,9 +126,7 @@ class LocalFleet:
         for pack in packs:
             if context.stopped():
                 raise Stopped
-            with checks.drawing_by_keys(order, pack, context.rank):
-                answer = cls.carry_out(order, pack, context)
-            yield answer
+            yield cls.carry_out(order, pack, context)
 
     def _packed(self, order: WorkOrder, clients: list[int], own: Tree) -> list[Pack]:
         calls = self._counted(order.work, clients)

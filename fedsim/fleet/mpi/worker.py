@@ -13,6 +13,7 @@ from fedsim.core import serialization
 from fedsim.core.exact_sum import Sum
 from fedsim.core.tree import Tree
 from fedsim.errors import ClientFault, Stopped
+from fedsim.fleet import checks
 from fedsim.fleet.local_fleet import Answers
 from fedsim.fleet.messages import Pack, PackResult, WorkerContext, WorkOrder
 from fedsim.fleet.mpi.communicator import GO_TAG, OWN_TAG, REPLY_TAG, ROWS_TAG, STOP_TAG, Communicator, coded
@@ -80,7 +81,7 @@ class Worker:
         assert self.answers is not None, "rank 0 sends the plan first"
         try:
             with torch.no_grad():
-                for part in self.answers(order, packs, self.site):
+                for part in checks.drawing_by_keys(self.answers(order, packs, self.site), order, packs, self.site.rank):
                     answer.merge(part)
         except Stopped:
             return answer, {"stopped": True}
