@@ -478,8 +478,8 @@ def shortcut_inputs(module: nn.Module, block: str) -> int:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"norm_weight": 0.0}, "model.norm_weight is above 0; not 0.0"),
-        ({"norm_weight": float("inf")}, "model.norm_weight is above 0; not inf"),
+        ({"norm_weight": 0.0}, "[model] norm_weight = 0.0: should be above 0"),
+        ({"norm_weight": float("inf")}, "[model] norm_weight = inf: should be above 0"),
         ({"factory": "a:b", "norm_weight": 0.5}, "model.norm_weight is for the models of fedsim"),
         ({"factory": "a:b", "detach_shortcut": True}, "model.detach_shortcut is for the models of fedsim"),
         ({"factory": "a:b", "norm": "nsconv"}, "model.norm is for the models of fedsim, and model.factory makes its own"),
