@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,6 +41,7 @@ from fedsim.models.settings import ModelSettings
 
 WHERE_NOT_WHAT = ("execution", "data.root", "data.download")  # may differ between two runs of one job
 SWEEP = 'a list of values for each field, for example "train.lr" = [0.1, 0.05]'
+MOST_RUNS = 10_000  # of a sweep; each is validated before the first one begins
 FILE_NAME = "a text that can name a file: not empty, without / and line breaks"
 
 
@@ -151,9 +154,12 @@ def runs(job: Job, where: str = "job") -> list[Job]:
     """The runs of the job's [sweep], the last field varying fastest; the job itself when it has no sweep."""
     if not job.sweep:
         return [job]
+    if (count := prod(map(len, job.sweep.values()))) > MOST_RUNS:
+        sizes = " x ".join(f"{len(values):,}" for values in job.sweep.values())
+        raise BadInput(f"{where}: [sweep] makes {sizes} = {count:,} runs; at most {MOST_RUNS:,} can be made: list fewer values")
     made = [_run(job, dict(zip(job.sweep, values, strict=True)), where) for values in product(*job.sweep.values())]
     names = [run.name for run in made]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    if twice := sorted(name for name, times in Counter(names).items() if times > 1):
         raise BadInput(f"{where}: [sweep] makes two runs with the name {twice[0]!r}; list each value once")
     return made
 

@@ -227,6 +227,7 @@ def test_a_misspelt_section_and_a_field_without_its_section() -> None:
         ({"data": {"root": object()}}, "data.root is of type object; a job has texts, numbers, true and false, lists and tables"),
         ({"data": {"root": "a\0"}}, r"data.root = 'a\x00' has a sign that no text of a job can have"),
         ({"data": nested(30)}, "data.a.a.a.a"),
+        ({"sweep": {"seed": [*range(200)], "rounds": [*range(1, 101)]}}, "[sweep] makes 200 x 100 = 20,000 runs; at most 10,000"),
         ({"rounds": 10**18}, "rounds = 1000000000000000000 is too large: should be at most 2,147,483,647"),
         ({"train": {"steps": 10**18}}, "[train] steps = 1000000000000000000 is too large: should be at most 2,147,483,647"),
         ({"train": {"lr": 1e300}}, "[train] lr = 1e+300 is too large: should be at most 1e+38"),
