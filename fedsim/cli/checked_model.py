@@ -21,7 +21,7 @@ def sizes_of(place: str, shape: str, settings: list[str] | None) -> tuple[int, i
         raise BadInput(f"--set {settings[0]}: it replaces a value of a job file, and {place} is a function")
     sizes = [int(size) if size.strip().isdecimal() else 0 for size in shape.split(",")]
     if len(sizes) != 3 or not all(sizes):
-        raise BadInput(f"--shape {shape}: it is C,H,W, for example 3,32,32")
+        raise BadInput(f"--shape {shape}: should be C,H,W, for example 3,32,32")
     return sizes[0], sizes[1], sizes[2]
 
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,7 +30,7 @@ from pydantic import (
     model_validator,
 )
 
-from fedsim.config import method_registry
+from fedsim.config import limits, method_registry
 from fedsim.config.job_file import flat, put, table_of
 from fedsim.config.messages import complain
 from fedsim.config.sections import Cohort, Evaluate, Execution, Number, Section, Train
@@ -39,7 +41,8 @@ from fedsim.models.settings import ModelSettings
 
 WHERE_NOT_WHAT = ("execution", "data.root", "data.download")  # may differ between two runs of one job
 SWEEP = 'a list of values for each field, for example "train.lr" = [0.1, 0.05]'
-FILE_NAME = "a text that can name a file: not empty, without /"
+MOST_RUNS = 10_000  # of a sweep; each is validated before the first one begins
+FILE_NAME = "a text that can name a file: not empty, without / and line breaks"
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ def _write(chosen: Chosen) -> dict[str, Any]:
 class Job(Section):
     """A validated job. Made by `load` or `check`."""
 
-    name: Annotated[str, Field(pattern=r"^[^/\s][^/]*$", description=FILE_NAME)] = "job"  # also the name of the run file
+    name: Annotated[str, Field(pattern=r"^[^/\s\x00-\x1f][^/\x00-\x1f]*$", description=FILE_NAME)] = "job"  # also the name of the run file
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     rounds: Number = 100  # all of them, warm-up and fine-tuning included
     data: DataSettings = DataSettings()
@@ -101,6 +104,8 @@ class Job(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> Job:
+        if too_large := list(self._too_large()):
+            raise ValueError("\n".join(too_large))
         for section in ("model", "method"):
             for field, value in _densities(getattr(self, section)):
                 if not 0 < value <= 1:
@@ -109,6 +114,13 @@ class Job(Section):
             self.cohort.of(self.population)
             self.evaluate.of(self.population)
         return self
+
+    def _too_large(self) -> Iterator[str]:
+        if self.rounds > limits.LARGEST_WHOLE:
+            yield f"rounds = {self.rounds} is too large: should be at most {limits.LARGEST_WHOLE:,}"
+        for section in ("data", "partition", "cohort", "model", "train", "method", "evaluate", "execution"):
+            settings = getattr(self, section)
+            yield from limits.too_large(getattr(settings, "use", settings), f"[{section}] ")
 
 
 def _densities(settings: Any) -> Iterator[tuple[str, float]]:
@@ -126,6 +138,8 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Job:
 
 def check(table: dict[str, Any], where: str = "job") -> Job:
     """The job in a table, as a TOML file gives it. BadInput has a line for each error, each beginning with `where`."""
+    if lines := list(limits.foreign(table)):
+        raise BadInput("\n".join(f"{where}: {line}" for line in lines))
     settled = _settled(table, where)
     try:
         job = Job.model_validate_json(json.dumps(settled, default=str))
@@ -140,9 +154,12 @@ def runs(job: Job, where: str = "job") -> list[Job]:
     """The runs of the job's [sweep], the last field varying fastest; the job itself when it has no sweep."""
     if not job.sweep:
         return [job]
+    if (count := prod(map(len, job.sweep.values()))) > MOST_RUNS:
+        sizes = " x ".join(f"{len(values):,}" for values in job.sweep.values())
+        raise BadInput(f"{where}: [sweep] makes {sizes} = {count:,} runs; at most {MOST_RUNS:,} can be made: list fewer values")
     made = [_run(job, dict(zip(job.sweep, values, strict=True)), where) for values in product(*job.sweep.values())]
     names = [run.name for run in made]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    if twice := sorted(name for name, times in Counter(names).items() if times > 1):
         raise BadInput(f"{where}: [sweep] makes two runs with the name {twice[0]!r}; list each value once")
     return made
 

@@ -23,7 +23,7 @@ def table_of(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 def read_table(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_bytes().decode()
+        text = path.read_bytes().decode("utf-8-sig")  # some editors begin a file with a mark of its byte order
         return tomllib.loads(text)
     except FileNotFoundError:
         near = get_close_matches(path.name, [other.name for other in path.parent.glob("*.toml")], 3) if path.parent.is_dir() else []
@@ -32,6 +32,8 @@ def read_table(path: Path) -> dict[str, Any]:
         raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise BadInput(f"{path}: not a text in UTF-8 (byte {error.start})") from None
+    except RecursionError:
+        raise BadInput(f"{path}: lists or tables are nested too deeply; a job has sections with fields, and lists of values") from None
     except tomllib.TOMLDecodeError as error:
         found = re.search(r" \(at line (\d+), column (\d+)\)$", str(error))
         line, message = (found[1], str(error)[: found.start()]) if found else (str(text.count("\n") + 1), str(error))
@@ -44,7 +46,7 @@ def _override(table: dict[str, Any], item: str) -> None:
         raise _no_setting(item)
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         value = text.strip()
     set_field(table, key.strip(), value)
 

@@ -17,6 +17,7 @@ from fedsim.storage import former_names
 
 KINDS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", dict: "a table", Any: "a value"}
 LIMITS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below", "min_length": "with a length of at least"}
+SHOWN = 200  # signs of a wrong value
 UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 MISSED = ("missing", "missing_argument")
 
@@ -39,7 +40,7 @@ def _has_no_default(default: Any) -> bool:
 
 def complain(error: ValidationError, job: type[BaseModel], table: dict[str, Any]) -> list[str]:
     """A line for each error in `table`. A field of several possible types has one error for each type in pydantic, and one line here."""
-    lines = [_line(each, job, table) for each in error.errors(include_url=False)]
+    lines = [line for each in error.errors(include_url=False) for line in _line(each, job, table).splitlines()]
     return list(dict.fromkeys(lines))
 
 
@@ -69,13 +70,13 @@ def _line(error: Any, job: type[BaseModel], table: dict[str, Any]) -> str:
     if rest and kind is not None:
         return _message(error["type"], rest[0], field_helps(kind), f"[{section}]", _title(section, table), table[section], job)
     if kind is not None:
-        return f"[{section}] is a section, not {written(table.get(section))}: write [{section}] and its fields below it"
+        return f"[{section}] is a section, not {_short(written(table.get(section)))}: write [{section}] and its fields below it"
     return _message(error["type"], section, field_helps(job), "", "A job", table, job)
 
 
 def _placed(message: str, place: str) -> str:
     names_itself = message.startswith(("[", f"{place.partition('.')[0]}."))  # checks of settings classes name their field
-    return message if names_itself or not place else f"{place}: {message}"
+    return message if names_itself or not place else f"[{place}] {message}"
 
 
 def _kind(section: str, job: type[BaseModel], table: dict[str, Any]) -> type | None:
@@ -104,7 +105,11 @@ def _message(type_: str, field: str, known: dict[str, FieldHelp], place: str, ti
     if type_ in MISSED:
         return f"{start}needs {field}: {about.wanted}"
     default = "" if _has_no_default(about.default) else f"; the default is {written(about.default)}"
-    return f"{start}{field} = {written(given[field])}{_value_hint(place, field, given[field])}: should be {about.wanted}{default}"
+    return f"{start}{field} = {_short(written(given[field]))}{_value_hint(place, field, given[field])}: should be {about.wanted}{default}"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]} …"
 
 
 def _value_hint(place: str, field: str, value: Any) -> str:

@@ -20,6 +20,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Number = Annotated[int, Field(ge=1)]
+BatchSize = Annotated[int, Field(ge=1, le=1_000_000)]
 PLANS = '"auto", "reference" or the run file whose plan is taken (RUN.h5)'
 
 
@@ -49,7 +50,7 @@ class Train(Section):
 
     epochs: Number | None = None  # local epochs; 1 unless steps says otherwise
     steps: Number | None = None  # local steps, instead of epochs
-    batch: Number = LocalTraining.batch  # images
+    batch: BatchSize = LocalTraining.batch  # images
     lr: NotNegative = LocalTraining.lr
     momentum: Annotated[float, Field(ge=0, lt=1)] = LocalTraining.momentum
     weight_decay: NotNegative = LocalTraining.decay
@@ -104,7 +105,7 @@ class Evaluate(Section):
 
     every: Annotated[int, Field(ge=0)] = 1  # rounds; 0: never
     clients: Literal["all", "cohort"] | Number | None = None  # None: all up to ALL_CLIENTS, above them the cohort
-    batch: Number = 256  # images
+    batch: BatchSize = 256  # images
 
     def of(self, clients: int) -> Literal["all", "cohort"] | int:
         """Which of `clients` clients are evaluated on their own test images."""
@@ -128,6 +129,6 @@ class Execution(Section):
     packed_conv: Literal["grouped", "matmul"] | None = None  # how the convolutions of a pack are computed
     gpu_memory_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0  # of a GPU's memory that one rank may take; R ranks on it: 1 / R
     cuda_aware_mpi: Literal["auto", "on", "off"] = "auto"  # whether MPI is handed tensors on the GPU, or copies of them on the host
-    threads: Number = 1  # per rank
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1  # per rank
     checkpoint_every: Number = 1  # rounds
     time_limit: Positive | None = None  # minutes

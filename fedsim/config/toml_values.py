@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+from math import isfinite
 from typing import Any
 
 
 def written(value: Any) -> str:
-    """A value as a job file writes it: text in double quotes, true and false in small letters."""
+    """A value as a job file writes it: text in double quotes, true and false in small letters, nan and inf."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(written(inner) for inner in value)}]"
+    if value is None or (isinstance(value, float) and not isfinite(value)):
+        return str(value)
     return json.dumps(value, ensure_ascii=False, default=str)

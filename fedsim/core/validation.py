@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import inf
+from math import inf, isfinite
 
 TINY = 1e-12  # the lower end of a range that 0 is not in
 MAX_COHORT = 16_384  # clients whose two-limb values can be summed without overflow (fedsim.core.exact_sum)
@@ -11,15 +11,25 @@ MAX_COHORT = 16_384  # clients whose two-limb values can be summed without overf
 def within(settings: object, **ranges: tuple[float, float]) -> None:
     """Checks fields of `settings`, each against its range (low, high), ends included. A field that is None is not checked.
 
-    A low end of TINY stands for "above 0". Raises ValueError that names the field.
+    A low end of TINY stands for "above 0", a high end of inf for any finite number. Raises ValueError that names the field.
 
     >>> from types import SimpleNamespace
     >>> within(SimpleNamespace(density=1.5), density=(TINY, 1))
     Traceback (most recent call last):
-    ValueError: density = 1.5; it is above 0 and at most 1
+    ValueError: density = 1.5: should be above 0 and at most 1
     """
     for name, (low, high) in ranges.items():
         value = getattr(settings, name)
-        if value is not None and not low <= value <= high:
-            whole = "at least {}" if high == inf else "above 0 and at most {1}" if low == TINY else "from {} to {}"
-            raise ValueError(f"{name} = {value}; it is {whole.format(low, high)}")
+        if value is not None and not (low <= value <= high and isfinite(value)):
+            finite = ", and finite" if value == inf == high and low > -inf else ""
+            raise ValueError(f"{name} = {value}: should be {_range(low, high)}{finite}")
+
+
+def _range(low: float, high: float) -> str:
+    """A range in words."""
+    if (low, high) == (-inf, inf):
+        return "a finite number"
+    begin = "above 0" if low == TINY else f"at least {low}"
+    if high == inf:
+        return begin
+    return f"{begin} and at most {high}" if low == TINY else f"from {low} to {high}"

@@ -234,7 +234,8 @@ def _dirichlet(concentration: Floats, rows: int, rng: Generator) -> Floats:
     """(rows, M) draws; the Generator's sampler stays finite at small concentrations, where numpy's legacy one does not."""
     q = rng.dirichlet(concentration, rows)
     if not np.allclose(q.sum(1), 1):
-        raise ArithmeticError(f"a Dirichlet draw at concentration {concentration.min():g} does not sum to 1")
+        small = f"a concentration of {concentration.min():g} is too small to draw from"
+        raise BadInput(f"[partition] alpha or beta: {small}; take a larger one")
     return q
 
 

@@ -76,10 +76,10 @@ class DataSettings:
                 raise BadInput(f"[data] {name} applies to {' and '.join(DRAWN)}; {self.name} has its own; leave {name} out")
         if self.image_size is not None and self.name not in ("digits", *DRAWN):
             raise BadInput(f"[data] image_size applies to digits, {' and '.join(DRAWN)}; {self.name} has its own; leave it out")
-        if (self.path is not None) != (self.name == "file"):
-            raise BadInput(f'[data] path and name = "file" go together; name is {self.name!r}, path is {self.path!r}')
-        for name in ("layout", "relabel"):
-            if getattr(self, name) and self.name != "file":
+        if self.name == "file" and not self.path:
+            raise BadInput('[data] name = "file" needs path, your HDF5 or npz file, for example path = "mine.h5"')
+        for name in ("path", "layout", "relabel"):
+            if getattr(self, name) not in (None, False) and self.name != "file":
                 raise BadInput(f'[data] {name} applies to name = "file"; leave it out for {self.name}')
         if self.split != "balanced" and self.name != "emnist":
             raise BadInput(f"[data] split applies to emnist; {self.name} has no splits, leave split out")

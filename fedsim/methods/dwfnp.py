@@ -75,7 +75,7 @@ class DWFNP(CutAndFinetune, Method[State]):
     def __post_init__(self) -> None:
         super().__post_init__()
         within(self, flops_share=(TINY, 1), tau=(TINY, inf), hyper_interval=(1, inf), hyper_steps=(1, inf), hyper_lr=(0, inf))
-        within(self, hyper_decay=(0, inf), warmup=(0, inf), slope=(0, inf))
+        within(self, hyper_decay=(0, inf), warmup=(0, inf), slope=(0, inf), bias=(-inf, inf))
 
     def init(self, setting: Setting, public: Data | None) -> State:
         self.check(setting)

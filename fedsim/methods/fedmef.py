@@ -64,7 +64,10 @@ class FedMef(Method[AveragedState]):
 
     def __post_init__(self) -> None:
         within(self, density=(TINY, 1), adjust_fraction=(0, 0.5), penalty=(0, inf), adjust_every=(1, inf), stop_round=(0, inf))
-        within(self, budget=(1, inf), extrusion_rounds=(0, self.adjust_every - 1))
+        within(self, budget=(1, inf), extrusion_rounds=(0, inf))
+        if self.extrusion_rounds >= self.adjust_every:
+            limit = f"should be below adjust_every = {self.adjust_every}"
+            raise BadInput(f"[method] extrusion_rounds = {self.extrusion_rounds}: {limit}, the rounds from one adjustment to the next")
         if isinstance(self.blocks, int):
             within(self, blocks=(1, inf))
 

@@ -95,6 +95,12 @@ def build(settings: ModelSettings, shape: Shape, classes: int, seed: int) -> nn.
         return module if settings.gate_keep is None else insert_gates(module, _gating(settings, settings.gate_keep))
 
 
+def parameters(settings: ModelSettings, shape: Shape, classes: int) -> int:
+    """How many a model of fedsim has, without gates, for which no memory is taken."""
+    with torch.device("meta"):
+        return sum(value.numel() for value in _make(settings, shape, classes, None).parameters())
+
+
 def _gating(settings: ModelSettings, keep: float) -> Gating:
     return Gating(keep, settings.gate_sigmoid, settings.gate_bias, settings.gate_l1, settings.gate_choice, settings.gate_place)
 

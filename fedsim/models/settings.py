@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import isfinite
 
+from fedsim.core import entry_points
 from fedsim.errors import BadInput
 from fedsim.kernels.nsconv import OVER
 
@@ -40,27 +41,27 @@ class ModelSettings:
     def __post_init__(self) -> None:
         self._check_gates()
         if self.norm not in NORMS:
-            raise BadInput(f"model.norm is one of {', '.join(NORMS)}; not {self.norm!r}")
+            raise entry_points.unknown("[model] norm", self.norm, NORMS)
         if self.nsconv_over not in OVER:
-            raise BadInput(f"model.nsconv_over is one of {', '.join(OVER)}; not {self.nsconv_over!r}")
+            raise entry_points.unknown("[model] nsconv_over", self.nsconv_over, OVER)
         if self.norm != "nsconv" and self.nsconv_over != "all":
             raise BadInput(f'model.nsconv_over = {self.nsconv_over!r} needs model.norm = "nsconv"; it is {self.norm!r}')
         if self.norm == "nsconv" and self.standardise:
             raise BadInput('model.standardise is for other norms: model.norm = "nsconv" normalises its filters by itself')
         if self.match is not None and self.match not in MATCHES:
-            raise BadInput(f"model.match is one of {', '.join(MATCHES)}; not {self.match!r}")
+            raise entry_points.unknown("[model] match", self.match, MATCHES)
         if not 0 < self.match_density <= 1:
-            raise BadInput(f"model.match_density is in (0, 1]; not {self.match_density}")
+            raise BadInput(f"[model] match_density = {self.match_density}: should be above 0 and at most 1")
         if self.match is None and self.match_density != 1:
             raise BadInput(f"model.match_density = {self.match_density} needs model.match: one of {', '.join(MATCHES)}")
         if not isfinite(self.norm_weight) or self.norm_weight <= 0:
-            raise BadInput(f"model.norm_weight is above 0; not {self.norm_weight}")
+            raise BadInput(f"[model] norm_weight = {self.norm_weight}: should be above 0")
         if self.factory is not None and not all(self.factory.partition(":")):
             raise BadInput(f'model.factory = "{self.factory}" should be "package.module:function"')
         if self.factory is not None and (given := self.of_fedsim):
             raise BadInput(f"model.{given[0]} is for the models of fedsim, and model.factory makes its own; leave it out")
         if self.width is not None and self.width < 1:
-            raise BadInput(f"model.width is at least 1; not {self.width}")
+            raise BadInput(f"[model] width = {self.width}: should be at least 1")
 
     @property
     def of_fedsim(self) -> list[str]:
@@ -70,14 +71,16 @@ class ModelSettings:
     def _check_gates(self) -> None:
         for name, known in {"gate_place": PLACES, "gate_choice": CHOICES}.items():
             if getattr(self, name) not in known:
-                raise BadInput(f"model.{name} is one of {', '.join(known)}; not {getattr(self, name)!r}")
+                raise entry_points.unknown(f"[model] {name}", getattr(self, name), known)
         if self.gate_l1 < 0 or not isfinite(self.gate_l1):
-            raise BadInput(f"model.gate_l1 is at least 0; not {self.gate_l1}")
+            raise BadInput(f"[model] gate_l1 = {self.gate_l1}: should be at least 0")
         if self.gate_keep is None:
             given = [name for name in GATE_FIELDS if getattr(self, name) != getattr(ModelSettings, name)]
             if given:
                 raise BadInput(f"model.{given[0]} is a setting of dynamic gates, which need model.gate_keep; it is not given")
         elif self.match is not None:
             raise BadInput("model.match cannot narrow a network with dynamic gates; give model.width instead")
+        elif self.gate_bias is not None and not isfinite(self.gate_bias):
+            raise BadInput(f"[model] gate_bias = {self.gate_bias}: should be a finite number")
         elif not 0 < self.gate_keep <= 1:
-            raise BadInput(f"model.gate_keep is a share of the channels, above 0 and at most 1; not {self.gate_keep}")
+            raise BadInput(f"[model] gate_keep = {self.gate_keep}: should be a share of the channels, above 0 and at most 1")

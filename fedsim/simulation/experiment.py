@@ -18,7 +18,7 @@ from fedsim.fleet.accounting import CostAccount
 from fedsim.fleet.messages import WorkerContext
 from fedsim.nn import optim, profiler
 from fedsim.nn.net import Net
-from fedsim.simulation.checking import start
+from fedsim.simulation.checking import room, start
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,13 @@ def build_experiment(job: Job, node_rank: int = 0, stopped: Callable[[], bool] =
     """The parts of a job. BadInput says what in the job or its data cannot be."""
     device = device_of(job, node_rank)
     _occupy(device, job.execution.gpu_memory_fraction)
-    population = populate(job.data, job.partition, job.seed)
+    room.refuse_images(job)
+    with room.in_memory():
+        population = populate(job.data, job.partition, job.seed)
     shape, classes = population.train.shape, population.train.classes
-    module = models.build(job.model, shape, classes, job.seed)
+    with room.in_memory():
+        room.refuse_model(job, shape, classes)
+        module = models.build(job.model, shape, classes, job.seed)
     if start.is_own(job.model):
         start.refuse_wrong(job.model, module, start.images_of(population.train))
     model_profile = profiler.profile(module, shape, job.train.keep())

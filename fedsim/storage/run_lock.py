@@ -32,6 +32,8 @@ def holding(run: Path, since: str, sleep: Callable[[float], object]) -> Iterator
 
     A folder that cannot be written has no lock: whoever writes the run file there gets that error.
     """
+    if not run.name:
+        raise BadInput(f"{run} is a folder, not a run file; choose another --out")
     with naming_path(run, "; choose another --out"):
         folder_of(run).exists()  # the longest of its names
     path = lock_of(run)

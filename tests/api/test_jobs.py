@@ -40,6 +40,10 @@ REFUSED: dict[str, dict[str, Any]] = {  # only data and model can tell
     "no such factory": {"model.factory": "nowhere:make"},
     "clients": {"partition.clients": 1000},
     "too small an image": {"model.name": "vgg11"},
+    "no room for the images": {"data.train_images": 2_000_000_000, "data.image_size": 100_000},
+    "no room for the model": {"model.width": 1_000_000},
+    "a model larger than a number of bytes": {"model.width": 2_000_000_000},
+    "no room for the clients": {"data.classes": 2_000_000_000},
 }
 
 

@@ -261,6 +261,8 @@ def test_a_folder_in_the_place_of_a_run_file(refuses: Callable[..., str], tmp_pa
     (tmp_path / "folder").mkdir()
     said = refuses("run", "small.toml", "--out", "folder")
     assert said == "small.toml: --out folder is a folder; it must be the file to write, for example folder/small.h5\n"
+    for empty in ("", ".", "/"):
+        assert "is a folder, not a run file; choose another --out" in refuses("run", "small.toml", "--out", empty)
     assert "folder is a folder; give a run file; there is none in it" in refuses("show", "folder")
 
 

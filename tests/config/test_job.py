@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from dataclasses import fields
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,10 @@ def file(tmp_path: Path) -> Any:
         return path
 
     return write
+
+
+def nested(depth: int) -> dict[str, Any]:
+    return {"a": nested(depth - 1)} if depth else {}
 
 
 def faults(table: dict[str, Any]) -> list[str]:
@@ -198,8 +203,8 @@ def test_a_misspelt_section_and_a_field_without_its_section() -> None:
         ({"seed": -1}, "seed = -1: should be a whole number, at least 0"),
         ({"name": "a/b"}, 'name = "a/b": should be a text that can name a file'),
         ({"train": {"lr": "fast"}}, '[train] lr = "fast": should be a number, at least 0; the default is 0.05'),
-        ({"train": {"lr": float("nan")}}, "[train] lr = NaN: should be a number"),
-        ({"train": {"batch": 2.5}}, "[train] batch = 2.5: should be a whole number, at least 1; the default is 64"),
+        ({"train": {"lr": float("nan")}}, "[train] lr = nan: should be a number"),
+        ({"train": {"batch": 2.5}}, "[train] batch = 2.5: should be a whole number, at least 1, at most 1000000; the default is 64"),
         ({"train": {"momentum": 1.0}}, "[train] momentum = 1.0: should be a number, at least 0, below 1"),
         ({"train": {"schedule": "warm"}}, 'should be "constant" or "cosine" or "exponential" or "step"; the default is "constant"'),
         ({"train": {"milestones": [0.5, 2.0]}}, "[train] milestones = [0.5, 2.0]: should be a list, each a number, above 0, below 1"),
@@ -209,13 +214,35 @@ def test_a_misspelt_section_and_a_field_without_its_section() -> None:
         ({"cohort": {"size": 11}}, "[cohort] size = 11 is more than the population; there are 10 clients"),
         ({"evaluate": {"clients": 11}}, "[evaluate] clients = 11 is more than the population; there are 10 clients"),
         ({"evaluate": {"clients": "some"}}, '[evaluate] clients = "some": should be "all" or "cohort" or a whole number, at least 1'),
-        ({"model": {"match_density": 0.0}}, "x.toml: model.match_density is in (0, 1]; not 0.0"),
+        ({"model": {"match_density": 0.0}}, "x.toml: [model] match_density = 0.0: should be above 0 and at most 1"),
         ({"execution": {"plan": "fast"}}, 'plan = "fast": should be "auto", "reference" or the run file whose plan is taken'),
         ({"execution": {"time_limit": 0}}, "time_limit = 0: should be a number, above 0"),
         ({"data": "digits"}, '[data] is a section, not "digits": write [data] and its fields below it'),
         ({"data": {"image_size": "big"}}, '[data] image_size = "big": should be a whole number'),
         ({"data": {"name": "cifar"}}, "[data] name = 'cifar' is not known (did you mean 'cifar10'?). There are: digits"),
         ({"partition": {"clients": 0}}, "[partition] clients = 0 must be at least 1"),
+        ({"name": "a\nb"}, 'name = "a\\nb": should be a text that can name a file: not empty, without / and line breaks'),
+        ({"name": date(2026, 1, 2)}, 'name = 2026-01-02 is a date or a time; no field takes one. A text stands in quotes: "2026-01-02"'),
+        ({"sweep": {"train": {"lr": [date(2026, 1, 2)]}}}, "sweep.train.lr = 2026-01-02 is a date or a time"),
+        ({"data": {"root": object()}}, "data.root is of type object; a job has texts, numbers, true and false, lists and tables"),
+        ({"data": {"root": "a\0"}}, r"data.root = 'a\x00' has a sign that no text of a job can have"),
+        ({"data": nested(30)}, "data.a.a.a.a"),
+        ({"sweep": {"seed": [*range(200)], "rounds": [*range(1, 101)]}}, "[sweep] makes 200 x 100 = 20,000 runs; at most 10,000"),
+        ({"rounds": 10**18}, "rounds = 1000000000000000000 is too large: should be at most 2,147,483,647"),
+        ({"train": {"steps": 10**18}}, "[train] steps = 1000000000000000000 is too large: should be at most 2,147,483,647"),
+        ({"train": {"lr": 1e300}}, "[train] lr = 1e+300 is too large: should be at most 1e+38"),
+        ({"train": {"batch": 10**9}}, "batch = 1000000000: should be a whole number, at least 1, at most 1000000; the default is 64"),
+        ({"execution": {"threads": 10**9}}, "threads = 1000000000: should be a whole number, at least 1, at most 1024"),
+        ({"model": {"width": 0}}, "[model] width = 0: should be at least 1"),
+        ({"model": {"norm": "btch"}}, "[model] norm = 'btch' is not known (did you mean 'batch'?). There are: batch, group, none, nsconv"),
+        ({"model": {"gate_keep": 0.5, "gate_bias": float("inf")}}, "[model] gate_bias = inf: should be a finite number"),
+        ({"data": {"name": "file"}}, '[data] name = "file" needs path, your HDF5 or npz file, for example path = "mine.h5"'),
+        ({"data": {"path": "mine.h5"}}, '[data] path applies to name = "file"; leave it out for digits'),
+        ({"data": {"root": [1] * 1_000}}, "1, 1, 1 …: should be a text"),
+        ({"method": {"name": "dwfnp", "tau": 0.0}}, "[method] tau = 0.0: should be above 0"),
+        ({"method": {"name": "dwfnp", "hyper_lr": float("inf")}}, "[method] hyper_lr = inf: should be at least 0, and finite"),
+        ({"method": {"name": "dwfnp", "bias": float("nan")}}, "[method] bias = nan: should be a finite number"),
+        ({"method": {"name": "fedmef", "extrusion_rounds": 10}}, "extrusion_rounds = 10: should be below adjust_every = 10"),
         ({"method": "fedavg"}, "[method] is a section"),
         ({"method": {}}, "[method] needs a name. There are: adp, dwfnp"),
         ({"method": {"name": 3}}, "[method] needs a name"),
@@ -236,6 +263,15 @@ def test_all_faults_are_reported_at_once_each_once() -> None:
     assert all(line.startswith("x.toml: ") for line in lines)
 
 
+def test_each_number_that_is_too_large_has_its_line() -> None:
+    lines = faults(FEDAVG | {"rounds": 10**12, "train": {"epochs": 10**12}})
+    assert [line.split(" = ")[0] for line in lines] == ["x.toml: rounds", "x.toml: [train] epochs"]
+
+
+def test_a_file_may_begin_with_a_mark_of_its_byte_order(file: Any) -> None:
+    assert load(file("\ufeffrounds = 3\n" + METHOD)).rounds == 3
+
+
 def test_a_job_cannot_be_changed() -> None:
     job = check(FEDAVG)
     with pytest.raises(ValueError, match="frozen"):
@@ -250,6 +286,7 @@ def test_a_job_cannot_be_changed() -> None:
         ('[method]\nname = "fed', "x.toml, line 2: not valid TOML"),
         ("seed = 0\nseed = 1\n", "x.toml, line 2: not valid TOML"),
         ("seed = 0\n", "x.toml: [method] needs a name"),
+        (f"seed = {'[' * 5_000}{']' * 5_000}\n", "x.toml: lists or tables are nested too deeply"),
     ],
 )
 def test_a_truncated_file_is_reported_with_its_line(file: Any, text: str, said: str) -> None:

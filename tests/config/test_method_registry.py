@@ -82,7 +82,7 @@ def test_a_method_of_ones_own_is_read_with_its_types(mine: str) -> None:
 
 
 def test_a_methods_own_checks_are_heard(mine: str) -> None:
-    assert fault({"method": {"name": "my_method:Needy", "limit": 9}}) == "x.toml: method: limit = 9 is more than ten times keep = 0.8"
+    assert fault({"method": {"name": "my_method:Needy", "limit": 9}}) == "x.toml: [method] limit = 9 is more than ten times keep = 0.8"
 
 
 def test_a_class_that_is_no_method_is_refused(mine: str) -> None:

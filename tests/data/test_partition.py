@@ -67,6 +67,7 @@ def test_impossible_settings_are_refused(fields, said):
         ("few_per_class", {"images_per_class": 3}, "fewer than min_images = 10"),
         ("shards", {"clients": 4_999, "drop_rest": True, "shards_per_client": 9}, "fewer than min_images"),
         ("natural", {"clients": 4_000}, "but the data have"),
+        ("dirichlet_client", {"alpha": 5e-324}, r"\[partition\] alpha or beta: a concentration of 0 is too small to draw from"),
     ],
 )
 def test_what_the_data_cannot_give_is_refused(name, fields, said):

@@ -125,7 +125,7 @@ def test_what_that_message_advises_runs(fedsim, setting) -> None:
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ("method.flops_share=0.0", "flops_share = 0.0; it is above 0 and at most 1"),
+        ("method.flops_share=0.0", "flops_share = 0.0: should be above 0 and at most 1"),
         ("method.client_flops_share=[0.5, 0.5]", "client_flops_share has 2 shares for 4 clients"),
         ("method.hypernet='both'", '"both": should be "server" or "client"'),
         ("method.tau=0", "tau"),

@@ -410,10 +410,10 @@ def test_a_plain_round_is_plain_training() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"budget": 0}, "budget = 0; it is at least 1"),
+        ({"budget": 0}, "budget = 0: should be at least 1"),
         ({"penalty": -1.0}, "penalty = -1.0"),
-        ({"extrusion_rounds": 10}, "extrusion_rounds = 10; it is from 0 to 9"),
-        ({"adjust_fraction": 0.6}, "adjust_fraction = 0.6; it is from 0 to 0.5"),
+        ({"extrusion_rounds": 10}, "extrusion_rounds = 10: should be below adjust_every = 10"),
+        ({"adjust_fraction": 0.6}, "adjust_fraction = 0.6: should be from 0 to 0.5"),
         ({"density": 0.0}, "density"),
         ({"adjust_every": 0}, "adjust_every = 0"),
         ({"drop_rule": "all"}, "drop"),

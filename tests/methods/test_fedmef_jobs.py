@@ -43,11 +43,11 @@ def test_every_job_is_valid(path) -> None:
         (["train.activation_keep=1.5"], "activation_keep"),
         (["train.activation_layers='first'"], "activation_layers"),
         (["train.activation_cache='float'"], "activation_cache"),
-        (["method.budget=0"], "budget = 0; it is at least 1"),
-        (["method.extrusion_rounds=2"], "extrusion_rounds = 2; it is from 0 to 1"),
+        (["method.budget=0"], "budget = 0: should be at least 1"),
+        (["method.extrusion_rounds=2"], "extrusion_rounds = 2: should be below adjust_every = 2"),
         (["method.density=0.001"], "conv1 stays dense with 36"),
         (["method.blocks='stages'"], "no stages in a model of conv2, fc1, fc2"),
-        (["model.nsconv_over='most'"], "nsconv_over is one of all, kept"),
+        (["model.nsconv_over='most'"], "nsconv_over = 'most' is not known. There are: all, kept"),
     ],
 )
 def test_what_cannot_be_is_reported_and_nothing_is_written(fedsim, tmp_path, command, settings, said) -> None:

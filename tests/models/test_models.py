@@ -227,11 +227,11 @@ def test_an_unknown_name_lists_the_names() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"norm": "layer"}, "batch, group, none, nsconv; not 'layer'"),
-        ({"match": "bytes"}, "params, flops, memory; not 'bytes'"),
-        ({"match": "params", "match_density": 0.0}, r"in \(0, 1\]; not 0.0"),
+        ({"norm": "layer"}, "norm = 'layer' is not known. There are: batch, group, none, nsconv"),
+        ({"match": "bytes"}, "match = 'bytes' is not known. There are: params, flops, memory"),
+        ({"match": "params", "match_density": 0.0}, "match_density = 0.0: should be above 0 and at most 1"),
         ({"match_density": 0.5}, "needs model.match"),
-        ({"width": 0}, "at least 1; not 0"),
+        ({"width": 0}, "width = 0: should be at least 1"),
         ({"match": "params", "factory": "a:b"}, "model.match is for the models of fedsim"),
     ],
 )
@@ -478,8 +478,8 @@ def shortcut_inputs(module: nn.Module, block: str) -> int:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"norm_weight": 0.0}, "model.norm_weight is above 0; not 0.0"),
-        ({"norm_weight": float("inf")}, "model.norm_weight is above 0; not inf"),
+        ({"norm_weight": 0.0}, r"\[model\] norm_weight = 0.0: should be above 0"),
+        ({"norm_weight": float("inf")}, r"\[model\] norm_weight = inf: should be above 0"),
         ({"factory": "a:b", "norm_weight": 0.5}, "model.norm_weight is for the models of fedsim"),
         ({"factory": "a:b", "detach_shortcut": True}, "model.detach_shortcut is for the models of fedsim"),
         ({"factory": "a:b", "norm": "nsconv"}, "model.norm is for the models of fedsim, and model.factory makes its own"),

@@ -311,7 +311,7 @@ def test_layers_that_cannot_are_reported(module, message) -> None:
 
 
 def test_settings_that_do_not_fit_are_reported() -> None:
-    with pytest.raises(BadInput, match="nsconv_over is one of all, kept"):
+    with pytest.raises(BadInput, match="There are: all, kept"):
         ModelSettings(norm="nsconv", nsconv_over="some")
     with pytest.raises(BadInput, match=r"needs model\.norm"):
         ModelSettings(nsconv_over="kept")
