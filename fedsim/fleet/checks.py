@@ -13,7 +13,7 @@ from fedsim.core.tree import Tree
 from fedsim.core.types import Batch
 from fedsim.federated.protocol import ClientInput, Report, Work
 from fedsim.federated.verbs import file_of, shown
-from fedsim.fleet.messages import ErrorContext, Pack, WorkOrder
+from fedsim.fleet.messages import ErrorContext, Pack, WorkerContext, WorkOrder
 from fedsim.nn.layers.input_gate import gates_of
 from fedsim.nn.layers.nsconv import NormalisedConv2d
 from fedsim.nn.net import Net
@@ -68,13 +68,13 @@ def _wrong(work: Work, verb: str, what: str) -> TypeError:
 
 
 @contextmanager
-def drawing_by_keys(order: WorkOrder, pack: Pack, rank: int) -> Iterator[None]:
+def drawing_by_keys(order: WorkOrder, pack: Pack, site: WorkerContext) -> Iterator[None]:
     """ClientFault where the work has drawn by a generator that all clients share: what a client draws would depend on the others."""
     before = shared_generators.states()
     yield
     if whose := shared_generators.moved(before):
         what = f"it draws random numbers by the generator of {whose}, which other clients and ranks do not share in the same order"
-        with ErrorContext(order, rank, pack.clients, "step").reporting():
+        with ErrorContext(order, site, pack.clients, "step").reporting():
             raise ValueError(f"{what}; fedsim.rng draws by a key: rng.uniform(rng.fold(sent.key, batch.t), count)")
 
 

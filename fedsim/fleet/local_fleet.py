@@ -126,7 +126,7 @@ class LocalFleet:
         for pack in packs:
             if context.stopped():
                 raise Stopped
-            with checks.drawing_by_keys(order, pack, context.rank):
+            with checks.drawing_by_keys(order, pack, context):
                 answer = cls.carry_out(order, pack, context)
             yield answer
 
