@@ -111,6 +111,15 @@ def _add_on_device(unit: Unit, into: Tensor, row: Tensor, images: int) -> bool:
     return _add_torch(into[0], row, unit.scale, unit.bound * images)
 
 
+class OutOfRange(ValueError):
+    """A value of a client's total that cannot be summed."""
+
+    def __init__(self, key: str, client: int, value: float, limit: float) -> None:
+        why = "training that diverges, or a network without norms (model.norm), gives such values"
+        self.client, self.what = client, f"total {key!r} holds {value}; finite values up to {limit:.6g} can be summed; {why}"
+        super().__init__(self.what.replace(" holds", f" of client {client} holds", 1))
+
+
 class Sum:
     """Partial sums of named values as int64, for one cohort. Their order and grouping change no bit.
 
@@ -158,7 +167,7 @@ class Sum:
                 raise ValueError(f"total {key!r} is {values.dtype}; a total is float64 (tree.weigh gives it)")
             into = self._part(key, values.shape[1:])
             if (bad := self._add(key, into, values.reshape(len(clients), values.shape[1:].numel()), n)) >= 0:
-                raise ValueError(self._fault(key, values[bad], clients[bad], n[bad]))
+                raise self._fault(key, values[bad], clients[bad], n[bad])
 
     def _same_keys(self, rows: Tree, client: int | None = None) -> None:
         """ValueError where totals have other keys than those before: a sum over a part of the clients would pass for one over all."""
@@ -190,11 +199,11 @@ class Sum:
             return _add_limbs_rows(into.numpy(), values, COARSE, FINE, LARGEST)
         return _add_rows(into[0].numpy(), values, unit.scale, unit.bound * np.asarray(n, np.float64))
 
-    def _fault(self, key: str, value: Tensor, client: int, images: int) -> str:
+    def _fault(self, key: str, value: Tensor, client: int, images: int) -> OutOfRange:
         bound = self.unit(key).bound
         limit = LARGEST if bound is None else bound * images
         worst = value.flatten()[value.abs().nan_to_num(torch.inf).argmax()].item() if value.numel() else float("nan")
-        return f"total {key!r} of client {client} holds {worst}; finite values up to {limit:.6g} can be summed"
+        return OutOfRange(key, client, worst, limit)
 
     def merge(self, other: Sum) -> None:
         """Adds another partial sum of the same cohort; that one stays as it is."""

@@ -132,7 +132,10 @@ def deal(labels: Ints, settings: PartitionSettings, rng: Generator, users: Ints 
 
 def check_enough(settings: PartitionSettings, n: int) -> None:
     """BadInput if n images cannot give every client its least."""
-    if n == 0 or settings.clients * settings.min_images > n:
+    if n == 0:
+        public = f"public = {settings.public} keeps every image for the server; lower public"
+        raise BadInput(f"[partition] no image is left for clients: {public if settings.public else 'the data have none'}")
+    if settings.clients * settings.min_images > n:
         asked = f"clients = {settings.clients} x min_images = {settings.min_images} images"
         raise BadInput(
             f"[partition] {asked} = {settings.clients * settings.min_images}, but there are {n} to deal: lower clients or min_images"
@@ -151,7 +154,8 @@ def _repaired(drawn: Deal, labels: Ints, settings: PartitionSettings, rng: Gener
         return drawn
     if size.sum() < drawn.clients * settings.min_images or settings.name == "few_per_class":
         gives = f"{settings.name} gives a client {size.min()} images, fewer than min_images = {settings.min_images}"
-        raise BadInput(f"[partition] {gives}: lower min_images or clients")
+        more = "raise images_per_class or classes_per_client" if settings.name == "few_per_class" else "lower clients"
+        raise BadInput(f"[partition] {gives}: lower min_images, or {more}")
     moved = partition_schemes.repair(drawn.owner, labels, drawn.clients, settings.min_images, rng)
     return Deal(drawn.owner, drawn.clients, drawn.shares, drawn.tries, moved)
 

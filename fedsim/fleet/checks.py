@@ -12,7 +12,7 @@ from fedsim.core.tree import Tree
 from fedsim.core.types import Batch
 from fedsim.federated.protocol import ClientInput, Report, Work
 from fedsim.federated.verbs import file_of, shown
-from fedsim.fleet.messages import ErrorContext, Pack, PackResult, WorkOrder
+from fedsim.fleet.messages import ErrorContext, Pack, PackResult, WorkerContext, WorkOrder
 from fedsim.nn.layers.input_gate import gates_of
 from fedsim.nn.layers.nsconv import NormalisedConv2d
 from fedsim.nn.net import Net
@@ -66,13 +66,13 @@ def _wrong(work: Work, verb: str, what: str) -> TypeError:
     return TypeError(f"{verb} of {type(work).__qualname__} ({file_of(type(work))}): {what}")
 
 
-def drawing_by_keys(answers: Iterable[PackResult], order: WorkOrder, packs: Sequence[Pack], rank: int) -> Iterator[PackResult]:
+def drawing_by_keys(answers: Iterable[PackResult], order: WorkOrder, packs: Sequence[Pack], site: WorkerContext) -> Iterator[PackResult]:
     """The answers of the packs. ClientFault after the last one if the work has drawn by a generator that all clients share."""
     before = shared_generators.states()
     yield from answers
     if whose := shared_generators.moved(before):
         what = f"it draws random numbers by the generator of {whose}, so what a client draws depends on the clients before it"
-        with ErrorContext(order, rank, packs[0].clients[:1], "step").reporting():
+        with ErrorContext(order, site, packs[0].clients[:1], "step").reporting():
             raise ValueError(f"{what}; fedsim.rng draws by a key: rng.uniform(rng.fold(sent.key, batch.t), count)")
 
 

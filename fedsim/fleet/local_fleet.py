@@ -115,7 +115,7 @@ class LocalFleet:
 
     def _carried_out(self, order: WorkOrder, packs: list[Pack]) -> PackResult:
         begin, answer = self.clock(), PackResult(order.sum())
-        for part in checks.drawing_by_keys(self.answers(order, packs, self.site), order, packs, self.site.rank):
+        for part in checks.drawing_by_keys(self.answers(order, packs, self.site), order, packs, self.site):
             answer.merge(part)
         self.timing["compute"] += self.clock() - begin
         return answer

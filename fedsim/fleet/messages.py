@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from fedsim.core.exact_sum import Sum, Unit
+from fedsim.core.exact_sum import OutOfRange, Sum, Unit
 from fedsim.core.tree import Tree
 from fedsim.errors import ClientFault
 from fedsim.federated.protocol import Work
@@ -82,7 +82,7 @@ class ErrorContext:
     """Where in a client's work we are, for the message of an error."""
 
     order: WorkOrder
-    rank: int
+    site: WorkerContext
     clients: Sequence[int]
     stage: str = "init_state"
 
@@ -95,9 +95,20 @@ class ErrorContext:
             raise self._fault(error) from error
 
     def _fault(self, error: Exception) -> ClientFault:
-        who = f"client {self.clients[0]}" if len(self.clients) == 1 else f"clients {', '.join(map(str, self.clients))}"
+        who = self._who([error.client] if isinstance(error, OutOfRange) else self.clients)
         work = type(self.order.work).__name__
-        reason = f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {error.what if isinstance(error, OutOfRange) else error}"
         if "vmap" in reason and "data-dependent" in reason:
             reason = f"a Work may not branch on a tensor's value (torch.where chooses); the packed fleet says {reason}"
-        return ClientFault(f"[rank {self.rank}, {who}, round {self.order.r}, {work}.{self.stage}] {reason}")
+        return ClientFault(f"[rank {self.site.rank}, {who}, round {self.order.r}, {work}.{self.stage}] {reason}")
+
+    def _who(self, clients: Sequence[int]) -> str:
+        """The clients by their numbers; those beyond the population stand for parts of the global test set."""
+        first = self.site.population.clients
+        if all(client >= first for client in clients):
+            return f"the global test set, images of part{_several([client - first for client in clients])}"
+        return f"client{_several(clients)}"
+
+
+def _several(numbers: Sequence[int]) -> str:
+    return f" {numbers[0]}" if len(numbers) == 1 else f"s {', '.join(map(str, numbers))}"

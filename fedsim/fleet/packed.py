@@ -38,7 +38,7 @@ def carry_out(order: WorkOrder, pack: Pack, site: WorkerContext) -> PackResult:
 
 def split_by_kept(order: WorkOrder, pack: Pack, site: WorkerContext) -> list[Pack]:
     """The pack in parts whose kept states, first ones filled in, have the same keys, shapes and dtypes."""
-    with ErrorContext(order, site.rank, pack.clients, "init_kept").reporting():
+    with ErrorContext(order, site, pack.clients, "init_kept").reporting():
         fresh = map_clients(partial(checks.init_kept, order.work), order, client_input(order, site, pack))
         if not fresh and not any(pack.kept):
             return [pack]
@@ -58,7 +58,7 @@ def split_by_kept(order: WorkOrder, pack: Pack, site: WorkerContext) -> list[Pac
 
 
 def _stacked(order: WorkOrder, pack: Pack, site: WorkerContext) -> PackResult:
-    place = ErrorContext(order, site.rank, pack.clients)
+    place = ErrorContext(order, site, pack.clients)
     answer = PackResult(order.sum())
     with place.reporting():
         held = replace(client_input(order, site, pack), kept=tree.stack([kept or {} for kept in pack.kept]))

@@ -38,7 +38,7 @@ def _carried_out(order: WorkOrder, pack: Pack, site: WorkerContext, idle: bool) 
     runs = _Runs(order, site, pack, held, idle)
     bytes_up: int | None = None
     for i, client in enumerate(pack.clients):
-        place = ErrorContext(order, site.rank, [client])
+        place = ErrorContext(order, site, [client])
         with place.reporting():
             one = _with_kept(order, client_row(held, i), pack.kept[i], place)
             state, answer.loss[client] = _work(order, runs, i, one, buffers, place)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from math import ceil
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ BACKWARD, FORWARD_AND_BACKWARD = 2, 3  # FLOPs, in forward passes
 def reachable(flops: FlopsConstraint, name: str, share: float) -> None:
     """BadInput for a FLOPs share that cannot be met."""
     if not flops.least <= share <= 1:
-        least = f"{flops.least:.4f}"
+        least = f"{ceil(flops.least * 10_000) / 10_000:.4f}"  # rounded up, since a little less cannot be reached
         raise BadInput(
             f"[method] {name} = {share} cannot be reached: with one channel left in every group the model still has {least} of its FLOPs;"
             f" choose {least} to 1"

@@ -64,7 +64,7 @@ def test_impossible_settings_are_refused(fields, said):
         ("iid", {"clients": 5_001}, "clients = 5001 x min_images = 10 images = 50010, but there are 50000"),
         ("classes_per_client", {"classes_per_client": 11}, "classes_per_client = 11, but the data have 10 classes"),
         ("few_per_class", {"clients": 400, "images_per_class": 200}, "lower images_per_class"),
-        ("few_per_class", {"images_per_class": 3}, "fewer than min_images = 10"),
+        ("few_per_class", {"images_per_class": 3}, "fewer than min_images = 10: lower min_images, or raise images_per_class"),
         ("shards", {"clients": 4_999, "drop_rest": True, "shards_per_client": 9}, "fewer than min_images"),
         ("natural", {"clients": 4_000}, "but the data have"),
         ("dirichlet_client", {"alpha": 5e-324}, r"\[partition\] alpha or beta: a concentration of 0 is too small to draw from"),
@@ -73,6 +73,12 @@ def test_impossible_settings_are_refused(fields, said):
 def test_what_the_data_cannot_give_is_refused(name, fields, said):
     with pytest.raises(BadInput, match=said):
         dealt(name, **fields)
+
+
+@pytest.mark.parametrize(("public", "said"), [(2, "public = 2 keeps every image for the server; lower public"), (0, "the data have none")])
+def test_no_image_for_clients_is_refused(public, said):
+    with pytest.raises(BadInput, match=f"no image is left for clients: {said}"):
+        deal(LABELS[:0], PartitionSettings(name="natural", clients=0, public=public), generator(0, "partition"), USERS[:0])
 
 
 def test_natural_needs_users():

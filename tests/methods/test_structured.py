@@ -13,6 +13,7 @@ from gated_federation import FULL, SGD, SHAPE, WIDTHS, batches, by_hand, cost, g
 from small_federation import FLEETS, World
 from torch import Tensor
 
+import fedsim
 from fedsim.core.keys import COUNT
 from fedsim.core.tree import under
 from fedsim.core.types import Feed
@@ -189,3 +190,13 @@ def test_what_is_refused(fields, said) -> None:
 def test_epochs_will_do() -> None:
     made = small(training=replace(SGD, steps=0, epochs=1, batch=3))
     assert made.play(Structured(), 4)[0].kept
+
+
+def test_the_share_that_a_refusal_names_can_be_reached() -> None:
+    """cnn of width 4 on 8x8 images: 0.07522 of the FLOPs is the least, so that 0.0752 would be refused again."""
+    data = {"name": "fake", "image_size": 8, "channels": 1, "classes": 4, "train_images": 40, "test_images": 10}
+    job = {"rounds": 2, "data": data, "partition": {"clients": 2}, "model": {"width": 4}, "method": {"name": "structured"}}
+    with pytest.raises(BadInput) as refused:
+        fedsim.estimate(job, set={"method.flops_share": 0.001}, progress=False)
+    (least,) = re.findall(r"choose (\S+) to 1", str(refused.value))
+    assert fedsim.estimate(job, set={"method.flops_share": float(least)}, progress=False)

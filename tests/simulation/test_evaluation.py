@@ -11,6 +11,7 @@ import pytest
 
 from fedsim.config.job import check
 from fedsim.core import keys
+from fedsim.errors import ClientFault
 from fedsim.fleet.local_fleet import LocalFleet
 from fedsim.fleet.plan import Plan
 from fedsim.fleet.registry import make_fleet
@@ -76,3 +77,15 @@ def test_a_transform_of_each_client_is_evaluated_client_by_client() -> None:
 def _with_own_rows(parts: Experiment, model: Model, fleet: LocalFleet) -> tuple[Experiment, Model, LocalFleet]:
     clean = build_experiment(check(JOB))
     return clean, replace(model, own={"gate/channels": parts.setting.net.initial["w/fc2.bias"]}), fleet
+
+
+@pytest.mark.parametrize("fleet", ["serial", "packed", "cuda_graph"])
+@pytest.mark.parametrize(
+    ("by", "reason"), [(1e9, "total 'loss/sum' holds [\\d.]+; finite values up to"), (float("nan"), "the loss is nan")]
+)
+def test_a_loss_that_is_too_large_is_of_the_test_set_and_of_no_client(fleet: str, by: float, reason: str) -> None:
+    parts, state, chosen = made(fleet)
+    weights = {key: value * by if key.startswith("w/fc2") else value for key, value in state.shared.items()}
+    model = Model(parts.method, weights, {}, parts.setting.net)
+    with pytest.raises(ClientFault, match=rf"^\[rank 0, the global test set, images of part \d, round 1, Evaluate\..*\] \w+: {reason}"):
+        evaluation._on_shards(parts, model, chosen, by_image=False)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fedsim.core.exact_sum import COARSE, FINE, LARGEST, Sum, Unit, unit_of
+from fedsim.core.exact_sum import COARSE, FINE, LARGEST, OutOfRange, Sum, Unit, unit_of
 from fedsim.core.tree import Tree
 from fedsim.fleet.messages import WorkOrder
 
@@ -58,7 +58,7 @@ class DeviceSum:
             for client, images, value in zip(clients, n, row, strict=True):
                 if not (value < LARGEST if bound is None else value <= bound * images):
                     limit = LARGEST if bound is None else bound * images
-                    raise ValueError(f"total {key!r} of client {client} holds {value}; finite values up to {limit:.6g} can be summed")
+                    raise OutOfRange(key, client, value, limit)
         self.sum.parts, self.sum.clients = self.parts, len(clients)
         return self.sum
 

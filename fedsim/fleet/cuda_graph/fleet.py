@@ -92,7 +92,7 @@ class Engine:
         find_units(order)
         pure = replace(order, net=order.net.under_vmap())
         host, held = self._both(pure, replace(pack, kept=[]), site)
-        with ErrorContext(order, site.rank, pack.clients, "init_kept").reporting():
+        with ErrorContext(order, site, pack.clients, "init_kept").reporting():
             fresh = map_clients(partial(checks.init_kept, order.work), pure, held)
         if not fresh and not any(pack.kept):
             return [self._begun(order, pure, pack, host, held, site)]
@@ -108,7 +108,7 @@ class Engine:
     def _begun(
         self, order: WorkOrder, pure: WorkOrder, pack: Pack, host: ClientInput, held: ClientInput, site: WorkerContext
     ) -> PendingPack:
-        place, answer = ErrorContext(order, site.rank, pack.clients), PackResult(order.sum())
+        place, answer = ErrorContext(order, site, pack.clients), PackResult(order.sum())
         with place.reporting():
             start = map_clients(partial(checks.init_state, order.work), pure, held)
             masks.check(client_row(held, 0).tree(tree.row(start, 0)))

@@ -81,7 +81,7 @@ class Worker:
         assert self.answers is not None, "rank 0 sends the plan first"
         try:
             with torch.no_grad():
-                for part in checks.drawing_by_keys(self.answers(order, packs, self.site), order, packs, self.site.rank):
+                for part in checks.drawing_by_keys(self.answers(order, packs, self.site), order, packs, self.site):
                     answer.merge(part)
         except Stopped:
             return answer, {"stopped": True}
