@@ -11,9 +11,9 @@ The dimension scales `round`, `client`, `layer` (and `class`) stand in every gro
 that xarray finds the labels whichever group it opens. A row is written and flushed before the attribute `rounds` counts it:
 readers trust rows 0 … `rounds` and nothing else. While a row is being written, the columns of a group may differ in length by that
 row. The final weights of a network that was cut are small; "index/GROUP" beside them says which channels of the original network are
-left. Names, labels and counts, and the attributes of the file, have their CRC-32 in its attribute `crc32`, by their paths and names; a mask
-and gates have one in an attribute `crc32` of their own, and the model has its SHA-256 in `weights_sha256`. What HDF5 and other programs read
-and fedsim does not (links to dimension scales, types of attributes) has none.
+left. Names, labels and counts, and the attributes of the file, have their CRC-32 in its attribute `crc32`, by their paths and names; masks
+and gates have one in an attribute `crc32` of their own, and the model has its SHA-256 in `weights_sha256`. What other programs read and
+fedsim does not (links to dimension scales) has none.
 """
 
 from __future__ import annotations
