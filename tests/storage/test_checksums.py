@@ -77,6 +77,7 @@ DAMAGES: dict[str, tuple[Callable[[h5py.File], Any], Read, str]] = {  # the dama
     "hidden values": (hide, lambda run: run.clients("loss"), "clients/loss .* in round 2"),
     "hidden from one client": (hide, lambda run: run.client("loss", 599), "clients/loss .* in round 2"),
     "a hidden column": (lambda file: file.move("clients/loss", "clients/lost"), lambda run: run.names("clients"), "loss is missing"),
+    "a hidden scale": (lambda file: file.move("layers/layer", "layers/laye"), lambda run: run.names("layers"), "layers/layer is missing"),
     "units": (attribute("rounds/loss", "units", "nau"), lambda run: run.about("rounds", "loss"), "the unit .* of rounds/loss"),
     "a description": (attribute("clients/loss", "long_name", "x"), lambda run: run.about("clients", "loss"), "description of clients/loss"),
     "no description": (
