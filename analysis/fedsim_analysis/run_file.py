@@ -201,8 +201,10 @@ def names(file: h5py.File, group: str) -> list[str]:
 
 def all_names(file: h5py.File, group: str) -> list[str]:
     """The same; Damaged where one is missing that was written."""
-    found = names(file, group)
-    for path in checksums.missing(group, found, checksums.columns(file)):
+    found, known = names(file, group), checksums.columns(file)
+    there = checked.group(file, group) or ()
+    scales = [f"{group}/{name}" for name in DIMENSIONS[group] if known and name not in there]  # another name passes for a column
+    for path in [*checksums.missing(group, found, known), *scales]:
         raise Damaged(f"{path} is missing")
     return found
 
@@ -244,14 +246,33 @@ def values(
     begin, end = (0, done) if r is None else (r, r + 1)
     if r is not None and not 0 <= r < found.shape[0]:
         raise Absent(f"{file.filename} has no round {r}; its rounds are 0 to {done - 1}")
-    if client is None:
-        size = (end - begin) * 8 * int(np.prod(found.shape[1:]))
-        most = max(WHOLE, FILLED * found.id.get_storage_size())
-        need(size <= most, f"{where} has {size:,} bytes in all, and hardly any are stored; read the clients of one round at a time")
-    rows = _rows(found, where, slice(begin, end) if client is None else (slice(begin, end), client))
-    if client is None:
-        checksums.check_rows(file, where, rows[: max(done - begin, 0)], begin, checksums.columns(file) if known is None else known)
+    known = checksums.columns(file) if known is None else known
+    if client is not None:
+        return _of_client(file, found, client, done, known)
+    size = (end - begin) * 8 * int(np.prod(found.shape[1:]))
+    most = max(WHOLE, FILLED * found.id.get_storage_size())
+    need(size <= most, f"{where} has {size:,} bytes in all, and hardly any are stored; read the clients of one round at a time")
+    rows = _rows(found, where, slice(begin, end))
+    checksums.check_rows(file, where, rows[: max(done - begin, 0)], begin, known)
     return rows if r is None else rows[0]
+
+
+def about(file: h5py.File, group: str, name: str) -> tuple[str, str]:
+    """The unit of a column, and what it is."""
+    found = column(file, group, name)
+    units, text = (attribute(found, key) for key in ("units", "long_name"))
+    checksums.check_about(file, str(found.name).lstrip("/"), units, text)
+    return str(units or ""), str(text or "")
+
+
+def _of_client(file: h5py.File, found: h5py.Dataset, client: int, rows: int, known: Sequence[str]) -> NDArray[np.float64]:
+    where = str(found.name).lstrip("/")
+    if where not in known:
+        return _rows(found, where, (slice(0, rows), client))
+    try:
+        return checksums.client(file, where, client, rows, known)
+    except (OSError, RuntimeError) as error:
+        raise Damaged(f"{where} is damaged in round {_first_damaged(found, slice(0, rows))}; other rounds can be read") from error
 
 
 def sound_columns(file: h5py.File, group: str) -> tuple[dict[str, NDArray[np.float64]], list[str]]:

@@ -46,7 +46,7 @@ class Run:
         """The unit of every column of "rounds", "clients", "layers" or "timing"."""
 
         def units(file: h5py.File) -> dict[str, str]:
-            return {name: checked.attribute(run_file.column(file, group, name), "units") for name in run_file.names(file, group)}
+            return {name: run_file.about(file, group, name)[0] for name in run_file.names(file, group)}
 
         return run_file.read(self.path, units, time.sleep)
 

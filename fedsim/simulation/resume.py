@@ -74,17 +74,21 @@ def find_start(parts: Experiment, out: Path, resume: str) -> RunStart:
     method refuses."""
     if out.is_dir():
         raise BadInput(f"--out {out} is a folder; it must be the file to write, for example {out / f'{parts.job.name}.h5'}")
-    folder = folder_of(out)
+    folder, aside = folder_of(out), out.with_name(out.name + ".new")
+    if aside.is_dir():
+        raise BadInput(f"{aside} is a folder, and {out} needs a file of this name; remove it, or choose another --out")
     if not out.exists():
         if resume == "must":
             raise BadInput(f"--resume must: there is no run file {out}")
+        checkpoint.check_writable(folder)
         checkpoint.clear(folder)
         return _start_afresh(parts, out)
-    out.with_name(out.name + ".new").unlink(missing_ok=True)  # a copy that a kill left behind
+    aside.unlink(missing_ok=True)  # a copy that a kill left behind
     known = RunReader(out).attributes
     _same_job(parts, out, known, resume)
     if known["finished"]:
         return RunStart(out, finished=True)
+    checkpoint.check_writable(folder)
     found = checkpoint.latest(folder, parts.site.device, _check)
     if found is not None and found.extra["job_sha256"] != parts.identity:
         raise BadInput(f"the checkpoints in {folder} are not of the run in {out}; choose another --out, or remove both to start afresh")

@@ -4,13 +4,16 @@
     /masks/ROUND  packed bits, where the mask changed          /partition/counts (client, class)          /model  final weights
     /partition/client_name, /partition/class_name  what the data set called clients and classes, where it had names for them
     /client_gates/ROUND, /client_gates/final  gates of clients, where they have some of their own
-    /checksums/rows (round, column)  CRC-32 of each row of the columns that /checksums/columns names
+    /checksums/rows (round, column)  CRC-32 of each row of the columns that /checksums/columns names, and of the masks and gates in force
+    /checksums/about (column,)  CRC-32 of each column's unit and description
 
 The dimension scales `round`, `client`, `layer` (and `class`) stand in every group that uses them, as links to one dataset, so
 that xarray finds the labels whichever group it opens. A row is written and flushed before the attribute `rounds` counts it:
 readers trust rows 0 … `rounds` and nothing else. While a row is being written, the columns of a group may differ in length by that
 row. The final weights of a network that was cut are small; "index/GROUP" beside them says which channels of the original network are
-left. What is written once has its CRC-32 in an attribute `crc32`, and the attributes of the file have theirs there too, by their names.
+left. Names, labels and counts, and the attributes of the file, have their CRC-32 in its attribute `crc32`, by their paths and names; masks
+and gates have one in an attribute `crc32` of their own, and the model has its SHA-256 in `weights_sha256`. What other programs read and
+fedsim does not (links to dimension scales) has none.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from hashlib import sha256
@@ -99,15 +100,40 @@ def save(folder: Path, r: int, state: Any, extra: Json, kept: Mapping[int, Tree]
     """The checkpoint of round `r` >= 0: `state` as `plain` dumps it, `extra` as JSON, `kept` of the clients touched since the last save.
 
     Returns the kept states of all clients ever visited, which may then leave the memory. Once it returns, `latest` gives this
-    round, whatever happens to the machine; until then, the one before. NoRoom where the disk is full.
+    round, whatever happens to the machine; until then, the one before. NoRoom where the disk is full, BadInput where the folder cannot be
+    written.
     """
+    with naming_unwritable(folder):
+        return _save(folder, r, state, extra, kept or {})
+
+
+def check_writable(folder: Path) -> None:
+    """BadInput where the folder is there and checkpoints cannot be written to it."""
+    _refuse_file(folder)
+    if folder.is_dir():
+        with naming_unwritable(folder):
+            disk_room.put(folder / "000000.new", b"")
+            (folder / "000000.new").unlink()
+
+
+@contextmanager
+def naming_unwritable(folder: Path) -> Iterator[None]:
+    """An OSError inside becomes a BadInput that says where checkpoints cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        raise BadInput(f"{folder} cannot take checkpoints: {error.strerror}{where}; mend that, or choose another --out") from error
+
+
+def _save(folder: Path, r: int, state: Any, extra: Json, kept: Mapping[int, Tree]) -> StoredStates:
     with disk_room.as_no_room(folder, 0):
         folder.mkdir(parents=True, exist_ok=True)
     before = _before(folder, r)
     plain, tensors = dump(state)
     manifest: Manifest = {"format_version": FORMAT, "fedsim_version": _version(), "round": r, "state": plain, "extra": extra}
     manifest["files"] = {f"{r:06d}.state.safetensors": _put(folder / f"{r:06d}.state.safetensors", _bytes(tensors))}
-    manifest["kept"] = _keep(folder, r, kept or {}, manifest["files"], before)
+    manifest["kept"] = _keep(folder, r, kept, manifest["files"], before)
     _sync(folder)
     _put(folder / f"{r:06d}.json", _seal(manifest))
     _sync(folder)

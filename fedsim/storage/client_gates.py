@@ -54,16 +54,35 @@ def put(file: h5py.File, name: str, gates: Gates) -> None:
     place.attrs[checksums.NAME] = checksums.of(*_bytes(clients, packed, gates.values))
     if gates.values is not None:
         place.create_dataset("values", data=gates.values)
+    if name == FINAL:
+        checksums.put_once(file, {f"{GROUP}/{FINAL}": checksum_of(gates)})
+
+
+def checksum_of(gates: Gates | None) -> int:
+    if gates is None:
+        return checksums.of()
+    clients, packed = gates.clients.astype(np.int64, copy=False), np.packbits(gates.hard, axis=1)
+    return checksums.of(json.dumps(list(gates.groups.items())).encode(), *_bytes(clients, packed, gates.values))
 
 
 def last(file: h5py.File, r: int) -> Gates | None:
     """The gates in force after round `r`; None where none were stored."""
     rounds = [number for number in encoding.rounds(checked.group(file, _group(file)) or ()) if number <= r]
-    return read(file, str(max(rounds))) if rounds else None
+    found = _read(file, str(max(rounds))) if rounds else None
+    checksums.check_in_force(file, GROUP, r, checksum_of(found))
+    return found
 
 
-def read(file: h5py.File, name: str) -> Gates | None:
-    """The gates stored under a name; None where there are none."""
+def final(file: h5py.File) -> Gates | None:
+    """The gates after the last round; None where there are none."""
+    if not checksums.has(file, f"{_group(file)}/{FINAL}"):
+        return None
+    found = _read(file, FINAL)
+    checksums.check_once(file, f"{GROUP}/{FINAL}", checksum_of(found))
+    return found
+
+
+def _read(file: h5py.File, name: str) -> Gates | None:
     place, where = checked.group(file, f"{_group(file)}/{name}"), f"{_group(file)}/{name}"
     if place is None:
         return None

@@ -11,7 +11,7 @@ import errno
 import os
 import resource
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import h5py
@@ -67,7 +67,8 @@ def put(path: Path, content: bytes, again: str = AGAIN, called: Path | None = No
                 file.flush()
                 os.fsync(file.fileno())
         except OSError:
-            aside.unlink(missing_ok=True)
+            with suppress(OSError):  # a folder of this name is left alone
+                aside.unlink(missing_ok=True)
             raise
     aside.rename(path)
 

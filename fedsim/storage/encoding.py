@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
-from zlib import compress
+from zlib import compress, crc32
 
 import numpy as np
 import torch
@@ -29,6 +29,11 @@ def from_bits(packed: NDArray[np.uint8], shape: Sequence[int]) -> Tensor:
 def pack(masks: Tree) -> tuple[str, bytes]:
     """(keys and shapes as JSON, the bits of all masks, each mask beginning at a byte)."""
     return json.dumps({key: list(mask.shape) for key, mask in masks.items()}), b"".join(bits(mask).tobytes() for mask in masks.values())
+
+
+def checksum_of(packed: tuple[str, bytes]) -> int:
+    """Of what `pack` gave."""
+    return crc32(packed[1], crc32(packed[0].encode()))
 
 
 def unpack(layout: str, packed: bytes) -> Tree:
@@ -91,14 +96,24 @@ def rounds(names: Iterable[str]) -> list[int]:
     return [int(name) for name in names if name.isascii() and name.isdigit() and len(name) <= 18]
 
 
-def chunks(ids: NDArray[np.integer], measured: NDArray[np.float64], width: int) -> Iterator[tuple[int, bytes]]:
-    """The chunks that hold what was measured: (first client, compressed values)."""
+def in_order(ids: NDArray[np.int64], measured: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """What was measured, by rising ids; the last where a client has several values."""
     real = ~np.isnan(measured)
-    ids, measured = ids[real], measured[real]
-    if not len(ids) or ids.max() >= width:
+    if not real.all():
+        ids, measured = ids[real], measured[real]
+    if (ids[1:] <= ids[:-1]).any():
+        order = np.argsort(ids, kind="stable")
+        ids, measured = ids[order], measured[order]
+        last = np.append(ids[1:] != ids[:-1], True)
+        ids, measured = ids[last], measured[last]
+    return ids, measured
+
+
+def chunks(ids: NDArray[np.int64], measured: NDArray[np.float64], width: int) -> Iterator[tuple[int, bytes]]:
+    """The chunks that hold what was measured, as `in_order` gives it: (first client, compressed values)."""
+    touched, place = np.zeros(1, np.int64), np.zeros(1, np.intp)
+    if not len(ids) or ids[-1] >= width:
         touched, place = np.unique(ids // width, return_inverse=True)
-    else:
-        touched, place = np.zeros(1, np.int64), 0
     block = np.full((len(touched), width), np.nan)  # (chunks, width)
     block[place, ids % width] = measured
     for start, values in zip(touched * width, block, strict=True):

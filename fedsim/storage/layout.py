@@ -81,13 +81,16 @@ def lay_out(
             file.require_group(group)[dimension] = file[dimension]
     for path, column in columns.items():
         add_column(file, path, column)
-    checksums.lay_out(file, list(columns))
+    checksums.lay_out(file, [*columns, *checksums.IN_FORCE])
     checksums.put_attributes(file)
     file.create_group("masks")
     if counts is not None and clients <= COUNTS_UP_TO:
         _put_counts(file, counts)
     for dimension, texts in called.items():
-        file.create_dataset(f"partition/{dimension}_name", data=np.array(list(texts), dtype=h5py.string_dtype()))
+        checksums.put_labels(file, f"partition/{dimension}_name", texts)
+    counted = ("class", "counts") if "partition/counts" in file else ()
+    once = ["client", "layer", *(f"partition/{name}" for name in (*counted, *(f"{dimension}_name" for dimension in called)))]
+    checksums.put_once(file, {path: checksums.of_array(file[path][()]) for path in once})
 
 
 def _scale(file: h5py.File, name: str, data: NDArray[Any], **options: Any) -> None:
@@ -130,7 +133,8 @@ def last_mask(file: h5py.File, r: int) -> tuple[str, bytes]:
     """The mask in force after round `r`, packed."""
     stored = [number for number in encoding.rounds(checked.needed(file, "masks")) if number <= r]
     if not stored:
-        return encoding.pack({})
+        checksums.check_in_force(file, "masks", r, encoding.checksum_of(nothing := encoding.pack({})))
+        return nothing
     name = f"masks/{max(stored)}"
     mask = checked.dataset(file, name, "u", (None,))
     tensors, packed = checked.attribute(mask, "tensors"), mask[()].tobytes()
@@ -139,6 +143,7 @@ def last_mask(file: h5py.File, r: int) -> tuple[str, bytes]:
     need(all(map(encoding.is_shape, shapes.values())), f"the attribute 'tensors' of {name} has shapes that are none")
     expected = sum(-(-prod(shape) // 8) for shape in shapes.values())
     need(len(packed) == expected, f"{name} has {len(packed):,} bytes, and its masks have {expected:,}")
+    checksums.check_in_force(file, "masks", r, encoding.checksum_of((tensors, packed)))
     return tensors, packed
 
 

@@ -94,7 +94,7 @@ class RunReader:
         return self._read(lambda file: run_file.all_names(file, group))
 
     def about(self, group: str, name: str) -> Column:
-        return self._read(lambda file: _about(run_file.column(file, group, name)))
+        return self._read(lambda file: Column(*run_file.about(file, group, name)))
 
     def labels(self, dimension: str) -> list[Any]:
         """What a dimension's rows are called: the layers' names, the clients' numbers."""
@@ -147,7 +147,7 @@ class RunReader:
     def _gates(self, r: int | None) -> Gates | None:
         def gates(file: h5py.File) -> Gates | None:
             rounds = _rounds(file)
-            final = client_gates.read(file, client_gates.FINAL) if r is None and checked.attribute(file, "finished") else None
+            final = client_gates.final(file) if r is None and checked.attribute(file, "finished") else None
             return final or client_gates.last(file, rounds if r is None else min(r, rounds))
 
         return self._read(gates)
@@ -159,7 +159,7 @@ class RunReader:
     def called(self, dimension: str) -> list[str] | None:
         """What the data set called each "client" or "class"; None where it had no names but their numbers here."""
         path = f"partition/{dimension}_name"
-        return self.labels(path) if self._read(lambda file: path in file) else None
+        return self.labels(path) if self._read(lambda file: checksums.has(file, path)) else None
 
     def model(self) -> Tree:
         """The final weights, bit for bit, by their SHA-256; BadInput before the run has finished."""
@@ -195,10 +195,6 @@ def _hold(file: h5py.File, damaged: bool) -> Held:
     return Held(_attributes(file), {group: columns for group, (columns, _) in found.items()}, wrong)
 
 
-def _about(column: h5py.Dataset) -> Column:
-    return Column(*(str(checked.attribute(column, key) or "") for key in ("units", "long_name")))
-
-
 def _attributes(file: h5py.File) -> dict[str, Any]:
     found = run_file.attributes(file)
     texts: dict[str, Any] = {
@@ -219,10 +215,12 @@ def _plan(known: dict[str, Any]) -> dict[str, Any]:
 
 
 def _counts(file: h5py.File) -> NDArray[np.int32] | None:
-    if checked.group(file, "partition") is None or checked.item(file, "partition/counts") is None:
+    if not checksums.has(file, "partition/counts"):
         return None
     clients = checked.dataset(file, "client", "iu", (None,)).shape[0]
-    return checked.numbers(file, "partition/counts", "iu", (clients, None)).astype(np.int32, copy=False)
+    found = checked.numbers(file, "partition/counts", "iu", (clients, None)).astype(np.int32, copy=False)
+    checksums.check_once(file, "partition/counts", checksums.of_array(found))
+    return found
 
 
 def _model(file: h5py.File) -> Tree:

@@ -74,6 +74,10 @@ def _taken(run: Path, path: Path, sleep: Callable[[float], object]) -> int | Non
             path.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError:
+            if path.is_dir():
+                raise BadInput(
+                    f"{path} is a folder, and the lock of {run} needs a file of this name; remove it, or choose another --out"
+                ) from None
             return None
         if not (refused := _refused(handle)) and _is(handle, path):
             return handle

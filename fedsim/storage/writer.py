@@ -124,18 +124,17 @@ class RunWriter:
         groups: dict[str, Mapping[str, Any]] = {"rounds": values, "clients": clients or {}, "layers": layers or {}}
         groups |= {"timing": timing or {}, "speed": speed or {}}
         row = {f"{group}/{name}": value for group, entries in groups.items() for name, value in entries.items()}
+        measured = {path: self._in_order(path, *value) for path, value in row.items() if path.startswith(checksums.CLIENTS)}
+        row |= measured
         mask = encoding.pack(masks) if masks else self._mask
-        chunks = {path: self._chunks(path, *value) for path, value in row.items() if path.startswith("clients/")}
+        chunks = {path: list(encoding.chunks(*value, min(CHUNK, self._clients))) for path, value in measured.items()}
         moved = gates is not None and not gates.same(self._gates)
         appends = mask == self._mask and not moved and row.keys() <= self._columns.keys() and not self._splits(r, chunks)
         needed = self._needed(r, row, chunks) + sum(map(len, mask)) + growth.of_gates(gates)
         with self._in_place(needed) if appends else self._aside(needed):
             self._extend(r + 1)
+            self._put_in_force(r, mask, gates if moved else None)
             self._put(r, row, chunks)
-            self._put_mask(r, mask)
-            if gates is not None and moved:
-                client_gates.put(self._file, str(r), gates)
-                self._gates = gates
             self._file.flush()
             self._file.attrs.modify("rounds", r)
             self._file.flush()
@@ -179,14 +178,16 @@ class RunWriter:
         self._find_checksums()
         self._mask = last_mask(self._file, self.rounds)
         self._gates = client_gates.last(self._file, self.rounds)
+        self._sums = {"masks": encoding.checksum_of(self._mask), "client_gates": client_gates.checksum_of(self._gates)}  # of IN_FORCE
 
     def _find_checksums(self) -> None:
         """The table of checksums, the place of each column in it, and the checksums of a row that was not measured."""
         self._checksums = self._file[checksums.GROUP][checksums.ROWS] if checksums.GROUP in self._file else None
         self._place = {path: i for i, path in enumerate(checksums.columns(self._file))}
-        shapes = [self._wide[path.partition("/")[0]] for path in self._place]
-        of_shape = {shape: crc32(np.full(shape, np.nan, FLOAT).data) for shape in set(shapes)}
-        self._unmeasured = np.array([of_shape[shape] for shape in shapes], UINT)
+        groups = [path.partition("/")[0] for path in self._place]
+        dense = {*groups}.intersection(self._wide) - {"clients"}
+        of_group = {group: crc32(np.full(self._wide[group], np.nan, FLOAT).data) for group in dense}
+        self._unmeasured = np.array([of_group.get(group, checksums.of()) for group in groups], UINT)
 
     def _count(self) -> None:
         """The chunks that each column of the clients holds; kept up by every row."""
@@ -255,10 +256,14 @@ class RunWriter:
         spaces = {wide: _spaces(r, wide) for wide in {(), *self._wide.values()}}
         self._numbers.id.write(*spaces[()], np.full(1, r, np.int64))
         found = self._unmeasured.copy()
+        for path in self._sums.keys() & self._place.keys():
+            found[self._place[path]] = self._sums[path]
         for path, column in self._columns.items():
             group = path.partition("/")[0]
             if group == "clients":
                 self._put_chunks(r, path, chunks.get(path, []))
+                if path in row and path in self._place:
+                    found[self._place[path]] = checksums.of_clients(*row[path])
             # A column's index is made with its first row, lest it be made under rows that readers trust already.
             elif path in row or r == 0:
                 values = np.empty((1, *self._wide[group]), FLOAT)
@@ -277,13 +282,13 @@ class RunWriter:
         clients = growth.of_clients(r, dict.fromkeys(self._held, ()) | dict(chunks) if r == 0 else chunks, self._held)
         return growth.SLACK + columns + clients + growth.of_checksums(r, len(paths | self._columns.keys()), anew)
 
-    def _chunks(self, path: str, ids: Any, measured: Any) -> list[Chunk]:
+    def _in_order(self, path: str, ids: Any, measured: Any) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         ids, measured = np.asarray(ids, np.int64), np.asarray(measured, np.float64)
         if ids.shape != measured.shape or ids.ndim != 1:
             raise ValueError(f"{path}: ids are {ids.shape}, values {measured.shape}; both must be (K,)")
         if ids.size and not 0 <= ids.min() <= ids.max() < self._clients:
             raise ValueError(f"{path}: ids are 0 … {self._clients - 1}, not {ids.min()} … {ids.max()}")
-        return list(encoding.chunks(ids, measured, min(CHUNK, self._clients)))
+        return encoding.in_order(ids, measured)
 
     def _splits(self, r: int, chunks: Mapping[str, list[Chunk]]) -> bool:
         due = appends_a_split(r) or any(splits(self._held[path], len(new)) for path, new in chunks.items())
@@ -298,11 +303,15 @@ class RunWriter:
             column.id.write_direct_chunk((r, start), chunk)
         self._held[path] = self._held.get(path, 0) + max(len(chunks), int(r == 0))
 
-    def _put_mask(self, r: int, mask: tuple[str, bytes]) -> None:
+    def _put_in_force(self, r: int, mask: tuple[str, bytes], gates: Gates | None) -> None:
+        """Stores a mask that is another than the one in force, and gates if there are new ones."""
         if mask != self._mask:
             stored = self._file["masks"].create_dataset(str(r), data=np.frombuffer(mask[1], np.uint8))
             stored.attrs["tensors"], self._mask = mask[0], mask
-            stored.attrs[checksums.NAME] = checksums.of(mask[0].encode(), mask[1])
+            stored.attrs[checksums.NAME] = self._sums["masks"] = encoding.checksum_of(mask)
+        if gates is not None:
+            client_gates.put(self._file, str(r), gates)
+            self._gates, self._sums["client_gates"] = gates, client_gates.checksum_of(gates)
 
 
 def _spaces(r: int, wide: tuple[int, ...]) -> Spaces:

@@ -154,6 +154,12 @@ def test_checkpoints_beyond_the_run_file_are_reported(refuses: Callable[..., str
     assert "run.h5 ends with round 1, before its checkpoint of round" in refuses()
 
 
+@pytest.mark.parametrize("suffix", [".new", ".lock"])
+def test_a_folder_in_the_place_of_a_file_beside_the_run_is_refused(refuses: Callable[..., str], half: Path, suffix: str) -> None:
+    half.with_name(half.name + suffix).mkdir()
+    assert f"run.h5{suffix} is a folder, and " in refuses()
+
+
 def test_a_finished_run_needs_no_checkpoints(console: Console, lab: Lab, reference: Path) -> None:
     shutil.copy(reference, lab.folder)
     ended = console("--resume", "must")

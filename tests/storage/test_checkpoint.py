@@ -357,3 +357,22 @@ def test_a_file_where_the_folder_should_be_is_refused_by_a_new_run_too(tmp_path:
     (tmp_path / "run.h5.checkpoint").touch()
     with pytest.raises(BadInput, match="is a file, and the checkpoints need a folder of this name"):
         clear(tmp_path / "run.h5.checkpoint")
+
+
+def test_a_folder_that_cannot_be_written_is_refused_by_one_message(tmp_path: Path) -> None:
+    """The file system of the kernel takes no files, not even from root."""
+    folder = tmp_path / "run.h5.checkpoint"
+    folder.symlink_to("/sys/kernel")
+    for write_there in (lambda: checkpoint.check_writable(folder), lambda: save(folder, 1, state(1), None)):
+        with pytest.raises(BadInput, match=r"checkpoint cannot take checkpoints: .* \(.*\); mend that, or choose another --out"):
+            write_there()
+
+
+def test_a_folder_in_the_place_of_a_file_is_refused_and_left_alone(folder: Path) -> None:
+    checkpoint.check_writable(folder)
+    before = sorted(folder.iterdir())
+    (folder / "000009.json.new").mkdir()
+    with pytest.raises(BadInput, match=r"cannot take checkpoints: Is a directory \(.*000009\.json\.new\)"):
+        save(folder, 9, state(9), None)
+    (folder / "000009.json.new").rmdir()
+    assert set(before) <= set(folder.iterdir())

@@ -108,3 +108,10 @@ def test_a_name_that_is_too_long_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(BadInput, match=r"x\.h5 cannot be reached: File name too long; choose another --out"):
         take(tmp_path / f"{name}.h5")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_in_the_place_of_the_lock_is_refused(tmp_path: Path) -> None:
+    lock_of(tmp_path / "run.h5").mkdir()
+    with pytest.raises(BadInput, match=r"run\.h5\.lock is a folder, and the lock of .* needs a file of this name; remove it"):
+        take(tmp_path / "run.h5")
+    assert lock_of(tmp_path / "run.h5").is_dir()
