@@ -76,9 +76,8 @@ def lay_out(
     _scale(file, "round", np.arange(0), maxshape=(None,), chunks=(1024,))
     _scale(file, "client", np.arange(clients), chunks=(min(clients, 65536),), shuffle=True, compression=1)
     checksums.put_labels(file, "layer", layers).make_scale("layer")
-    for group, dimensions in DIMENSIONS.items():
-        for dimension in dimensions:
-            file.require_group(group)[dimension] = file[dimension]
+    for group in DIMENSIONS:
+        _link_scales(file, group)
     for path, column in columns.items():
         add_column(file, path, column)
     checksums.lay_out(file, [*columns, *checksums.IN_FORCE])
@@ -91,6 +90,13 @@ def lay_out(
     counted = ("class", "counts") if "partition/counts" in file else ()
     once = ["client", "layer", *(f"partition/{name}" for name in (*counted, *(f"{dimension}_name" for dimension in called)))]
     checksums.put_once(file, {path: checksums.of_array(file[path][()]) for path in once})
+
+
+def _link_scales(file: h5py.File, group: str) -> None:
+    """Has the labels of a group stand in it too, where they do not yet: as in a group that the writer of an older file did not know."""
+    for dimension in DIMENSIONS[group]:
+        if dimension not in file.require_group(group):
+            file[group][dimension] = file[dimension]
 
 
 def _scale(file: h5py.File, name: str, data: NDArray[Any], **options: Any) -> None:
@@ -111,6 +117,7 @@ def add_column(file: h5py.File, path: str, column: Column) -> h5py.Dataset:
     group = path.partition("/")[0]
     if group not in DIMENSIONS:
         raise ValueError(f"column {path!r} is under none of {', '.join(DIMENSIONS)}")
+    _link_scales(file, group)
     scales = [file[name] for name in DIMENSIONS[group]]
     wide = tuple(scale.shape[0] for scale in scales[1:])
     chunks = (ROWS[group], *(min(CHUNK, size) if group == "clients" else size for size in wide))

@@ -143,7 +143,7 @@ def test_another_rank_leaves_the_word_to_rank_0(fedsim: Fedsim, monkeypatch: pyt
         (["--set", "train.lr=fast"], '[train] lr = "fast": should be a number'),
         (["--set", "rounds=-1"], "rounds = -1: should be a whole number, at least 1"),
         (["--set", "cohort.size=5"], "[cohort] size = 5 is more than the population; there are 4 clients"),
-        (["--set", "model.match='params'", "--set", "model.match_density=0"], "match_density is in (0, 1]"),
+        (["--set", "model.match='params'", "--set", "model.match_density=0"], "match_density = 0.0: should be above 0 and at most 1"),
         (["--set", "method.name=fedagv"], "did you mean 'fedavg'?"),
         (["--set", "sweep.seed=[0, 1]"], "[sweep] makes 2 runs and `fedsim run` does one: `fedsim sweep small.toml` does all"),
     ],

@@ -93,7 +93,7 @@ class Heavy(nn.Sequential):
 
     def named_parameters(self, *arguments: Any, **named: Any) -> Any:
         if os.environ.get("OMPI_COMM_WORLD_RANK") == "1":
-            raise MemoryError("no room on this rank")
+            raise LookupError("only on this rank")
         return super().named_parameters(*arguments, **named)
 
 

@@ -62,4 +62,4 @@ def test_a_report_that_cannot_be_sent_ends_the_job(failing: Callable[..., Ended]
 def test_an_exception_on_one_rank_while_it_starts_ends_the_job(lab: Lab) -> None:
     ended = lab.run("--set", "model.factory=own:heavy", "--set", "method.name=fedavg", ranks=3)
     assert ended.code == 1
-    assert "MemoryError: no room on this rank" in ended.err
+    assert "LookupError: only on this rank" in ended.err

@@ -115,8 +115,8 @@ def test_many_fedprox_steps_reach_the_fixed_point() -> None:
 def test_a_cohort_of_nobody_or_twice_the_same_is_refused() -> None:
     made = fleet(SerialFleet, people([2, 2]), linear())
     work = Train((Feed("train", epochs=1),), 0.1)
-    for cohort in ([], [1, 1]):
-        with pytest.raises(ValueError, match="distinct clients"):
+    for cohort, message in (([], "at least one client"), ([1, 1], "client 1 stands in the cohort twice")):
+        with pytest.raises(ValueError, match=message):
             made.run(work, cohort, made.site.net.initial)
 
 

@@ -319,7 +319,7 @@ WRONG: list[tuple[dict[str, object], str]] = [
     ({"gate_keep": 0.0}, "above 0 and at most 1"),
     ({"gate_keep": 1.5}, "above 0 and at most 1"),
     ({"gate_l1": 1e-4}, "need model.gate_keep; it is not given"),
-    ({"gate_place": "before"}, "one of norm, affine"),
+    ({"gate_place": "before"}, "There are: norm, affine"),
     ({"gate_keep": 0.5, "gate_l1": -1.0}, "at least 0"),
 ]
 

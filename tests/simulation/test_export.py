@@ -178,7 +178,7 @@ def test_a_file_that_is_worth_less_than_its_run_says_is_warned_of(folder, tmp_pa
     def worse(file: h5py.File) -> None:
         file["rounds/accuracy"][-1] -= 0.5
         column = checksums.columns(file).index("rounds/accuracy")
-        file["checksums/rows"][-1, column] = checksums.of_rows(file["rounds/accuracy"][-1:])[0]
+        file["checksums/rows"][-1, column] = checksums.of_rows("rounds/accuracy", file["rounds/accuracy"][-1:])[0]
 
     assert fedsim(monkeypatch, "export", changed(folder, tmp_path / "run.h5", worse)) == 0
     said = capsys.readouterr().out
