@@ -90,6 +90,7 @@ def test_an_exception_of_the_callback_ends_all_ranks_and_is_shown(folder: Any) -
     assert fedsim.open_run("runs/small.h5").rounds >= 1
 
 
+@pytest.mark.full
 @pytest.mark.processes
 def test_bad_input_in_the_callback_is_raised_on_all_ranks(folder: Any) -> None:
     ended = folder.script(RANK + FAILING.format(error='fedsim.BadInput("mine")'), RANKS)

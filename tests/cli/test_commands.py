@@ -314,6 +314,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_what_was(fedsim: Fe
         assert not file.attrs["finished"]
 
 
+@pytest.mark.full
 @pytest.mark.processes
 def test_a_sweep_of_two_jobs_ends_in_one_table(fedsim: Fedsim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "smaller.toml").write_text(SMALL.replace("width = 4", "width = 2"))

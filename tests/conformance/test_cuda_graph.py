@@ -7,7 +7,7 @@ from cases import TABLE, run, table
 from run_files import assert_close
 
 
-@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.full if place % 2 else ()) for place, name in enumerate(TABLE)])
 def test_programs_are_serial(name, alone, folder, tmp_path) -> None:
     execution = table(name, "serial", folder)["execution"] | {"fleet": "cuda_graph", "packs": 2}
     out = tmp_path / "run.h5"

@@ -10,6 +10,7 @@ from run_files import assert_same
 SPARSE = [pair for pair in RUNS if pair[1] == "sparse"]
 
 
+@pytest.mark.full
 @pytest.mark.processes
 def test_the_first_start_changes_no_bit(folder, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "cache"))

@@ -55,6 +55,7 @@ def test_a_loss_that_is_no_number_names_client_round_and_step(failing: Callable[
     assert "Traceback" not in ended.err
 
 
+@pytest.mark.full
 def test_a_report_that_cannot_be_sent_ends_the_job(failing: Callable[..., Ended]) -> None:
     assert re.search(r"^\[rank [12], .*round 3.*\] TypeError: ", failing("report", ranks=3).err, re.M)
 

@@ -178,7 +178,7 @@ def test_a_method_that_refuses_in_round_1_is_bad_input(tmp_path: Path) -> None:
             "round (r = 1): ValueError: total 'buf/norm1.running_mean' is (4,) and nothing for two clients",
             marks=pytest.mark.full,
         ),
-        ("refuses", "", 2, "s.toml: this method wants more clients"),
+        pytest.param("refuses", "", 2, "s.toml: this method wants more clients", marks=pytest.mark.full),
     ],
 )
 @pytest.mark.processes

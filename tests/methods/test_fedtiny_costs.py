@@ -328,7 +328,7 @@ def peak_of_visit(parts: Experiment, work: Work, shared: Tree, engine: str) -> i
     return alive.peak
 
 
-@pytest.mark.parametrize("engine", ["serial", "packed", pytest.param("cuda_graph", marks=pytest.mark.full)])
+@pytest.mark.parametrize("engine", ["packed", *(pytest.param(engine, marks=pytest.mark.full) for engine in ("serial", "cuda_graph"))])
 def test_check_16_an_adjusting_round_needs_its_buffers_and_one_gradient_more_than_a_plain_one(parts, engine) -> None:
     """A whole visit of a resnet20, with the chunk in use: 8 bytes an entry and 4 a weight, of each client that is trained at once."""
     net, at_once = parts.setting.net, 1 if engine == "serial" else 2

@@ -285,7 +285,8 @@ def test_a_factory_that_fails_is_named_with_the_reason(own: str, factory: str, m
 
 @pytest.mark.parametrize(
     ("name", "match"),
-    [(name, match) for name in ("cnn", "resnet8") for match in ("params", "flops", "memory")] + [("mobilenet_v2", "flops")],
+    [(name, match) for name in ("cnn", "resnet8") for match in ("params", "flops", "memory")]
+    + [pytest.param("mobilenet_v2", "flops", marks=pytest.mark.full)],
 )
 def test_the_matched_width_is_the_largest_that_fits(name: str, match: str) -> None:
     settings = ModelSettings(name, match=match, match_density=0.3)

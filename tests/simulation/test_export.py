@@ -103,7 +103,15 @@ def fedsim(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
 
 
 @pytest.mark.parametrize(
-    ("name", "client"), [("gated", None), ("gated", 3), ("standardised", None), ("standardised", 1), ("masked", None), ("plain", None)]
+    ("name", "client"),
+    [
+        ("gated", 3),
+        ("masked", None),
+        *(
+            pytest.param(*pair, marks=pytest.mark.full)
+            for pair in (("gated", None), ("standardised", None), ("standardised", 1), ("plain", None))
+        ),
+    ],
 )
 @pytest.mark.processes
 def test_what_is_written_runs_without_fedsim_and_gives_the_same(name, client, folder, tmp_path, monkeypatch) -> None:

@@ -311,6 +311,7 @@ def test_a_signal_stops_all_gently_and_the_same_command_goes_on(gate: Gate, ever
     assert all(RunReader(gate.folder / f"job-seed{seed}.h5").attributes["finished"] for seed in range(3))
 
 
+@pytest.mark.full
 @pytest.mark.processes
 def test_a_worker_that_dies_loses_its_run_alone(gate: Gate) -> None:
     lost = gate.worker(0)

@@ -35,7 +35,7 @@ def started(folder: Path, **variables: str) -> subprocess.Popen[str]:
     return subprocess.Popen(["bash", str(SCRIPT)], cwd=folder, env=told, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize("seconds", [0.0, pytest.param(0.05, marks=pytest.mark.full), 0.5])
+@pytest.mark.parametrize("seconds", [0.0, pytest.param(0.05, marks=pytest.mark.full), pytest.param(0.5, marks=pytest.mark.full)])
 def test_a_signal_before_the_run_has_begun_ends_the_script_with_3(script: subprocess.Popen[str], tmp_path: Path, seconds: float) -> None:
     """Before mpirun is started, before it can hear signals, or while its ranks import."""
     time.sleep(seconds)
