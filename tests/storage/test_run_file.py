@@ -512,9 +512,9 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, act: Callable[[Dis
     return disk.changes
 
 
-@pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.full)])
+@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.full)])
 def test_every_cut_of_the_writing_leaves_all_counted_rows_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int) -> None:
-    """After every third write, and after each one of two whole rows: one is written in place, the other on a copy, as a node splits."""
+    """After every fourth write, and after each one of two whole rows: one is written in place, the other on a copy, as a node splits."""
     whole: list[int] = []  # the changes of these rows
 
     def act(disk: Disk) -> None:
