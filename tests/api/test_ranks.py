@@ -111,6 +111,7 @@ fedsim.run("small.toml", set={"data.image_size": 1})
 """
 
 
+@pytest.mark.full
 @pytest.mark.processes
 def test_a_job_that_is_wrong_on_one_rank_is_refused_on_all(folder: Any) -> None:
     """So is a sweep, which starts processes itself; and BadInput that nobody catches ends all ranks."""

@@ -151,6 +151,7 @@ def test_the_exported_module_has_the_recorded_accuracy(folder: Any) -> None:
         fedsim.export_module("nowhere.h5")
 
 
+@pytest.mark.full
 def test_a_long_run_is_reported_in_few_lines(folder: Any, capsys: pytest.CaptureFixture[str]) -> None:
     fedsim.run("small.toml", set={"rounds": 200, "evaluate.every": 1, "data.train_images": 40, "data.test_images": 8})
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("round ")]

@@ -55,6 +55,7 @@ def test_a_script_sweeps_without_a_guard_and_is_not_run_again_by_its_processes(f
     assert swept.attributes["weights_sha256"] == alone.attributes["weights_sha256"] != ""
 
 
+@pytest.mark.full
 @pytest.mark.processes
 def test_a_method_of_the_script_itself_needs_the_guard(folder: Any) -> None:
     ended = folder.script(OWN)
@@ -62,6 +63,7 @@ def test_a_method_of_the_script_itself_needs_the_guard(folder: Any) -> None:
     assert ended.out.splitlines()[-1] == "__main__:Mine"
 
 
+@pytest.mark.full
 @pytest.mark.processes
 def test_a_sweep_with_a_failed_run_says_which_and_leaves_signals_as_they_were(folder: Any, capfd: pytest.CaptureFixture[str]) -> None:
     def mine(*_: object) -> None: ...

@@ -100,7 +100,7 @@ def succeeds(*command: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize(("name", "rounds"), [("callback=watch", 21), ("fedsim_analysis", 0)])
+@pytest.mark.parametrize(("name", "rounds"), [pytest.param("callback=watch", 21, marks=pytest.mark.full), ("fedsim_analysis", 0)])
 @pytest.mark.processes
 def test_the_readmes_scripts_run(quickstart, monkeypatch, name, rounds) -> None:
     """A run from Python, and reading the run file: each as a plain script."""

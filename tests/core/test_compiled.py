@@ -95,6 +95,7 @@ def flipped(data: bytes) -> bytes:
     return bytes(byte ^ (at % 64 == 40) for at, byte in enumerate(data))
 
 
+@pytest.mark.full
 @pytest.mark.processes
 def test_damaged_files_and_a_full_disk_cost_time_alone(tmp_path) -> None:
     at = {"NUMBA_CACHE_DIR": str(tmp_path)}

@@ -74,6 +74,7 @@ def test_ranks_stop_together(lab: Lab, console: Console, reference: Path, name: 
     goes_on(console, lab, reference)
 
 
+@pytest.mark.full
 def test_mpirun_that_is_terminated_kills_its_ranks_and_the_run_goes_on(lab: Lab, console: Console, reference: Path) -> None:
     """mpirun hands neither TERM nor INT on: it ends its ranks itself, with an exit code of its own."""
     running = lab.start(ranks=2, hold=4)

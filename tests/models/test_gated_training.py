@@ -47,7 +47,7 @@ def losses(name: str, lr: float, steps: int, **fields: object) -> list[float]:
     return found
 
 
-@pytest.mark.parametrize("norm", ["batch", "group"])
+@pytest.mark.parametrize("norm", ["batch", pytest.param("group", marks=pytest.mark.full)])
 @pytest.mark.parametrize("name", GATED)
 def test_every_gated_model_takes_20_steps(name: str, norm: str) -> None:
     found = losses(name, 0.01, 20, norm=norm)
