@@ -82,6 +82,7 @@ def test_the_cache_is_where_the_user_says_or_the_users_or_beside_the_sources(tmp
     assert said(started(tmp_path, "int", **named))[1] == 1  # loaded
 
 
+@pytest.mark.full
 @pytest.mark.processes
 def test_processes_that_compile_at_once_do_not_take_each_others_code(tmp_path) -> None:
     for _ in range(2):

@@ -56,6 +56,7 @@ def test_a_run_without_room_stops_with_one_line_and_goes_on(lab: Lab, console: C
     assert not list(lab.folder.glob("*.new")) + list(folder_of(run).glob("*.new"))
 
 
+@pytest.mark.full
 @pytest.mark.processes
 def test_output_on_a_full_disk_is_left_out(lab: Lab) -> None:
     """The run is done, and the exit code tells that something is missing."""

@@ -37,6 +37,7 @@ def test_three_ranks_killed_and_resumed_are_a_run_never_stopped(
     assert_same(lab.folder / "run.h5", reference)
 
 
+@pytest.mark.full
 def test_a_run_killed_again_and_again_is_a_run_never_stopped(lab: Lab, console: Console, reference: Path) -> None:
     instant = random.Random(0)
     for r in (1, 3, 4):

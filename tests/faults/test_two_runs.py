@@ -28,6 +28,7 @@ def test_a_second_run_on_a_file_is_refused_until_the_first_was_killed(lab: Lab, 
     assert not (lab.folder / "run.h5.lock").exists()
 
 
+@pytest.mark.full
 def test_a_stopped_run_is_gone_on_with_once(lab: Lab, console: Console, reference: Path) -> None:
     first = lab.start(hold=3)
     first.until(2)

@@ -23,7 +23,7 @@ def experiment(model: str, method: dict[str, Any]) -> Experiment:
     return build_experiment(job.check({"data": FAKE, "model": {"name": model}, "method": method, "execution": {"device": "cpu"}}))
 
 
-@pytest.mark.parametrize("model", ["resnet18", "resnet56"])
+@pytest.mark.parametrize("model", ["resnet18", pytest.param("resnet56", marks=pytest.mark.full)])
 @pytest.mark.parametrize(
     "method",
     [
