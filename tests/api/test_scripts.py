@@ -101,6 +101,7 @@ def printed(tmp_path_factory: pytest.TempPathFactory, small: str) -> list[str]:
     return ["".join(output["text"] for output in each) for each in outputs]
 
 
+@pytest.mark.full
 @pytest.mark.processes
 def test_a_notebook_shows_progress_in_few_plain_lines(printed: list[str]) -> None:
     lines = printed[0].splitlines()
@@ -112,6 +113,7 @@ def test_a_notebook_shows_progress_in_few_plain_lines(printed: list[str]) -> Non
     assert not {"\r", "\x1b"} & set("".join(printed))
 
 
+@pytest.mark.full
 @pytest.mark.processes
 def test_a_method_in_a_cell_is_answered_with_what_to_do(printed: list[str]) -> None:
     assert printed[4].startswith("small.toml: __main__:Mine stands in no file")

@@ -25,14 +25,14 @@ ONE = ("fedavg", "serial")  # on one rank a run is the run without mpirun: one l
 def lines() -> list[Any]:
     """(ranks, method, way). With the marker full: every method in every way on every number of ranks.
 
-    Without it, each method runs on 3 or 5 ranks, the DISTINCT ones on both, and the ways take turns.
+    Without it, each method runs on 3 ranks, the DISTINCT ones on 5 too, and the ways take turns.
     """
     ways = {name: [way for other, way in RUNS if other == name] for name in TABLE}
     turns = {
         (ranks, name, ways[name][(place + turn) % len(ways[name])])
         for place, name in enumerate(TABLE)
         for turn, ranks in enumerate(RANKS)
-        if ranks > 2 and (name in DISTINCT or turn - 1 == place % 2)
+        if ranks == 3 or (ranks == 5 and name in DISTINCT)
     } | {(ranks, *ONE) for ranks in (1, *RANKS)}
 
     def chosen(ranks: int, pair: tuple[str, str]) -> bool:
