@@ -1,5 +1,6 @@
 """The random generators of torch, NumPy and Python, which all code of a process shares. fedsim draws by keys (`fedsim.rng`); these two
-functions are for code of its users, who may draw by a shared generator.
+functions are for code of its users, who may draw by a shared generator. torch has another one on each GPU, whose draws are seeded too but
+not noticed.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from strange_methods import WRONG
 
 import fedsim
 from fedsim import BadInput, ClientFault, MethodFault
+from fedsim.core import shared_generators
 
 READS = r"FileNotFoundError: \[Errno 2\] No such file or directory: 'missing.npy'"
 SAID = {
@@ -129,9 +130,9 @@ def test_reports_that_differ_from_client_to_client(tmp_path: Path, how: str) -> 
 
 
 def test_draws_of_a_method_depend_on_the_seed_and_the_round_alone(tmp_path: Path) -> None:
-    job, before = SMALL | {"rounds": 3, "method": {"name": "strange_methods:Drawing"}}, torch.get_rng_state()
+    job, before = SMALL | {"rounds": 3, "method": {"name": "strange_methods:Drawing"}}, shared_generators.states()
     whole = fedsim.run(job, out=tmp_path / "whole.h5", progress=False)
-    assert torch.equal(torch.get_rng_state(), before)
+    assert shared_generators.states() == before  # for the script that called it
     torch.rand(7)
     fedsim.run(job, out=tmp_path / "two.h5", progress=False, callback=lambda done: done.round == 1 and done.stop())
     again = fedsim.run(job, out=tmp_path / "two.h5", progress=False)
@@ -155,6 +156,27 @@ def test_a_state_of_plain_dicts_is_stopped_and_resumed(tmp_path: Path) -> None:
 def test_a_method_that_refuses_in_round_1_is_bad_input(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"^job: this method wants more clients$"):
         ran(tmp_path, "refuses")
+
+
+def test_an_error_of_the_run_file_is_not_the_methods(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        fedsim.run(SMALL | {"rounds": 1, "method": {"name": "strange_methods:Storing"}}, out=tmp_path / "run.h5", progress=False)
+
+
+def on_ranks(folder: Path, verb: str, how: str) -> subprocess.CompletedProcess[str]:
+    shutil.copy(strange_methods.__file__, folder)
+    (folder / "s.toml").write_text(small_job(1, method={"name": "strange_methods:Strange", "verb": verb, "how": how}))
+    command = [str(MPIRUN), "-n", "3", sys.executable, "-m", "fedsim", "run", "s.toml", "--out", "run.h5"]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment(), timeout=HANG, check=False)
+
+
+@pytest.mark.processes
+def test_a_work_that_draws_on_another_rank_is_refused(tmp_path: Path) -> None:
+    ended = on_ranks(tmp_path, "work", "step draws")
+    assert ended.returncode == 1
+    assert re.match(
+        r"\[rank [12], client \d+, round 1, Odd\.step\] ValueError: it draws random numbers by the generator of NumPy", ended.stderr
+    )
 
 
 @pytest.mark.parametrize(
@@ -183,10 +205,7 @@ def test_a_method_that_refuses_in_round_1_is_bad_input(tmp_path: Path) -> None:
 )
 @pytest.mark.processes
 def test_on_ranks_the_message_comes_first_and_once_and_every_rank_ends(tmp_path: Path, verb: str, how: str, code: int, said: str) -> None:
-    shutil.copy(strange_methods.__file__, tmp_path)
-    (tmp_path / "s.toml").write_text(small_job(1, method={"name": "strange_methods:Strange", "verb": verb, "how": how}))
-    command = [str(MPIRUN), "-n", "3", sys.executable, "-m", "fedsim", "run", "s.toml", "--out", "run.h5"]
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment(), timeout=HANG, check=False)
+    ended = on_ranks(tmp_path, verb, how)
     assert ended.returncode == code, ended.stderr
     assert said in ended.stderr.splitlines()[0]
     assert ended.stderr.count(said) == 1

@@ -60,6 +60,11 @@ def hide(file: h5py.File) -> None:
     file["clients/loss"][2, 512:] = np.nan
 
 
+def shift(file: h5py.File) -> None:
+    """The value of client 3 is client 4's."""
+    file["clients/loss"][2, 3:5] = file["clients/loss"][2, 3:5][::-1]
+
+
 def entry(path: str, index: int, value: Any) -> Callable[[h5py.File], None]:
     return lambda file: file[path].__setitem__(index, value)
 
@@ -74,6 +79,7 @@ DAMAGES: dict[str, tuple[Callable[[h5py.File], Any], Read, str]] = {  # the dama
     "in one round": (lambda file: move(file, (1, 0), (2, 0)), lambda run: run.clients("loss", 2), "clients/loss .* in round 2"),
     "of one client": (lambda file: move(file, (1, 0), (2, 0)), lambda run: run.client("loss", 3), "clients/loss .* in round 2"),
     "another client's values": (lambda file: move(file, (1, 512), (2, 0)), lambda run: run.clients("loss"), "clients/loss .* in round 2"),
+    "a value that another client has": (shift, lambda run: run.clients("loss"), "clients/loss .* in round 2"),
     "hidden values": (hide, lambda run: run.clients("loss"), "clients/loss .* in round 2"),
     "hidden from one client": (hide, lambda run: run.client("loss", 599), "clients/loss .* in round 2"),
     "a hidden column": (lambda file: file.move("clients/loss", "clients/lost"), lambda run: run.names("clients"), "loss is missing"),
