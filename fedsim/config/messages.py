@@ -105,7 +105,9 @@ def _message(type_: str, field: str, known: dict[str, FieldHelp], place: str, ti
     if type_ in MISSED:
         return f"{start}needs {field}: {about.wanted}"
     default = "" if _has_no_default(about.default) else f"; the default is {written(about.default)}"
-    return f"{start}{field} = {_short(written(given[field]))}{_value_hint(place, field, given[field])}: should be {about.wanted}{default}"
+    finite = ", and finite" if type_ == "finite_number" else ""
+    value = f"{_short(written(given[field]))}{_value_hint(place, field, given[field])}"
+    return f"{start}{field} = {value}: should be {about.wanted}{finite}{default}"
 
 
 def _short(text: str) -> str:

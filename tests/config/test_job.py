@@ -231,6 +231,7 @@ def test_a_misspelt_section_and_a_field_without_its_section() -> None:
         ({"rounds": 10**18}, "rounds = 1000000000000000000 is too large: should be at most 2,147,483,647"),
         ({"train": {"steps": 10**18}}, "[train] steps = 1000000000000000000 is too large: should be at most 2,147,483,647"),
         ({"train": {"lr": 1e300}}, "[train] lr = 1e+300 is too large: should be at most 1e+38"),
+        ({"train": {"lr": float("inf")}}, "[train] lr = inf: should be a number, at least 0, and finite; the default is 0.05"),
         ({"train": {"batch": 10**9}}, "batch = 1000000000: should be a whole number, at least 1, at most 1000000; the default is 64"),
         ({"execution": {"threads": 10**9}}, "threads = 1000000000: should be a whole number, at least 1, at most 1024"),
         ({"model": {"width": 0}}, "[model] width = 0: should be at least 1"),
