@@ -1,6 +1,7 @@
 """Analysis of fedsim's run files: reads HDF5 only, and needs neither torch nor fedsim.
 
-`compare` and `load` need pandas, which is imported with the first of them. `run_file` needs h5py and numpy alone; fedsim reads with it too.
+`open` gives runs as labelled arrays of xarray, `plots` figures of them, `compare` a table, `load` one run as tables of pandas. Each is
+imported when it is first used. `run_file` needs h5py and numpy alone; fedsim reads with it too.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fedsim_analysis.comparison import compare
+    from fedsim_analysis.dataset.opening import open
     from fedsim_analysis.tables import Run, load
 
-__all__ = ["Run", "compare", "load"]
+__all__ = ["Run", "compare", "load", "open"]
 
-_PLACES = {"Run": "tables", "compare": "comparison", "load": "tables"}
+_PLACES = {"Run": "tables", "compare": "comparison", "load": "tables", "open": "dataset.opening"}
 
 
 def __getattr__(name: str) -> Any:

@@ -108,12 +108,16 @@ def _check(file: h5py.File, path: str, sums: NDArray[np.uint32], first: int, kno
         raise checked.Damaged(f"{path} is damaged in round {rounds(wrong + first)}: its checksum is another{left}")
 
 
-def check_about(file: h5py.File, path: str, units: Any, about: Any) -> None:
-    """That the unit and the description of the column at `path` are as they were written."""
-    known = columns(file)
-    if path in known and checked.item(file, f"{GROUP}/{ABOUT}") is not None:
-        stored = checked.numbers(file, f"{GROUP}/{ABOUT}", "u", (len(known),))
-        need(stored[known.index(path)] == _of_about(units, about), f"the unit or the description of {path} is damaged")
+def abouts(file: h5py.File, known: Sequence[str]) -> dict[str, int]:
+    """Of the unit and the description of each column; nothing where the writer made none. `known`: `columns` of this file."""
+    if not known or checked.item(file, f"{GROUP}/{ABOUT}") is None:
+        return {}
+    return dict(zip(known, checked.numbers(file, f"{GROUP}/{ABOUT}", "u", (len(known),)).tolist(), strict=True))
+
+
+def check_about(path: str, units: Any, about: Any, known: Mapping[str, int]) -> None:
+    """That the unit and the description of the column at `path` are as they were written. `known`: `abouts` of this file."""
+    need(known.get(path) in (None, _of_about(units, about)), f"the unit or the description of {path} is damaged")
 
 
 def _of_about(units: Any, about: Any) -> int:

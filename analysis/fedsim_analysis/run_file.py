@@ -92,7 +92,7 @@ def message_of(error: Exception) -> str:
 def opened(path: Path) -> h5py.File:
     """The run file, for reading, its counter and its format checked."""
     _check_place(path)
-    file = h5py.File(path, "r", locking=False)
+    file = apart(path)
     try:
         _check_format(file, path)
         known = {name: attribute(file, name) for name in NEEDED}
@@ -102,6 +102,15 @@ def opened(path: Path) -> h5py.File:
         file.close()
         raise
     return file
+
+
+def apart(path: str | Path) -> h5py.File:
+    """An HDF5 file for reading, as it stands now, whatever else has it open in this process.
+
+    HDF5 joins all opens of a file by the same driver in a process: a later one must name the same `locking`, and sees the sizes that the
+    first one saw. xarray, h5py and netCDF4 open by the driver "sec2". By "stdio" this is an open of its own.
+    """
+    return h5py.File(path, "r", driver="stdio", locking=False)
 
 
 def _check_place(path: Path) -> None:
@@ -259,9 +268,21 @@ def values(
 
 def about(file: h5py.File, group: str, name: str) -> tuple[str, str]:
     """The unit of a column, and what it is."""
-    found = column(file, group, name)
+    return _about(column(file, group, name), checksums.abouts(file, checksums.columns(file)))
+
+
+def abouts(file: h5py.File, group: str, known: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """The unit of each column of a group, and what it is. `known`: what has checksums."""
+    there, sums = names(file, group), checksums.abouts(file, known)
+    for path in checksums.missing(group, there, known):
+        raise Damaged(f"{path} is missing")
+    return {name: _about(checked.item(file, f"{group}/{stored_name(file, group, name)}"), sums) for name in there}
+
+
+def _about(found: h5py.Group | h5py.Dataset, sums: Mapping[str, int]) -> tuple[str, str]:
+    """sums: the checksums, by path."""
     units, text = (attribute(found, key) for key in ("units", "long_name"))
-    checksums.check_about(file, str(found.name).lstrip("/"), units, text)
+    checksums.check_about(str(found.name).lstrip("/"), units, text, sums)
     return str(units or ""), str(text or "")
 
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import h5py
 import numpy as np
-from fedsim_analysis import checked, checksums
+from fedsim_analysis import checked, checksums, masks
 from fedsim_analysis.checked import need
 from numpy.typing import NDArray
 
-from fedsim.storage import encoding, former_names
+from fedsim.storage import former_names
 
 GROUP = "client_gates"
 FORMER = next(old for old, new in former_names.GROUPS.items() if new == GROUP)  # its name in files of format 1
@@ -67,7 +67,7 @@ def checksum_of(gates: Gates | None) -> int:
 
 def last(file: h5py.File, r: int) -> Gates | None:
     """The gates in force after round `r`; None where none were stored."""
-    rounds = [number for number in encoding.rounds(checked.group(file, _group(file)) or ()) if number <= r]
+    rounds = [number for number in masks.rounds(checked.group(file, _group(file)) or ()) if number <= r]
     found = _read(file, str(max(rounds))) if rounds else None
     checksums.check_in_force(file, GROUP, r, checksum_of(found))
     return found

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
-from zlib import compress, crc32
+from zlib import compress
 
 import numpy as np
 import torch
+from fedsim_analysis import masks
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -26,24 +27,14 @@ def from_bits(packed: NDArray[np.uint8], shape: Sequence[int]) -> Tensor:
     return torch.from_numpy(np.unpackbits(packed, count=prod(shape)).astype(bool)).reshape(tuple(shape))
 
 
-def pack(masks: Tree) -> tuple[str, bytes]:
+def pack(kept: Tree) -> tuple[str, bytes]:
     """(keys and shapes as JSON, the bits of all masks, each mask beginning at a byte)."""
-    return json.dumps({key: list(mask.shape) for key, mask in masks.items()}), b"".join(bits(mask).tobytes() for mask in masks.values())
-
-
-def checksum_of(packed: tuple[str, bytes]) -> int:
-    """Of what `pack` gave."""
-    return crc32(packed[1], crc32(packed[0].encode()))
+    return json.dumps({key: list(mask.shape) for key, mask in kept.items()}), b"".join(bits(mask).tobytes() for mask in kept.values())
 
 
 def unpack(layout: str, packed: bytes) -> Tree:
     """The masks that `pack` packed."""
-    masks: Tree = {}
-    begin = 0
-    for key, shape in json.loads(layout).items():
-        end = begin + -(-prod(shape) // 8)
-        masks[key], begin = from_bits(np.frombuffer(packed[begin:end], np.uint8), shape), end
-    return masks
+    return {key: torch.from_numpy(mask) for key, mask in masks.unpacked(masks.shapes(layout), packed)}
 
 
 def store(value: Tensor, mask: Tensor | None = None) -> tuple[NDArray[Any], dict[str, Any]]:
@@ -65,7 +56,7 @@ def store(value: Tensor, mask: Tensor | None = None) -> tuple[NDArray[Any], dict
 def restore(array: NDArray[Any], about: Mapping[str, Any], mask: Tensor | None = None) -> Tensor:
     """The tensor that `store` was given; ValueError where the array is none that it gave."""
     dtype, shape = getattr(torch, str(about["dtype"]), None), json.loads(about["shape"])
-    if not isinstance(dtype, torch.dtype) or not is_shape(shape):
+    if not isinstance(dtype, torch.dtype) or not masks.is_shape(shape):
         raise ValueError(f"there is no tensor of dtype {about['dtype']!r} and shape {about['shape']!r}")
     if dtype == torch.bool:
         if array.dtype != np.uint8 or array.shape != (-(-prod(shape) // 8),):
@@ -84,16 +75,6 @@ def restore(array: NDArray[Any], about: Mapping[str, Any], mask: Tensor | None =
     full = torch.zeros(shape, dtype=dtype)
     full[mask] = values
     return full
-
-
-def is_shape(shape: Any) -> bool:
-    """Whether it is a list of lengths."""
-    return isinstance(shape, list) and all(type(size) is int and size >= 0 for size in shape) and len(shape) <= 16
-
-
-def rounds(names: Iterable[str]) -> list[int]:
-    """The names that are numbers of rounds."""
-    return [int(name) for name in names if name.isascii() and name.isdigit() and len(name) <= 18]
 
 
 def in_order(ids: NDArray[np.int64], measured: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

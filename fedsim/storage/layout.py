@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
 
 import h5py
 import numpy as np
-from fedsim_analysis import checked, checksums
-from fedsim_analysis.checked import need
+from fedsim_analysis import checksums
 from fedsim_analysis.run_file import DIMENSIONS, FORMAT
 from numpy.typing import NDArray
 
 from fedsim.core import keys
-from fedsim.storage import encoding
 from fedsim.storage.columns import Column
 
 __all__ = ["DIMENSIONS", "FORMAT"]  # which readers have too
@@ -134,24 +131,6 @@ def add_column(file: h5py.File, path: str, column: Column) -> h5py.Dataset:
     for axis, scale in enumerate(scales):
         added.dims[axis].attach_scale(scale)
     return added
-
-
-def last_mask(file: h5py.File, r: int) -> tuple[str, bytes]:
-    """The mask in force after round `r`, packed."""
-    stored = [number for number in encoding.rounds(checked.needed(file, "masks")) if number <= r]
-    if not stored:
-        checksums.check_in_force(file, "masks", r, encoding.checksum_of(nothing := encoding.pack({})))
-        return nothing
-    name = f"masks/{max(stored)}"
-    mask = checked.dataset(file, name, "u", (None,))
-    tensors, packed = checked.attribute(mask, "tensors"), mask[()].tobytes()
-    checksums.check(mask, str(tensors).encode(), packed)
-    shapes = checked.from_json(tensors, f"the attribute 'tensors' of {name}")
-    need(all(map(encoding.is_shape, shapes.values())), f"the attribute 'tensors' of {name} has shapes that are none")
-    expected = sum(-(-prod(shape) // 8) for shape in shapes.values())
-    need(len(packed) == expected, f"{name} has {len(packed):,} bytes, and its masks have {expected:,}")
-    checksums.check_in_force(file, "masks", r, encoding.checksum_of((tensors, packed)))
-    return tensors, packed
 
 
 def mask_of(key: str, model: Mapping[str, Item]) -> Item | None:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import h5py
 import numpy as np
-from fedsim_analysis import checked, checksums, run_file
+from fedsim_analysis import checked, checksums, masks, run_file
 from fedsim_analysis.checked import Damaged, need
 from numpy.typing import NDArray
 from torch import Tensor
@@ -20,7 +20,7 @@ from fedsim.errors import BadInput
 from fedsim.storage import client_gates, encoding, former_names
 from fedsim.storage.client_gates import Gates
 from fedsim.storage.columns import Column
-from fedsim.storage.layout import last_mask, mask_of
+from fedsim.storage.layout import mask_of
 
 Tree = dict[str, Tensor]
 Result = TypeVar("Result")
@@ -126,7 +126,7 @@ class RunReader:
 
     def masks(self, r: int) -> Tree:
         """The mask in force after round `r`; empty where none was stored."""
-        layout, packed = self._read(lambda file: last_mask(file, min(r, _rounds(file))))
+        layout, packed = self._read(lambda file: masks.in_force(file, min(r, _rounds(file))))
         return encoding.unpack(layout, packed)
 
     def gates(self, r: int | None = None) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

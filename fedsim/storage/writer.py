@@ -12,6 +12,7 @@ from zlib import crc32
 import h5py
 import numpy as np
 from fedsim_analysis import checksums, run_file
+from fedsim_analysis import masks as stored_masks
 from fedsim_analysis.run_file import DIMENSIONS, names
 from numpy.typing import NDArray
 from torch import Tensor
@@ -20,7 +21,7 @@ from fedsim.errors import BadInput
 from fedsim.storage import client_gates, disk_room, encoding, growth
 from fedsim.storage.client_gates import Gates
 from fedsim.storage.columns import COLUMNS, OF_METHODS, Column
-from fedsim.storage.layout import CHUNK, Attributes, add_column, appends_a_split, last_mask, lay_out, mask_of, splits, writable
+from fedsim.storage.layout import CHUNK, Attributes, add_column, appends_a_split, lay_out, mask_of, splits, writable
 from fedsim.storage.reader import RunReader
 
 Tree = dict[str, Tensor]
@@ -176,9 +177,9 @@ class RunWriter:
         self._columns = {f"{group}/{name}": self._file[group][name] for group in DIMENSIONS for name in names(self._file, group)}
         self._wide = {group: tuple(self._file[name].shape[0] for name in scales[1:]) for group, scales in DIMENSIONS.items()}
         self._find_checksums()
-        self._mask = last_mask(self._file, self.rounds)
+        self._mask = stored_masks.in_force(self._file, self.rounds)
         self._gates = client_gates.last(self._file, self.rounds)
-        self._sums = {"masks": encoding.checksum_of(self._mask), "client_gates": client_gates.checksum_of(self._gates)}  # of IN_FORCE
+        self._sums = {"masks": stored_masks.checksum_of(self._mask), "client_gates": client_gates.checksum_of(self._gates)}  # of IN_FORCE
 
     def _find_checksums(self) -> None:
         """The table of checksums, the place of each column in it, and the checksums of a row that was not measured."""
@@ -233,12 +234,12 @@ class RunWriter:
         self._file.attrs.modify("finished", False)
         self._file.attrs.modify("weights_sha256", np.bytes_(b""))
         self._extend(r + 1)
-        for later in [f"masks/{number}" for number in encoding.rounds(self._file["masks"]) if number > r]:
+        for later in [f"masks/{number}" for number in stored_masks.stored_rounds(self._file) if number > r]:
             del self._file[later]
         if "model" in self._file:
             del self._file["model"]
         client_gates.cut(self._file, r)
-        self._mask, self._gates = last_mask(self._file, r), client_gates.last(self._file, r)
+        self._mask, self._gates = stored_masks.in_force(self._file, r), client_gates.last(self._file, r)
 
     def _extend(self, rows: int) -> None:
         self._numbers.id.set_extent((rows,))  # by the library's own call: resize asks for the shape three times
@@ -308,7 +309,7 @@ class RunWriter:
         if mask != self._mask:
             stored = self._file["masks"].create_dataset(str(r), data=np.frombuffer(mask[1], np.uint8))
             stored.attrs["tensors"], self._mask = mask[0], mask
-            stored.attrs[checksums.NAME] = self._sums["masks"] = encoding.checksum_of(mask)
+            stored.attrs[checksums.NAME] = self._sums["masks"] = stored_masks.checksum_of(mask)
         if gates is not None:
             client_gates.put(self._file, str(r), gates)
             self._gates, self._sums["client_gates"] = gates, client_gates.checksum_of(gates)

@@ -12,6 +12,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+from fedsim_analysis import run_file
 from numpy.typing import NDArray
 
 from fedsim.errors import BadInput
@@ -75,7 +76,7 @@ def opened(path: str) -> Iterator[Source]:
         raise BadInput(f"[data] path: there is no file {Path(path).absolute()}")
     try:
         if h5py.is_hdf5(path):
-            with h5py.File(path, "r", locking=False) as file:
+            with run_file.apart(path) as file:
                 yield Source(where, _datasets(file))
         elif zipfile.is_zipfile(path):
             with np.load(path, allow_pickle=False) as file:

@@ -1,0 +1,53 @@
+"""Run files that something else has open in the same process: HDF5 would refuse a second open, or show it the sizes of the first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import fedsim_analysis
+import h5py
+import numpy as np
+import xarray
+
+import fedsim
+from fedsim.data.own_file import arrays
+from fedsim.storage.writer import RunWriter
+
+
+def grow(path: Path, rows: int) -> None:
+    """A run of two clients, or more rows of it."""
+    if path.exists():
+        writer = RunWriter(path)
+    else:
+        writer = RunWriter.create(path, attributes={"job": "", "seed": 0, "method": "fedavg"}, layers=["fc"], clients=2)
+    with writer as record:
+        for r in range(record.rounds + 1, rows):
+            record.row(r, {"accuracy": r / 10})
+
+
+def test_a_file_that_xarray_has_open_can_be_read_and_the_other_way_round(tmp_path: Path) -> None:
+    grow(path := tmp_path / "run.h5", 2)
+    with xarray.open_dataset(path, group="rounds", engine="h5netcdf") as held:
+        assert len(fedsim_analysis.load(path).rounds) == 2
+        assert fedsim.open_run(path).rounds == 1
+        with xarray.open_dataset(path, group="clients", engine="h5netcdf") as clients:
+            assert clients.sizes["round"] == 2
+        assert held.accuracy.values.tolist() == [0, 0.1]
+
+
+def test_rows_that_came_since_another_open_are_seen(tmp_path: Path) -> None:
+    grow(longer := tmp_path / "longer.h5", 5)
+    grow(path := tmp_path / "run.h5", 2)
+    with h5py.File(path, "r") as held:
+        assert held["rounds/accuracy"].shape == (2,)
+        with path.open("r+b") as file:
+            file.write(longer.read_bytes())  # as another process would have grown it
+        assert fedsim_analysis.load(path).rounds.accuracy.tolist() == [0, 0.1, 0.2, 0.3, 0.4]
+        assert fedsim_analysis.open(path).sizes["round"] == 5
+
+
+def test_a_users_own_file_that_is_open_elsewhere_can_be_read(tmp_path: Path) -> None:
+    with h5py.File(path := tmp_path / "mine.h5", "w") as file:
+        file["x"], file["y"] = np.zeros((4, 3, 3), np.uint8), np.arange(4)
+    with h5py.File(path, "r"), arrays.opened(str(path)) as source:
+        assert source.has("x")
