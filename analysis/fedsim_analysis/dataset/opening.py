@@ -72,7 +72,10 @@ def open(runs: Runs, group: str | None = None) -> xr.DataTree | xr.Dataset:
     if group is not None and group not in GROUPS:
         raise ValueError(f"group={group!r}: a run file has {', '.join(GROUPS)}")
     found = sources(files(runs))
-    tree = xr.DataTree.from_dict({"/": _root(found)} | {name: _node(found, name) for name in GROUPS}, name="runs")
+    labels = _run_labels(found)
+    along = {name: value for name, value in labels.items() if name != "run"}  # which a node does not inherit
+    nodes = {name: _node(found, name).assign_coords(along) for name in GROUPS}
+    tree = xr.DataTree.from_dict({"/": _root(found, labels)} | nodes, name="runs")
     return tree if group is None else tree[group].to_dataset()
 
 
@@ -85,9 +88,9 @@ def _node(found: Sequence[Source], group: str) -> xr.Dataset:
 # --- coordinates
 
 
-def _root(found: Sequence[Source]) -> xr.Dataset:
+def _root(found: Sequence[Source], labels: Mapping[str, Any]) -> xr.Dataset:
     facts = {name: ("run", [_fact(source, name) for source in found], {"long_name": text}) for name, text in FACTS.items()}
-    return xr.Dataset(facts, coords=_run_labels(found) | _number("round", _rounds(found)))
+    return xr.Dataset(facts, coords={**labels, **_number("round", _rounds(found))})
 
 
 def _fact(source: Source, name: str) -> Any:
