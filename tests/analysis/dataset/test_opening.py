@@ -47,7 +47,7 @@ def test_one_run(tmp_path: Path) -> None:
     assert rounds.bytes_up.attrs["units"] == "B"
     assert rounds.bytes_up.attrs["long_name"] == "sent by all clients of the cohort"
     assert np.isnan(rounds.train_loss).all()
-    assert tree["timing"].compute.values.tolist() == [[1, 2, 3, 4]]
+    assert tree["timing"]["compute"].values.tolist() == [[1, 2, 3, 4]]
     assert tree["layers"].density.sel(layer="fc", run="a").values.tolist() == [1, 2, 3, 4]
     clients = tree["clients"].accuracy.sel(run="a")
     np.testing.assert_array_equal(clients.sel(round=2), [2, np.nan, 2.2])
