@@ -276,7 +276,9 @@ def abouts(file: h5py.File, group: str, known: Sequence[str]) -> dict[str, tuple
     there, sums = names(file, group), checksums.abouts(file, known)
     for path in checksums.missing(group, there, known):
         raise Damaged(f"{path} is missing")
-    return {name: _about(checked.item(file, f"{group}/{stored_name(file, group, name)}"), sums) for name in there}
+    stored = {name: stored_name(file, group, name) for name in there} if is_former(file) else dict(zip(there, there, strict=True))
+    place = checked.group(file, group)
+    return {name: _about(checked.item(place, at), sums) for name, at in stored.items()}
 
 
 def _about(found: h5py.Group | h5py.Dataset, sums: Mapping[str, int]) -> tuple[str, str]:
