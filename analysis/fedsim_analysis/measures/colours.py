@@ -50,7 +50,7 @@ class Style:
 
 
 def of_method(method: str) -> str:
-    """The colour of a method, "#RRGGBB"."""
+    """The colour of a method, "#RRGGBB"; also of "", where the method is not known."""
     return METHODS.get(method) or OTHERS[sum(place * ord(sign) for place, sign in enumerate(method, 1)) % len(OTHERS)]
 
 

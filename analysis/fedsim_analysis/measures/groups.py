@@ -33,10 +33,12 @@ def groups(runs: Runs, place: str = "rounds") -> list[Group]:
     Runs belong together whose fields of the job are equal but for `seed`, `name`, [execution], [sweep] and [record]. A label is
     the method's name, followed by the fields in which groups of this method differ: "fedtiny, density 0.1". Where two runs of
     a group have one seed, an interval over them would be false: each run is then a group of its own, and its label ends with the
-    run's.
+    run's. A Dataset that does not say the methods of its runs gives a group, without a method, for each run.
     """
     names, fields = labels(runs, place, "run"), fields_of(runs, place)
-    methods = [str(value) for value in along_runs(runs, place, "method") or ["run"] * len(names)]
+    methods = [str(value) for value in along_runs(runs, place, "method") or ()]
+    if not methods:
+        return [Group(name, "", (i,), (name,), (0,), {}) for i, name in enumerate(names)]
     seeds = along_runs(runs, place, "seed") or list(range(len(names)))
     members: dict[str, list[int]] = {}
     for i in range(len(names)):
