@@ -2,7 +2,7 @@
 
 Methods of fedsim have a fixed colour each: those that prune have the colours of Okabe and Ito, dense averaging has grey, brown, olive and
 wine. The colour of another method follows from its name alone, so it is the same whatever else a figure shows; two such
-methods may share a colour. Dashes and markers, which differ between groups of one colour, tell them apart.
+methods may share a colour. Markers, dashes and shades then tell them apart.
 """
 
 from __future__ import annotations
@@ -51,26 +51,38 @@ class Style:
 
 def of_method(method: str) -> str:
     """The colour of a method, "#RRGGBB"; also of "", where the method is not known."""
-    return METHODS.get(method) or OTHERS[sum(place * ord(sign) for place, sign in enumerate(method, 1)) % len(OTHERS)]
+    return METHODS.get(method) or OTHERS[_number(method) % len(OTHERS)]
+
+
+def marker_of(method: str) -> str:
+    """The marker of a method, one of MARKERS: what tells methods apart in grey, or by another colour vision."""
+    return MARKERS[(list(METHODS).index(method) if method in METHODS else _number(method)) % len(MARKERS)]
 
 
 def of_phase(phase: str) -> str:
     """The colour of a phase of a round."""
-    return PHASES.get(phase) or OTHER_PHASES[sum(map(ord, phase)) % len(OTHER_PHASES)]
+    return PHASES.get(phase) or OTHER_PHASES[_number(phase) % len(OTHER_PHASES)]
+
+
+def _number(name: str) -> int:
+    """A number that follows from the name alone, in every process."""
+    return sum(place * ord(sign) for place, sign in enumerate(name, 1))
 
 
 def styles(methods: Sequence[str]) -> list[Style]:
     """The style of each group, from the methods of the groups in their order.
 
-    Groups of one colour get shades of it, from dark to light, and differ in marker and dash.
+    A method has its colour and its marker. Groups of one colour get shades of it, from dark to light, and differ in the dash;
+    from the fifth on also in the marker.
     """
-    colours = [of_method(method) for method in methods]
-    counts, seen = Counter(colours), Counter[str]()
+    counts, seen = Counter(map(of_method, methods)), Counter[str]()
     found = []
-    for colour in colours:
+    for method in methods:
+        colour = of_method(method)
         k = seen[colour]
         seen[colour] += 1
-        found.append(Style(shade(colour, k, counts[colour]), DASHES[k % len(DASHES)], MARKERS[k % len(MARKERS)]))
+        marker = MARKERS[(MARKERS.index(marker_of(method)) + k // len(DASHES)) % len(MARKERS)]
+        found.append(Style(shade(colour, k, counts[colour]), DASHES[k % len(DASHES)], marker))
     return found
 
 

@@ -39,6 +39,7 @@ class Curve:
     y_label: str
     units: str
     share: bool  # whether the values are shares, to be shown in percent
+    finished: bool  # whether all runs have ended
 
 
 def curves(runs: Runs, metric: str, over: str = "round", per_round: bool = False) -> list[Curve]:
@@ -65,7 +66,7 @@ def curves(runs: Runs, metric: str, over: str = "round", per_round: bool = False
             mean, half = mean[points], half[points]
             numbers = round_numbers(runs, "rounds")[points]
             line = (numbers, at[points], mean, mean - half, mean + half, count[points])
-            units = (axis.title, axis.units, shown.title, shown.units, shown.share)
+            units = (axis.title, axis.units, shown.title, shown.units, shown.share, group.finished)
             found.append(Curve(group.label, group.method, *line, group.runs, *units))
     return found
 

@@ -25,6 +25,7 @@ class Group:
     runs: tuple[str, ...]  # their labels
     seeds: tuple[Any, ...]
     fields: dict[str, Any]  # of the job, those that differ between the runs
+    finished: bool = True  # whether all its runs have ended
 
 
 def groups(runs: Runs, place: str = "rounds") -> list[Group]:
@@ -40,6 +41,7 @@ def groups(runs: Runs, place: str = "rounds") -> list[Group]:
     if not methods:
         return [Group(name, "", (i,), (name,), (0,), {}) for i, name in enumerate(names)]
     seeds = along_runs(runs, place, "seed") or list(range(len(names)))
+    ended = along_runs(runs, place, "finished") or [True] * len(names)
     members: dict[str, list[int]] = {}
     for i in range(len(names)):
         members.setdefault(repr((methods[i], fields[i])), []).append(i)
@@ -53,7 +55,8 @@ def groups(runs: Runs, place: str = "rounds") -> list[Group]:
         for part in [[i] for i in held] if alone else [held]:
             title = f"{label}, {names[part[0]]}" if alone else label
             of_part = tuple(names[i] for i in part)
-            found.append(Group(title, methods[first], tuple(part), of_part, tuple(seeds[i] for i in part), fields[first]))
+            about = (tuple(seeds[i] for i in part), fields[first], all(bool(ended[i]) for i in part))
+            found.append(Group(title, methods[first], tuple(part), of_part, *about))
     return found
 
 

@@ -86,4 +86,4 @@ def over_rounds(group: Group, rounds: NDArray[np.int64], values: Numbers, title:
         return None
     mean, half = mean[points], half[points]
     line = (rounds[points], rounds[points].astype(float), mean, mean - half, mean + half, count[points])
-    return Curve(group.label, group.method, *line, group.runs, ROUND.title, ROUND.units, title, "1", True)
+    return Curve(group.label, group.method, *line, group.runs, ROUND.title, ROUND.units, title, "1", True, group.finished)

@@ -15,7 +15,7 @@ from fedsim_analysis.measures.nodes import Lacking, Numbers, labels, place_of, r
 if TYPE_CHECKING:
     from fedsim_analysis.measures.nodes import Runs
 
-With = Literal["first", "previous", "last"]
+Against = Literal["first", "previous", "last"]
 TITLES = {
     "first": "Overlap with the first mask",
     "previous": "Overlap with the mask before",
@@ -24,35 +24,35 @@ TITLES = {
 MOST = 64  # rounds of a matrix of rounds
 
 
-def overlap(runs: Runs, with_: With = "first") -> list[Curve]:
+def overlap(runs: Runs, against: Against = "first") -> list[Curve]:
     """Weights that the mask after each round shares with another, over those that either keeps: a curve for each group with masks.
 
-    with_: "first", "previous" (of the round before) or "last", of the same run.
+    against: "first", "previous" (of the round before) or "last", of the same run.
 
     Takes the DataTree, or the Dataset of masks. Lacking where no run has masks.
     """
-    if with_ not in TITLES:
-        raise Lacking(f"there is no overlap with {with_!r}; there is one with {', '.join(TITLES)}")
+    if against not in TITLES:
+        raise Lacking(f"there is no overlap with {against!r}; there is one with {', '.join(TITLES)}")
     has = has_masks(runs)
     numbers = round_numbers(runs, "masks")
     values = np.full((len(has), len(numbers)), np.nan)
     for i in np.flatnonzero(has):
-        values[i] = _of_run(runs, int(i), len(numbers), with_)
-    return [curve for group in groups(runs, "masks") if (curve := over_rounds(group, numbers, values, TITLES[with_])) is not None]
+        values[i] = _of_run(runs, int(i), len(numbers), against)
+    return [curve for group in groups(runs, "masks") if (curve := over_rounds(group, numbers, values, TITLES[against])) is not None]
 
 
-def _of_run(runs: Runs, i: int, width: int, with_: With) -> Numbers:
+def _of_run(runs: Runs, i: int, width: int, against: Against) -> Numbers:
     """(rounds,) NaN after the run's last row, and in round 0 where there is no round before."""
     changed, last = changed_rounds(runs, i), last_rows(runs)[i]
-    fixed = {"first": 0, "last": last}.get(with_)
-    against = None if fixed is None else next(of_rounds(runs, i, [fixed]))
+    fixed = {"first": 0, "last": last}.get(against)
+    constant = None if fixed is None else next(of_rounds(runs, i, [fixed]))
     values = np.full(width, np.nan)
     before: Bits | None = None
     for r, mask in zip(changed, of_rounds(runs, i, changed), strict=True):
-        other = before if against is None else against
+        other = before if fixed is None else constant
         if other is not None:
             values[r : last + 1] = shared(mask, other)
-        if against is None and r < last:
+        if fixed is None and r < last:
             values[r + 1 : last + 1] = 1.0  # as before, until it changes again
         before = mask
     return values
