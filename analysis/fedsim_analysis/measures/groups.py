@@ -1,0 +1,98 @@
+"""Runs whose jobs differ in the seed alone form a group; a group has a label that tells it from the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fedsim_analysis.measures.nodes import Lacking, along_runs, labels, node
+
+if TYPE_CHECKING:
+    from fedsim_analysis.measures.nodes import Runs
+
+ABOUT_RUNS = ("run", "seed", "method", "path", "rounds_done", "rounds_planned", "finished", "name")  # what tells no jobs apart
+HOW = ("execution.", "sweep.", "record.")  # sections that change how, and not what is computed
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one job. `label` is plain text of a file: escape it where markup could be read."""
+
+    label: str
+    method: str
+    places: tuple[int, ...]  # of its runs along the dimension `run`
+    runs: tuple[str, ...]  # their labels
+    seeds: tuple[Any, ...]
+    fields: dict[str, Any]  # of the job, those that differ between the runs
+    finished: bool = True  # whether all its runs have ended
+
+
+def groups(runs: Runs, place: str = "rounds") -> list[Group]:
+    """The groups in the order of their first runs.
+
+    Runs belong together whose fields of the job are equal but for `seed`, `name`, [execution], [sweep] and [record]. A label is
+    the method's name, followed by the fields in which groups of this method differ: "fedtiny, density 0.1". Where two runs of
+    a group have one seed, an interval over them would be false: each run is then a group of its own, and its label ends with the
+    run's. A Dataset that does not say the methods of its runs gives a group, without a method, for each run.
+    """
+    names, fields = labels(runs, place, "run"), fields_of(runs, place)
+    methods = [str(value) for value in along_runs(runs, place, "method") or ()]
+    if not methods:
+        return [Group(name, "", (i,), (name,), (0,), {}) for i, name in enumerate(names)]
+    seeds = along_runs(runs, place, "seed") or list(range(len(names)))
+    ended = along_runs(runs, place, "finished") or [True] * len(names)
+    members: dict[str, list[int]] = {}
+    for i in range(len(names)):
+        members.setdefault(repr((methods[i], fields[i])), []).append(i)
+    of_groups = list(members.values())
+    found = []
+    for held in of_groups:
+        first = held[0]
+        rivals = [fields[other[0]] for other in of_groups if methods[other[0]] == methods[first]]
+        label = ", ".join([methods[first], *_differing(fields[first], rivals)])
+        alone = len({repr(seeds[i]) for i in held}) < len(held)
+        for part in [[i] for i in held] if alone else [held]:
+            title = f"{label}, {names[part[0]]}" if alone else label
+            of_part = tuple(names[i] for i in part)
+            about = (tuple(seeds[i] for i in part), fields[first], all(bool(ended[i]) for i in part))
+            found.append(Group(title, methods[first], tuple(part), of_part, *about))
+    return found
+
+
+def group_of(runs: Runs, place: str, label: str | None = None) -> Group:
+    """The group of this label, or the first; Lacking that lists the labels."""
+    found = groups(runs, place)
+    for group in found:
+        if label in (None, group.label):
+            return group
+    raise Lacking(f"there is no group {label!r}; the groups are {'; '.join(group.label for group in found) or 'none'}")
+
+
+def fields_of(runs: Runs, place: str) -> list[dict[str, Any]]:
+    """Of each run, the fields of its job that `open` gives as coordinates, without those that tell no jobs apart."""
+    found = node(runs, place)
+    names = [str(name) for name in found.coords if str(name) not in ABOUT_RUNS and not str(name).startswith(HOW)]
+    values = {name: held for name in names if name not in found.dims and (held := along_runs(runs, place, name)) is not None}
+    return [{name: _missing(held[i]) for name, held in values.items()} for i in range(found.sizes["run"])]
+
+
+def _missing(value: Any) -> Any:
+    """None for a field that the job has not: NaN is unequal to itself."""
+    return None if value is None or value != value or value == "" else value
+
+
+def _differing(own: dict[str, Any], rivals: Sequence[dict[str, Any]]) -> list[str]:
+    names = [name for name in own if len({repr(other[name]) for other in rivals}) > 1 and own[name] is not None]
+    ends = [name.rpartition(".")[2] for name in names]
+    return [f"{name if ends.count(end) > 1 else end} {_text(own[name])}" for name, end in zip(names, ends, strict=True)]
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def seeds_of(found: Iterable[Group]) -> tuple[int, int]:
+    """The fewest and the most runs of the groups."""
+    counts = [len(group.places) for group in found]
+    return min(counts, default=0), max(counts, default=0)
