@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from fedsim_analysis.measures.nodes import Runs
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,24 @@ class Details:
 
 
 @dataclass(frozen=True)
+class Call:
+    """A function of `fedsim_analysis.plots` and its arguments: what draws a figure for paper, and the command that is shown with it."""
+
+    name: str
+    keywords: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        return f"plots.{self.name}({', '.join(['runs', *(f'{key}={value!r}' for key, value in self.keywords.items())])})"
+
+    def draw(self, runs: Runs) -> Axes:
+        from fedsim_analysis import plots
+
+        axes: Axes = getattr(plots, self.name)(runs, **self.keywords)
+        return axes
+
+
+@dataclass(frozen=True)
 class Figure:
     """A figure: curves for the screen, and the same numbers drawn for paper."""
 
@@ -65,9 +85,9 @@ class Figure:
     title: str
     caption: str
     chart: dict[str, Any]  # plotly's "data" and "layout"
-    command: str  # lines of Python that draw it
-    draw: Callable[[], Axes]  # the same, for paper
-    height: int = 380  # pixels on the screen
+    call: Call
+    height: int = 360  # pixels on the screen
+    wide: bool = False  # over the whole width of the page, where others stand two in a line
 
 
 Block = Note | Cards | Table | Details | Figure

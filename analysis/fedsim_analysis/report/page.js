@@ -23,7 +23,10 @@
     return made;
   }
 
-  const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "toImage"] };
+  const config = {
+    responsive: true, displaylogo: false, displayModeBar: window.matchMedia("(pointer: coarse)").matches ? false : "hover",
+    modeBarButtons: [["zoom2d", "pan2d", "resetScale2d"]],
+  };
 
   function draw(place) {
     const chart = JSON.parse(document.getElementById(place.dataset.chart + "-data").textContent);
