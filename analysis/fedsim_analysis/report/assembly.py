@@ -1,0 +1,157 @@
+"""All of a page from run files: which sections there are, which figures stand in them, and which are left out and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import fedsim_analysis
+from fedsim_analysis.measures import Group, Lacking, final, groups, metric_of
+from fedsim_analysis.measures.colours import styles
+from fedsim_analysis.report import clients, origins, sparsity, summary, tradeoffs, trends
+from fedsim_analysis.report.contents import Block, Figure, Report, Section
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from fedsim_analysis.report.charts import Styles
+
+MOST_GROUPS = 12  # in figures
+
+Builder = tuple[str, Callable[[], Figure | Iterator[Figure]]]  # what it shows, for the list of what is left out
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A page, the runs that its figures show, and the lines of Python that open these."""
+
+    report: Report
+    runs: xr.DataTree
+    opening: str
+
+
+def report(runs: Sequence[Path], folder: str, now: datetime | None = None) -> Drawn:
+    """The page of the runs. ValueError and OSError where one cannot be read."""
+    tree = fedsim_analysis.open(runs)
+    every = groups(tree)
+    shown = _shown(tree, every)
+    drawn = tree if len(shown) == len(every) else fedsim_analysis.open([path for group in shown for path in _paths(tree, group)])
+    chosen = groups(drawn)
+    looks = dict(zip([group.label for group in chosen], styles([group.method for group in chosen]), strict=True))
+    left_out: list[str] = []
+    if len(shown) < len(every):
+        left_out.append(f"Figures show the {len(shown)} jobs of {len(every)} with the highest accuracy; the tables have all.")
+    sections = [
+        summary.section(tree, fedsim_analysis.compare(tree["path"].values.tolist())),
+        *_figures(drawn, looks, chosen, left_out),
+        origins.section(tree, every, _fields(tree)),
+    ]
+    return Drawn(_page(tree, every, sections, looks, left_out, folder, now or datetime.now(UTC)), drawn, _opening(drawn))
+
+
+def _page(
+    tree: xr.DataTree, every: Sequence[Group], sections: Sequence[Section], looks: Styles, left_out: list[str], folder: str, now: datetime
+) -> Report:
+    count, late = tree.sizes["run"], summary.unfinished(tree)
+    jobs = "1 job" if len(every) == 1 else f"{len(every)} jobs"
+    title = every[0].label if len(every) == 1 else " · ".join(dict.fromkeys(group.method for group in every))
+    many = len({group.method for group in every}) > 4
+    return Report(
+        title=f"{len(every)} jobs, {count} runs" if many else title,
+        subtitle=f"{jobs}, {count} {'run' if count == 1 else 'runs'} of fedsim",
+        sections=[section for section in sections if section.blocks],
+        groups=[(label, look.colour) for label, look in looks.items()] if len(looks) > 1 else [],
+        warning=f"{len(late)} of {count} {'run has' if count == 1 else 'runs have'} not ended: {', '.join(late[:5])}{' …' if len(late) > 5 else ''}." if late else "",
+        written=f"Written {now:%Y-%m-%d %H:%M} UTC by fedsim report{_version()}. All numbers come from the run files.",
+        folder=folder,
+        left_out=left_out,
+    )
+
+
+def _version() -> str:
+    try:
+        return f" {version('fedsim')}"
+    except PackageNotFoundError:
+        return ""
+
+
+def _shown(tree: xr.DataTree, every: Sequence[Group]) -> list[Group]:
+    """The groups in figures: all, or those with the highest mean accuracy, in the order of all."""
+    if len(every) <= MOST_GROUPS:
+        return list(every)
+    try:
+        accuracy = final(tree, metric_of(tree, "accuracy"))
+    except Lacking:
+        return list(every[:MOST_GROUPS])
+    means = {group.label: float(accuracy[list(group.places)].mean()) for group in every}
+    best = sorted(every, key=lambda group: -means[group.label] if means[group.label] == means[group.label] else 1.0)[:MOST_GROUPS]
+    return [group for group in every if group in best]
+
+
+def _paths(tree: xr.DataTree, group: Group) -> list[str]:
+    return [tree["path"].values.tolist()[i] for i in group.places]
+
+
+def _opening(drawn: xr.DataTree) -> str:
+    paths = drawn["path"].values.tolist()
+    listed = "".join(f"\n    {path!r}," for path in paths)
+    return f"import fedsim_analysis\nfrom fedsim_analysis import plots\n\nruns = fedsim_analysis.open([{listed}\n])"
+
+
+def _fields(tree: xr.DataTree) -> list[str]:
+    """The fields of the jobs in which the runs differ."""
+    root = tree.to_dataset()
+    return [str(name) for name in root.coords if "." in str(name) or str(name) == "rounds"]
+
+
+def _figures(runs: xr.DataTree, looks: Styles, chosen: Sequence[Group], left_out: list[str]) -> list[Section]:
+    trend, front = partial(trends.trend, runs, looks), partial(tradeoffs.front, runs, looks)
+    accuracy: list[Builder] = [
+        ("accuracy over rounds", partial(trend, "accuracy", "Accuracy over rounds", "On the global test set.")),
+        ("loss over rounds", partial(trend, "loss", "Test loss over rounds", "Mean cross-entropy on the global test set.")),
+        ("accuracy over bytes", partial(trend, "accuracy", "Accuracy over bytes", "Bytes of all clients, up and down, until then.", over="bytes")),
+        ("accuracy over FLOPs", partial(trend, "accuracy", "Accuracy over FLOPs", "Training FLOPs of all clients until then.", over="flops")),
+    ]
+    tradeoff: list[Builder] = [(f"accuracy against {cost}", partial(front, cost)) for cost in tradeoffs.COSTS]
+    tradeoff.append(("paired differences", partial(tradeoffs.pairs, runs, looks)))
+    costs: list[Builder] = [
+        ("bytes", partial(trend, "bytes", "Bytes sent", "Of all clients, up and down, added over the rounds.")),
+        ("FLOPs", partial(trend, "flops", "Training FLOPs", "Of all clients, added over the rounds.")),
+        ("memory", partial(trend, "memory", "Memory of the largest client", "Training memory in each round, by the ledger.", per_round=True)),
+        ("cost by phase", partial(trends.cost_of_phases, runs)),
+    ]
+    masks: list[Builder] = [
+        ("density over rounds", partial(trend, "density", "Density", "Kept weights over all weights of the original network.")),
+        ("density of layers", partial(sparsity.densities, runs, chosen)),
+        ("churn of masks", partial(sparsity.changes, runs, looks)),
+        ("overlap of masks", partial(sparsity.overlaps, runs, looks)),
+        ("overlap of the masks of runs", partial(sparsity.overlaps_of_runs, runs)),
+    ]
+    of_clients: list[Builder] = [
+        ("spread over clients", partial(clients.spread, runs, looks)),
+        ("the worst client", partial(clients.worst, runs, looks)),
+        ("clients at the end", partial(clients.at_the_end, runs, looks, chosen)),
+        ("the partition", partial(clients.labels, runs)),
+    ]
+    parts = (
+        ("accuracy", "Accuracy", accuracy),
+        ("tradeoffs", "Accuracy against cost", tradeoff),
+        ("costs", "Costs", costs),
+        ("sparsity", "Masks", masks),
+        ("of-clients", "Clients", of_clients),
+    )
+    return [Section(name, title, list(_built(builders, left_out))) for name, title, builders in parts]
+
+
+def _built(builders: Iterable[Builder], left_out: list[str]) -> Iterator[Block]:
+    for what, builder in builders:
+        try:
+            made = builder()
+            yield from [made] if isinstance(made, Figure) else list(made)
+        except Lacking as error:
+            left_out.append(f"{what[0].upper()}{what[1:]}: {error}.")

@@ -1,0 +1,63 @@
+"""Figures over rounds, bytes and FLOPs: accuracy, loss, costs and density, a curve for each group of runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fedsim_analysis.measures import curves, note_of, phases
+from fedsim_analysis.measures.colours import of_phase
+from fedsim_analysis.report import charts, escaping
+from fedsim_analysis.report.contents import Call, Figure
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fedsim_analysis.measures import Curve, Phases
+    from fedsim_analysis.measures.nodes import Runs
+    from fedsim_analysis.report.charts import Styles
+
+
+def trend(runs: Runs, styles: Styles, metric: str, title: str, text: str, over: str = "round", per_round: bool = False) -> Figure:
+    """The curves of a metric; Lacking where no run has measured it."""
+    found = curves(runs, metric, over, per_round)
+    keywords: dict[str, Any] = ({"over": over} if over != "round" else {}) | ({"per_round": True} if per_round else {})
+    return of_curves(f"{metric}_over_{over}", title, text, Call(metric, keywords), found, styles)
+
+
+def of_curves(name: str, title: str, text: str, call: Call, found: Sequence[Curve], styles: Styles) -> Figure:
+    over_rounds = found[0].x_label == "Round"
+    chart = charts.of_curves(found, styles, hovermode="x unified" if over_rounds else "closest")
+    return Figure(name, title, f"{text} {interval(found)}", chart, call)
+
+
+def interval(found: Sequence[Curve]) -> str:
+    """Of how many seeds lines and bands are."""
+    note = note_of(found)
+    return f"Lines and bands: {note}." if note else "One seed each, so no interval is shown."
+
+
+def cost_of_phases(runs: Runs) -> Figure:
+    """Bars of the seconds of each phase, a bar for each group."""
+    found = phases(runs)
+    names = found[0].phases
+    data = [
+        {
+            "type": "bar",
+            "orientation": "h",
+            "name": escaping.label(phase),
+            "y": list(range(len(found))),
+            "x": [_per_round(one, phase) for one in found],
+            "marker": {"color": of_phase(phase)},
+            "hovertemplate": "%{fullData.name}: %{x:.3~s}s a round<extra></extra>",
+        }
+        for phase in names
+    ]
+    y = charts.names_at([one.label for one in found], "") | {"autorange": "reversed"}
+    layout = charts.layout(charts.axis("Time per round", "s", rangemode="tozero"), y, len(names), barmode="stack")
+    seeds = max(one.n for one in found)
+    text = f"Where the time of the simulator goes, mean over all rounds{f' and {seeds} seeds' if seeds > 1 else ''}. The machine decides it, not the method."
+    return Figure("phases", "Time per round, by phase", text, {"data": data, "layout": layout}, Call("phases"), 200 + 30 * len(found))
+
+
+def _per_round(one: Phases, phase: str) -> float:
+    return float(one.total[one.phases.index(phase)]) / max(len(one.rounds), 1)
