@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import h5py
 import numpy as np
 import torch
+from fedsim_analysis import run_file
 from rich.console import Console
 from rich.table import Table
 
@@ -70,7 +70,7 @@ def commands(large: Path, many: Path, folder: Path) -> list[tuple[list[str], str
 
 def _title(large: Path, seconds: float) -> str:
     began = time.perf_counter()
-    with h5py.File(large, "r") as file:
+    with run_file.apart(large) as file:
         size = sum(file["clients"][name][()].nbytes for name in file["clients"])
     plain = time.perf_counter() - began
     what = f"{ROUNDS:,} rounds of {CLIENTS:,} clients and {LAYERS} layers, {large.stat().st_size / 1e6:.0f} MB, written in {seconds:.0f} s"
