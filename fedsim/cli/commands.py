@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
-from fedsim.cli import checked_model, run_files
+from fedsim.cli import checked_model, results
 from fedsim.cli.output import code_of_lost_output, print_what_can_be_printed
 from fedsim.errors import BadInput, ClientFault, LonelyRanks, MethodFault, Stopped, naming_job
 from fedsim.simulation.launchers import ranks
@@ -42,10 +42,11 @@ BENCHES = {
     "scale": "traffic and seconds by ranks and cohort, projected to 1,024 ranks",
     "population": "a million clients, over a thousand",
     "recording": "seconds of writing the run file and the checkpoint, over those of the round",
+    "looking": "seconds and memory of the commands that read run files, on a large run and on many",
+    "watching": "seconds of a run that is watched, over those of one that is not",
 }
+FILES = ("recording", "looking", "watching")  # whose code is in fedsim/bench/files
 BENCH_HELP = "\n\n".join(["Which measurement:", *(f"{name}: {what}" for name, what in BENCHES.items())])
-
-EXPORT_FORMS = ("torch",)
 
 app = typer.Typer(
     name="fedsim",
@@ -122,7 +123,7 @@ def sweep(
     code, files = sweep(loaded, out, processes, console)
     if code != 3 and files:
         try:
-            text = _compared(files)
+            text = results.compared(files)
         except BadInput as error:
             text = f"no table: {error}"
         console.print(f"\n{text}", highlight=False, markup=False, soft_wrap=True)
@@ -168,62 +169,7 @@ def list_methods(name: Annotated[str | None, typer.Argument(help='The name of a 
     method_help.show(name, Console())
 
 
-@app.command()
-def show(run: Annotated[Path, typer.Argument(metavar="RUN.h5", help="The run file. The run may still be going on.")]) -> None:
-    """Show a summary of a run file."""
-    run_files.check(run)
-    from fedsim.reporting.summary import show
-
-    show(run, Console())
-
-
-@app.command()
-def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN.h5", help="The file of a finished run.")],
-    to: Annotated[str, typer.Option(metavar="FORM", help="torch: a plain torch module, which can be loaded without fedsim.")] = "torch",
-    client: Annotated[
-        str | None,
-        typer.Option(metavar="K", help="The client whose sub-network is written: its name in your own file, or its number if it has none."),
-    ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="The file to write. Default: RUN.pt, or RUN.clientK.pt.")] = None,
-) -> None:
-    """Write the final network of a run, or the smaller one of one client, in a form that other tools read."""
-    if to not in EXPORT_FORMS:
-        raise BadInput(f"--to {to}: fedsim export writes {', '.join(EXPORT_FORMS)}")
-    run_files.check(run)
-    number = None if client is None else run_files.client(run, client)
-    from fedsim.simulation.export import export
-
-    export(run, number, out, Console())
-
-
-@app.command()
-def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN.h5...", help="Run files, or folders of run files.")],
-    csv: Annotated[bool, typer.Option("--csv", help="Print all figures unrounded, as comma-separated values.")] = False,
-) -> None:
-    """Compare run files: a row for each job, with the mean and the 95 % interval over its seeds.
-
-    In --csv, accuracy_last_10 is the mean over the last 10 evaluations, without the one of the untrained model.
-    """
-    runs = [file for run in runs for file in run_files.found(run)]
-    if not runs:
-        raise BadInput("there are no run files; fedsim compare takes RUN.h5 files, or folders with such files")
-    Console(soft_wrap=True).print(_compared(runs, csv), highlight=False, markup=False)
-
-
-def _compared(runs: list[Path], csv: bool = False) -> str:
-    """The text that `fedsim compare` prints."""
-    try:
-        from fedsim_analysis import compare
-        from fedsim_analysis.comparison import tell
-    except ImportError as error:
-        raise BadInput(f"fedsim compare needs the extra `analysis` ({error}); pip install 'fedsim[analysis]'") from error
-    try:
-        table = compare(runs)
-    except (OSError, ValueError, KeyError) as error:
-        raise BadInput(str(error)) from error
-    return table.to_csv(index=False).rstrip() if csv else tell(table)
+results.add(app)
 
 
 @app.command()
@@ -242,7 +188,8 @@ def bench(
         hint = f" (it is called {FORMER_BENCHES[name]!r} now)" if name in FORMER_BENCHES else ""
         raise BadInput(f"fedsim bench {name}: there is no such measurement{hint}. There are: {', '.join(sorted(BENCHES))}")
     loaded = [_load(each, settings) for each in job or ()]
-    return import_module(f"fedsim.bench.{name.replace('-', '_')}").main(loaded, Console())
+    package = "fedsim.bench.files" if name in FILES else "fedsim.bench"
+    return import_module(f"{package}.{name.replace('-', '_')}").main(loaded, Console())
 
 
 def _load(path: Path, settings: list[str] | None) -> Job:

@@ -27,7 +27,8 @@ ROWS = {"rounds": 1024, "timing": 1024, "speed": 1024, "layers": 256, "clients":
 
 
 def writable(path: Path) -> h5py.File:
-    return h5py.File(path, "r+", locking=False, **ACCESS)
+    """The run file, for writing, whatever else has it open in this process for reading: see `fedsim_analysis.run_file.apart`."""
+    return h5py.File(path, "r+", driver="stdio", locking=False, **ACCESS)
 
 
 def splits(held: int, more: int) -> bool:

@@ -51,3 +51,19 @@ def test_a_users_own_file_that_is_open_elsewhere_can_be_read(tmp_path: Path) -> 
         file["x"], file["y"] = np.zeros((4, 3, 3), np.uint8), np.arange(4)
     with h5py.File(path, "r"), arrays.opened(str(path)) as source:
         assert source.has("x")
+
+
+def test_a_run_goes_on_while_xarray_holds_its_file(tmp_path: Path) -> None:
+    grow(path := tmp_path / "run.h5", 2)
+    with xarray.open_dataset(path, group="rounds", engine="h5netcdf") as held:
+        with RunWriter(path) as record:
+            record.row(2, {"accuracy": 0.2})
+            record.row(3, {"accuracy": 0.3, "another": 1.0})  # a new column, for which the file is written anew
+            assert fedsim_analysis.load(path).rounds.another.iloc[3] == 1
+            with xarray.open_dataset(path, group="layers", engine="h5netcdf") as again:
+                record.row(4, {"accuracy": 0.4})
+                assert again.sizes["round"] == 4
+        with xarray.open_dataset(path, group="layers", engine="h5netcdf"), RunWriter.resume(path, 1) as resumed:
+            resumed.row(2, {"accuracy": 0.5})
+        assert held.accuracy.values.tolist() == [0, 0.1]
+    assert fedsim_analysis.load(path).rounds.accuracy.tolist() == [0, 0.1, 0.5]

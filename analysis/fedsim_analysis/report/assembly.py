@@ -66,7 +66,9 @@ def _page(
         subtitle=f"{jobs}, {count} {'run' if count == 1 else 'runs'} of fedsim",
         sections=[section for section in sections if section.blocks],
         groups=[(label, look.colour) for label, look in looks.items()] if len(looks) > 1 else [],
-        warning=f"{len(late)} of {count} {'run has' if count == 1 else 'runs have'} not ended: {', '.join(late[:5])}{' …' if len(late) > 5 else ''}." if late else "",
+        warning=f"{len(late)} of {count} {'run has' if count == 1 else 'runs have'} not ended: {', '.join(late[:5])}{' …' if len(late) > 5 else ''}."
+        if late
+        else "",
         written=f"Written {now:%Y-%m-%d %H:%M} UTC by fedsim report{_version()}. All numbers come from the run files.",
         folder=folder,
         left_out=left_out,
@@ -114,15 +116,24 @@ def _figures(runs: xr.DataTree, looks: Styles, chosen: Sequence[Group], left_out
     accuracy: list[Builder] = [
         ("accuracy over rounds", partial(trend, "accuracy", "Accuracy over rounds", "On the global test set.")),
         ("loss over rounds", partial(trend, "loss", "Test loss over rounds", "Mean cross-entropy on the global test set.")),
-        ("accuracy over bytes", partial(trend, "accuracy", "Accuracy over bytes", "Bytes of all clients, up and down, until then.", over="bytes")),
-        ("accuracy over FLOPs", partial(trend, "accuracy", "Accuracy over FLOPs", "Training FLOPs of all clients until then.", over="flops")),
+        (
+            "accuracy over bytes",
+            partial(trend, "accuracy", "Accuracy over bytes", "Bytes of all clients, up and down, until then.", over="bytes"),
+        ),
+        (
+            "accuracy over FLOPs",
+            partial(trend, "accuracy", "Accuracy over FLOPs", "Training FLOPs of all clients until then.", over="flops"),
+        ),
     ]
     tradeoff: list[Builder] = [(f"accuracy against {cost}", partial(front, cost)) for cost in tradeoffs.COSTS]
     tradeoff.append(("paired differences", partial(tradeoffs.pairs, runs, looks)))
     costs: list[Builder] = [
         ("bytes", partial(trend, "bytes", "Bytes sent", "Of all clients, up and down, added over the rounds.")),
         ("FLOPs", partial(trend, "flops", "Training FLOPs", "Of all clients, added over the rounds.")),
-        ("memory", partial(trend, "memory", "Memory of the largest client", "Training memory in each round, by the ledger.", per_round=True)),
+        (
+            "memory",
+            partial(trend, "memory", "Memory of the largest client", "Training memory in each round, by the ledger.", per_round=True),
+        ),
         ("cost by phase", partial(trends.cost_of_phases, runs)),
     ]
     masks: list[Builder] = [

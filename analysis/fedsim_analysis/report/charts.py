@@ -24,10 +24,18 @@ MARKED = 60  # points of a curve that each have a marker
 PREFIXED = ("B", "FLOP", "B/s", "FLOP/s")
 
 
-def line(name: str, style: Style, x: Numbers, y: Numbers, low: Numbers | None = None, high: Numbers | None = None, **more: Any) -> list[Chart]:
+def line(
+    name: str, style: Style, x: Numbers, y: Numbers, low: Numbers | None = None, high: Numbers | None = None, **more: Any
+) -> list[Chart]:
     """A curve, and before it the band of its interval where there is one. Both belong to the group `name`."""
     mode = "lines+markers" if len(x) <= MARKED else "lines"
-    curve = of_group(name) | {"type": "scatter", "mode": mode, "x": x, "y": y, "line": {"color": style.colour, "width": 2, "dash": style.dash}}
+    curve = of_group(name) | {
+        "type": "scatter",
+        "mode": mode,
+        "x": x,
+        "y": y,
+        "line": {"color": style.colour, "width": 2, "dash": style.dash},
+    }
     curve |= {"marker": {"color": style.colour, "size": 5, "symbol": style.marker}} | more
     if low is None or high is None or not np.isfinite(low).any():
         return [curve]

@@ -27,7 +27,9 @@ def spread(runs: Runs, styles: Styles) -> Figure:
         at = {level: row for level, row in zip(one.levels, one.quantiles, strict=True)}
         data += charts.line(one.label, styles[one.label], one.rounds.astype(float), at[0.5], at[0.1], at[0.9])
     first = found[0]
-    y = charts.axis(first.title, first.units, first.share) | ({"range": charts.share_range([one.quantiles for one in found])} if first.share else {})
+    y = charts.axis(first.title, first.units, first.share) | (
+        {"range": charts.share_range([one.quantiles for one in found])} if first.share else {}
+    )
     layout = charts.layout(charts.axis("Round", rangemode="tozero"), y, len(found), hovermode="x unified")
     most = max(int(one.clients.max()) for one in found)
     seeds = max(int(one.n.max()) for one in found)

@@ -93,7 +93,8 @@ def _some(size: int, most: int) -> np.ndarray:
 
 def _texts(found: Heat, rows: Sequence[str], columns: Sequence[str]) -> list[list[str]]:
     return [
-        [f"{escaping.label(row, 40)}, {escaping.label(found.column_label.lower())} {escaping.label(column, 40)}" for column in columns] for row in rows
+        [f"{escaping.label(row, 40)}, {escaping.label(found.column_label.lower())} {escaping.label(column, 40)}" for column in columns]
+        for row in rows
     ]
 
 

@@ -26,7 +26,11 @@ def section(tree: xr.DataTree, table: pd.DataFrame) -> Section:
     """`table`: what `compare` gives."""
     shown = overview.readable(table)
     names = labels(table, shown)
-    cards = [_best(table, shown, names), *(card for cost in COSTS if (card := _cheapest(cost, table, shown, names)) is not None), _state(tree)]
+    cards = [
+        _best(table, shown, names),
+        *(card for cost in COSTS if (card := _cheapest(cost, table, shown, names)) is not None),
+        _state(tree),
+    ]
     blocks: list[Block] = [Cards(cards), _overview(shown, names)]
     return Section("summary", "Summary", blocks)
 
@@ -61,7 +65,9 @@ def _cheapest(cost: str, table: pd.DataFrame, shown: pd.DataFrame, names: Sequen
     title, column = COSTS[cost]
     least = int(np.nanargmin(values))
     if len(table) == 1:
-        return Card({"bytes": "Sent", "max_client_flops": "Training FLOPs"}.get(cost, "Memory of the largest client"), shown[column].iloc[0], "")
+        return Card(
+            {"bytes": "Sent", "max_client_flops": "Training FLOPs"}.get(cost, "Memory of the largest client"), shown[column].iloc[0], ""
+        )
     text = names[least]
     if np.isfinite(accuracy).any() and (best := int(np.nanargmax(accuracy))) != least and values[best] > 0:
         points = 100 * (accuracy[best] - accuracy[least])

@@ -35,7 +35,13 @@ def front(runs: Runs, styles: Styles, cost: str) -> Figure:
     open_ones = " A hollow marker is a job whose runs have not all ended." if not all(point.finished for point in found.points) else ""
     best = " and ".join(filter(None, [", ".join(point.label for point in found.front[:-1]), found.front[-1].label]))
     text = f"Last accuracy against {COSTS[cost]}. Nothing beats {best}. {_interval(found)}{open_ones}"
-    return Figure(f"pareto_{cost}", f"Accuracy against {cost if cost != 'flops' else 'FLOPs'}", text, {"data": data, "layout": charts.layout(x, y, len(found.points))}, Call("pareto", {"cost": cost}))
+    return Figure(
+        f"pareto_{cost}",
+        f"Accuracy against {cost if cost != 'flops' else 'FLOPs'}",
+        text,
+        {"data": data, "layout": charts.layout(x, y, len(found.points))},
+        Call("pareto", {"cost": cost}),
+    )
 
 
 def _interval(found: Front) -> str:
@@ -60,11 +66,22 @@ def _point(point: Point, styles: Styles, found: Front) -> Chart:
     }
     unit = found.cost_units if found.cost_units != "1" else ""
     hover = f"%{{fullData.name}}: %{{y:.1%}} at %{{x:.3s}}{unit}<extra></extra>"
-    return charts.of_group(point.label) | {"type": "scatter", "mode": "markers", "x": [point.cost], "y": [point.value], "marker": marker, "hovertemplate": hover} | bars
+    return (
+        charts.of_group(point.label)
+        | {"type": "scatter", "mode": "markers", "x": [point.cost], "y": [point.value], "marker": marker, "hovertemplate": hover}
+        | bars
+    )
 
 
 def _bar(half: float, colour: str) -> Chart:
-    return {"type": "data", "array": [half], "visible": bool(np.isfinite(half)), "color": charts.faint(colour, 0.6), "thickness": 1.5, "width": 4}
+    return {
+        "type": "data",
+        "array": [half],
+        "visible": bool(np.isfinite(half)),
+        "color": charts.faint(colour, 0.6),
+        "thickness": 1.5,
+        "width": 4,
+    }
 
 
 def pairs(runs: Runs, styles: Styles) -> Figure:
@@ -75,11 +92,25 @@ def pairs(runs: Runs, styles: Styles) -> Figure:
         style = styles[one.label]
         group = charts.of_group(one.label) | {"type": "scatter", "mode": "markers"}
         each = {"x": one.values, "y": [place] * len(one.values), "text": [f"seed {seed}" for seed in one.seeds], "showlegend": False}
-        each |= {"marker": {"color": charts.faint(style.colour, 0.55), "size": 8}, "hovertemplate": "%{fullData.name}, %{text}: %{x:+.1%}<extra></extra>"}
+        each |= {
+            "marker": {"color": charts.faint(style.colour, 0.55), "size": 8},
+            "hovertemplate": "%{fullData.name}, %{text}: %{x:+.1%}<extra></extra>",
+        }
         mean = {"x": [one.mean], "y": [place], "marker": {"color": style.colour, "size": 12, "symbol": "diamond"}}
         mean |= {"error_x": _bar(one.high - one.mean, style.colour), "hovertemplate": "%{fullData.name}, mean: %{x:+.1%}<extra></extra>"}
         data += [group | each, group | mean]
-    x = charts.axis(f"{found[0].title}, less that of {found[0].against}", found[0].units, found[0].share) | {"zeroline": True, "zerolinewidth": 2}
+    x = charts.axis(f"{found[0].title}, less that of {found[0].against}", found[0].units, found[0].share) | {
+        "zeroline": True,
+        "zerolinewidth": 2,
+    }
     y = charts.names_at([one.label for one in found], "") | {"autorange": "reversed"}
     text = f"Each job less {found[0].against}, in pairs of runs with the same seed. Dots: pairs. Diamonds: their means with 95 % intervals; an interval that holds 0 shows no difference."
-    return Figure("differences", f"Differences from {found[0].against}", text, {"data": data, "layout": charts.layout(x, y)}, Call("differences"), 200 + 36 * len(found), wide=True)
+    return Figure(
+        "differences",
+        f"Differences from {found[0].against}",
+        text,
+        {"data": data, "layout": charts.layout(x, y)},
+        Call("differences"),
+        200 + 36 * len(found),
+        wide=True,
+    )
