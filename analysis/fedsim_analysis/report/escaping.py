@@ -14,7 +14,7 @@ LONGEST = 60  # characters of a label
 
 
 def shown(text: object, kept: str = "") -> str:
-    """The text with each sign that steers a terminal or the direction of reading written out: an escape is \\x1b. `kept`: signs that stay."""
+    """The text with signs that steer a terminal or the direction of reading written out: an escape is \\x1b. `kept`: signs that stay."""
     return "".join(sign if sign.isprintable() or sign in kept else _written_out(sign) for sign in str(text))
 
 

@@ -39,7 +39,9 @@ def section(tree: xr.DataTree, groups: Sequence[Group], fields: Sequence[str]) -
     blocks: list[Block] = []
     if alike:
         rows = [[FACTS[name], _whole(root, name)] for name in alike]
-        blocks.append(Table("shared", "What this run was done with." if count == 1 else f"The same in all {count} runs.", ("what", "value"), rows))
+        blocks.append(
+            Table("shared", "What this run was done with." if count == 1 else f"The same in all {count} runs.", ("what", "value"), rows)
+        )
     if count > 1:
         blocks.append(_table(root, [name for name in FACTS if name not in alike], facts, fields))
     return Section("origins", "What was run, and with what", [*blocks, *_jobs(root, groups), _hashes(root)])
@@ -93,7 +95,9 @@ def _jobs(root: xr.Dataset, groups: Sequence[Group]) -> list[Block]:
     jobs = root["job"].values.tolist()
     found: list[Block] = []
     for group in groups[:MOST_JOBS]:
-        title = f"The job of {group.label}" + (f" (seed {group.seeds[0]}; the other {len(group.runs) - 1} differ in it)" if len(group.runs) > 1 else "")
+        title = f"The job of {group.label}" + (
+            f", seed {group.seeds[0]}; its other runs differ in the seed alone" if len(group.runs) > 1 else ""
+        )
         found.append(Details(title, str(jobs[group.places[0]]).strip()))
     if len(groups) > MOST_JOBS:
         found.append(Note(f"The jobs of the first {MOST_JOBS} of {len(groups)} groups. `fedsim show RUN.h5` has the others."))

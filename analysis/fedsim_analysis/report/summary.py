@@ -26,7 +26,11 @@ def section(tree: xr.DataTree, table: pd.DataFrame) -> Section:
     """`table`: what `compare` gives."""
     shown = overview.readable(table)
     names = labels(table, shown)
-    cards = [_best(table, shown, names), *(card for cost in COSTS if (card := _cheapest(cost, table, shown, names)) is not None), _state(tree)]
+    cards = [
+        _best(table, shown, names),
+        *(card for cost in COSTS if (card := _cheapest(cost, table, shown, names)) is not None),
+        _state(tree),
+    ]
     blocks: list[Block] = [Cards(cards), _overview(shown, names)]
     return Section("summary", "Summary", blocks)
 
@@ -61,7 +65,9 @@ def _cheapest(cost: str, table: pd.DataFrame, shown: pd.DataFrame, names: Sequen
     title, column = COSTS[cost]
     least = int(np.nanargmin(values))
     if len(table) == 1:
-        return Card({"bytes": "Sent", "max_client_flops": "Training FLOPs"}.get(cost, "Memory of the largest client"), shown[column].iloc[0], "")
+        return Card(
+            {"bytes": "Sent", "max_client_flops": "Training FLOPs"}.get(cost, "Memory of the largest client"), shown[column].iloc[0], ""
+        )
     text = names[least]
     if np.isfinite(accuracy).any() and (best := int(np.nanargmax(accuracy))) != least and values[best] > 0:
         points = 100 * (accuracy[best] - accuracy[least])
@@ -71,11 +77,10 @@ def _cheapest(cost: str, table: pd.DataFrame, shown: pd.DataFrame, names: Sequen
 
 
 def _state(tree: xr.DataTree) -> Card:
-    open_runs, count = unfinished(tree), tree.sizes["run"]
-    if not open_runs:
+    late, count = unfinished(tree), tree.sizes["run"]
+    if not late:
         return Card("Finished", f"{count} of {count} runs" if count > 1 else "yes")
-    named = ", ".join(open_runs[:MOST_NAMED]) + (f" and {len(open_runs) - MOST_NAMED} more" if len(open_runs) > MOST_NAMED else "")
-    return Card("Not finished", f"{len(open_runs)} of {count} runs" if count > 1 else "not yet", named, warns=True)
+    return Card("Not finished", f"{len(late)} of {count} runs" if count > 1 else "not yet", _named(late), warns=True)
 
 
 def unfinished(tree: xr.DataTree) -> list[str]:
@@ -85,6 +90,19 @@ def unfinished(tree: xr.DataTree) -> list[str]:
     root = tree.to_dataset()
     rows = zip(*(root[name].values.tolist() for name in ("run", "finished", "rounds_done", "rounds_planned")), strict=True)
     return [f"{run} (round {rounds(done, planned)})" for run, finished, done, planned in rows if not finished]
+
+
+def warning(tree: xr.DataTree) -> str:
+    """One line about runs that have not ended; empty where all have."""
+    late, count = unfinished(tree), tree.sizes["run"]
+    if not late:
+        return ""
+    have = "The run has not ended" if count == 1 else f"{len(late)} of {count} runs {'has' if len(late) == 1 else 'have'} not ended"
+    return f"{have}: {_named(late)}."
+
+
+def _named(late: Sequence[str]) -> str:
+    return ", ".join(late[:MOST_NAMED]) + (f" and {len(late) - MOST_NAMED} more" if len(late) > MOST_NAMED else "")
 
 
 def _overview(shown: pd.DataFrame, names: Sequence[str]) -> Table:
