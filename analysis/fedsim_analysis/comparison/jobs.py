@@ -1,0 +1,79 @@
+"""Jobs held against each other: their fields by dotted names, those that tell rows apart, and how they are sorted and called."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+METHOD = "method.name"
+HOW = ("seed", "name", "data.root", "data.download")  # change how a run is called or done, or are what rows are the mean over
+HOW_SECTIONS = ("execution.", "sweep.", "record.")
+TREATMENT = ("augment", "crop_pad", "crop_border", "cutout", "normalise")  # of [data]: what is done with images, not which they are
+LONGEST = 40  # signs of a value that is shown
+
+Job = Mapping[str, Any]  # dotted name -> value
+
+
+def fields(job: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """All fields of a job as "section.key"."""
+    found: dict[str, Any] = {}
+    for name, value in job.items():
+        if isinstance(value, Mapping):
+            found |= fields(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = value
+    return found
+
+
+def computed(job: Job) -> dict[str, Any]:
+    """The fields that say what is computed; not the seed, and not those that say how."""
+    return {name: value for name, value in job.items() if name not in HOW and not name.startswith(HOW_SECTIONS)}
+
+
+def data(job: Job) -> dict[str, Any]:
+    """The fields that say which images there are. Where they differ, accuracies are of other tests."""
+    held = {name: value for name, value in computed(job).items() if name.startswith("data.")}
+    return {name: value for name, value in held.items() if name.partition(".")[2] not in TREATMENT}
+
+
+def differing(jobs: Sequence[Job]) -> list[str]:
+    """The fields that tell the jobs apart, the method's name always first. A method's own field is held against jobs of that method
+    alone: that another method has none says nothing that its name does not say."""
+    names = dict.fromkeys(name for job in jobs for name in job)
+    return list(dict.fromkeys([METHOD, *(name for name in names if _differs(name, jobs))]))
+
+
+def _differs(name: str, jobs: Sequence[Job]) -> bool:
+    alone = name.startswith("method.") and name != METHOD
+    first: dict[str, Job] = {}
+    return any(job.get(name) != first.setdefault(repr(job.get(METHOD)) if alone else "", job).get(name) for job in jobs)
+
+
+def titles(names: Sequence[str], taken: Iterable[str] = ()) -> dict[str, str]:
+    """A field's heading: without its section, where that leaves no doubt; "method.name" is the method."""
+    ends = [name.removesuffix(".name").rpartition(".")[2] for name in names]
+    used = set(taken)
+    return {name: name if ends.count(end) > 1 or end in used else end for name, end in zip(names, ends, strict=True)}
+
+
+def plain(value: Any) -> str:
+    """A value for people. Signs that would steer a terminal are shown by their numbers, and long texts are cut."""
+    text = "-" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    shown = "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+    return shown if len(shown) <= LONGEST else f"{shown[: LONGEST - 1]}…"
+
+
+def label(job: Job, shown: Sequence[str]) -> str:
+    """What a row is called: "fedtiny, density 0.1"."""
+    called = titles(shown)
+    parts = [f"{called[name]} {plain(job[name])}" for name in shown if name != METHOD and job.get(name) is not None]
+    return ", ".join([plain(job.get(METHOD)), *parts] if METHOD in shown else parts)
+
+
+def order(value: Any) -> tuple[int, float, str]:
+    """The place of a value among others: nothing, then truth values and numbers by size, then texts."""
+    if value is None:
+        return (0, 0.0, "")
+    if isinstance(value, bool | int | float):
+        return (1, float(value), "")
+    return (2, 0.0, str(value))
