@@ -155,7 +155,24 @@ def put_attributes(file: h5py.File) -> None:
     """The checksums of the file's attributes as they are now. Only where the file is not the one that readers see."""
     named = [name for name in file.attrs if name not in (NAME, COUNTER)]
     arrays = {name: sums for name, sums in _of_file(checked.attribute(file, NAME)).items() if name.startswith("/") and name in file}
-    file.attrs[NAME] = json.dumps({name: _of_value(checked.attribute(file, name)) for name in named} | arrays)
+    put_attribute(file, NAME, json.dumps({name: _of_value(checked.attribute(file, name)) for name in named} | arrays))
+
+
+def put_attribute(file: h5py.File, name: str, value: str | int | float) -> None:
+    """Sets an attribute of the file; a bool as 0 or 1, since netCDF4 and ncdump leave bools out in silence.
+
+    A text that takes the place of another is written over it. To set it anew would cost 4 KiB of the file at each opening.
+    """
+    if isinstance(value, str) and _is_text(file, name):
+        file.attrs.modify(name, value)
+    else:
+        file.attrs[name] = int(value) if isinstance(value, bool | np.bool_) else value
+
+
+def _is_text(file: h5py.File, name: str) -> bool:
+    """Whether there is an attribute of this name that takes text of any length."""
+    kind = h5py.check_string_dtype(file.attrs.get_id(name).dtype) if name in file.attrs else None
+    return kind is not None and kind.length is None
 
 
 def _of_value(value: Any) -> int:
@@ -169,7 +186,7 @@ def _of_file(text: Any) -> dict[str, Any]:
 
 def put_once(file: h5py.File, sums: Mapping[str, int]) -> None:
     """The checksums of what is written once, by path. Only where the file is not the one that readers see."""
-    file.attrs[NAME] = json.dumps(_of_file(checked.attribute(file, NAME)) | {f"/{path}": found for path, found in sums.items()})
+    put_attribute(file, NAME, json.dumps(_of_file(checked.attribute(file, NAME)) | {f"/{path}": found for path, found in sums.items()}))
 
 
 def check_once(file: h5py.File, path: str, found: int) -> None:

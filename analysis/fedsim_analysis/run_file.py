@@ -32,7 +32,7 @@ NEEDED = ("format_version", "rounds", "finished")
 TYPES: Mapping[str, tuple[type, ...]] = {
     **dict.fromkeys(("format_version", "rounds", "rounds_planned", "seed", "ranks"), (int,)),
     **dict.fromkeys(("peak_flops", "peak_bytes"), (int, float)),
-    "finished": (bool,),
+    "finished": (int, bool),  # 0 or 1; a bool in files of former writers, which netCDF4 and ncdump leave out
     **dict.fromkeys(("job", "job_sha256", "plan", "partition", "partition_sha256", "own_code_sha256", "weights_sha256"), (str,)),
     **dict.fromkeys(("method", "fedsim_version", "git_commit", "hosts", "torch_version", "started_at"), (str,)),
 }
@@ -164,7 +164,7 @@ def attributes(file: h5py.File) -> dict[str, Any]:
     _check_types(found)
     checksums.check_attributes(found)
     found.pop(checksums.NAME, None)
-    return found
+    return found | {"finished": bool(found["finished"])}
 
 
 def _check_types(found: Mapping[str, Any]) -> None:
@@ -173,6 +173,7 @@ def _check_types(found: Mapping[str, Any]) -> None:
     for name, kinds in TYPES.items():
         value = found.get(name)
         need(value is None or type(value) in kinds, f"the attribute {name!r} is {value!r:.60}, not {_kind(kinds)}")
+    need(found["finished"] in (0, 1), f"the attribute 'finished' is {found['finished']}, neither 0 nor 1")
 
 
 def _kind(kinds: tuple[type, ...]) -> str:
@@ -276,7 +277,9 @@ def abouts(file: h5py.File, group: str, known: Sequence[str]) -> dict[str, tuple
     there, sums = names(file, group), checksums.abouts(file, known)
     for path in checksums.missing(group, there, known):
         raise Damaged(f"{path} is missing")
-    return {name: _about(checked.item(file, f"{group}/{stored_name(file, group, name)}"), sums) for name in there}
+    stored = {name: stored_name(file, group, name) for name in there} if is_former(file) else dict(zip(there, there, strict=True))
+    place = checked.group(file, group)
+    return {name: _about(checked.item(place, at), sums) for name, at in stored.items()}
 
 
 def _about(found: h5py.Group | h5py.Dataset, sums: Mapping[str, int]) -> tuple[str, str]:

@@ -37,6 +37,7 @@ from fedsim.simulation.resume import check_format, differences
 from fedsim.simulation.stop_signal import StopSignal
 from fedsim.storage.checkpoint import folder_of
 from fedsim.storage.reader import RunReader
+from fedsim.storage.sweep_list import SweepList
 
 LOOK = 0.5  # seconds between two looks at the signals and at the rounds done
 AGAIN = "the same command goes on from there"
@@ -260,10 +261,12 @@ class SweepProgress:
 
     def __enter__(self) -> SweepProgress:
         self.bar.start()
+        self.list = SweepList(self.runs[0].out.parent, {run.out.name: run.job.rounds for run in self.runs}, time.monotonic())
         return self
 
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
+        self._note(dict.fromkeys((run.out.name for run in self.runs), ("stopped", "")))
 
     def say(self, line: str) -> None:
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -274,10 +277,15 @@ class SweepProgress:
         self.say(f"{run.name:<{self.width}}  {_outcome_line(run, outcome)}")
 
     def look(self, busy: Sequence[Run]) -> None:
-        """Shows how far the runs are, by their rounds."""
+        """Shows how far the runs are, by their rounds, and writes down which go on."""
+        self._note(dict.fromkeys((run.out.name for run in busy), ("running", "")))
         if self.console.is_terminal:
             done = sum(run.job.rounds for run in self.runs if run.out in self.outcomes) + sum(map(_rounds, busy))
             self.bar.update(self.task, completed=done, description=f"{len(self.outcomes)}/{len(self.runs)} runs")
+
+    def _note(self, others: dict[str, tuple[str, str]]) -> None:
+        """Writes down how runs ended, and what is known of others."""
+        self.list.note(others | {out.name: _state(outcome) for out, outcome in self.outcomes.items()}, time.monotonic())
 
     def close(self, signalled: bool) -> int:
         """Reports what failed and why, and whether something is left to do; the exit code."""
@@ -296,14 +304,24 @@ class SweepProgress:
         return min((outcome.code for _, outcome in failed), default=3 if stopped else 0)
 
 
+def _state(outcome: Outcome) -> tuple[str, str]:
+    """How a run ended, for others, and what it said of it in one line."""
+    state = {0: "done", 3: "stopped"}.get(outcome.code, "failed")
+    return state, _said(outcome) if outcome.code else ""
+
+
+def _said(outcome: Outcome) -> str:
+    lines = outcome.message.splitlines() or [""]
+    return lines[-1 if lines[0].startswith("Traceback") else 0]
+
+
 def _outcome_line(run: Run, outcome: Outcome) -> str:
     if outcome.full:
         return f"{outcome.message.splitlines()[0]} (after round {_rounds(run)})"
     if outcome.code == 3:
         return f"stopped after round {_rounds(run)}"
     if outcome.code:
-        lines = outcome.message.splitlines() or ["?"]
-        return f"failed: {lines[-1 if lines[0].startswith('Traceback') else 0]}"
+        return f"failed: {_said(outcome) or '?'}"
     how = "finished already" if outcome.already else f"{outcome.seconds:.1f} s"
     try:
         return f"accuracy {_accuracy(run.out):>6.1%}  {how}"

@@ -18,9 +18,29 @@ fedsim does not (links to dimension scales) has none.
 
 from __future__ import annotations
 
-from fedsim.storage.client_gates import Gates
-from fedsim.storage.columns import COLUMNS, Column
-from fedsim.storage.reader import RunReader, read_model
-from fedsim.storage.writer import RunWriter
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedsim.storage.client_gates import Gates
+    from fedsim.storage.columns import COLUMNS, Column
+    from fedsim.storage.reader import RunReader, read_model
+    from fedsim.storage.writer import RunWriter
 
 __all__ = ["COLUMNS", "Column", "Gates", "RunReader", "RunWriter", "read_model"]
+
+# Imported when they are first used: a reader of columns does without torch, which takes seconds to import.
+_PLACES = {
+    "Gates": "client_gates",
+    "COLUMNS": "columns",
+    "Column": "columns",
+    "RunReader": "reader",
+    "read_model": "reader",
+    "RunWriter": "writer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)

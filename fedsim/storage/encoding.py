@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Tree = dict[str, Tensor]
+HALVES = (torch.bfloat16, torch.float16)  # stored as their bits: numpy lacks the first, and netCDF-4 the second
 
 
 def bits(mask: Tensor) -> NDArray[np.uint8]:
@@ -43,14 +44,14 @@ def store(value: Tensor, mask: Tensor | None = None) -> tuple[NDArray[Any], dict
     A weight that is not exactly 0 where its mask is 0 is stored in full.
     """
     value = value.detach().cpu().contiguous()
-    about = {"dtype": str(value.dtype).removeprefix("torch."), "shape": json.dumps(list(value.shape)), "masked": False}
+    about = {"dtype": str(value.dtype).removeprefix("torch."), "shape": json.dumps(list(value.shape)), "masked": 0}
     if value.dtype == torch.bool:
         return bits(value), about
     if mask is not None and mask.shape == value.shape:
         keep = mask.cpu().bool()
         if not value[~keep].view(torch.uint8).any():
-            value, about["masked"] = value[keep], True
-    return (value.view(torch.int16) if value.dtype == torch.bfloat16 else value).numpy(), about
+            value, about["masked"] = value[keep], 1
+    return (value.view(torch.int16) if value.dtype in HALVES else value).numpy(), about
 
 
 def restore(array: NDArray[Any], about: Mapping[str, Any], mask: Tensor | None = None) -> Tensor:

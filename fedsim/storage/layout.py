@@ -21,12 +21,13 @@ Attributes = Mapping[str, str | int | float | bool]
 Item = TypeVar("Item")
 
 COUNTS_UP_TO = 100_000  # clients, beyond which /partition/counts is left out
+ACCESS = {"meta_block_size": 0}  # else HDF5 sets 2 KiB aside at each opening that appends a mask, and what is left of them is lost
 CHUNK = 512  # clients in a chunk: a row writes only the chunks it touches
 ROWS = {"rounds": 1024, "timing": 1024, "speed": 1024, "layers": 256, "clients": 1}  # rounds in a chunk; 64 chunks are indexed by one node
 
 
 def writable(path: Path) -> h5py.File:
-    return h5py.File(path, "r+", locking=False)
+    return h5py.File(path, "r+", locking=False, **ACCESS)
 
 
 def splits(held: int, more: int) -> bool:
@@ -69,7 +70,9 @@ def lay_out(
 ) -> None:
     """A run file with no rows. `called`: the names of clients or classes, where they have some."""
     # All attributes have their final size from the start, so that a later change is one write in place.
-    file.attrs.update({"format_version": FORMAT, **attributes, "rounds": -1, "finished": False, "weights_sha256": np.bytes_(64 * " ")})
+    for name, value in {"format_version": FORMAT, **attributes, "rounds": -1, "finished": False}.items():
+        checksums.put_attribute(file, name, value)
+    file.attrs["weights_sha256"] = np.bytes_(64 * " ")
     _scale(file, "round", np.arange(0), maxshape=(None,), chunks=(1024,))
     _scale(file, "client", np.arange(clients), chunks=(min(clients, 65536),), shuffle=True, compression=1)
     checksums.put_labels(file, "layer", layers).make_scale("layer")

@@ -6,23 +6,24 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import h5py
 import numpy as np
 from fedsim_analysis import checked, checksums, masks, run_file
 from fedsim_analysis.checked import Damaged, need
 from numpy.typing import NDArray
-from torch import Tensor
 
-from fedsim.core.tree import sha256_of
 from fedsim.errors import BadInput
-from fedsim.storage import client_gates, encoding, former_names
+from fedsim.storage import client_gates, former_names
 from fedsim.storage.client_gates import Gates
 from fedsim.storage.columns import Column
 from fedsim.storage.layout import mask_of
 
-Tree = dict[str, Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedsim.core.types import Tree
 Result = TypeVar("Result")
 NUMBERS = [group for group, dimensions in run_file.DIMENSIONS.items() if dimensions == ("round",)]  # groups with one number a round
 
@@ -127,6 +128,8 @@ class RunReader:
     def masks(self, r: int) -> Tree:
         """The mask in force after round `r`; empty where none was stored."""
         layout, packed = self._read(lambda file: masks.in_force(file, min(r, _rounds(file))))
+        from fedsim.storage import encoding  # with torch, which takes seconds to import and which columns do without
+
         return encoding.unpack(layout, packed)
 
     def gates(self, r: int | None = None) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
@@ -224,6 +227,8 @@ def _counts(file: h5py.File) -> NDArray[np.int32] | None:
 
 
 def _model(file: h5py.File) -> Tree:
+    from fedsim.core.tree import sha256_of
+
     known = run_file.attributes(file)
     if not known["finished"]:
         raise run_file.Absent(f"{file.filename} holds no final weights: the run stands at round {known['rounds']} and has not finished")
@@ -247,6 +252,8 @@ def _stored(group: h5py.Group, seen: set[int]) -> Iterator[tuple[str, h5py.Datas
 
 
 def _tensor(key: str, stored: h5py.Dataset, mask: h5py.Dataset | None) -> Tensor:
+    from fedsim.storage import encoding
+
     about = {name: checked.attribute(stored, name) for name in ("dtype", "shape", "masked")}
     kept = None if mask is None else _tensor(key, mask, None)
     try:

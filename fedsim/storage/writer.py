@@ -149,7 +149,7 @@ class RunWriter:
             for key, value in model.items():
                 _put_tensor(self._file.require_group("model"), key, value, model)
             self._file.attrs.modify("weights_sha256", np.bytes_(weights_sha256))
-            self._file.attrs.modify("finished", True)
+            checksums.put_attribute(self._file, "finished", True)
             checksums.put_attributes(self._file)
 
     def close(self) -> None:
@@ -223,7 +223,8 @@ class RunWriter:
         table = growth.of_checksums(r, len(self._columns), anew=True)
         with self._aside(growth.SLACK + table + growth.of_attributes(attributes)):
             self._cut(r)
-            self._file.attrs.update(attributes)
+            for name, value in attributes.items():
+                checksums.put_attribute(self._file, name, value)
             checksums.put_attributes(self._file)
             checksums.lay_out(self._file, list(self._columns))
             self._find_checksums()
@@ -231,7 +232,7 @@ class RunWriter:
 
     def _cut(self, r: int) -> None:
         self._file.attrs.modify("rounds", r)
-        self._file.attrs.modify("finished", False)
+        checksums.put_attribute(self._file, "finished", False)
         self._file.attrs.modify("weights_sha256", np.bytes_(b""))
         self._extend(r + 1)
         for later in [f"masks/{number}" for number in stored_masks.stored_rounds(self._file) if number > r]:

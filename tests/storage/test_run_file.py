@@ -411,7 +411,7 @@ class Disk:
 
     def writable(self, path: Path) -> h5py.File:
         self.files.append(Logged(self, path))
-        return h5py.File(self.files[-1], "r+")
+        return h5py.File(self.files[-1], "r+", **layout.ACCESS)
 
 
 class Logged(io.FileIO):

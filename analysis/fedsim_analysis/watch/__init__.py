@@ -1,0 +1,1 @@
+"""Runs in the terminal while they go on. It reads their files now and then; it takes no lock, and sends nothing to any process."""

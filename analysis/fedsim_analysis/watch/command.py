@@ -1,0 +1,144 @@
+"""`fedsim watch`: looks at the files of runs every so often, and shows them until they end. The runs do not notice."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from fedsim_analysis import run_file
+from fedsim_analysis.watch import many_runs, one_run
+from fedsim_analysis.watch.plain import Lines
+from fedsim_analysis.watch.runs import Watched
+from fedsim_analysis.watch.signs import ascii_only
+
+EVERY = 2.0  # seconds between two looks
+REST = 19.0  # a look of a second is followed by 19 s of rest: reading takes a twentieth of the time at most
+STEP = 0.2  # seconds between two looks at the size of the terminal
+WHOLE = 100_000  # lines that the last frame may have
+INTERRUPTED = 3  # the exit code of fedsim for what a signal stopped
+SIGNALS = ("SIGTERM", "SIGHUP")  # that end the view as Ctrl-C does
+
+
+def watch(path: Path, every: float = EVERY, console: Console | None = None, wait: bool = False, runs: int = 0) -> int:
+    """Shows a run, or the runs of a folder, until they end. The exit code: 0 all are done, 1 some failed, 2 some cannot be read,
+    3 some stopped, or a signal ended the view.
+
+    every: seconds between two looks, or more where a look takes long. wait: whether to wait for runs that have not begun or have stopped.
+    runs: how many runs the folder will have at least; watch waits for them.
+    Raises FileNotFoundError where there is nothing to watch, and ValueError for what is no run file.
+    """
+    console = console or Console()
+    watched = Watched(path, wait, runs)
+    _check(watched)
+    with _ended_by_signals():
+        if console.is_terminal and not console.is_dumb_terminal and not console.is_jupyter:
+            return _in_terminal(watched, every, console)
+        return _in_lines(watched, every, console)
+
+
+def _check(watched: Watched) -> None:
+    """FileNotFoundError where there is nothing to watch, ValueError for what is no run file."""
+    path, hint = watched.path, "--wait waits until there is one"
+    if not path.exists() and not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent}, in which {path.name} could be")
+    watched.look()
+    if watched.wait or watched.expected:
+        return
+    if watched.folder and not watched.runs:
+        raise FileNotFoundError(f"there is no run file in the folder {path}; {hint}")
+    if not watched.folder and watched.runs[0].state.ended:
+        run_file.read(path, lambda file: None, time.sleep) if path.exists() else _refuse(path, hint)
+
+
+def _refuse(path: Path, hint: str) -> None:
+    raise FileNotFoundError(f"there is no run file {path}, and no run that is to write it; {hint}")
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Signals that end the view leave the terminal as it was."""
+
+    def end(number: int, _: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {}
+    with suppress(ValueError):  # not in the main thread, which alone has signals
+        before = {getattr(signal, name): signal.signal(getattr(signal, name), end) for name in SIGNALS if hasattr(signal, name)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _in_terminal(watched: Watched, every: float, console: Console) -> int:
+    """The whole screen, which is left as it was found; the last frame is printed after it."""
+    interrupted = False
+    try:
+        with Live(console=console, screen=True, auto_refresh=False, redirect_stdout=False, redirect_stderr=False) as live:
+            for look in _looks(watched, every, console):
+                if look:
+                    live.update(_screen(watched, console), refresh=True)
+    except KeyboardInterrupt:
+        interrupted = True
+    console.print(_screen(watched, console, live=False))
+    return _left_alone(watched, console) if interrupted else watched.code()
+
+
+def _looks(watched: Watched, every: float, console: Console) -> Iterator[bool]:
+    """After each look at the runs True, until they have ended; and in between whether the screen has another size."""
+    while True:
+        began = time.monotonic()
+        watched.look()
+        yield True
+        if watched.ended():
+            return
+        until, size = time.monotonic() + max(every, REST * (time.monotonic() - began)), console.size
+        while (rest := until - time.monotonic()) > 0:
+            time.sleep(min(rest, STEP))
+            size, before = console.size, size
+            yield size != before
+
+
+def _screen(watched: Watched, console: Console, live: bool = True) -> Text:
+    width, height = console.size
+    height, plain = height if live else (WHOLE if watched.folder else height - 1), console.options.ascii_only
+    if watched.folder:
+        lines = many_runs.frame(watched, width, height, plain, live)
+    else:
+        lines = one_run.frame(watched.runs[0], width, height, plain, live)
+    return Text("\n", no_wrap=True, overflow="crop").join(lines)
+
+
+def _in_lines(watched: Watched, every: float, console: Console) -> int:
+    lines = Lines(watched)
+
+    def say(line: str) -> None:
+        text = ascii_only(line) if console.options.ascii_only else line
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    try:
+        for look in _looks(watched, every, console):
+            for line in lines.news() if look else ():
+                say(line)
+    except KeyboardInterrupt:
+        return _left_alone(watched, console)
+    return watched.code()
+
+
+def _left_alone(watched: Watched, console: Console) -> int:
+    """Says what becomes of the runs after the view has been ended."""
+    going = sum(not run.state.ended for run in watched.runs)
+    what = "the run goes on" if not watched.folder else f"{going} run{'s go' if going != 1 else ' goes'} on or will begin"
+    console.print(f"watch has ended; {what}" if going else "watch has ended", highlight=False, markup=False)
+    sys.stdout.flush()
+    return INTERRUPTED

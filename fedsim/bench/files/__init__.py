@@ -1,0 +1,1 @@
+"""What run files cost: to write, to read, to watch."""
