@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import fedsim_analysis
+from fedsim_analysis import comparison
+from fedsim_analysis.comparison.grouping import GIVEN
 from fedsim_analysis.measures import Group, Lacking, final, groups, metric_of
 from fedsim_analysis.measures.colours import styles
 from fedsim_analysis.report import clients, origins, sparsity, summary, tradeoffs, trends
@@ -47,7 +49,7 @@ def report(runs: Sequence[Path], folder: str, now: datetime | None = None) -> Dr
     if len(shown) < len(every):
         left_out.append(f"Figures show the {len(shown)} jobs of {len(every)} with the highest accuracy; the tables have all.")
     sections = [
-        summary.section(tree, fedsim_analysis.compare(_paths(tree))),
+        summary.section(tree, comparison.collect(_paths(tree), sort=GIVEN)),
         *_figures(drawn, looks, chosen, left_out),
         origins.section(tree, every, _fields(tree)),
     ]

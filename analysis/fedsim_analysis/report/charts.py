@@ -63,7 +63,7 @@ def of_curves(found: Sequence[Curve], styles: Styles) -> Chart:
         at = "" if over_rounds else f" at {number('x', x)}"
         more["hovertemplate"] = f"%{{fullData.name}}: {shown}{at}<extra></extra>"
         data += line(one.label, styles[one.label], one.x * x.factor, mean, low, high, **more)
-    below = axis(first.x_label, x, rangemode="tozero")
+    below = rounds([one.rounds for one in found]) if over_rounds else axis(first.x_label, x, rangemode="tozero")
     beside = axis(first.y_label, y) | (share_axis([one.mean for one in found] + [one.low for one in found]) if first.share else {})
     return {"data": data, "layout": layout(below, beside, len(found), hovermode="x unified" if over_rounds else "closest")}
 
@@ -99,6 +99,12 @@ def axis(title: str, scale: Scale | None = None, **more: Any) -> Chart:
 def number(name: str, scale: Scale) -> str:
     """A number of plotly's with its unit, for a hovertemplate."""
     return f"%{{{name}:.4~r}}{f' {scale.units}' if scale.units else ''}"
+
+
+def rounds(numbers: Sequence[NDArray[np.int64]]) -> Chart:
+    """The axis of rounds, which has whole numbers."""
+    last = max((int(each.max()) for each in numbers if len(each)), default=0)
+    return axis("Round", rangemode="tozero") | ({"dtick": 1} if last <= 10 else {})
 
 
 def _title(text: str) -> Chart:
