@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import fedsim_analysis
+from fedsim_analysis import comparison
+from fedsim_analysis.comparison.grouping import GIVEN
 from fedsim_analysis.measures import Group, Lacking, final, groups, metric_of
 from fedsim_analysis.measures.colours import styles
 from fedsim_analysis.report import clients, origins, sparsity, summary, tradeoffs, trends
-from fedsim_analysis.report.contents import Block, Figure, Report, Section
+from fedsim_analysis.report.contents import Block, Report, Section
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
 MOST_GROUPS = 12  # in figures
 
-Builder = tuple[str, Callable[[], Figure | Iterator[Figure]]]  # what it shows, for the list of what is left out
+Builder = tuple[str, Callable[[], Block | Iterator[Block]]]  # what it shows, for the list of what is left out
 
 
 @dataclass(frozen=True)
@@ -40,14 +42,14 @@ def report(runs: Sequence[Path], folder: str, now: datetime | None = None) -> Dr
     tree = fedsim_analysis.open(runs)
     every = groups(tree)
     shown = _shown(tree, every)
-    drawn = tree if len(shown) == len(every) else fedsim_analysis.open([path for group in shown for path in _paths(tree, group)])
+    drawn = tree if len(shown) == len(every) else fedsim_analysis.open([path for group in shown for path in _paths(tree, group.places)])
     chosen = groups(drawn)
     looks = dict(zip([group.label for group in chosen], styles([group.method for group in chosen]), strict=True))
     left_out: list[str] = []
     if len(shown) < len(every):
         left_out.append(f"Figures show the {len(shown)} jobs of {len(every)} with the highest accuracy; the tables have all.")
     sections = [
-        summary.section(tree, fedsim_analysis.compare(tree["path"].values.tolist())),
+        summary.section(tree, comparison.collect(_paths(tree), sort=GIVEN)),
         *_figures(drawn, looks, chosen, left_out),
         origins.section(tree, every, _fields(tree)),
     ]
@@ -57,7 +59,7 @@ def report(runs: Sequence[Path], folder: str, now: datetime | None = None) -> Dr
 def _page(
     tree: xr.DataTree, every: Sequence[Group], sections: Sequence[Section], looks: Styles, left_out: list[str], folder: str, now: datetime
 ) -> Report:
-    count, late = tree.sizes["run"], summary.unfinished(tree)
+    count = tree.sizes["run"]
     jobs = "1 job" if len(every) == 1 else f"{len(every)} jobs"
     title = every[0].label if len(every) == 1 else " · ".join(dict.fromkeys(group.method for group in every))
     many = len({group.method for group in every}) > 4
@@ -66,9 +68,7 @@ def _page(
         subtitle=f"{jobs}, {count} {'run' if count == 1 else 'runs'} of fedsim",
         sections=[section for section in sections if section.blocks],
         groups=[(label, look.colour) for label, look in looks.items()] if len(looks) > 1 else [],
-        warning=f"{len(late)} of {count} {'run has' if count == 1 else 'runs have'} not ended: {', '.join(late[:5])}{' …' if len(late) > 5 else ''}."
-        if late
-        else "",
+        warning=summary.warning(tree),
         written=f"Written {now:%Y-%m-%d %H:%M} UTC by fedsim report{_version()}. All numbers come from the run files.",
         folder=folder,
         left_out=left_out,
@@ -95,13 +95,13 @@ def _shown(tree: xr.DataTree, every: Sequence[Group]) -> list[Group]:
     return [group for group in every if group in best]
 
 
-def _paths(tree: xr.DataTree, group: Group) -> list[str]:
-    return [tree["path"].values.tolist()[i] for i in group.places]
+def _paths(tree: xr.DataTree, places: Sequence[int] | None = None) -> list[str]:
+    paths = tree.to_dataset()["path"].values.tolist()
+    return [str(paths[i]) for i in (range(len(paths)) if places is None else places)]
 
 
 def _opening(drawn: xr.DataTree) -> str:
-    paths = drawn["path"].values.tolist()
-    listed = "".join(f"\n    {path!r}," for path in paths)
+    listed = "".join(f"\n    {path!r}," for path in _paths(drawn))
     return f"import fedsim_analysis\nfrom fedsim_analysis import plots\n\nruns = fedsim_analysis.open([{listed}\n])"
 
 
@@ -146,7 +146,7 @@ def _figures(runs: xr.DataTree, looks: Styles, chosen: Sequence[Group], left_out
     of_clients: list[Builder] = [
         ("spread over clients", partial(clients.spread, runs, looks)),
         ("the worst client", partial(clients.worst, runs, looks)),
-        ("clients at the end", partial(clients.at_the_end, runs, looks, chosen)),
+        ("clients at the end", partial(clients.at_the_end, runs)),
         ("the partition", partial(clients.labels, runs)),
     ]
     parts = (
@@ -163,6 +163,6 @@ def _built(builders: Iterable[Builder], left_out: list[str]) -> Iterator[Block]:
     for what, builder in builders:
         try:
             made = builder()
-            yield from [made] if isinstance(made, Figure) else list(made)
+            yield from list(made) if isinstance(made, Iterator) else [made]
         except Lacking as error:
             left_out.append(f"{what[0].upper()}{what[1:]}: {error}.")

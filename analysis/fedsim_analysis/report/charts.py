@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim_analysis.measures import scale_of
 from fedsim_analysis.report import escaping
 
 if TYPE_CHECKING:
+    from fedsim_analysis.measures import Curve, Scale
     from fedsim_analysis.measures.colours import Style
-    from fedsim_analysis.measures.curves import Curve
 
 Chart = dict[str, Any]
 Numbers = NDArray[np.float64]
@@ -21,7 +23,7 @@ Styles = Mapping[str, "Style"]  # by the label of a group
 LEGEND = {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"}
 MOST_IN_LEGEND = 8  # beyond them the switches at the top of the page are the legend
 MARKED = 60  # points of a curve that each have a marker
-PREFIXED = ("B", "FLOP", "B/s", "FLOP/s")
+TITLE = 36  # characters in a line of an axis' title
 
 
 def line(
@@ -45,24 +47,38 @@ def line(
     return [band | {"line": {"width": 0}, "hoverinfo": "skip", "showlegend": False}, curve]
 
 
-def of_curves(found: Sequence[Curve], styles: Styles, **more: Any) -> Chart:
-    """Curves of `measures` with their axes; values outside what a share can be are not shown."""
+def of_curves(found: Sequence[Curve], styles: Styles) -> Chart:
+    """Curves of `measures` with their axes, in units of their size."""
     first = found[0]
-    data = [trace for one in found for trace in line(one.label, styles[one.label], one.x, one.mean, one.low, one.high)]
-    x = axis(first.x_label, first.x_units, rangemode="tozero")
-    y = axis(first.y_label, first.units, first.share)
-    if first.share:
-        y["range"] = share_range([value for one in found for value in (one.mean, one.low, one.high)])
-    return {"data": data, "layout": layout(x, y, len(found), **more)}
+    x, y = (scale_of(np.concatenate(values), units, share) for values, units, share in _held(found))
+    over_rounds = first.x_label == "Round"
+    data: list[Chart] = []
+    for one in found:
+        mean, low, high = (each * y.factor for each in (one.mean, one.low, one.high))
+        shown = number("y", y)
+        more: Chart = {}
+        if np.isfinite(low).all():
+            more["customdata"] = np.stack([low, high], axis=1)
+            shown += " (%{customdata[0]:.4~r} to %{customdata[1]:.4~r})"
+        at = "" if over_rounds else f" at {number('x', x)}"
+        more["hovertemplate"] = f"%{{fullData.name}}: {shown}{at}<extra></extra>"
+        data += line(one.label, styles[one.label], one.x * x.factor, mean, low, high, **more)
+    below = rounds([one.rounds for one in found]) if over_rounds else axis(first.x_label, x, rangemode="tozero")
+    beside = axis(first.y_label, y) | (share_axis([one.mean for one in found] + [one.low for one in found]) if first.share else {})
+    return {"data": data, "layout": layout(below, beside, len(found), hovermode="x unified" if over_rounds else "closest")}
 
 
-def share_range(values: Sequence[Numbers]) -> list[float]:
-    """From 0 % or less than the least value to 100 % or the largest, with a margin; never far outside of what shares can be."""
+def _held(found: Sequence[Curve]) -> tuple[tuple[list[Numbers], str, bool], tuple[list[Numbers], str, bool]]:
+    return ([one.x for one in found], found[0].x_units, False), ([one.mean for one in found], found[0].units, found[0].share)
+
+
+def share_axis(values: Sequence[Numbers]) -> Chart:
+    """The range of an axis of shares in percent: all values, with a margin, and nothing that no share can be."""
     held = np.clip(np.concatenate(values), 0, 1)
     held = held[np.isfinite(held)]
     least, most = (float(held.min()), float(held.max())) if len(held) else (0.0, 1.0)
     margin = 0.05 * max(most - least, 0.02)
-    return [least - margin, most + margin]
+    return {"range": [100 * (least - margin), 100 * (most + margin)]}
 
 
 def of_group(name: str) -> Chart:
@@ -75,24 +91,33 @@ def faint(colour: str, opacity: float = 0.2) -> str:
     return f"rgba({red},{green},{blue},{opacity})"
 
 
-def axis(title: str, units: str = "1", share: bool = False, **more: Any) -> Chart:
-    """An axis with its unit: a share in percent, bytes, FLOPs and rates with a prefix of their size."""
-    unit = "%" if share else "" if units == "1" else units
-    found: Chart = {"title": {"text": escaping.label(f"{title} ({unit})" if unit else title), "standoff": 8}}
-    if share:
-        found |= {"tickformat": "~%", "hoverformat": ".1%"}
-    elif units in PREFIXED:
-        found |= {"tickformat": "~s", "hoverformat": ".3s", "ticksuffix": f"{units}" if units == "B" else ""}
-    else:
-        found |= {"hoverformat": "~r" if units == "1" else ".3~r"}
-    return found | more
+def axis(title: str, scale: Scale | None = None, **more: Any) -> Chart:
+    """An axis with its unit."""
+    return {"title": _title(scale.axis(title) if scale else title)} | more
 
 
-def names_at(names: Sequence[str], title: str, longest: int = 24) -> Chart:
-    """An axis of names at 0, 1, …: names that look like numbers or dates are not read as such."""
-    places = np.unique(np.linspace(0, len(names) - 1, min(len(names), 30)).round().astype(int)) if names else np.empty(0, int)
+def number(name: str, scale: Scale) -> str:
+    """A number of plotly's with its unit, for a hovertemplate."""
+    return f"%{{{name}:.4~r}}{f' {scale.units}' if scale.units else ''}"
+
+
+def rounds(numbers: Sequence[NDArray[np.int64]]) -> Chart:
+    """The axis of rounds, which has whole numbers."""
+    last = max((int(each.max()) for each in numbers if len(each)), default=0)
+    return axis("Round", rangemode="tozero") | ({"dtick": 1} if last <= 10 else {})
+
+
+def _title(text: str) -> Chart:
+    """In lines that fit beside a small figure."""
+    return {"text": "<br>".join(escaping.label(part) for part in wrap(escaping.shown(text).replace(" (", "\u00a0("), TITLE)), "standoff": 8}
+
+
+def names_at(names: Sequence[str], title: str, most: int = 30, longest: int = 24) -> Chart:
+    """An axis of names at 0, 1, …, of which `most` are written: names that look like numbers or dates are not read as such."""
+    step = max(1, -(-len(names) // most))
+    places = list(range(0, len(names), step))
     ticks = {"tickvals": places, "ticktext": [escaping.label(names[i], longest) for i in places]}
-    return {"type": "linear", "title": {"text": escaping.label(title), "standoff": 8}, "showgrid": False, "zeroline": False} | ticks
+    return {"title": _title(title), "showgrid": False, "zeroline": False, "range": [-0.5, len(names) - 0.5]} | ticks
 
 
 def layout(x: Chart, y: Chart, groups: int = 0, **more: Any) -> Chart:

@@ -47,6 +47,7 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     numeric: Sequence[str] = ()  # columns whose cells stand at the right
+    notes: Sequence[str] = ()  # what the columns mean
 
 
 @dataclass(frozen=True)

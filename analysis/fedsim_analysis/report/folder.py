@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fedsim_analysis.report import files
 from fedsim_analysis.report.contents import Figure
@@ -20,32 +19,18 @@ KINDS = ("svg", "pdf")
 
 
 def drawn(figures: Sequence[Figure], runs: Runs) -> dict[str, dict[str, bytes]]:
-    """Name of a figure -> its SVG and PDF. Made alike, they have equal bytes: no date, and marks that do not change."""
-    import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
+    """Name of a figure -> its SVG and PDF, which are the same bytes each time."""
     found: dict[str, dict[str, bytes]] = {}
     for figure in figures:
-        with mpl.rc_context({"svg.hashsalt": figure.name, "svg.fonttype": "path", "pdf.fonttype": 42}), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # names may be in any script
-            paper = figure.call.draw(runs).figure.get_figure(root=True)
-            FigureCanvasAgg(paper)
-            found[figure.name] = {kind: _saved(paper, kind) for kind in KINDS}
-            _close(paper)
+        paper = figure.call.draw(runs).figure
+        found[figure.name] = {kind: _saved(paper, kind) for kind in KINDS}
     return found
 
 
-def _saved(paper: object, kind: str) -> bytes:
+def _saved(paper: Any, kind: str) -> bytes:
     stream = io.BytesIO()
-    date = {"svg": "Date", "pdf": "CreationDate"}[kind]
-    paper.savefig(stream, format=kind, metadata={date: None}, bbox_inches="tight")  # type: ignore[attr-defined]
+    paper.savefig(stream, format=kind)
     return stream.getvalue()
-
-
-def _close(paper: object) -> None:
-    from matplotlib import pyplot
-
-    pyplot.close(paper)  # type: ignore[arg-type]
 
 
 def check(folder: Path) -> None:

@@ -6,15 +6,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedsim_analysis.measures import Lacking, differences, pareto
+from fedsim_analysis.measures import Lacking, differences, pareto, scale_of
 from fedsim_analysis.report import charts
 from fedsim_analysis.report.contents import Call, Figure
 
 if TYPE_CHECKING:
-    from fedsim_analysis.measures import Front, Point
+    from fedsim_analysis.measures import Difference, Front, Point, Scale
+    from fedsim_analysis.measures.colours import Style
     from fedsim_analysis.measures.nodes import Runs
     from fedsim_analysis.report.charts import Chart, Styles
 
+NAMES = {"flops": "FLOPs"}
 COSTS = {
     "bytes": "bytes that all clients sent and received",
     "flops": "training FLOPs of all clients",
@@ -27,21 +29,32 @@ def front(runs: Runs, styles: Styles, cost: str) -> Figure:
     found = pareto(runs, cost)
     if len(found.points) < 2:
         raise Lacking("one job alone has no front")
-    x = charts.axis(found.cost_label, found.cost_units, found.cost_share)
-    y = charts.axis(found.value_label, found.units, found.share)
+    scales = _scales(found)
+    x, y = (charts.axis(title, scale) for title, scale in zip((found.cost_label, found.value_label), scales, strict=True))
     if found.share:
-        y["range"] = charts.share_range([np.array([point.value, point.low, point.high]) for point in found.points])
-    data = [_steps(found), *(_point(point, styles, found) for point in found.points)]
-    open_ones = " A hollow marker is a job whose runs have not all ended." if not all(point.finished for point in found.points) else ""
-    best = " and ".join(filter(None, [", ".join(point.label for point in found.front[:-1]), found.front[-1].label]))
-    text = f"Last accuracy against {COSTS[cost]}. Nothing beats {best}. {_interval(found)}{open_ones}"
+        y |= charts.share_axis([np.array([point.value, point.low, point.high]) for point in found.points])
+    in_order = sorted(found.points, key=lambda point: list(styles).index(point.label))
+    data = [_steps(found, scales), *(_point(point, styles, scales) for point in in_order)]
+    title = f"Accuracy against {NAMES.get(cost, cost)}"
     return Figure(
         f"pareto_{cost}",
-        f"Accuracy against {cost if cost != 'flops' else 'FLOPs'}",
-        text,
-        {"data": data, "layout": charts.layout(x, y, len(found.points))},
-        Call("pareto", {"cost": cost}),
+        title,
+        _caption(found, cost),
+        {"data": data, "layout": charts.layout(x, y, len(data) - 1)},
+        Call("pareto", {"over": cost}),
     )
+
+
+def _scales(found: Front) -> tuple[Scale, Scale]:
+    costs, values = np.array([[point.cost, point.value] for point in found.points]).T
+    return scale_of(costs, found.cost_units, found.cost_share), scale_of(values, found.units, found.share)
+
+
+def _caption(found: Front, cost: str) -> str:
+    best = ", ".join(point.label for point in found.front)
+    least = "No other job is cheaper and more accurate than" if len(found.front) > 1 else "Cheapest and most accurate is"
+    late = "" if all(point.finished for point in found.points) else " A hollow marker: not all runs of the job have ended."
+    return f"The last accuracy against {COSTS[cost]}. {least} {best}. {_interval(found)}{late}"
 
 
 def _interval(found: Front) -> str:
@@ -49,28 +62,25 @@ def _interval(found: Front) -> str:
     return f"Crosses: 95 % intervals of the means over {most} seeds." if most > 1 else "One seed each, so no interval is shown."
 
 
-def _steps(found: Front) -> Chart:
+def _steps(found: Front, scales: tuple[Scale, Scale]) -> Chart:
     """The edge of what is reached: what a budget buys."""
-    xs, ys = [point.cost for point in found.front], [point.value for point in found.front]
+    x, y = scales
+    xs, ys = [point.cost * x.factor for point in found.front], [point.value * y.factor for point in found.front]
     line = {"color": "#888888", "width": 1, "dash": "dot", "shape": "hv"}
     return {"type": "scatter", "mode": "lines", "x": xs, "y": ys, "line": line, "hoverinfo": "skip", "showlegend": False}
 
 
-def _point(point: Point, styles: Styles, found: Front) -> Chart:
-    style = styles[point.label]
+def _point(point: Point, styles: Styles, scales: tuple[Scale, Scale]) -> Chart:
+    style, (x, y) = styles[point.label], scales
     symbol = style.marker if point.finished else f"{style.marker}-open"
     marker = {"color": style.colour, "size": 11, "symbol": symbol, "line": {"width": 1 if point.finished else 2, "color": style.colour}}
     bars = {
-        "error_x": _bar(point.cost_high - point.cost, style.colour),
-        "error_y": _bar(point.high - point.value, style.colour),
+        "error_x": _bar((point.cost_high - point.cost) * x.factor, style.colour),
+        "error_y": _bar((point.high - point.value) * y.factor, style.colour),
     }
-    unit = found.cost_units if found.cost_units != "1" else ""
-    hover = f"%{{fullData.name}}: %{{y:.1%}} at %{{x:.3s}}{unit}<extra></extra>"
-    return (
-        charts.of_group(point.label)
-        | {"type": "scatter", "mode": "markers", "x": [point.cost], "y": [point.value], "marker": marker, "hovertemplate": hover}
-        | bars
-    )
+    hover = f"%{{fullData.name}}: {charts.number('y', y)} at {charts.number('x', x)}<extra></extra>"
+    place = {"type": "scatter", "mode": "markers", "x": [point.cost * x.factor], "y": [point.value * y.factor]}
+    return charts.of_group(point.label) | place | {"marker": marker, "hovertemplate": hover} | bars
 
 
 def _bar(half: float, colour: str) -> Chart:
@@ -87,30 +97,28 @@ def _bar(half: float, colour: str) -> Chart:
 def pairs(runs: Runs, styles: Styles) -> Figure:
     """The difference of each job from the reference, seed by seed, and its mean with the interval."""
     found = differences(runs)
-    data: list[Chart] = []
-    for place, one in enumerate(found):
-        style = styles[one.label]
-        group = charts.of_group(one.label) | {"type": "scatter", "mode": "markers"}
-        each = {"x": one.values, "y": [place] * len(one.values), "text": [f"seed {seed}" for seed in one.seeds], "showlegend": False}
-        each |= {
-            "marker": {"color": charts.faint(style.colour, 0.55), "size": 8},
-            "hovertemplate": "%{fullData.name}, %{text}: %{x:+.1%}<extra></extra>",
-        }
-        mean = {"x": [one.mean], "y": [place], "marker": {"color": style.colour, "size": 12, "symbol": "diamond"}}
-        mean |= {"error_x": _bar(one.high - one.mean, style.colour), "hovertemplate": "%{fullData.name}, mean: %{x:+.1%}<extra></extra>"}
-        data += [group | each, group | mean]
-    x = charts.axis(f"{found[0].title}, less that of {found[0].against}", found[0].units, found[0].share) | {
-        "zeroline": True,
-        "zerolinewidth": 2,
-    }
+    scale = scale_of(np.concatenate([one.values for one in found]), found[0].units, found[0].share, difference=True)
+    data = [trace for place, one in enumerate(found) for trace in _pairs_of(one, place, styles[one.label], scale)]
+    x = charts.axis(f"{found[0].title}, less that of {found[0].against}", scale) | {"zeroline": True, "zerolinewidth": 2}
     y = charts.names_at([one.label for one in found], "") | {"autorange": "reversed"}
-    text = f"Each job less {found[0].against}, in pairs of runs with the same seed. Dots: pairs. Diamonds: their means with 95 % intervals; an interval that holds 0 shows no difference."
-    return Figure(
-        "differences",
-        f"Differences from {found[0].against}",
-        text,
-        {"data": data, "layout": charts.layout(x, y)},
-        Call("differences"),
-        200 + 36 * len(found),
-        wide=True,
+    text = (
+        f"Each job less {found[0].against}, in pairs of runs with the same seed. Dots: pairs. Diamonds: their means, with 95 % intervals."
     )
+    chart = {"data": data, "layout": charts.layout(x, y)}
+    return Figure("differences", f"Differences from {found[0].against}", text, chart, Call("differences"), max(360, 160 + 36 * len(found)))
+
+
+def _pairs_of(one: Difference, place: int, style: Style, scale: Scale) -> list[Chart]:
+    group = charts.of_group(one.label) | {"type": "scatter", "mode": "markers"}
+    value = f"%{{x:+.3~r}} {'points' if one.share else scale.units}"
+    each = {"x": one.values * scale.factor, "y": [place] * len(one.values), "text": [f"seed {seed}" for seed in one.seeds]}
+    each |= {
+        "marker": {"color": charts.faint(style.colour, 0.55), "size": 8},
+        "hovertemplate": f"%{{fullData.name}}, %{{text}}: {value}<extra></extra>",
+    }
+    mean = {"x": [one.mean * scale.factor], "y": [place], "marker": {"color": style.colour, "size": 12, "symbol": "diamond"}}
+    mean |= {
+        "error_x": _bar((one.high - one.mean) * scale.factor, style.colour),
+        "hovertemplate": f"%{{fullData.name}}, mean: {value}<extra></extra>",
+    }
+    return [group | each, group | mean]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fedsim_analysis.measures import curves, note_of, phases
+import numpy as np
+
+from fedsim_analysis.measures import curves, note_of, phases, scale_of
 from fedsim_analysis.measures.colours import of_phase
 from fedsim_analysis.report import charts, escaping
 from fedsim_analysis.report.contents import Call, Figure
@@ -25,9 +27,7 @@ def trend(runs: Runs, styles: Styles, metric: str, title: str, text: str, over: 
 
 
 def of_curves(name: str, title: str, text: str, call: Call, found: Sequence[Curve], styles: Styles) -> Figure:
-    over_rounds = found[0].x_label == "Round"
-    chart = charts.of_curves(found, styles, hovermode="x unified" if over_rounds else "closest")
-    return Figure(name, title, f"{text} {interval(found)}", chart, call)
+    return Figure(name, title, f"{text} {interval(found)}", charts.of_curves(found, styles), call)
 
 
 def interval(found: Sequence[Curve]) -> str:
@@ -40,23 +40,27 @@ def cost_of_phases(runs: Runs) -> Figure:
     """Bars of the seconds of each phase, a bar for each group."""
     found = phases(runs)
     names = found[0].phases
+    seconds = {phase: np.array([_per_round(one, phase) for one in found]) for phase in names}
+    scale = scale_of(sum(seconds.values()), "s")
     data = [
         {
             "type": "bar",
             "orientation": "h",
             "name": escaping.label(phase),
             "y": list(range(len(found))),
-            "x": [_per_round(one, phase) for one in found],
+            "x": seconds[phase] * scale.factor,
             "marker": {"color": of_phase(phase)},
-            "hovertemplate": "%{fullData.name}: %{x:.3~s}s a round<extra></extra>",
+            "hovertemplate": f"%{{fullData.name}}: {charts.number('x', scale)}<extra></extra>",
         }
         for phase in names
     ]
     y = charts.names_at([one.label for one in found], "") | {"autorange": "reversed"}
-    layout = charts.layout(charts.axis("Time per round", "s", rangemode="tozero"), y, len(names), barmode="stack")
+    layout = charts.layout(charts.axis("Time per round", scale, rangemode="tozero"), y, len(names), barmode="stack")
+    layout["legend"] |= {"traceorder": "normal"}
     seeds = max(one.n for one in found)
-    text = f"Where the time of the simulator goes, mean over all rounds{f' and {seeds} seeds' if seeds > 1 else ''}. The machine decides it, not the method."
-    return Figure("phases", "Time per round, by phase", text, {"data": data, "layout": layout}, Call("phases"), 200 + 30 * len(found))
+    of = f"mean over all rounds and {seeds} seeds" if seeds > 1 else "mean over all rounds"
+    text = f"Where the time of the simulator goes, {of}. It says more about the machine than about the method."
+    return Figure("phases", "Time per round, by phase", text, {"data": data, "layout": layout}, Call("phases"), 240 + 30 * len(found))
 
 
 def _per_round(one: Phases, phase: str) -> float:
