@@ -20,11 +20,12 @@ Which runs are pairs, and the baseline: `pairs`. Budgets and targets, and what t
 
 from fedsim_analysis.comparison.budgets import at_equal, to_target
 from fedsim_analysis.comparison.grouping import Comparison, Group, collect
-from fedsim_analysis.comparison.overview import compare, overview, readable, tell
+from fedsim_analysis.comparison.overview import LEGEND, compare, overview, readable, tell
 from fedsim_analysis.comparison.statistics import half_interval
 from fedsim_analysis.comparison.tables import groups, paired
 
 __all__ = [
+    "LEGEND",
     "Comparison",
     "Group",
     "at_equal",

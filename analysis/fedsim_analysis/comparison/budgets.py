@@ -24,13 +24,13 @@ import pandas as pd
 
 from fedsim_analysis.comparison import jobs, statistics
 from fedsim_analysis.comparison.grouping import Comparison, Group
-from fedsim_analysis.comparison.metrics import BYTES, FLOPS, Metric, total
+from fedsim_analysis.comparison.metrics import BYTES, FLOPS, METRICS, total
 from fedsim_analysis.comparison.outcomes import Outcome
 from fedsim_analysis.comparison.tables import about, differences, frame, spread
 
 COSTS = {"bytes": BYTES, "flops": FLOPS}
 RESOURCES = (*COSTS, "memory")
-MEMORY = Metric("max_client_memory", "memory", "B", ("max_client_memory",), "max")
+MEMORY = METRICS["max_client_memory"]
 NEAR = 0.95  # of the best mean accuracy is the target
 
 

@@ -41,6 +41,11 @@ class Comparison:
         return {name: group.job.get(name) for name in self.shown}
 
     @property
+    def units(self) -> dict[str, str]:
+        """Of columns of /rounds that METRICS does not have."""
+        return {name: unit for group in self.groups for run in group.runs for name, unit in run.units.items()}
+
+    @property
     def blocks(self) -> dict[str, tuple[Group, ...]]:
         """Groups by the name of their data, in order; each block has its own baseline, budgets and target."""
         return {name: tuple(group for group in self.groups if group.data == name) for name in dict.fromkeys(g.data for g in self.groups)}

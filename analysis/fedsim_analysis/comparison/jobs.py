@@ -57,10 +57,14 @@ def titles(names: Sequence[str], taken: Iterable[str] = ()) -> dict[str, str]:
 
 
 def plain(value: Any) -> str:
-    """A value for people. Signs that would steer a terminal are shown by their numbers, and long texts are cut."""
-    text = "-" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-    shown = "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+    """A value for people; long texts are cut."""
+    shown = printable("-" if value is None else str(value).lower() if isinstance(value, bool) else str(value))
     return shown if len(shown) <= LONGEST else f"{shown[: LONGEST - 1]}…"
+
+
+def printable(text: str) -> str:
+    """The text; signs that would steer a terminal are shown by their numbers."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 
 
 def label(job: Job, shown: Sequence[str]) -> str:

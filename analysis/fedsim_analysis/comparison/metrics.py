@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +27,8 @@ class Metric:
     """One number of a run, from a column of /rounds, or from several, which are added."""
 
     name: str
-    title: str
+    title: str  # heading of its column
+    about: str  # heading of its table
     unit: str  # "%" of a share between 0 and 1; "" a plain number
     columns: tuple[str, ...]
     how: str = "last"  # of HOWS
@@ -51,37 +52,42 @@ def total(run: Outcome, columns: Sequence[str]) -> Values:
 
 
 BYTES, FLOPS = ("bytes_up", "bytes_down"), ("train_flops",)
+CLIENTS, WORST, SUB = ("client_accuracy_macro",), ("client_accuracy_min",), ("client_inference_share",)
+SHARE, MODEL = ("max_client_flops_share",), ("max_client_model_memory",)
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric("accuracy", "accuracy", "%", ("accuracy",)),
-        Metric("accuracy_last_10", "accuracy, mean of the last 10 evaluations", "%", ("accuracy",), "mean", 1, LAST),
-        Metric("loss", "loss", "nat", ("loss",)),
-        Metric("client_accuracy_macro", "accuracy of clients, their mean", "%", ("client_accuracy_macro",)),
-        Metric("client_accuracy_min", "accuracy of the worst client", "%", ("client_accuracy_min",)),
-        Metric("client_inference_share", "FLOPs of a client's sub-network", "%", ("client_inference_share",)),
-        Metric("density", "density", "", ("density",)),
-        Metric("bytes", "sent", "B", BYTES, "sum"),
-        Metric("train_flops", "FLOPs of training", "FLOP", FLOPS, "sum"),
-        Metric("max_client_flops", "FLOPs of the busiest client in a round", "FLOP", ("max_client_flops",), "max"),
-        Metric("max_client_flops_share", "its share of dense training", "%", ("max_client_flops_share",), "max", 1),
-        Metric("max_client_flops_share_with_round_0", "the same with round 0", "%", ("max_client_flops_share",), "max"),
-        Metric("max_client_memory", "memory", "B", ("max_client_memory",), "max"),
-        Metric("max_client_model_memory", "model memory", "B", ("max_client_model_memory",), "max"),
-        Metric("seconds", "time", "s", ("seconds",), "sum"),
+        Metric("accuracy", "accuracy", "accuracy of the last model on the global test set", "%", ("accuracy",)),
+        Metric("accuracy_last_10", "accuracy", f"accuracy, mean of the last {LAST} evaluations", "%", ("accuracy",), "mean", 1, LAST),
+        Metric("loss", "loss", "loss of the last model on the global test set", "nat", ("loss",)),
+        Metric("client_accuracy_macro", "clients", "accuracy of clients on their own test images, their mean", "%", CLIENTS),
+        Metric("client_accuracy_min", "worst client", "accuracy of the worst client on its own test images", "%", WORST),
+        Metric("client_inference_share", "their FLOPs", "FLOPs of a client's sub-network, over the original's", "%", SUB),
+        Metric("density", "density", "density: kept weights of the last model, over the original's", "", ("density",)),
+        Metric("bytes", "sent", "bytes sent up and down, by all clients in all rounds", "B", BYTES, "sum"),
+        Metric("train_flops", "FLOPs", "FLOPs of training, of all clients in all rounds", "FLOP", FLOPS, "sum"),
+        Metric("max_client_flops", "FLOPs", "FLOPs of the busiest client in a round", "FLOP", ("max_client_flops",), "max"),
+        Metric("max_client_flops_share", "of dense training", "FLOPs of a client in a round, over dense ones", "%", SHARE, "max", 1),
+        Metric("max_client_flops_share_with_round_0", "of dense training", "the same, round 0 included", "%", SHARE, "max"),
+        Metric("max_client_memory", "memory", "training memory of the client that needs most", "B", ("max_client_memory",), "max"),
+        Metric("max_client_model_memory", "model memory", "the same without the activations of a batch", "B", MODEL, "max"),
+        Metric("seconds", "time", "seconds of all rounds", "s", ("seconds",), "sum"),
     )
 }
 NEEDED = frozenset(name for metric in METRICS.values() for name in metric.columns)
 
 
-def named(text: str) -> Metric:
+def named(text: str, units: Mapping[str, str] | None = None) -> Metric:
     """The metric of this name, or that of a column: "train_loss" its last measured value, "train_loss:min" its smallest one …
 
-    ValueError for an unknown HOW; whether there is such a column only the files know.
+    units: of columns that METRICS does not have. ValueError for what a column cannot be taken as; whether there is such a column only
+    the files know.
     """
     if text in METRICS:
         return METRICS[text]
     column, _, how = text.partition(":")
     if (how or "last") not in HOWS:
         raise ValueError(f"--metric {text}: a column is taken as {', '.join(f'{column}:{name}' for name in HOWS)}")
-    return Metric(text, f"{column}, {HOWS[how or 'last'][0]}", "", (column,), how or "last")
+    unit = (units or {}).get(column, "")
+    shown = "%" if "accuracy" in column else "" if unit == "1" else unit
+    return Metric(text, column, f"{column}, {HOWS[how or 'last'][0]}", shown, (column,), how or "last")

@@ -29,6 +29,7 @@ class Outcome:
     attributes: Mapping[str, Any]
     columns: Columns  # of /rounds, (rounds + 1,) each, NaN where not measured; those that the file lacks are not here
     cohorts: Mapping[int, frozenset[int]]  # of round 1 and the last one; empty where the file has none
+    names: tuple[str, ...]  # of all columns of /rounds that the file has
     units: Mapping[str, str]  # of columns that METRICS does not have
 
     @property
@@ -67,7 +68,7 @@ def _outcome(path: Path, columns: Collection[str], others: Collection[str]) -> O
         wanted = [name for name in there if name in columns or name in others]
         found = {name: run_file.values(file, "rounds", name, known=sums) for name in wanted}
         units = {name: run_file.about(file, "rounds", name)[0] for name in wanted if name in others}
-        return Outcome(path, seed, job, known, found, _cohorts(file, known["rounds"], sums), units)
+        return Outcome(path, seed, job, known, found, _cohorts(file, known["rounds"], sums), tuple(there), units)
 
     return run_file.read(path, outcome, time.sleep)
 

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import stdtrit
 
 LEVEL = 0.95  # of every interval
-DIGITS = 12  # of a difference; what stands behind them comes from rounding, and would hide that two differences are equal
+DIGITS = 12  # of a number; what stands behind them comes from rounding, and would hide that two differences are equal
 
 
 def half_interval(values: ArrayLike) -> float:
@@ -31,22 +31,13 @@ def mean(values: ArrayLike) -> float:
         return float(given.mean()) if len(given) else np.nan
 
 
-def differences(ones: ArrayLike, others: ArrayLike) -> NDArray[np.float64]:
-    """ones - others, (n,), without the last digits, which rounding made: differences of 3 of 360 images are equal, and 0 is 0."""
-    one, other = np.asarray(ones, np.float64), np.asarray(others, np.float64)
-    scale = np.maximum(np.abs(one), np.abs(other)).max(initial=0)
-    if not 0 < scale < np.inf:
-        return one - other
-    return np.round((one - other) / scale, DIGITS) * scale
-
-
-def signed_rank(differences: ArrayLike) -> float:
-    """The two-sided p of Wilcoxon's signed-rank test: exact for every n, also with ties, over all 2^n signs of the ranks.
+def signed_rank(ones: ArrayLike, others: ArrayLike) -> float:
+    """The two-sided p of Wilcoxon's signed-rank test of pairs: exact for every n, also with ties, over all 2^n signs of the ranks.
 
     Differences of 0 are left out, as Wilcoxon does; p is 1 where all are 0, and NaN where there are none. With n differences the
     smallest p is 2^(1-n).
     """
-    given = np.asarray(differences, np.float64)
+    given = _differences(np.asarray(ones, np.float64), np.asarray(others, np.float64))
     if not len(given) or np.isnan(given).any():
         return np.nan
     moved = given[given != 0]
@@ -69,3 +60,10 @@ def holm(ps: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, left * ps[i]))
         found[i] = largest
     return found
+
+
+def _differences(ones: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(n,) in the unit of the largest number: 3 of 360 images are as many, whichever two shares differ by them."""
+    scale = np.maximum(np.abs(ones), np.abs(others)).max(initial=0)
+    with np.errstate(all="ignore"):  # a value that was recorded may be any
+        return np.asarray(np.round((ones - others) / (scale or 1.0), DIGITS), np.float64)

@@ -13,6 +13,7 @@ from fedsim_analysis.comparison.grouping import Comparison, Group
 from fedsim_analysis.comparison.metrics import named
 
 DEFAULT = ("accuracy", "client_accuracy_min", "bytes", "train_flops", "max_client_memory")
+UNMEASURED = "a run has no such number"
 Numbers = Mapping[int, float]  # seed -> number
 
 
@@ -83,7 +84,7 @@ def differences(comparison: Comparison, numbers: Sequence[Numbers], wanted: str 
             matched, why = pairs.matched(group, baseline)
             mine, its = numbers[place[id(group)]], numbers[place[id(baseline)]]
             both = [(mine[one.seed], its[one.seed]) for one, _ in matched if not np.isnan(mine[one.seed] + its[one.seed])]
-            why = why or ("" if len(both) == len(matched) else "a run has no such number")
+            why = why or ("" if len(both) == len(matched) else UNMEASURED)
             rows.append(_row(baseline.label, [one for one, _ in both], [other for _, other in both], why))
             found[place[id(group)]] = rows[-1]
         for row, p in zip(rows, statistics.holm([row["p"] for row in rows]), strict=True):
@@ -92,8 +93,8 @@ def differences(comparison: Comparison, numbers: Sequence[Numbers], wanted: str 
 
 
 def _row(baseline: str, ones: list[float], others: list[float], why: str) -> dict[str, Any]:
-    found = statistics.differences(ones, others)
-    mean, half, p = statistics.mean(found), statistics.half_interval(found), statistics.signed_rank(found)
+    found = np.array(ones) - np.array(others)
+    mean, half, p = statistics.mean(found), statistics.half_interval(found), statistics.signed_rank(ones, others)
     return {
         "baseline": baseline,
         "pairs": len(found),
