@@ -1,4 +1,4 @@
-"""One run, during which `fedsim watch` takes turns with nothing: a stopped process (SIGSTOP) takes no time.
+"""`fedsim bench watching`: one run, during which `fedsim watch` takes turns with nothing: a stopped process (SIGSTOP) takes no time.
 
 The run and the view share one core, where the system lets them, which is the worst that a view can do to a run.
 """
@@ -23,7 +23,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from fedsim.bench.recording import recorded_rounds
+from fedsim.bench.files.recording import recorded_rounds
 from fedsim.config.job import Job, load
 from fedsim.simulation import malloc
 from fedsim.simulation.experiment import Experiment, build_experiment
