@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from types import FrameType
 
@@ -21,7 +22,9 @@ from fedsim_analysis.watch.runs import Watched
 from fedsim_analysis.watch.signs import ascii_only
 
 EVERY = 2.0  # seconds between two looks
-REST = 19.0  # a look of a second is followed by 19 s of rest: reading takes a twentieth of the time at most
+REST = 19.0  # a look of a second is followed by 19 s of rest: a slow file system is read a twentieth of the time at most
+SPARED = 125.0  # a second of a core, of a look and its frame, is followed by as many: a run on that core loses 0.8 % at most
+LONGEST = 20.0  # seconds of that rest, at most: of many runs none loses much
 STEP = 0.2  # seconds between two looks at the size of the terminal
 WHOLE = 100_000  # lines that the last frame may have
 INTERRUPTED = 3  # the exit code of fedsim for what a signal stopped
@@ -96,13 +99,15 @@ def _in_terminal(watched: Watched, every: float, console: Console) -> int:
 
 def _looks(watched: Watched, every: float, console: Console) -> Iterator[bool]:
     """After each look at the runs True, until they have ended; and in between whether the screen has another size."""
-    while True:
-        began = time.monotonic()
+    for number in count():
+        began, used = time.monotonic(), time.process_time()
         watched.look()
+        looked = time.monotonic() - began
         yield True
         if watched.ended():
             return
-        until, size = time.monotonic() + max(every, REST * (time.monotonic() - began)), console.size
+        spared = min(SPARED * (time.process_time() - used), LONGEST) if number else 0.0  # at first libraries begin
+        until, size = time.monotonic() + max(every, REST * looked, spared), console.size
         while (rest := until - time.monotonic()) > 0:
             time.sleep(min(rest, STEP))
             size, before = console.size, size

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
 import numpy as np
 from rich.cells import cell_len
 from rich.text import Text
 
 from fedsim_analysis.watch.curves import bar
-from fedsim_analysis.watch.lines import STYLES, fitted, padded
-from fedsim_analysis.watch.printed import duration, left, number, quantity, share, shown
+from fedsim_analysis.watch.lines import STYLES, fitted, padded, wrapped
+from fedsim_analysis.watch.printed import CENTURY, left, number, quantity, share, shown
 from fedsim_analysis.watch.runs import DONE, FAILED, RUNNING, STATES, STOPPED, UNREADABLE, WAITING, Run, Watched
 
 LEAVE = "Ctrl-C ends this view and leaves the runs alone"
@@ -37,8 +38,7 @@ def frame(watched: Watched, width: int, height: int, plain: bool, live: bool = T
     """`height` lines at most. live: whether more frames will come; plain: whether only ASCII can be shown."""
     runs, head = watched.runs, _head(watched, width, plain)
     reasons = _reasons(runs)
-    if live:
-        reasons = reasons[: min(REASONS, max(height // 4, 1))]
+    reasons = reasons[: min(REASONS, max(height // 4, 1))] if live else [part for line in reasons for part in wrapped(line, width, 5)]
     tail = [*reasons, *([Text(LEAVE, "dim")] if live else [])]
     room = max(height - len(head) - len(tail) - 1, 1)
     chosen = _chosen(runs, room)
@@ -116,14 +116,14 @@ def _numbers(runs: Sequence[Run]) -> list[Column]:
         Column("density", [number(each.last("density")[0]) if each else "" for each in seen], 4),
         Column("sent", [quantity(float(np.nansum(each.sent())), "B") if each else "" for each in seen], 2),
         Column("s/round", [number(each.pace().plain) if each else "" for each in seen], 5),
-        Column("left", [_time(run) for run in runs], 6),
+        Column("left, about", [_time(run) for run in runs], 6),
     ]
     return [column for column in columns if any(column.values)]
 
 
 def _time(run: Run) -> str:
     seconds = run.left()
-    return f"about {duration(seconds)}" if np.isfinite(seconds) else ""
+    return str(timedelta(seconds=round(seconds))) if 0 <= seconds < CENTURY else ""
 
 
 def _reasons(runs: Sequence[Run]) -> list[Text]:

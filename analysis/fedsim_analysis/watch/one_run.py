@@ -95,7 +95,7 @@ def _tail(run: Run, seen: Seen | None, width: int) -> list[Text]:
     lines = [Text(shown(run.state.why, 600), STYLES[run.state.name])] if run.state.why else []
     if run.state.name == RUNNING and run.file.exists and seen and "last news" not in run.state.why:
         lines = [Text.assemble(*lines[:1], (f"{'; ' if lines else ''}last news {ago(run.since())}", "dim"))]
-    if run.file.trouble and run.file.trouble != run.state.why:
+    if run.file.trouble and not run.state.ended:
         lines.append(Text(f"cannot be read at this moment, and is tried again: {shown(run.file.trouble)}", "yellow"))
     lines += [Text(f"left out: {shown(line)}", "yellow") for line in (seen.damaged[:3] if seen else [])]
     return [part for line in lines for part in wrapped(line, width, 3)]
@@ -104,25 +104,25 @@ def _tail(run: Run, seen: Seen | None, width: int) -> list[Text]:
 def _measures(seen: Seen) -> list[Measure]:
     sent, seconds = seen.sent(), seen.seconds()
     scale, prefix = scale_of(float(np.nanmax(sent)) if np.isfinite(sent).any() else 0.0)
-    said = f"{quantity(_final(sent), 'B')} a round, {quantity(float(np.nansum(sent)), 'B')} in all"
+    said = f"{quantity(_final(sent), 'B')}, {quantity(float(np.nansum(sent)), 'B')} in all"
     unit = f"sent, {prefix}B" if prefix else "sent, B"
     return [
         _accuracy(seen),
         _loss(seen),
         Measure("density", [Curve("density", seen.column("density"))], Text(number(seen.last("density")[0]), COLOURS[0])),
         Measure(unit, [Curve("sent", sent / scale)], Text(said, COLOURS[0])),
-        Measure("seconds", [Curve("seconds", seconds)], Text(f"{duration(_final(seconds))} in the last round", COLOURS[0])),
+        Measure("seconds", [Curve("seconds", seconds)], Text(f"{duration(_final(seconds))} the last round", COLOURS[0])),
     ]
 
 
 def _accuracy(seen: Seen) -> Measure:
     value, r = seen.last("accuracy")
     curves, said = [Curve("accuracy", 100 * seen.column("accuracy"))], Text(share(value), COLOURS[0])
-    if 0 <= r < seen.rounds:
-        said.append(f" (round {r})", "dim")
     if np.isfinite(theirs := seen.last("client_accuracy")[0]):
         curves.append(Curve("of clients", 100 * seen.column("client_accuracy")))
-        said.append(f"  • of clients {share(theirs)}", COLOURS[1])
+        said.append(f"  • clients {share(theirs)}", COLOURS[1])
+    if 0 <= r < seen.rounds:
+        said.append(f"  (round {r})", "dim")
     return Measure("accuracy", curves, said)
 
 
@@ -130,7 +130,7 @@ def _loss(seen: Seen) -> Measure:
     curves, said = [Curve("loss", seen.column("loss"))], Text(number(seen.last("loss")[0]), COLOURS[0])
     if np.isfinite(training := seen.last("train_loss")[0]):
         curves.append(Curve("training", seen.column("train_loss")))
-        said.append(f"  • in training {number(training)}", COLOURS[1])
+        said.append(f"  • training {number(training)}", COLOURS[1])
     return Measure("loss", curves, said)
 
 
@@ -189,7 +189,7 @@ def _phases(seen: Seen) -> list[Phase]:
 
 def _phases_cell(phases: list[Phase], seen: Seen) -> list[Text]:
     rounds = min(seen.rounds, RECENT)
-    title = Text.assemble(("phases", "bold"), (f"  of a round, mean of the last {rounds}" if rounds > 1 else "  of the round", "dim"))
+    title = Text.assemble(("phases", "bold"), (f"  mean of {rounds} rounds" if rounds > 1 else "  of the round", "dim"))
     return [title, *(phase.line() for phase in phases)]
 
 

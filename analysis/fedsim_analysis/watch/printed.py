@@ -60,8 +60,8 @@ def left(seconds: float) -> str:
 
 
 def ago(seconds: float) -> str:
-    """ "3 s ago", "5 min ago", "7 h ago", "4 days ago"."""
+    """ "just now", "3 s ago", "5 min ago", "7 h ago", "4 days ago"."""
     for unit, length in (("days", 172_800), ("h", 7200), ("min", 120)):
         if seconds >= length:
             return f"{seconds / {'days': 86_400, 'h': 3600, 'min': 60}[unit]:.0f} {unit} ago"
-    return f"{max(seconds, 0):.0f} s ago"
+    return f"{seconds:.0f} s ago" if seconds >= 1 else "just now"

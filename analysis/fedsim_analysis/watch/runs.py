@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, time
@@ -89,7 +90,8 @@ class Run:
         seen = self.file.seen
         if self.state.name != RUNNING or not seen or seen.rounds < 0:
             return float("nan")
-        return max(seen.pace().left(seen.rounds, seen.planned) - self.since(), 0.0)
+        pace = seen.pace()
+        return max(pace.left(seen.rounds, seen.planned) - min(self.since(), pace.plain), 0.0)
 
     def _judged(self) -> State:
         writes = self.holder.writes if self.holder else False
@@ -98,7 +100,7 @@ class Run:
         if self.file.seen and self.file.seen.finished and not self.file.trouble:
             return State(DONE)
         if self.file.damaged and not writes:
-            return State(UNREADABLE, self.file.trouble)
+            return State(UNREADABLE, self.file.trouble.removeprefix(f"{self.path} "))
         if writes:
             since = f" since {self.holder.since}" if self.holder and self.holder.since else ""
             return State(RUNNING, f"{self.holder} writes it{since}")
@@ -183,4 +185,10 @@ class Watched:
         names = {path.name for path in self.path.glob("*.h5")} | plans.keys()
         known = {run.path.name for run in self.runs}
         added = [Run(self.path / name, phases=False, waits=self.wait) for name in names - known]
-        self.runs = sorted([run for run in self.runs if run.path.name in names] + added, key=lambda run: run.path.name)
+        self.runs = sorted([run for run in self.runs if run.path.name in names] + added, key=lambda run: _natural(run.path.name))
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """By which seed2 comes before seed10."""
+    parts = re.split(r"(\d{1,9})", name)
+    return [(int(part), "") if i % 2 else (0, part) for i, part in enumerate(parts)]

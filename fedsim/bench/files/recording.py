@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Generator
+from contextlib import closing
+from itertools import count, islice
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -40,21 +43,26 @@ def main(jobs: list[Job], console: Console) -> int:
 
 def measured(parts: Experiment, console: Console) -> tuple[list[float], list[float]]:
     """Seconds of every round, and of writing it down; the first of each is left out."""
+    with TemporaryDirectory() as folder, closing(recorded_rounds(parts, Path(folder) / "run.h5", console)) as rounds:
+        taken = list(islice(rounds, REPEATS + 1))[1:]
+    return [seconds for seconds, _ in taken], [writing for _, writing in taken]
+
+
+def recorded_rounds(parts: Experiment, out: Path, console: Console) -> Generator[tuple[float, float], None, None]:
+    """Does and records one round after the other: the seconds of each, and those of writing it down."""
     plan = resolve(parts, console.print)
     fleet = make_fleet(plan, parts.site, parts.account(), time.perf_counter)
     state = parts.method.init(parts.setting, parts.population.public())
-    rounds, writes = [], []
-    with TemporaryDirectory() as folder:
-        start = RunStart(Path(folder) / "run.h5")
-        with start.record(parts, plan, ["here"]) as record:
-            scribe = RoundWriter(parts, record, start, plan.text())
-            for r in range(REPEATS + 1):
-                began = time.perf_counter()
-                fleet.open(r)
-                state, found = parts.method.round(parts.setting, state, fleet, r)
-                shared = parts.method.deploy(parts.setting, state, fleet, [])[0]
-                row = row_of(parts.model_profile, fleet.account.bills, None, shared, {}, found)
-                rounds.append(time.perf_counter() - began)
-                scribe.write(r, row, (state, fleet.account.received), {}, fleet)
-                writes.append(scribe.seconds)
-    return rounds[1:], writes[1:]
+    start = RunStart(out)
+    with start.record(parts, plan, ["here"]) as record:
+        scribe = RoundWriter(parts, record, start, plan.text())
+        for r in count():
+            began = time.perf_counter()
+            fleet.open(r)
+            state, found = parts.method.round(parts.setting, state, fleet, r)
+            shared = parts.method.deploy(parts.setting, state, fleet, [])[0]
+            row = row_of(parts.model_profile, fleet.account.bills, None, shared, {}, found)
+            seconds = time.perf_counter() - began
+            row.values["seconds"] = seconds
+            scribe.write(r, row, (state, fleet.account.received), {}, fleet)
+            yield seconds, scribe.seconds
