@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import h5py
 import netCDF4
 import numpy as np
 import pytest
 import torch
+import xarray
 from fedsim_analysis import checksums, load
 
 from fedsim.core.tree import sha256_of
@@ -226,3 +227,16 @@ def test_a_file_that_is_closed_after_each_row_does_not_grow_more(tmp_path: Path)
         record.close()
         sizes.append(path.stat().st_size)
     assert sizes[1] < 1.01 * sizes[0]
+
+
+# --- the same file twice in one process
+
+
+@pytest.mark.parametrize("engine", ["h5netcdf", "netcdf4"])
+def test_a_run_goes_on_while_a_notebook_has_its_file_open(tmp_path: Path, engine: Literal["h5netcdf", "netcdf4"]) -> None:
+    path = whole(tmp_path / "run.h5")
+    with xarray.open_dataset(path, group="rounds", engine=engine) as held:
+        with RunWriter.resume(path, 1) as record:
+            record.row(2, {"accuracy": 0.25})
+        assert held.accuracy.values.tolist() == [0, 0.5, 1]  # of the file that it opened
+    assert load(path).rounds["accuracy"].tolist() == [0, 0.5, 0.25]
