@@ -90,13 +90,12 @@ class RunWriter:
 
         BadInput where it ends before `r`, and where it is damaged or cannot be written.
         """
-        reader, record = RunReader(path), cls.__new__(cls)
-        if (done := reader.rounds) < r:
+        done = RunReader(path).rounds
+        if done < r:
             raise BadInput(f"{path} ends with round {done}, before its checkpoint of round {r}; choose another --out to start afresh")
         try:
-            # Only a copy is opened: a file that this process reads, as by xarray in a notebook, cannot be opened for writing.
-            record._path, record._file = reader.path, None
-            record._go_back(r, attributes or {}, sum(len(reader.names(group)) for group in DIMENSIONS))
+            record = cls(path)
+            record._go_back(r, attributes or {})
         except run_file.FAULTS as error:
             raise BadInput(f"{path} cannot be continued: {run_file.message_of(error)}; choose another --out to start afresh") from error
         return record
@@ -204,7 +203,7 @@ class RunWriter:
     @contextmanager
     def _aside(self, needed: int) -> Iterator[None]:
         """Until its end, the record writes to a copy, which then takes the file's place."""
-        aside, reopened = self._path.with_name(self._path.name + ".new"), bool(self._file)
+        aside = self._path.with_name(self._path.name + ".new")
         self.close()
         try:
             with disk_room.as_no_room(self._path, self._path.stat().st_size + needed):
@@ -214,16 +213,14 @@ class RunWriter:
             yield
             self.close()
             aside.rename(self._path)
-            reopened = True
         finally:
             self.close()
             aside.unlink(missing_ok=True)
-            if reopened:
-                self._open(self._path)
+            self._open(self._path)
 
-    def _go_back(self, r: int, attributes: Attributes, columns: int) -> None:
+    def _go_back(self, r: int, attributes: Attributes) -> None:
         """Makes row `r` the last, with these attributes, and with checksums where an older writer made none."""
-        table = growth.of_checksums(r, columns, anew=True)
+        table = growth.of_checksums(r, len(self._columns), anew=True)
         with self._aside(growth.SLACK + table + growth.of_attributes(attributes)):
             self._cut(r)
             for name, value in attributes.items():
