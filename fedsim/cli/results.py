@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,8 @@ TO = (
     "torch: the network as a plain torch module, which can be loaded without fedsim. onnx, safetensors: the network for other tools."
     " csv, parquet, netcdf: all columns of the run."
 )
+
+BUDGET = "Budget for accuracy at equal {}, such as {}. Default: what the cheapest row takes."
 
 RunFile = Annotated[Path, typer.Argument(metavar="RUN.h5", help="The run file. The run may still be going on.")]
 RunFiles = Annotated[list[Path], typer.Argument(metavar="RUN.h5...", help="Run files, or folders of run files.")]
@@ -53,23 +56,65 @@ def watch(
 
 def compare(
     runs: RunFiles,
-    csv: Annotated[bool, typer.Option("--csv", help="Print all figures unrounded, as comma-separated values.")] = False,
+    form: Annotated[str, typer.Option(metavar="FORM", help="terminal, markdown, latex (for the package booktabs) or csv.")] = "terminal",
+    tables: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--table", metavar="TABLE", help="overview, metrics, equal (cost) or target. Can be given several times. Default: all."
+        ),
+    ] = None,
+    metrics: Annotated[
+        list[str] | None,
+        typer.Option("--metric", metavar="NAME", help="A table of this metric: a name such as accuracy, or a column as train_loss:min."),
+    ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(metavar="FIELD=VALUE", help="The row that others are held against. Default: a dense method, or the first row."),
+    ] = None,
+    sort: Annotated[
+        str | None, typer.Option(metavar="FIELD", help="Sort by this field of the job. Default: all fields that differ.")
+    ] = None,
+    score: Annotated[str, typer.Option(metavar="COLUMN", help="What counts as accuracy at equal cost and for the target.")] = "accuracy",
+    target: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="Target accuracy. Default: 95 % of the best mean accuracy of the last model.")
+    ] = None,
+    at_bytes: Annotated[str | None, typer.Option(metavar="BYTES", help=BUDGET.format("bytes", "20MB"))] = None,
+    at_flops: Annotated[str | None, typer.Option(metavar="FLOPS", help=BUDGET.format("FLOPs", "3TFLOP"))] = None,
+    at_memory: Annotated[str | None, typer.Option(metavar="BYTES", help=BUDGET.format("memory of a client", "500kB"))] = None,
+    csv: Annotated[bool, typer.Option("--csv", help="Print the overview unrounded: --form csv --table overview.")] = False,
 ) -> None:
-    """Compare run files: a row for each job, with the mean and the 95 % interval over its seeds.
+    """Compare run files. A row is a job, with the mean and the 95 % interval over its seeds, and with paired differences.
 
     In --csv, accuracy_last_10 is the mean over the last 10 evaluations, without the one of the untrained model.
     """
-    Console(soft_wrap=True).print(compared(_each(runs, "compare"), csv), highlight=False, markup=False)
-
-
-def compared(runs: list[Path], csv: bool = False) -> str:
-    """The text that `fedsim compare` prints."""
+    found = _each(runs, "compare")
     with _analysis("compare"):
-        from fedsim_analysis import compare
-        from fedsim_analysis.comparison import tell
+        from fedsim_analysis.comparison import command
 
-        table = compare(runs)
-        return table.to_csv(index=False).rstrip() if csv else tell(table)
+        given = {"bytes": at_bytes, "flops": at_flops, "memory": at_memory}
+        budgets = {name: command.amount(text, f"--at-{name}") for name, text in given.items() if text is not None}
+        chosen = (tables or command.TABLES) if not csv else ["overview"]
+        text = command.text(
+            found,
+            "csv" if csv else form,
+            tables=chosen,
+            metrics=metrics,
+            baseline=baseline,
+            sort=sort,
+            target=target,
+            budgets=budgets,
+            score=score,
+            width=Console().width if sys.stdout.isatty() else None,
+        )
+    _print([text])
+
+
+def compared(runs: list[Path]) -> str:
+    """The overview that `fedsim compare` begins with."""
+    with _analysis("compare"):
+        from fedsim_analysis.comparison import command
+
+        return command.text(runs, tables=["overview"])
 
 
 def report(
@@ -79,10 +124,11 @@ def report(
     ),
 ) -> None:
     """Write a report of runs: one page with curves, tables and figures that needs no network, and each figure as SVG and PDF."""
+    found = _each(runs, "report")
     with _analysis("report"):
         from fedsim_analysis.report.command import write
 
-        _print(write(_each(runs, "report"), out))
+        _print(write(found, out))
 
 
 def export(

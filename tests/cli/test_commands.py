@@ -57,11 +57,11 @@ for line in sys.stdin.read().splitlines():
         print(f"ANSWERED {line}: {end.code} {sorted(heavy)}", file=sys.stderr)
 """
 ANSWERED_AT_ONCE = {  # command line -> exit code
-    **{f"{command} --help": 0 for command in ("", "run", "sweep", "estimate", "methods", "show", "export", "compare", "bench")},
+    **{f"{command} --help": 0 for command in ("", "run", "sweep", "estimate", "methods", "show", "watch", "export", "compare", "report", "bench")},
     **dict.fromkeys(("methods", "methods structured", "--version"), 0),
     **dict.fromkeys(("fly", "run", "run --foo", "run a.toml --resume perhaps", "export a.h5 --to x", "methods fly", "bench fly"), 2),
     **{f"{command} no.toml": 2 for command in ("run", "sweep", "estimate", "bench sparse --job")},
-    **{f"{command} no.h5": 2 for command in ("show", "export", "compare")},
+    **{f"{command} no.h5": 2 for command in ("show", "export", "compare", "report")},
     **{f"{command} .": 2 for command in ("show", "export", "run")},
     "run pyproject.toml --set lr": 2,
 }
@@ -207,7 +207,7 @@ def test_a_former_name_of_a_bench(refuses: Callable[..., str], former: str, new:
 
 
 def test_every_bench_is_in_the_help(fedsim: Fedsim) -> None:
-    files = {path.stem.replace("_", "-") for path in (ROOT / "fedsim/bench").glob("*.py") if "def main(" in path.read_text()}
+    files = {path.stem.replace("_", "-") for path in (ROOT / "fedsim/bench").rglob("*.py") if "def main(" in path.read_text()}
     assert set(commands.BENCHES) == files
     assert all(f"{name}: " in fedsim("bench", "--help").out for name in files)
 
