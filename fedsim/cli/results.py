@@ -23,6 +23,11 @@ TO = (
 
 BUDGET = "Budget for accuracy at equal {}, such as {}. Default: what the cheapest row takes."
 
+WHICH = (
+    "overview; metrics: a table for each metric, with paired differences; equal: accuracy at equal bytes, FLOPs and memory; target: cost of a"
+    " target accuracy; all. Can be given several times. Default: what the other options are about, or overview."
+)
+
 RunFile = Annotated[Path, typer.Argument(metavar="RUN.h5", help="The run file. The run may still be going on.")]
 RunFiles = Annotated[list[Path], typer.Argument(metavar="RUN.h5...", help="Run files, or folders of run files.")]
 
@@ -59,9 +64,7 @@ def compare(
     form: Annotated[str, typer.Option(metavar="FORM", help="terminal, markdown, latex (for the package booktabs) or csv.")] = "terminal",
     tables: Annotated[
         list[str] | None,
-        typer.Option(
-            "--table", metavar="TABLE", help="overview, metrics, equal (cost) or target. Can be given several times. Default: all."
-        ),
+        typer.Option("--table", metavar="TABLE", help=WHICH),
     ] = None,
     metrics: Annotated[
         list[str] | None,
@@ -83,7 +86,7 @@ def compare(
     at_memory: Annotated[str | None, typer.Option(metavar="BYTES", help=BUDGET.format("memory of a client", "500kB"))] = None,
     csv: Annotated[bool, typer.Option("--csv", help="Print the overview unrounded: --form csv --table overview.")] = False,
 ) -> None:
-    """Compare run files. A row is a job, with the mean and the 95 % interval over its seeds, and with paired differences.
+    """Compare run files. A row is a job, with the mean and the 95 % interval over its seeds. --table all has paired differences too.
 
     In --csv, accuracy_last_10 is the mean over the last 10 evaluations, without the one of the untrained model.
     """
@@ -93,11 +96,12 @@ def compare(
 
         given = {"bytes": at_bytes, "flops": at_flops, "memory": at_memory}
         budgets = {name: command.amount(text, f"--at-{name}") for name, text in given.items() if text is not None}
-        chosen = (tables or command.TABLES) if not csv else ["overview"]
+        meant = {"metrics": bool(metrics or baseline), "equal": bool(budgets), "target": target is not None}
+        chosen = tables or [name for name, is_meant in meant.items() if is_meant] or ["overview"]
         text = command.text(
             found,
             "csv" if csv else form,
-            tables=chosen,
+            tables=["overview"] if csv else command.TABLES if "all" in chosen else chosen,
             metrics=metrics,
             baseline=baseline,
             sort=sort,

@@ -57,7 +57,10 @@ for line in sys.stdin.read().splitlines():
         print(f"ANSWERED {line}: {end.code} {sorted(heavy)}", file=sys.stderr)
 """
 ANSWERED_AT_ONCE = {  # command line -> exit code
-    **{f"{command} --help": 0 for command in ("", "run", "sweep", "estimate", "methods", "show", "watch", "export", "compare", "report", "bench")},
+    **{
+        f"{command} --help": 0
+        for command in ("", "run", "sweep", "estimate", "methods", "show", "watch", "export", "compare", "report", "bench")
+    },
     **dict.fromkeys(("methods", "methods structured", "--version"), 0),
     **dict.fromkeys(("fly", "run", "run --foo", "run a.toml --resume perhaps", "export a.h5 --to x", "methods fly", "bench fly"), 2),
     **{f"{command} no.toml": 2 for command in ("run", "sweep", "estimate", "bench sparse --job")},
