@@ -17,6 +17,7 @@ from fedsim_analysis.watch.pace import Pace, pace_of
 Array = NDArray[np.float64]
 
 COLUMNS = ("accuracy", "loss", "train_loss", "client_accuracy", "density", "bytes_up", "bytes_down", "seconds")
+CHANGING = ("rounds", "finished", "weights_sha256")  # attributes that a run writes anew
 PATIENCE = 3  # looks at one state of a file, after which it is not half-written but damaged
 MANY = 5000  # rows, as many of which are read as quickly as one
 
@@ -128,6 +129,7 @@ def _seen(file: h5py.File, before: Seen | None, moved: bool, phases: bool, lenie
     if before and (rounds < before.rounds or before.damaged):
         before = None  # the run went back to a checkpoint
     attributes = before.attributes if before and not moved else run_file.attributes(file)
+    attributes = {name: value for name, value in attributes.items() if name not in CHANGING}
     if before and attributes.get("started_at") != before.attributes.get("started_at"):
         before = None  # it is another run
     clients = before.clients if before else int(checked.dataset(file, "client", "iu", (None,)).shape[0])
