@@ -24,8 +24,8 @@ TO = (
 BUDGET = "Budget for accuracy at equal {}, such as {}. Default: what the cheapest row takes."
 
 WHICH = (
-    "overview; metrics: a table for each metric, with paired differences; equal: accuracy at equal bytes, FLOPs and memory; target: cost of a"
-    " target accuracy; all. Can be given several times. Default: what the other options are about, or overview."
+    "overview; metrics: a table for each metric, with paired differences; equal: accuracy at equal bytes, FLOPs and memory; target: cost of"
+    " a target accuracy; all. Can be given several times. Default: what the other options are about, or overview."
 )
 
 RunFile = Annotated[Path, typer.Argument(metavar="RUN.h5", help="The run file. The run may still be going on.")]
