@@ -100,11 +100,15 @@ def succeeds(*command: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize(("name", "rounds"), [pytest.param("callback=watch", 21, marks=pytest.mark.full), ("fedsim_analysis", 0)])
+@pytest.mark.parametrize(
+    ("name", "rounds"),
+    [pytest.param("callback=watch", 21, marks=pytest.mark.full), ("fedsim_analysis.load", 0), ("plots.pareto", 0)],
+)
 @pytest.mark.processes
 def test_the_readmes_scripts_run(quickstart, monkeypatch, name, rounds) -> None:
-    """A run from Python, and reading the run file: each as a plain script."""
+    """A run from Python, reading the run file, and figures: each as a plain script."""
     monkeypatch.chdir(quickstart[0].parents[1])
+    shutil.copytree("runs", "runs/figure", ignore=shutil.ignore_patterns("*.checkpoint", "figure"), dirs_exist_ok=True)
     (script,) = [block for block in blocks("python") if name in block]
     Path("script.py").write_text(script)
     lines = succeeds(sys.executable, "script.py").splitlines()
