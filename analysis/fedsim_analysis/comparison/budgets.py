@@ -26,7 +26,7 @@ from fedsim_analysis.comparison import jobs, statistics
 from fedsim_analysis.comparison.grouping import Comparison, Group
 from fedsim_analysis.comparison.metrics import BYTES, FLOPS, METRICS, total
 from fedsim_analysis.comparison.outcomes import Outcome
-from fedsim_analysis.comparison.tables import about, differences, frame, spread
+from fedsim_analysis.comparison.tables import about, differences, families, frame, spread
 
 COSTS = {"bytes": BYTES, "flops": FLOPS}
 RESOURCES = (*COSTS, "memory")
@@ -35,8 +35,9 @@ NEAR = 0.95  # of the best mean accuracy is the target
 
 
 def spent(run: Outcome, resource: str) -> np.ndarray:
-    """(rounds + 1,) bytes or FLOPs up to the end of each round."""
-    return np.nancumsum(total(run, COSTS[resource])) if run.columns.keys() >= set(COSTS[resource]) else np.full(run.rounds + 1, np.nan)
+    """(rounds + 1,) bytes or FLOPs up to the end of each round; NaN where the file has none."""
+    of_rounds = total(run, COSTS[resource])
+    return of_rounds if np.isnan(of_rounds).all() else np.nancumsum(of_rounds)
 
 
 def evaluations(run: Outcome, score: str) -> tuple[np.ndarray, np.ndarray]:
@@ -68,16 +69,15 @@ def at_equal(
     `spent` the mean of what they had spent by then, or of the memory that the group needs; `best` whether it is the best of its method;
     and the columns of `paired`.
     """
-    rows = []
+    rows, held = [], families(comparison, baseline)
     for resource in RESOURCES:
-        chosen = {name: _budget(block, resource, (budgets or {}).get(resource), score) for name, block in comparison.blocks.items()}
-        found = [_at(group, resource, chosen[group.data], score) for group in comparison.groups]
-        numbers = [values for values, _ in found]
-        compared = differences(comparison, numbers, baseline)
-        best = _best(comparison.groups, numbers)
-        for group, (values, cost), difference in zip(comparison.groups, found, compared, strict=True):
+        chosen = {name: _budget(block, resource, (budgets or {}).get(resource)) for name, block in comparison.blocks.items()}
+        found = {group: _at(group, resource, chosen[group.data], score) for group in comparison.groups}
+        numbers = {group: values for group, (values, _) in found.items()}
+        compared, best = differences(held, numbers), _best(numbers)
+        for group, (values, cost) in found.items():
             row = about(comparison, group) | {"resource": resource, "budget": chosen[group.data]}
-            rows.append(row | spread(values) | cost | {"best": group in best} | difference)
+            rows.append(row | spread(values) | cost | {"best": group in best} | compared[group])
     return frame(rows)
 
 
@@ -92,7 +92,7 @@ def _at(group: Group, resource: str, budget: float, score: str) -> tuple[dict[in
     return {seed: value for seed, (_, value) in found.items()}, cost
 
 
-def _budget(block: Sequence[Group], resource: str, given: float | None, score: str) -> float:
+def _budget(block: Sequence[Group], resource: str, given: float | None) -> float:
     if given is not None:
         return given
     ends = {id(group): _most(group, resource) for group in _complete(block)}
@@ -116,10 +116,10 @@ def _complete(block: Sequence[Group]) -> Sequence[Group]:
     return [group for group in block if not group.unfinished] or block
 
 
-def _best(groups: Sequence[Group], numbers: Sequence[Mapping[int, float]]) -> list[Group]:
+def _best(numbers: Mapping[Group, Mapping[int, float]]) -> list[Group]:
     """Of each method on each data the group of the largest mean, of those all of whose runs have a number."""
     best: dict[tuple[str, str], tuple[float, Group]] = {}
-    for group, values in zip(groups, numbers, strict=True):
+    for group, values in numbers.items():
         mean = statistics.mean(list(values.values()))
         key = (group.data, repr(group.job.get(jobs.METHOD)))
         if mean == mean and (key not in best or mean > best[key][0]):

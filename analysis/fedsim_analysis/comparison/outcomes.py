@@ -12,7 +12,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim_analysis import checksums, run_file
+from fedsim_analysis import checked, checksums, run_file
+from fedsim_analysis.checked import Damaged, need
 from fedsim_analysis.comparison import jobs
 
 Columns = Mapping[str, NDArray[np.float64]]
@@ -64,17 +65,60 @@ def _outcome(path: Path, columns: Collection[str], others: Collection[str]) -> O
     def outcome(file: h5py.File) -> Outcome:
         known = run_file.attributes(file)
         job, seed = jobs.fields(run_file.job(known)), int(run_file.one(known, "seed"))
-        sums, there = checksums.columns(file), run_file.all_names(file, "rounds")
+        table = Checksums(file, int(known["rounds"]) + 1)
+        there = run_file.names(file, "rounds")
+        for missing in checksums.missing("rounds", there, table.paths):
+            raise Damaged(f"{missing} is missing")
         wanted = [name for name in there if name in columns or name in others]
-        found = {name: run_file.values(file, "rounds", name, known=sums) for name in wanted}
+        found = {name: _column(file, name, table) for name in wanted}
         units = {name: run_file.about(file, "rounds", name)[0] for name in wanted if name in others}
-        return Outcome(path, seed, job, known, found, _cohorts(file, known["rounds"], sums), tuple(there), units)
+        return Outcome(path, seed, job, known, found, _cohorts(file, table), tuple(there), units)
 
     return run_file.read(path, outcome, time.sleep)
 
 
-def _cohorts(file: h5py.File, last: int, sums: list[str]) -> dict[int, frozenset[int]]:
-    if last < 1 or COHORT not in run_file.names(file, "clients"):
+class Checksums:
+    """The checksums of all columns, read once; `run_file.values` reads them for each column, which is slow for hundreds of files."""
+
+    def __init__(self, file: h5py.File, rounds: int) -> None:
+        self.rounds = rounds  # complete ones
+        self.former = run_file.is_former(file)
+        self.paths = checksums.columns(file)
+        place, shape = f"{checksums.GROUP}/{checksums.ROWS}", (None, len(self.paths))
+        self._rows = checked.dataset(file, place, "u", shape, filled=True)[:rounds] if self.paths else None
+
+    def check(self, path: str, values: NDArray[np.float64], first: int = 0) -> NDArray[np.float64]:
+        """The values of the column at `path` from round `first` on, if they are what was written."""
+        if self._rows is None or path not in self.paths:
+            return values
+        stored = self._rows[first : first + len(values), self.paths.index(path)]
+        need(len(stored) == len(values), f"{path} has more rows than {checksums.GROUP}/{checksums.ROWS}")
+        wrong = np.flatnonzero(stored != checksums.of_rows(path, values))
+        need(not len(wrong), f"{path} is damaged in round {checksums.rounds(wrong + first)}: its checksum is another")
+        return values
+
+
+def _column(file: h5py.File, name: str, table: Checksums) -> NDArray[np.float64]:
+    if table.former:
+        return run_file.values(file, "rounds", name, known=table.paths)
+    path = f"rounds/{name}"
+    found = checked.dataset(file, path, checked.NUMBERS, (None,), filled=True)
+    need(len(found) >= table.rounds, f"{path} has {len(found)} rows, and round {table.rounds - 1} is done")
+    return table.check(path, _read(found, slice(0, table.rounds), path))
+
+
+def _cohorts(file: h5py.File, table: Checksums) -> dict[int, frozenset[int]]:
+    path, last = f"clients/{COHORT}", table.rounds - 1
+    if last < 1 or table.former or checked.item(file, path) is None:
         return {}
-    rows = {r: run_file.values(file, "clients", COHORT, r, known=sums) for r in sorted({1, last})}
+    found = checked.dataset(file, path, checked.NUMBERS, (None, None), filled=True)
+    need(len(found) > last, f"{path} has {len(found)} rows, and round {last} is done")
+    rows = {r: table.check(path, _read(found, slice(r, r + 1), path), r)[0] for r in sorted({1, last})}
     return {r: frozenset(np.flatnonzero(row == 1).tolist()) for r, row in rows.items()}
+
+
+def _read(found: h5py.Dataset, rows: slice, path: str) -> NDArray[np.float64]:
+    try:
+        return np.asarray(found[rows], np.float64)
+    except OSError as error:
+        raise Damaged(f"{path} is damaged") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pandas as pd
 from fedsim_analysis.comparison import pairs, statistics
 from fedsim_analysis.comparison.grouping import Comparison, Group
 from fedsim_analysis.comparison.metrics import named
+from fedsim_analysis.comparison.outcomes import Outcome
 
 DEFAULT = ("accuracy", "client_accuracy_min", "bytes", "train_flops", "max_client_memory")
 UNMEASURED = "a run has no such number"
@@ -38,14 +40,12 @@ def paired(comparison: Comparison, metrics: Sequence[str] = DEFAULT, baseline: s
     `pairs`; `difference` their mean, `difference_95` half its 95 % interval; `p` of Wilcoxon's signed-rank test, and `p_holm`, corrected
     over all groups with the same baseline; `why_not` what keeps runs from being pairs.
     """
-    rows = []
+    rows, held = [], families(comparison, baseline)
     for name in metrics:
         metric = named(name)
-        numbers = [{run.seed: metric.of(run) for run in group.runs} for group in comparison.groups]
-        found = differences(comparison, numbers, baseline)
-        rows += [
-            about(comparison, group) | {"metric": name} | difference for group, difference in zip(comparison.groups, found, strict=True)
-        ]
+        numbers = {group: {run.seed: metric.of(run) for run in group.runs} for group in comparison.groups}
+        found = differences(held, numbers)
+        rows += [about(comparison, group) | {"metric": name} | found[group] for group in comparison.groups]
     return frame(rows)
 
 
@@ -71,25 +71,40 @@ def spread(numbers: Numbers) -> dict[str, Any]:
     return {"seeds": len(values), "mean": statistics.mean(values), "mean_95": half, "least": least, "most": most}
 
 
-def differences(comparison: Comparison, numbers: Sequence[Numbers], wanted: str | None) -> list[dict[str, Any]]:
-    """Of each group, by seed its number, from the baseline of its block; NaN for the baseline itself."""
-    found: dict[int, dict[str, Any]] = {}
-    place = {id(group): i for i, group in enumerate(comparison.groups)}
-    for baseline, family in families(comparison, wanted):
-        rows = []
-        for group in family:
-            if group is baseline:
-                found[place[id(group)]] = _row(group.label, [], [], "")
-                continue
-            matched, why = pairs.matched(group, baseline)
-            mine, its = numbers[place[id(group)]], numbers[place[id(baseline)]]
-            both = [(mine[one.seed], its[one.seed]) for one, _ in matched if not np.isnan(mine[one.seed] + its[one.seed])]
-            why = why or ("" if len(both) == len(matched) else UNMEASURED)
-            rows.append(_row(baseline.label, [one for one, _ in both], [other for _, other in both], why))
-            found[place[id(group)]] = rows[-1]
+@dataclass(frozen=True)
+class Held:
+    """A group, and what it is held against."""
+
+    group: Group
+    baseline: Group
+    pairs: list[tuple[Outcome, Outcome]]  # of runs; none of the baseline itself
+    why: str  # there are no more
+
+
+def families(comparison: Comparison, wanted: str | None) -> list[list[Held]]:
+    """The groups that have the same baseline, itself among them; in each block, by the first of its groups."""
+    found: dict[Group, list[Held]] = {}
+    meant = pairs.wanted(comparison.groups, comparison.shown, wanted) if wanted else []
+    for block in comparison.blocks.values():
+        for group, baseline in zip(block, pairs.baselines(block, [group for group in meant if group in block]), strict=True):
+            matched, why = ([], "") if group is baseline else pairs.matched(group, baseline)
+            found.setdefault(baseline, []).append(Held(group, baseline, matched, why))
+    return list(found.values())
+
+
+def differences(held: Sequence[Sequence[Held]], numbers: Mapping[Group, Numbers]) -> dict[Group, dict[str, Any]]:
+    """Of each group, by seed its number, from its baseline; NaN for the baseline itself."""
+    found: dict[Group, dict[str, Any]] = {}
+    for family in held:
+        for one in family:
+            mine, its = numbers[one.group], numbers[one.baseline]
+            both = [(mine[run.seed], its[run.seed]) for run, _ in one.pairs if not np.isnan(mine[run.seed] + its[run.seed])]
+            why = one.why or ("" if len(both) == len(one.pairs) else UNMEASURED)
+            found[one.group] = _row(one.baseline.label, [a for a, _ in both], [b for _, b in both], why)
+        rows = [found[one.group] for one in family]
         for row, p in zip(rows, statistics.holm([row["p"] for row in rows]), strict=True):
             row["p_holm"] = p
-    return [found[i] for i in range(len(comparison.groups))]
+    return found
 
 
 def _row(baseline: str, ones: list[float], others: list[float], why: str) -> dict[str, Any]:
@@ -104,13 +119,3 @@ def _row(baseline: str, ones: list[float], others: list[float], why: str) -> dic
         "p_holm": np.nan,
         "why_not": why,
     }
-
-
-def families(comparison: Comparison, wanted: str | None) -> list[tuple[Group, list[Group]]]:
-    """Each baseline, and the groups that are held against it, itself among them."""
-    found: dict[int, tuple[Group, list[Group]]] = {}
-    meant = pairs.wanted(comparison.groups, comparison.shown, wanted) if wanted else []
-    for block in comparison.blocks.values():
-        for group, baseline in zip(block, pairs.baselines(block, [group for group in meant if group in block]), strict=True):
-            found.setdefault(id(baseline), (baseline, []))[1].append(group)
-    return list(found.values())
