@@ -32,7 +32,7 @@ from fedsim.nn.subnetwork import folded, optimised_for_inference
 from fedsim.pruning import dynamic_channels
 from fedsim.pruning.dynamic_channels import Costs
 from fedsim.simulation.experiment import Experiment, build_experiment
-from fedsim.simulation.export import traced
+from fedsim.simulation.exported.network import traced
 
 DEFAULT = ("jobs/bench/adp_vgg11.toml", "jobs/bench/adp_resnet32.toml")
 BATCHES = (1, 64)

@@ -1,222 +1,113 @@
-"""From a run file to a plain torch module: the network that a run ended with, or the smaller one of a client."""
+"""Writes the network that a run ended with, or the smaller one of a client, in a form that other tools read, and checks the file."""
 
 from __future__ import annotations
 
-import copy
-import io
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from fedsim import models
-from fedsim.config.job import Job, check
 from fedsim.core import keys
-from fedsim.core.keys import GATE, GATE_VALUES
-from fedsim.core.tree import Tree, under
+from fedsim.core.tree import under
 from fedsim.costs import flops
-from fedsim.costs.profile import ModelProfile
-from fedsim.data.population import Population, populate
 from fedsim.errors import BadInput, naming_path
-from fedsim.federated.protocol import Method
-from fedsim.nn import profiler
-from fedsim.nn.net import Net
-from fedsim.nn.subnetwork import folded, optimised_for_inference
-from fedsim.pruning.cut_and_finetune import CutAndFinetune
 from fedsim.simulation import subnetworks
-from fedsim.simulation.exported import accuracy
+from fedsim.simulation.exported import accuracy, onnx_file, safetensors_file, torch_file
+from fedsim.simulation.exported.form import Form, Network, expects, facts_of
+from fedsim.simulation.exported.network import Final, final, module_of, traced
 from fedsim.storage import disk_room
 from fedsim.storage.reader import RunReader
 
-LIBRARIES = ("torch", "_operator", "math", "builtins")  # where the functions of a plain module may come from
+__all__ = ["FORMS", "export", "module_of"]
+
+FORMS: dict[str, Form] = {"torch": torch_file.FORM, "onnx": onnx_file.FORM, "safetensors": safetensors_file.FORM}
+COMPARED = 16  # test images by which the file and the module are compared
+SAME = 1e-5  # of logits, as a share of the largest
 
 
-@dataclass(frozen=True)
-class Final:
-    """The network of a finished run, and its values."""
+def export(path: Path, client: int | None, out: Path | None, console: Console, form: str = "torch") -> None:
+    """Writes the final model of the run at `path`, or of one of its clients; evaluates what it wrote, and says what that is.
 
-    net: Net  # after a permanent cut
-    tree: Tree  # w/, buf/, mask/, and the gate in force
-    model_profile: ModelProfile  # of the original network
-    note: str = ""  # in what it differs from the network that was evaluated
-
-    @property
-    def module(self) -> nn.Module:
-        """As ordinary torch layers in evaluation mode, masked weights exactly 0, physically small."""
-        net, tree = self.net, under(self.tree, keys.WEIGHTS, keys.BUFFERS, keys.MASKS)
-        if GATE in self.tree:
-            kept = net.channels.kept(self.tree[GATE])
-            small = net.cut(kept).plain(net.compact(tree, kept))
-            if GATE_VALUES in self.tree:
-                return folded(small, {name: part[kept[name]] for name, part in net.channels.split(self.tree[GATE_VALUES]).items()})
-            return optimised_for_inference(small) if net.has_dynamic_gates else small
-        return net.plain(tree)
-
-    @property
-    def flops(self) -> int:
-        """Of an image, masks and gates counted."""
-        return flops.forward_flops(self.model_profile, subnetworks.in_use(self.net, self.model_profile, self.tree))
-
-
-def module_of(path: Path | str, client: int | None = None) -> nn.Module:
-    """The final model of a finished run in evaluation mode, or a client's sub-network; BadInput where there is none.
-
-    Its layers are torch's own where torch.fx can trace it. Its data set must be where the job says, since that knows the shape of
-    the images and the number of classes.
+    form: one of FORMS. BadInput where the form cannot hold the network; then nothing is written.
     """
-    return traced(final(path, client)[0].module)[0]
-
-
-def final(path: Path | str, client: int | None = None) -> tuple[Final, Job, Population]:
-    """What a finished run ended with, for one client with that client's gates; its job and its images."""
-    reader = RunReader(path)
-    known = reader.attributes
-    if not known["finished"]:
-        raise BadInput(f"{path} holds no final model yet: {known['rounds']} of {known.get('rounds_planned', '?')} rounds are done")
-    job = check(reader.job, str(path))
-    gate = {} if client is None else _gate_of(reader, client, job)
-    population = populate(job.data, job.partition, job.seed)
-    data = population.train
-    tree = reader.model()
-    try:
-        module = models.build(job.model, data.shape, data.classes, job.seed)
-        net = Net(module)
-        kept = {key.removeprefix(keys.INDICES): value for key, value in tree.items() if key.startswith(keys.INDICES)}
-        net = net.cut(kept) if kept else net
-        found = Final(
-            net,
-            under(tree, keys.WEIGHTS, keys.BUFFERS, keys.MASKS, keys.GATES) | gate,
-            profiler.profile(module, data.shape),
-            _note(job, tree | gate),
-        )
-        _check_shapes(net.original, found.tree)
-        net.plain(found.tree)
-    except BadInput:
-        raise
-    except (ValueError, RuntimeError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise BadInput(f"{path}: the model in the file is not the job's: {error}") from error
-    return found, job, population
-
-
-def _check_shapes(module: nn.Module, tree: Tree) -> None:
-    """ValueError where a tensor has another shape than in the module: it would be filled in all the same."""
-    for name, value in (*module.named_parameters(), *module.named_buffers()):
-        for key in (keys.WEIGHTS + name, keys.BUFFERS + name, keys.MASKS + name):
-            if key in tree and tree[key].shape != value.shape:
-                raise ValueError(f"{key} has the shape {tuple(tree[key].shape)}, the job's is {tuple(value.shape)}")
-
-
-def _note(job: Job, tree: Tree) -> str:
-    if job.model.gate_choice == "random" and GATE not in tree:
-        return "note: here its random channels are drawn from the input of each layer, not from the image: outputs and accuracy differ"
-    if GATE not in tree or not _norms_saw_closed(job.method.use) or job.model.norm != "group":
-        return ""
-    return (
-        'note: under norm_over = "all" norms saw the closed channels too, which are not here any more: outputs and accuracy differ a little'
-    )
-
-
-def _norms_saw_closed(method: Method[Any]) -> bool:
-    """Whether norms ran over closed channels too while the model was trained."""
-    return isinstance(method, CutAndFinetune) and method.norm_over == "all"
-
-
-def _gate_of(reader: RunReader, client: int, job: Job) -> Tree:
-    """(n,) the client's own gate, and the constants in its place if it is one; BadInput where it has none, or more than that."""
-    clients = len(reader.labels("client"))
-    if not 0 <= client < clients:
-        raise BadInput(f"{reader.path} has no client {client}; its clients are 0 to {clients - 1}")
-    ids, hard = reader.gates()
-    if not len(ids):
-        raise BadInput(
-            f"{reader.path}: client {client} has no network of its own, since this run gave its clients no gates;"
-            " leave out --client for the network that all share"
-        )
-    if client not in ids:
-        some = ", ".join(map(str, ids[:10])) + (" …" if len(ids) > 10 else "")
-        raise BadInput(f"{reader.path} holds no network of client {client}; it has those of the clients {some}")
-    if own := job.method.use.stays:
-        raise BadInput(f"{reader.path}: its clients have {own} of their own, which are in their kept state and not in the run file")
-    row, values = int(np.flatnonzero(ids == client)[0]), reader.gate_values()
-    gate = {GATE: torch.from_numpy(hard[row])}
-    return gate if values is None else gate | {GATE_VALUES: torch.from_numpy(values[row])}
-
-
-def traced(module: nn.Module) -> tuple[nn.Module, str]:
-    """(the module of torch's own layers alone, "") or (the module itself, why it needs its class)."""
-    twin = copy.deepcopy(module.eval())
-    before = [(value, value._version) for value in twin.buffers()]
-    try:
-        traced = fx.symbolic_trace(twin)
-    except Exception as error:  # whatever a user's own forward raises when it is given no numbers
-        return module, f"torch.fx cannot trace it ({type(error).__name__}: {error})"
-    after = [(value, value._version) for value in twin.buffers()]
-    if len(after) != len(before) or any(now is not old or new != version for (now, new), (old, version) in zip(after, before, strict=True)):
-        return module, "its forward changes buffers in evaluation mode too"
-    calls = {node.target for node in traced.graph.nodes if node.op == "call_function"}
-    if own := [call for call in calls if getattr(call, "__module__", "").partition(".")[0] not in LIBRARIES]:
-        return module, f"it calls {own[0].__module__}.{own[0].__name__}"
-    return traced.eval(), ""
-
-
-def export(path: Path, client: int | None, out: Path | None, console: Console) -> None:
-    """Writes the final model of the run at `path`, or of one of its clients; evaluates what it wrote, and says what that is."""
-    out = out or path.with_suffix(".pt" if client is None else f".client{client}.pt")
+    if form not in FORMS:
+        raise BadInput(f"--to {form}: a network is written as {', '.join(FORMS)}")
+    how = FORMS[form]
+    out = out or path.with_suffix(how.suffix if client is None else f".client{client}{how.suffix}")
     with naming_path(out, "; choose another --out"):
         taken = out.exists() and (out.is_dir() or out.samefile(path))
     if taken:
         raise BadInput(f"--out {out}: {'a folder' if out.is_dir() else 'the run file itself'} cannot be written over; choose another")
-    found, job, population = final(path, client)
-    module, why = traced(found.module)
-    images = partial(accuracy.batches, population, job.seed, job.evaluate.batch, client)
-    with _aside(module, out) as written:
-        _check(found, written, images(), path)
-        scored = accuracy.measured(written, images(), job.execution.dtype)
-    lines = _summary(found, module) + accuracy.lines_of(scored, accuracy.recorded(RunReader(path), client), client, found.note)
-    for line in [*lines, *([found.note] if found.note else []), f"wrote {out}: " + _how(out, module, why)]:
+    with _naming(path, form):
+        how.ready()
+    for line in _written(path, client, out, form):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
+def _written(path: Path, client: int | None, out: Path, form: str) -> list[str]:
+    """Writes the file; what is said of it."""
+    found, job, population = final(path, client)
+    network, reader = found.module, RunReader(path)
+    module, why = traced(network)
+    images = partial(accuracy.batches, population, job.seed, job.evaluate.batch, client)
+    x = next((x for x, _ in images()), None)
+    some = torch.zeros(2, *population.train.shape) if x is None else x[:COMPARED]
+    with _naming(path, form):
+        if form == "onnx":
+            onnx_file.refuse_random_gates(network)
+        content = FORMS[form].content(module, some, facts_of(reader, job, population, client, found.note))
+    with _aside(content, out) as aside, _naming(path, form):
+        written = FORMS[form].read(aside, module)
+        _check(found, module, written, x)
+        scored = accuracy.measured(written, images(), job.execution.dtype)
+    lines = _summary(found, module) + accuracy.lines_of(scored, accuracy.recorded(reader, client), client, found.note)
+    lines += [found.note] if found.note else []
+    return [*lines, f"wrote {out}: {FORMS[form].how(out, module, why)}", expects(population)]
+
+
 @contextmanager
-def _aside(module: nn.Module, out: Path) -> Iterator[nn.Module]:
-    """Gives the module as it is read back from a file beside `out`, which gets its name at the end if nothing is wrong."""
-    aside, content = out.with_name(out.name + ".new"), io.BytesIO()
-    torch.save(module, content)  # to the memory: torch's own writer gives no reason where a disk is full
+def _naming(path: Path, form: str) -> Iterator[None]:
+    """A BadInput inside begins with the run file and the form."""
     try:
-        disk_room.put(aside, content.getvalue(), "give the same command again", out)
+        yield
+    except BadInput as error:
+        raise BadInput(f"{path} cannot be exported --to {form}: {error}") from error
+
+
+@contextmanager
+def _aside(content: bytes, out: Path) -> Iterator[Path]:
+    """Gives a file beside `out` with the content, which gets its name at the end if nothing is wrong."""
+    aside = out.with_name(out.name + ".new")
+    try:
+        disk_room.put(aside, content, "give the same command again", out)
     except OSError as error:
         raise BadInput(f"{out} cannot be written: {error.strerror}; choose another --out") from None
     try:
-        yield torch.load(aside, weights_only=False)
+        yield aside
         aside.rename(out)
     finally:
         aside.unlink(missing_ok=True)
 
 
-def _check(found: Final, module: nn.Module, images: Iterator[tuple[Tensor, Tensor]], path: Path) -> None:
-    """BadInput for a module that does not give what the run's network gives for a batch of images."""
-    x = next((x for x, _ in images), None)
-    if x is None or found.note:
+def _check(found: Final, module: nn.Module, written: Network, x: Tensor | None) -> None:
+    """BadInput where a file does not give what the module gives for some images (B, C, H, W), one, three and all of them at a time,
+    or what the run's network gives."""
+    if x is None:
         return
+    chooses = found.net.has_dynamic_gates and keys.GATE not in found.tree
     with torch.no_grad():
-        logits, expected = module(x), found.net(found.tree, x)[0]
-    if apart := accuracy.differs(logits, expected, found.net.has_dynamic_gates and GATE not in found.tree):
-        raise BadInput(f"{path}: the exported module is not the run's network, and nothing was written: {apart}")
-
-
-def _how(out: Path, module: nn.Module, why: str) -> str:
-    load = f'torch.load("{out}", weights_only=False)'
-    if not why:
-        return f"{load}, without fedsim"
-    kind = type(module)
-    return f"{load} where {kind.__module__}.{kind.__qualname__} can be imported, since {why}"
+        batches = [x[:count] for count in sorted({1, min(3, len(x)), min(COMPARED, len(x))})]
+        logits, expected = (torch.cat([network(batch) for batch in batches]) for network in (written, module))
+        if apart := accuracy.differs(logits, expected, chooses, SAME):
+            raise BadInput(f"the file does not give what the torch module gives, and nothing was written: {apart}")
+        if found.note:
+            return
+        if apart := accuracy.differs(written(x), found.net(found.tree, x)[0], chooses):
+            raise BadInput(f"the exported module is not the run's network, and nothing was written: {apart}")
 
 
 def _summary(found: Final, module: nn.Module) -> list[str]:

@@ -19,7 +19,7 @@ from fedsim.fleet.received_masks import ReceivedMasks
 from fedsim.nn.net import Net
 from fedsim.simulation.evaluation import due, evaluate, final_gates
 from fedsim.simulation.experiment import Experiment
-from fedsim.simulation.export import Final
+from fedsim.simulation.exported.network import Final
 from fedsim.simulation.finished_round import Callback, FinishedRound
 from fedsim.simulation.progress import Progress
 from fedsim.simulation.resume import RunStart

@@ -17,7 +17,7 @@ import xarray
 from fedsim.data.partition import PartitionSettings
 from fedsim.data.population import populate
 from fedsim.data.settings import DataSettings
-from fedsim.simulation.export import module_of
+from fedsim.simulation.exported.network import module_of
 from fedsim.storage.reader import RunReader, read_model
 
 ROOT = Path(__file__).parents[2]

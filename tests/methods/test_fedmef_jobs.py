@@ -12,7 +12,7 @@ from captured_console import console
 from small_job import small_job
 
 from fedsim.config import job
-from fedsim.simulation.export import module_of
+from fedsim.simulation.exported.network import module_of
 from fedsim.storage.reader import RunReader
 
 JOBS = Path(__file__).parents[2] / "jobs"

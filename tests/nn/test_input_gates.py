@@ -20,7 +20,7 @@ from fedsim.nn.layers import gate_insertion, input_gate
 from fedsim.nn.layers.input_gate import InputGate, gates_of, largest
 from fedsim.nn.net import Net
 from fedsim.pruning.dynamic_channels import Costs
-from fedsim.simulation.export import Final, traced
+from fedsim.simulation.exported.network import Final, traced
 
 # ---- 1: selection
 

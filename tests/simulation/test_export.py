@@ -12,24 +12,25 @@ import h5py
 import pytest
 import torch
 from cases import images, run, table
-from channel_models import close, lively
+from channel_models import close
 from fedsim_analysis import checksums
+from final_networks import NORMED, final_of, forms_of, masks_of, net_of, shape_of
 from torch import Tensor
 
 from fedsim import models
 from fedsim.cli import commands
 from fedsim.config.job import check
-from fedsim.core import keys, masks
-from fedsim.core.keys import GATE, GATE_VALUES
-from fedsim.core.tree import Tree, under
+from fedsim.core import masks
+from fedsim.core.keys import GATE
+from fedsim.core.tree import under
 from fedsim.errors import BadInput
 from fedsim.models import settings
 from fedsim.nn import profiler
 from fedsim.nn.net import Net
 from fedsim.simulation import subnetworks
 from fedsim.simulation.experiment import build_experiment
-from fedsim.simulation.export import Final, _note, module_of, traced
 from fedsim.simulation.exported import accuracy
+from fedsim.simulation.exported.network import Final, _note, module_of, traced
 from fedsim.storage.reader import RunReader
 
 LINES = {
@@ -228,8 +229,6 @@ def test_a_mask_hides_whatever_stands_below_it() -> None:
     assert torch.equal(found.module.state_dict()["fc2.weight"] != 0, mask)
 
 
-SIDES = {"lenet5": 12, "vgg11": 32, "vgg16": 32}
-NORMED = [("batch", False), ("group", False), ("none", False), ("batch", True), ("group", True), ("none", True), ("nsconv", False)]
 DEEP = ("resnet32", "resnet56", "vgg16")  # of the same blocks as others
 QUICK = ("cnn", "lenet5", "resnet8", "vgg11")  # one of each kind of block; the others are of the full tests
 FORMS = [
@@ -240,36 +239,18 @@ FORMS = [
 ]
 
 
-def forms_of(net: Net, draw: torch.Generator) -> list[Tree]:
-    """What a run may end with beside weights: no gate, a hard gate of static or of dynamic gates, constants in the place of these."""
-    try:
-        free = {group.gate for group in net.channels.groups}
-    except ValueError:
-        return [{}]
-    if not set(net.dynamic_gates) <= free:
-        return [{}]
-    gate = torch.rand(net.channels.n, generator=draw) < 0.6
-    gate |= torch.cat([torch.arange(size) == 0 for size in net.channels.widths])
-    values = {GATE: gate, GATE_VALUES: torch.rand(net.channels.n, generator=draw).double()}
-    return [{}, {GATE: gate}, *([values] if net.has_dynamic_gates else [])]
-
-
 @pytest.mark.parametrize("place", ["", "norm", "affine"])
 @pytest.mark.parametrize(("name", "norm"), FORMS, ids=lambda part: part if isinstance(part, str) else f"{part[0]}{'-ws' * part[1]}")
 def test_every_model_norm_mask_and_gate_is_exported_as_it_is_evaluated(name, norm, place) -> None:
     if (name == "mobilenet_v2" and place) or (place == "affine" and norm[0] in ("none", "nsconv")):
         return  # its convolutions take no gates; there is no norm whose scale a gate could replace
-    side, draw = SIDES.get(name, 8), torch.Generator().manual_seed(0)
-    shape = (1, side, side)
-    gates = {"gate_keep": 0.5, "gate_place": place} if place else {}
-    module = models.build(settings.ModelSettings(name=name, width=4, norm=norm[0], standardise=norm[1], **gates), shape, 3, 0)
-    net = Net(module).to("cpu", torch.float64)
-    values, model_profile = lively(net), profiler.profile(module, shape)
-    images = torch.randn(2, *shape, generator=draw, dtype=torch.float64)
-    held = {keys.mask(layer): torch.rand(net.shapes[layer], generator=draw) < 0.7 for layer in net.maskable}
+    draw = torch.Generator().manual_seed(0)
+    net, values = net_of(name, norm, place)
+    images = torch.randn(2, *shape_of(name), generator=draw, dtype=torch.float64)
+    held = masks_of(net, draw)
     for form in forms_of(net, draw):
         for under_masks in ({}, held):
-            found = Final(net, values | under_masks | form, model_profile)
+            found = final_of(name, net, values | under_masks | form)
             small, why = traced(found.module.double())
             assert why == ""
             with torch.no_grad():

@@ -9,7 +9,7 @@ import torch
 from cases import ROUNDS, run
 from run_files import assert_same
 
-from fedsim.simulation.export import final
+from fedsim.simulation.exported.network import final
 from fedsim.storage.reader import RunReader
 
 CHANGE = {"model": {"factory": "model_kinds:brought"}}

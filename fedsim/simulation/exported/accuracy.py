@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedsim.core.types import Feed
 from fedsim.data.population import Population
@@ -51,11 +51,11 @@ def batches(population: Population, seed: int, batch: int, client: int | None) -
 
 
 @torch.no_grad()
-def measured(module: nn.Module, images: Iterable[tuple[Tensor, Tensor]], dtype: str = "float32") -> Measured:
-    """Of a module in evaluation mode; dtype: execution.dtype of the run that it is compared with."""
+def measured(network: Callable[[Tensor], Tensor], images: Iterable[tuple[Tensor, Tensor]], dtype: str = "float32") -> Measured:
+    """Of a network in evaluation mode; dtype: execution.dtype of the run that it is compared with."""
     correct = count = near = 0
     for x, y in images:
-        logits = module(x)
+        logits = network(x)
         correct += int((logits.argmax(-1) == y).sum())
         count += len(y)
         if logits.shape[-1] > 1:
@@ -94,14 +94,15 @@ def lines_of(found: Measured, before: Recorded | str, client: int | None, note: 
 
 
 @torch.no_grad()
-def differs(logits: Tensor, expected: Tensor, chooses: bool) -> str:
+def differs(logits: Tensor, expected: Tensor, chooses: bool, within: float = ROUNDING["float32"]) -> str:
     """How far a module's logits (B, classes) are from the run's network's; empty where rounding explains it.
 
-    chooses: gates choose channels for each image. Rounding may then change the choice for a few images, though not for half of them.
+    within: as a share of the largest logit. chooses: gates choose channels for each image. Rounding may then change the choice for a
+    few images, though not for half of them.
     """
     largest = expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny)
     apart = (logits - expected).abs().amax(-1) / largest
-    wrong = ~(apart <= ROUNDING["float32"])
+    wrong = ~(apart <= within)
     if int(wrong.sum()) <= (len(wrong) // 2 if chooses else 0):
         return ""
     return f"for {int(wrong.sum())} of {len(wrong)} images its logits differ by up to {float(apart.max()):.2g} times the largest one"
