@@ -248,13 +248,16 @@ def _wide(file: h5py.File, group: str) -> tuple[int, ...]:
 
 
 def values(
-    file: h5py.File, group: str, name: str, r: int | None = None, client: int | None = None, known: Sequence[str] | None = None
+    file: h5py.File, group: str, name: str, r: int | range | None = None, client: int | None = None, known: Sequence[str] | None = None
 ) -> NDArray[np.float64]:
-    """Rows 0 … `rounds` of a column, or the row of round `r`, or of one client alone. `known`: what has checksums, if the caller knows."""
+    """Rows 0 … `rounds` of a column, or the row of round `r`, or those of a range of rounds, or of one client alone.
+
+    known: what has checksums, if the caller knows.
+    """
     found, done = column(file, group, name), int(attribute(file, "rounds")) + 1
     where = str(found.name).lstrip("/")
-    begin, end = (0, done) if r is None else (r, r + 1)
-    if r is not None and not 0 <= r < found.shape[0]:
+    begin, end = (0, done) if r is None else (r.start, r.stop) if isinstance(r, range) else (r, r + 1)
+    if r is not None and not 0 <= begin < end <= found.shape[0]:
         raise Absent(f"{file.filename} has no round {r}; its rounds are 0 to {done - 1}")
     known = checksums.columns(file) if known is None else known
     if client is not None:
@@ -264,7 +267,7 @@ def values(
     need(size <= most, f"{where} has {size:,} bytes in all, and hardly any are stored; read the clients of one round at a time")
     rows = _rows(found, where, slice(begin, end))
     checksums.check_rows(file, where, rows[: max(done - begin, 0)], begin, known)
-    return rows if r is None else rows[0]
+    return rows[0] if isinstance(r, int) else rows
 
 
 def about(file: h5py.File, group: str, name: str) -> tuple[str, str]:
