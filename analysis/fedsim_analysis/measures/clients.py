@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim_analysis.measures.colours import Style
 from fedsim_analysis.measures.groups import Group, groups
 from fedsim_analysis.measures.layers import Heat
 from fedsim_analysis.measures.nodes import Lacking, Numbers, labels, needed, node, of_run, place_of, round_numbers
@@ -31,6 +32,7 @@ class Distribution:
     clients: NDArray[np.int64]  # (points,) the most clients that a run has measured
     n: NDArray[np.int64]  # (points,) runs
     runs: tuple[str, ...]
+    style: Style
     title: str
     units: str
     share: bool
@@ -81,7 +83,7 @@ def _of_group(runs: Runs, group: Group, name: str, shown: tuple[str, str, bool])
         return None
     mean = np.nansum(held[:, :, points], axis=0) / n[points]
     line = (round_numbers(runs, "clients")[points], LEVELS, mean, clients.max(axis=0)[points], n[points])
-    return Distribution(group.label, group.method, *line, group.runs, *shown)
+    return Distribution(group.label, group.method, *line, group.runs, group.style, *shown)
 
 
 def _of_one(runs: Runs, name: str, i: int) -> tuple[Numbers, NDArray[np.int64]]:

@@ -11,17 +11,17 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-METHODS = {
-    "fedtiny": "#0072B2",
-    "fedmef": "#D55E00",
-    "dwfnp": "#009E73",
-    "structured": "#CC79A7",
-    "adp": "#E69F00",
-    "feddp": "#56B4E9",
-    "fedavg": "#767676",
-    "fedprox": "#8C6D4F",
-    "fednova": "#999933",
-    "scaffold": "#AA4499",
+METHODS = {  # colour, marker
+    "fedtiny": ("#0072B2", "circle"),
+    "fedmef": ("#D55E00", "square"),
+    "dwfnp": ("#009E73", "triangle-up"),
+    "structured": ("#CC79A7", "pentagon"),
+    "adp": ("#E69F00", "triangle-down"),
+    "feddp": ("#56B4E9", "cross"),
+    "fedavg": ("#767676", "diamond"),
+    "fedprox": ("#8C6D4F", "x"),
+    "fednova": ("#999933", "hexagon"),
+    "scaffold": ("#AA4499", "triangle-left"),
 }
 OTHERS = ("#6A5ACD", "#44AA99", "#CC6677", "#B8860B", "#5F7F9F")
 PHASES = {
@@ -36,7 +36,7 @@ OTHER_PHASES = ("#99DDFF", "#BBCC33", "#AAAA00")
 HEAT = "viridis"  # the colour map of shares and overlaps, known by this name to matplotlib and plotly
 COUNTS = "Blues"  # of counts, 0 being white
 DASHES = ("solid", "dash", "dot", "dashdot")
-MARKERS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "star", "pentagon")
+MARKERS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "pentagon", "cross", "triangle-left", "x", "hexagon")
 SHADES = 0.45  # the share of white or black in the lightest and the darkest shade
 
 
@@ -51,12 +51,12 @@ class Style:
 
 def of_method(method: str) -> str:
     """The colour of a method, "#RRGGBB"; also of "", where the method is not known."""
-    return METHODS.get(method) or OTHERS[_number(method) % len(OTHERS)]
+    return METHODS[method][0] if method in METHODS else OTHERS[_number(method) % len(OTHERS)]
 
 
 def marker_of(method: str) -> str:
     """The marker of a method, one of MARKERS: what tells methods apart in grey, or by another colour vision."""
-    return MARKERS[(list(METHODS).index(method) if method in METHODS else _number(method)) % len(MARKERS)]
+    return METHODS[method][1] if method in METHODS else MARKERS[_number(method) % len(MARKERS)]
 
 
 def of_phase(phase: str) -> str:

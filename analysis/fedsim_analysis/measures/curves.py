@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim_analysis.measures.colours import Style
 from fedsim_analysis.measures.groups import groups
 from fedsim_analysis.measures.intervals import mean_and_half
 from fedsim_analysis.measures.metrics import METRICS, Metric, each_round, measured, metric_of
@@ -40,6 +41,7 @@ class Curve:
     units: str
     share: bool  # whether the values are shares, to be shown in percent
     finished: bool  # whether all runs have ended
+    style: Style
 
 
 def curves(runs: Runs, metric: str, over: str = "round", per_round: bool = False) -> list[Curve]:
@@ -66,8 +68,8 @@ def curves(runs: Runs, metric: str, over: str = "round", per_round: bool = False
             mean, half = mean[points], half[points]
             numbers = round_numbers(runs, "rounds")[points]
             line = (numbers, at[points], mean, mean - half, mean + half, count[points])
-            units = (axis.title, axis.units, shown.title, shown.units, shown.share, group.finished)
-            found.append(Curve(group.label, group.method, *line, group.runs, *units))
+            titles = (axis.title, axis.units, shown.title, shown.units)
+            found.append(Curve(group.label, group.method, *line, group.runs, *titles, shown.share, group.finished, group.style))
     return found
 
 

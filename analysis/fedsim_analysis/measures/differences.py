@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedsim_analysis.measures.colours import Style
 from fedsim_analysis.measures.groups import Group, groups
 from fedsim_analysis.measures.intervals import mean_and_half
 from fedsim_analysis.measures.metrics import final, metric_of
@@ -30,6 +31,7 @@ class Difference:
     high: float
     title: str
     units: str
+    style: Style
     share: bool  # a difference of shares is shown in percentage points
 
 
@@ -50,7 +52,7 @@ def differences(runs: Runs, metric: str = "accuracy", against: str | None = None
         if held:
             each = np.array([value for _, value in held])
             mean, half, _ = mean_and_half(each)
-            about = (float(mean), float(mean - half), float(mean + half), shown.title, shown.units, shown.share)
+            about = (float(mean), float(mean - half), float(mean + half), shown.title, shown.units, group.style, shown.share)
             found.append(Difference(group.label, group.method, other.label, tuple(seed for seed, _ in held), each, *about))
     if not found:
         raise Lacking(f"no group has a seed in common with {other.label}" if len(every) > 1 else "there is one group alone, and no pair")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim_analysis.measures.colours import Style
 from fedsim_analysis.measures.groups import groups
 from fedsim_analysis.measures.intervals import mean_and_half
 from fedsim_analysis.measures.metrics import Metric, final, metric_of
@@ -33,11 +34,12 @@ class Point:
     on_front: bool  # no other point costs less and is better, or is equal in one of these
     finished: bool  # whether all its runs have ended
     runs: tuple[str, ...]
+    style: Style
 
 
 @dataclass(frozen=True)
 class Front:
-    """All points, by rising cost."""
+    """All points, in the order of the groups."""
 
     points: tuple[Point, ...]
     cost_label: str
@@ -51,7 +53,7 @@ class Front:
     @property
     def front(self) -> tuple[Point, ...]:
         """The points that no other one beats, by rising cost."""
-        return tuple(point for point in self.points if point.on_front)
+        return tuple(sorted((point for point in self.points if point.on_front), key=lambda point: (point.cost, point.value)))
 
 
 def pareto(runs: Runs, cost: str = "bytes", metric: str = "accuracy", each_run: bool = False) -> Front:
@@ -72,7 +74,7 @@ def pareto(runs: Runs, cost: str = "bytes", metric: str = "accuracy", each_run: 
             if there:
                 x_and_y = *_interval(costs[there]), *_interval(values[there])
                 done, own = all(bool(ended[i]) for i in held), tuple(names[i] for i in there)
-                found.append(Point(label, group.method, *x_and_y, len(there), False, done, own))
+                found.append(Point(label, group.method, *x_and_y, len(there), False, done, own, group.style))
     return _front(found, x, y)
 
 
@@ -85,8 +87,7 @@ def _front(found: list[Point], x: Metric, y: Metric) -> Front:
     gain = np.array([-point.value if y.lower_is_better else point.value for point in found])
     best = not_beaten(np.array([point.cost for point in found]), gain)
     marked = [Point(**(vars(point) | {"on_front": bool(on)})) for point, on in zip(found, best, strict=True)]
-    points = tuple(sorted(marked, key=lambda point: (point.cost, point.value)))
-    return Front(points, x.title, x.units, y.title, y.units, y.share, x.share, y.lower_is_better)
+    return Front(tuple(marked), x.title, x.units, y.title, y.units, y.share, x.share, y.lower_is_better)
 
 
 def not_beaten(cost: Numbers, gain: Numbers) -> NDArray[np.bool_]:

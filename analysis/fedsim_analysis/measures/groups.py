@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fedsim_analysis.measures.colours import Style, styles
 from fedsim_analysis.measures.nodes import Lacking, along_runs, labels, node
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ class Group:
     runs: tuple[str, ...]  # their labels
     seeds: tuple[Any, ...]
     fields: dict[str, Any]  # of the job, those that differ between the runs
-    finished: bool = True  # whether all its runs have ended
+    finished: bool  # whether all its runs have ended
+    style: Style  # how it is drawn: one of its own among these groups, in every figure of them
 
 
 def groups(runs: Runs, place: str = "rounds") -> list[Group]:
@@ -38,25 +40,25 @@ def groups(runs: Runs, place: str = "rounds") -> list[Group]:
     """
     names, fields = labels(runs, place, "run"), fields_of(runs, place)
     methods = [str(value) for value in along_runs(runs, place, "method") or ()]
-    if not methods:
-        return [Group(name, "", (i,), (name,), (0,), {}) for i, name in enumerate(names)]
-    seeds = along_runs(runs, place, "seed") or list(range(len(names)))
     ended = along_runs(runs, place, "finished") or [True] * len(names)
+    if not methods:
+        drawn = zip(names, ended, styles([""] * len(names)), strict=True)
+        return [Group(name, "", (i,), (name,), (0,), {}, bool(end), own) for i, (name, end, own) in enumerate(drawn)]
+    seeds = along_runs(runs, place, "seed") or list(range(len(names)))
     members: dict[str, list[int]] = {}
     for i in range(len(names)):
         members.setdefault(repr((methods[i], fields[i])), []).append(i)
-    of_groups = list(members.values())
-    found = []
-    for held in of_groups:
+    parts: list[tuple[str, list[int]]] = []
+    for held in members.values():
         first = held[0]
-        rivals = [fields[other[0]] for other in of_groups if methods[other[0]] == methods[first]]
+        rivals = [fields[other[0]] for other in members.values() if methods[other[0]] == methods[first]]
         label = ", ".join([methods[first], *_differing(fields[first], rivals)])
         alone = len({repr(seeds[i]) for i in held}) < len(held)
-        for part in [[i] for i in held] if alone else [held]:
-            title = f"{label}, {names[part[0]]}" if alone else label
-            of_part = tuple(names[i] for i in part)
-            about = (tuple(seeds[i] for i in part), fields[first], all(bool(ended[i]) for i in part))
-            found.append(Group(title, methods[first], tuple(part), of_part, *about))
+        parts += [(f"{label}, {names[i]}", [i]) for i in held] if alone else [(label, held)]
+    found = []
+    for (label, held), own in zip(parts, styles([methods[held[0]] for _, held in parts]), strict=True):
+        of = (tuple(held), tuple(names[i] for i in held), tuple(seeds[i] for i in held))
+        found.append(Group(label, methods[held[0]], *of, fields[held[0]], all(bool(ended[i]) for i in held), own))
     return found
 
 

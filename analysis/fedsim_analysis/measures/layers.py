@@ -17,14 +17,14 @@ from fedsim_analysis.measures.nodes import Lacking, Numbers, column, is_tree, la
 if TYPE_CHECKING:
     from fedsim_analysis.measures.nodes import Runs
 
-CHURN = "Churn of masks, of the kept weights"
+CHURN = "Mask churn, of kept weights"
 
 
 @dataclass(frozen=True)
 class Heat:
     """A heat map: `values` (rows, columns) in `units`; `title` names what the colour shows."""
 
-    label: str  # of the run or the group
+    label: str  # of the run or the group; empty of all runs
     values: Numbers
     rows: tuple[str, ...]
     columns: tuple[str, ...]
@@ -61,9 +61,9 @@ def churn(runs: Runs) -> list[Curve]:
     A curve for each group whose runs have masks. Needs the DataTree: the changes stand in `layers`, the sizes in `masks`.
     """
     changed, kept = changes(runs)
-    shares = np.where(kept > 0, changed / np.where(kept > 0, kept, 1), np.nan)[:, 1:]
-    numbers = round_numbers(runs, "layers")[1:]
-    return [curve for group in groups(runs, "layers") if (curve := over_rounds(group, numbers, shares, CHURN)) is not None]
+    shares, numbers = np.where(kept > 0, changed / np.where(kept > 0, kept, 1), np.nan), round_numbers(runs, "layers")
+    of = numbers > 0
+    return [curve for group in groups(runs, "layers") if (curve := over_rounds(group, numbers[of], shares[:, of], CHURN)) is not None]
 
 
 def changes(runs: Runs) -> tuple[Numbers, Numbers]:
@@ -86,4 +86,4 @@ def over_rounds(group: Group, rounds: NDArray[np.int64], values: Numbers, title:
         return None
     mean, half = mean[points], half[points]
     line = (rounds[points], rounds[points].astype(float), mean, mean - half, mean + half, count[points])
-    return Curve(group.label, group.method, *line, group.runs, ROUND.title, ROUND.units, title, "1", True, group.finished)
+    return Curve(group.label, group.method, *line, group.runs, ROUND.title, ROUND.units, title, "1", True, group.finished, group.style)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim_analysis.measures.nodes import Lacking, along_runs, column, is_tree, node
+from fedsim_analysis.measures.nodes import Lacking, along_runs, column, is_tree, node, round_numbers
 
 if TYPE_CHECKING:
     import xarray
@@ -49,10 +49,10 @@ def has_masks(runs: Runs) -> NDArray[np.bool_]:
 
 
 def last_rows(runs: Runs) -> list[int]:
-    """Of each run, the last complete round."""
-    found = masks_of(runs)
-    rows = along_runs(runs, "masks", "rounds_done") or [found.sizes["round"] - 1] * found.sizes["run"]
-    return [min(max(int(row), 0), found.sizes["round"] - 1) for row in rows]
+    """Of each run, where its last complete round stands."""
+    found, numbers = masks_of(runs), round_numbers(runs, "masks")
+    done = along_runs(runs, "masks", "rounds_done") or [numbers[-1]] * found.sizes["run"]
+    return [max(int(np.searchsorted(numbers, last, side="right")) - 1, 0) for last in done]
 
 
 def changed_rounds(runs: Runs, i: int) -> list[int]:

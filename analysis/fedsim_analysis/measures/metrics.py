@@ -41,7 +41,7 @@ METRICS = {
         Metric("memory", ("max_client_memory",), "Memory of the largest client", "B", "largest", lower_is_better=True),
         Metric("seconds", ("seconds",), "Wall time", "s", "sum", lower_is_better=True),
         Metric("client_accuracy", ("client_accuracy_macro",), "Accuracy, mean over clients", "1", share=True),
-        Metric("worst_client", ("client_accuracy_min",), "Accuracy of the worst client", "1", share=True),
+        Metric("worst_client", ("client_accuracy_min",), "Worst client's accuracy", "1", share=True),
     )
 }
 """`bytes`: sent by and to all clients of the cohorts. `flops`: training of all clients of the cohorts by the ledger; what the server
@@ -63,21 +63,25 @@ def metric_of(runs: Runs, name: str) -> Metric:
 
 def each_round(metric: Metric) -> Metric:
     """The same of a round alone, not of all rounds until then."""
-    return metric if metric.adding == "level" else replace(metric, title=f"{metric.title}, per round", adding="level")
+    title = f"{metric.title}, per round" if metric.adding == "sum" else metric.title
+    return replace(metric, title=title, adding="level")
 
 
 def measured(runs: Runs, metric: Metric) -> Numbers:
     """(runs, rounds) of a metric, as its `adding` says. A row that lacks a cost adds nothing; after a run's last row all is NaN.
 
-    Lacking where no run has measured it.
+    A round in which no client computes has no memory: NaN, not 0. Lacking where no run has measured it.
     """
     parts = [needed(runs, "rounds", metric.columns[0]), *(column(runs, "rounds", name) for name in metric.columns[1:])]
+    if metric.name == "memory":
+        parts = [np.where(parts[0] > 0, parts[0], np.nan)]
     if metric.adding == "level":
-        return np.sum(parts, axis=0) if len(parts) == 1 else _sum(parts)
+        return _sum(parts)
     rows, inside = _sum(parts), _is_done(runs)
     if metric.adding == "sum":
         return np.where(inside, np.cumsum(np.nan_to_num(rows), axis=1), np.nan)
-    return np.where(inside, np.maximum.accumulate(np.where(np.isnan(rows), -np.inf, rows), axis=1), np.nan)
+    largest = np.maximum.accumulate(np.where(np.isnan(rows), -np.inf, rows), axis=1)
+    return np.where(inside & np.isfinite(largest), largest, np.nan)
 
 
 def final(runs: Runs, metric: Metric) -> Numbers:

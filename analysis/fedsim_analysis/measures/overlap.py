@@ -77,7 +77,7 @@ def overlap_of_runs(runs: Runs) -> Heat:
     last, places = last_rows(runs), np.flatnonzero(has_masks(runs)).tolist()
     names = tuple(labels(runs, "masks", "run")[i] for i in places)
     values = _matrix([next(of_rounds(runs, i, [last[i]])) for i in places])
-    return Heat("all runs", values, names, names, "Run", "Run", "Overlap of the last masks", "1", True, 1)
+    return Heat("", values, names, names, "Run", "Run", "Overlap of the last masks", "1", True, 1)
 
 
 def _matrix(held: list[Bits]) -> Numbers:

@@ -1,0 +1,105 @@
+"""Groups against each other: Pareto fronts, and paired differences."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from fedsim_analysis import measures
+from fedsim_analysis.measures import Front, Point
+from fedsim_analysis.plots import page
+from fedsim_analysis.plots.legends import LONGEST, legend
+from fedsim_analysis.plots.lines import MARKERS, is_wide, labelled, logarithmic, within
+from fedsim_analysis.plots.text import shortened
+
+if TYPE_CHECKING:
+    from fedsim_analysis.measures.nodes import Runs
+
+ROW = 0.3  # inches of a group's difference
+
+
+def pareto(
+    runs: Runs, over: str = "bytes", metric: str = "accuracy", ax: Axes | None = None, width: str | float = "column", each_run: bool = False
+) -> Axes:
+    """The last accuracy of each group against what its runs cost in all: bytes, FLOPs, memory or seconds. A line joins those that no other
+    one beats; the others are hollow. Bars are 95 % intervals over seeds."""
+    with page.style():
+        found = measures.pareto(runs, over, metric, each_run)
+        ax = page.axes(ax, width)
+        x = measures.scale_of([point.cost for point in found.points], found.cost_units, found.cost_share)
+        y = measures.scale_of([point.value for point in found.points], found.units, found.share)
+        handles = _points(ax, found, x.factor, y.factor)
+        page.name(ax, x.axis(found.cost_label), y.axis(found.value_label))
+        costs = [point.cost for point in found.points]
+        if is_wide(costs):
+            logarithmic(ax, [cost * x.factor for cost in costs])
+        ax.margins(0.08)
+        within(ax, found.share, positive=True)
+        legend(ax, handles, [labelled(point) for point in found.points], _note(found))
+    return ax
+
+
+def _note(found: Front) -> str:
+    note = measures.note(point.n for point in found.points)
+    return "; ".join(["line: Pareto front", *([note] if note else [])])
+
+
+def _points(ax: Axes, found: Front, x: float, y: float) -> list[Line2D]:
+    best = found.front
+    ax.plot(
+        [point.cost * x for point in best],
+        [point.value * y for point in best],
+        color=page.INK,
+        linewidth=0.7,
+        alpha=0.55,
+        zorder=1.5,
+        drawstyle="steps-post",
+    )
+    return [_point(ax, point, x, y) for point in found.points]
+
+
+def _point(ax: Axes, point: Point, x: float, y: float) -> Line2D:
+    colour = point.style.colour
+    at, half = ([point.cost * x], [point.value * y]), lambda low, high, factor: None if np.isnan(low) else [(high - low) / 2 * factor]
+    wide, tall = half(point.cost_low, point.cost_high, x), half(point.low, point.high, y)
+    ax.errorbar(*at, xerr=wide, yerr=tall, fmt="none", ecolor=colour, elinewidth=0.8, capsize=1.5, capthick=0.8)
+    inside = colour if point.on_front else "white"
+    mark: dict[str, Any] = {"marker": MARKERS[point.style.marker], "markersize": 5, "markeredgecolor": colour, "markeredgewidth": 1.0}
+    return ax.plot(*at, linestyle="none", markerfacecolor=inside, **mark)[0]
+
+
+def differences(
+    runs: Runs, metric: str = "accuracy", against: str | None = None, ax: Axes | None = None, width: str | float = "column"
+) -> Axes:
+    """The last value of each group minus that of `against`, by pairs of runs with one seed: pairs (small), mean and 95 % interval."""
+    with page.style():
+        found = measures.differences(runs, metric, against)
+        ax = page.axes(ax, width, 0.8 + ROW * len(found))
+        scale = measures.scale_of(np.concatenate([one.values for one in found]), found[0].units, found[0].share, difference=True)
+        ax.axvline(0, color=page.INK, linewidth=0.7)
+        for row, one in enumerate(found):
+            colour, marker = one.style.colour, MARKERS[one.style.marker]
+            wide = None if np.isnan(one.low) else [(one.high - one.mean) * scale.factor]
+            ax.plot(
+                one.values * scale.factor,
+                np.full(len(one.values), row - 0.2),
+                linestyle="none",
+                marker=marker,
+                markersize=2.5,
+                color=colour,
+                alpha=0.5,
+            )
+            ax.errorbar([one.mean * scale.factor], [row], xerr=wide, color=colour, marker=marker, markersize=5, capsize=2, elinewidth=1.2)
+        ax.set_yticks(range(len(found)), shortened([one.label for one in found], LONGEST // 2))
+        ax.set_ylim(len(found) - 0.4, -0.6)
+        ax.grid(False, axis="y")
+        ax.tick_params(axis="y", length=0)
+        ax.spines["left"].set_visible(False)
+        page.name(ax, scale.axis(f"{found[0].title} minus that of {found[0].against}"), "")
+        pairs = sorted({len(one.values) for one in found})
+        of = " to ".join(map(str, dict.fromkeys((pairs[0], pairs[-1]))))
+        legend(ax, [], [], f"mean and 95 % interval of {of} pairs" if pairs[-1] > 1 else "one pair")
+    return ax

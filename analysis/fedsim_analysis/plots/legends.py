@@ -1,0 +1,46 @@
+"""Legends above the axes, where they cover no data; the figure grows by what they need."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import ceil
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+
+from fedsim_analysis.plots.page import GREY, INK, PaperFigure, size_of
+from fedsim_analysis.plots.text import plain, shortened, width_of, wrapped
+
+LONGEST = 44  # signs of a label
+HANDLE, GAP = 0.25, 0.12  # inches: line and marker of an entry with the space after them; between columns
+LINE = 1.35  # height of a line of text, in sizes
+
+
+def legend(ax: Axes, handles: Sequence[Artist], labels: Sequence[str], note: str = "") -> None:
+    """Entries in as many columns as the axes are wide, and the note below them. Labels are plain text of files."""
+    size, room = float(mpl.rcParams["legend.fontsize"]), size_of(ax)
+    names, text = shortened(labels, LONGEST), wrapped(plain(note), size, room[0])
+    columns = _columns([width_of(name, size) + HANDLE for name in names], room[0])
+    below = text.count("\n") + 1 if text else 0
+    own = ax.get_figure(root=True)
+    if isinstance(own, PaperFigure) and len(own.axes) == 1:
+        own.set_figheight(own.get_figheight() + (ceil(len(names) / columns) + below) * LINE * size / 72)
+    if text:
+        place: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "bottom", "linespacing": LINE - 0.15}
+        ax.annotate(text, (0, 1), (0, 0.3 * size), fontsize=size, color=GREY, **place)
+    if names:
+        bottom = 1 + (below * LINE + 0.1) * size / (72 * room[1])
+        spaces: dict[str, Any] = {"handlelength": 1.9, "handletextpad": 0.5, "columnspacing": 1.2, "labelspacing": 0.35, "borderpad": 0}
+        spaces |= {"loc": "lower left", "bbox_to_anchor": (0, bottom), "borderaxespad": 0.2}
+        ax.legend(handles, names, ncols=columns, fontsize=size, frameon=False, labelcolor=INK, **spaces)
+
+
+def _columns(widths: Sequence[float], room: float) -> int:
+    """As many as have room; matplotlib fills one column after the other."""
+    for count in range(len(widths), 1, -1):
+        rows = ceil(len(widths) / count)
+        if sum(max(widths[i : i + rows]) + GAP for i in range(0, len(widths), rows)) - GAP <= room:
+            return count
+    return 1

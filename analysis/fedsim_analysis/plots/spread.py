@@ -1,0 +1,85 @@
+"""How a round is spread: accuracy over clients, seconds over phases."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from fedsim_analysis import measures
+from fedsim_analysis.measures import Distribution, Phases, colours
+from fedsim_analysis.plots import page
+from fedsim_analysis.plots.legends import LONGEST, legend
+from fedsim_analysis.plots.lines import BAND, DASHES, MARKERS, within
+from fedsim_analysis.plots.text import shortened
+
+if TYPE_CHECKING:
+    from fedsim_analysis.measures.nodes import Runs
+
+WORST, LOW, MIDDLE, HIGH = (measures.clients.LEVELS.index(level) for level in (0.0, 0.1, 0.5, 0.9))
+BAR = 0.3  # inches of a bar
+
+
+def clients(runs: Runs, name: str = "accuracy", ax: Axes | None = None, width: str | float = "column") -> Axes:
+    """The accuracy of clients on their own test images: median (line), 10th to 90th percentile (band), worst client (small marks)."""
+    with page.style():
+        found = measures.distribution(runs, name)
+        ax = page.axes(ax, width)
+        scale = measures.scale_of(np.concatenate([one.quantiles[-1] for one in found]), found[0].units, found[0].share)
+        handles = [_spread(ax, one, scale.factor) for one in found]
+        page.name(ax, "Round", scale.axis(found[0].title))
+        ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
+        within(ax, found[0].share, positive=False)
+        most = max(int(one.n.max()) for one in found)
+        seeds = f"; mean of {most} seeds" if most > 1 else ""
+        legend(ax, handles, [one.label for one in found], f"median (line), 10th to 90th percentile (band), worst client (dotted){seeds}")
+    return ax
+
+
+def _spread(ax: Axes, one: Distribution, factor: float) -> Line2D:
+    values, style = one.quantiles * factor, one.style
+    (line,) = ax.plot(
+        one.rounds,
+        values[MIDDLE],
+        color=style.colour,
+        linestyle=DASHES[style.dash],
+        marker=MARKERS[style.marker],
+        markeredgecolor="white",
+        markeredgewidth=0.4,
+    )
+    ax.fill_between(one.rounds, values[LOW], values[HIGH], color=style.colour, alpha=BAND, linewidth=0)
+    ax.plot(
+        one.rounds, values[WORST], color=style.colour, linestyle=(0, (1, 1.5)), linewidth=0.8, marker=MARKERS[style.marker], markersize=2
+    )
+    return line
+
+
+def phases(runs: Runs, ax: Axes | None = None, width: str | float = "column") -> Axes:
+    """Seconds of each phase over all rounds of a run: a bar for each group, mean over seeds."""
+    with page.style():
+        found = measures.phases(runs)
+        ax = page.axes(ax, width, 0.75 + BAR * len(found))
+        scale = measures.scale_of([one.total.sum() for one in found], "s")
+        _bars(ax, found, scale.factor)
+        page.name(ax, scale.axis("Time of all rounds"), "")
+        ax.set_yticks(range(len(found)), shortened([one.label for one in found], LONGEST // 2))
+        ax.set_ylim(len(found) - 0.45, -0.55)
+        ax.grid(False, axis="y")
+        ax.spines["left"].set_visible(False)
+        ax.tick_params(axis="y", length=0)
+        shown = [name for i, name in enumerate(found[0].phases) if any(one.total[i] > 0 for one in found)]
+        most = max(one.n for one in found)
+        legend(ax, [Patch(facecolor=colours.of_phase(name)) for name in shown], shown, f"mean of {most} seeds" if most > 1 else "")
+    return ax
+
+
+def _bars(ax: Axes, found: list[Phases], factor: float) -> None:
+    for row, one in enumerate(found):
+        left = 0.0
+        for name, seconds in zip(one.phases, one.total * factor, strict=True):
+            ax.barh(row, seconds, left=left, height=0.62, color=colours.of_phase(name), edgecolor="white", linewidth=0.4)
+            left += float(seconds)
