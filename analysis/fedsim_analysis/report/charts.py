@@ -50,7 +50,7 @@ def line(
 def of_curves(found: Sequence[Curve], styles: Styles) -> Chart:
     """Curves of `measures` with their axes, in units of their size."""
     first = found[0]
-    x, y = (scale_of(np.concatenate(values), units, share) for values, units, share in _held(found))
+    x, y = (scale_of(np.concatenate([np.ravel(each) for each in values]), units, share) for values, units, share in _held(found))
     over_rounds = first.x_label == "Round"
     data: list[Chart] = []
     for one in found:
@@ -74,7 +74,7 @@ def _held(found: Sequence[Curve]) -> tuple[tuple[list[Numbers], str, bool], tupl
 
 def share_axis(values: Sequence[Numbers]) -> Chart:
     """The range of an axis of shares in percent: all values, with a margin, and nothing that no share can be."""
-    held = np.clip(np.concatenate(values), 0, 1)
+    held = np.clip(np.concatenate([np.ravel(each) for each in values]), 0, 1)
     held = held[np.isfinite(held)]
     least, most = (float(held.min()), float(held.max())) if len(held) else (0.0, 1.0)
     margin = 0.05 * max(most - least, 0.02)

@@ -28,6 +28,8 @@ MOST_NAMED = 5  # runs that are named in a line
 
 def section(tree: xr.DataTree, found: comparison.Comparison) -> Section:
     table = comparison.groups(found, ["accuracy", *COSTS])
+    ended = table["unfinished"] == 0
+    table = table[ended] if ended.any() else table  # a run that has just begun is cheap
     of_metric = {str(name): rows.reset_index(drop=True) for name, rows in table.groupby("metric", sort=False)}
     cards = [_best(of_metric["accuracy"]), *(_least(of_metric[cost], of_metric["accuracy"], cost) for cost in COSTS), _state(tree)]
     return Section("summary", "Summary", [Cards([card for card in cards if card is not None]), _overview(found)])
