@@ -14,14 +14,11 @@ import fedsim_analysis
 from fedsim_analysis import comparison
 from fedsim_analysis.comparison.grouping import GIVEN
 from fedsim_analysis.measures import Group, Lacking, final, groups, metric_of
-from fedsim_analysis.measures.colours import styles
 from fedsim_analysis.report import clients, origins, sparsity, summary, tradeoffs, trends
 from fedsim_analysis.report.contents import Block, Report, Section
 
 if TYPE_CHECKING:
     import xarray as xr
-
-    from fedsim_analysis.report.charts import Styles
 
 MOST_GROUPS = 12  # in figures
 
@@ -44,20 +41,25 @@ def report(runs: Sequence[Path], folder: str, now: datetime | None = None) -> Dr
     shown = _shown(tree, every)
     drawn = tree if len(shown) == len(every) else fedsim_analysis.open([path for group in shown for path in _paths(tree, group.places)])
     chosen = groups(drawn)
-    looks = dict(zip([group.label for group in chosen], styles([group.method for group in chosen]), strict=True))
     left_out: list[str] = []
     if len(shown) < len(every):
         left_out.append(f"Figures show the {len(shown)} jobs of {len(every)} with the highest accuracy; the tables have all.")
     sections = [
         summary.section(tree, comparison.collect(_paths(tree), sort=GIVEN)),
-        *_figures(drawn, looks, chosen, left_out),
+        *_figures(drawn, chosen, left_out),
         origins.section(tree, every, _fields(tree)),
     ]
-    return Drawn(_page(tree, every, sections, looks, left_out, folder, now or datetime.now(UTC)), drawn, _opening(drawn))
+    return Drawn(_page(tree, every, sections, chosen, left_out, folder, now or datetime.now(UTC)), drawn, _opening(drawn))
 
 
 def _page(
-    tree: xr.DataTree, every: Sequence[Group], sections: Sequence[Section], looks: Styles, left_out: list[str], folder: str, now: datetime
+    tree: xr.DataTree,
+    every: Sequence[Group],
+    sections: Sequence[Section],
+    chosen: Sequence[Group],
+    left_out: list[str],
+    folder: str,
+    now: datetime,
 ) -> Report:
     count = tree.sizes["run"]
     jobs = "1 job" if len(every) == 1 else f"{len(every)} jobs"
@@ -67,7 +69,7 @@ def _page(
         title=f"{len(every)} jobs, {count} runs" if many else title,
         subtitle=f"{jobs}, {count} {'run' if count == 1 else 'runs'} of fedsim",
         sections=[section for section in sections if section.blocks],
-        groups=[(label, look.colour) for label, look in looks.items()] if len(looks) > 1 else [],
+        groups=[(group.label, group.style.colour) for group in chosen] if len(chosen) > 1 else [],
         warning=summary.warning(tree),
         written=f"Written {now:%Y-%m-%d %H:%M} UTC by fedsim report{_version()}. All numbers come from the run files.",
         folder=folder,
@@ -111,8 +113,8 @@ def _fields(tree: xr.DataTree) -> list[str]:
     return [str(name) for name in root.coords if "." in str(name) or str(name) == "rounds"]
 
 
-def _figures(runs: xr.DataTree, looks: Styles, chosen: Sequence[Group], left_out: list[str]) -> list[Section]:
-    trend, front = partial(trends.trend, runs, looks), partial(tradeoffs.front, runs, looks)
+def _figures(runs: xr.DataTree, chosen: Sequence[Group], left_out: list[str]) -> list[Section]:
+    trend, front = partial(trends.trend, runs), partial(tradeoffs.front, runs)
     accuracy: list[Builder] = [
         ("accuracy over rounds", partial(trend, "accuracy", "Accuracy over rounds", "On the global test set.")),
         ("loss over rounds", partial(trend, "loss", "Test loss over rounds", "Mean cross-entropy on the global test set.")),
@@ -126,7 +128,7 @@ def _figures(runs: xr.DataTree, looks: Styles, chosen: Sequence[Group], left_out
         ),
     ]
     tradeoff: list[Builder] = [(f"accuracy against {cost}", partial(front, cost)) for cost in tradeoffs.COSTS]
-    tradeoff.append(("paired differences", partial(tradeoffs.pairs, runs, looks)))
+    tradeoff.append(("paired differences", partial(tradeoffs.pairs, runs)))
     costs: list[Builder] = [
         ("bytes", partial(trend, "bytes", "Bytes sent", "Of all clients, up and down, added over the rounds.")),
         ("FLOPs", partial(trend, "flops", "Training FLOPs", "Of all clients, added over the rounds.")),
@@ -139,13 +141,13 @@ def _figures(runs: xr.DataTree, looks: Styles, chosen: Sequence[Group], left_out
     masks: list[Builder] = [
         ("density over rounds", partial(trend, "density", "Density", "Kept weights over all weights of the original network.")),
         ("density of layers", partial(sparsity.densities, runs, chosen)),
-        ("churn of masks", partial(sparsity.changes, runs, looks)),
-        ("overlap of masks", partial(sparsity.overlaps, runs, looks)),
+        ("churn of masks", partial(sparsity.changes, runs)),
+        ("overlap of masks", partial(sparsity.overlaps, runs)),
         ("overlap of the masks of runs", partial(sparsity.overlaps_of_runs, runs)),
     ]
     of_clients: list[Builder] = [
-        ("spread over clients", partial(clients.spread, runs, looks)),
-        ("the worst client", partial(clients.worst, runs, looks)),
+        ("spread over clients", partial(clients.spread, runs)),
+        ("the worst client", partial(clients.worst, runs)),
         ("clients at the end", partial(clients.at_the_end, runs)),
         ("the partition", partial(clients.labels, runs)),
     ]

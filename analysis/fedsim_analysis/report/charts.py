@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from textwrap import wrap
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedsim_analysis.measures import scale_of
+from fedsim_analysis.plots.lines import is_wide
 from fedsim_analysis.report import escaping
 
 if TYPE_CHECKING:
@@ -18,18 +20,27 @@ if TYPE_CHECKING:
 
 Chart = dict[str, Any]
 Numbers = NDArray[np.float64]
-Styles = Mapping[str, "Style"]  # by the label of a group
 
 LEGEND = {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"}
+LOGARITHMIC = {"type": "log", "dtick": "D2", "tickformat": "~r"}
+UNIFIED = {"hovermode": "x unified", "hoverdistance": -1}  # the numbers of all curves at the round nearest to the pointer
 MOST_IN_LEGEND = 8  # beyond them the switches at the top of the page are the legend
 MARKED = 60  # points of a curve that each have a marker
 TITLE = 36  # characters in a line of an axis' title
 
 
-def line(
-    name: str, style: Style, x: Numbers, y: Numbers, low: Numbers | None = None, high: Numbers | None = None, **more: Any
-) -> list[Chart]:
-    """A curve, and before it the band of its interval where there is one. Both belong to the group `name`."""
+class Named(Protocol):
+    """A curve or a point of a group."""
+
+    @property
+    def label(self) -> str: ...
+    @property
+    def style(self) -> Style: ...
+
+
+def line(one: Named, x: Numbers, y: Numbers, low: Numbers | None = None, high: Numbers | None = None, **more: Any) -> list[Chart]:
+    """A curve, and before it the band of its interval where there is one. Both belong to one group."""
+    name, style = one.label, one.style
     mode = "lines+markers" if len(x) <= MARKED else "lines"
     curve = of_group(name) | {
         "type": "scatter",
@@ -47,11 +58,13 @@ def line(
     return [band | {"line": {"width": 0}, "hoverinfo": "skip", "showlegend": False}, curve]
 
 
-def of_curves(found: Sequence[Curve], styles: Styles) -> Chart:
+def of_curves(found: Sequence[Curve]) -> Chart:
     """Curves of `measures` with their axes, in units of their size."""
     first = found[0]
-    x, y = (scale_of(np.concatenate([np.ravel(each) for each in values]), units, share) for values, units, share in _held(found))
     over_rounds = first.x_label == "Round"
+    wide = not over_rounds and is_wide([float(one.x[-1]) for one in found])
+    found = [part(one, one.x > 0) for one in found] if wide else found
+    x, y = (scale_of(np.concatenate([np.ravel(each) for each in values]), units, share) for values, units, share in _held(found))
     data: list[Chart] = []
     for one in found:
         mean, low, high = (each * y.factor for each in (one.mean, one.low, one.high))
@@ -62,10 +75,19 @@ def of_curves(found: Sequence[Curve], styles: Styles) -> Chart:
             shown += " (%{customdata[0]:.4~r} to %{customdata[1]:.4~r})"
         at = "" if over_rounds else f" at {number('x', x)}"
         more["hovertemplate"] = f"%{{fullData.name}}: {shown}{at}<extra></extra>"
-        data += line(one.label, styles[one.label], one.x * x.factor, mean, low, high, **more)
-    below = rounds([one.rounds for one in found]) if over_rounds else axis(first.x_label, x, rangemode="tozero")
+        data += line(one, one.x * x.factor, mean, low, high, **more)
+    below = (
+        rounds([one.rounds for one in found])
+        if over_rounds
+        else axis(first.x_label, x) | (LOGARITHMIC if wide else {"rangemode": "tozero"})
+    )
     beside = axis(first.y_label, y) | (share_axis([one.mean for one in found] + [one.low for one in found]) if first.share else {})
-    return {"data": data, "layout": layout(below, beside, len(found), hovermode="x unified" if over_rounds else "closest")}
+    return {"data": data, "layout": layout(below, beside, len(found), **(UNIFIED if over_rounds else {}))}
+
+
+def part(one: Curve, there: NDArray[np.bool_]) -> Curve:
+    """The points of a curve that are `there`."""
+    return replace(one, **{name: getattr(one, name)[there] for name in ("rounds", "x", "mean", "low", "high", "n")})
 
 
 def _held(found: Sequence[Curve]) -> tuple[tuple[list[Numbers], str, bool], tuple[list[Numbers], str, bool]]:
@@ -104,7 +126,8 @@ def number(name: str, scale: Scale) -> str:
 def rounds(numbers: Sequence[NDArray[np.int64]]) -> Chart:
     """The axis of rounds, which has whole numbers."""
     last = max((int(each.max()) for each in numbers if len(each)), default=0)
-    return axis("Round", rangemode="tozero") | ({"dtick": 1} if last <= 10 else {})
+    title = {"unifiedhovertitle": {"text": "Round %{x}"}}
+    return axis("Round", rangemode="tozero") | title | ({"dtick": 1} if last <= 10 else {})
 
 
 def _title(text: str) -> Chart:

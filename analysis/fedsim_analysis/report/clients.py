@@ -12,12 +12,11 @@ from fedsim_analysis.report.contents import Call, Figure, Table
 
 if TYPE_CHECKING:
     from fedsim_analysis.measures.nodes import Runs
-    from fedsim_analysis.report.charts import Styles
 
 QUANTILES = {0.0: "worst", 0.1: "10th percentile", 0.5: "median", 0.9: "90th percentile", 1.0: "best"}
 
 
-def spread(runs: Runs, styles: Styles) -> Figure:
+def spread(runs: Runs) -> Figure:
     """Median over clients, and a band from the 10th to the 90th percentile."""
     found = distribution(runs)
     scale = scale_of(np.concatenate([one.quantiles.ravel() for one in found]), found[0].units, found[0].share)
@@ -26,9 +25,9 @@ def spread(runs: Runs, styles: Styles) -> Figure:
     for one in found:
         at = dict(zip(one.levels, one.quantiles, strict=True))
         levels = (scale.factor * at[level] for level in (0.5, 0.1, 0.9))
-        data += charts.line(one.label, styles[one.label], one.rounds.astype(float), *levels, hovertemplate=hover)
+        data += charts.line(one, one.rounds.astype(float), *levels, hovertemplate=hover)
     y = charts.axis(found[0].title, scale) | (charts.share_axis([one.quantiles for one in found]) if found[0].share else {})
-    layout = charts.layout(charts.rounds([one.rounds for one in found]), y, len(found), hovermode="x unified")
+    layout = charts.layout(charts.rounds([one.rounds for one in found]), y, len(found), **charts.UNIFIED)
     most = max(int(one.clients.max()) for one in found)
     seeds = max(int(one.n.max()) for one in found)
     text = f"Lines: the median over {most:,} clients. Bands: from the 10th to the 90th percentile over clients{_mean(seeds)}."
@@ -39,9 +38,9 @@ def _mean(seeds: int) -> str:
     return f", each the mean over {seeds} seeds" if seeds > 1 else ""
 
 
-def worst(runs: Runs, styles: Styles) -> Figure:
+def worst(runs: Runs) -> Figure:
     text = "Accuracy of the client with the lowest accuracy of the round, which need not be the same client in each round."
-    return trends.trend(runs, styles, "worst_client", "The worst client", text)
+    return trends.trend(runs, "worst_client", "The worst client", text)
 
 
 def at_the_end(runs: Runs) -> Table:

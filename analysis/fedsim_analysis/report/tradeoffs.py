@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedsim_analysis.measures import Lacking, differences, pareto, scale_of
+from fedsim_analysis.measures import Lacking, differences, groups, pareto, scale_of
+from fedsim_analysis.plots.lines import is_wide
 from fedsim_analysis.report import charts
 from fedsim_analysis.report.contents import Call, Figure
 
 if TYPE_CHECKING:
     from fedsim_analysis.measures import Difference, Front, Point, Scale
-    from fedsim_analysis.measures.colours import Style
     from fedsim_analysis.measures.nodes import Runs
-    from fedsim_analysis.report.charts import Chart, Styles
+    from fedsim_analysis.report.charts import Chart
 
 NAMES = {"flops": "FLOPs"}
 COSTS = {
@@ -24,7 +24,7 @@ COSTS = {
 }
 
 
-def front(runs: Runs, styles: Styles, cost: str) -> Figure:
+def front(runs: Runs, cost: str) -> Figure:
     """Lacking where there is one group alone."""
     found = pareto(runs, cost)
     if len(found.points) < 2:
@@ -33,8 +33,10 @@ def front(runs: Runs, styles: Styles, cost: str) -> Figure:
     x, y = (charts.axis(title, scale) for title, scale in zip((found.cost_label, found.value_label), scales, strict=True))
     if found.share:
         y |= charts.share_axis([np.array([point.value, point.low, point.high]) for point in found.points])
-    in_order = sorted(found.points, key=lambda point: list(styles).index(point.label))
-    data = [_steps(found, scales), *(_point(point, styles, scales) for point in in_order)]
+    order = [group.label for group in groups(runs)]
+    data = [_steps(found, scales), *(_point(point, scales) for point in sorted(found.points, key=lambda point: order.index(point.label)))]
+    if is_wide([point.cost for point in found.points]):
+        x |= charts.LOGARITHMIC
     title = f"Accuracy against {NAMES.get(cost, cost)}"
     return Figure(
         f"pareto_{cost}",
@@ -51,10 +53,10 @@ def _scales(found: Front) -> tuple[Scale, Scale]:
 
 
 def _caption(found: Front, cost: str) -> str:
-    best = ", ".join(point.label for point in found.front)
-    least = "No other job is cheaper and more accurate than" if len(found.front) > 1 else "Cheapest and most accurate is"
-    late = "" if all(point.finished for point in found.points) else " A hollow marker: not all runs of the job have ended."
-    return f"The last accuracy against {COSTS[cost]}. {least} {best}. {_interval(found)}{late}"
+    late = [point.label for point in found.points if not point.finished]
+    beaten = " Hollow: another job is at least as cheap and as accurate." if len(found.front) < len(found.points) else ""
+    unfinished = f" Not all runs have ended of {', '.join(late)}." if late else ""
+    return f"The last accuracy against {COSTS[cost]}.{beaten} {_interval(found)}{unfinished}"
 
 
 def _interval(found: Front) -> str:
@@ -70,10 +72,10 @@ def _steps(found: Front, scales: tuple[Scale, Scale]) -> Chart:
     return {"type": "scatter", "mode": "lines", "x": xs, "y": ys, "line": line, "hoverinfo": "skip", "showlegend": False}
 
 
-def _point(point: Point, styles: Styles, scales: tuple[Scale, Scale]) -> Chart:
-    style, (x, y) = styles[point.label], scales
-    symbol = style.marker if point.finished else f"{style.marker}-open"
-    marker = {"color": style.colour, "size": 11, "symbol": symbol, "line": {"width": 1 if point.finished else 2, "color": style.colour}}
+def _point(point: Point, scales: tuple[Scale, Scale]) -> Chart:
+    style, (x, y) = point.style, scales
+    symbol = style.marker if point.on_front else f"{style.marker}-open"
+    marker = {"color": style.colour, "size": 11, "symbol": symbol, "line": {"width": 1 if point.on_front else 2, "color": style.colour}}
     bars = {
         "error_x": _bar((point.cost_high - point.cost) * x.factor, style.colour),
         "error_y": _bar((point.high - point.value) * y.factor, style.colour),
@@ -94,29 +96,27 @@ def _bar(half: float, colour: str) -> Chart:
     }
 
 
-def pairs(runs: Runs, styles: Styles) -> Figure:
+def pairs(runs: Runs) -> Figure:
     """The difference of each job from the reference, seed by seed, and its mean with the interval."""
     found = differences(runs)
     scale = scale_of(np.concatenate([one.values for one in found]), found[0].units, found[0].share, difference=True)
-    data = [trace for place, one in enumerate(found) for trace in _pairs_of(one, place, styles[one.label], scale)]
+    data = [trace for place, one in enumerate(found) for trace in _pairs_of(one, place, scale)]
     x = charts.axis(f"{found[0].title}, less that of {found[0].against}", scale) | {"zeroline": True, "zerolinewidth": 2}
     y = charts.names_at([one.label for one in found], "") | {"autorange": "reversed"}
-    text = (
-        f"Each job less {found[0].against}, in pairs of runs with the same seed. Dots: pairs. Diamonds: their means, with 95 % intervals."
-    )
+    text = f"Each job less {found[0].against}, in pairs of runs with the same seed. Small: pairs. Large: their means, with 95 % intervals."
     chart = {"data": data, "layout": charts.layout(x, y)}
     return Figure("differences", f"Differences from {found[0].against}", text, chart, Call("differences"), max(360, 160 + 36 * len(found)))
 
 
-def _pairs_of(one: Difference, place: int, style: Style, scale: Scale) -> list[Chart]:
-    group = charts.of_group(one.label) | {"type": "scatter", "mode": "markers"}
+def _pairs_of(one: Difference, place: int, scale: Scale) -> list[Chart]:
+    style, group = one.style, charts.of_group(one.label) | {"type": "scatter", "mode": "markers"}
     value = f"%{{x:+.3~r}} {'points' if one.share else scale.units}"
     each = {"x": one.values * scale.factor, "y": [place] * len(one.values), "text": [f"seed {seed}" for seed in one.seeds]}
     each |= {
-        "marker": {"color": charts.faint(style.colour, 0.55), "size": 8},
+        "marker": {"color": charts.faint(style.colour, 0.55), "size": 7, "symbol": style.marker},
         "hovertemplate": f"%{{fullData.name}}, %{{text}}: {value}<extra></extra>",
     }
-    mean = {"x": [one.mean * scale.factor], "y": [place], "marker": {"color": style.colour, "size": 12, "symbol": "diamond"}}
+    mean = {"x": [one.mean * scale.factor], "y": [place], "marker": {"color": style.colour, "size": 12, "symbol": style.marker}}
     mean |= {
         "error_x": _bar((one.high - one.mean) * scale.factor, style.colour),
         "hovertemplate": f"%{{fullData.name}}, mean: {value}<extra></extra>",

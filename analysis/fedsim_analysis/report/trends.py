@@ -14,20 +14,19 @@ from fedsim_analysis.report.contents import Call, Figure
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fedsim_analysis.measures import Curve, Phases
+    from fedsim_analysis.measures import Curve
     from fedsim_analysis.measures.nodes import Runs
-    from fedsim_analysis.report.charts import Styles
 
 
-def trend(runs: Runs, styles: Styles, metric: str, title: str, text: str, over: str = "round", per_round: bool = False) -> Figure:
+def trend(runs: Runs, metric: str, title: str, text: str, over: str = "round", per_round: bool = False) -> Figure:
     """The curves of a metric; Lacking where no run has measured it."""
     found = curves(runs, metric, over, per_round)
     keywords: dict[str, Any] = ({"over": over} if over != "round" else {}) | ({"per_round": True} if per_round else {})
-    return of_curves(f"{metric}_over_{over}", title, text, Call(metric, keywords), found, styles)
+    return of_curves(f"{metric}_over_{over}", title, text, Call(metric, keywords), found)
 
 
-def of_curves(name: str, title: str, text: str, call: Call, found: Sequence[Curve], styles: Styles) -> Figure:
-    return Figure(name, title, f"{text} {interval(found)}", charts.of_curves(found, styles), call)
+def of_curves(name: str, title: str, text: str, call: Call, found: Sequence[Curve]) -> Figure:
+    return Figure(name, title, f"{text} {interval(found)}", charts.of_curves(found), call)
 
 
 def interval(found: Sequence[Curve]) -> str:
@@ -40,7 +39,7 @@ def cost_of_phases(runs: Runs) -> Figure:
     """Bars of the seconds of each phase, a bar for each group."""
     found = phases(runs)
     names = found[0].phases
-    seconds = {phase: np.array([_per_round(one, phase) for one in found]) for phase in names}
+    seconds = {phase: np.array([one.total[i] for one in found]) for i, phase in enumerate(names)}
     scale = scale_of(sum(seconds.values()), "s")
     data = [
         {
@@ -53,15 +52,12 @@ def cost_of_phases(runs: Runs) -> Figure:
             "hovertemplate": f"%{{fullData.name}}: {charts.number('x', scale)}<extra></extra>",
         }
         for phase in names
+        if seconds[phase].any()
     ]
     y = charts.names_at([one.label for one in found], "") | {"autorange": "reversed"}
-    layout = charts.layout(charts.axis("Time per round", scale, rangemode="tozero"), y, len(names), barmode="stack")
+    layout = charts.layout(charts.axis("Time of all rounds", scale, rangemode="tozero"), y, len(names), barmode="stack")
     layout["legend"] |= {"traceorder": "normal"}
     seeds = max(one.n for one in found)
-    of = f"mean over all rounds and {seeds} seeds" if seeds > 1 else "mean over all rounds"
-    text = f"Where the time of the simulator goes, {of}. It says more about the machine than about the method."
-    return Figure("phases", "Time per round, by phase", text, {"data": data, "layout": layout}, Call("phases"), 240 + 30 * len(found))
-
-
-def _per_round(one: Phases, phase: str) -> float:
-    return float(one.total[one.phases.index(phase)]) / max(len(one.rounds), 1)
+    of = f", mean over {seeds} seeds" if seeds > 1 else ""
+    text = f"Where the time of the simulator goes, over all rounds{of}. It says more about the machine than about the method."
+    return Figure("phases", "Time by phase", text, {"data": data, "layout": layout}, Call("phases"), 240 + 30 * len(found))
