@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import time
 
+import fedsim_analysis
 import numpy as np
 from processes import Lab
 from rich.console import Console
 
-from fedsim.cli import commands
+from fedsim.cli import results
 from fedsim.reporting.summary import show
 from fedsim.storage.reader import RunReader
 
@@ -21,7 +22,8 @@ def test_a_run_file_is_read_while_another_process_writes_it(lab: Lab) -> None:
         text = io.StringIO()
         show(running.run, Console(file=text, width=120))
         assert "left out" not in text.getvalue()
-        commands._compared([running.run])
+        results.compared([running.run])
+        assert fedsim_analysis.open(running.run)["rounds"].density.notnull().all()
         reader = RunReader(running.run, time.sleep)
         seen.append(reader.rounds)
         masks, density = reader.masks(seen[-1]), reader.column("density")

@@ -18,9 +18,10 @@ import pytest
 import torch
 from cases import images, run
 from fedsim_analysis import run_file
+from fedsim_analysis.export import command
 from rich.console import Console
 
-from fedsim.cli import commands
+from fedsim.cli import results
 from fedsim.errors import BadInput
 from fedsim.reporting.summary import show
 from fedsim.simulation.export import export
@@ -394,7 +395,7 @@ def printed(act: Callable[[Console], Any], last: str = "") -> list[str]:
 
 
 def compared(path: Path) -> list[str]:
-    commands._compared([path])
+    results.compared([path])
     return []
 
 
@@ -410,6 +411,32 @@ def analysed(path: Path) -> list[str]:
 def exported(path: Path) -> list[str]:
     client = None if "masks" in path.stem else 0
     return printed(lambda console: export(path, client, path.with_suffix(".pt"), console), "wrote ")
+
+
+def labelled(path: Path, of: dict[str, Any]) -> list[str]:
+    """What `fedsim_analysis.open` refuses; what it gives is right."""
+    refused, tree = [], fedsim_analysis.open(path)
+    for group in ("rounds", "clients", "layers", "timing"):
+        for name, column in tree[group].data_vars.items():
+            try:
+                found = column.values[0]
+            except run_file.Unreadable as error:
+                refused.append(str(error))
+            else:
+                assert np.array_equal(found, of.get(f"{group}/{name}", found), equal_nan=True), name
+    for name, mask in tree["masks"].data_vars.items():
+        try:
+            kept = mask.isel(run=0).values
+        except run_file.Unreadable as error:
+            refused.append(str(error))
+        else:
+            assert all(np.array_equal(kept[r], of[f"masks {r}"][f"mask/{name}"]) for r in range(len(kept)) if of[f"masks {r}"]), name
+    return refused
+
+
+def tabled(path: Path) -> list[str]:
+    command.write(path, "csv", path.with_suffix(".csv"))
+    return []
 
 
 READERS: dict[str, Callable[[Path], list[str]]] = {  # what each says about the parts of a file that it cannot read
@@ -468,6 +495,11 @@ def test_right_values_or_one_message(
         except (BadInput, run_file.Unreadable, FileNotFoundError) as error:
             refused[name] = [str(error)]
     assert {name for name, errors in refused.items() if errors} == set(refuse).intersection(readers)
+    for name, act in {"open": lambda path: labelled(path, right[base]), "csv": tabled}.items():
+        try:
+            refused[name] = act(path)
+        except (run_file.Unreadable, FileNotFoundError) as error:
+            refused[name] = [str(error)]
     for message in (message for errors in refused.values() for message in errors):
         assert str(path) in message
         assert len(message) < 1000
