@@ -48,8 +48,11 @@ def evaluations(run: Outcome, score: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def final(run: Outcome, score: str) -> float:
-    found = evaluations(run, score)[1]
-    return float(found[-1]) if len(found) else np.nan
+    return _last(evaluations(run, score)[1])
+
+
+def _last(values: np.ndarray) -> float:
+    return float(values[-1]) if len(values) else np.nan
 
 
 def within(run: Outcome, resource: str, budget: float, score: str) -> tuple[int, float]:
@@ -107,8 +110,8 @@ def _budget(block: Sequence[Group], resource: str, given: float | None) -> float
 
 def _most(group: Group, resource: str) -> float:
     """The most that a run of the group has spent, or needs."""
-    of_runs = [MEMORY.of(run) if resource == "memory" else float(spent(run, resource)[-1:].sum()) for run in group.runs]
-    return max(of_runs)
+    of_runs = [MEMORY.of(run) if resource == "memory" else _last(spent(run, resource)) for run in group.runs]
+    return float(np.max(of_runs))
 
 
 def _complete(block: Sequence[Group]) -> Sequence[Group]:

@@ -28,7 +28,7 @@ def text(
     runs: Sequence[str | Path],
     form: str = "terminal",
     *,
-    tables: Sequence[str] = TABLES,
+    tables: Sequence[str] | None = None,
     metrics: Sequence[str] | None = None,
     baseline: str | None = None,
     sort: str | None = None,
@@ -39,21 +39,22 @@ def text(
 ) -> str:
     """The tables of these run files in one of FORMS.
 
-    tables: of TABLES. metrics: of METRICS, or columns of /rounds, as "train_loss:min". baseline, sort: see `pairs.wanted` and `collect`.
-    target: of the score, which is the column of /rounds that counts as accuracy. budgets: by "bytes", "flops", "memory". width: of the
-    terminal; None: lines as long as they are. Raises FileNotFoundError, and ValueError with a message for the user.
+    tables: of TABLES; None: all that have something to compare. metrics: of METRICS, or columns of /rounds, as "train_loss:min".
+    baseline, sort: see `pairs.wanted` and `collect`. target: of the score, which is the column of /rounds that counts as accuracy.
+    budgets: by "bytes", "flops", "memory". width: of the terminal; None: lines as long as they are. Raises FileNotFoundError, and
+    ValueError with a message for the user.
     """
-    _check(form, tables, target, budgets or {})
+    _check(form, tables or (), target, budgets or {})
     found = collect(runs, metrics=[*(metrics or ()), score], sort=sort)
     _check_columns(found, metrics or (), score)
-    chosen = list(metrics or (name for name in DEFAULT if _has(found, name)))
+    chosen = list(dict.fromkeys(metrics or ()) or (name for name in DEFAULT if _has(found, name)))
     makers = {
         "overview": lambda: overview(found),
         "metrics": lambda: measured(found, chosen, baseline),
         "equal": lambda: at_equal(found, budgets, baseline, score),
         "target": lambda: to_target(found, target, score),
     }
-    frames = {name: makers[name]() for name in TABLES if name in tables}
+    frames = {name: makers[name]() for name in TABLES if name in (tables or _telling(found))}
     if form == "csv":
         return csv(frames)
     if form == "terminal":
@@ -100,6 +101,11 @@ def _check_columns(found: Comparison, metrics: Iterable[str], score: str) -> Non
     scores = [name for name in there if "accuracy" in name]
     if score != SCORE and score not in scores:
         raise ValueError(f"--score {score}: no run has such an accuracy; there are: {', '.join(scores) or 'none'}")
+
+
+def _telling(found: Comparison) -> Sequence[str]:
+    """Of one group nothing is at equal cost."""
+    return TABLES if len(found.groups) > 1 else [name for name in TABLES if name != "equal"]
 
 
 def _has(found: Comparison, name: str) -> bool:

@@ -71,18 +71,19 @@ def collect(
         common[key] = job
     shown = list(by or jobs.differing(list(common.values())))
     names = _data_names([run for held in found.values() for run in held])
-    made = [_group(common[key], held, shown, names) for key, held in found.items()]
+    labels = jobs.unique([jobs.label(job, shown) for job in common.values()])
+    made = [_group(common[key], found[key], label, names) for key, label in zip(common, labels, strict=True)]
     return Comparison(tuple(sorted_by(made, shown, sort)), tuple(shown))
 
 
-def _group(job: jobs.Job, runs: list[Outcome], shown: Sequence[str], names: dict[str, str]) -> Group:
+def _group(job: jobs.Job, runs: list[Outcome], label: str, names: dict[str, str]) -> Group:
     first: dict[int, Outcome] = {}
     for run in runs:
         if (same := first.setdefault(run.seed, run)) is not run:
             raise ValueError(f"{same.path} and {run.path} are one job with one seed, {run.seed}: leave one out")
         if names[_key(run)] != names[_key(runs[0])]:
             raise ValueError(f"{runs[0].path} and {run.path} have other data, and would be one row: add data.name to `by`")
-    return Group(job, tuple(sorted(runs, key=lambda run: run.seed)), jobs.label(job, shown), names[_key(runs[0])])
+    return Group(job, tuple(sorted(runs, key=lambda run: run.seed)), label, names[_key(runs[0])])
 
 
 def _key(run: Outcome) -> str:
@@ -95,11 +96,11 @@ def _data_names(runs: Sequence[Outcome]) -> dict[str, str]:
     fields = list(dict.fromkeys(name for data in kinds.values() for name in data))
     differ = [name for name in fields if name != "data.name" and len({repr(data.get(name)) for data in kinds.values()}) > 1]
     titles = jobs.titles(differ)
-    names = {}
-    for key, data in kinds.items():
+    names = []
+    for data in kinds.values():
         parts = [f"{titles[name]} {jobs.plain(data[name])}" for name in differ if data.get(name) is not None]
-        names[key] = ", ".join([jobs.plain(data.get("data.name")), *parts])
-    return names
+        names.append(", ".join([jobs.plain(data.get("data.name")), *parts]))
+    return dict(zip(kinds, jobs.unique(names), strict=True))
 
 
 def sorted_by(groups: Sequence[Group], shown: Sequence[str], sort: str | None) -> list[Group]:

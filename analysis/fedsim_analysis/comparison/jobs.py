@@ -74,6 +74,16 @@ def label(job: Job, shown: Sequence[str]) -> str:
     return ", ".join([plain(job.get(METHOD)), *parts] if METHOD in shown else parts)
 
 
+def unique(names: Sequence[str]) -> list[str]:
+    """The same names; one that is there already gets a number."""
+    seen: dict[str, int] = {}
+    found = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        found.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return found
+
+
 def order(value: Any) -> tuple[int, float, str]:
     """The place of a value among others: nothing, then truth values and numbers by size, then texts."""
     if value is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from fedsim_analysis.comparison import jobs
@@ -16,7 +17,7 @@ from fedsim_analysis.comparison.overview import readable
 Row = Mapping[Hashable, Any]
 POINTS = {"%": "points"}  # what differences of a unit are counted in
 BASELINE, NEVER = "baseline", "not reached"
-COSTS = {"bytes": ("sent", "B"), "flops": ("FLOPs of training", "FLOP"), "memory": ("memory", "B")}
+COSTS = {"bytes": ("sent", "B"), "flops": ("FLOPs", "FLOP"), "memory": ("memory", "B")}
 EQUAL = {
     "bytes": "Accuracy at equal bytes: the last evaluation up to which all clients together had sent and received {} at most",
     "flops": "Accuracy at equal FLOPs: the last evaluation up to which all clients together had trained for {} at most",
@@ -48,7 +49,8 @@ def _overview(comparison: Comparison, frame: pd.DataFrame) -> Iterator[Sheet]:
     personal = ("client_accuracy_macro", "client_accuracy_min", "client_inference_share")
     shown = ["accuracy", *(personal if frame["client_inference_share"].notna().any() else ()), "density", "max_client_flops_share"]
     for name in [*shown, "bytes", "max_client_memory", "max_client_model_memory", "seconds"]:
-        columns.append(_column(METRICS[name], [row[name] for row in rows], [row[f"{name}_95"] for row in rows]))
+        halves = [row[f"{name}_95"] for row in rows] if "accuracy" in name else [np.nan] * len(rows)
+        columns.append(_column(METRICS[name], [row[name] for row in rows], halves))
     yield Sheet("Overview", tuple(columns))
 
 
