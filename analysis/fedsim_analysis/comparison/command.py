@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fedsim_analysis.comparison import forms, jobs, remarks, sheets
+from fedsim_analysis.comparison import jobs
 from fedsim_analysis.comparison.budgets import RESOURCES, at_equal, to_target
 from fedsim_analysis.comparison.grouping import Comparison, collect
 from fedsim_analysis.comparison.metrics import METRICS, named
-from fedsim_analysis.comparison.overview import overview, tell
+from fedsim_analysis.comparison.overview import overview, readable, tell
+from fedsim_analysis.comparison.printed import forms, remarks, sheets
+from fedsim_analysis.comparison.printed.cells import ROW
+from fedsim_analysis.comparison.printed.naming import Naming
 from fedsim_analysis.comparison.tables import DEFAULT, groups, paired
 
 FORMS = (*forms.FORMS, "csv")
@@ -57,25 +60,31 @@ def text(
     frames = {name: makers[name]() for name in TABLES if name in (tables or _telling(found))}
     if form == "csv":
         return csv(frames)
+    naming = Naming(found, frames.keys())
     if form == "terminal":
-        return _terminal(found, frames, width)
-    return forms.FORMS[form](sheets.of(found, frames), remarks.of(found, frames))
+        return _terminal(naming, frames, width)
+    return forms.FORMS[form](sheets.of(naming, frames), remarks.of(naming, frames))
 
 
-def _terminal(found: Comparison, frames: dict[str, pd.DataFrame], width: int | None) -> str:
+def _terminal(naming: Naming, frames: Mapping[str, pd.DataFrame], width: int | None) -> str:
     """The overview as `tell` has it, with its own legend, and the other tables below."""
-    table = frames.pop("overview", None)
-    parts = [] if table is None else [told(table, width)]
-    shown, notes = sheets.of(found, frames), remarks.of(found, frames)
-    return "\n\n".join([*parts, *([forms.terminal(shown, notes, width)] if frames else [])])
+    rest = {name: frame for name, frame in frames.items() if name != "overview"}
+    parts = [told(naming, frames["overview"], width)] if "overview" in frames else []
+    if rest:
+        parts.append(forms.terminal(sheets.of(naming, rest), remarks.of(naming, rest), width))
+    return "\n\n".join(parts)
 
 
-def told(table: pd.DataFrame, width: int | None) -> str:
-    """`tell`; of a table that is wider than `width` the columns that do not fit stand below."""
+def told(naming: Naming, table: pd.DataFrame, width: int | None) -> str:
+    """`tell`, with numbers of the rows; of a table that is wider than `width` the columns that do not fit stand below."""
     text, _, legend = tell(table).partition("\n\n")
+    shown = readable(table)
+    if naming.numbered:
+        shown.insert(0, ROW, range(1, len(shown) + 1))
+        text = shown.to_string(index=False)
     if width is None or max(map(forms.cells_of, text.splitlines())) <= width:
         return f"{text}\n\n{legend}"
-    return forms.terminal([sheets.readable_sheet(table)], [legend], width)
+    return forms.terminal([sheets.readable_sheet(shown)], [legend], width)
 
 
 def _check(form: str, tables: Sequence[str], target: float | None, budgets: Mapping[str, float | None]) -> None:

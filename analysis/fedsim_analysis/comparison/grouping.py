@@ -13,6 +13,7 @@ from fedsim_analysis.comparison.metrics import METRICS, NEEDED, named
 from fedsim_analysis.comparison.outcomes import Outcome
 
 GIVEN = "given"  # the order of the files
+PLANNED = {"rounds": "rounds_planned"}  # a field whose name a column of results has
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +39,7 @@ class Comparison:
 
     def settings(self, group: Group) -> dict[str, Any]:
         """What stands at the beginning of each row: the fields that tell the groups apart."""
-        return {name: group.job.get(name) for name in self.shown}
+        return {PLANNED.get(name, name): group.job.get(name) for name in self.shown}
 
     @property
     def units(self) -> dict[str, str]:

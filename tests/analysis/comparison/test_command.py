@@ -216,3 +216,33 @@ def test_neither_torch_nor_scipy_s_statistics_are_imported(runs: list[Path]) -> 
     folder = Path(fedsim_analysis.__file__).parents[1]
     ended = subprocess.run([sys.executable, "-c", code, *runs], cwd=folder, check=True, capture_output=True, text=True)
     assert not {"torch", "fedsim", "matplotlib", "xarray", "scipy.stats"} & set(ended.stdout.split())
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two runs that differ in many fields, the number of rounds among them, and a dense one like the first."""
+    folder = tmp_path_factory.mktemp("many")
+    sections = {"train": {"lr": 0.2, "momentum": 0.9}, "model": {"width": 8}, "partition": {"name": "shards"}}
+    return [
+        write(folder / "a.h5", TINY, 0, (0.1, 0.3), planned=1),
+        write(folder / "b.h5", TINY | {"density": 0.2}, 0, (0.1, NAN, 0.4), job=sections, planned=2, partition_sha256="x"),
+        write(folder / "c.h5", "fedavg", 0, (0.1, 0.5), planned=1),
+    ]
+
+
+def test_rows_of_many_fields_are_numbered_in_the_overview(many: list[Path]) -> None:
+    text = command.text(many)
+    assert [line.split()[:2] for line in text.split("\n\n")[0].splitlines()][:2] == [["row", "method"], ["1", "fedavg"]]
+    head, *rows = section(text, "Accuracy of the last model")
+    assert words(head)[:2] == ["row", "method"]
+    assert [words(row)[:2] for row in rows] == [["1", "fedavg"], ["2", "fedtiny"], ["3", "fedtiny"]]
+    assert "row 3 and row 1 have no pairs: other partition (partition.name)." in text
+    assert words(section(command.text(many, tables=["metrics"]), "Accuracy of the last model")[0])[1] == "rounds_planned"
+    assert "\nrow " in command.text(many, width=40)
+
+
+def test_the_field_rounds_is_not_the_rounds_of_a_target(many: list[Path]) -> None:
+    table = comparison.to_target(comparison.collect(many), 0.3)
+    assert table["rounds_planned"].tolist() == [1, 1, 2]
+    assert table["rounds"].tolist() == [1, 1, 2]
+    assert "rounds_planned" not in comparison.overview(comparison.collect(many))
