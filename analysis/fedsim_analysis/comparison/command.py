@@ -91,14 +91,14 @@ def _check(form: str, tables: Sequence[str], target: float | None, budgets: Mapp
     if form not in FORMS:
         raise ValueError(f"--form {form}: fedsim compare prints {', '.join(FORMS)}")
     if wrong := [name for name in tables if name not in TABLES]:
-        raise ValueError(f"--table {wrong[0]}: there is no such table; there are: {', '.join(TABLES)}")
+        raise ValueError(f"--table {wrong[0]}: there is no such table; there are: {', '.join((*TABLES, 'all'))}")
     if wrong := [name for name in budgets if name not in RESOURCES]:
         raise ValueError(f"there is no budget of {wrong[0]}; there are: {', '.join(RESOURCES)}")
     if target is not None and not 0 < target <= 1:
         raise ValueError(f"--target {target:g}: an accuracy is a share above 0 and at most 1, such as 0.9")
     for name, value in budgets.items():
         if value is not None and not 0 < value < np.inf:
-            raise ValueError(f"--{name} {value:g}: should be a number above 0")
+            raise ValueError(f"--at-{name} {value:g}: should be a number above 0")
 
 
 def _check_columns(found: Comparison, metrics: Iterable[str], score: str) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedsim_analysis import job_fields
 from fedsim_analysis.comparison import jobs, outcomes
 from fedsim_analysis.comparison.metrics import METRICS, NEEDED, named
 from fedsim_analysis.comparison.outcomes import Outcome
@@ -70,7 +71,7 @@ def collect(
         key = json.dumps(job, sort_keys=True, default=str)
         found.setdefault(key, []).append(run)
         common[key] = job
-    shown = list(by or jobs.differing(list(common.values())))
+    shown = list(by or job_fields.differing(list(common.values())))
     names = _data_names([run for held in found.values() for run in held])
     labels = jobs.unique([jobs.label(job, shown) for job in common.values()])
     made = [_group(common[key], found[key], label, names) for key, label in zip(common, labels, strict=True)]

@@ -148,9 +148,9 @@ def test_texts_of_run_files_are_shown_and_not_obeyed(tmp_path: Path) -> None:
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "form": ({"form": "html"}, "--form html: fedsim compare prints terminal, markdown, latex, csv"),
-    "table": ({"tables": ["all"]}, "--table all: there is no such table; there are: overview, metrics, equal, target"),
+    "table": ({"tables": ["every"]}, "--table every: there is no such table; there are: overview, metrics, equal, target, all"),
     "target": ({"target": 93.0}, "--target 93: an accuracy is a share above 0 and at most 1, such as 0.9"),
-    "budget": ({"budgets": {"bytes": 0.0}}, "--bytes 0: should be a number above 0"),
+    "budget": ({"budgets": {"bytes": 0.0}}, "--at-bytes 0: should be a number above 0"),
     "metric": ({"metrics": ["acuracy"]}, "--metric acuracy: no run has a column acuracy; there are: accuracy, accuracy_last_10, loss"),
     "how": ({"metrics": ["loss:first"]}, "--metric loss:first: a column is taken as loss:last, loss:max, loss:min, loss:mean, loss:sum"),
     "score": ({"score": "loss"}, "--score loss: no run has such an accuracy; there are: accuracy"),
@@ -201,13 +201,13 @@ def test_one_file_is_counted_once(runs: list[Path], tmp_path: Path) -> None:
     ("given", "number"), [("5e6", 5e6), ("9.75MB", 9.75e6), ("3 GFLOP", 3e9), ("2kB", 2e3), ("7", 7), ("1.5 T", 1.5e12), ("12 FLOPs", 12)]
 )
 def test_amounts_as_people_write_them(given: str, number: float) -> None:
-    assert command.amount(given, "--bytes") == pytest.approx(number)
+    assert command.amount(given, "--at-bytes") == pytest.approx(number)
 
 
 @pytest.mark.parametrize("given", ["", "many", "1..2", "-5", "5 XB", "nan", "1e"])
 def test_amounts_that_are_none(given: str) -> None:
-    with pytest.raises(ValueError, match=r"^--bytes .*: should be a number, such as 5e6, 5MB or 2GFLOP"):
-        command.amount(given, "--bytes")
+    with pytest.raises(ValueError, match=r"^--at-bytes .*: should be a number, such as 5e6, 5MB or 2GFLOP"):
+        command.amount(given, "--at-bytes")
 
 
 @pytest.mark.processes
