@@ -71,7 +71,8 @@ def _outcome(path: Path, columns: Collection[str], others: Collection[str]) -> O
         for missing in checksums.missing("rounds", there, table.paths):
             raise Damaged(f"{missing} is missing")
         wanted = [name for name in there if name in columns or name in others]
-        found = {name: _column(file, name, table) for name in wanted}
+        group = checked.needed(file, "rounds")
+        found = {name: _column(file, group, name, table) for name in wanted}
         units = {name: run_file.about(file, "rounds", name)[0] for name in wanted if name in others}
         return Outcome(path, seed, job, known, found, _cohorts(file, table), tuple(there), units)
 
@@ -99,11 +100,11 @@ class Checksums:
         return values
 
 
-def _column(file: h5py.File, name: str, table: Checksums) -> NDArray[np.float64]:
+def _column(file: h5py.File, group: h5py.Group, name: str, table: Checksums) -> NDArray[np.float64]:
     if table.former:
         return run_file.values(file, "rounds", name, known=table.paths)
     path = f"rounds/{name}"
-    found = checked.dataset(file, path, checked.NUMBERS, (None,), filled=True)
+    found = checked.dataset(group, name, checked.NUMBERS, (None,), filled=True)
     need(len(found) >= table.rounds, f"{path} has {len(found)} rows, and round {table.rounds - 1} is done")
     return table.check(path, _read(found, slice(0, table.rounds), path))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         for name, (method, each, values) in finals.items()
         for seed, final in enumerate(values)
     ]
+
+
+def _settle(path: Path, data: bytes | None = None) -> Path:
+    """A file that nobody writes to: one that may be half-written is tried again for two seconds."""
+    if data is not None:
+        path.write_bytes(data)
+    os.utime(path, (0, 0))
+    return path
 
 
 def section(text: str, title: str) -> list[list[str]]:
@@ -136,7 +145,7 @@ def test_runs_that_go_on_are_marked(runs: list[Path], tmp_path: Path) -> None:
 def test_texts_of_run_files_are_shown_and_not_obeyed(tmp_path: Path) -> None:
     """A control sign makes a file unreadable; what steers the direction of a line, a table or a spreadsheet is shown."""
     with pytest.raises(ValueError, match="no text that can be printed"):
-        command.text([write(tmp_path / "a.h5", "\u001b[31mred")])
+        command.text([_settle(write(tmp_path / "a.h5", "\u001b[31mred"))])
     name = "=1+1|\u202e<b>\n[x](y)"
     runs = [write(tmp_path / "b.h5", name), write(tmp_path / "c.h5", "fedavg")]
     assert r"=1+1|\u202e<b>\n[x](y)" in command.text(runs)
@@ -170,7 +179,7 @@ def test_files_that_are_refused_in_one_line(runs: list[Path], tmp_path: Path) ->
     whole = runs[0].read_bytes()
     broken = {"empty": b"", "cut": whole[:3000], "foreign": b"text"}
     for name, data in broken.items():
-        (tmp_path / f"{name}.h5").write_bytes(data)
+        _settle(tmp_path / f"{name}.h5", data)
         with pytest.raises(ValueError, match=f"{name}.h5 (cannot be read|is damaged)") as error:
             command.text([*runs, tmp_path / f"{name}.h5"])
         assert "\n" not in str(error.value)
@@ -184,7 +193,7 @@ def test_a_damaged_number_is_refused(runs: list[Path], tmp_path: Path) -> None:
     data = runs[0].read_bytes()
     value = bytes(bytearray.fromhex("666666666666e63f"))  # 0.7
     assert data.count(value) == 1
-    (tmp_path / "a.h5").write_bytes(data.replace(value, bytes.fromhex("666666666666e73f")))
+    _settle(tmp_path / "a.h5", data.replace(value, bytes.fromhex("666666666666e73f")))
     with pytest.raises(ValueError, match=r"a.h5 is damaged: rounds/accuracy is damaged in round 2: its checksum is another"):
         command.text([tmp_path / "a.h5"])
 
@@ -246,3 +255,15 @@ def test_the_field_rounds_is_not_the_rounds_of_a_target(many: list[Path]) -> Non
     assert table["rounds_planned"].tolist() == [1, 1, 2]
     assert table["rounds"].tolist() == [1, 1, 2]
     assert "rounds_planned" not in comparison.overview(comparison.collect(many))
+
+
+SCORES = {"fedavg": 0.4, "mine:Method": 0.3}
+
+
+def test_another_column_counts_as_accuracy(tmp_path: Path) -> None:
+    runs = [write(tmp_path / f"{method}.h5", method, each={"client_accuracy": [0.1, 0.2, value]}) for method, value in SCORES.items()]
+    text = command.text(runs, tables=["equal", "target"], score="client_accuracy")
+    head, dense, tiny = section(text, "client_accuracy at equal memory")
+    assert words(head)[3] == "client_accuracy (%)"
+    assert [words(row)[3] for row in (dense, tiny)] == ["40.00", "30.00"]
+    assert "until client_accuracy was 38.00 % or more" in text

@@ -16,11 +16,11 @@ POINTS = {"%": "points"}  # what differences of a unit are counted in
 BASELINE, NEVER = "baseline", "not reached"
 COSTS = {"bytes": ("sent", "B"), "flops": ("FLOPs", "FLOP"), "memory": ("memory", "B")}
 EQUAL = {
-    "bytes": "Accuracy at equal bytes: the last evaluation up to which all clients together had sent and received {} at most",
-    "flops": "Accuracy at equal FLOPs: the last evaluation up to which all clients together had trained for {} at most",
-    "memory": "Accuracy at equal memory: the last evaluation, where no client needs more than {}",
+    "bytes": "{} at equal bytes: the last evaluation up to which all clients together had sent and received {} at most",
+    "flops": "{} at equal FLOPs: the last evaluation up to which all clients together had trained for {} at most",
+    "memory": "{} at equal memory: the last evaluation, where no client needs more than {}",
 }
-TARGET = "Rounds, bytes and FLOPs until the accuracy was {} or more for the first time"
+TARGET = "Rounds, bytes and FLOPs until {} was {} or more for the first time"
 
 
 def of(naming: Naming, frames: Mapping[str, pd.DataFrame]) -> list[Sheet]:
@@ -69,11 +69,11 @@ def _equal(naming: Naming, frame: pd.DataFrame) -> Iterator[Sheet]:
             if resource != "memory":
                 columns.append(numbers("round", "", [row["round"] for row in rows]))
             columns.append(numbers(title, unit, [row["spent"] for row in rows]))
-            columns.append(numbers("accuracy", "%", [row["mean"] for row in rows], [row["mean_95"] for row in rows]))
+            columns.append(numbers(rows[0]["score"], "%", [row["mean"] for row in rows], [row["mean_95"] for row in rows]))
             if len({repr(row[jobs.METHOD]) for row in rows if jobs.METHOD in row}) < len(rows):
                 columns.append(texts("best of its method", ["best" if row["best"] else "" for row in rows]))
             columns += _differences(naming, "%", rows)
-            yield Sheet(EQUAL[resource].format(amount(rows[0]["budget"], unit)) + where, tuple(columns))
+            yield Sheet(EQUAL[resource].format(_title(rows), amount(rows[0]["budget"], unit)) + where, tuple(columns))
 
 
 def _target(naming: Naming, frame: pd.DataFrame) -> Iterator[Sheet]:
@@ -83,7 +83,17 @@ def _target(naming: Naming, frame: pd.DataFrame) -> Iterator[Sheet]:
         for name, title, unit in (("rounds", "rounds", ""), *((name, *COSTS[name]) for name in ("bytes", "flops"))):
             column = numbers(title, unit, [row[name] for row in rows], [row[f"{name}_95"] for row in rows])
             columns.append(_never(column, rows) if name == "rounds" else column)
-        yield Sheet(TARGET.format(amount(rows[0]["target"], "%")) + where, tuple(columns))
+        yield Sheet(TARGET.format(_score(rows), amount(rows[0]["target"], "%")) + where, tuple(columns))
+
+
+def _score(rows: Sequence[Row]) -> str:
+    """What counts as accuracy, in a sentence."""
+    return "the accuracy" if rows[0]["score"] == "accuracy" else str(rows[0]["score"])
+
+
+def _title(rows: Sequence[Row]) -> str:
+    """The same at the beginning of a title."""
+    return "Accuracy" if rows[0]["score"] == "accuracy" else str(rows[0]["score"])
 
 
 def _never(column: Column, rows: Sequence[Row]) -> Column:
