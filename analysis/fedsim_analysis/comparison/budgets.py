@@ -10,8 +10,8 @@ more than the limit, and none where it needs more. Without a limit it is the sma
 group of each method is marked, for a method's density and its like may be chosen for the memory that there is.
 
 A target counts as reached at the first evaluation that is at least as good. Without one it is 95 % of the best group's mean of last
-accuracies. Groups of other data have budgets, limit and target of their own. Groups without a finished run set none of them, unless
-there are no others.
+accuracies. Groups of other data have budgets, limit and target of their own. A group with a run that has not ended sets none of them,
+unless all groups have one.
 """
 
 from __future__ import annotations
@@ -48,8 +48,11 @@ def evaluations(run: Outcome, score: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def final(run: Outcome, score: str) -> float:
-    found = evaluations(run, score)[1]
-    return float(found[-1]) if len(found) else np.nan
+    return _last(evaluations(run, score)[1])
+
+
+def _last(values: np.ndarray) -> float:
+    return float(values[-1]) if len(values) else np.nan
 
 
 def within(run: Outcome, resource: str, budget: float, score: str) -> tuple[int, float]:
@@ -64,10 +67,10 @@ def at_equal(
 ) -> pd.DataFrame:
     """A row per resource ("bytes", "flops", "memory") and group: the accuracy that it has at the same cost.
 
-    budgets: bytes, FLOPs, and bytes of memory; those that are None or missing are chosen (above). `budget`; `seeds` that have an
-    accuracy within it, `mean`, `mean_95`, `least`, `most` over them; `round` the mean of their last rounds within it, NaN for memory;
-    `spent` the mean of what they had spent by then, or of the memory that the group needs; `best` whether it is the best of its method;
-    and the columns of `paired`.
+    score: the column of /rounds that counts as accuracy. budgets: bytes, FLOPs, and bytes of memory; those that are None or missing are
+    chosen (above). `budget`; `seeds` that have an accuracy within it, `mean`, `mean_95`, `least`, `most` over them; `round` the mean of
+    their last rounds within it, NaN for memory; `spent` the mean of what they had spent by then, or the memory that the group needs;
+    `best` whether it is the best of its method; and the columns of `paired`.
     """
     rows, held = [], families(comparison, baseline)
     for resource in RESOURCES:
@@ -76,7 +79,7 @@ def at_equal(
         numbers = {group: values for group, (values, _) in found.items()}
         compared, best = differences(held, numbers), _best(numbers)
         for group, (values, cost) in found.items():
-            row = about(comparison, group) | {"resource": resource, "budget": chosen[group.data]}
+            row = about(comparison, group) | {"score": score, "resource": resource, "budget": chosen[group.data]}
             rows.append(row | spread(values) | cost | {"best": group in best} | compared[group])
     return frame(rows)
 
@@ -107,8 +110,8 @@ def _budget(block: Sequence[Group], resource: str, given: float | None) -> float
 
 def _most(group: Group, resource: str) -> float:
     """The most that a run of the group has spent, or needs."""
-    of_runs = [MEMORY.of(run) if resource == "memory" else float(spent(run, resource)[-1:].sum()) for run in group.runs]
-    return max(of_runs)
+    of_runs = [MEMORY.of(run) if resource == "memory" else _last(spent(run, resource)) for run in group.runs]
+    return float(np.max(of_runs))
 
 
 def _complete(block: Sequence[Group]) -> Sequence[Group]:
@@ -140,7 +143,8 @@ def to_target(comparison: Comparison, target: float | None = None, score: str = 
     rows = []
     for group in comparison.groups:
         reached = list(_reached(group, chosen[group.data], score))
-        row = about(comparison, group) | {"target": chosen[group.data], "seeds": len(group.runs), "reached": len(reached)}
+        row = about(comparison, group) | {"score": score, "target": chosen[group.data]}
+        row |= {"seeds": len(group.runs), "reached": len(reached)}
         for i, name in enumerate(("rounds", *COSTS)):
             values = [costs[i] for costs in reached]
             row |= {name: statistics.mean(values), f"{name}_95": statistics.half_interval(values)}

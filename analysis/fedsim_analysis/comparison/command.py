@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fedsim_analysis.comparison import forms, jobs, remarks, sheets
+from fedsim_analysis.comparison import jobs
 from fedsim_analysis.comparison.budgets import RESOURCES, at_equal, to_target
 from fedsim_analysis.comparison.grouping import Comparison, collect
 from fedsim_analysis.comparison.metrics import METRICS, named
-from fedsim_analysis.comparison.overview import overview, tell
+from fedsim_analysis.comparison.overview import overview, readable, tell
+from fedsim_analysis.comparison.printed import forms, remarks, sheets
+from fedsim_analysis.comparison.printed.cells import ROW
+from fedsim_analysis.comparison.printed.naming import Naming
 from fedsim_analysis.comparison.tables import DEFAULT, groups, paired
 
 FORMS = (*forms.FORMS, "csv")
@@ -28,7 +31,7 @@ def text(
     runs: Sequence[str | Path],
     form: str = "terminal",
     *,
-    tables: Sequence[str] = TABLES,
+    tables: Sequence[str] | None = None,
     metrics: Sequence[str] | None = None,
     baseline: str | None = None,
     sort: str | None = None,
@@ -39,56 +42,63 @@ def text(
 ) -> str:
     """The tables of these run files in one of FORMS.
 
-    tables: of TABLES. metrics: of METRICS, or columns of /rounds, as "train_loss:min". baseline, sort: see `pairs.wanted` and `collect`.
-    target: of the score, which is the column of /rounds that counts as accuracy. budgets: by "bytes", "flops", "memory". width: of the
-    terminal; None: lines as long as they are. Raises FileNotFoundError, and ValueError with a message for the user.
+    tables: of TABLES; None: all that have something to compare. metrics: of METRICS, or columns of /rounds, as "train_loss:min".
+    baseline, sort: see `pairs.wanted` and `collect`. target: of the score, which is the column of /rounds that counts as accuracy.
+    budgets: by "bytes", "flops", "memory". width: of the terminal; None: lines as long as they are. Raises FileNotFoundError, and
+    ValueError with a message for the user.
     """
-    _check(form, tables, target, budgets or {})
+    _check(form, tables or (), target, budgets or {})
     found = collect(runs, metrics=[*(metrics or ()), score], sort=sort)
     _check_columns(found, metrics or (), score)
-    chosen = list(metrics or (name for name in DEFAULT if _has(found, name)))
+    chosen = list(dict.fromkeys(metrics or ()) or (name for name in DEFAULT if _has(found, name)))
     makers = {
         "overview": lambda: overview(found),
         "metrics": lambda: measured(found, chosen, baseline),
         "equal": lambda: at_equal(found, budgets, baseline, score),
         "target": lambda: to_target(found, target, score),
     }
-    frames = {name: makers[name]() for name in TABLES if name in tables}
+    frames = {name: makers[name]() for name in TABLES if name in (tables or _telling(found))}
     if form == "csv":
         return csv(frames)
+    naming = Naming(found, frames.keys())
     if form == "terminal":
-        return _terminal(found, frames, width)
-    return forms.FORMS[form](sheets.of(found, frames), remarks.of(found, frames))
+        return _terminal(naming, frames, width)
+    return forms.FORMS[form](sheets.of(naming, frames), remarks.of(naming, frames))
 
 
-def _terminal(found: Comparison, frames: dict[str, pd.DataFrame], width: int | None) -> str:
+def _terminal(naming: Naming, frames: Mapping[str, pd.DataFrame], width: int | None) -> str:
     """The overview as `tell` has it, with its own legend, and the other tables below."""
-    table = frames.pop("overview", None)
-    parts = [] if table is None else [told(table, width)]
-    shown, notes = sheets.of(found, frames), remarks.of(found, frames)
-    return "\n\n".join([*parts, *([forms.terminal(shown, notes, width)] if frames else [])])
+    rest = {name: frame for name, frame in frames.items() if name != "overview"}
+    parts = [told(naming, frames["overview"], width)] if "overview" in frames else []
+    if rest:
+        parts.append(forms.terminal(sheets.of(naming, rest), remarks.of(naming, rest), width))
+    return "\n\n".join(parts)
 
 
-def told(table: pd.DataFrame, width: int | None) -> str:
-    """`tell`; of a table that is wider than `width` the columns that do not fit stand below."""
+def told(naming: Naming, table: pd.DataFrame, width: int | None) -> str:
+    """`tell`, with numbers of the rows; of a table that is wider than `width` the columns that do not fit stand below."""
     text, _, legend = tell(table).partition("\n\n")
+    shown = readable(table)
+    if naming.numbered:
+        shown.insert(0, ROW, range(1, len(shown) + 1))
+        text = shown.to_string(index=False)
     if width is None or max(map(forms.cells_of, text.splitlines())) <= width:
         return f"{text}\n\n{legend}"
-    return forms.terminal([sheets.readable_sheet(table)], [legend], width)
+    return forms.terminal([sheets.readable_sheet(shown)], [legend], width)
 
 
 def _check(form: str, tables: Sequence[str], target: float | None, budgets: Mapping[str, float | None]) -> None:
     if form not in FORMS:
         raise ValueError(f"--form {form}: fedsim compare prints {', '.join(FORMS)}")
     if wrong := [name for name in tables if name not in TABLES]:
-        raise ValueError(f"--table {wrong[0]}: there is no such table; there are: {', '.join(TABLES)}")
+        raise ValueError(f"--table {wrong[0]}: there is no such table; there are: {', '.join((*TABLES, 'all'))}")
     if wrong := [name for name in budgets if name not in RESOURCES]:
         raise ValueError(f"there is no budget of {wrong[0]}; there are: {', '.join(RESOURCES)}")
     if target is not None and not 0 < target <= 1:
         raise ValueError(f"--target {target:g}: an accuracy is a share above 0 and at most 1, such as 0.9")
     for name, value in budgets.items():
         if value is not None and not 0 < value < np.inf:
-            raise ValueError(f"--{name} {value:g}: should be a number above 0")
+            raise ValueError(f"--at-{name} {value:g}: should be a number above 0")
 
 
 def _check_columns(found: Comparison, metrics: Iterable[str], score: str) -> None:
@@ -100,6 +110,11 @@ def _check_columns(found: Comparison, metrics: Iterable[str], score: str) -> Non
     scores = [name for name in there if "accuracy" in name]
     if score != SCORE and score not in scores:
         raise ValueError(f"--score {score}: no run has such an accuracy; there are: {', '.join(scores) or 'none'}")
+
+
+def _telling(found: Comparison) -> Sequence[str]:
+    """Of one group nothing is at equal cost."""
+    return TABLES if len(found.groups) > 1 else [name for name in TABLES if name != "equal"]
 
 
 def _has(found: Comparison, name: str) -> bool:

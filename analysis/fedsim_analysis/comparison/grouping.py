@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedsim_analysis import job_fields
 from fedsim_analysis.comparison import jobs, outcomes
 from fedsim_analysis.comparison.metrics import METRICS, NEEDED, named
 from fedsim_analysis.comparison.outcomes import Outcome
 
 GIVEN = "given"  # the order of the files
+PLANNED = {"rounds": "rounds_planned"}  # a field whose name a column of results has
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +40,7 @@ class Comparison:
 
     def settings(self, group: Group) -> dict[str, Any]:
         """What stands at the beginning of each row: the fields that tell the groups apart."""
-        return {name: group.job.get(name) for name in self.shown}
+        return {PLANNED.get(name, name): group.job.get(name) for name in self.shown}
 
     @property
     def units(self) -> dict[str, str]:
@@ -69,20 +71,21 @@ def collect(
         key = json.dumps(job, sort_keys=True, default=str)
         found.setdefault(key, []).append(run)
         common[key] = job
-    shown = list(by or jobs.differing(list(common.values())))
+    shown = list(by or job_fields.differing(list(common.values())))
     names = _data_names([run for held in found.values() for run in held])
-    made = [_group(common[key], held, shown, names) for key, held in found.items()]
+    labels = jobs.unique([jobs.label(job, shown) for job in common.values()])
+    made = [_group(common[key], found[key], label, names) for key, label in zip(common, labels, strict=True)]
     return Comparison(tuple(sorted_by(made, shown, sort)), tuple(shown))
 
 
-def _group(job: jobs.Job, runs: list[Outcome], shown: Sequence[str], names: dict[str, str]) -> Group:
+def _group(job: jobs.Job, runs: list[Outcome], label: str, names: dict[str, str]) -> Group:
     first: dict[int, Outcome] = {}
     for run in runs:
         if (same := first.setdefault(run.seed, run)) is not run:
             raise ValueError(f"{same.path} and {run.path} are one job with one seed, {run.seed}: leave one out")
         if names[_key(run)] != names[_key(runs[0])]:
             raise ValueError(f"{runs[0].path} and {run.path} have other data, and would be one row: add data.name to `by`")
-    return Group(job, tuple(sorted(runs, key=lambda run: run.seed)), jobs.label(job, shown), names[_key(runs[0])])
+    return Group(job, tuple(sorted(runs, key=lambda run: run.seed)), label, names[_key(runs[0])])
 
 
 def _key(run: Outcome) -> str:
@@ -95,11 +98,11 @@ def _data_names(runs: Sequence[Outcome]) -> dict[str, str]:
     fields = list(dict.fromkeys(name for data in kinds.values() for name in data))
     differ = [name for name in fields if name != "data.name" and len({repr(data.get(name)) for data in kinds.values()}) > 1]
     titles = jobs.titles(differ)
-    names = {}
-    for key, data in kinds.items():
+    names = []
+    for data in kinds.values():
         parts = [f"{titles[name]} {jobs.plain(data[name])}" for name in differ if data.get(name) is not None]
-        names[key] = ", ".join([jobs.plain(data.get("data.name")), *parts])
-    return names
+        names.append(", ".join([jobs.plain(data.get("data.name")), *parts]))
+    return dict(zip(kinds, jobs.unique(names), strict=True))
 
 
 def sorted_by(groups: Sequence[Group], shown: Sequence[str], sort: str | None) -> list[Group]:

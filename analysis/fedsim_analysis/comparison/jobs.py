@@ -5,24 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from fedsim_analysis import job_fields
+
 METHOD = "method.name"
-HOW = ("seed", "name", "data.root", "data.download")  # change how a run is called or done, or are what rows are the mean over
-HOW_SECTIONS = ("execution.", "sweep.", "record.")
+HOW = (*job_fields.UNRELATED, "data.root", "data.download")  # say how a run is called or done, or are what rows are the mean over
+HOW_SECTIONS = job_fields.HOW
 TREATMENT = ("augment", "crop_pad", "crop_border", "cutout", "normalise")  # of [data]: what is done with images, not which they are
 LONGEST = 40  # signs of a value that is shown
 
 Job = Mapping[str, Any]  # dotted name -> value
-
-
-def fields(job: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """All fields of a job as "section.key"."""
-    found: dict[str, Any] = {}
-    for name, value in job.items():
-        if isinstance(value, Mapping):
-            found |= fields(value, f"{prefix}{name}.")
-        else:
-            found[prefix + name] = value
-    return found
 
 
 def computed(job: Job) -> dict[str, Any]:
@@ -34,19 +25,6 @@ def data(job: Job) -> dict[str, Any]:
     """The fields that say which images there are. Where they differ, accuracies are of other tests."""
     held = {name: value for name, value in computed(job).items() if name.startswith("data.")}
     return {name: value for name, value in held.items() if name.partition(".")[2] not in TREATMENT}
-
-
-def differing(jobs: Sequence[Job]) -> list[str]:
-    """The fields that tell the jobs apart, the method's name always first. A method's own field is held against jobs of that method
-    alone: that another method has none says nothing that its name does not say."""
-    names = dict.fromkeys(name for job in jobs for name in job)
-    return list(dict.fromkeys([METHOD, *(name for name in names if _differs(name, jobs))]))
-
-
-def _differs(name: str, jobs: Sequence[Job]) -> bool:
-    alone = name.startswith("method.") and name != METHOD
-    first: dict[str, Job] = {}
-    return any(job.get(name) != first.setdefault(repr(job.get(METHOD)) if alone else "", job).get(name) for job in jobs)
 
 
 def titles(names: Sequence[str], taken: Iterable[str] = ()) -> dict[str, str]:
@@ -72,6 +50,16 @@ def label(job: Job, shown: Sequence[str]) -> str:
     called = titles(shown)
     parts = [f"{called[name]} {plain(job[name])}" for name in shown if name != METHOD and job.get(name) is not None]
     return ", ".join([plain(job.get(METHOD)), *parts] if METHOD in shown else parts)
+
+
+def unique(names: Sequence[str]) -> list[str]:
+    """The same names; one that is there already gets a number."""
+    seen: dict[str, int] = {}
+    found = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        found.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return found
 
 
 def order(value: Any) -> tuple[int, float, str]:

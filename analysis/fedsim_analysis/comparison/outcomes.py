@@ -12,12 +12,13 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim_analysis import checked, checksums, run_file
+from fedsim_analysis import checked, checksums, job_fields, run_file
 from fedsim_analysis.checked import Damaged, need
 from fedsim_analysis.comparison import jobs
 
 Columns = Mapping[str, NDArray[np.float64]]
 COHORT = "in_cohort"
+MANY = 20_000  # clients, whose cohorts are not read: [cohort] says enough of a population that is as large
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +30,7 @@ class Outcome:
     job: jobs.Job  # all fields by dotted names
     attributes: Mapping[str, Any]
     columns: Columns  # of /rounds, (rounds + 1,) each, NaN where not measured; those that the file lacks are not here
-    cohorts: Mapping[int, frozenset[int]]  # of round 1 and the last one; empty where the file has none
+    cohorts: Mapping[int, frozenset[int]]  # of round 1 and the last one; empty where the file has none, and of very many clients
     names: tuple[str, ...]  # of all columns of /rounds that the file has
     units: Mapping[str, str]  # of columns that METRICS does not have
 
@@ -64,13 +65,14 @@ def read(paths: Iterable[str | Path], columns: Collection[str], others: Collecti
 def _outcome(path: Path, columns: Collection[str], others: Collection[str]) -> Outcome:
     def outcome(file: h5py.File) -> Outcome:
         known = run_file.attributes(file)
-        job, seed = jobs.fields(run_file.job(known)), int(run_file.one(known, "seed"))
+        job, seed = job_fields.flat(run_file.job(known)), int(run_file.one(known, "seed"))
         table = Checksums(file, int(known["rounds"]) + 1)
         there = run_file.names(file, "rounds")
         for missing in checksums.missing("rounds", there, table.paths):
             raise Damaged(f"{missing} is missing")
         wanted = [name for name in there if name in columns or name in others]
-        found = {name: _column(file, name, table) for name in wanted}
+        group = checked.needed(file, "rounds")
+        found = {name: _column(file, group, name, table) for name in wanted}
         units = {name: run_file.about(file, "rounds", name)[0] for name in wanted if name in others}
         return Outcome(path, seed, job, known, found, _cohorts(file, table), tuple(there), units)
 
@@ -98,11 +100,11 @@ class Checksums:
         return values
 
 
-def _column(file: h5py.File, name: str, table: Checksums) -> NDArray[np.float64]:
+def _column(file: h5py.File, group: h5py.Group, name: str, table: Checksums) -> NDArray[np.float64]:
     if table.former:
         return run_file.values(file, "rounds", name, known=table.paths)
     path = f"rounds/{name}"
-    found = checked.dataset(file, path, checked.NUMBERS, (None,), filled=True)
+    found = checked.dataset(group, name, checked.NUMBERS, (None,), filled=True)
     need(len(found) >= table.rounds, f"{path} has {len(found)} rows, and round {table.rounds - 1} is done")
     return table.check(path, _read(found, slice(0, table.rounds), path))
 
@@ -112,6 +114,8 @@ def _cohorts(file: h5py.File, table: Checksums) -> dict[int, frozenset[int]]:
     if last < 1 or table.former or checked.item(file, path) is None:
         return {}
     found = checked.dataset(file, path, checked.NUMBERS, (None, None), filled=True)
+    if found.shape[1] > MANY:
+        return {}
     need(len(found) > last, f"{path} has {len(found)} rows, and round {last} is done")
     rows = {r: table.check(path, _read(found, slice(r, r + 1), path), r)[0] for r in sorted({1, last})}
     return {r: frozenset(np.flatnonzero(row == 1).tolist()) for r, row in rows.items()}

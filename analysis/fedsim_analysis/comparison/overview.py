@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from fedsim_analysis.comparison import jobs
-from fedsim_analysis.comparison.grouping import GIVEN, Comparison, Group, collect
+from fedsim_analysis.comparison.grouping import GIVEN, PLANNED, Comparison, Group, collect
 from fedsim_analysis.comparison.metrics import METRICS
 from fedsim_analysis.comparison.statistics import half_interval, mean
 from fedsim_analysis.comparison.tables import frame
@@ -47,7 +47,7 @@ def compare(paths: Iterable[str | Path], by: Sequence[str] | None = None) -> pd.
 def overview(comparison: Comparison) -> pd.DataFrame:
     """The table of `compare`."""
     settings = [comparison.settings(group) for group in comparison.groups]
-    shown = [name for name in comparison.shown if name != "rounds"]  # which every row has
+    shown = [name for name in settings[0] if name not in PLANNED.values()]  # every row has rounds
     fields = pd.DataFrame([{name: row[name] for name in shown} for row in settings], dtype=object)  # 10 stays 10 beside None
     return fields.join(frame([_row(group) for group in comparison.groups]))
 

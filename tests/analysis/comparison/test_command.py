@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         for name, (method, each, values) in finals.items()
         for seed, final in enumerate(values)
     ]
+
+
+def _settle(path: Path, data: bytes | None = None) -> Path:
+    """A file that nobody writes to: one that may be half-written is tried again for two seconds."""
+    if data is not None:
+        path.write_bytes(data)
+    os.utime(path, (0, 0))
+    return path
 
 
 def section(text: str, title: str) -> list[list[str]]:
@@ -136,7 +145,7 @@ def test_runs_that_go_on_are_marked(runs: list[Path], tmp_path: Path) -> None:
 def test_texts_of_run_files_are_shown_and_not_obeyed(tmp_path: Path) -> None:
     """A control sign makes a file unreadable; what steers the direction of a line, a table or a spreadsheet is shown."""
     with pytest.raises(ValueError, match="no text that can be printed"):
-        command.text([write(tmp_path / "a.h5", "\u001b[31mred")])
+        command.text([_settle(write(tmp_path / "a.h5", "\u001b[31mred"))])
     name = "=1+1|\u202e<b>\n[x](y)"
     runs = [write(tmp_path / "b.h5", name), write(tmp_path / "c.h5", "fedavg")]
     assert r"=1+1|\u202e<b>\n[x](y)" in command.text(runs)
@@ -148,9 +157,9 @@ def test_texts_of_run_files_are_shown_and_not_obeyed(tmp_path: Path) -> None:
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "form": ({"form": "html"}, "--form html: fedsim compare prints terminal, markdown, latex, csv"),
-    "table": ({"tables": ["all"]}, "--table all: there is no such table; there are: overview, metrics, equal, target"),
+    "table": ({"tables": ["every"]}, "--table every: there is no such table; there are: overview, metrics, equal, target, all"),
     "target": ({"target": 93.0}, "--target 93: an accuracy is a share above 0 and at most 1, such as 0.9"),
-    "budget": ({"budgets": {"bytes": 0.0}}, "--bytes 0: should be a number above 0"),
+    "budget": ({"budgets": {"bytes": 0.0}}, "--at-bytes 0: should be a number above 0"),
     "metric": ({"metrics": ["acuracy"]}, "--metric acuracy: no run has a column acuracy; there are: accuracy, accuracy_last_10, loss"),
     "how": ({"metrics": ["loss:first"]}, "--metric loss:first: a column is taken as loss:last, loss:max, loss:min, loss:mean, loss:sum"),
     "score": ({"score": "loss"}, "--score loss: no run has such an accuracy; there are: accuracy"),
@@ -170,7 +179,7 @@ def test_files_that_are_refused_in_one_line(runs: list[Path], tmp_path: Path) ->
     whole = runs[0].read_bytes()
     broken = {"empty": b"", "cut": whole[:3000], "foreign": b"text"}
     for name, data in broken.items():
-        (tmp_path / f"{name}.h5").write_bytes(data)
+        _settle(tmp_path / f"{name}.h5", data)
         with pytest.raises(ValueError, match=f"{name}.h5 (cannot be read|is damaged)") as error:
             command.text([*runs, tmp_path / f"{name}.h5"])
         assert "\n" not in str(error.value)
@@ -184,7 +193,7 @@ def test_a_damaged_number_is_refused(runs: list[Path], tmp_path: Path) -> None:
     data = runs[0].read_bytes()
     value = bytes(bytearray.fromhex("666666666666e63f"))  # 0.7
     assert data.count(value) == 1
-    (tmp_path / "a.h5").write_bytes(data.replace(value, bytes.fromhex("666666666666e73f")))
+    _settle(tmp_path / "a.h5", data.replace(value, bytes.fromhex("666666666666e73f")))
     with pytest.raises(ValueError, match=r"a.h5 is damaged: rounds/accuracy is damaged in round 2: its checksum is another"):
         command.text([tmp_path / "a.h5"])
 
@@ -201,13 +210,13 @@ def test_one_file_is_counted_once(runs: list[Path], tmp_path: Path) -> None:
     ("given", "number"), [("5e6", 5e6), ("9.75MB", 9.75e6), ("3 GFLOP", 3e9), ("2kB", 2e3), ("7", 7), ("1.5 T", 1.5e12), ("12 FLOPs", 12)]
 )
 def test_amounts_as_people_write_them(given: str, number: float) -> None:
-    assert command.amount(given, "--bytes") == pytest.approx(number)
+    assert command.amount(given, "--at-bytes") == pytest.approx(number)
 
 
 @pytest.mark.parametrize("given", ["", "many", "1..2", "-5", "5 XB", "nan", "1e"])
 def test_amounts_that_are_none(given: str) -> None:
-    with pytest.raises(ValueError, match=r"^--bytes .*: should be a number, such as 5e6, 5MB or 2GFLOP"):
-        command.amount(given, "--bytes")
+    with pytest.raises(ValueError, match=r"^--at-bytes .*: should be a number, such as 5e6, 5MB or 2GFLOP"):
+        command.amount(given, "--at-bytes")
 
 
 @pytest.mark.processes
@@ -216,3 +225,45 @@ def test_neither_torch_nor_scipy_s_statistics_are_imported(runs: list[Path]) -> 
     folder = Path(fedsim_analysis.__file__).parents[1]
     ended = subprocess.run([sys.executable, "-c", code, *runs], cwd=folder, check=True, capture_output=True, text=True)
     assert not {"torch", "fedsim", "matplotlib", "xarray", "scipy.stats"} & set(ended.stdout.split())
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two runs that differ in many fields, the number of rounds among them, and a dense one like the first."""
+    folder = tmp_path_factory.mktemp("many")
+    sections = {"train": {"lr": 0.2, "momentum": 0.9}, "model": {"width": 8}, "partition": {"name": "shards"}}
+    return [
+        write(folder / "a.h5", TINY, 0, (0.1, 0.3), planned=1),
+        write(folder / "b.h5", TINY | {"density": 0.2}, 0, (0.1, NAN, 0.4), job=sections, planned=2, partition_sha256="x"),
+        write(folder / "c.h5", "fedavg", 0, (0.1, 0.5), planned=1),
+    ]
+
+
+def test_rows_of_many_fields_are_numbered_in_the_overview(many: list[Path]) -> None:
+    text = command.text(many)
+    assert [line.split()[:2] for line in text.split("\n\n")[0].splitlines()][:2] == [["row", "method"], ["1", "fedavg"]]
+    head, *rows = section(text, "Accuracy of the last model")
+    assert words(head)[:2] == ["row", "method"]
+    assert [words(row)[:2] for row in rows] == [["1", "fedavg"], ["2", "fedtiny"], ["3", "fedtiny"]]
+    assert "row 3 and row 1 have no pairs: other partition (partition.name)." in text
+    assert words(section(command.text(many, tables=["metrics"]), "Accuracy of the last model")[0])[1] == "rounds_planned"
+    assert "\nrow " in command.text(many, width=40)
+
+
+def test_the_field_rounds_is_not_the_rounds_of_a_target(many: list[Path]) -> None:
+    table = comparison.to_target(comparison.collect(many), 0.3)
+    assert table["rounds_planned"].tolist() == [1, 1, 2]
+    assert table["rounds"].tolist() == [1, 1, 2]
+    assert "rounds_planned" not in comparison.overview(comparison.collect(many))
+
+
+SCORES = {"fedavg": 0.4, "mine:Method": 0.3}
+
+
+def test_another_column_counts_as_accuracy(tmp_path: Path) -> None:
+    runs = [write(tmp_path / f"{method}.h5", method, each={"client_accuracy": [0.1, 0.2, value]}) for method, value in SCORES.items()]
+    text = command.text(runs, tables=["equal", "target"], score="client_accuracy")
+    head, dense, tiny = section(text, "client_accuracy at equal memory")
+    assert words(head)[3] == "client_accuracy (%)"
+    assert [words(row)[3] for row in (dense, tiny)] == ["40.00", "30.00"]
+    assert "until client_accuracy was 38.00 % or more" in text

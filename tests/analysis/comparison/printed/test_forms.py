@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fedsim_analysis.comparison import cells, forms
-from fedsim_analysis.comparison.cells import Cell, Column, Sheet, counts, numbers, texts
+from fedsim_analysis.comparison.printed import cells, forms
+from fedsim_analysis.comparison.printed.cells import Cell, Column, Sheet, counts, numbers, texts
 
 NAN = float("nan")
 NASTY = r"\a{b}_$x^2$ & 50% #1 ~<b>[u](v)`c`|*d* é 中 --- ''"

@@ -7,6 +7,7 @@ from collections.abc import Hashable, Mapping
 import pandas as pd
 
 from fedsim_analysis.comparison.grouping import Comparison
+from fedsim_analysis.comparison.printed.naming import Naming
 from fedsim_analysis.comparison.tables import UNMEASURED
 
 FEW = 6  # pairs, below which no p of the test can be under 0.05
@@ -28,14 +29,15 @@ OVERVIEW = (
 )
 
 
-def of(comparison: Comparison, frames: Mapping[str, pd.DataFrame]) -> list[str]:
+def of(naming: Naming, frames: Mapping[str, pd.DataFrame]) -> list[str]:
     """The remarks that these tables need, each a line or more."""
+    comparison = naming.comparison
     held = [frame for name, frame in frames.items() if name in ("metrics", "equal") and len(comparison.groups) > 1]
     found = [OVERVIEW] if "overview" in frames else []
     if any(len(group.runs) > 1 for group in comparison.groups):
         found.append(INTERVAL)
     if held:
-        found += [PAIRED, *_of_pairs(pd.concat(held, ignore_index=True))]
+        found += [PAIRED, *_of_pairs(naming, pd.concat(held, ignore_index=True))]
     if "equal" in frames:
         found += [EQUAL, *([BEST] if _has_choices(comparison) else [])]
     found += [TARGET] if "target" in frames else []
@@ -45,18 +47,18 @@ def of(comparison: Comparison, frames: Mapping[str, pd.DataFrame]) -> list[str]:
     return found
 
 
-def _of_pairs(rows: pd.DataFrame) -> list[str]:
+def _of_pairs(naming: Naming, rows: pd.DataFrame) -> list[str]:
     apart = rows[rows["group"] != rows["baseline"]]
     found = [HOLM] if (apart["p_holm"] != apart["p"])[apart["p"].notna()].any() else []
     if 0 < (least := min((n for n in apart["pairs"] if n), default=0)) < FEW:
         found.append(FEW_PAIRS.format("1 pair" if least == 1 else f"{least} pairs", 2.0 ** (1 - least), FEW))
     reasons = apart[~apart["why_not"].isin(["", UNMEASURED])].drop_duplicates(["group", "baseline", "why_not"])
-    return [*found, *(_reason(row) for row in reasons.to_dict("records"))]
+    return [*found, *(_reason(naming, row) for row in reasons.to_dict("records"))]
 
 
-def _reason(row: Mapping[Hashable, object]) -> str:
+def _reason(naming: Naming, row: Mapping[Hashable, object]) -> str:
     pairs = "no pairs" if not row["pairs"] else f"{row['pairs']} pairs of {row['runs']} runs"
-    return f"{row['group']} and {row['baseline']} have {pairs}: {row['why_not']}."
+    return f"{naming.of(row['group'])} and {naming.of(row['baseline'])} have {pairs}: {row['why_not']}."
 
 
 def _has_choices(comparison: Comparison) -> bool:

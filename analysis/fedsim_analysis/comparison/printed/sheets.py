@@ -2,89 +2,98 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 
 from fedsim_analysis.comparison import jobs
-from fedsim_analysis.comparison.cells import NONE, Cell, Column, Sheet, amount, chance, counts, numbers, scale, scaled, texts
-from fedsim_analysis.comparison.grouping import Comparison
 from fedsim_analysis.comparison.metrics import METRICS, Metric, named
-from fedsim_analysis.comparison.overview import readable
+from fedsim_analysis.comparison.printed.cells import NONE, ROW, Cell, Column, Sheet, amount, chance, counts, numbers, scale, scaled, texts
+from fedsim_analysis.comparison.printed.naming import Naming, Row
 
-Row = Mapping[Hashable, Any]
 POINTS = {"%": "points"}  # what differences of a unit are counted in
 BASELINE, NEVER = "baseline", "not reached"
-COSTS = {"bytes": ("sent", "B"), "flops": ("FLOPs of training", "FLOP"), "memory": ("memory", "B")}
+COSTS = {"bytes": ("sent", "B"), "flops": ("FLOPs", "FLOP"), "memory": ("memory", "B")}
 EQUAL = {
-    "bytes": "Accuracy at equal bytes: the last evaluation up to which all clients together had sent and received {} at most",
-    "flops": "Accuracy at equal FLOPs: the last evaluation up to which all clients together had trained for {} at most",
-    "memory": "Accuracy at equal memory: the last evaluation, where no client needs more than {}",
+    "bytes": "{} at equal bytes: the last evaluation up to which all clients together had sent and received {} at most",
+    "flops": "{} at equal FLOPs: the last evaluation up to which all clients together had trained for {} at most",
+    "memory": "{} at equal memory: the last evaluation, where no client needs more than {}",
 }
-TARGET = "Rounds, bytes and FLOPs until the accuracy was {} or more for the first time"
+TARGET = "Rounds, bytes and FLOPs until {} was {} or more for the first time"
 
 
-def of(comparison: Comparison, frames: Mapping[str, pd.DataFrame]) -> list[Sheet]:
+def of(naming: Naming, frames: Mapping[str, pd.DataFrame]) -> list[Sheet]:
     """The sheets of "overview", "metrics", "equal" and "target", of those that are there."""
     makers = {"overview": _overview, "metrics": _metrics, "equal": _equal, "target": _target}
-    return [sheet for name, frame in frames.items() for sheet in makers[name](comparison, frame)]
+    return [sheet for name, frame in frames.items() for sheet in makers[name](naming, frame)]
 
 
-def readable_sheet(table: pd.DataFrame) -> Sheet:
+def readable_sheet(shown: pd.DataFrame) -> Sheet:
     """`readable`, whose numbers have their units beside them, as a sheet."""
-    shown = readable(table)
     keys = list(shown)[: list(shown).index("seeds")]
     columns = (Column(str(name), tuple(Cell(str(value), number=True) for value in shown[name]), key=name in keys) for name in shown)
     return Sheet("", tuple(columns))
 
 
-def _overview(comparison: Comparison, frame: pd.DataFrame) -> Iterator[Sheet]:
+def _overview(naming: Naming, frame: pd.DataFrame) -> Iterator[Sheet]:
     rows = list[Row](frame.to_dict("records"))
-    columns = [*_keys(comparison, rows), counts("seeds", [row["seeds"] for row in rows])]
+    numbers_of_rows = [counts(ROW, range(1, len(rows) + 1), key=True)] if naming.numbered else []
+    columns = [*numbers_of_rows, *naming.fields(rows), counts("seeds", [row["seeds"] for row in rows])]
     if len({row["rounds"] for row in rows}) > 1:
         columns.append(counts("rounds", [row["rounds"] for row in rows]))
     columns += _unfinished(rows)
     personal = ("client_accuracy_macro", "client_accuracy_min", "client_inference_share")
     shown = ["accuracy", *(personal if frame["client_inference_share"].notna().any() else ()), "density", "max_client_flops_share"]
     for name in [*shown, "bytes", "max_client_memory", "max_client_model_memory", "seconds"]:
-        columns.append(_column(METRICS[name], [row[name] for row in rows], [row[f"{name}_95"] for row in rows]))
+        halves = [row[f"{name}_95"] for row in rows] if "accuracy" in name else [np.nan] * len(rows)
+        columns.append(_column(METRICS[name], [row[name] for row in rows], halves))
     yield Sheet("Overview", tuple(columns))
 
 
-def _metrics(comparison: Comparison, frame: pd.DataFrame) -> Iterator[Sheet]:
+def _metrics(naming: Naming, frame: pd.DataFrame) -> Iterator[Sheet]:
     for name in dict.fromkeys(frame["metric"]):
-        metric = named(name, comparison.units)
-        for where, rows in _blocks(comparison, frame[frame["metric"] == name]):
+        metric = named(name, naming.comparison.units)
+        for where, rows in _blocks(naming, frame[frame["metric"] == name]):
             column = _column(metric, [row["mean"] for row in rows], [row["mean_95"] for row in rows])
-            columns = [*_keys(comparison, rows), _seeds(rows), *_unfinished(rows), column, *_differences(metric.unit, rows)]
+            columns = [*naming.keys(rows), _seeds(rows), *_unfinished(rows), column, *_differences(naming, metric.unit, rows)]
             about = metric.about if name not in METRICS else f"{metric.about[0].upper()}{metric.about[1:]}"
             yield Sheet(f"{about}{where}", tuple(columns))
 
 
-def _equal(comparison: Comparison, frame: pd.DataFrame) -> Iterator[Sheet]:
+def _equal(naming: Naming, frame: pd.DataFrame) -> Iterator[Sheet]:
     for resource in dict.fromkeys(frame["resource"]):
         title, unit = COSTS[resource]
-        for where, rows in _blocks(comparison, frame[frame["resource"] == resource]):
-            columns = [*_keys(comparison, rows), _seeds(rows), *_unfinished(rows)]
+        for where, rows in _blocks(naming, frame[frame["resource"] == resource]):
+            columns = [*naming.keys(rows), _seeds(rows), *_unfinished(rows)]
             if resource != "memory":
                 columns.append(numbers("round", "", [row["round"] for row in rows]))
             columns.append(numbers(title, unit, [row["spent"] for row in rows]))
-            columns.append(numbers("accuracy", "%", [row["mean"] for row in rows], [row["mean_95"] for row in rows]))
+            columns.append(numbers(rows[0]["score"], "%", [row["mean"] for row in rows], [row["mean_95"] for row in rows]))
             if len({repr(row[jobs.METHOD]) for row in rows if jobs.METHOD in row}) < len(rows):
                 columns.append(texts("best of its method", ["best" if row["best"] else "" for row in rows]))
-            columns += _differences("%", rows)
-            yield Sheet(EQUAL[resource].format(amount(rows[0]["budget"], unit)) + where, tuple(columns))
+            columns += _differences(naming, "%", rows)
+            yield Sheet(EQUAL[resource].format(_title(rows), amount(rows[0]["budget"], unit)) + where, tuple(columns))
 
 
-def _target(comparison: Comparison, frame: pd.DataFrame) -> Iterator[Sheet]:
-    for where, rows in _blocks(comparison, frame):
-        columns = [*_keys(comparison, rows), *_unfinished(rows)]
+def _target(naming: Naming, frame: pd.DataFrame) -> Iterator[Sheet]:
+    for where, rows in _blocks(naming, frame):
+        columns = [*naming.keys(rows), *_unfinished(rows)]
         columns.append(counts("reached by", [f"{row['reached']} of {row['seeds']}" for row in rows]))
         for name, title, unit in (("rounds", "rounds", ""), *((name, *COSTS[name]) for name in ("bytes", "flops"))):
             column = numbers(title, unit, [row[name] for row in rows], [row[f"{name}_95"] for row in rows])
             columns.append(_never(column, rows) if name == "rounds" else column)
-        yield Sheet(TARGET.format(amount(rows[0]["target"], "%")) + where, tuple(columns))
+        yield Sheet(TARGET.format(_score(rows), amount(rows[0]["target"], "%")) + where, tuple(columns))
+
+
+def _score(rows: Sequence[Row]) -> str:
+    """What counts as accuracy, in a sentence."""
+    return "the accuracy" if rows[0]["score"] == "accuracy" else str(rows[0]["score"])
+
+
+def _title(rows: Sequence[Row]) -> str:
+    """The same at the beginning of a title."""
+    return "Accuracy" if rows[0]["score"] == "accuracy" else str(rows[0]["score"])
 
 
 def _never(column: Column, rows: Sequence[Row]) -> Column:
@@ -92,18 +101,10 @@ def _never(column: Column, rows: Sequence[Row]) -> Column:
     return Column(column.title, cells, column.unit)
 
 
-def _blocks(comparison: Comparison, frame: pd.DataFrame) -> Iterator[tuple[str, list[Row]]]:
+def _blocks(naming: Naming, frame: pd.DataFrame) -> Iterator[tuple[str, list[Row]]]:
     """The rows of each data set, and how it is named where there are several."""
     for name, part in frame.groupby("data", sort=False):
-        yield (f", on {name}" if len(comparison.blocks) > 1 else ""), list[Row](part.to_dict("records"))
-
-
-def _keys(comparison: Comparison, rows: Sequence[Row]) -> list[Column]:
-    """The fields that tell these rows apart; the method always."""
-    names = [name for name in comparison.shown if name in rows[0]]
-    telling = [name for name in names if name == jobs.METHOD or len({repr(row[name]) for row in rows}) > 1] or names[:1]
-    taken = [*METRICS, "sent", "memory", "time", "seeds", "round", "rounds"]
-    return [texts(title, [jobs.plain(row[name]) for row in rows], key=True) for name, title in jobs.titles(telling, taken).items()]
+        yield (f", on {name}" if len(naming.comparison.blocks) > 1 else ""), list[Row](part.to_dict("records"))
 
 
 def _seeds(rows: Sequence[Row]) -> Column:
@@ -118,7 +119,7 @@ def _column(metric: Metric, means: Sequence[float], halves: Sequence[float]) -> 
     return numbers(metric.title, metric.unit, means, halves)
 
 
-def _differences(unit: str, rows: Sequence[Row]) -> list[Column]:
+def _differences(naming: Naming, unit: str, rows: Sequence[Row]) -> list[Column]:
     """The differences from the baseline, of more than one row."""
     if len(rows) < 2:
         return []
@@ -129,7 +130,7 @@ def _differences(unit: str, rows: Sequence[Row]) -> list[Column]:
     cells = tuple(Cell(BASELINE, number=True) if is_it else cell for cell, is_it in zip(column.cells, own, strict=True))
     columns = [Column(column.title, cells, column.unit)]
     if len(held := {row["baseline"] for row in rows}) > 1:
-        columns.insert(0, texts("from", [NONE if is_it else row["baseline"] for row, is_it in zip(rows, own, strict=True)]))
+        columns.insert(0, texts("from", [NONE if is_it else naming.of(row["baseline"]) for row, is_it in zip(rows, own, strict=True)]))
     columns.append(counts("pairs", [NONE if is_it else row["pairs"] for row, is_it in zip(rows, own, strict=True)]))
     columns.append(counts("p", [chance(row["p"]) for row in rows]))
     if len(rows) - len(held) > 1:

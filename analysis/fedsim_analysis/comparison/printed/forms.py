@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from unicodedata import combining, east_asian_width, normalize
 
-from fedsim_analysis.comparison.cells import Cell, Column, Sheet
+from fedsim_analysis.comparison.printed.cells import ROW, Cell, Column, Sheet
 
 GAP = "  "
 PLAIN_WIDTH = 140  # of notes, where nobody says how wide
@@ -55,7 +55,9 @@ def _aligned(columns: Sequence[Column], width: int | None) -> list[str]:
     keys = [text for text, column in zip(texts, columns, strict=True) if column.key]
     rest = [text for text, column in zip(texts, columns, strict=True) if not column.key]
     if _total(keys) > width // 2:
-        keys, rest = [_padded(Column("row", tuple(Cell(str(i + 1), number=True) for i in range(len(columns[0].cells)))))], texts
+        has = columns[0].title == ROW
+        numbers = Column(ROW, tuple(Cell(str(i + 1), number=True) for i in range(len(columns[0].cells))))
+        keys, rest = [texts[0] if has else _padded(numbers)], texts[1:] if has else texts
     lines: list[str] = []
     while rest:
         fit = next((n for n in range(len(rest), 0, -1) if _total([*keys, *rest[:n]]) <= width), 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import floor, log10
 
@@ -13,6 +13,7 @@ DIGITS = 3  # of the smallest number of a column
 FINER = 2  # further digits at most, for an interval that is small beside its mean
 PERCENT = 2  # decimals
 NONE = "-"
+ROW = "row"  # heading of the numbers of rows
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ def texts(title: str, values: Sequence[str], key: bool = False) -> Column:
     return Column(title, tuple(Cell(value) for value in values), key=key)
 
 
-def counts(title: str, values: Sequence[int | str]) -> Column:
-    return Column(title, tuple(Cell(str(value), number=True) for value in values))
+def counts(title: str, values: Iterable[int | str], key: bool = False) -> Column:
+    return Column(title, tuple(Cell(str(value), number=True) for value in values), key=key)
 
 
 def numbers(title: str, unit: str, means: Sequence[float], halves: Sequence[float] | None = None, signed: bool = False) -> Column:
