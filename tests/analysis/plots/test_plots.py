@@ -10,6 +10,8 @@ from typing import Any
 
 import fedsim_analysis
 import matplotlib as mpl
+import nbclient
+import nbformat
 import numpy as np
 import pytest
 from drawn_runs import write
@@ -230,3 +232,13 @@ def test_matplotlib_is_imported_with_the_first_figure_alone() -> None:
     code = "import sys, fedsim_analysis.plots; from fedsim_analysis.measures import colours; print('matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+@pytest.mark.processes
+@pytest.mark.filterwarnings("ignore")  # of the machinery of notebooks
+def test_a_notebook_shows_each_figure_once(folder: Path) -> None:
+    first = f"import fedsim_analysis\nfrom fedsim_analysis import plots\nruns = fedsim_analysis.open({str(folder)!r})\nplots.accuracy(runs)"
+    page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in (first, "ax = plots.pareto(runs)", "1")])
+    nbclient.NotebookClient(page, kernel_name="python3", timeout=120).execute()
+    shown = [[output.data for output in cell.outputs if "image/png" in output.get("data", {})] for cell in page.cells]
+    assert [len(pictures) for pictures in shown] == [1, 1, 0]
