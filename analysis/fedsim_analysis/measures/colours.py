@@ -18,7 +18,7 @@ METHODS = {  # colour, marker
     "structured": ("#CC79A7", "pentagon"),
     "adp": ("#E69F00", "triangle-down"),
     "feddp": ("#56B4E9", "cross"),
-    "fedavg": ("#767676", "diamond"),
+    "fedavg": ("#5F5F5F", "diamond"),
     "fedprox": ("#8C6D4F", "x"),
     "fednova": ("#999933", "hexagon"),
     "scaffold": ("#AA4499", "triangle-left"),

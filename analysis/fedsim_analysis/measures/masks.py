@@ -1,30 +1,35 @@
-"""Masks of the node `masks` as packed bits, read a few rounds at a time, and how much two of them share."""
+"""Masks as packed bits, all of a round read from the run file at once, and how much two of them share."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim_analysis.measures.nodes import Lacking, along_runs, column, is_tree, node, round_numbers
+from fedsim_analysis import masks, run_file
+from fedsim_analysis.measures.nodes import Lacking, along_runs, node, round_numbers
 
 if TYPE_CHECKING:
+    import h5py
     import xarray
 
     from fedsim_analysis.measures.nodes import Runs
 
 Bits = NDArray[np.uint8]
-AT_ONCE = 2**26  # bytes of masks, one for each weight, that are held at once
+AT_ONCE = 2**26  # bytes of masks that are held at once
+DENSE = "no run has masks: the networks are dense, or were cut without masks"
 
 
 def masks_of(runs: Runs) -> xarray.Dataset:
     """The node `masks`; Lacking where it is empty."""
     found = node(runs, "masks")
     if not found.data_vars or any({"run", "round"} - set(held.dims) for held in found.data_vars.values()):
-        raise Lacking("no run has masks: the networks are dense, or were cut without masks")
+        raise Lacking(DENSE)
     return found
 
 
@@ -40,11 +45,11 @@ def _own_axes(held: xarray.DataArray) -> list[int]:
 
 def has_masks(runs: Runs) -> NDArray[np.bool_]:
     """(runs,) whether the masks of a run remove a weight at its end; Lacking where no run's do."""
-    found = masks_of(runs)
-    last = last_rows(runs)
-    has = np.array([any(not held.isel(run=i, round=last[i]).values.all() for held in found.data_vars.values()) for i in range(len(last))])
+    weights = sum(sizes(runs).values())
+    kept = [int(np.bitwise_count(next(of_rounds(runs, i, [last]))).sum()) for i, last in enumerate(last_rows(runs))]
+    has = np.array([count < weights for count in kept])
     if not has.any():
-        raise Lacking("no run has masks: the networks are dense, or were cut without masks")
+        raise Lacking(DENSE)
     return has
 
 
@@ -56,24 +61,41 @@ def last_rows(runs: Runs) -> list[int]:
 
 
 def changed_rounds(runs: Runs, i: int) -> list[int]:
-    """Round 0 and the rounds after which run `i` may have had other masks than before: of a Dataset of masks alone, every round."""
-    last = last_rows(runs)[i]
-    if not is_tree(runs):
-        return list(range(last + 1))
-    one = node(runs, "layers").isel(run=[i])
-    moved = (np.nan_to_num(column(one, "layers", "grown")) + np.nan_to_num(column(one, "layers", "pruned"))).sum(axis=(0, 2))
-    return [0, *(int(r) for r in np.flatnonzero(moved[: last + 1]) if r > 0)]
+    """Where the first round of run `i` stands, and those after which it had other masks than before."""
+    numbers, last = round_numbers(runs, "masks"), last_rows(runs)[i]
+    stored = run_file.read(_path(runs, i), masks.stored_rounds, time.sleep)
+    places = np.searchsorted(numbers, [r for r in stored if r > numbers[0]])
+    return [0, *sorted({int(place) for place in places if 0 < place <= last})]
 
 
-def of_rounds(runs: Runs, i: int, rounds: Sequence[int], names: Sequence[str] | None = None) -> Iterator[Bits]:
-    """The bits of all masks of run `i` after each of the rounds, one after the other; `names`: of these weights alone."""
-    found = masks_of(runs)
-    chosen = [str(name) for name in found.data_vars] if names is None else list(names)
-    step = max(1, AT_ONCE // max(1, sum(sizes(runs)[name] for name in chosen)))
+def of_rounds(runs: Runs, i: int, rounds: Sequence[int]) -> Iterator[Bits]:
+    """The bits of all masks of run `i` after each of the rounds, one after the other, as the file of the run has them."""
+    numbers, wanted = round_numbers(runs, "masks"), sizes(runs)
+    step = max(1, 8 * AT_ONCE // max(1, sum(wanted.values())))
     for begin in range(0, len(rounds), step):
-        part = list(rounds[begin : begin + step])
-        held = [np.asarray(found[name].isel(run=i, round=part).values, bool).reshape(len(part), -1) for name in chosen]
-        yield from np.concatenate([np.packbits(values, axis=1) for values in held], axis=1)
+        part = [int(numbers[r]) for r in rounds[begin : begin + step]]
+        yield from run_file.read(_path(runs, i), partial(_of_numbers, numbers=part, wanted=wanted), time.sleep)
+
+
+def _path(runs: Runs, i: int) -> str:
+    paths = along_runs(runs, "masks", "path")
+    if paths is None:
+        raise Lacking("the runs do not say from which files they are")
+    return str(paths[i])
+
+
+def _of_numbers(file: h5py.File, numbers: Sequence[int], wanted: Mapping[str, int]) -> list[Bits]:
+    return [_bits(file, r, wanted) for r in numbers]
+
+
+def _bits(file: h5py.File, r: int, wanted: Mapping[str, int]) -> Bits:
+    """All ones for a weight that has no mask in this run."""
+    layout, packed = masks.in_force(file, r)
+    found, begin = dict[str, Bits](), 0
+    for key, shape in masks.shapes(layout).items():
+        end = begin + -(-prod(shape) // 8)
+        found[key.removeprefix(masks.PREFIX)], begin = np.frombuffer(packed[begin:end], np.uint8), end
+    return np.concatenate([found[name] if name in found else np.packbits(np.ones(size, bool)) for name, size in wanted.items()])
 
 
 def shared(one: Bits, other: Bits) -> float:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from fedsim_analysis import measures
-from fedsim_analysis.measures import Front, Point
+from fedsim_analysis.measures import Difference, Front, Point
 from fedsim_analysis.plots import page
 from fedsim_analysis.plots.legends import SHORT, legend
 from fedsim_analysis.plots.lines import MARKERS, is_wide, labelled, logarithmic, within
@@ -76,38 +76,36 @@ def _point(ax: Axes, point: Point, x: float, y: float) -> Line2D:
 def differences(
     runs: Runs, metric: str = "accuracy", against: str | None = None, ax: Axes | None = None, width: str | float = "column"
 ) -> Axes:
-    """The last value of each group minus that of `against`, by pairs of runs with one seed: pairs (small), mean and 95 % interval."""
+    """The last value of each group minus that of `against`, by pairs of runs: pairs (small), their mean and its 95 % interval.
+
+    Which runs are pairs, and what groups are held against by default: as in `fedsim compare`.
+    """
     with page.style():
         found = measures.differences(runs, metric, against)
         ax = page.axes(ax, width, 0.8 + ROW * len(found))
         scale = measures.scale_of(np.concatenate([one.values for one in found]), found[0].units, found[0].share, difference=True)
         ax.axvline(0, color=page.INK, linewidth=0.7)
         for row, one in enumerate(found):
-            colour, marker = one.style.colour, MARKERS[one.style.marker]
-            wide = None if np.isnan(one.low) else [(one.high - one.mean) * scale.factor]
-            ax.plot(
-                one.values * scale.factor,
-                np.full(len(one.values), row - 0.2),
-                linestyle="none",
-                marker=marker,
-                markersize=2.5,
-                color=colour,
-                alpha=0.5,
-            )
-            ax.errorbar([one.mean * scale.factor], [row], xerr=wide, color=colour, marker=marker, markersize=5, capsize=2, elinewidth=1.2)
-        names = shortened([one.label for one in found], SHORT)
+            _difference(ax, row, one, scale.factor)
+        rivals = list(dict.fromkeys(one.against for one in found))
+        rival = f"that of {brief(rivals[0], SHORT)}" if len(rivals) == 1 else "its baseline"
+        names = shortened([one.label if len(rivals) == 1 else f"{one.label} − {one.against}" for one in found], SHORT * len(rivals[:2]))
         ax.set_yticks(range(len(found)), names)
         ax.set_ylim(len(found) - 0.4, -0.6)
         ax.grid(False, axis="y")
         ax.tick_params(axis="y", length=0)
         ax.spines["left"].set_visible(False)
-        page.name(
-            ax,
-            scale.axis(f"{found[0].title} minus that of {brief(found[0].against, SHORT)}"),
-            "",
-            max(width_of(name, page.SMALL) for name in names),
-        )
+        title = scale.axis(f"{found[0].title} minus {rival}")
+        page.name(ax, title, "", max(width_of(name, page.SMALL) for name in names))
         pairs = sorted({len(one.values) for one in found})
         of = " to ".join(map(str, dict.fromkeys((pairs[0], pairs[-1]))))
         legend(ax, [], [], f"mean and 95 % interval of {of} pairs" if pairs[-1] > 1 else "one pair")
     return ax
+
+
+def _difference(ax: Axes, row: int, one: Difference, factor: float) -> None:
+    colour, marker = one.style.colour, MARKERS[one.style.marker]
+    small: dict[str, Any] = {"linestyle": "none", "markersize": 2.5, "alpha": 0.5}
+    ax.plot(one.values * factor, np.full(len(one.values), row - 0.22), color=colour, marker=marker, **small)
+    wide = None if np.isnan(one.low) else [(one.high - one.mean) * factor]
+    ax.errorbar([one.mean * factor], [row], xerr=wide, color=colour, marker=marker, markersize=5, capsize=2, elinewidth=1.2)

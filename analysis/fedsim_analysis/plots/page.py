@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,8 @@ def style(rc: Mapping[str, Any] | None = None) -> Iterator[None]:
     The functions of `plots` use the style by themselves. Use it for figures of several axes, or to change something in all:
     `with plots.style({"font.size": 9}): plots.accuracy(runs)`.
     """
+    if _is_shown():
+        _load_backend()
     own = {**(_own.get() or {}), **(rc or {})}
     token = _own.set(own)
     try:
@@ -173,6 +176,14 @@ def _new(width: float, height: float) -> Figure:
 
         return pyplot.figure(FigureClass=PaperFigure, figsize=(width, height), layout="constrained")
     return PaperFigure(figsize=(width, height), layout="constrained")
+
+
+@cache
+def _load_backend() -> None:
+    """Before settings are changed: a notebook's backend changes some when it is loaded, and these must stay."""
+    from matplotlib import pyplot
+
+    pyplot.draw_if_interactive()
 
 
 def _is_shown() -> bool:
