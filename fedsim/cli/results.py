@@ -160,7 +160,7 @@ def export(
     number = None if client is None else run_files.client(run, client)
     from fedsim.simulation.export import export
 
-    return export(run, number, out, Console())
+    return export(run, number, out, Console(), to)
 
 
 def _each(runs: list[Path], command: str) -> list[Path]:

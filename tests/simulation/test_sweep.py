@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import h5py
 import pytest
@@ -69,6 +71,11 @@ def swept(folder: Path, *jobs: Job, processes: int) -> tuple[int, list[Path], st
     with signals_kept():
         code, files = sweep(jobs, folder, processes, console)
     return code, files, console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def listed(folder: Path) -> dict[str, dict[str, Any]]:
+    """What the sweep says of its runs to others."""
+    return json.loads((folder / "sweep.json").read_text())["runs"]
 
 
 # What is to be done
@@ -168,6 +175,13 @@ def test_it_says_a_line_for_each_run_and_nothing_of_what_they_say(done) -> None:
 
 
 @pytest.mark.processes
+def test_it_lists_its_runs_for_those_who_watch(done) -> None:
+    found = listed(done[0])
+    assert {name: entry["state"] for name, entry in found.items()} == dict.fromkeys(("a-seed0.h5", "a-seed1.h5", "b.h5"), "done")
+    assert {entry["rounds"] for entry in found.values()} == {2}
+
+
+@pytest.mark.processes
 def test_what_is_finished_is_left_as_it_is(done) -> None:
     folder, jobs, (_, files, _) = done
     before = [path.read_bytes() for path in files]
@@ -209,6 +223,10 @@ def test_a_run_that_fails_leaves_the_others_alone(tmp_path: Path, capfd: pytest.
     assert err.startswith("2 of 3 runs failed:\nbad: ")
     assert "nowhere" in err
     assert "wild: [rank 0, client " in err
+    states = {name: (entry["state"], entry["message"].partition("client")[0]) for name, entry in listed(tmp_path).items()}
+    assert states["good.h5"] == ("done", "")
+    assert states["wild.h5"] == ("failed", "[rank 0, ")
+    assert states["bad.h5"][0] == "failed"
     assert "Traceback" not in err
 
 
@@ -298,7 +316,12 @@ def test_a_signal_stops_all_gently_and_the_same_command_goes_on(gate: Gate, ever
         os.killpg(gate.process.pid, signal.SIGINT)
     else:
         os.kill(gate.process.pid, signal.SIGTERM)
+    assert {name: entry["state"] for name, entry in listed(gate.folder).items()} in (
+        {"job-seed0.h5": "running", "job-seed1.h5": "running", "job-seed2.h5": "waiting"},
+        dict.fromkeys(("job-seed0.h5", "job-seed1.h5", "job-seed2.h5"), "stopped"),
+    )
     code, out, err = gate.ended()
+    assert {entry["state"] for entry in listed(gate.folder).values()} == {"stopped"}
     assert (code, err) == (3, "stopped; 0 of 3 runs are done, and the same command goes on from there\n")
     assert out.count("stopped after round 1") == 2
     assert [RunReader(gate.folder / f"job-seed{seed}.h5").rounds for seed in (0, 1)] == [1, 1]

@@ -57,10 +57,10 @@ def scale(unit: str, values: Sequence[float]) -> tuple[float, str]:
     """What the numbers of a column are divided by, and the unit that they have then."""
     if unit == "%":
         return 0.01, "%"
-    sizes = [abs(value) for value in values if np.isfinite(value) and value]
+    sizes = _sizes(values)
     if unit not in ("B", "FLOP", "B/s", "FLOP/s") or not sizes:
         return 1.0, unit
-    least, most = (min(max(floor(log10(float(f"{size:.3g}")) / 3), 0), len(PREFIXES) - 1) for size in (min(sizes), max(sizes)))
+    least, most = (min(max(floor(log10(size) / 3), 0), len(PREFIXES) - 1) for size in (min(sizes), max(sizes)))
     power = max(least, most - 1)
     return 1000.0**power, f"{PREFIXES[power]}{unit}"
 
@@ -84,8 +84,13 @@ def _decimals(means: Sequence[float], halves: Sequence[float]) -> int:
 
 def _power(values: Sequence[float]) -> int:
     """The place of the first digit of the smallest number that is not 0: 0 for 5, -1 for 0.5."""
-    sizes = [abs(value) for value in values if np.isfinite(value) and value]
+    sizes = _sizes(values)
     return floor(log10(min(sizes))) if sizes else DIGITS - 1
+
+
+def _sizes(values: Sequence[float]) -> list[float]:
+    """Of all numbers but 0, rounded, so that 999,999 is a million."""
+    return [float(f"{abs(value):.{DIGITS}g}") for value in values if np.isfinite(value) and value]
 
 
 def _cell(mean: float, half: float, decimals: int, signed: bool) -> Cell:

@@ -20,7 +20,7 @@ from fedsim_analysis.comparison.tables import DEFAULT, groups, paired
 FORMS = (*forms.FORMS, "csv")
 TABLES = ("overview", "metrics", "equal", "target")
 SCORE = "accuracy"
-AMOUNT = re.compile(r"([0-9.]+(?:e[+-]?[0-9]+)?)\s*([kMGTPE]?)(?:B|FLOP|FLOPs)?", re.IGNORECASE)
+AMOUNT = re.compile(r"([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([kKMGTPE]?)(?:B|FLOPs?)?")
 FORMULA = ("=", "+", "-", "@")  # how a text begins that a spreadsheet would compute
 
 

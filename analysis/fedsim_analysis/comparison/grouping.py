@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim_analysis.comparison import jobs, outcomes
-from fedsim_analysis.comparison.metrics import NEEDED, Metric, named
+from fedsim_analysis.comparison.metrics import METRICS, NEEDED, named
 from fedsim_analysis.comparison.outcomes import Outcome
 
 GIVEN = "given"  # the order of the files
@@ -60,7 +60,7 @@ def collect(
     sorted first; "-FIELD" from the largest on; "given": in the order of the files. Raises FileNotFoundError, and ValueError for files
     that cannot be read, one file given twice, one seed twice in a group, groups that mix data, and an unknown field.
     """
-    others = {column for name in metrics for column in named(name).columns} - NEEDED
+    others = {column for name in metrics if name not in METRICS for column in named(name).columns}
     found: dict[str, list[Outcome]] = {}
     common: dict[str, jobs.Job] = {}
     for run in outcomes.read(runs, NEEDED, others):
@@ -120,9 +120,3 @@ def field_named(text: str, shown: Sequence[str]) -> str:
     if text not in called:
         raise ValueError(f"--sort {text}: no such field tells these runs apart; there are: {', '.join(shown)}")
     return called[text]
-
-
-def number(group: Group, metric: Metric) -> dict[int, float]:
-    """The metric of each run, by seed; runs without it are left out."""
-    values = {run.seed: metric.of(run) for run in group.runs}
-    return {seed: value for seed, value in values.items() if value == value}

@@ -70,6 +70,8 @@ def curves(runs: Runs, metric: str, over: str = "round", per_round: bool = False
             line = (numbers, at[points], mean, mean - half, mean + half, count[points])
             titles = (axis.title, axis.units, shown.title, shown.units)
             found.append(Curve(group.label, group.method, *line, group.runs, *titles, shown.share, group.finished, group.style))
+    if not found:
+        raise Lacking(f"no run has measured {metric}" + (f" in a round in which {over} is known" if over != "round" else ""))
     return found
 
 

@@ -1,4 +1,4 @@
-"""Paired differences: of runs with one seed in two groups, so that what both share takes no part in the interval."""
+"""Paired differences: of runs that share their random numbers, so that what both share takes no part in the interval."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedsim_analysis.comparison import grouping, jobs, outcomes, pairs
 from fedsim_analysis.measures.colours import Style
-from fedsim_analysis.measures.groups import Group, groups
+from fedsim_analysis.measures.groups import Group, group_of, groups
 from fedsim_analysis.measures.intervals import mean_and_half
 from fedsim_analysis.measures.metrics import final, metric_of
-from fedsim_analysis.measures.nodes import Lacking, Numbers
+from fedsim_analysis.measures.nodes import Lacking, Numbers, along_runs
 
 if TYPE_CHECKING:
     from fedsim_analysis.measures.nodes import Runs
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Difference:
-    """`label` minus `against`, of the last measured values of pairs of runs with one seed."""
+    """`label` minus `against`, of the last measured values of pairs of runs."""
 
     label: str
     method: str
@@ -33,40 +34,40 @@ class Difference:
     units: str
     style: Style
     share: bool  # a difference of shares is shown in percentage points
+    unpaired: str  # why runs of the group have no pair; "" where each has one
 
 
 def differences(runs: Runs, metric: str = "accuracy", against: str | None = None) -> list[Difference]:
-    """Of each group, its difference from the group labelled `against`: by default fedavg's, else the first.
+    """Of each group, its difference from the group labelled `against`; by default from the dense method, else from the first group.
 
-    Lacking where there is one group alone, or no seed that two groups share.
+    Which runs are pairs: `comparison.pairs`, which looks into the files. A group without a pair is left out. Lacking where no group has
+    one, and why.
     """
-    shown, values = metric_of(runs, metric), final(runs, metric_of(runs, metric))
-    every = groups(runs)
-    other = _against(every, against)
-    found = []
-    for group in every:
-        if group is other:
-            continue
-        pairs = [(seed, i, j) for seed, i in zip(group.seeds, group.places, strict=True) if (j := _with_seed(other, seed)) is not None]
-        held = [(seed, values[i] - values[j]) for seed, i, j in pairs if np.isfinite(values[i] - values[j])]
-        if held:
-            each = np.array([value for _, value in held])
-            mean, half, _ = mean_and_half(each)
-            about = (float(mean), float(mean - half), float(mean + half), shown.title, shown.units, group.style, shown.share)
-            found.append(Difference(group.label, group.method, other.label, tuple(seed for seed, _ in held), each, *about))
+    shown = metric_of(runs, metric)
+    values, paths, every = final(runs, shown), along_runs(runs, "rounds", "path"), groups(runs)
+    if paths is None or len(every) < 2:
+        raise Lacking("the runs do not say from which files they are" if paths is None else "there is one group alone, and no pair")
+    held = outcomes.read(paths, ())
+    places = {run.path: i for i, run in enumerate(held)}
+    blocks = [_as_compared(group, held) for group in every]
+    meant = () if against is None else (blocks[every.index(group_of(runs, "rounds", against))],)
+    found, why = [], dict[str, None]()
+    for group, own, other in zip(every, blocks, pairs.baselines(blocks, meant), strict=True):
+        matched, unpaired = ([], "") if own is other else pairs.matched(own, other)
+        of = [(one.seed, places[one.path], places[rival.path]) for one, rival in matched]
+        differ = [(seed, values[i] - values[j]) for seed, i, j in of if np.isfinite(values[i] - values[j])]
+        why[f"{group.label}: {unpaired}"] = None
+        if differ:
+            each = np.array([value for _, value in differ])
+            mean, half = (float(one) for one in mean_and_half(each)[:2])
+            interval = (mean, mean - half, mean + half, shown.title, shown.units, group.style, shown.share, unpaired)
+            found.append(Difference(group.label, group.method, other.label, tuple(seed for seed, _ in differ), each, *interval))
     if not found:
-        raise Lacking(f"no group has a seed in common with {other.label}" if len(every) > 1 else "there is one group alone, and no pair")
+        raise Lacking(f"no two runs of different groups are a pair ({'; '.join(text for text in why if not text.endswith(': '))})")
     return found
 
 
-def _against(every: list[Group], label: str | None) -> Group:
-    if label is None:
-        return next((group for group in every if group.method == "fedavg"), every[0])
-    for group in every:
-        if group.label == label:
-            return group
-    raise Lacking(f"there is no group {label!r}; the groups are {'; '.join(group.label for group in every)}")
-
-
-def _with_seed(group: Group, seed: Any) -> int | None:
-    return next((i for own, i in zip(group.seeds, group.places, strict=True) if own == seed), None)
+def _as_compared(group: Group, held: list[outcomes.Outcome]) -> grouping.Group:
+    """The group as `comparison` has it."""
+    own = tuple(sorted((held[i] for i in group.places), key=lambda run: run.seed))
+    return grouping.Group(jobs.computed(own[0].job), own, group.label, "")

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fedsim_analysis.comparison.jobs import HOW, HOW_SECTIONS, plain
 from fedsim_analysis.measures.colours import Style, styles
 from fedsim_analysis.measures.nodes import Lacking, along_runs, labels, node
 
 if TYPE_CHECKING:
     from fedsim_analysis.measures.nodes import Runs
 
-ABOUT_RUNS = ("run", "seed", "method", "path", "rounds_done", "rounds_planned", "finished", "name")  # what tells no jobs apart
-HOW = ("execution.", "sweep.", "record.")  # sections that change how, and not what is computed
+ABOUT_RUNS = ("run", "method", "path", "rounds_done", "rounds_planned", "finished")  # coordinates that are no fields of jobs
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class Group:
 def groups(runs: Runs, place: str = "rounds") -> list[Group]:
     """The groups in the order of their first runs.
 
-    Runs belong together whose fields of the job are equal but for `seed`, `name`, [execution], [sweep] and [record]. A label is
+    Runs belong together whose fields of the job are equal, as in `comparison`: but for `seed`, `name`, where the data lie, and
+    [execution], [sweep] and [record]. A label is
     the method's name, followed by the fields in which groups of this method differ: "fedtiny, density 0.1". Where two runs of
     a group have one seed, an interval over them would be false: each run is then a group of its own, and its label ends with the
     run's. A Dataset that does not say the methods of its runs gives a group, without a method, for each run.
@@ -74,7 +75,7 @@ def group_of(runs: Runs, place: str, label: str | None = None) -> Group:
 def fields_of(runs: Runs, place: str) -> list[dict[str, Any]]:
     """Of each run, the fields of its job that `open` gives as coordinates, without those that tell no jobs apart."""
     found = node(runs, place)
-    names = [str(name) for name in found.coords if str(name) not in ABOUT_RUNS and not str(name).startswith(HOW)]
+    names = [str(name) for name in found.coords if str(name) not in (*ABOUT_RUNS, *HOW) and not str(name).startswith(HOW_SECTIONS)]
     values = {name: held for name in names if name not in found.dims and (held := along_runs(runs, place, name)) is not None}
     return [{name: _missing(held[i]) for name, held in values.items()} for i in range(found.sizes["run"])]
 
@@ -91,10 +92,4 @@ def _differing(own: dict[str, Any], rivals: Sequence[dict[str, Any]]) -> list[st
 
 
 def _text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def seeds_of(found: Iterable[Group]) -> tuple[int, int]:
-    """The fewest and the most runs of the groups."""
-    counts = [len(group.places) for group in found]
-    return min(counts, default=0), max(counts, default=0)
+    return f"{value:g}" if isinstance(value, float) else plain(value)

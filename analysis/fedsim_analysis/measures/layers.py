@@ -17,7 +17,7 @@ from fedsim_analysis.measures.nodes import Lacking, Numbers, column, is_tree, la
 if TYPE_CHECKING:
     from fedsim_analysis.measures.nodes import Runs
 
-CHURN = "Mask churn, of kept weights"
+CHURN = "Mask churn"
 
 
 @dataclass(frozen=True)

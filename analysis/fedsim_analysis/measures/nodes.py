@@ -29,28 +29,20 @@ class Lacking(ValueError):
 
 
 def node(runs: Runs, name: str) -> xarray.Dataset:
-    """The node `name` of a DataTree, or the Dataset or node itself, with what the tree says of each run as coordinates.
-
-    `run` is a dimension of it, also where one run was selected.
-    """
+    """The node `name` of a DataTree, or the Dataset or node itself; `run` is a dimension of it, also where one run was selected."""
     found: Any = runs
     if is_tree(runs):
         if name not in runs.children:
             raise Lacking(f"the runs have no node {name!r}; they have {_listed(list(runs.children))}")
         found = runs[name]
-    if hasattr(found, "root"):
-        found = found.to_dataset().assign_coords(_of_each_run(found.root))
+    if hasattr(found, "to_dataset"):
+        found = found.to_dataset()
     return found if "run" in found.dims else found.expand_dims("run")
 
 
 def is_tree(runs: Runs) -> bool:
     """Whether it is the whole tree, not one of its nodes."""
     return bool(getattr(runs, "children", ()))
-
-
-def _of_each_run(root: xarray.DataTree) -> dict[str, Any]:
-    """`method`, `seed` and other coordinates that stand at the root alone: xarray gives nodes the index coordinates only."""
-    return {str(name): held for name, held in root.coords.items() if held.dims in ((), ("run",)) and name not in ("run", "round")}
 
 
 def has(runs: Runs, place: str, name: str) -> bool:

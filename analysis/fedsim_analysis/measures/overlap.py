@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 Against = Literal["first", "previous", "last"]
 TITLES = {
-    "first": "Overlap with the first mask",
-    "previous": "Overlap with the mask before",
-    "last": "Overlap with the last mask",
+    "first": "Overlap with first mask",
+    "previous": "Overlap with previous mask",
+    "last": "Overlap with last mask",
 }
 MOST = 64  # rounds of a matrix of rounds
 

@@ -11,9 +11,9 @@ from matplotlib.lines import Line2D
 from fedsim_analysis import measures
 from fedsim_analysis.measures import Front, Point
 from fedsim_analysis.plots import page
-from fedsim_analysis.plots.legends import LONGEST, legend
+from fedsim_analysis.plots.legends import SHORT, legend
 from fedsim_analysis.plots.lines import MARKERS, is_wide, labelled, logarithmic, within
-from fedsim_analysis.plots.text import shortened
+from fedsim_analysis.plots.text import brief, shortened, width_of
 
 if TYPE_CHECKING:
     from fedsim_analysis.measures.nodes import Runs
@@ -38,6 +38,8 @@ def pareto(
             logarithmic(ax, [cost * x.factor for cost in costs])
         ax.margins(0.08)
         within(ax, found.share, positive=True)
+        if ax.get_xlim()[0] < 0:
+            ax.set_xlim(left=0)
         legend(ax, handles, [labelled(point) for point in found.points], _note(found))
     return ax
 
@@ -93,12 +95,18 @@ def differences(
                 alpha=0.5,
             )
             ax.errorbar([one.mean * scale.factor], [row], xerr=wide, color=colour, marker=marker, markersize=5, capsize=2, elinewidth=1.2)
-        ax.set_yticks(range(len(found)), shortened([one.label for one in found], LONGEST // 2))
+        names = shortened([one.label for one in found], SHORT)
+        ax.set_yticks(range(len(found)), names)
         ax.set_ylim(len(found) - 0.4, -0.6)
         ax.grid(False, axis="y")
         ax.tick_params(axis="y", length=0)
         ax.spines["left"].set_visible(False)
-        page.name(ax, scale.axis(f"{found[0].title} minus that of {found[0].against}"), "")
+        page.name(
+            ax,
+            scale.axis(f"{found[0].title} minus that of {brief(found[0].against, SHORT)}"),
+            "",
+            max(width_of(name, page.SMALL) for name in names),
+        )
         pairs = sorted({len(one.values) for one in found})
         of = " to ".join(map(str, dict.fromkeys((pairs[0], pairs[-1]))))
         legend(ax, [], [], f"mean and 95 % interval of {of} pairs" if pairs[-1] > 1 else "one pair")

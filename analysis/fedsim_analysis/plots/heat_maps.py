@@ -17,7 +17,7 @@ from fedsim_analysis.measures import Heat, colours
 from fedsim_analysis.measures.nodes import Numbers
 from fedsim_analysis.plots import page
 from fedsim_analysis.plots.lines import draw, part
-from fedsim_analysis.plots.text import plain, shortened, width_of, wrapped
+from fedsim_analysis.plots.text import brief, plain, shortened, width_of, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.spines import Spine
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fedsim_analysis.measures.nodes import Runs
 
 ROW = 0.145  # inches of a row that has a name
-LONGEST = 22  # signs of a name
+LONGEST, TITLE, BAR = 22, 26, 0.75  # signs of a name and of a title; inches of the colour bar
 TALLEST = 5.5  # inches
 SQUARE = 2.7  # inches, of a map of rounds and rounds
 WIDE = 5.0  # times, by which values differ before their colours become logarithmic
@@ -72,7 +72,7 @@ def partition(runs: Runs, run: str | None = None, ax: Axes | None = None, width:
 def heat(shown: Heat, ax: Axes | None = None, width: str | float = "column") -> Axes:
     """A heat map in the one style, its colour bar beside it."""
     with page.style():
-        upright = _is_upright(shown.columns)
+        upright = _is_upright(shown, page.inches(width))
         ax = page.axes(ax, width, _height(shown, upright))
         scale = measures.scale_of(shown.values, shown.units, shown.share)
         values = shown.values * scale.factor
@@ -85,9 +85,12 @@ def heat(shown: Heat, ax: Axes | None = None, width: str | float = "column") -> 
     return ax
 
 
-def _is_upright(names: Sequence[str]) -> bool:
+def _is_upright(shown: Heat, width: float) -> bool:
     """Whether the names of the columns stand upright, since they are too long to lie."""
-    return max(map(len, names), default=0) > 4
+    if shown.column_label == "Round":
+        return False
+    longest = max((width_of(name, page.SMALL) for name in shortened(shown.columns, LONGEST)), default=0.0)
+    return longest > 0.3 and (longest + 0.08) * len(shown.columns) > width - 0.6 - _taken(shown)
 
 
 def _height(shown: Heat, upright: bool) -> float:
@@ -127,10 +130,15 @@ def _names(ax: Axes, shown: Heat, upright: bool) -> None:
     width, height = page.size_of(ax)
     longest = max((width_of(name, page.SMALL) for name in shortened(shown.columns, LONGEST)), default=0.1)
     _thinned(ax, "y", shown.rows, int(height / ROW))
-    _thinned(ax, "x", shown.columns, int((width - 1.0) / (ROW if upright else longest + 0.08)))
+    _thinned(ax, "x", shown.columns, int((width - _taken(shown)) / (ROW if upright else longest + 0.08)))
     if upright:
         ax.tick_params(axis="x", labelrotation=90)
-    page.name(ax, shown.column_label, shown.row_label)
+    page.name(ax, shown.column_label, shown.row_label, _taken(shown))
+
+
+def _taken(shown: Heat) -> float:
+    """Inches of the width that the names of the rows and the colour bar have."""
+    return max((width_of(name, page.SMALL) for name in shortened(shown.rows, LONGEST)), default=0.0) + BAR - 0.2
 
 
 def _thinned(ax: Axes, axis: str, names: Sequence[str], room: int) -> None:
@@ -144,7 +152,7 @@ def _thinned(ax: Axes, axis: str, names: Sequence[str], room: int) -> None:
 def _write(ax: Axes, shown: Heat, values: Numbers, norm: Normalize) -> None:
     """What the map is of; and numbers in its cells where they are few, or in the first and the last round of each layer."""
     rows, columns = values.shape
-    note = [shown.label + (f", mean of {shown.n} seeds" if shown.n > 1 else "")]
+    note = [brief(shown.label, TITLE) + (f", mean of {shown.n} seeds" if shown.n > 1 else "")]
     if rows <= FEW and columns <= FEW:
         for i, j in np.ndindex(rows, columns):
             _number(ax, shown, values, norm, (i, j), f"{values[i, j]:.0f}", "center")
@@ -153,7 +161,7 @@ def _write(ax: Axes, shown: Heat, values: Numbers, norm: Normalize) -> None:
         for i in range(rows):
             _number(ax, shown, values, norm, (i, 0), f" {values[i, 0]:.3g}", "left")
             _number(ax, shown, values, norm, (i, columns - 1), f"{values[i, -1]:.3g} ", "right")
-    title = wrapped(plain("; ".join(filter(None, note))), page.SMALL, page.size_of(ax)[0])
+    title = wrapped(plain("; ".join(filter(None, note))), page.SMALL, max(page.size_of(ax)[0] - _taken(shown), 1.2))
     ax.set_title(title, loc="left", fontsize=page.SMALL, color=page.GREY)
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 DASHES: dict[str, Any] = {"solid": "-", "dash": (0, (4, 1.5)), "dot": (0, (1, 1.1)), "dashdot": (0, (4, 1.2, 1, 1.2))}
 MARKERS = dict(zip(colours.MARKERS, ("o", "s", "^", "D", "v", "p", "P", "<", "X", "h"), strict=True))
-BAND = 0.16  # opacity of intervals
+BAND, FAINT, CROWD = 0.16, 0.07, 5  # opacity of intervals, where there are many groups, and how many are many
 FEW = 25  # points that all have a marker
 WIDE = 5.0  # times, by which ends of curves may differ before the axis becomes logarithmic
 
@@ -101,10 +101,12 @@ def draw(found: Sequence[Curve], ax: Axes | None = None, width: str | float = "c
         ends = [float(one.x[-1]) for one in found]
         if first.x_units == "1":
             ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
+            if len({float(at) for one in found for at in one.x}) == 1:
+                ax.set_xlim(ends[0] - 1, ends[0] + 1)
         elif is_wide(ends):
             logarithmic(ax, [value * x.factor for one in found for value in one.x])
             found = [part(one, one.x > 0) for one in found]
-        handles = [_line(ax, one, x.factor, y.factor) for one in found]
+        handles = [_line(ax, one, x.factor, y.factor, opacity(found)) for one in found]
         page.name(ax, x.axis(first.x_label), y.axis(first.y_label))
         within(ax, first.share, zero or min(float(one.mean.min()) for one in found) >= 0, zero)
         if len(found) > 1 or measures.note_of(found):
@@ -122,13 +124,18 @@ def part(one: Curve, there: Any) -> Curve:
     return Curve(**(vars(one) | {name: getattr(one, name)[there] for name in ("rounds", "x", "mean", "low", "high", "n")}))
 
 
-def _line(ax: Axes, one: Curve, x: float, y: float) -> Line2D:
+def opacity(found: Sequence[Any]) -> float:
+    """Of bands, so that lines are seen through as many as there are groups."""
+    return BAND if len(found) < CROWD else FAINT
+
+
+def _line(ax: Axes, one: Curve, x: float, y: float, band: float) -> Line2D:
     colour, marker = one.style.colour, MARKERS[one.style.marker]
     more: dict[str, Any] = {"linestyle": DASHES[one.style.dash], "markevery": max(1, -(-len(one.x) // FEW))}
     (line,) = ax.plot(one.x * x, one.mean * y, color=colour, marker=marker, markeredgecolor="white", markeredgewidth=0.4, **more)
     there = np.isfinite(one.low)
     if there.sum() > 1:
-        ax.fill_between(one.x * x, one.low * y, one.high * y, color=colour, alpha=BAND, linewidth=0)
+        ax.fill_between(one.x * x, one.low * y, one.high * y, color=colour, alpha=band, linewidth=0)
     elif there.any():
         at, mean = one.x[there] * x, one.mean[there] * y
         ax.errorbar(at, mean, yerr=(one.high - one.mean)[there] * y, color=colour, capsize=1.5, linewidth=0.8, fmt="none")

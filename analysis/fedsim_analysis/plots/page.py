@@ -149,9 +149,10 @@ def axes(ax: Axes | None, width: str | float, height: float = HEIGHT) -> Axes:
     return ax
 
 
-def name(ax: Axes, x: str, y: str) -> None:
-    """The names of both axes, of plain text, in lines that are as long as the axes are."""
+def name(ax: Axes, x: str, y: str, taken: float = 0.0) -> None:
+    """The names of both axes, of plain text, in lines that are as long as the axes are. taken: inches of the width that others have."""
     width, height = size_of(ax)
+    width = max(width - taken, 1.2)
     size = float(mpl.rcParams["axes.labelsize"])
     ax.set_xlabel(wrapped(plain(x), size, width), fontsize=size, color=INK)
     ax.set_ylabel(wrapped(plain(y), size, height), fontsize=size, color=INK)

@@ -13,8 +13,8 @@ from matplotlib.ticker import MaxNLocator
 from fedsim_analysis import measures
 from fedsim_analysis.measures import Distribution, Phases, colours
 from fedsim_analysis.plots import page
-from fedsim_analysis.plots.legends import LONGEST, legend
-from fedsim_analysis.plots.lines import BAND, DASHES, MARKERS, within
+from fedsim_analysis.plots.legends import SHORT, legend
+from fedsim_analysis.plots.lines import DASHES, MARKERS, opacity, within
 from fedsim_analysis.plots.text import shortened
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def clients(runs: Runs, name: str = "accuracy", ax: Axes | None = None, width: s
         found = measures.distribution(runs, name)
         ax = page.axes(ax, width)
         scale = measures.scale_of(np.concatenate([one.quantiles[-1] for one in found]), found[0].units, found[0].share)
-        handles = [_spread(ax, one, scale.factor) for one in found]
+        handles = [_spread(ax, one, scale.factor, opacity(found)) for one in found]
         page.name(ax, "Round", scale.axis(found[0].title))
         ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
         within(ax, found[0].share, positive=False)
@@ -40,7 +40,7 @@ def clients(runs: Runs, name: str = "accuracy", ax: Axes | None = None, width: s
     return ax
 
 
-def _spread(ax: Axes, one: Distribution, factor: float) -> Line2D:
+def _spread(ax: Axes, one: Distribution, factor: float, band: float) -> Line2D:
     values, style = one.quantiles * factor, one.style
     (line,) = ax.plot(
         one.rounds,
@@ -51,7 +51,7 @@ def _spread(ax: Axes, one: Distribution, factor: float) -> Line2D:
         markeredgecolor="white",
         markeredgewidth=0.4,
     )
-    ax.fill_between(one.rounds, values[LOW], values[HIGH], color=style.colour, alpha=BAND, linewidth=0)
+    ax.fill_between(one.rounds, values[LOW], values[HIGH], color=style.colour, alpha=band, linewidth=0)
     ax.plot(
         one.rounds, values[WORST], color=style.colour, linestyle=(0, (1, 1.5)), linewidth=0.8, marker=MARKERS[style.marker], markersize=2
     )
@@ -66,7 +66,7 @@ def phases(runs: Runs, ax: Axes | None = None, width: str | float = "column") ->
         scale = measures.scale_of([one.total.sum() for one in found], "s")
         _bars(ax, found, scale.factor)
         page.name(ax, scale.axis("Time of all rounds"), "")
-        ax.set_yticks(range(len(found)), shortened([one.label for one in found], LONGEST // 2))
+        ax.set_yticks(range(len(found)), shortened([one.label for one in found], SHORT))
         ax.set_ylim(len(found) - 0.45, -0.55)
         ax.grid(False, axis="y")
         ax.spines["left"].set_visible(False)

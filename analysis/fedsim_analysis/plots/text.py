@@ -34,15 +34,24 @@ def _signs() -> frozenset[int]:
 
 def plain(text: str) -> str:
     """One line that matplotlib shows as it is. A sign that no font has is shown by its number: "\\u4e2d"."""
+    return _known(text).replace("$", r"\$")
+
+
+def _known(text: str) -> str:
     line = " ".join(text.split())
-    known = "".join(sign if ord(sign) in _signs() else sign.encode("ascii", "backslashreplace").decode() for sign in line)
-    return known.replace("$", r"\$")
+    return "".join(sign if ord(sign) in _signs() else sign.encode("ascii", "backslashreplace").decode() for sign in line)
 
 
 def shortened(texts: Sequence[str], most: int) -> list[str]:
-    """Each text with its middle left out where it has more than `most` signs; whole where two would then be equal."""
-    short = [_short(" ".join(text.split()), most) for text in texts]
-    return [plain(text if short.count(cut) > 1 and len(set(texts)) > 1 else cut) for text, cut in zip(texts, short, strict=True)]
+    """Each text, as `plain` gives it, with its middle left out where it has more than `most` signs; whole where two would then be equal."""
+    known = [_known(text) for text in texts]
+    short = [_short(text, most) for text in known]
+    return [(text if short.count(cut) > known.count(text) else cut).replace("$", r"\$") for text, cut in zip(known, short, strict=True)]
+
+
+def brief(text: str, most: int) -> str:
+    """The text itself, on one line, with its middle left out where it has more than `most` signs; not escaped."""
+    return _short(_known(text), most)
 
 
 def _short(text: str, most: int) -> str:

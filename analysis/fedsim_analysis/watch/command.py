@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -42,7 +43,7 @@ def watch(path: Path, every: float = EVERY, console: Console | None = None, wait
     console = console or Console()
     watched = Watched(path, wait, runs)
     _check(watched)
-    with _ended_by_signals():
+    with _handled(dict.fromkeys(SIGNALS, _end)):
         if console.is_terminal and not console.is_dumb_terminal and not console.is_jupyter:
             return _in_terminal(watched, every, console)
         return _in_lines(watched, every, console)
@@ -66,16 +67,18 @@ def _refuse(path: Path, hint: str) -> None:
     raise FileNotFoundError(f"there is no run file {path}, and no run that is to write it; {hint}")
 
 
+def _end(number: int, _: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
 @contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Signals that end the view leave the terminal as it was."""
-
-    def end(number: int, _: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
+def _handled(handlers: Mapping[str, Callable[[int, FrameType | None], None]]) -> Iterator[None]:
+    """Signals that this system has are handled so until the end; nothing outside of the main thread, which alone has signals."""
     before = {}
-    with suppress(ValueError):  # not in the main thread, which alone has signals
-        before = {getattr(signal, name): signal.signal(getattr(signal, name), end) for name in SIGNALS if hasattr(signal, name)}
+    with suppress(ValueError):
+        before = {
+            getattr(signal, name): signal.signal(getattr(signal, name), each) for name, each in handlers.items() if hasattr(signal, name)
+        }
     try:
         yield
     finally:
@@ -87,7 +90,7 @@ def _in_terminal(watched: Watched, every: float, console: Console) -> int:
     """The whole screen, which is left as it was found; the last frame is printed after it."""
     interrupted = False
     try:
-        with Live(console=console, screen=True, auto_refresh=False, redirect_stdout=False, redirect_stderr=False) as live:
+        with Live(console=console, screen=True, auto_refresh=False, redirect_stdout=False, redirect_stderr=False) as live, _paused_by(live):
             for look in _looks(watched, every, console):
                 if look:
                     live.update(_screen(watched, console), refresh=True)
@@ -95,6 +98,24 @@ def _in_terminal(watched: Watched, every: float, console: Console) -> int:
         interrupted = True
     console.print(_screen(watched, console, live=False))
     return _left_alone(watched, console) if interrupted else watched.code()
+
+
+@contextmanager
+def _paused_by(live: Live) -> Iterator[None]:
+    """Ctrl-Z gives the screen back until the process goes on."""
+
+    def pause(number: int, _: FrameType | None) -> None:
+        live.console.set_alt_screen(False)
+        live.console.show_cursor(True)
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)  # it stops here
+        signal.signal(number, pause)
+        live.console.set_alt_screen(True)
+        live.console.show_cursor(False)
+        live.refresh()
+
+    with _handled({"SIGTSTP": pause}):
+        yield
 
 
 def _looks(watched: Watched, every: float, console: Console) -> Iterator[bool]:
