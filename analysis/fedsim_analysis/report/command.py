@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedsim_analysis.report import files, folder, page
+from fedsim_analysis.report.escaping import shown
 
 HEAD = 4096  # bytes in which a page of ours is marked
 
@@ -22,7 +23,10 @@ def write(runs: Sequence[Path], out: Path) -> list[str]:
     folder.check(figures)
     from fedsim_analysis.report import assembly
 
-    made = assembly.report(runs, figures.name)
+    try:
+        made = assembly.report(runs, figures.name)
+    except (OSError, ValueError) as error:
+        raise ValueError(shown(" ".join(str(error).split()))) from error
     report = made.report
     pictures = folder.drawn(report.figures(), made.runs)
     text = page.render(report, {name: kinds["svg"] for name, kinds in pictures.items()})
@@ -30,7 +34,7 @@ def write(runs: Sequence[Path], out: Path) -> list[str]:
     folder.write(figures, pictures, folder.index(report.title, report.figures(), made.opening))
     files.put(out, text.encode())
     lines = [f"{out}: {report.subtitle}, {len(text.encode()) / 1e6:.1f} MB", f"{figures}: {len(pictures)} figures as SVG and PDF"]
-    return lines + ([f"not finished: {report.warning}"] if report.warning else [])
+    return [shown(line) for line in lines + ([report.warning] if report.warning else [])]
 
 
 def _check(out: Path) -> None:

@@ -68,6 +68,11 @@ class Seen:
     def ask(self, script: str) -> Any:
         return self.page.evaluate(script)
 
+    def settle(self) -> None:
+        """Until all changes of the charts are done."""
+        self.ask("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        self.ask("Promise.all(Array.from(document.querySelectorAll('.chart')).map((chart) => chart.work)).then(() => true)")
+
     def boxes(self, selector: str) -> list[dict[str, float]]:
         return self.ask(f"Array.from(document.querySelectorAll({selector!r})).map((e) => e.getBoundingClientRect().toJSON())")
 
@@ -151,6 +156,9 @@ def test_in_print_the_pictures_stand_on_white_paper(desktop: Seen) -> None:
     SHOTS.mkdir(parents=True, exist_ok=True)
     desktop.page.pdf(path=str(SHOTS / "print.pdf"), format="A4")
     assert (SHOTS / "print.pdf").read_bytes().startswith(b"%PDF")
+    desktop.settle()
+    drawn, chart = (desktop.boxes(f"#accuracy_over_round {part}")[0]["width"] for part in (".main-svg", ".chart"))
+    assert abs(drawn - chart) < 1
 
 
 def test_without_scripts_the_pictures_are_there(browser: Any, report: Path) -> None:
@@ -168,14 +176,17 @@ def test_curves_are_switched_on_and_off_in_all_figures(desktop: Seen) -> None:
     before = desktop.ask(visible)
     assert set(before["accuracy_over_round"]) == {"fedavg", "fedtiny", "fedmef", "adp"}
     desktop.page.get_by_role("checkbox", name="fedavg").uncheck()
+    desktop.settle()
     assert not [name for name, groups in desktop.ask(visible).items() if "fedavg" in groups]
     desktop.page.get_by_role("checkbox", name="fedavg").check()
+    desktop.settle()
     assert desktop.ask(visible) == before
     assert desktop.faults == []
 
 
 def test_the_pointer_shows_the_numbers_of_a_point(desktop: Seen) -> None:
     chart = desktop.page.locator("#accuracy_over_round .chart")
+    desktop.settle()
     chart.scroll_into_view_if_needed()
     box = chart.locator(".nsewdrag").first.bounding_box()
     desktop.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
@@ -194,8 +205,8 @@ def test_markup_and_escapes_of_a_run_file_are_shown(browser: Any, tmp_path: Path
     folder.mkdir()
     job = f"evil = '''{EVIL}'''"
     runs = [
-        write(folder / f"{escape}<i>a.h5", "<b>x</b>%{y}<!--", extra=job, layer="<u>fc</u><script>", hosts=EVIL, torch_version="<s>1"),
-        write(folder / "b.h5", "fedavg", hosts="node&amp;", layer="<u>fc</u><script>"),
+        write(folder / f"{escape}<i>a.h5", "<b>x</b>%{y}<!--", extra=job, layer="<u>fc<script>", hosts=EVIL, torch_version="<s>1"),
+        write(folder / "b.h5", "fedavg", hosts="node&amp;", layer="<u>fc<script>"),
     ]
     with Seen(browser, made(runs, tmp_path / "report.html"), **DESKTOP) as seen:
         seen.shoot("hostile")
@@ -205,7 +216,7 @@ def test_markup_and_escapes_of_a_run_file_are_shown(browser: Any, tmp_path: Path
         text = seen.ask("document.body.textContent")
         for shown in (EVIL, "\\x1b[31m<i>a", "node&amp;", "<s>1"):
             assert shown in text
-        assert "<u>fc</u><script>" in seen.page.locator("#layer_density_1 .ytick").all_inner_texts()
-        assert "<b>x</b>%{y}<!--" in seen.page.locator("#accuracy_over_round .legendtext").all_inner_texts()
+        assert "<u>fc<script>" in seen.page.locator("#layer_density_1 .ytick").all_text_contents()
+        assert "<b>x</b>%{y}<!--" in seen.page.locator("#accuracy_over_round .legendtext").all_text_contents()
         assert "\x1b" not in seen.page.content()
         assert seen.ask("document.querySelectorAll('main b, main i, main u, main s, main img:not(.picture)').length") == 0
