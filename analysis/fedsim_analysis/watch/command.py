@@ -24,9 +24,9 @@ from fedsim_analysis.watch.signs import ascii_only
 
 EVERY = 2.0  # seconds between two looks
 REST = 19.0  # a look of a second is followed by 19 s of rest: a slow file system is read a twentieth of the time at most
-SPARED = 125.0  # a second of a core, of a look and its frame, is followed by as many: a run on that core loses 0.8 % at most
+SPARED = 180.0  # a second of a core, of a look and its frame, is followed by as many: a run on that core loses less than 1 %
 LONGEST = 20.0  # seconds of that rest, at most: of many runs none loses much
-STEP = 0.2  # seconds between two looks at the size of the terminal
+STEP = 0.25  # seconds between two looks at the size of the terminal
 WHOLE = 100_000  # lines that the last frame may have
 INTERRUPTED = 3  # the exit code of fedsim for what a signal stopped
 SIGNALS = ("SIGTERM", "SIGHUP")  # that end the view as Ctrl-C does

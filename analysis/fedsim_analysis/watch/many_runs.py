@@ -61,15 +61,11 @@ def _left(watched: Watched) -> float:
     """Seconds until all have ended, if as many go on at once as do now; not-a-number where that is not known."""
     going = [run for run in watched.runs if run.state.name == RUNNING]
     waiting = sum(run.state.name == WAITING for run in watched.runs) + watched.missing
-    known = np.array([run.left() for run in going])
-    if not len(known) or not np.isfinite(known).any():
-        return float("nan")
     whole = [seen.pace().left(0, seen.planned) for run in watched.runs if (seen := run.file.seen) and seen.rounds > 0]
-    whole = [seconds for seconds in whole if np.isfinite(seconds)]
-    if waiting and not whole:
-        return float("nan")
-    work = float(np.nan_to_num(known, nan=np.nanmean(known)).sum()) + (waiting * float(np.median(whole)) if waiting else 0.0)
-    return max(work / len(known), float(np.nanmax(known)))
+    usual = float(np.median(known)) if len(known := [seconds for seconds in whole if np.isfinite(seconds)]) else float("nan")
+    left_of = [seconds if np.isfinite(seconds := run.left()) else usual for run in going]
+    work = sum(left_of) + (waiting * usual if waiting else 0.0)
+    return max(work / len(going), *left_of) if going else float("nan")
 
 
 def _chosen(runs: Sequence[Run], room: int) -> list[Run]:
