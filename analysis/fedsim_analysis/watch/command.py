@@ -12,6 +12,7 @@ from itertools import count
 from pathlib import Path
 from types import FrameType
 
+import numpy as np
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
@@ -45,7 +46,7 @@ def watch(path: str | Path, every: float = EVERY, console: Console | None = None
     console = console or Console()
     watched = Watched(Path(path), wait, runs)
     _check(watched)
-    with _handled(dict.fromkeys(SIGNALS, _end)):
+    with _handled(dict.fromkeys(SIGNALS, _end)), np.errstate(all="ignore"):  # a value that was recorded may be any
         if console.is_terminal and not console.is_dumb_terminal and not console.is_jupyter:
             return _in_terminal(watched, every, console)
         return _in_lines(watched, every, console)
