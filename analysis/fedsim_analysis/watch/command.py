@@ -12,6 +12,7 @@ from itertools import count
 from pathlib import Path
 from types import FrameType
 
+import numpy as np
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
@@ -19,20 +20,22 @@ from rich.text import Text
 from fedsim_analysis import run_file
 from fedsim_analysis.watch import many_runs, one_run
 from fedsim_analysis.watch.plain import Lines
-from fedsim_analysis.watch.runs import Watched
+from fedsim_analysis.watch.runs import UNREAD, Watched
 from fedsim_analysis.watch.signs import ascii_only
 
 EVERY = 2.0  # seconds between two looks
 REST = 19.0  # a look of a second is followed by 19 s of rest: a slow file system is read a twentieth of the time at most
-SPARED = 125.0  # a second of a core, of a look and its frame, is followed by as many: a run on that core loses 0.8 % at most
+SPARED = 180.0  # a second of a core, of a look and its frame, is followed by as many: a run on that core loses less than 1 %
 LONGEST = 20.0  # seconds of that rest, at most: of many runs none loses much
-STEP = 0.2  # seconds between two looks at the size of the terminal
+STEP = 0.25  # seconds between two looks at the size of the terminal
+LONG = 1.0  # seconds of a look, after which those that have been read are shown
+NEWS, REDRAW = "news", "redraw"
 WHOLE = 100_000  # lines that the last frame may have
 INTERRUPTED = 3  # the exit code of fedsim for what a signal stopped
 SIGNALS = ("SIGTERM", "SIGHUP")  # that end the view as Ctrl-C does
 
 
-def watch(path: Path, every: float = EVERY, console: Console | None = None, wait: bool = False, runs: int = 0) -> int:
+def watch(path: str | Path, every: float = EVERY, console: Console | None = None, wait: bool = False, runs: int = 0) -> int:
     """Shows a run, or the runs of a folder, until they end. The exit code: 0 all are done, 1 some failed, 2 some cannot be read,
     3 some stopped, or a signal ended the view.
 
@@ -41,9 +44,9 @@ def watch(path: Path, every: float = EVERY, console: Console | None = None, wait
     Raises FileNotFoundError where there is nothing to watch, and ValueError for what is no run file.
     """
     console = console or Console()
-    watched = Watched(path, wait, runs)
+    watched = Watched(Path(path), wait, runs)
     _check(watched)
-    with _handled(dict.fromkeys(SIGNALS, _end)):
+    with _handled(dict.fromkeys(SIGNALS, _end)), np.errstate(all="ignore"):  # a value that was recorded may be any
         if console.is_terminal and not console.is_dumb_terminal and not console.is_jupyter:
             return _in_terminal(watched, every, console)
         return _in_lines(watched, every, console)
@@ -54,12 +57,15 @@ def _check(watched: Watched) -> None:
     path, hint = watched.path, "--wait waits until there is one"
     if not path.exists() and not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent}, in which {path.name} could be")
-    watched.look()
+    watched.find()
     if watched.wait or watched.expected:
         return
-    if watched.folder and not watched.runs:
-        raise FileNotFoundError(f"there is no run file in the folder {path}; {hint}")
-    if not watched.folder and watched.runs[0].state.ended:
+    if watched.folder:
+        if not watched.runs:
+            raise FileNotFoundError(f"there is no run file in the folder {path}; {hint}")
+        return
+    watched.look()
+    if watched.runs[0].state.ended or watched.runs[0].state.name == UNREAD:
         run_file.read(path, lambda file: None, time.sleep) if path.exists() else _refuse(path, hint)
 
 
@@ -91,9 +97,8 @@ def _in_terminal(watched: Watched, every: float, console: Console) -> int:
     interrupted = False
     try:
         with Live(console=console, screen=True, auto_refresh=False, redirect_stdout=False, redirect_stderr=False) as live, _paused_by(live):
-            for look in _looks(watched, every, console):
-                if look:
-                    live.update(_screen(watched, console), refresh=True)
+            for _ in _looks(watched, every, console):
+                live.update(_screen(watched, console), refresh=True)
     except KeyboardInterrupt:
         interrupted = True
     console.print(_screen(watched, console, live=False))
@@ -118,13 +123,16 @@ def _paused_by(live: Live) -> Iterator[None]:
         yield
 
 
-def _looks(watched: Watched, every: float, console: Console) -> Iterator[bool]:
-    """After each look at the runs True, until they have ended; and in between whether the screen has another size."""
+def _looks(watched: Watched, every: float, console: Console) -> Iterator[str]:
+    """NEWS after each look at the runs, until they have ended; REDRAW where the screen has another size, or a look takes long."""
     for number in count():
-        began, used = time.monotonic(), time.process_time()
-        watched.look()
+        began, used, drawn = time.monotonic(), time.process_time(), time.monotonic()
+        for _ in watched.looking():
+            if time.monotonic() - drawn >= LONG:
+                yield REDRAW
+                drawn = time.monotonic()
         looked = time.monotonic() - began
-        yield True
+        yield NEWS
         if watched.ended():
             return
         spared = min(SPARED * (time.process_time() - used), LONGEST) if number else 0.0  # at first libraries begin
@@ -132,7 +140,8 @@ def _looks(watched: Watched, every: float, console: Console) -> Iterator[bool]:
         while (rest := until - time.monotonic()) > 0:
             time.sleep(min(rest, STEP))
             size, before = console.size, size
-            yield size != before
+            if size != before:
+                yield REDRAW
 
 
 def _screen(watched: Watched, console: Console, live: bool = True) -> Text:
@@ -154,7 +163,7 @@ def _in_lines(watched: Watched, every: float, console: Console) -> int:
 
     try:
         for look in _looks(watched, every, console):
-            for line in lines.news() if look else ():
+            for line in lines.news() if look is NEWS else ():
                 say(line)
     except KeyboardInterrupt:
         return _left_alone(watched, console)

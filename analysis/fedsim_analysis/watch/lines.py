@@ -9,7 +9,15 @@ from rich.text import Text
 
 from fedsim_analysis.watch.signs import ascii_only
 
-STYLES = {"running": "cyan", "waiting": "dim", "done": "green", "failed": "bold red", "stopped": "yellow", "unreadable": "red"}
+STYLES = {
+    "running": "cyan",
+    "waiting": "dim",
+    "done": "green",
+    "failed": "bold red",
+    "stopped": "yellow",
+    "unreadable": "red",
+    "not read yet": "dim",
+}
 
 
 def fitted(line: Text, width: int, plain: bool) -> Text:

@@ -29,6 +29,7 @@ class Holder:
     process: int | None = None
     host: str = ""
     since: str = ""
+    noted: float = 0.0  # when the lock was last written to, in seconds since 1970
 
     def __str__(self) -> str:
         who = "a process" if self.process is None else f"process {self.process}"
@@ -40,19 +41,29 @@ def holder_of(run: Path) -> Holder | None:
     real = run.resolve()
     path = real.with_name(real.name + ".lock")
     try:
+        noted = path.stat().st_mtime
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    except OSError as error:
-        return None if isinstance(error, FileNotFoundError | NotADirectoryError) else Holder(None)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError:  # of another user, who lets nobody read it
+        return Holder(None, noted=_mtime(path))
     try:
         held, note = _held(handle), _note(handle)
     finally:
         os.close(handle)
-    process = note.get("process")
-    known = Holder(held, process if type(process) is int else None, _text(note, "host"), _text(note, "since"))
-    if held or known.host != socket.gethostname():
-        return known if held else Holder(None, known.process, known.host, known.since)
-    writes = held if held is not None else _lives(known.process)
-    return Holder(writes, known.process, known.host, known.since)
+    process, host = note.get("process"), _text(note, "host")
+    process = process if type(process) is int else None
+    writes = held if held or host == socket.gethostname() else None  # on another machine it may live
+    if writes is None and host == socket.gethostname():
+        writes = _lives(process)
+    return Holder(writes, process, host, _text(note, "since"), noted)
+
+
+def _mtime(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _held(handle: int) -> bool | None:

@@ -13,10 +13,10 @@ from rich.text import Text
 from fedsim_analysis.watch.curves import bar
 from fedsim_analysis.watch.lines import STYLES, fitted, padded, wrapped
 from fedsim_analysis.watch.printed import CENTURY, left, number, quantity, share, shown
-from fedsim_analysis.watch.runs import DONE, FAILED, RUNNING, STATES, STOPPED, UNREADABLE, WAITING, Run, Watched
+from fedsim_analysis.watch.runs import DONE, FAILED, RUNNING, STATES, STOPPED, UNREAD, UNREADABLE, WAITING, Run, Watched
 
 LEAVE = "Ctrl-C ends this view and leaves the runs alone"
-ORDER = (FAILED, UNREADABLE, RUNNING, STOPPED, DONE, WAITING)  # in which runs get a line, where there is no room for all
+ORDER = (FAILED, UNREADABLE, RUNNING, STOPPED, DONE, WAITING, UNREAD)  # in which runs get a line, where there is no room for all
 REASONS = 5  # runs of which it is said why they do not go on, while others do
 NAMES = 40  # letters of a name
 
@@ -60,16 +60,12 @@ def _head(watched: Watched, width: int, plain: bool) -> list[Text]:
 def _left(watched: Watched) -> float:
     """Seconds until all have ended, if as many go on at once as do now; not-a-number where that is not known."""
     going = [run for run in watched.runs if run.state.name == RUNNING]
-    waiting = sum(run.state.name == WAITING for run in watched.runs) + watched.missing
-    known = np.array([run.left() for run in going])
-    if not len(known) or not np.isfinite(known).any():
-        return float("nan")
+    waiting = sum(run.state.name in (WAITING, UNREAD) for run in watched.runs) + watched.missing
     whole = [seen.pace().left(0, seen.planned) for run in watched.runs if (seen := run.file.seen) and seen.rounds > 0]
-    whole = [seconds for seconds in whole if np.isfinite(seconds)]
-    if waiting and not whole:
-        return float("nan")
-    work = float(np.nan_to_num(known, nan=np.nanmean(known)).sum()) + (waiting * float(np.median(whole)) if waiting else 0.0)
-    return max(work / len(known), float(np.nanmax(known)))
+    usual = float(np.median(known)) if len(known := [seconds for seconds in whole if np.isfinite(seconds)]) else float("nan")
+    left_of = [seconds if np.isfinite(seconds := run.left()) else usual for run in going]
+    work = sum(left_of) + (waiting * usual if waiting else 0.0)
+    return max(work / len(going), *left_of) if going else float("nan")
 
 
 def _chosen(runs: Sequence[Run], room: int) -> list[Run]:

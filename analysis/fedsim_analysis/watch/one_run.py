@@ -19,6 +19,7 @@ Array = NDArray[np.float64]
 
 WIDEST = 38  # signs that a plot has at least, where there are several side by side
 LOWEST = 7  # lines that a plot has at least, with its title
+SMALLEST = 0.0005  # of a round: the least part of a phase that is shown
 NAME = 9  # letters of a measure
 LEAVE = "Ctrl-C ends this view and leaves the run alone"
 
@@ -54,7 +55,7 @@ def frame(run: Run, width: int, height: int, plain: bool, live: bool = True) -> 
     head, tail = _head(run, seen), _tail(run, seen, width)
     if live:
         tail.append(Text(LEAVE, "dim"))
-    body: list[Text] = []
+    body = [] if run.state.ended else [Text("no round is complete yet")]
     if seen and seen.rounds >= 0:
         phases = _phases(seen)
         head.append(_progress(run, seen, width, plain))
@@ -180,9 +181,9 @@ def _phases(seen: Seen) -> list[Phase]:
     """The phases of the last rounds, longest first. Round 0 prepares the run, and counts while it is alone."""
     recent = {name: (column[1:] if len(column) > 1 else column)[-RECENT:] for name, column in seen.timing.items()}
     spent = {name: float(np.nansum(column)) / max(len(column), 1) for name, column in recent.items()}
-    spent = {name: seconds for name, seconds in spent.items() if 0 < seconds < np.inf}
     aside = {"record"} if seen.ranks > 1 else set()
-    total = sum(seconds for name, seconds in spent.items() if name not in aside)
+    total = sum(seconds for name, seconds in spent.items() if 0 < seconds < np.inf and name not in aside)
+    spent = {name: seconds for name, seconds in spent.items() if total * SMALLEST < seconds < np.inf}
     longest = sorted(spent.items(), key=lambda entry: -entry[1])
     return [Phase(shown(name, 20), seconds, seconds / total if total else 1.0, name in aside) for name, seconds in longest]
 

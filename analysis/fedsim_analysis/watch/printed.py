@@ -8,6 +8,7 @@ import numpy as np
 
 CENTURY = 3e9  # seconds, beyond which there is no count of days
 SCALES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+LARGE = 1e4  # beyond which a share is no share
 MOST = 300  # letters of a text of others
 
 
@@ -24,7 +25,7 @@ def _escaped(sign: str) -> str:
 
 
 def share(value: float) -> str:
-    return f"{value:.1%}" if np.isfinite(value) else "-"
+    return f"{value:.1%}" if abs(value) < LARGE else number(value)
 
 
 def number(value: float) -> str:

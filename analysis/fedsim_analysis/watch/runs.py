@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, time
@@ -14,8 +15,9 @@ from fedsim_analysis.watch.planned import Planned, planned
 from fedsim_analysis.watch.printed import ago, duration
 from fedsim_analysis.watch.seen import RunFile
 
-RUNNING, WAITING, DONE, FAILED, STOPPED, UNREADABLE = "running", "waiting", "done", "failed", "stopped", "unreadable"
-STATES = (RUNNING, WAITING, DONE, FAILED, STOPPED, UNREADABLE)
+RUNNING, WAITING, DONE, FAILED, STOPPED = "running", "waiting", "done", "failed", "stopped"
+UNREADABLE, UNREAD = "unreadable", "not read yet"
+STATES = (RUNNING, WAITING, DONE, FAILED, STOPPED, UNREADABLE, UNREAD)
 ENDED = (DONE, FAILED, STOPPED, UNREADABLE)
 AGAIN = "the same `fedsim run` goes on from its checkpoint"
 SILENT, ROUNDS = 1800.0, 20.0  # seconds, and rounds, without news, after which a process that cannot be asked counts as ended
@@ -40,7 +42,7 @@ class Run:
     def __init__(self, path: Path, phases: bool, waits: bool) -> None:
         """waits: whether it may begin, or go on, at any time."""
         self.file, self.waits = RunFile(path, phases), waits
-        self.state = State(WAITING)
+        self.state = State(UNREAD)
         self.holder: Holder | None = None
         self.plan: Planned | None = None
         self.new = 0  # looks that found news
@@ -104,6 +106,8 @@ class Run:
         if writes:
             since = f" since {self.holder.since}" if self.holder and self.holder.since else ""
             return State(RUNNING, f"{self.holder} writes it{since}")
+        if self.file.trouble and not self.file.damaged:
+            return State(UNREAD, "it may be half-written, and is read again")
         if self.holder and writes is None and (heard := self._unasked(self.holder)):
             return heard
         if self.plan and self.plan.lives and self.plan.state in (WAITING, RUNNING):
@@ -116,7 +120,7 @@ class Run:
 
     def _unasked(self, holder: Holder) -> State | None:
         """Of a run whose process cannot be asked: running, as long as news comes."""
-        quiet = self.since() if self.file.exists else 0.0
+        quiet = self.since() if self.file.exists else max(time() - holder.noted, 0.0)
         pace = self.file.seen.pace().plain if self.file.seen else float("nan")
         patience = max(SILENT, ROUNDS * pace) if np.isfinite(pace) else SILENT
         if quiet <= patience:
@@ -148,14 +152,24 @@ class Watched:
         return max(self.expected - len(self.runs), 0)
 
     def look(self) -> None:
-        """Looks at every run, after new ones of the folder have been found."""
-        self.folder = self.folder or self.path.is_dir()
-        home = self.path if self.folder else self.path.parent
-        plans = planned(home, time())
-        if self.folder:
-            self._find(plans)
+        """Looks at every run."""
+        for _ in self.looking():
+            pass
+
+    def looking(self) -> Iterator[Run]:
+        """Looks at one run after the other, and gives each; new ones of the folder too."""
+        plans = self.find()
         for run in self.runs:
             run.look(plans.get(run.path.name))
+            yield run
+
+    def find(self) -> dict[str, Planned]:
+        """Finds the runs that there are, and what their sweeps say of them, by the names of their files."""
+        self.folder = self.folder or self.path.is_dir()
+        plans = planned(self.path if self.folder else self.path.parent, time())
+        if self.folder:
+            self._find(plans)
+        return plans
 
     def ended(self) -> bool:
         """Whether nothing more is to come."""

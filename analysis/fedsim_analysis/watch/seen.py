@@ -18,6 +18,7 @@ Array = NDArray[np.float64]
 
 COLUMNS = ("accuracy", "loss", "train_loss", "client_accuracy", "density", "bytes_up", "bytes_down", "seconds")
 CHANGING = ("rounds", "finished", "weights_sha256")  # attributes that a run writes anew
+PHASES = 50  # at most
 PATIENCE = 3  # looks at one state of a file, after which it is not half-written but damaged
 MANY = 5000  # rows, as many of which are read as quickly as one
 
@@ -135,7 +136,7 @@ def _seen(file: h5py.File, before: Seen | None, moved: bool, phases: bool, lenie
     clients = before.clients if before else int(checked.dataset(file, "client", "iu", (None,)).shape[0])
     known, damaged = checksums.columns(file), list[str]()
     columns = _columns(file, "rounds", COLUMNS, before.columns if before else {}, known, damaged)
-    names = run_file.names(file, "timing") if phases else [name for name in run_file.names(file, "timing") if name == "record"]
+    names = [name for name in run_file.names(file, "timing")[:PHASES] if phases or name == "record"]
     timing = _columns(file, "timing", names, before.timing if before else {}, known, damaged)
     if damaged and not lenient:
         raise checked.Damaged(damaged[0])

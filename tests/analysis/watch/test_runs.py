@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from fedsim_analysis.watch import runs as module
 from fedsim_analysis.watch.lock import began
-from fedsim_analysis.watch.runs import AGAIN, DONE, FAILED, RUNNING, STOPPED, UNREADABLE, WAITING, Run, Watched
+from fedsim_analysis.watch.runs import AGAIN, DONE, FAILED, RUNNING, STOPPED, UNREAD, UNREADABLE, WAITING, Run, Watched
 from watched_runs import SINCE, add, begun, elsewhere, held, killed, listed, run_file
 
 from fedsim.storage.run_lock import lock_of
@@ -84,13 +84,13 @@ def test_a_run_that_ends_is_never_taken_for_stopped(tmp_path: Path) -> None:
             add(record, r)
             watched.look()
             assert only(watched).state.name == RUNNING
-        before = path.stat()
         record.close()
     watched.look()
     assert only(watched).state.name == RUNNING  # it may begin again, or have ended just now
     with RunWriter(path) as again:
         again.finish({}, "0" * 64)
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    found = path.stat()
+    only(watched).file._state = (found.st_mtime_ns, found.st_size, found.st_ino)  # nothing new, says the system
     watched.look()
     assert only(watched).state.name == DONE
 
@@ -129,6 +129,14 @@ def test_a_process_that_cannot_be_asked_is_believed_as_long_as_news_come(tmp_pat
     assert run.state.why.endswith(f", and process 12 on node7 cannot be asked from here; if it has ended, {AGAIN}")
 
 
+def test_a_lock_without_a_run_file_is_believed_for_a_while(tmp_path: Path) -> None:
+    path = tmp_path / "run.h5"
+    elsewhere(path)
+    assert only(looked(path)).state.name == RUNNING
+    os.utime(lock_of(path), (0, lock_of(path).stat().st_mtime - 3600))
+    assert (only(looked(path)).state.name, only(looked(path)).state.why) == (STOPPED, "it never began")
+
+
 def test_long_rounds_are_given_more_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SILENT", 1.0)
     path = run_file(tmp_path / "run.h5", 4)  # rounds of 2.5 s
@@ -146,6 +154,10 @@ def test_a_file_that_cannot_be_read_does_not_end_a_run_that_goes_on(tmp_path: Pa
         watched = looked(path, times=5)
         assert only(watched).state.name == RUNNING
         assert only(watched).file.trouble
+    found = Watched(path)
+    for expected in (UNREAD, UNREAD, UNREADABLE):
+        found.look()
+        assert only(found).state.name == expected
     watched.look()
     assert only(watched).state.name == UNREADABLE
     assert only(watched).state.why.startswith("cannot be read: ")

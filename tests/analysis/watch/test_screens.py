@@ -11,10 +11,11 @@ import pytest
 from fedsim_analysis.watch import many_runs, one_run
 from fedsim_analysis.watch.curves import Curve, bars, plot
 from fedsim_analysis.watch.lock import began
+from fedsim_analysis.watch.plain import Lines
 from fedsim_analysis.watch.printed import ago, duration, left, quantity, shown
 from fedsim_analysis.watch.runs import Watched
 from rich.text import Text
-from watched_runs import add, begun, held, killed, listed, nothing, run_file
+from watched_runs import SHOWN, add, begun, held, killed, listed, nothing, run_file
 
 SIZES = [(80, 24), (120, 40), (60, 24), (60, 10), (40, 15), (200, 60), (20, 5), (100, 12), (250, 8)]
 EVIL = "\x1b[31mred[bold]\x9b2J\u202e\ud800"
@@ -122,6 +123,22 @@ def test_recording_on_several_ranks_is_beside_the_others(tmp_path: Path) -> None
     watched.look()
     expected = "phases compute 75.0%, record 50.0% beside the others, server 25.0%"
     assert line_of(one_run.frame(watched.runs[0], 80, 12, plain=False), "phases") == expected
+
+
+@pytest.mark.parametrize("value", [1e308, -1e308, np.inf, -np.inf, np.nan, -1.0, 0.0, 1e-320, 1e18])
+def test_any_values_can_be_shown(tmp_path: Path, value: float) -> None:
+    path = tmp_path / "run.h5"
+    with begun(path, rounds_planned=2**62) as record, held(path):
+        for r in range(4):
+            record.row(r, dict.fromkeys(SHOWN, value), timing={"compute": value, "record": value})
+        one, folder = Watched(path), Watched(tmp_path)
+        news = [Lines(one), Lines(folder)]
+        one.look(), folder.look()
+        with np.errstate(all="ignore"):
+            for width, height in SIZES:
+                for lines in (one_run.frame(one.runs[0], width, height, False), many_runs.frame(folder, width, height, False)):
+                    assert max(line.cell_len for line in lines) <= width
+            assert all(len(line) < 300 for each in news for line in each.news())
 
 
 def test_text_of_a_run_is_shown_and_not_obeyed(tmp_path: Path) -> None:
