@@ -33,13 +33,13 @@ from pydantic import (
 from fedsim.config import limits, method_registry
 from fedsim.config.job_file import flat, put, table_of
 from fedsim.config.messages import complain
-from fedsim.config.sections import Cohort, Evaluate, Execution, Number, Section, Train
+from fedsim.config.sections import Cohort, Evaluate, Execution, Number, Record, Section, Train
 from fedsim.data.partition import PartitionSettings
 from fedsim.data.settings import DataSettings
 from fedsim.errors import BadInput
 from fedsim.models.settings import ModelSettings
 
-WHERE_NOT_WHAT = ("execution", "data.root", "data.download")  # may differ between two runs of one job
+WHERE_NOT_WHAT = ("execution", "record", "data.root", "data.download")  # may differ between two runs of one job
 SWEEP = 'a list of values for each field, for example "train.lr" = [0.1, 0.05]'
 MOST_RUNS = 10_000  # of a sweep; each is validated before the first one begins
 FILE_NAME = "a text that can name a file: not empty, without / and line breaks"
@@ -82,6 +82,7 @@ class Job(Section):
     train: Train = Train()
     method: Annotated[Chosen, PlainValidator(_choose), PlainSerializer(_write)]
     evaluate: Evaluate = Evaluate()
+    record: Record = Record()
     execution: Execution = Execution()
     sweep: Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], Field(description=SWEEP)] = Field(default_factory=dict)
 
@@ -187,7 +188,7 @@ def resolved(job: Job, without: Sequence[str] = ()) -> str:
 
 
 def identity(job: Job) -> str:
-    """SHA-256 of what the job computes: two jobs that differ only in [execution] or in the place of the data are the same job."""
+    """SHA-256 of what the job computes: two jobs that differ only in [execution], [record] or the place of the data are the same job."""
     return sha256(resolved(job, WHERE_NOT_WHAT).encode()).hexdigest()
 
 

@@ -116,6 +116,12 @@ class Evaluate(Section):
         return self.clients
 
 
+class Record(Section):
+    """The section [record]: where else the rounds are written, beside the run file."""
+
+    mirror: Literal["", "csv", "tensorboard", "mlflow", "wandb-offline"] = ""  # a tracker that gets a copy of each round; "": none
+
+
 class Execution(Section):
     """The section [execution]: how the job is computed. The plan chooses what is None."""
 

@@ -12,7 +12,7 @@ import time
 import traceback
 from collections import ChainMap
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,6 +33,7 @@ from fedsim.simulation.finished_round import Callback
 from fedsim.simulation.launchers.parent import nearest
 from fedsim.simulation.launchers.ranks import launched, refuse_lonely_ranks, refuse_lonely_tasks
 from fedsim.simulation.loop import RoundWriter, simulate
+from fedsim.simulation.mirrors.sender import Mirror
 from fedsim.simulation.planning.plan import resolve, unlike
 from fedsim.simulation.progress import Progress, output
 from fedsim.simulation.resume import RunStart, find_start, host
@@ -257,14 +258,35 @@ def _rounds(
     progress: Progress,
     callback: Callback | None,
 ) -> None:
+    with _mirror(parts, start, progress) as mirror:
+        _recorded(parts, start, link, hosts, progress, callback, mirror)
+
+
+def _mirror(parts: Experiment, start: RunStart, progress: Progress) -> AbstractContextManager[Mirror | None]:
+    """The tracker that the job names, before anything is measured or written."""
+    name = parts.job.record.mirror
+    return Mirror(name, start.out, progress.say) if name else nullcontext()
+
+
+def _recorded(
+    parts: Experiment,
+    start: RunStart,
+    link: Communicator | None,
+    hosts: list[str],
+    progress: Progress,
+    callback: Callback | None,
+    mirror: Mirror | None,
+) -> None:
     plan = start.plan or resolve(parts, progress.say, start.first_state)
     if other := unlike(plan, parts):
         progress.say(f"note: the run goes on under the plan it began with; the job and this machine say {other}")
     fleet = _fleet(parts, plan, link, start)
     with start.record(parts, plan, hosts) as record:
         progress.begin(plan)
+        if mirror:
+            mirror.begin(start.round)
         try:
-            simulate(parts, fleet, RoundWriter(parts, record, start, plan.text()), start, progress, callback)
+            simulate(parts, fleet, RoundWriter(parts, record, start, plan.text(), mirror), start, progress, callback)
         except BadInput:
             fleet.drain()  # a row may still wait to be written
             if record.rounds < 0:  # a method may refuse in round 0, and then nothing is left behind

@@ -21,6 +21,7 @@ from fedsim.simulation.evaluation import due, evaluate, final_gates
 from fedsim.simulation.experiment import Experiment
 from fedsim.simulation.exported.network import Final
 from fedsim.simulation.finished_round import Callback, FinishedRound
+from fedsim.simulation.mirrors.sender import Mirror
 from fedsim.simulation.progress import Progress
 from fedsim.simulation.resume import RunStart
 from fedsim.simulation.round_record import RoundRow, row_of, speeds
@@ -40,10 +41,10 @@ def bytes_written() -> int:
 
 
 class RoundWriter:
-    """Writes rows and checkpoints down: row, flush, counter, checkpoint."""
+    """Writes rows and checkpoints down: row, flush, counter, mirror, checkpoint."""
 
-    def __init__(self, parts: Experiment, record: RunWriter, start: RunStart, plan: str) -> None:
-        self.parts, self.record, self.start = parts, record, start
+    def __init__(self, parts: Experiment, record: RunWriter, start: RunStart, plan: str, mirror: Mirror | None = None) -> None:
+        self.parts, self.record, self.start, self.mirror = parts, record, start, mirror
         self.extra = {"plan": plan, "job_sha256": parts.identity}
         self.seconds, self.bytes = 0.0, 0  # of the last write
         self.kept: dict[int, Tree] = {}  # touched since the last checkpoint
@@ -52,6 +53,8 @@ class RoundWriter:
         """`state` and the `kept` that clients touched are those at the end of round `r`; once saved, `kept` is read from the disk."""
         began, before = time.perf_counter(), bytes_written()
         self.record.row(r, row.values, row.clients, row.layers, row.masks, row.timing, row.gates, row.speed)
+        if self.mirror:
+            self.mirror.row(r)
         self.kept |= kept
         if r % self.parts.job.execution.checkpoint_every == 0 or r == self.parts.job.rounds:
             with verbs.storing(f"{verbs.name_of(self.parts.method)}, round (r = {r})"):

@@ -150,7 +150,7 @@ def check_format(out: Path, known: Mapping[str, Any]) -> None:
 def differences(theirs: dict[str, Any], mine: str) -> str:
     """In which fields two resolved jobs differ."""
     one, other = flat(theirs), flat(tomllib.loads(mine))
-    fields = [key for key in sorted(one | other) if one.get(key) != other.get(key) and not key.startswith("execution.")]
+    fields = [key for key in sorted(one | other) if one.get(key) != other.get(key) and not key.startswith(("execution.", "record."))]
     return ", ".join(f"there {key} = {one.get(key)!r}, here {other.get(key)!r}" for key in fields[:3]) + (" …" if len(fields) > 3 else "")
 
 
