@@ -44,6 +44,20 @@ def _is_ours(path: Path) -> bool:
         return False
 
 
+def _name(text: str) -> str:
+    """A name that netCDF takes: without /, signs of control and spaces at its ends, and beginning with a letter, a digit or _."""
+    found = "".join("_" if sign == "/" or ord(sign) < 32 or ord(sign) == 127 else sign for sign in text).strip()
+    return found if found and (found[0].isalnum() or found[0] == "_" or ord(found[0]) > 127) else f"_{found}"
+
+
+def _free(group: netCDF4.Group, text: str) -> str:
+    """Such a name that no variable of the group has yet."""
+    found = _name(text)
+    while found in group.variables:
+        found += "_"
+    return found
+
+
 def _sizes(group: netCDF4.Group) -> str:
     return ", ".join(f"{dimension.size:,} {name}" for name, dimension in group.dimensions.items() if "_axis_" not in name)
 
@@ -51,7 +65,7 @@ def _sizes(group: netCDF4.Group) -> str:
 def _put_attributes(made: netCDF4.Dataset, source: Source) -> None:
     about = {"Conventions": "CF-1.11", "title": source.label, "source": f"{SOURCE} {source.attributes.get('fedsim_version', '')}"}
     for name, value in (dict(source.attributes) | about).items():
-        made.setncattr(name, int(value) if isinstance(value, bool) else value)
+        made.setncattr(_name(name), value if isinstance(value, str | float) else np.asarray(int(value)))  # int64, or uint64
 
 
 def _label(group: netCDF4.Group, name: str, values: Any, about: str) -> None:
@@ -95,13 +109,14 @@ def _put_columns(made: netCDF4.Dataset, source: Source, name: str) -> None:
         names = _numbered(group, source, "client", source.clients)
     if name == "layers":
         _label(group, "layer", list(source.layers), "name of the layer")
+    stored: dict[str, netCDF4.Variable] = {}
     for column, (units, about) in sorted(source.columns[name].items()):
-        stored = _number(group, column, run_file.DIMENSIONS[name], "f8", fill_value=np.nan)
-        stored.setncatts({"units": UNITS.get(units, units), "long_name": about} | ({"coordinates": names} if names else {}))
+        stored[column] = _number(group, _free(group, column), run_file.DIMENSIONS[name], "f8", fill_value=np.nan)
+        stored[column].setncatts({"units": UNITS.get(units, units), "long_name": about} | ({"coordinates": names} if names else {}))
     wide = {"clients": source.clients, "layers": len(source.layers)}.get(name, 1)
     for rounds in tables.blocks(source.rows, ROWS // max(wide, 1)):
         for column, values in tables.rows(source, name, rounds).items():
-            group[column][rounds[0] : rounds[-1] + 1] = values
+            stored[column][rounds[0] : rounds[-1] + 1] = values
 
 
 def _put_counts(made: netCDF4.Dataset, source: Source) -> None:
@@ -141,7 +156,7 @@ def _masks(source: Source) -> Iterator[tuple[int, Mapping[str, NDArray[np.int8]]
 
 
 def _mask(group: netCDF4.Group, name: str, shape: tuple[int, ...], first: bool) -> netCDF4.Variable:
-    called = name if first else f"{name}_{'x'.join(map(str, shape))}"
+    called = _free(group, name if first else f"{name}_{'x'.join(map(str, shape))}")
     dimensions = [f"{called}_axis_{i}" for i in range(len(shape))]
     for dimension, size in zip(dimensions, shape, strict=True):
         group.createDimension(dimension, size)

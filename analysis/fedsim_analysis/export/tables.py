@@ -94,7 +94,8 @@ def _layer(source: Source) -> Labels:
 
 
 def _client(source: Source) -> Labels:
-    return _numbered(source, "client", source.clients)
+    found = _numbered(source, "client", source.clients)
+    return {name: label for name, label in found.items() if name not in source.columns["clients"]}
 
 
 def _numbered(source: Source, dimension: str, size: int) -> Labels:

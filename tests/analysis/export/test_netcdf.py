@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import fedsim_analysis
 import netCDF4
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import xarray
 from fedsim_analysis.export import command
 from hand_made_run import ACCURACY, ATTRIBUTES, COUNTS, DENSITY, MASKS, NAMES, OF_CLIENTS, hand_made_run
 
+from fedsim.storage.columns import Column
 from fedsim.storage.writer import RunWriter
 
 
@@ -83,6 +85,29 @@ def test_a_mask_of_several_shapes_is_a_variable_for_each(tmp_path: Path) -> None
         assert file["masks/fc.weight"][:].tolist() == [[[1, 1, 1]] * 2, [[-1] * 3] * 2, [[-1] * 3] * 2]
         assert file["masks/fc.weight_1x3"][:].tolist() == [[[-1] * 3], [[0] * 3], [[-1] * 3]]
         assert file["masks/conv1.weight"][:].tolist() == [[-1, -1], [-1, -1], [1, 1]]
+
+
+def test_names_that_netcdf_does_not_take(tmp_path: Path) -> None:
+    """Of a method's own columns, of layers and of weights."""
+    names = {" loss": "loss", "loss": "loss_", "=1": "_=1", "tab\there": "tab_here", "round_": "round_", "Güte": "Güte"}
+    columns = {f"rounds/{name}": Column() for name in names} | {"clients/client_name": Column()}
+    about: dict[str, Any] = {"attributes": ATTRIBUTES, "layers": ["a/b", "\tc"], "columns": columns, "called": {"client": ["x", "y"]}}
+    with RunWriter.create(tmp_path / "run.h5", clients=2, **about) as record:
+        values = {name: float(i) for i, name in enumerate(names)}
+        masks = {"mask/a/b.weight": torch.tensor([True, False]), "mask/\tc.weight": torch.tensor([True])}
+        record.row(0, values, {"client_name": (np.array([1]), np.array([7.0]))}, masks=masks)
+    for form in command.FORMS:
+        command.write(tmp_path / "run.h5", form)
+    with netCDF4.Dataset(tmp_path / "run.nc") as file:
+        assert {name: float(file["rounds"].variables[name][0]) for name in names.values()} == dict(
+            zip(names.values(), range(6), strict=True)
+        )
+        assert file["masks"].variables["a_b.weight"][0].tolist() == [1, 0]
+        assert file["masks"].variables["_c.weight"].long_name == "mask of \tc.weight"
+        assert file["clients"].variables["client_name_"][0, 1] == 7
+    for form, read in (("csv", pd.read_csv), ("parquet", pd.read_parquet)):
+        clients = read(tmp_path / f"run-{form}" / f"clients.{form}")
+        assert clients[["client", "client_name"]].to_numpy().tolist() == [[1, 7]]
 
 
 def test_pieces_are_put_together(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
