@@ -288,7 +288,7 @@ KINDS: dict[str, tuple[str, Damage, tuple[str, ...]]] = {
     "a column links to nothing": ("masks", instead("rounds/accuracy", link(h5py.SoftLink("/nowhere"))), ALL),
     "a column lies in another file": ("masks", instead("rounds/accuracy", outside), ALL),
     "a column is virtual": ("masks", instead("rounds/accuracy", virtual), ALL),
-    "groups in a circle": ("masks", inside(columns_in_a_circle), ALL),
+    "groups in a circle": ("masks", inside(columns_in_a_circle), ("reader", "show", "export", "analysis")),
     "groups that stand in many places": ("masks", inside(many_links), MODEL),
     "a column of an unprintable name": ("masks", inside(lambda file: file["rounds"].__setitem__("\x1b[2J", np.zeros(9))), ALL),
     # columns

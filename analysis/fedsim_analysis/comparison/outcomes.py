@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ def read(paths: Iterable[str | Path], columns: Collection[str], others: Collecti
     """
     seen: dict[Path, str | Path] = {}
     for path in paths:
-        if (place := Path(path).resolve()) in seen:
+        if (place := Path(os.path.realpath(path))) in seen:
             same = f" (as {seen[place]})" if str(seen[place]) != str(path) else ""
             raise ValueError(f"{path} is given twice{same}: leave one out")
         seen[place] = path

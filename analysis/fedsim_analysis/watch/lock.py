@@ -38,7 +38,7 @@ class Holder:
 
 def holder_of(run: Path) -> Holder | None:
     """Who holds the lock of the run file; None where there is no lock, which is so after every end but a kill."""
-    real = run.resolve()
+    real = Path(os.path.realpath(run))
     path = real.with_name(real.name + ".lock")
     try:
         noted = path.stat().st_mtime
