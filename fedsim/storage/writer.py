@@ -21,7 +21,7 @@ from fedsim.errors import BadInput
 from fedsim.storage import client_gates, disk_room, encoding, growth
 from fedsim.storage.client_gates import Gates
 from fedsim.storage.columns import COLUMNS, OF_METHODS, Column
-from fedsim.storage.layout import CHUNK, Attributes, add_column, appends_a_split, lay_out, mask_of, splits, writable
+from fedsim.storage.layout import CHUNK, FORMAT, Attributes, add_column, appends_a_split, lay_out, mask_of, splits, writable
 from fedsim.storage.reader import RunReader
 
 Tree = dict[str, Tensor]
@@ -223,7 +223,7 @@ class RunWriter:
         table = growth.of_checksums(r, len(self._columns), anew=True)
         with self._aside(growth.SLACK + table + growth.of_attributes(attributes)):
             self._cut(r)
-            for name, value in attributes.items():
+            for name, value in {**attributes, "format_version": FORMAT}.items():
                 checksums.put_attribute(self._file, name, value)
             checksums.put_attributes(self._file)
             checksums.lay_out(self._file, list(self._columns))

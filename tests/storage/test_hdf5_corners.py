@@ -147,7 +147,7 @@ def test_finished_is_0_or_1(tmp_path: Path, value: int) -> None:
 def as_formerly_written(path: Path) -> None:
     """With bools, and half precision as such."""
     with h5py.File(path, "r+") as file:
-        file.attrs["finished"] = bool(file.attrs["finished"])
+        file.attrs["finished"], file.attrs["format_version"] = bool(file.attrs["finished"]), 2
         for stored in (file["model"][key] for key in MODEL if "model" in file):
             stored.attrs["masked"] = bool(stored.attrs["masked"])
         about = dict(file["model/w/half"].attrs)
@@ -172,6 +172,7 @@ def test_files_of_the_former_writer_open_and_go_on(tmp_path: Path) -> None:
     with h5py.File(path, locking=False) as file:
         assert file.attrs["finished"] == 1
         assert file.attrs["finished"].dtype == np.int64
+        assert file.attrs["format_version"] == run_file.FORMAT
 
 
 # --- growth
