@@ -58,7 +58,7 @@ def _first_weights(run: Outcome) -> jobs.Job:
 
 
 def _first_difference(one: jobs.Job, other: jobs.Job) -> str | None:
-    return next((name for name in sorted({*one, *other}) if one.get(name) != other.get(name)), None)
+    return next((jobs.plain(name) for name in sorted({*one, *other}) if one.get(name) != other.get(name)), None)
 
 
 def matched(group: Group, baseline: Group) -> tuple[list[tuple[Outcome, Outcome]], str]:

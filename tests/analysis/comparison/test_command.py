@@ -155,6 +155,18 @@ def test_texts_of_run_files_are_shown_and_not_obeyed(tmp_path: Path) -> None:
     assert [row["method.name"] for row in rows] == [r"'=1+1|\u202e<b>\n[x](y)", "fedavg"]
 
 
+def test_names_of_fields_are_shown_too(tmp_path: Path) -> None:
+    name = "x\n\u202e|"
+    runs = [write(tmp_path / f"{value}.h5", "fedavg", job={"model": {name: value}}) for value in (1, 2)]
+    text = command.text(runs)
+    shown = r"x\n\u202e|"
+    assert words(section(text, "Accuracy of the last model")[0])[1] == shown
+    assert text.splitlines()[0].split()[1] == shown
+    assert f"fedavg, {shown} 2 and fedavg, {shown} 1 have no pairs: other first weights (model.{shown})." in " ".join(text.split())
+    assert not {"\u202e"} & set(text)
+    assert command.text(runs, "csv").splitlines()[0].startswith(rf"table,method.name,model.{shown},")
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "form": ({"form": "html"}, "--form html: fedsim compare prints terminal, markdown, latex, csv"),
     "table": ({"tables": ["every"]}, "--table every: there is no such table; there are: overview, metrics, equal, target, all"),
