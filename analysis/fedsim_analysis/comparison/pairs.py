@@ -79,9 +79,10 @@ def baselines(block: Sequence[Group], meant: Sequence[Group] = ()) -> list[Group
     """The group that each group of one block is held against, in the order of the groups.
 
     meant: those that somebody `wanted` as baselines. Without them the dense method if there is one, else the first row. Where they are
-    several, as in a sweep of another field, each group has the one whose job is most like its own.
+    several, as in a sweep of another field, each group has the one whose job is most like its own; where they are all, it is the first.
     """
     meant = list(meant) or _dense(block) or list(block[:1])
+    meant = meant[:1] if len(meant) == len(block) else meant
     return [group if group in meant else max(meant, key=lambda other: _alike(group, other)) for group in block]
 
 

@@ -111,6 +111,13 @@ def test_in_a_sweep_each_row_has_the_baseline_of_its_own_setting(tmp_path: Path)
     assert table.to_dict() == {row: f"fedavg, {row.split(', ')[1]}" for row in rows}
 
 
+def test_of_dense_runs_alone_the_first_row_is_the_baseline(tmp_path: Path) -> None:
+    runs = [write(tmp_path / f"{lr}.h5", job={"train": {"lr": lr}}, accuracies=(0.1, lr)) for lr in (0.2, 0.1, 0.4)]
+    table = comparison.paired(comparison.collect(runs), ["accuracy"])
+    assert table["baseline"].tolist() == ["fedavg, lr 0.1"] * 3
+    assert table["difference"].tolist() == pytest.approx([NAN, 0.1, 0.3], nan_ok=True)
+
+
 def test_a_run_that_goes_on_is_a_pair_and_one_without_a_number_is_not(tmp_path: Path) -> None:
     runs = [write(tmp_path / "a.h5"), write(tmp_path / "b.h5", TINY, accuracies=(NAN, NAN), finished=False)]
     row = comparison.paired(comparison.collect(runs), ["accuracy", "bytes"]).to_dict("records")
