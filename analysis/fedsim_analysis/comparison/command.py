@@ -57,10 +57,13 @@ def text(
         "equal": lambda: at_equal(found, budgets, baseline, score),
         "target": lambda: to_target(found, target, score),
     }
-    frames = {name: makers[name]() for name in TABLES if name in (tables or _telling(found))}
-    if form == "csv":
-        return csv(frames)
-    naming = Naming(found, frames.keys())
+    frames = {name: makers[name]() for name in TABLES if name in (tables or _telling(found)) and (chosen or name != "metrics")}
+    if not frames:
+        raise ValueError("--table metrics: nothing was measured in these runs yet")
+    return csv(frames) if form == "csv" else _printed(Naming(found, frames.keys()), frames, form, width)
+
+
+def _printed(naming: Naming, frames: Mapping[str, pd.DataFrame], form: str, width: int | None) -> str:
     if form == "terminal":
         return _terminal(naming, frames, width)
     return forms.FORMS[form](sheets.of(naming, frames), remarks.of(naming, frames))

@@ -269,6 +269,16 @@ def test_the_field_rounds_is_not_the_rounds_of_a_target(many: list[Path]) -> Non
     assert "rounds_planned" not in comparison.overview(comparison.collect(many))
 
 
+def test_what_no_file_has_makes_no_table(tmp_path: Path) -> None:
+    nothing = dict.fromkeys(("bytes_up", "bytes_down", "train_flops", "max_client_memory"), NAN)
+    runs = [write(tmp_path / f"{method}.h5", method, accuracies=(NAN, NAN), each=nothing) for method in SCORES]
+    text = command.text([*runs, write(tmp_path / "begun.h5", accuracies=(), seed=1, finished=False)])  # before its first round
+    assert text.split()[:2] == ["method", "seeds"]
+    assert not any(title in text for title in ("Accuracy of", "Bytes sent", "at equal bytes", "Rounds, bytes and FLOPs until the"))
+    with pytest.raises(ValueError, match="--table metrics: nothing was measured in these runs yet"):
+        command.text(runs, tables=["metrics"])
+
+
 SCORES = {"fedavg": 0.4, "mine:Method": 0.3}
 
 
