@@ -18,7 +18,7 @@ from fedsim.config import job
 @pytest.mark.processes
 def test_every_turn_is_measured_and_the_view_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watching, "TURNS", 2)
-    monkeypatch.setattr(watching, "ROUNDS", 3)
+    monkeypatch.setattr(watching, "SECONDS", 0.5)
     cores = os.sched_getaffinity(0)
     console = Console(file=io.StringIO(), width=150)
     assert watching.main([job.check({**tomllib.loads(small_job(2)), "name": "small"})], console) == 0
