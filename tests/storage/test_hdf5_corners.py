@@ -190,17 +190,19 @@ def repacked(path: Path) -> int:
     return other.stat().st_size
 
 
-def write(record: RunWriter, r: int, generator: np.random.Generator) -> None:
+def write(record: RunWriter, r: int, generator: np.random.Generator, gated: bool = False) -> None:
     ids = np.arange(20)
     masks = {"mask/fc.weight": torch.from_numpy(generator.random(800) < 0.5)}
-    record.row(r, {"accuracy": 0.5}, {name: (ids, generator.random(20)) for name in ("loss", "accuracy")}, masks=masks)
+    moved = Gates(ids, generator.random((20, 128)) < 0.5, {f"layer{i}.conv": 16 for i in range(8)}) if gated else None
+    record.row(r, {"accuracy": 0.5}, {name: (ids, generator.random(20)) for name in ("loss", "accuracy")}, masks=masks, gates=moved)
 
 
-def test_masks_that_change_in_each_round_cost_what_they_hold(tmp_path: Path) -> None:
+@pytest.mark.parametrize("gated", [False, True])
+def test_masks_and_gates_that_change_in_each_round_cost_what_they_hold(tmp_path: Path, gated: bool) -> None:
     path, generator = tmp_path / "run.h5", np.random.default_rng(0)
     with create(path, clients=20, columns=FEW) as record:
         for r in range(100):
-            write(record, r, generator)
+            write(record, r, generator, gated)
     assert path.stat().st_size < 1.05 * repacked(path)
 
 
