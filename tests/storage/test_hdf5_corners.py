@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import xarray
-from fedsim_analysis import checksums, load
+from fedsim_analysis import checksums, load, run_file
 
 from fedsim.core.tree import sha256_of
 from fedsim.errors import BadInput
