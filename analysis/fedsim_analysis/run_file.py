@@ -20,7 +20,8 @@ from fedsim_analysis.checked import NUMBERS, Damaged, attribute, dataset, need
 
 Result = TypeVar("Result")
 
-FORMAT = 2  # of the run file; what is newer is refused, and format 1 is read under the new names
+FORMAT = 3  # of the run file; what is newer is refused. Since 3 `finished` is 0 or 1, and the file has neither bools nor half precision
+RENAMED = 2  # the format since which columns and fields have their present names; format 1 is read under them
 DIMENSIONS = {
     "rounds": ("round",),
     "clients": ("round", "client"),
@@ -188,7 +189,7 @@ def one(known: Mapping[str, Any], name: str) -> Any:
 
 def is_former(file: h5py.File) -> bool:
     """Whether the file was written before its columns had their present names."""
-    return int(attribute(file, "format_version")) < FORMAT
+    return int(attribute(file, "format_version")) < RENAMED
 
 
 def job(known: Mapping[str, Any]) -> dict[str, Any]:
@@ -196,7 +197,7 @@ def job(known: Mapping[str, Any]) -> dict[str, Any]:
     table = checked.from_toml(one(known, "job"))
     need(isinstance(table.get("method", {}), dict), "the job's [method] is no table")
     need(isinstance(table.get("execution", {}), dict), "the job's [execution] is no table")
-    return former_names.job(table) if known["format_version"] < FORMAT else table
+    return former_names.job(table) if known["format_version"] < RENAMED else table
 
 
 # --- columns

@@ -25,7 +25,7 @@ from fedsim.simulation.experiment import Experiment
 from fedsim.simulation.planning import roofline
 from fedsim.storage import checkpoint
 from fedsim.storage.checkpoint import Checkpoint, folder_of
-from fedsim.storage.layout import FORMAT
+from fedsim.storage.layout import FORMAT, RENAMED
 from fedsim.storage.reader import RunReader
 from fedsim.storage.writer import RunWriter
 
@@ -140,7 +140,7 @@ def _same_job(parts: Experiment, out: Path, known: dict[str, Any], resume: str) 
 
 def check_format(out: Path, known: Mapping[str, Any]) -> None:
     """BadInput where the run file, whose attributes are `known`, has an older format than the one written here."""
-    if known["format_version"] < FORMAT:
+    if known["format_version"] < RENAMED:
         raise BadInput(
             f"{out} was written by fedsim {known.get('fedsim_version')} in format {known['format_version']}: this fedsim reads it, but"
             f" cannot continue it (it writes format {FORMAT}); choose another --out"

@@ -49,13 +49,15 @@ def put(file: h5py.File, name: str, gates: Gates) -> None:
     place.attrs.update({"n": gates.hard.shape[1], "groups": json.dumps(list(gates.groups.items()))})
     clients, packed = gates.clients.astype(np.int64), np.packbits(gates.hard, axis=1)
     # Neither named "client" nor with its scale: xarray refuses a tree in which a group has fewer clients than its parents.
-    place.create_dataset("clients", data=clients)
-    place.create_dataset("gates", data=packed)
-    place.attrs[checksums.NAME] = checksums.of(*_bytes(clients, packed, gates.values))
+    arrays: dict[str, NDArray[Any]] = {"clients": clients, "gates": packed}
     if gates.values is not None:
-        place.create_dataset("values", data=gates.values)
+        arrays["values"] = gates.values
+    made = {part: place.create_dataset(part, array.shape, array.dtype) for part, array in arrays.items()}
+    place.attrs[checksums.NAME] = checksums.of(*_bytes(clients, packed, gates.values))
     if name == FINAL:
         checksums.put_once(file, {f"{GROUP}/{FINAL}": checksum_of(gates)})
+    for part, stored in made.items():  # after all objects: see `RunWriter._put_in_force`
+        stored[...] = arrays[part]
 
 
 def checksum_of(gates: Gates | None) -> int:

@@ -9,13 +9,13 @@ from typing import Any, TypeVar
 import h5py
 import numpy as np
 from fedsim_analysis import checksums
-from fedsim_analysis.run_file import DIMENSIONS, FORMAT
+from fedsim_analysis.run_file import DIMENSIONS, FORMAT, RENAMED
 from numpy.typing import NDArray
 
 from fedsim.core import keys
 from fedsim.storage.columns import Column
 
-__all__ = ["DIMENSIONS", "FORMAT"]  # which readers have too
+__all__ = ["DIMENSIONS", "FORMAT", "RENAMED"]  # which readers have too
 
 Attributes = Mapping[str, str | int | float | bool]
 Item = TypeVar("Item")

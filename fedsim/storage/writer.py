@@ -21,7 +21,7 @@ from fedsim.errors import BadInput
 from fedsim.storage import client_gates, disk_room, encoding, growth
 from fedsim.storage.client_gates import Gates
 from fedsim.storage.columns import COLUMNS, OF_METHODS, Column
-from fedsim.storage.layout import CHUNK, Attributes, add_column, appends_a_split, lay_out, mask_of, splits, writable
+from fedsim.storage.layout import CHUNK, FORMAT, Attributes, add_column, appends_a_split, lay_out, mask_of, splits, writable
 from fedsim.storage.reader import RunReader
 
 Tree = dict[str, Tensor]
@@ -223,7 +223,7 @@ class RunWriter:
         table = growth.of_checksums(r, len(self._columns), anew=True)
         with self._aside(growth.SLACK + table + growth.of_attributes(attributes)):
             self._cut(r)
-            for name, value in attributes.items():
+            for name, value in {**attributes, "format_version": FORMAT}.items():
                 checksums.put_attribute(self._file, name, value)
             checksums.put_attributes(self._file)
             checksums.lay_out(self._file, list(self._columns))
@@ -307,13 +307,16 @@ class RunWriter:
 
     def _put_in_force(self, r: int, mask: tuple[str, bytes], gates: Gates | None) -> None:
         """Stores a mask that is another than the one in force, and gates if there are new ones."""
+        stored, bits = None, np.frombuffer(mask[1], np.uint8)
         if mask != self._mask:
-            stored = self._file["masks"].create_dataset(str(r), data=np.frombuffer(mask[1], np.uint8))
+            stored = self._file["masks"].create_dataset(str(r), bits.shape, bits.dtype)
             stored.attrs["tensors"], self._mask = mask[0], mask
             stored.attrs[checksums.NAME] = self._sums["masks"] = stored_masks.checksum_of(mask)
         if gates is not None:
             client_gates.put(self._file, str(r), gates)
             self._gates, self._sums["client_gates"] = gates, client_gates.checksum_of(gates)
+        if stored is not None:  # bits are written after all objects: HDF5 leaves a gap of up to 2 KiB between bits and a later object
+            stored[...] = bits
 
 
 def _spaces(r: int, wide: tuple[int, ...]) -> Spaces:

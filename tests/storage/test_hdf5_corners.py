@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import xarray
-from fedsim_analysis import checksums, load
+from fedsim_analysis import checksums, load, run_file
 
 from fedsim.core.tree import sha256_of
 from fedsim.errors import BadInput
@@ -147,7 +147,7 @@ def test_finished_is_0_or_1(tmp_path: Path, value: int) -> None:
 def as_formerly_written(path: Path) -> None:
     """With bools, and half precision as such."""
     with h5py.File(path, "r+") as file:
-        file.attrs["finished"] = bool(file.attrs["finished"])
+        file.attrs["finished"], file.attrs["format_version"] = bool(file.attrs["finished"]), 2
         for stored in (file["model"][key] for key in MODEL if "model" in file):
             stored.attrs["masked"] = bool(stored.attrs["masked"])
         about = dict(file["model/w/half"].attrs)
@@ -172,6 +172,7 @@ def test_files_of_the_former_writer_open_and_go_on(tmp_path: Path) -> None:
     with h5py.File(path, locking=False) as file:
         assert file.attrs["finished"] == 1
         assert file.attrs["finished"].dtype == np.int64
+        assert file.attrs["format_version"] == run_file.FORMAT
 
 
 # --- growth
@@ -189,17 +190,19 @@ def repacked(path: Path) -> int:
     return other.stat().st_size
 
 
-def write(record: RunWriter, r: int, generator: np.random.Generator) -> None:
+def write(record: RunWriter, r: int, generator: np.random.Generator, gated: bool = False) -> None:
     ids = np.arange(20)
     masks = {"mask/fc.weight": torch.from_numpy(generator.random(800) < 0.5)}
-    record.row(r, {"accuracy": 0.5}, {name: (ids, generator.random(20)) for name in ("loss", "accuracy")}, masks=masks)
+    moved = Gates(ids, generator.random((20, 128)) < 0.5, {f"layer{i}.conv": 16 for i in range(8)}) if gated else None
+    record.row(r, {"accuracy": 0.5}, {name: (ids, generator.random(20)) for name in ("loss", "accuracy")}, masks=masks, gates=moved)
 
 
-def test_masks_that_change_in_each_round_cost_what_they_hold(tmp_path: Path) -> None:
+@pytest.mark.parametrize("gated", [False, True])
+def test_masks_and_gates_that_change_in_each_round_cost_what_they_hold(tmp_path: Path, gated: bool) -> None:
     path, generator = tmp_path / "run.h5", np.random.default_rng(0)
     with create(path, clients=20, columns=FEW) as record:
         for r in range(100):
-            write(record, r, generator)
+            write(record, r, generator, gated)
     assert path.stat().st_size < 1.05 * repacked(path)
 
 

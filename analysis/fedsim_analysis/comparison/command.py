@@ -57,10 +57,13 @@ def text(
         "equal": lambda: at_equal(found, budgets, baseline, score),
         "target": lambda: to_target(found, target, score),
     }
-    frames = {name: makers[name]() for name in TABLES if name in (tables or _telling(found))}
-    if form == "csv":
-        return csv(frames)
-    naming = Naming(found, frames.keys())
+    frames = {name: makers[name]() for name in TABLES if name in (tables or _telling(found)) and (chosen or name != "metrics")}
+    if not frames:
+        raise ValueError("--table metrics: nothing was measured in these runs yet")
+    return csv(frames) if form == "csv" else _printed(Naming(found, frames.keys()), frames, form, width)
+
+
+def _printed(naming: Naming, frames: Mapping[str, pd.DataFrame], form: str, width: int | None) -> str:
     if form == "terminal":
         return _terminal(naming, frames, width)
     return forms.FORMS[form](sheets.of(naming, frames), remarks.of(naming, frames))
@@ -105,11 +108,11 @@ def _check_columns(found: Comparison, metrics: Iterable[str], score: str) -> Non
     there = sorted({name for group in found.groups for run in group.runs for name in run.names})
     for name in metrics:
         if missing := [column for column in named(name).columns if column not in there]:
-            known = ", ".join([*METRICS, *(column for column in there if column not in METRICS)])
+            known = ", ".join([*METRICS, *(jobs.printable(column) for column in there if column not in METRICS)])
             raise ValueError(f"--metric {name}: no run has a column {missing[0]}; there are: {known}")
     scores = [name for name in there if "accuracy" in name]
     if score != SCORE and score not in scores:
-        raise ValueError(f"--score {score}: no run has such an accuracy; there are: {', '.join(scores) or 'none'}")
+        raise ValueError(f"--score {score}: no run has such an accuracy; there are: {', '.join(map(jobs.printable, scores)) or 'none'}")
 
 
 def _telling(found: Comparison) -> Sequence[str]:

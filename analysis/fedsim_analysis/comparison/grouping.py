@@ -121,5 +121,5 @@ def field_named(text: str, shown: Sequence[str]) -> str:
     """The field of this dotted name or heading; ValueError lists the fields that there are."""
     called = {title: name for name, title in jobs.titles(shown).items()} | {name: name for name in shown}
     if text not in called:
-        raise ValueError(f"--sort {text}: no such field tells these runs apart; there are: {', '.join(shown)}")
+        raise ValueError(f"--sort {text}: no such field tells these runs apart; there are: {', '.join(map(jobs.printable, shown))}")
     return called[text]

@@ -31,7 +31,7 @@ def titles(names: Sequence[str], taken: Iterable[str] = ()) -> dict[str, str]:
     """A field's heading: without its section, where that leaves no doubt; "method.name" is the method."""
     ends = [name.removesuffix(".name").rpartition(".")[2] for name in names]
     used = set(taken)
-    return {name: name if ends.count(end) > 1 or end in used else end for name, end in zip(names, ends, strict=True)}
+    return {name: plain(name if ends.count(end) > 1 or end in used else end) for name, end in zip(names, ends, strict=True)}
 
 
 def plain(value: Any) -> str:

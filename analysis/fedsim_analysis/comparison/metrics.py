@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim_analysis.comparison import jobs
 from fedsim_analysis.comparison.outcomes import Outcome
 
 Values = NDArray[np.float64]
@@ -88,6 +89,6 @@ def named(text: str, units: Mapping[str, str] | None = None) -> Metric:
     column, _, how = text.partition(":")
     if (how or "last") not in HOWS:
         raise ValueError(f"--metric {text}: a column is taken as {', '.join(f'{column}:{name}' for name in HOWS)}")
-    unit = (units or {}).get(column, "")
+    unit = jobs.plain((units or {}).get(column, ""))
     shown = "%" if "accuracy" in column else "" if unit == "1" else unit
     return Metric(text, column, f"{column}, {HOWS[how or 'last'][0]}", shown, (column,), how or "last")

@@ -58,7 +58,7 @@ def _first_weights(run: Outcome) -> jobs.Job:
 
 
 def _first_difference(one: jobs.Job, other: jobs.Job) -> str | None:
-    return next((name for name in sorted({*one, *other}) if one.get(name) != other.get(name)), None)
+    return next((jobs.plain(name) for name in sorted({*one, *other}) if one.get(name) != other.get(name)), None)
 
 
 def matched(group: Group, baseline: Group) -> tuple[list[tuple[Outcome, Outcome]], str]:
@@ -79,9 +79,10 @@ def baselines(block: Sequence[Group], meant: Sequence[Group] = ()) -> list[Group
     """The group that each group of one block is held against, in the order of the groups.
 
     meant: those that somebody `wanted` as baselines. Without them the dense method if there is one, else the first row. Where they are
-    several, as in a sweep of another field, each group has the one whose job is most like its own.
+    several, as in a sweep of another field, each group has the one whose job is most like its own; where they are all, it is the first.
     """
     meant = list(meant) or _dense(block) or list(block[:1])
+    meant = meant[:1] if len(meant) == len(block) else meant
     return [group if group in meant else max(meant, key=lambda other: _alike(group, other)) for group in block]
 
 

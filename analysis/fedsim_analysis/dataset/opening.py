@@ -114,7 +114,8 @@ def _run_labels(found: Sequence[Source]) -> dict[str, Any]:
 def _job_fields(found: Sequence[Source]) -> dict[str, Any]:
     """The fields in which the jobs differ: numbers or truth values where all are, else text, empty where a job has no such field."""
     jobs = [_job(source) for source in found]
-    fields = [name for name in job_fields.differing([job_fields.fields(job) for job in jobs]) if name != "method.name"]
+    known = ("method.name", "rounds")  # which are `method` and `rounds_planned`; a node has the name `rounds` too
+    fields = [name for name in job_fields.differing([job_fields.fields(job) for job in jobs]) if name not in known]
     flat = [job_fields.flat(job) for job in jobs]
     return {name: ("run", _alike([job.get(name) for job in flat]), {"long_name": f"field {name} of the job"}) for name in fields}
 

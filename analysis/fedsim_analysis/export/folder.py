@@ -112,5 +112,5 @@ def _plain(value: Any) -> Any:
 
 def _job(source: Source) -> str:
     """The resolved job, under the present names."""
-    former = source.attributes["format_version"] < run_file.FORMAT
+    former = source.attributes["format_version"] < run_file.RENAMED
     return tomli_w.dumps(run_file.job(source.attributes)) if former else str(run_file.one(source.attributes, "job"))

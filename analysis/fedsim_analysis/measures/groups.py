@@ -13,7 +13,7 @@ from fedsim_analysis.measures.nodes import Lacking, along_runs, labels, node
 if TYPE_CHECKING:
     from fedsim_analysis.measures.nodes import Runs
 
-ABOUT_RUNS = ("run", "method", "path", "rounds_done", "rounds_planned", "finished")  # coordinates that are no fields of jobs
+ABOUT_RUNS = ("run", "method", "path", "rounds_done", "finished")  # coordinates that are no fields of jobs
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,8 @@ def fields_of(runs: Runs, place: str) -> list[dict[str, Any]]:
     found = node(runs, place)
     names = [str(name) for name in found.coords if str(name) not in (*ABOUT_RUNS, *HOW) and not str(name).startswith(HOW_SECTIONS)]
     values = {name: held for name in names if name not in found.dims and (held := along_runs(runs, place, name)) is not None}
-    return [{name: _missing(held[i]) for name, held in values.items()} for i in range(found.sizes["run"])]
+    called = {"rounds_planned": "rounds"}
+    return [{called.get(name, name): _missing(held[i]) for name, held in values.items()} for i in range(found.sizes["run"])]
 
 
 def _missing(value: Any) -> Any:

@@ -24,8 +24,10 @@ ROW = 0.3  # inches of a group's difference
 def pareto(
     runs: Runs, over: str = "bytes", metric: str = "accuracy", ax: Axes | None = None, width: str | float = "column", each_run: bool = False
 ) -> Axes:
-    """The last accuracy of each group against what its runs cost in all: bytes, FLOPs, memory or seconds. A line joins those that no other
-    one beats; the others are hollow. Bars are 95 % intervals over seeds."""
+    """The last accuracy of each group against what its runs cost in all: bytes, FLOPs, memory or seconds.
+
+    A line joins the groups that no other one beats in both, and these are filled. Bars are 95 % intervals over seeds.
+    """
     with page.style():
         found = measures.pareto(runs, over, metric, each_run)
         ax = page.axes(ax, width)
@@ -46,7 +48,7 @@ def pareto(
 
 def _note(found: Front) -> str:
     note = measures.note(point.n for point in found.points)
-    return "; ".join(["line: Pareto front", *([note] if note else [])])
+    return "; ".join(["filled: Pareto front", *([note] if note else [])])
 
 
 def _points(ax: Axes, found: Front, x: float, y: float) -> list[Line2D]:

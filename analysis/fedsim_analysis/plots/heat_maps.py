@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 ROW = 0.145  # inches of a row that has a name
 LONGEST, TITLE, BAR = 22, 26, 0.75  # signs of a name and of a title; inches of the colour bar
 TALLEST = 5.5  # inches
+WIDTH = 0.08  # inches of the colour bar alone
 SQUARE = 2.7  # inches, of a map of rounds and rounds
 WIDE = 5.0  # times, by which values differ before their colours become logarithmic
 FEW = 12  # rows and columns whose numbers are written into their cells
@@ -96,7 +97,8 @@ def _is_upright(shown: Heat, width: float) -> bool:
 def _height(shown: Heat, upright: bool) -> float:
     """Inches of the figure: room for the names of the rows, but for rounds, whose numbers may be left out."""
     below = min(max((width_of(name, page.SMALL) for name in shortened(shown.columns, LONGEST)), default=0.0), 1.6) if upright else 0.15
-    return SQUARE if shown.row_label == "Round" else min(max(1.4, ROW * len(shown.rows)), TALLEST) + 0.5 + below
+    most = TALLEST if shown.row_label in ("Layer", "Run") else SQUARE  # clients are many, and their names are numbers
+    return SQUARE if shown.row_label == "Round" else min(max(1.4, ROW * len(shown.rows)), most) + 0.5 + below
 
 
 def _norm(shown: Heat, values: Numbers) -> Normalize:
@@ -117,7 +119,7 @@ def _frame(ax: Axes) -> None:
 
 def _bar(ax: Axes, image: ScalarMappable, title: str, logarithmic: bool) -> None:
     size = float(mpl.rcParams["axes.labelsize"])
-    bar = ax.figure.colorbar(image, ax=ax, pad=0.02, aspect=25)
+    bar = ax.figure.colorbar(image, ax=ax, pad=0.02, aspect=page.size_of(ax)[1] / WIDTH)
     bar.set_label(wrapped(plain(title), size, page.size_of(ax)[1]), fontsize=size, color=page.INK)
     bar.ax.tick_params(which="both", labelsize=page.SMALL, color=page.INK, labelcolor=page.INK)
     cast("Spine", bar.outline).set_linewidth(0.6)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 DASHES: dict[str, Any] = {"solid": "-", "dash": (0, (4, 1.5)), "dot": (0, (1, 1.1)), "dashdot": (0, (4, 1.2, 1, 1.2))}
 MARKERS = dict(zip(colours.MARKERS, ("o", "s", "^", "D", "v", "p", "P", "<", "X", "h"), strict=True))
 BAND, FAINT, CROWD = 0.16, 0.07, 5  # opacity of intervals, where there are many groups, and how many are many
-FEW = 25  # points that all have a marker
+FEW, MANY = 25, 200  # points that all have a marker; that have a thinner line
 WIDE = 5.0  # times, by which ends of curves may differ before the axis becomes logarithmic
 
 
@@ -124,6 +124,11 @@ def part(one: Curve, there: Any) -> Curve:
     return Curve(**(vars(one) | {name: getattr(one, name)[there] for name in ("rounds", "x", "mean", "low", "high", "n")}))
 
 
+def spaced(points: int) -> int:
+    """Every which of the points has a marker."""
+    return max(1, -(-points // FEW))
+
+
 def opacity(found: Sequence[Any]) -> float:
     """Of bands, so that lines are seen through as many as there are groups."""
     return BAND if len(found) < CROWD else FAINT
@@ -131,8 +136,9 @@ def opacity(found: Sequence[Any]) -> float:
 
 def _line(ax: Axes, one: Curve, x: float, y: float, band: float) -> Line2D:
     colour, marker = one.style.colour, MARKERS[one.style.marker]
-    more: dict[str, Any] = {"linestyle": DASHES[one.style.dash], "markevery": max(1, -(-len(one.x) // FEW))}
-    (line,) = ax.plot(one.x * x, one.mean * y, color=colour, marker=marker, markeredgecolor="white", markeredgewidth=0.4, **more)
+    more: dict[str, Any] = {"linestyle": DASHES[one.style.dash], "linewidth": 1.2 if len(one.x) < MANY else 0.8}
+    more |= {"marker": marker, "markevery": spaced(len(one.x)), "markeredgecolor": "white", "markeredgewidth": 0.4}
+    (line,) = ax.plot(one.x * x, one.mean * y, color=colour, **more)
     there = np.isfinite(one.low)
     if there.sum() > 1:
         ax.fill_between(one.x * x, one.low * y, one.high * y, color=colour, alpha=band, linewidth=0)

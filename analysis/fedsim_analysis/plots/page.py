@@ -163,11 +163,12 @@ def name(ax: Axes, x: str, y: str, taken: float = 0.0) -> None:
 
 def size_of(ax: Axes) -> tuple[float, float]:
     """About the inches that axes have between their labels."""
-    figure = ax.get_figure(root=True)
+    figure, spec = ax.get_figure(root=True), ax.get_subplotspec()
     width, height = figure.get_size_inches() if figure is not None else (WIDTHS["column"], HEIGHT)
-    if isinstance(figure, PaperFigure) and len(figure.axes) == 1:
-        return max(width - 0.6, 0.5), max(height - 0.45, 0.5)
-    return width * ax.get_position().width, height * ax.get_position().height
+    if figure is None or spec is None or figure.get_layout_engine() is None:
+        return width * ax.get_position().width, height * ax.get_position().height
+    grid = spec.get_gridspec()
+    return max(width * len(spec.colspan) / grid.ncols - 0.6, 0.5), max(height * len(spec.rowspan) / grid.nrows - 0.45, 0.5)
 
 
 def _new(width: float, height: float) -> Figure:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,7 +14,7 @@ from fedsim_analysis import measures
 from fedsim_analysis.measures import Distribution, Phases, colours
 from fedsim_analysis.plots import page
 from fedsim_analysis.plots.legends import SHORT, legend
-from fedsim_analysis.plots.lines import DASHES, MARKERS, opacity, within
+from fedsim_analysis.plots.lines import DASHES, MARKERS, opacity, spaced, within
 from fedsim_analysis.plots.text import shortened
 
 if TYPE_CHECKING:
@@ -41,20 +41,11 @@ def clients(runs: Runs, name: str = "accuracy", ax: Axes | None = None, width: s
 
 
 def _spread(ax: Axes, one: Distribution, factor: float, band: float) -> Line2D:
-    values, style = one.quantiles * factor, one.style
-    (line,) = ax.plot(
-        one.rounds,
-        values[MIDDLE],
-        color=style.colour,
-        linestyle=DASHES[style.dash],
-        marker=MARKERS[style.marker],
-        markeredgecolor="white",
-        markeredgewidth=0.4,
-    )
-    ax.fill_between(one.rounds, values[LOW], values[HIGH], color=style.colour, alpha=band, linewidth=0)
-    ax.plot(
-        one.rounds, values[WORST], color=style.colour, linestyle=(0, (1, 1.5)), linewidth=0.8, marker=MARKERS[style.marker], markersize=2
-    )
+    values, colour = one.quantiles * factor, one.style.colour
+    marked: dict[str, Any] = {"color": colour, "marker": MARKERS[one.style.marker], "markevery": spaced(len(one.rounds))}
+    (line,) = ax.plot(one.rounds, values[MIDDLE], linestyle=DASHES[one.style.dash], markeredgecolor="white", markeredgewidth=0.4, **marked)
+    ax.fill_between(one.rounds, values[LOW], values[HIGH], color=colour, alpha=band, linewidth=0)
+    ax.plot(one.rounds, values[WORST], linestyle=(0, (1, 1.5)), linewidth=0.8, markersize=2, **marked)
     return line
 
 

@@ -20,6 +20,7 @@ Array = NDArray[np.float64]
 WIDEST = 38  # signs that a plot has at least, where there are several side by side
 LOWEST = 7  # lines that a plot has at least, with its title
 SMALLEST = 0.0005  # of a round: the least part of a phase that is shown
+BAR = 10  # signs of the bar of a phase
 NAME = 9  # letters of a measure
 LEAVE = "Ctrl-C ends this view and leaves the run alone"
 
@@ -60,7 +61,7 @@ def frame(run: Run, width: int, height: int, plain: bool, live: bool = True) -> 
         phases = _phases(seen)
         head.append(_progress(run, seen, width, plain))
         room = height - len(head) - len(tail)
-        body, among = _body(_measures(seen), _phases_cell(phases, seen), width, room, plain)
+        body, among = _body(_measures(seen), _phases_cell(phases, seen, plain), width, room, plain)
         if not among and phases and len(body) < room:
             tail.insert(0, _phases_line(phases))
     lines = [*head, *body, *tail]
@@ -172,9 +173,10 @@ class Phase:
     def said(self) -> str:
         return f"{self.name} {share(self.part)}" + (" beside the others" if self.beside else "")
 
-    def line(self) -> Text:
-        what = f"{padded(self.name, NAME)}  {share(self.part):>6}  {duration(self.seconds):>7}"
-        return Text(what + ("  beside the others" if self.beside else ""))
+    def line(self, plain: bool) -> Text:
+        took = f"{1000 * self.seconds:.3g} ms" if self.seconds < 0.1 else duration(self.seconds)
+        length = Text(padded("beside", BAR), "dim") if self.beside else bar(self.part, BAR, plain)
+        return Text.assemble(f"{padded(self.name, NAME)}  ", length, f" {share(self.part):>6}  {took}")
 
 
 def _phases(seen: Seen) -> list[Phase]:
@@ -188,10 +190,10 @@ def _phases(seen: Seen) -> list[Phase]:
     return [Phase(shown(name, 20), seconds, seconds / total if total else 1.0, name in aside) for name, seconds in longest]
 
 
-def _phases_cell(phases: list[Phase], seen: Seen) -> list[Text]:
+def _phases_cell(phases: list[Phase], seen: Seen, plain: bool) -> list[Text]:
     rounds = min(seen.rounds, RECENT)
     title = Text.assemble(("phases", "bold"), (f"  mean of {rounds} rounds" if rounds > 1 else "  of the round", "dim"))
-    return [title, *(phase.line() for phase in phases)]
+    return [title, *(phase.line(plain) for phase in phases)]
 
 
 def _phases_line(phases: list[Phase]) -> Text:

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -29,7 +29,7 @@ from fedsim.simulation import malloc
 from fedsim.simulation.experiment import Experiment, build_experiment
 
 DEFAULT = ("jobs/bench/medium.toml",)
-TURNS, ROUNDS = 8, 8  # turns of each kind, and rounds of a turn; a look is taken every 2 s
+TURNS, SECONDS = 5, 20.0  # turns of each kind, and how long a turn is: several looks
 BEGUN = 5.0  # seconds that the view is given to begin
 VIEW = (
     "import sys; from pathlib import Path; from fedsim_analysis.watch.command import watch; sys.exit(watch(Path(sys.argv[1]), wait=True))"
@@ -40,7 +40,7 @@ def main(jobs: list[Job], console: Console) -> int:
     """Prints a row per job."""
     torch.set_num_threads(1)
     malloc.hold()
-    title = f"fedsim watch beside a run, on one core: {TURNS} turns of {ROUNDS} rounds each, with it and without"
+    title = f"fedsim watch beside a run, on one core: {TURNS} turns of {SECONDS:.0f} s with it, and as many without"
     table = Table(title=title, title_justify="left")
     for name in ("job", "round, s", "watched, s", "watched / not", "lowest and highest turn", "of a core"):
         table.add_column(name, justify="left" if name == "job" else "right")
@@ -61,22 +61,23 @@ def measured(parts: Experiment, console: Console) -> tuple[list[list[float]], li
         out = Path(folder) / "run.h5"
         with closing(recorded_rounds(parts, out, console)) as taken, _view(out) as view:
             rounds = map(sum, taken)
-            _see_first(rounds)
+            _turn(rounds, BEGUN)
             for _ in range(TURNS):
                 os.kill(view.pid, signal.SIGSTOP)
-                alone.append(list(islice(rounds, ROUNDS)))
+                alone.append(_turn(rounds, SECONDS))
                 os.kill(view.pid, signal.SIGCONT)
                 before, began = _seconds_of(view.pid), time.perf_counter()
-                watched.append(list(islice(rounds, ROUNDS)))
+                watched.append(_turn(rounds, SECONDS))
                 used, spent = used + _seconds_of(view.pid) - before, spent + time.perf_counter() - began
     return alone, watched, used / spent
 
 
-def _see_first(rounds: Iterator[float]) -> None:
-    """Some rounds, until the view has begun."""
-    until = time.perf_counter() + BEGUN
+def _turn(rounds: Iterator[float], seconds: float) -> list[float]:
+    """Seconds of each round of a turn that is at least so long."""
+    until, taken = time.perf_counter() + seconds, list[float]()
     while time.perf_counter() < until:
-        next(rounds)
+        taken.append(next(rounds))
+    return taken
 
 
 @contextmanager

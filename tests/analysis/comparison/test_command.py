@@ -155,6 +155,18 @@ def test_texts_of_run_files_are_shown_and_not_obeyed(tmp_path: Path) -> None:
     assert [row["method.name"] for row in rows] == [r"'=1+1|\u202e<b>\n[x](y)", "fedavg"]
 
 
+def test_names_of_fields_are_shown_too(tmp_path: Path) -> None:
+    name = "x\n\u202e|"
+    runs = [write(tmp_path / f"{value}.h5", "fedavg", job={"model": {name: value}}) for value in (1, 2)]
+    text = command.text(runs)
+    shown = r"x\n\u202e|"
+    assert words(section(text, "Accuracy of the last model")[0])[1] == shown
+    assert text.splitlines()[0].split()[1] == shown
+    assert f"fedavg, {shown} 2 and fedavg, {shown} 1 have no pairs: other first weights (model.{shown})." in " ".join(text.split())
+    assert not {"\u202e"} & set(text)
+    assert command.text(runs, "csv").splitlines()[0].startswith(rf"table,method.name,model.{shown},")
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "form": ({"form": "html"}, "--form html: fedsim compare prints terminal, markdown, latex, csv"),
     "table": ({"tables": ["every"]}, "--table every: there is no such table; there are: overview, metrics, equal, target, all"),
@@ -255,6 +267,16 @@ def test_the_field_rounds_is_not_the_rounds_of_a_target(many: list[Path]) -> Non
     assert table["rounds_planned"].tolist() == [1, 1, 2]
     assert table["rounds"].tolist() == [1, 1, 2]
     assert "rounds_planned" not in comparison.overview(comparison.collect(many))
+
+
+def test_what_no_file_has_makes_no_table(tmp_path: Path) -> None:
+    nothing = dict.fromkeys(("bytes_up", "bytes_down", "train_flops", "max_client_memory"), NAN)
+    runs = [write(tmp_path / f"{method}.h5", method, accuracies=(NAN, NAN), each=nothing) for method in SCORES]
+    text = command.text([*runs, write(tmp_path / "begun.h5", accuracies=(), seed=1, finished=False)])  # before its first round
+    assert text.split()[:2] == ["method", "seeds"]
+    assert not any(title in text for title in ("Accuracy of", "Bytes sent", "at equal bytes", "Rounds, bytes and FLOPs until the"))
+    with pytest.raises(ValueError, match="--table metrics: nothing was measured in these runs yet"):
+        command.text(runs, tables=["metrics"])
 
 
 SCORES = {"fedavg": 0.4, "mine:Method": 0.3}

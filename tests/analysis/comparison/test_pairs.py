@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from compared_runs import NAN, write
 from fedsim_analysis import comparison
 from fedsim_analysis.comparison import outcomes, pairs
 from fedsim_analysis.comparison.metrics import NEEDED
+from scipy.stats import wilcoxon
 
 TINY = {"name": "fedtiny", "density": 0.1}
 APART = {
@@ -86,6 +88,20 @@ def test_differences_by_hand(three: comparison.Comparison) -> None:
     assert table["why_not"].tolist() == ["", "", ""]
 
 
+def test_six_pairs_may_be_significant(plain: Path) -> None:
+    """Six differences of one sign have p = 2^-5; Holm takes the smallest of three p values three times."""
+    (run,) = outcomes.read([plain], NEEDED)
+    finals = {"fedavg": [0.5] * 6, "a": [0.6] * 6, "b": [0.4, 0.41, 0.42, 0.43, 0.44, 0.45], "c": [0.6, 0.39, 0.62, 0.37, 0.64, 0.35]}
+    made = []
+    for method, values in finals.items():
+        seeds = [replace(run, seed=seed, columns=run.columns | {"accuracy": np.array([value])}) for seed, value in enumerate(values)]
+        made.append(comparison.Group({"method.name": method}, tuple(seeds), method, "digits"))
+    table = comparison.paired(comparison.Comparison(tuple(made), ("method.name",)), ["accuracy"]).set_index("group")
+    assert table["pairs"].tolist() == [0, 6, 6, 6]
+    assert table["p"].tolist() == pytest.approx([NAN, 2**-5, 2**-5, wilcoxon(np.array(finals["c"]) - 0.5).pvalue], nan_ok=True)
+    assert table["p_holm"].tolist() == pytest.approx([NAN, 3 * 2**-5, 3 * 2**-5, table["p"].iloc[3]], nan_ok=True)
+
+
 def test_another_baseline(three: comparison.Comparison) -> None:
     for wanted in ("density=0.1", "method.density=0.1", "fedtiny, density 0.1", "fedtiny,density=0.1"):
         assert set(comparison.paired(three, ["accuracy"], wanted)["baseline"]) == {"fedtiny, density 0.1"}
@@ -109,6 +125,13 @@ def test_in_a_sweep_each_row_has_the_baseline_of_its_own_setting(tmp_path: Path)
     settings = [f"lr {lr}" for lr in (0.1, 0.2)]
     rows = [f"fedavg, {lr}" for lr in settings] + [f"fedtiny, {lr}, density {d}" for lr in settings for d in (0.1, 0.2)]
     assert table.to_dict() == {row: f"fedavg, {row.split(', ')[1]}" for row in rows}
+
+
+def test_of_dense_runs_alone_the_first_row_is_the_baseline(tmp_path: Path) -> None:
+    runs = [write(tmp_path / f"{lr}.h5", job={"train": {"lr": lr}}, accuracies=(0.1, lr)) for lr in (0.2, 0.1, 0.4)]
+    table = comparison.paired(comparison.collect(runs), ["accuracy"])
+    assert table["baseline"].tolist() == ["fedavg, lr 0.1"] * 3
+    assert table["difference"].tolist() == pytest.approx([NAN, 0.1, 0.3], nan_ok=True)
 
 
 def test_a_run_that_goes_on_is_a_pair_and_one_without_a_number_is_not(tmp_path: Path) -> None:

@@ -42,10 +42,11 @@ def test_runs_that_differ_in_the_seed_alone_are_a_group(runs: Any) -> None:
 def test_labels_have_the_fields_in_which_groups_of_a_method_differ(tmp_path: Path) -> None:
     write(tmp_path / "a.h5", fields="density = 0.1\nkeep = true")
     write(tmp_path / "b.h5", fields="density = 0.25\nkeep = true")
-    write(tmp_path / "c.h5", method="fedmef", fields="density = 0.5", planned=5)
+    write(tmp_path / "c.h5", method="fedmef", planned=5)
+    write(tmp_path / "d.h5", (0.1, 0.2), method="fedmef")
     found = measures.groups(fedsim_analysis.open(tmp_path))
-    assert [group.label for group in found] == ["fedtiny, density 0.1", "fedtiny, density 0.25", "fedmef"]
-    assert [group.finished for group in found] == [True, True, False]
+    assert [group.label for group in found] == ["fedtiny, density 0.1", "fedtiny, density 0.25", "fedmef, rounds 5", "fedmef, rounds 1"]
+    assert [group.finished for group in found] == [True, True, False, True]
     assert found[0].style.colour != found[1].style.colour != found[2].style.colour
 
 

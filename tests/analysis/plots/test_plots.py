@@ -50,7 +50,7 @@ def named(ax: Axes) -> tuple[str, str]:
 
 def png(ax: Axes) -> bytes:
     stream = io.BytesIO()
-    ax.figure.savefig(stream, format="png")
+    ax.figure.savefig(stream, format="png", dpi=60)
     return stream.getvalue()
 
 

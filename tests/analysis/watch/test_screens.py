@@ -86,7 +86,7 @@ def test_plots_come_where_there_is_room(going: Watched) -> None:
 
     assert [plots(*size) for size in ((80, 12), (80, 24), (60, 24), (120, 24), (120, 40))] == [0, 4, 2, 5, 5]
     large = texts(one_run.frame(going.runs[0], 120, 40, plain=False))
-    assert any(text.endswith("compute     60.0%    1.5 s") for text in large)
+    assert any(text.endswith("compute    ━━━━━━────  60.0%  1.5 s") for text in large)
 
 
 @pytest.mark.parametrize("plain", [False, True], ids=["signs", "ascii"])
@@ -123,6 +123,8 @@ def test_recording_on_several_ranks_is_beside_the_others(tmp_path: Path) -> None
     watched.look()
     expected = "phases compute 75.0%, record 50.0% beside the others, server 25.0%"
     assert line_of(one_run.frame(watched.runs[0], 80, 12, plain=False), "phases") == expected
+    large = texts(one_run.frame(watched.runs[0], 120, 40, plain=True))
+    assert any(text.endswith("record     beside      50.0%  2 s") for text in large)
 
 
 @pytest.mark.parametrize("value", [1e308, -1e308, np.inf, -np.inf, np.nan, -1.0, 0.0, 1e-320, 1e18])
@@ -135,7 +137,7 @@ def test_any_values_can_be_shown(tmp_path: Path, value: float) -> None:
         news = [Lines(one), Lines(folder)]
         one.look(), folder.look()
         with np.errstate(all="ignore"):
-            for width, height in SIZES:
+            for width, height in ((80, 24), (40, 15)):
                 for lines in (one_run.frame(one.runs[0], width, height, False), many_runs.frame(folder, width, height, False)):
                     assert max(line.cell_len for line in lines) <= width
             assert all(len(line) < 300 for each in news for line in each.news())

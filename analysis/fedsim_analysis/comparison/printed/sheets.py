@@ -64,7 +64,7 @@ def _metrics(naming: Naming, frame: pd.DataFrame) -> Iterator[Sheet]:
 def _equal(naming: Naming, frame: pd.DataFrame) -> Iterator[Sheet]:
     for resource in dict.fromkeys(frame["resource"]):
         title, unit = COSTS[resource]
-        for where, rows in _blocks(naming, frame[frame["resource"] == resource]):
+        for where, rows in _blocks(naming, frame[(frame["resource"] == resource) & frame["budget"].notna()]):
             columns = [*naming.keys(rows), _seeds(rows), *_unfinished(rows)]
             if resource != "memory":
                 columns.append(numbers("round", "", [row["round"] for row in rows]))
@@ -77,7 +77,7 @@ def _equal(naming: Naming, frame: pd.DataFrame) -> Iterator[Sheet]:
 
 
 def _target(naming: Naming, frame: pd.DataFrame) -> Iterator[Sheet]:
-    for where, rows in _blocks(naming, frame):
+    for where, rows in _blocks(naming, frame[frame["target"].notna()]):
         columns = [*naming.keys(rows), *_unfinished(rows)]
         columns.append(counts("reached by", [f"{row['reached']} of {row['seeds']}" for row in rows]))
         for name, title, unit in (("rounds", "rounds", ""), *((name, *COSTS[name]) for name in ("bytes", "flops"))):
