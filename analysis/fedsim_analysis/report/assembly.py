@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -15,7 +15,7 @@ from fedsim_analysis import comparison
 from fedsim_analysis.comparison.grouping import GIVEN
 from fedsim_analysis.measures import Group, Lacking, final, groups, metric_of
 from fedsim_analysis.report import clients, origins, sparsity, summary, tables, tradeoffs, trends
-from fedsim_analysis.report.contents import Block, Report, Section
+from fedsim_analysis.report.contents import Block, Figure, Report, Section
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -45,9 +45,10 @@ def report(runs: Sequence[Path], folder: str, now: datetime | None = None) -> Dr
     if len(shown) < len(every):
         left_out.append(f"Figures show the {len(shown)} jobs of {len(every)} with the highest accuracy; the tables have all.")
     found = comparison.collect(_paths(tree), sort=GIVEN)
+    names = _names(tree, every, found)
     sections = [
-        summary.section(tree, found),
-        *_figures(drawn, chosen, found, left_out),
+        summary.section(tree, found, names),
+        *_figures(drawn, chosen, left_out, list(tables.compared(found, names)) if len(found.groups) > 1 else []),
         origins.section(tree, every, _fields(tree), _opening(drawn)),
     ]
     return Drawn(_page(tree, every, sections, chosen, left_out, folder, now or datetime.now(UTC)), drawn, _opening(drawn))
@@ -98,6 +99,13 @@ def _shown(tree: xr.DataTree, every: Sequence[Group]) -> list[Group]:
     return [group for group in every if group in best]
 
 
+def _names(tree: xr.DataTree, every: Sequence[Group], found: comparison.Comparison) -> dict[str, str]:
+    """Label of a group of the comparison -> label of its curves, which is shorter where methods differ in many fields."""
+    paths = _paths(tree)
+    called = {paths[group.places[0]]: group.label for group in every}
+    return {group.label: called[path] for group in found.groups for run in group.runs if (path := str(run.path)) in called}
+
+
 def _paths(tree: xr.DataTree, places: Sequence[int] | None = None) -> list[str]:
     paths = tree.to_dataset()["path"].values.tolist()
     return [str(paths[i]) for i in (range(len(paths)) if places is None else places)]
@@ -111,10 +119,10 @@ def _opening(drawn: xr.DataTree) -> str:
 def _fields(tree: xr.DataTree) -> list[str]:
     """The fields of the jobs in which the runs differ."""
     root = tree.to_dataset()
-    return [str(name) for name in root.coords if "." in str(name) or str(name) == "rounds"]
+    return [str(name) for name in root.coords if "." in str(name)]
 
 
-def _figures(runs: xr.DataTree, chosen: Sequence[Group], found: comparison.Comparison, left_out: list[str]) -> list[Section]:
+def _figures(runs: xr.DataTree, chosen: Sequence[Group], left_out: list[str], compared: Sequence[Block]) -> list[Section]:
     trend, front = partial(trends.trend, runs), partial(tradeoffs.front, runs)
     accuracy: list[Builder] = [
         ("accuracy over rounds", partial(trend, "accuracy", "Accuracy over rounds", "On the global test set.")),
@@ -130,8 +138,7 @@ def _figures(runs: xr.DataTree, chosen: Sequence[Group], found: comparison.Compa
     ]
     tradeoff: list[Builder] = [(f"accuracy against {cost}", partial(front, cost)) for cost in tradeoffs.COSTS]
     tradeoff.append(("paired differences", partial(tradeoffs.pairs, runs)))
-    if len(found.groups) > 1:
-        tradeoff.append(("tables of the comparison", partial(tables.compared, found)))
+    tradeoff.append(("tables of the comparison", partial(iter, compared)))
     costs: list[Builder] = [
         ("bytes", partial(trend, "bytes", "Bytes sent", "Of all clients, up and down, added over the rounds.")),
         ("FLOPs", partial(trend, "flops", "Training FLOPs", "Of all clients, added over the rounds.")),
@@ -144,15 +151,15 @@ def _figures(runs: xr.DataTree, chosen: Sequence[Group], found: comparison.Compa
     masks: list[Builder] = [
         ("density over rounds", partial(trend, "density", "Density", "Kept weights over all weights of the original network.")),
         ("density of layers", partial(sparsity.densities, runs, chosen)),
-        ("churn of masks", partial(sparsity.changes, runs)),
-        ("overlap of masks", partial(sparsity.overlaps, runs)),
-        ("overlap of the masks of runs", partial(sparsity.overlaps_of_runs, runs)),
+        ("churn of masks", partial(_with_masks, runs, partial(sparsity.changes, runs))),
+        ("overlap of masks", partial(_with_masks, runs, partial(sparsity.overlaps, runs))),
+        ("overlap of the masks of runs", partial(_with_masks, runs, partial(sparsity.overlaps_of_runs, runs))),
     ]
     of_clients: list[Builder] = [
         ("spread over clients", partial(clients.spread, runs)),
         ("the worst client", partial(clients.worst, runs)),
-        ("clients at the end", partial(clients.at_the_end, runs)),
         ("the partition", partial(clients.labels, runs)),
+        ("clients at the end", partial(clients.at_the_end, runs)),
     ]
     parts = (
         ("accuracy", "Accuracy", accuracy),
@@ -161,7 +168,18 @@ def _figures(runs: xr.DataTree, chosen: Sequence[Group], found: comparison.Compa
         ("sparsity", "Masks", masks),
         ("of-clients", "Clients", of_clients),
     )
-    return [Section(name, title, list(_built(builders, left_out))) for name, title, builders in parts]
+    return [Section(name, title, _filled(list(_built(builders, left_out)))) for name, title, builders in parts]
+
+
+def _filled(blocks: Sequence[Block]) -> list[Block]:
+    """Figures stand two in a line; one that is left alone in its line gets the whole of it."""
+    found, alone = list(blocks), False
+    for i, block in enumerate(blocks):
+        alone = isinstance(block, Figure) and not alone
+        if alone and isinstance(block, Figure) and (i + 1 == len(blocks) or not isinstance(blocks[i + 1], Figure)):
+            found[i] = replace(block, wide=True)
+            alone = False
+    return found
 
 
 def _built(builders: Iterable[Builder], left_out: list[str]) -> Iterator[Block]:
@@ -171,3 +189,10 @@ def _built(builders: Iterable[Builder], left_out: list[str]) -> Iterator[Block]:
             yield from list(made) if isinstance(made, Iterator) else [made]
         except Lacking as error:
             left_out.append(f"{what[0].upper()}{what[1:]}: {error}.")
+
+
+def _with_masks(runs: xr.DataTree, builder: Callable[[], Block]) -> Block:
+    """A figure of masks. Lacking says so where the masks of different networks cannot be shown together."""
+    if not runs["masks"].data_vars and runs["masks"].attrs.get("left_out"):
+        raise Lacking("the runs have different networks; a report of runs of one network shows it")
+    return builder()

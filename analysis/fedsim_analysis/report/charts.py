@@ -25,7 +25,7 @@ LEGEND = {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "
 LOGARITHMIC = {"type": "log", "dtick": "D2", "tickformat": "~r"}
 UNIFIED = {"hovermode": "x unified", "hoverdistance": -1}  # the numbers of all curves at the round nearest to the pointer
 MOST_IN_LEGEND = 8  # beyond them the switches at the top of the page are the legend
-MARKED = 60  # points of a curve that each have a marker
+MARKED = 25  # points of a curve that each have a marker
 TITLE = 36  # characters in a line of an axis' title
 
 

@@ -23,8 +23,8 @@ FACTS = {  # attribute of a file -> its heading
     "fedsim_version": "fedsim",
     "git_commit": "commit",
     "torch_version": "torch",
-    "partition_sha256": "partition, SHA-256",
-    "weights_sha256": "final weights, SHA-256",
+    "partition_sha256": "partition (SHA-256)",
+    "weights_sha256": "weights (SHA-256)",
 }
 HASHES = ("git_commit", "partition_sha256", "weights_sha256")
 
@@ -60,7 +60,17 @@ def _table(root: xr.Dataset, found: Sequence[State], names: Sequence[str], facts
         own = [_value(known[name][i]) for name in fields]
         held = [str(known["method"][i]), *own, str(known["seed"][i]), state.rounds, state.name]
         rows.append([state.run, *held, *(facts[name][i] for name in names)])
-    return Table("each-run", "Each run, with the fields in which the jobs differ.", columns, rows, ("seed", "rounds", *fields))
+    return Table(
+        "each-run",
+        "Each run, with the fields in which the jobs differ.",
+        columns,
+        rows,
+        ("seed", "rounds", *(name for name in fields if all(_is_number(value) for value in known[name]))),
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _fact(name: str, value: Any) -> str:

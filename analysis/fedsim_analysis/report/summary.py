@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,16 +24,20 @@ COSTS = {  # metric of the comparison -> unit, heading where it is the least of 
     "train_flops": ("FLOP", "Fewest training FLOPs", "Training FLOPs"),
     "max_client_memory": ("B", "Least memory", "Memory of the largest client"),
 }
+REMARKS = (("first", "with round 0", FIRST), ("personal", "their FLOPs", PERSONAL))
+MOST_FIELDS = 4  # of the jobs, in the table of all jobs
 MOST_NAMED = 5  # runs that are named in a line
 
 
-def section(tree: xr.DataTree, found: comparison.Comparison) -> Section:
+def section(tree: xr.DataTree, found: comparison.Comparison, names: Mapping[str, str]) -> Section:
+    """names: label of a group of the comparison -> label of its curves."""
     table = comparison.groups(found, ["accuracy", *COSTS])
+    table["group"] = [names.get(label, label) for label in table["group"]]
     ended = table["unfinished"] == 0
     table = table[ended] if ended.any() else table  # a run that has just begun is cheap
     of_metric = {str(name): rows.reset_index(drop=True) for name, rows in table.groupby("metric", sort=False)}
     cards = [_best(of_metric["accuracy"]), *(_least(of_metric[cost], of_metric["accuracy"], cost) for cost in COSTS), _state(tree)]
-    return Section("summary", "Summary", [Cards([card for card in cards if card is not None]), _overview(found)])
+    return Section("summary", "Summary", [Cards([card for card in cards if card is not None]), _overview(found, names)])
 
 
 def _best(accuracy: pd.DataFrame) -> Card:
@@ -97,12 +102,15 @@ def warning(tree: xr.DataTree) -> str:
     return f"{have}: {', '.join(named[:MOST_NAMED])}{more}. What follows is of the rounds that were done."
 
 
-def _overview(found: comparison.Comparison) -> Table:
+def _overview(found: comparison.Comparison, names: Mapping[str, str]) -> Table:
+    """With the fields of the jobs where they are few; else the labels of the curves stand for them."""
     shown = comparison.readable(comparison.overview(found))
     columns = [str(name) for name in shown.columns]
+    first = columns.index("seeds")
     rows = [[str(value) for value in row] for row in shown.itertuples(index=False)]
-    note = " ".join(
-        LEGEND.format(first=FIRST if "with round 0" in columns else "", personal=PERSONAL if "their FLOPs" in columns else "").split()
-    )
+    numeric, note = columns[first:], LEGEND.format(**{name: text if title in columns else "" for name, title, text in REMARKS})
+    if first > MOST_FIELDS:
+        columns = ["job", *numeric]
+        rows = [[names.get(group.label, group.label), *row[first:]] for group, row in zip(found.groups, rows, strict=True)]
     caption = "A row for each job: means over its seeds, ± half the 95 % interval of the mean."
-    return Table("overview", caption, columns, rows, columns[columns.index("seeds") :], [f"{note[0].upper()}{note[1:]}"])
+    return Table("overview", caption, columns, rows, numeric, [f"{note[0].upper()}{' '.join(note[1:].split())}"])

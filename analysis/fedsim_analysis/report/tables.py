@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from fedsim_analysis import comparison
 from fedsim_analysis.comparison.command import measured
 from fedsim_analysis.comparison.printed import remarks, sheets
-from fedsim_analysis.comparison.printed.cells import Cell, Column, Sheet
-from fedsim_analysis.comparison.printed.naming import Naming
+from fedsim_analysis.comparison.printed.cells import Cell, Column, Sheet, texts
+from fedsim_analysis.comparison.printed.naming import Naming, Row
 from fedsim_analysis.report.contents import Table
 
 
-def compared(found: comparison.Comparison) -> Iterator[Table]:
-    """Of several jobs; the remarks stand below the last table."""
+@dataclass(frozen=True)
+class Called(Naming):
+    """Rows are called as the curves are."""
+
+    names: Mapping[str, str]  # label of a group of the comparison -> label of its curves
+
+    def keys(self, rows: Sequence[Row]) -> list[Column]:
+        return [texts("job", [self.of(row["group"]) for row in rows], key=True)]
+
+    def of(self, label: object) -> str:
+        return self.names.get(str(label), str(label))
+
+
+def compared(found: comparison.Comparison, names: Mapping[str, str]) -> Iterator[Table]:
+    """Of several jobs; the remarks stand below the last table. names: label of a group of the comparison -> label of its curves."""
     frames = {
         "metrics": measured(found, ["accuracy"]),
         "equal": comparison.at_equal(found),
         "target": comparison.to_target(found),
     }
-    naming = Naming(found, frames.keys())
+    naming = Called(found, frames.keys(), names)
     made = sheets.of(naming, frames)
     for number, sheet in enumerate(made, start=1):
         yield _table(f"compared-{number}", sheet, remarks.of(naming, frames) if number == len(made) else ())

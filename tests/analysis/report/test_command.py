@@ -121,6 +121,22 @@ def test_numbers_of_the_summary_are_those_by_hand(text: str) -> None:
     assert re.search(r"Finished\s+6 of 6 runs", cards)
 
 
+def test_tables_of_the_comparison(text: str) -> None:
+    rows = {row["job"]: row for row in Read(text).table("compared-1")}
+    assert rows["fedtiny"] == {
+        "job": "fedtiny",
+        "seeds": "2",
+        "accuracy (%)": f"79.00 ± {T:.2f}",
+        "difference (points)": "-10.00 ± 0.00",
+        "pairs": "2",
+        "p": "0.500",  # of two pairs of one sign: 2 of 4
+        "p by Holm": "1.000",
+    }
+    assert rows["fedavg"]["difference (points)"] == "baseline"
+    at_bytes = {row["job"]: row["accuracy (%)"].partition(" ")[0] for row in Read(text).table("compared-2")}
+    assert at_bytes == {"fedtiny": "79.00", "fedmef": "23.00", "fedavg": "-"}  # with 9 kB, which no round of fedavg is content with
+
+
 def test_curves_hold_the_numbers_of_the_runs(text: str) -> None:
     charts = Read(text).charts()
 
@@ -174,7 +190,7 @@ def test_tables_of_clients_and_of_runs(text: str) -> None:
     assert shared["hosts"] == "node7"
     assert shared["MPI ranks"] == "4"
     assert shared["started"] == "2026-11-28 08:30 UTC"
-    assert shared["partition, SHA-256"] == "ab" * 32
+    assert shared["partition (SHA-256)"] == "ab" * 32
     assert 'name = "fedtiny"' in "".join(read.texts["pre"])
     assert f"{'11' * 32}  fedavg-1" in "".join(read.texts["pre"])
 
@@ -200,7 +216,7 @@ def test_the_page_is_one_file_that_reads_well(text: str) -> None:
 def test_a_single_dense_run_that_goes_on(tmp_path: Path) -> None:
     run = write(tmp_path / "late.h5", "fedavg", done=1, finished=False, masked=False)
     report = assembly.report([run], "figures").report
-    assert report.warning == "The run has not ended: late (round 1 of 3). What follows is of the rounds that were done."
+    assert report.warning == "The run has not ended: late (stopped, round 1 of 3). What follows is of the rounds that were done."
     read = Read(page.render(report, {figure.name: b"<svg/>" for figure in report.figures()}))
     left_out = "".join(read.texts["main"]).partition("Not on this page")[2]
     for what in ("Accuracy against bytes: ", "Paired differences: ", "Density of layers: ", "Churn of masks: ", "Overlap of masks: "):
@@ -211,7 +227,7 @@ def test_a_single_dense_run_that_goes_on(tmp_path: Path) -> None:
 
 def test_a_run_without_a_row_has_a_page_too(tmp_path: Path) -> None:
     run = write(tmp_path / "begun.h5", done=-1, finished=False)
-    assert "begun (round 0 of 3)" in command.write([run], tmp_path / "report.html")[2]
+    assert "begun (stopped, round 0 of 3)" in command.write([run], tmp_path / "report.html")[2]
 
 
 def damaged(path: Path, how: str) -> Path:
