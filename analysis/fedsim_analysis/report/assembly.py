@@ -14,7 +14,7 @@ import fedsim_analysis
 from fedsim_analysis import comparison
 from fedsim_analysis.comparison.grouping import GIVEN
 from fedsim_analysis.measures import Group, Lacking, final, groups, metric_of
-from fedsim_analysis.report import clients, origins, sparsity, summary, tradeoffs, trends
+from fedsim_analysis.report import clients, origins, sparsity, summary, tables, tradeoffs, trends
 from fedsim_analysis.report.contents import Block, Report, Section
 
 if TYPE_CHECKING:
@@ -44,10 +44,11 @@ def report(runs: Sequence[Path], folder: str, now: datetime | None = None) -> Dr
     left_out: list[str] = []
     if len(shown) < len(every):
         left_out.append(f"Figures show the {len(shown)} jobs of {len(every)} with the highest accuracy; the tables have all.")
+    found = comparison.collect(_paths(tree), sort=GIVEN)
     sections = [
-        summary.section(tree, comparison.collect(_paths(tree), sort=GIVEN)),
-        *_figures(drawn, chosen, left_out),
-        origins.section(tree, every, _fields(tree)),
+        summary.section(tree, found),
+        *_figures(drawn, chosen, found, left_out),
+        origins.section(tree, every, _fields(tree), _opening(drawn)),
     ]
     return Drawn(_page(tree, every, sections, chosen, left_out, folder, now or datetime.now(UTC)), drawn, _opening(drawn))
 
@@ -113,7 +114,7 @@ def _fields(tree: xr.DataTree) -> list[str]:
     return [str(name) for name in root.coords if "." in str(name) or str(name) == "rounds"]
 
 
-def _figures(runs: xr.DataTree, chosen: Sequence[Group], left_out: list[str]) -> list[Section]:
+def _figures(runs: xr.DataTree, chosen: Sequence[Group], found: comparison.Comparison, left_out: list[str]) -> list[Section]:
     trend, front = partial(trends.trend, runs), partial(tradeoffs.front, runs)
     accuracy: list[Builder] = [
         ("accuracy over rounds", partial(trend, "accuracy", "Accuracy over rounds", "On the global test set.")),
@@ -129,6 +130,8 @@ def _figures(runs: xr.DataTree, chosen: Sequence[Group], left_out: list[str]) ->
     ]
     tradeoff: list[Builder] = [(f"accuracy against {cost}", partial(front, cost)) for cost in tradeoffs.COSTS]
     tradeoff.append(("paired differences", partial(tradeoffs.pairs, runs)))
+    if len(found.groups) > 1:
+        tradeoff.append(("tables of the comparison", partial(tables.compared, found)))
     costs: list[Builder] = [
         ("bytes", partial(trend, "bytes", "Bytes sent", "Of all clients, up and down, added over the rounds.")),
         ("FLOPs", partial(trend, "flops", "Training FLOPs", "Of all clients, added over the rounds.")),

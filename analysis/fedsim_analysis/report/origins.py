@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from fedsim_analysis.report.contents import Block, Details, Note, Section, Table
+from fedsim_analysis.report.states import State, states
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -28,8 +29,8 @@ FACTS = {  # attribute of a file -> its heading
 HASHES = ("git_commit", "partition_sha256", "weights_sha256")
 
 
-def section(tree: xr.DataTree, groups: Sequence[Group], fields: Sequence[str]) -> Section:
-    """`groups`: all groups of the runs. `fields`: those of the jobs in which the runs differ."""
+def section(tree: xr.DataTree, groups: Sequence[Group], fields: Sequence[str], opening: str) -> Section:
+    """groups: all groups. fields: those of the jobs in which the runs differ. opening: lines of Python before those of figures."""
     root = tree.to_dataset()
     facts = {name: [_fact(name, value) for value in root[name].values.tolist()] for name in FACTS}
     alike = [name for name in FACTS if len(set(facts[name])) == 1 and name != "weights_sha256"]
@@ -43,25 +44,23 @@ def section(tree: xr.DataTree, groups: Sequence[Group], fields: Sequence[str]) -
             Table("shared", "What this run was done with." if count == 1 else f"The same in all {count} runs.", ("what", "value"), rows)
         )
     if count > 1:
-        blocks.append(_table(root, [name for name in FACTS if name not in alike], facts, fields))
-    return Section("origins", "What was run, and with what", [*blocks, *_jobs(root, groups), _hashes(root)])
+        blocks.append(_table(root, states(tree), [name for name in FACTS if name not in alike], facts, fields))
+    return Section(
+        "origins",
+        "What was run, and with what",
+        [*blocks, *_jobs(root, groups), _hashes(root), Details("What stands before the line of Python below each figure", opening)],
+    )
 
 
-def _table(root: xr.Dataset, names: Sequence[str], facts: dict[str, list[str]], fields: Sequence[str]) -> Table:
+def _table(root: xr.Dataset, found: Sequence[State], names: Sequence[str], facts: dict[str, list[str]], fields: Sequence[str]) -> Table:
     columns = ["run", "method", *fields, "seed", "rounds", "state", *(FACTS[name] for name in names)]
+    known = {name: root[name].values.tolist() for name in ("method", "seed", *fields)}
     rows = []
-    for i, label in enumerate(root["run"].values.tolist()):
-        own = [_value(root[name].values.tolist()[i]) for name in fields]
-        done, planned, finished = (root[name].values.tolist()[i] for name in ("rounds_done", "rounds_planned", "finished"))
-        state = "finished" if finished else "not finished"
-        held = [str(root["method"].values.tolist()[i]), *own, str(root["seed"].values.tolist()[i]), rounds(done, planned), state]
-        rows.append([str(label), *held, *(facts[name][i] for name in names)])
+    for i, state in enumerate(found):
+        own = [_value(known[name][i]) for name in fields]
+        held = [str(known["method"][i]), *own, str(known["seed"][i]), state.rounds, state.name]
+        rows.append([state.run, *held, *(facts[name][i] for name in names)])
     return Table("each-run", "Each run, with the fields in which the jobs differ.", columns, rows, ("seed", "rounds", *fields))
-
-
-def rounds(done: int, planned: int) -> str:
-    """Rounds that are done, and of how many."""
-    return str(max(done, 0)) if planned in (-1, done) else f"{max(done, 0)} of {planned}"
 
 
 def _fact(name: str, value: Any) -> str:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fedsim_analysis import comparison
-from fedsim_analysis.comparison.overview import LEGEND
+from fedsim_analysis.comparison.overview import FIRST, LEGEND, PERSONAL
 from fedsim_analysis.measures import readable
+from fedsim_analysis.report import states
 from fedsim_analysis.report.contents import Card, Cards, Section, Table
-from fedsim_analysis.report.origins import rounds
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,36 +68,41 @@ def _beside(values: NDArray[np.float64], scores: NDArray[np.float64], names: pd.
 
 
 def _state(tree: xr.DataTree) -> Card:
-    late, count = unfinished(tree), tree.sizes["run"]
-    if not late:
+    count, late, lost = tree.sizes["run"], unfinished(tree), states.missing(tree)
+    if not late and not lost:
         return Card("Finished", f"{count} of {count} runs" if count > 1 else "yes")
-    return Card("Not finished", f"{len(late)} of {count} runs" if count > 1 else "not yet", _named(late), warns=True)
+    if count == 1 and not lost:
+        return Card("Not finished", late[0].name, f"round {late[0].rounds}", warns=True)
+    kinds = Counter([*(state.name for state in late), *[states.FAILED] * len(lost)])
+    text = ", ".join(f"{number} {name}" for name, number in kinds.items())
+    return Card("Not finished", f"{len(late) + len(lost)} of {count + len(lost)} runs", text, warns=True)
 
 
-def unfinished(tree: xr.DataTree) -> list[str]:
-    """The runs that have not ended, and how far they are."""
-    root = tree.to_dataset()
-    rows = zip(*(root[name].values.tolist() for name in ("run", "finished", "rounds_done", "rounds_planned")), strict=True)
-    return [f"{run} (round {rounds(done, planned)})" for run, finished, done, planned in rows if not finished]
+def unfinished(tree: xr.DataTree) -> list[states.State]:
+    return [state for state in states.states(tree) if state.name != states.FINISHED]
 
 
 def warning(tree: xr.DataTree) -> str:
     """One line about runs that have not ended; empty where all have."""
-    late, count = unfinished(tree), tree.sizes["run"]
-    if not late:
+    late, lost, count = unfinished(tree), states.missing(tree), tree.sizes["run"]
+    number, named = len(late) + len(lost), [*map(str, late), *lost]
+    if not number:
         return ""
-    have = "The run has not ended" if count == 1 else f"{len(late)} of {count} runs {'has' if len(late) == 1 else 'have'} not ended"
-    return f"{have}: {_named(late)}. What follows is of the rounds that were done."
-
-
-def _named(late: Sequence[str]) -> str:
-    return ", ".join(late[:MOST_NAMED]) + (f" and {len(late) - MOST_NAMED} more" if len(late) > MOST_NAMED else "")
+    have = (
+        "The run has not ended"
+        if count + len(lost) == 1
+        else f"{number} of {count + len(lost)} runs {'has' if number == 1 else 'have'} not ended"
+    )
+    more = f" and {number - MOST_NAMED} more" if number > MOST_NAMED else ""
+    return f"{have}: {', '.join(named[:MOST_NAMED])}{more}. What follows is of the rounds that were done."
 
 
 def _overview(found: comparison.Comparison) -> Table:
     shown = comparison.readable(comparison.overview(found))
     columns = [str(name) for name in shown.columns]
     rows = [[str(value) for value in row] for row in shown.itertuples(index=False)]
-    note = " ".join(LEGEND.format(first="", personal="").split())
+    note = " ".join(
+        LEGEND.format(first=FIRST if "with round 0" in columns else "", personal=PERSONAL if "their FLOPs" in columns else "").split()
+    )
     caption = "A row for each job: means over its seeds, ± half the 95 % interval of the mean."
     return Table("overview", caption, columns, rows, columns[columns.index("seeds") :], [f"{note[0].upper()}{note[1:]}"])
