@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod
 from zlib import crc32
 
@@ -29,11 +29,11 @@ def stored_rounds(file: h5py.File) -> list[int]:
     return sorted(rounds(checked.needed(file, GROUP)))
 
 
-def in_force(file: h5py.File, r: int) -> Packed:
-    """The masks in force after round `r`."""
+def in_force(file: h5py.File, r: int, known: Sequence[str] | None = None) -> Packed:
+    """The masks in force after round `r`. `known`: what has checksums, if the caller knows."""
     stored = [number for number in stored_rounds(file) if number <= r]
     if not stored:
-        checksums.check_in_force(file, GROUP, r, checksum_of(NONE))
+        checksums.check_in_force(file, GROUP, r, checksum_of(NONE), known)
         return NONE
     name = f"{GROUP}/{stored[-1]}"
     mask = checked.dataset(file, name, "u", (None,))
@@ -41,7 +41,7 @@ def in_force(file: h5py.File, r: int) -> Packed:
     checksums.check(mask, str(tensors).encode(), packed)
     expected = sum(-(-prod(shape) // 8) for shape in shapes(tensors, name).values())
     need(len(packed) == expected, f"{name} has {len(packed):,} bytes, and its masks have {expected:,}")
-    checksums.check_in_force(file, GROUP, r, checksum_of((tensors, packed)))
+    checksums.check_in_force(file, GROUP, r, checksum_of((tensors, packed)), known)
     return tensors, packed
 
 

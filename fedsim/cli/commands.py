@@ -119,7 +119,7 @@ def sweep(
     loaded = [_load(job, settings) for job in jobs]
     from fedsim.simulation.sweep import sweep
 
-    console = Console()
+    console = Console(emoji=False)
     code, files = sweep(loaded, out, processes, console)
     if code != 3 and files:
         try:
@@ -137,7 +137,7 @@ def estimate(job: JobFile, settings: Settings = None) -> None:
     from fedsim.simulation.estimate import estimate
 
     with naming_job(job):
-        estimate(loaded, Console())
+        estimate(loaded, Console(emoji=False))
 
 
 @app.command()
@@ -152,13 +152,13 @@ def check(
         sizes = checked_model.sizes_of(model, shape or "3,32,32", settings)
         from fedsim.simulation.checking.command import check_factory
 
-        return check_factory(model, sizes, classes or 10, Console())
+        return check_factory(model, sizes, classes or 10, Console(emoji=False))
     checked_model.refuse_for_jobs(model, shape, classes)
     loaded = _load(Path(model), settings)
     from fedsim.simulation.checking.command import check_job
 
     with naming_job(model):
-        return check_job(loaded, Console())
+        return check_job(loaded, Console(emoji=False))
 
 
 @app.command("methods")
@@ -166,7 +166,7 @@ def list_methods(name: Annotated[str | None, typer.Argument(help='The name of a 
     """List the methods; or show one with its paper, its parameters and their defaults."""
     from fedsim.cli import method_help
 
-    method_help.show(name, Console())
+    method_help.show(name, Console(emoji=False))
 
 
 results.add(app)
@@ -189,7 +189,7 @@ def bench(
         raise BadInput(f"fedsim bench {name}: there is no such measurement{hint}. There are: {', '.join(sorted(BENCHES))}")
     loaded = [_load(each, settings) for each in job or ()]
     package = "fedsim.bench.files" if name in FILES else "fedsim.bench"
-    return import_module(f"{package}.{name.replace('-', '_')}").main(loaded, Console())
+    return import_module(f"{package}.{name.replace('-', '_')}").main(loaded, Console(emoji=False))
 
 
 def _load(path: Path, settings: list[str] | None) -> Job:

@@ -23,6 +23,8 @@ TO = (
 
 BUDGET = "Budget for accuracy at equal {}, such as {}. Default: what the cheapest row takes."
 
+SORT = "Sort by this field of the job, or with - before it from the largest on (--sort=-density); given: as the files. Default: by all."
+MEMORY = "Limit for accuracy at equal memory of a client, such as 500kB. Default: the smallest in which each method has a row that fits."
 WHICH = (
     "overview; metrics: a table for each metric, with paired differences; equal: accuracy at equal bytes, FLOPs and memory; target: cost of"
     " a target accuracy; all. Can be given several times. Default: what the other options are about, or overview."
@@ -43,7 +45,7 @@ def show(run: RunFile) -> None:
     run_files.check(run)
     from fedsim.reporting.summary import show
 
-    show(run, Console())
+    show(run, Console(emoji=False))
 
 
 def watch(
@@ -56,7 +58,7 @@ def watch(
     with _analysis("watch"):
         from fedsim_analysis.watch.command import watch
 
-        return watch(run, every, Console(), wait, runs)
+        return watch(run, every, Console(emoji=False), wait, runs)
 
 
 def compare(
@@ -74,16 +76,14 @@ def compare(
         str | None,
         typer.Option(metavar="FIELD=VALUE", help="The row that others are held against. Default: a dense method, or the first row."),
     ] = None,
-    sort: Annotated[
-        str | None, typer.Option(metavar="FIELD", help="Sort by this field of the job. Default: all fields that differ.")
-    ] = None,
+    sort: Annotated[str | None, typer.Option(metavar="FIELD", help=SORT)] = None,
     score: Annotated[str, typer.Option(metavar="COLUMN", help="What counts as accuracy at equal cost and for the target.")] = "accuracy",
     target: Annotated[
         float | None, typer.Option(metavar="SHARE", help="Target accuracy. Default: 95 % of the best mean accuracy of the last model.")
     ] = None,
     at_bytes: Annotated[str | None, typer.Option(metavar="BYTES", help=BUDGET.format("bytes", "20MB"))] = None,
     at_flops: Annotated[str | None, typer.Option(metavar="FLOPS", help=BUDGET.format("FLOPs", "3TFLOP"))] = None,
-    at_memory: Annotated[str | None, typer.Option(metavar="BYTES", help=BUDGET.format("memory of a client", "500kB"))] = None,
+    at_memory: Annotated[str | None, typer.Option(metavar="BYTES", help=MEMORY)] = None,
     csv: Annotated[bool, typer.Option("--csv", help="Print the overview unrounded: --form csv --table overview.")] = False,
 ) -> None:
     """Compare run files. A row is a job, with the mean and the 95 % interval over its seeds. --table all has paired differences too.
@@ -160,7 +160,7 @@ def export(
     number = None if client is None else run_files.client(run, client)
     from fedsim.simulation.export import export
 
-    return export(run, number, out, Console(), to)
+    return export(run, number, out, Console(emoji=False), to)
 
 
 def _each(runs: list[Path], command: str) -> list[Path]:
@@ -172,7 +172,7 @@ def _each(runs: list[Path], command: str) -> list[Path]:
 
 def _print(lines: list[str]) -> None:
     for line in lines:
-        Console(soft_wrap=True).print(line, highlight=False, markup=False)
+        Console(soft_wrap=True, emoji=False).print(line, highlight=False, markup=False)
 
 
 @contextmanager

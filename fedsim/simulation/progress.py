@@ -30,7 +30,7 @@ def output(terminal: bool | None = None, quiet: bool = False) -> Console:
     terminal: whether there is a terminal; None: as Python says of its output.
     """
     notebook = Console().is_jupyter  # whose kernel asks for colours as if it were a terminal
-    return Console(quiet=quiet, force_jupyter=False, force_terminal=False if notebook else terminal)
+    return Console(quiet=quiet, emoji=False, force_jupyter=False, force_terminal=False if notebook else terminal)
 
 
 class Progress:

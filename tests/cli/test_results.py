@@ -152,10 +152,17 @@ def test_growing_files_are_read(fedsim: Fedsim, tmp_path: Path) -> None:
 @pytest.mark.parametrize("words", [["compare", "a.h5", "b.h5"], ["watch", "."], ["export", "a.h5", "--to", "csv"]])
 def test_escapes_in_a_file_reach_no_terminal(fedsim: Fedsim, tmp_path: Path, words: list[str]) -> None:
     for name in ("a.h5", "b.h5"):
-        write(tmp_path / name, name="$(x) <b> [red]")
+        write(tmp_path / name, name="$(x) <b> [red] :smile:")
         with h5py.File(tmp_path / name, "r+") as file:
             file.attrs["hosts"] = ESCAPE
             file["rounds"].move("lr", ESCAPE)
     ended = fedsim(*words)
     assert "\x1b" not in ended.out + ended.err
     assert "Traceback" not in ended.err
+
+
+def test_text_of_a_file_becomes_no_picture(fedsim: Fedsim, tmp_path: Path) -> None:
+    for i in range(2):
+        write(tmp_path / f"{i}.h5", method=f":smile:{i}", seed=i)
+    assert ":smile:0" in fedsim("compare", "0.h5", "1.h5").out
+    assert ":smile:0" in fedsim("show", "0.h5").out

@@ -201,7 +201,7 @@ def write(record: RunWriter, r: int, generator: np.random.Generator, gated: bool
 def test_masks_and_gates_that_change_in_each_round_cost_what_they_hold(tmp_path: Path, gated: bool) -> None:
     path, generator = tmp_path / "run.h5", np.random.default_rng(0)
     with create(path, clients=20, columns=FEW) as record:
-        for r in range(100):
+        for r in range(60):
             write(record, r, generator, gated)
     assert path.stat().st_size < 1.05 * repacked(path)
 
@@ -222,7 +222,7 @@ def test_a_file_that_is_closed_after_each_row_does_not_grow_more(tmp_path: Path)
     for closed in (False, True):
         path, generator = tmp_path / f"{closed}.h5", np.random.default_rng(0)
         record = create(path, clients=20, columns=FEW)
-        for r in range(60):
+        for r in range(30):
             write(record, r, generator)
             if closed:
                 record.close()

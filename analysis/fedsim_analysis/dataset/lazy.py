@@ -117,11 +117,11 @@ class Masks(OverRuns):
         for r in rounds:
             stored = max((n for n in source.mask_rounds if n <= r), default=None)
             if stored is not None and stored != at:
-                at, kept = stored, self._kept(file, stored)
+                at, kept = stored, self._kept(file, stored, source.sums)
             yield int(r), kept
 
-    def _kept(self, file: h5py.File, r: int) -> NDArray[np.bool_]:
-        layout, packed = masks.in_force(file, r)
+    def _kept(self, file: h5py.File, r: int, known: Sequence[str]) -> NDArray[np.bool_]:
+        layout, packed = masks.in_force(file, r, known)
         found = next((mask for key, mask in masks.unpacked(masks.shapes(layout), packed) if key == masks.PREFIX + self.name), None)
         return np.ones(self.shape[2:], bool) if found is None else found
 

@@ -147,7 +147,7 @@ def _masks(source: Source) -> Iterator[tuple[int, Mapping[str, NDArray[np.int8]]
     """The masks of each round in which they changed, by weight."""
 
     def read(file: h5py.File, r: int) -> dict[str, NDArray[np.int8]]:
-        layout, packed = masks.in_force(file, r)
+        layout, packed = masks.in_force(file, r, source.sums)
         unpacked = masks.unpacked(masks.shapes(layout), packed)
         return {key.removeprefix(masks.PREFIX): mask.astype(np.int8) for key, mask in unpacked}
 

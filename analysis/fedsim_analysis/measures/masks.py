@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim_analysis import masks, run_file
+from fedsim_analysis import checksums, masks, run_file
 from fedsim_analysis.measures.nodes import Lacking, along_runs, node, round_numbers
 
 if TYPE_CHECKING:
@@ -85,12 +85,13 @@ def _path(runs: Runs, i: int) -> str:
 
 
 def _of_numbers(file: h5py.File, numbers: Sequence[int], wanted: Mapping[str, int]) -> list[Bits]:
-    return [_bits(file, r, wanted) for r in numbers]
+    known = checksums.columns(file)
+    return [_bits(file, r, wanted, known) for r in numbers]
 
 
-def _bits(file: h5py.File, r: int, wanted: Mapping[str, int]) -> Bits:
+def _bits(file: h5py.File, r: int, wanted: Mapping[str, int], known: Sequence[str]) -> Bits:
     """All ones for a weight that has no mask in this run."""
-    layout, packed = masks.in_force(file, r)
+    layout, packed = masks.in_force(file, r, known)
     found, begin = dict[str, Bits](), 0
     for key, shape in masks.shapes(layout).items():
         end = begin + -(-prod(shape) // 8)

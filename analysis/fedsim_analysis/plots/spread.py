@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,13 +15,13 @@ from fedsim_analysis.measures import Distribution, Phases, colours
 from fedsim_analysis.plots import page
 from fedsim_analysis.plots.legends import SHORT, legend
 from fedsim_analysis.plots.lines import DASHES, MARKERS, opacity, spaced, within
-from fedsim_analysis.plots.text import shortened
+from fedsim_analysis.plots.text import brief, shortened, width_of
 
 if TYPE_CHECKING:
     from fedsim_analysis.measures.nodes import Runs
 
 WORST, LOW, MIDDLE, HIGH = (measures.clients.LEVELS.index(level) for level in (0.0, 0.1, 0.5, 0.9))
-BAR = 0.3  # inches of a bar
+BAR, LONGEST = 0.3, 26  # inches of a bar; signs of a label
 
 
 def clients(runs: Runs, name: str = "accuracy", ax: Axes | None = None, width: str | float = "column") -> Axes:
@@ -49,23 +49,58 @@ def _spread(ax: Axes, one: Distribution, factor: float, band: float) -> Line2D:
     return line
 
 
-def phases(runs: Runs, ax: Axes | None = None, width: str | float = "column") -> Axes:
-    """Seconds of each phase over all rounds of a run: a bar for each group, mean over seeds."""
+def phases(
+    runs: Runs, over: Literal["run", "round"] = "run", group: str | None = None, ax: Axes | None = None, width: str | float = "column"
+) -> Axes:
+    """Seconds of each phase, mean over seeds.
+
+    over: "run", all rounds together: a bar for each group; "round": of each round, of one group, by default the first.
+    """
+    if over not in ("run", "round"):
+        raise ValueError(f"over={over!r}; phases are over 'run' or 'round'")
     with page.style():
         found = measures.phases(runs)
+        if over == "round":
+            return _areas(ax, _of_group(found, group), width)
         ax = page.axes(ax, width, 0.75 + BAR * len(found))
         scale = measures.scale_of([one.total.sum() for one in found], "s")
         _bars(ax, found, scale.factor)
-        page.name(ax, scale.axis("Time of all rounds"), "")
-        ax.set_yticks(range(len(found)), shortened([one.label for one in found], SHORT))
+        names = shortened([one.label for one in found], SHORT)
+        ax.set_yticks(range(len(found)), names)
+        page.name(ax, scale.axis("Time of all rounds"), "", max(width_of(name, page.SMALL) for name in names))
         ax.set_ylim(len(found) - 0.45, -0.55)
         ax.grid(False, axis="y")
         ax.spines["left"].set_visible(False)
         ax.tick_params(axis="y", length=0)
-        shown = [name for i, name in enumerate(found[0].phases) if any(one.total[i] > 0 for one in found)]
-        most = max(one.n for one in found)
-        legend(ax, [Patch(facecolor=colours.of_phase(name)) for name in shown], shown, f"mean of {most} seeds" if most > 1 else "")
+        _legend(ax, [name for i, name in enumerate(found[0].phases) if any(one.total[i] > 0 for one in found)], max(one.n for one in found))
     return ax
+
+
+def _of_group(found: list[Phases], group: str | None) -> Phases:
+    for one in found:
+        if group in (None, one.label):
+            return one
+    raise measures.Lacking(f"there is no group {group!r}; the groups are {'; '.join(one.label for one in found)}")
+
+
+def _areas(ax: Axes | None, one: Phases, width: str | float) -> Axes:
+    ax = page.axes(ax, width)
+    seconds = np.nan_to_num(one.seconds)
+    scale = measures.scale_of(seconds.sum(axis=0), "s")
+    shown = [i for i in range(len(one.phases)) if seconds[i].any()]
+    names = [one.phases[i] for i in shown]
+    ax.stackplot(one.rounds, seconds[shown] * scale.factor, colors=[colours.of_phase(name) for name in names], linewidth=0, step="mid")
+    ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
+    ax.set_xlim(one.rounds[0] - 0.5, one.rounds[-1] + 0.5)
+    ax.set_ylim(bottom=0)
+    page.name(ax, "Round", scale.axis("Time of a round"))
+    _legend(ax, names, one.n, one.label)
+    return ax
+
+
+def _legend(ax: Axes, names: list[str], seeds: int, label: str = "") -> None:
+    note = [brief(label, LONGEST), f"mean of {seeds} seeds" if seeds > 1 else ""]
+    legend(ax, [Patch(facecolor=colours.of_phase(name)) for name in names], names, ", ".join(filter(None, note)))
 
 
 def _bars(ax: Axes, found: list[Phases], factor: float) -> None:

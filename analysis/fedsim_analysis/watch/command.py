@@ -43,7 +43,7 @@ def watch(path: str | Path, every: float = EVERY, console: Console | None = None
     runs: how many runs the folder will have at least; watch waits for them.
     Raises FileNotFoundError where there is nothing to watch, and ValueError for what is no run file.
     """
-    console = console or Console()
+    console = console or Console(emoji=False)
     watched = Watched(Path(path), wait, runs)
     _check(watched)
     with _handled(dict.fromkeys(SIGNALS, _end)), np.errstate(all="ignore"):  # a value that was recorded may be any

@@ -13,6 +13,7 @@ import os
 import socket
 import struct
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,8 @@ def holder_of(run: Path) -> Holder | None:
     path = real.with_name(real.name + ".lock")
     try:
         noted = path.stat().st_mtime
+        if _is_open_here(path):
+            return Holder(True, os.getpid(), socket.gethostname(), noted=noted)
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -57,6 +60,16 @@ def holder_of(run: Path) -> Holder | None:
     if writes is None and host == socket.gethostname():
         writes = _lives(process)
     return Holder(writes, process, host, _text(note, "since"), noted)
+
+
+def _is_open_here(path: Path) -> bool:
+    """Whether this process itself holds it, in another thread. To close the file a second time would let go of the lock (POSIX)."""
+    there = path.stat()
+    for entry in Path("/dev/fd").iterdir():
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(int(entry.name)), there):
+                return True
+    return False
 
 
 def _mtime(path: Path) -> float:

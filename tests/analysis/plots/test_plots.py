@@ -126,6 +126,16 @@ def test_the_front_is_a_line_and_what_it_beats_is_hollow(runs: Any, tmp_path: Pa
     assert [line.get_markerfacecolor() == "white" for line in others] == [False, False, True]
 
 
+def test_phases_of_each_round(runs: Any) -> None:
+    ax = plots.phases(runs, over="round", group="fedavg")
+    assert named(ax) == ("Round", "Time of a round (s)")
+    compute, evaluate = ax.collections  # phases that took no time are left out
+    assert compute.get_paths()[0].vertices[:, 1].max() == 4
+    assert evaluate.get_paths()[0].vertices[:, 1].max() == 4.5
+    with pytest.raises(ValueError, match="no group 'fedtin'; the groups are fedtiny; fedavg"):
+        plots.phases(runs, over="round", group="fedtin")
+
+
 def test_legends_cover_no_data(tmp_path: Path) -> None:
     for k in range(9):
         write(tmp_path / f"{k}.h5", (0.1, 0.2 + 0.05 * k), "fedtiny", fields=f"density = {k / 100}")

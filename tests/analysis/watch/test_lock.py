@@ -53,6 +53,25 @@ def test_asking_does_not_take_the_lock_nor_break_it(tmp_path: Path) -> None:
     assert not lock_of(run).exists()
 
 
+def test_asking_in_the_process_that_holds_it_does_not_let_go(tmp_path: Path) -> None:
+    run = tmp_path / "run.h5"
+    with holding(run, SINCE, time.sleep):
+        found = holder_of(run)
+        assert found is not None
+        assert (found.writes, found.process) == (True, os.getpid())
+        if not os.fork():
+            os.close(next(int(entry.name) for entry in Path("/dev/fd").iterdir() if is_lock(int(entry.name), run)))
+            os._exit(bool(holder_of(run).writes))  # type: ignore[union-attr]
+        assert os.waitstatus_to_exitcode(os.wait()[1]) == 1
+
+
+def is_lock(handle: int, run: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), lock_of(run).stat())
+    except OSError:
+        return False
+
+
 def test_a_process_of_another_machine_cannot_be_asked(tmp_path: Path) -> None:
     elsewhere(tmp_path / "run.h5")
     found = holder_of(tmp_path / "run.h5")
