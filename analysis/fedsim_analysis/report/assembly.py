@@ -34,11 +34,11 @@ class Drawn:
     opening: str
 
 
-def report(runs: Sequence[Path], folder: str, now: datetime | None = None) -> Drawn:
-    """The page of the runs. ValueError and OSError where one cannot be read."""
+def report(runs: Sequence[Path], folder: str, now: datetime | None = None, most: int = MOST_GROUPS) -> Drawn:
+    """The page of the runs. most: groups in figures. ValueError and OSError where a run cannot be read."""
     tree = fedsim_analysis.open(runs)
     every = groups(tree)
-    shown = _shown(tree, every)
+    shown = _shown(tree, every, most)
     drawn = tree if len(shown) == len(every) else fedsim_analysis.open([path for group in shown for path in _paths(tree, group.places)])
     chosen = groups(drawn)
     left_out: list[str] = []
@@ -86,16 +86,16 @@ def _version() -> str:
         return ""
 
 
-def _shown(tree: xr.DataTree, every: Sequence[Group]) -> list[Group]:
+def _shown(tree: xr.DataTree, every: Sequence[Group], most: int) -> list[Group]:
     """The groups in figures: all, or those with the highest mean accuracy, in the order of all."""
-    if len(every) <= MOST_GROUPS:
+    if len(every) <= most:
         return list(every)
     try:
         accuracy = final(tree, metric_of(tree, "accuracy"))
     except Lacking:
-        return list(every[:MOST_GROUPS])
+        return list(every[:most])
     means = {group.label: float(accuracy[list(group.places)].mean()) for group in every}
-    best = sorted(every, key=lambda group: -means[group.label] if means[group.label] == means[group.label] else 1.0)[:MOST_GROUPS]
+    best = sorted(every, key=lambda group: -means[group.label] if means[group.label] == means[group.label] else 1.0)[:most]
     return [group for group in every if group in best]
 
 

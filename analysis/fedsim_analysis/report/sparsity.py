@@ -28,13 +28,13 @@ SCALES: dict[str, Any] = {
 }
 
 
-def densities(runs: Runs, groups: Sequence[Group]) -> Iterator[Block]:
+def densities(runs: Runs, groups: Sequence[Group], most: int = MOST_MAPS) -> Iterator[Block]:
     """A heat map for each group whose masks remove weights."""
     pruned = [(group, heat) for group in groups if (heat := _density(runs, group)) is not None and np.nanmin(heat.values) < 1]
     if not pruned:
         raise Lacking("all layers keep all weights in all rounds")
-    for number, (group, heat) in enumerate(pruned[:MOST_MAPS], start=1):
-        left = f" The maps of {len(pruned) - MOST_MAPS} other jobs are left out." if number == MOST_MAPS < len(pruned) else ""
+    for number, (group, heat) in enumerate(pruned[:most], start=1):
+        left = f" Maps left out: {len(pruned) - most}, of other jobs." if number == most < len(pruned) else ""
         text = f"Kept share of each layer's weights after each round{_of_seeds(heat.n)}.{left}"
         call = Call("layer_density", {"group": group.label})
         yield heat_map(f"layer_density_{number}", f"Density of layers: {group.label}", text, call, heat)
