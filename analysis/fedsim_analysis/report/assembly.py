@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import fedsim_analysis
 from fedsim_analysis import comparison
 from fedsim_analysis.comparison.grouping import GIVEN
-from fedsim_analysis.measures import Group, Lacking, final, groups, metric_of
+from fedsim_analysis.measures import METRICS, Group, Lacking, final, groups, metric_of
 from fedsim_analysis.report import clients, origins, sparsity, summary, tables, tradeoffs, trends
 from fedsim_analysis.report.contents import Block, Figure, Report, Section
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 MOST_GROUPS = 12  # in figures
+LOADED = 2**26  # bytes of a column that is kept in memory, at most
 
 Builder = tuple[str, Callable[[], Block | Iterator[Block]]]  # what it shows, for the list of what is left out
 
@@ -40,6 +41,7 @@ def report(runs: Sequence[Path], folder: str, now: datetime | None = None, most:
     every = groups(tree)
     shown = _shown(tree, every, most)
     drawn = tree if len(shown) == len(every) else fedsim_analysis.open([path for group in shown for path in _paths(tree, group.places)])
+    _load(drawn)
     chosen = groups(drawn)
     left_out: list[str] = []
     if len(shown) < len(every):
@@ -104,6 +106,15 @@ def _names(tree: xr.DataTree, every: Sequence[Group], found: comparison.Comparis
     paths = _paths(tree)
     called = {paths[group.places[0]]: group.label for group in every}
     return {group.label: called[path] for group in found.groups for run in group.runs if (path := str(run.path)) in called}
+
+
+def _load(tree: xr.DataTree) -> None:
+    """Reads now, and once, the columns that several figures need, those of clients and masks aside."""
+    wanted = {"rounds": {name for metric in METRICS.values() for name in metric.columns}, "layers": {"density", "grown", "pruned"}}
+    for place, names in wanted.items():
+        for name, variable in tree[place].variables.items():
+            if name in names and variable.nbytes <= LOADED:
+                variable.load()
 
 
 def _paths(tree: xr.DataTree, places: Sequence[int] | None = None) -> list[str]:

@@ -24,7 +24,7 @@ Numbers = NDArray[np.float64]
 LEGEND = {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"}
 LOGARITHMIC = {"type": "log", "dtick": "D2", "tickformat": "~r"}
 UNIFIED = {"hovermode": "x unified", "hoverdistance": -1}  # the numbers of all curves at the round nearest to the pointer
-MOST_IN_LEGEND = 8  # beyond them the switches at the top of the page are the legend
+LEGEND_ROOM = 90  # characters of all names
 MARKED = 25  # points of a curve that each have a marker
 TITLE = 36  # characters in a line of an axis' title
 
@@ -82,7 +82,7 @@ def of_curves(found: Sequence[Curve]) -> Chart:
         else axis(first.x_label, x) | (LOGARITHMIC if wide else {"rangemode": "tozero"})
     )
     beside = axis(first.y_label, y) | (share_axis([one.mean for one in found] + [one.low for one in found]) if first.share else {})
-    return {"data": data, "layout": layout(below, beside, len(found), **(UNIFIED if over_rounds else {}))}
+    return {"data": data, "layout": layout(below, beside, [one.label for one in found], **(UNIFIED if over_rounds else {}))}
 
 
 def part(one: Curve, there: NDArray[np.bool_]) -> Curve:
@@ -99,7 +99,7 @@ def share_axis(values: Sequence[Numbers]) -> Chart:
     held = np.clip(np.concatenate([np.ravel(each) for each in values]), 0, 1)
     held = held[np.isfinite(held)]
     least, most = (float(held.min()), float(held.max())) if len(held) else (0.0, 1.0)
-    margin = 0.05 * max(most - least, 0.02)
+    margin = 0.05 * max(most - least, 0.2)
     return {"range": [100 * (least - margin), 100 * (most + margin)]}
 
 
@@ -143,6 +143,7 @@ def names_at(names: Sequence[str], title: str, most: int = 30, longest: int = 24
     return {"title": _title(title), "showgrid": False, "zeroline": False, "range": [-0.5, len(names) - 0.5]} | ticks
 
 
-def layout(x: Chart, y: Chart, groups: int = 0, **more: Any) -> Chart:
+def layout(x: Chart, y: Chart, names: Sequence[str] = (), **more: Any) -> Chart:
+    """names: of the legend, which a figure has where they fit; elsewhere the switches at the top of the page name the curves."""
     found: Chart = {"xaxis": x, "yaxis": y, "margin": {"l": 10, "r": 10, "t": 30, "b": 10}, "hovermode": "closest"}
-    return found | {"showlegend": 1 <= groups <= MOST_IN_LEGEND, "legend": dict(LEGEND)} | more
+    return found | {"showlegend": bool(names) and sum(map(len, names)) <= LEGEND_ROOM, "legend": dict(LEGEND)} | more

@@ -27,7 +27,7 @@ def spread(runs: Runs) -> Figure:
         levels = (scale.factor * at[level] for level in (0.5, 0.1, 0.9))
         data += charts.line(one, one.rounds.astype(float), *levels, hovertemplate=hover)
     y = charts.axis(found[0].title, scale) | (charts.share_axis([one.quantiles for one in found]) if found[0].share else {})
-    layout = charts.layout(charts.rounds([one.rounds for one in found]), y, len(found), **charts.UNIFIED)
+    layout = charts.layout(charts.rounds([one.rounds for one in found]), y, [one.label for one in found], **charts.UNIFIED)
     most = max(int(one.clients.max()) for one in found)
     seeds = max(int(one.n.max()) for one in found)
     text = f"Lines: the median over {most:,} clients. Bands: from the 10th to the 90th percentile over clients{_mean(seeds)}."

@@ -42,7 +42,7 @@ def front(runs: Runs, cost: str) -> Figure:
         f"pareto_{cost}",
         title,
         _caption(found, cost),
-        {"data": data, "layout": charts.layout(x, y, len(data) - 1)},
+        {"data": data, "layout": charts.layout(x, y, [point.label for point in found.points])},
         Call("pareto", {"over": cost}),
     )
 

@@ -55,7 +55,7 @@ def cost_of_phases(runs: Runs) -> Figure:
         if seconds[phase].any()
     ]
     y = charts.names_at([one.label for one in found], "") | {"autorange": "reversed"}
-    layout = charts.layout(charts.axis("Time of all rounds", scale, rangemode="tozero"), y, len(names), barmode="stack")
+    layout = charts.layout(charts.axis("Time of all rounds", scale, rangemode="tozero"), y, names, barmode="stack")
     layout["legend"] |= {"traceorder": "normal"}
     seeds = max(one.n for one in found)
     of = f", mean over {seeds} seeds" if seeds > 1 else ""
