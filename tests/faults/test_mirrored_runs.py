@@ -13,10 +13,10 @@ from processes import Console, Lab, Running, _read, assert_same, rows, wait_for
 from fedsim.simulation.mirrors.names import PLACES
 from fedsim.storage.reader import RunReader
 
+CODES = {"SIGUSR1": 3, "SIGTERM": 1, "SIGKILL": -9}  # of mpirun
 HOW = [
-    pytest.param(name, how, marks=() if (name, how) == ("csv", "SIGUSR1") else pytest.mark.full)
-    for name in PLACES
-    for how in ("SIGUSR1", "SIGTERM", "SIGKILL")
+    pytest.param("csv", "SIGKILL", 0),
+    *(pytest.param(name, how, 3, marks=pytest.mark.full) for name in PLACES for how in CODES),
 ]
 
 
@@ -39,11 +39,11 @@ def _session(pid: int) -> int:
 
 
 def end(running: Running, how: str) -> None:
-    """By a signal to the launcher; what ends it at once leaves the mirror some moments."""
+    """By a signal to the run or its launcher; what ends it at once leaves the mirror some moments."""
     leaders = {os.getsid(pid) for pid in copying(running.run)}
     assert leaders
     running.process.send_signal(getattr(signal, how))
-    assert running.ended().code == {"SIGUSR1": 3, "SIGTERM": 1, "SIGKILL": -9}[how]
+    assert running.ended().code == CODES[how]
     if how == "SIGUSR1":
         assert not copying(running.run)
     wait_for(lambda: not [pid for pid in _all() if _session(pid) in leaders and _lives(pid)])  # also those that were started since
@@ -54,11 +54,11 @@ def _lives(pid: int) -> bool:
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize(("name", "how"), HOW)
+@pytest.mark.parametrize(("name", "how", "ranks"), HOW)
 def test_it_ends_as_without_a_mirror_and_goes_on(
-    name: str, how: str, lab: Lab, console: Console, reference: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, how: str, ranks: int, lab: Lab, console: Console, reference: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    running = lab.start("--set", f'record.mirror="{name}"', ranks=3, hold=4)
+    running = lab.start("--set", f'record.mirror="{name}"', ranks=ranks, hold=4)
     running.until(2)
     end(running, how)
     held, sha = tracked.held(name, running.run, monkeypatch)
