@@ -107,7 +107,7 @@ def run(
 @app.command()
 def sweep(
     jobs: Annotated[
-        list[Path], typer.Argument(metavar="JOB.toml...", help="Job files. The section [sweep] of a job says which runs it makes.")
+        list[Path], typer.Argument(metavar="JOB.toml...", help=r"Job files. The section \[sweep] of a job says which runs it makes.")
     ],
     settings: Settings = None,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the run files. Each has the name of its run.")] = Path("runs"),
