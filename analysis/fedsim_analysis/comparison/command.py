@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fedsim_analysis.comparison import jobs
 from fedsim_analysis.comparison.budgets import RESOURCES, at_equal, to_target
 from fedsim_analysis.comparison.grouping import Comparison, collect
 from fedsim_analysis.comparison.metrics import METRICS, named
@@ -19,12 +18,12 @@ from fedsim_analysis.comparison.printed import forms, remarks, sheets
 from fedsim_analysis.comparison.printed.cells import ROW
 from fedsim_analysis.comparison.printed.naming import Naming
 from fedsim_analysis.comparison.tables import DEFAULT, groups, paired
+from fedsim_analysis.foreign_text import no_formula, printable
 
 FORMS = (*forms.FORMS, "csv")
 TABLES = ("overview", "metrics", "equal", "target")
 SCORE = "accuracy"
 AMOUNT = re.compile(r"([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([kKMGTPE]?)(?:B|FLOPs?)?")
-FORMULA = ("=", "+", "-", "@")  # how a text begins that a spreadsheet would compute
 
 
 def text(
@@ -108,11 +107,11 @@ def _check_columns(found: Comparison, metrics: Iterable[str], score: str) -> Non
     there = sorted({name for group in found.groups for run in group.runs for name in run.names})
     for name in metrics:
         if missing := [column for column in named(name).columns if column not in there]:
-            known = ", ".join([*METRICS, *(jobs.printable(column) for column in there if column not in METRICS)])
+            known = ", ".join([*METRICS, *(printable(column) for column in there if column not in METRICS)])
             raise ValueError(f"--metric {name}: no run has a column {missing[0]}; there are: {known}")
     scores = [name for name in there if "accuracy" in name]
     if score != SCORE and score not in scores:
-        raise ValueError(f"--score {score}: no run has such an accuracy; there are: {', '.join(map(jobs.printable, scores)) or 'none'}")
+        raise ValueError(f"--score {score}: no run has such an accuracy; there are: {', '.join(map(printable, scores)) or 'none'}")
 
 
 def _telling(found: Comparison) -> Sequence[str]:
@@ -151,8 +150,7 @@ def _inert(value: Any) -> Any:
         value = str(value)
     if not isinstance(value, str):
         return value
-    shown = jobs.printable(value)
-    return f"'{shown}" if shown.startswith(FORMULA) else shown
+    return no_formula(printable(value))
 
 
 def amount(given: str, option: str) -> float:

@@ -12,6 +12,7 @@ from fedsim_analysis import job_fields
 from fedsim_analysis.comparison import jobs, outcomes
 from fedsim_analysis.comparison.metrics import METRICS, NEEDED, named
 from fedsim_analysis.comparison.outcomes import Outcome
+from fedsim_analysis.foreign_text import printable
 
 GIVEN = "given"  # the order of the files
 PLANNED = {"rounds": "rounds_planned"}  # a field whose name a column of results has
@@ -121,5 +122,5 @@ def field_named(text: str, shown: Sequence[str]) -> str:
     """The field of this dotted name or heading; ValueError lists the fields that there are."""
     called = {title: name for name, title in jobs.titles(shown).items()} | {name: name for name in shown}
     if text not in called:
-        raise ValueError(f"--sort {text}: no such field tells these runs apart; there are: {', '.join(map(jobs.printable, shown))}")
+        raise ValueError(f"--sort {text}: no such field tells these runs apart; there are: {', '.join(map(printable, shown))}")
     return called[text]

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fedsim_analysis import job_fields
+from fedsim_analysis.foreign_text import printable
 
 METHOD = "method.name"
 HOW = (*job_fields.UNRELATED, "data.root", "data.download")  # say how a run is called or done, or are what rows are the mean over
@@ -38,11 +39,6 @@ def plain(value: Any) -> str:
     """A value for people; long texts are cut."""
     shown = printable("-" if value is None else str(value).lower() if isinstance(value, bool) else str(value))
     return shown if len(shown) <= LONGEST else f"{shown[: LONGEST - 1]}…"
-
-
-def printable(text: str) -> str:
-    """The text; signs that would steer a terminal are shown by their numbers."""
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 
 
 def label(job: Job, shown: Sequence[str]) -> str:

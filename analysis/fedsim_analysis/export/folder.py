@@ -17,11 +17,11 @@ from fedsim_analysis import checked, run_file
 from fedsim_analysis.dataset.sources import Source
 from fedsim_analysis.export import place, tables
 from fedsim_analysis.export.tables import Column, Piece, Table
+from fedsim_analysis.foreign_text import no_formula
 
 NAMES = ("rounds", "timing", "speed", "layers", "clients", "partition", "columns")  # of the tables
 ATTRIBUTES, JOB = "attributes.json", "job.toml"
 KINDS = {"int": pa.int64(), "float": pa.float64(), "text": pa.string()}
-FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet takes text that begins so for one, and may obey it
 
 
 def write(source: Source, form: str, out: Path) -> list[str]:
@@ -59,7 +59,7 @@ def _write(table: Table, form: str, path: Path) -> int:
 def _schema(table: Table, form: str) -> pa.Schema:
     """With the unit and the description of each column, which Parquet keeps."""
     about = [{"units": column.units, "long_name": column.about} for column in table.columns]
-    names = [_safe(column.name) if form == "csv" else column.name for column in table.columns]
+    names = [no_formula(column.name) if form == "csv" else column.name for column in table.columns]
     kinds = [KINDS[column.kind] for column in table.columns]
     return pa.schema([pa.field(*field, metadata=each) for *field, each in zip(names, kinds, about, strict=True)])
 
@@ -68,20 +68,8 @@ def _array(column: Column, piece: Piece, form: str) -> pa.Array:
     """Values as Arrow has them: what was not measured is missing, which R, pandas, DuckDB and spreadsheets leave out of means."""
     values = piece[column.name]
     if column.kind == "text" and form == "csv":
-        values = [_safe(value) for value in values]
+        values = [no_formula(value) for value in values]
     return pa.array(values, KINDS[column.kind], from_pandas=column.kind == "float")
-
-
-def _safe(text: str) -> str:
-    """With a ' before it, where a spreadsheet would take it for a formula."""
-    return f"'{text}" if text.startswith(FORMULAS) and not _is_number(text) else text
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return isfinite(float(text)) and "_" not in text
-    except ValueError:
-        return False
 
 
 def _described(made: Sequence[Table]) -> Table:

@@ -5,23 +5,19 @@ from __future__ import annotations
 import html
 import json
 from typing import Any
-from unicodedata import category
 
 import numpy as np
 
+from fedsim_analysis.foreign_text import printable
+
 LINES = "\n\t"
-SPACE = "Zs"  # kinds of spaces
 IN_SCRIPT = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 LONGEST = 60  # characters of a label
 
 
 def shown(text: object, kept: str = "") -> str:
     """The text with signs that steer a terminal or the direction of reading written out: an escape is \\x1b. `kept`: signs that stay."""
-    return "".join(sign if sign.isprintable() or sign in kept or category(sign) == SPACE else _written_out(sign) for sign in str(text))
-
-
-def _written_out(sign: str) -> str:
-    return sign.encode("unicode_escape").decode()
+    return printable(text, kept)
 
 
 def label(text: object, longest: int = LONGEST) -> str:

@@ -6,6 +6,8 @@ from datetime import timedelta
 
 import numpy as np
 
+from fedsim_analysis.foreign_text import printable
+
 CENTURY = 3e9  # seconds, beyond which there is no count of days
 SCALES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 LARGE = 1e4  # beyond which a share is no share
@@ -14,14 +16,8 @@ MOST = 300  # letters of a text of others
 
 def shown(text: object, most: int = MOST) -> str:
     """One line of `most` letters at most. Signs that would steer a terminal, and those that nobody sees, are written as escapes."""
-    found = "".join(sign if sign.isprintable() else _escaped(sign) for sign in str(text)[: most + 1])
+    found = printable(str(text)[: most + 1].translate(dict.fromkeys(map(ord, "\n\t"), " ")))
     return found if len(found) <= most else f"{found[: most - 1]}…"
-
-
-def _escaped(sign: str) -> str:
-    if sign in "\n\t":
-        return " "
-    return sign.encode("unicode_escape", "surrogatepass").decode("ascii")
 
 
 def share(value: float) -> str:

@@ -93,10 +93,10 @@ def test_text_stays_text(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["+1+1", "-1+1", "@A1", "\t=1", "-inf", "+1_0"])
 def test_formulas_of_every_kind(tmp_path: Path, text: str) -> None:
-    from fedsim_analysis.export.folder import _safe
+    from fedsim_analysis.foreign_text import no_formula
 
-    assert _safe(text) == f"'{text}"
-    assert [_safe(plain) for plain in ("+1.5", "-3e7", "a=b", "")] == ["+1.5", "-3e7", "a=b", ""]
+    assert no_formula(text) == f"'{text}"
+    assert [no_formula(plain) for plain in ("+1.5", "-3e7", "a=b", "")] == ["+1.5", "-3e7", "a=b", ""]
 
 
 def test_the_job_and_the_attributes(tmp_path: Path) -> None:
