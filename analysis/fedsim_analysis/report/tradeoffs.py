@@ -101,7 +101,11 @@ def pairs(runs: Runs) -> Figure:
     found = differences(runs)
     scale = scale_of(np.concatenate([one.values for one in found]), found[0].units, found[0].share, difference=True)
     data = [trace for place, one in enumerate(found) for trace in _pairs_of(one, place, scale)]
-    x = charts.axis(f"{found[0].title}, less that of {found[0].against}", scale) | {"zeroline": True, "zerolinewidth": 2}
+    x = charts.axis(f"{found[0].title}, less that of {found[0].against}", scale) | {
+        "zeroline": True,
+        "zerolinewidth": 2,
+        "rangemode": "tozero",
+    }
     y = charts.names_at([one.label for one in found], "") | {"autorange": "reversed"}
     text = f"Each job less {found[0].against}, in pairs of runs with the same seed. Small: pairs. Large: their means, with 95 % intervals."
     chart = {"data": data, "layout": charts.layout(x, y)}
