@@ -42,7 +42,12 @@ def section(tree: xr.DataTree, groups: Sequence[Group], fields: Sequence[str], o
     if alike:
         rows = [[FACTS[name], _whole(root, name)] for name in alike]
         blocks.append(
-            Table("shared", "What this run was done with." if count == 1 else f"The same in all {count} runs.", ("what", "value"), rows)
+            Table(
+                "shared",
+                "What this run was done with." if count == 1 else f"The same in {'both' if count == 2 else f'all {count}'} runs.",
+                ("what", "value"),
+                rows,
+            )
         )
     if count > 1:
         blocks.append(_table(root, states(tree), [name for name in FACTS if name not in alike], facts, fields))

@@ -2,7 +2,6 @@
 (function () {
   const root = document.documentElement;
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
-  const print = window.matchMedia("print");
   const charts = Array.from(document.querySelectorAll("[data-chart]"));
   const switches = document.querySelector(".switches");
 
@@ -47,8 +46,8 @@
   }
 
   function fit(place) {
-    const width = place.clientWidth;
-    return width && width !== place.layout.width && !print.matches ? Plotly.relayout(place, { width: width }) : null;
+    const width = place.clientWidth; // 0 in print
+    return width && width !== place.layout.width ? Plotly.relayout(place, { width: width }) : null;
   }
 
   // by the size of each chart itself: plotly's own way listens to the window, and keeps the width of a printed sheet

@@ -45,10 +45,10 @@ def _best(accuracy: pd.DataFrame) -> Card:
     if not np.isfinite(means).any():
         return Card("Accuracy", "not measured")
     row = accuracy.loc[int(np.nanargmax(means))]
-    half = f" ± {100 * row['mean_95']:.1f}" if np.isfinite(row["mean_95"]) else ""
+    half = f" ±\u00a0{100 * row['mean_95']:.1f}" if np.isfinite(row["mean_95"]) else ""
     seeds = f"mean and 95 % interval of {row['seeds']} seeds" if row["seeds"] > 1 else "one seed"
     title = "Highest accuracy" if len(accuracy) > 1 else "Accuracy"
-    return Card(title, f"{100 * row['mean']:.1f}{half} %", f"{row['group']}; {seeds}")
+    return Card(title, f"{100 * row['mean']:.1f}{half}\u00a0%", f"{row['group']}; {seeds}")
 
 
 def _least(costs: pd.DataFrame, accuracy: pd.DataFrame, cost: str) -> Card | None:

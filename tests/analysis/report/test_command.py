@@ -116,7 +116,7 @@ def test_numbers_of_the_summary_are_those_by_hand(text: str) -> None:
     assert {name: row["memory"] for name, row in rows.items()} == {"fedtiny": "2.50 MB", "fedmef": "2.50 MB", "fedavg": "5.00 MB"}
     assert {row["seeds"] for row in rows.values()} == {"2"}
     cards = "".join(Read(text).texts["ul"])
-    assert re.search(r"Highest accuracy\s+89.0 ± 12.7 %\s+fedavg; mean and 95 % interval of 2 seeds", cards)
+    assert re.search(r"Highest accuracy\s+89.0 ±\s12.7\s%\s+fedavg; mean and 95 % interval of 2 seeds", cards)
     assert re.search(r"Fewest bytes\s+9 kB\s+fedtiny: 10 % of fedavg, for 10.0 points less accuracy", cards)
     assert re.search(r"Finished\s+6 of 6 runs", cards)
 
