@@ -206,7 +206,7 @@ def _masks(found: Sequence[Source]) -> xr.Dataset:
         )
         for name, array in arrays.items()
     }
-    left_out = {"left_out": f"of several shapes: {', '.join(sorted(apart))}"} if apart else {}
+    left_out = {"left_out": f"of several shapes, or of layers that a run has not: {', '.join(sorted(apart))}"} if apart else {}
     return xr.Dataset(variables, attrs=left_out)
 
 

@@ -5,7 +5,7 @@ files: escape it where markup could be read. All values are in the unit of their
 """
 
 from fedsim_analysis.measures.clients import ClientValues, Distribution, distribution, of_clients, partition
-from fedsim_analysis.measures.curves import OVER, Curve, curves, note, note_of
+from fedsim_analysis.measures.curves import OVER, Curve, curves, note, note_of, seeds_of
 from fedsim_analysis.measures.differences import Difference, differences
 from fedsim_analysis.measures.fronts import Front, Point, pareto
 from fedsim_analysis.measures.groups import Group, groups
@@ -51,4 +51,5 @@ __all__ = [
     "phases",
     "readable",
     "scale_of",
+    "seeds_of",
 ]

@@ -87,11 +87,15 @@ def x_of(runs: Runs, over: str) -> tuple[Numbers, Metric]:
 
 def note(counts: Iterable[int]) -> str:
     """What mean and interval are of, for a legend or a caption; empty where every point is of one run."""
+    seeds = seeds_of(counts)
+    return f"mean and 95 % interval of {seeds}" if seeds else ""
+
+
+def seeds_of(counts: Iterable[int]) -> str:
+    """Of how many runs means are: "3 seeds", "1 to 3 seeds"; empty where each is of one run."""
     held = [int(count) for count in counts]
     least, most = min(held, default=0), max(held, default=0)
-    if most < 2:
-        return ""
-    return f"mean and 95 % interval of {most if least == most else f'{least} to {most}'} seeds"
+    return "" if most < 2 else f"{most if least == most else f'{least} to {most}'} seeds"
 
 
 def note_of(found: Iterable[Curve]) -> str:

@@ -34,9 +34,9 @@ def clients(runs: Runs, name: str = "accuracy", ax: Axes | None = None, width: s
         page.name(ax, "Round", scale.axis(found[0].title))
         ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
         within(ax, max(float(one.quantiles.max()) for one in found) if found[0].share else np.inf, positive=False)
-        most = max(int(one.n.max()) for one in found)
-        seeds = f"; mean of {most} seeds" if most > 1 else ""
-        legend(ax, handles, [one.label for one in found], f"median (line), 10th to 90th percentile (band), worst client (dotted){seeds}")
+        seeds = measures.seeds_of(count for one in found for count in one.n)
+        note = "median (line), 10th to 90th percentile (band), worst client (dotted)"
+        legend(ax, handles, [one.label for one in found], f"{note}; mean of {seeds}" if seeds else note)
     return ax
 
 
@@ -72,7 +72,11 @@ def phases(
         ax.grid(False, axis="y")
         ax.spines["left"].set_visible(False)
         ax.tick_params(axis="y", length=0)
-        _legend(ax, [name for i, name in enumerate(found[0].phases) if any(one.total[i] > 0 for one in found)], max(one.n for one in found))
+        _legend(
+            ax,
+            [name for i, name in enumerate(found[0].phases) if any(one.total[i] > 0 for one in found)],
+            measures.seeds_of(one.n for one in found),
+        )
     return ax
 
 
@@ -94,12 +98,12 @@ def _areas(ax: Axes | None, one: Phases, width: str | float) -> Axes:
     ax.set_xlim(one.rounds[0] - 0.5, one.rounds[-1] + 0.5)
     ax.set_ylim(bottom=0)
     page.name(ax, "Round", scale.axis("Time of a round"))
-    _legend(ax, names, one.n, one.label)
+    _legend(ax, names, measures.seeds_of([one.n]), one.label)
     return ax
 
 
-def _legend(ax: Axes, names: list[str], seeds: int, label: str = "") -> None:
-    note = [brief(label, LONGEST), f"mean of {seeds} seeds" if seeds > 1 else ""]
+def _legend(ax: Axes, names: list[str], seeds: str, label: str = "") -> None:
+    note = [brief(label, LONGEST), f"mean of {seeds}" if seeds else ""]
     legend(ax, [Patch(facecolor=colours.of_phase(name)) for name in names], names, ", ".join(filter(None, note)))
 
 

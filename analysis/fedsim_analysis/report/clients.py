@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedsim_analysis.measures import Lacking, distribution, of_clients, partition, readable, scale_of
+from fedsim_analysis.measures import Lacking, distribution, of_clients, partition, readable, scale_of, seeds_of
 from fedsim_analysis.report import charts, sparsity, trends
 from fedsim_analysis.report.contents import Call, Figure, Table
 
@@ -29,13 +29,13 @@ def spread(runs: Runs) -> Figure:
     y = charts.axis(found[0].title, scale) | (charts.share_axis([one.quantiles for one in found]) if found[0].share else {})
     layout = charts.layout(charts.rounds([one.rounds for one in found]), y, [one.label for one in found], **charts.UNIFIED)
     most = max(int(one.clients.max()) for one in found)
-    seeds = max(int(one.n.max()) for one in found)
+    seeds = seeds_of(count for one in found for count in one.n)
     text = f"Lines: the median over {most:,} clients. Bands: from the 10th to the 90th percentile over clients{_mean(seeds)}."
     return Figure("distribution", "Spread of accuracy over clients", text, {"data": data, "layout": layout}, Call("clients"))
 
 
-def _mean(seeds: int) -> str:
-    return f", each the mean over {seeds} seeds" if seeds > 1 else ""
+def _mean(seeds: str) -> str:
+    return f", each the mean over {seeds}" if seeds else ""
 
 
 def worst(runs: Runs) -> Figure:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedsim_analysis.measures import Lacking, differences, groups, pareto, scale_of
+from fedsim_analysis.measures import Lacking, differences, groups, pareto, scale_of, seeds_of
 from fedsim_analysis.plots.lines import is_wide
 from fedsim_analysis.report import charts
 from fedsim_analysis.report.contents import Call, Figure
@@ -60,8 +60,8 @@ def _caption(found: Front, cost: str) -> str:
 
 
 def _interval(found: Front) -> str:
-    most = max(point.n for point in found.points)
-    return f"Crosses: 95 % intervals of the means over {most} seeds." if most > 1 else "One seed each, so no interval is shown."
+    seeds = seeds_of(point.n for point in found.points)
+    return f"Crosses: 95 % intervals of the means over {seeds}." if seeds else "One seed each, so no interval is shown."
 
 
 def _steps(found: Front, scales: tuple[Scale, Scale]) -> Chart:

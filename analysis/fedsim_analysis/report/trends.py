@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedsim_analysis.measures import curves, note_of, phases, scale_of
+from fedsim_analysis.measures import curves, note_of, phases, scale_of, seeds_of
 from fedsim_analysis.measures.colours import of_phase
 from fedsim_analysis.report import charts, escaping
 from fedsim_analysis.report.contents import Call, Figure
@@ -57,7 +57,7 @@ def cost_of_phases(runs: Runs) -> Figure:
     y = charts.names_at([one.label for one in found], "") | {"autorange": "reversed"}
     layout = charts.layout(charts.axis("Time of all rounds", scale, rangemode="tozero"), y, names, barmode="stack")
     layout["legend"] |= {"traceorder": "normal"}
-    seeds = max(one.n for one in found)
-    of = f", mean over {seeds} seeds" if seeds > 1 else ""
+    seeds = seeds_of(one.n for one in found)
+    of = f", mean over {seeds}" if seeds else ""
     text = f"Where the time of the simulator goes, over all rounds{of}. It says more about the machine than about the method."
     return Figure("phases", "Time by phase", text, {"data": data, "layout": layout}, Call("phases"), 240 + 30 * len(found))

@@ -153,7 +153,7 @@ def test_masks_of_several_shapes_are_left_out_by_name(tmp_path: Path) -> None:
         record.row(0, {}, masks={"mask/fc.weight": torch.ones(2, 3, dtype=torch.bool), "mask/conv.weight": torch.tensor([True])})
     masks = fedsim_analysis.open(paths, group="masks")
     assert list(masks) == ["conv.weight"]
-    assert masks.attrs["left_out"] == "of several shapes: fc.weight"
+    assert masks.attrs["left_out"] == "of several shapes, or of layers that a run has not: fc.weight"
 
 
 def test_wrong_questions_are_answered(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from drawn_runs import write
 from fedsim_analysis import measures, plots
-from fedsim_analysis.report import sparsity, tradeoffs
+from fedsim_analysis.report import clients, sparsity, tradeoffs, trends
 
 NAN = float("nan")
 
@@ -72,3 +72,14 @@ def test_each_data_set_and_each_setting_has_its_own_baseline(tmp_path: Path) -> 
     shown = tradeoffs.pairs(runs)
     assert "Each job less its baseline" in shown.caption
     assert found[-1].against in shown.caption
+
+
+def test_captions_say_how_many_seeds_the_least_and_the_most_are(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write(tmp_path / f"a{seed}.h5", seed=seed)
+    write(tmp_path / "b.h5", method="fedmef")
+    runs = fedsim_analysis.open(tmp_path)
+    for figure in (tradeoffs.front(runs, "bytes"), trends.cost_of_phases(runs), clients.spread(runs)):
+        assert "over 1 to 2 seeds" in figure.caption
+    for axes in (plots.clients(runs), plots.phases(runs)):
+        assert "mean of 1 to 2 seeds" in " ".join(text.get_text() for text in axes.texts).replace("\n", " ")
