@@ -43,7 +43,7 @@ BENCHES = {
     "population": "a million clients, over a thousand",
     "recording": "seconds of writing the run file and the checkpoint, over those of the round",
     "looking": "seconds and memory of the commands that read run files, on a large run and on many",
-    "watching": "seconds of a run that is watched, over those of one that is not",
+    "watching": "seconds of a round that is watched, over those of one that is not, and the part of a core that watching takes",
 }
 FILES = ("recording", "looking", "watching")  # whose code is in fedsim/bench/files
 BENCH_HELP = "\n\n".join(["Which measurement:", *(f"{name}: {what}" for name, what in BENCHES.items())])
@@ -107,7 +107,7 @@ def run(
 @app.command()
 def sweep(
     jobs: Annotated[
-        list[Path], typer.Argument(metavar="JOB.toml...", help="Job files. The section [sweep] of a job says which runs it makes.")
+        list[Path], typer.Argument(metavar="JOB.toml...", help=r"Job files. The section \[sweep] of a job says which runs it makes.")
     ],
     settings: Settings = None,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the run files. Each has the name of its run.")] = Path("runs"),

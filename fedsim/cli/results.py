@@ -50,7 +50,12 @@ def show(run: RunFile) -> None:
 
 def watch(
     run: Annotated[Path, typer.Argument(metavar="RUN.h5 | FOLDER", help="The run file, or the folder of the runs of a sweep or an array.")],
-    every: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Seconds between two looks at the files.")] = 2.0,
+    every: Annotated[
+        float,
+        typer.Option(
+            min=0.1, metavar="SECONDS", help="Seconds between two looks; more where a look takes long, so that the runs lose less than 1 %."
+        ),
+    ] = 2.0,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for runs that have not begun, or that were stopped.")] = False,
     runs: Annotated[int, typer.Option(min=0, metavar="N", help="How many runs the folder will have. watch waits for them.")] = 0,
 ) -> int:

@@ -12,7 +12,7 @@ import time
 import traceback
 from collections import ChainMap
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -258,30 +258,13 @@ def _rounds(
     progress: Progress,
     callback: Callback | None,
 ) -> None:
-    with _mirror(parts, start, progress) as mirror:
-        _recorded(parts, start, link, hosts, progress, callback, mirror)
-
-
-def _mirror(parts: Experiment, start: RunStart, progress: Progress) -> AbstractContextManager[Mirror | None]:
-    """The tracker that the job names, before anything is measured or written."""
-    name = parts.job.record.mirror
-    return Mirror(name, start.out, progress.say) if name else nullcontext()
-
-
-def _recorded(
-    parts: Experiment,
-    start: RunStart,
-    link: Communicator | None,
-    hosts: list[str],
-    progress: Progress,
-    callback: Callback | None,
-    mirror: Mirror | None,
-) -> None:
-    plan = start.plan or resolve(parts, progress.say, start.first_state)
-    if other := unlike(plan, parts):
-        progress.say(f"note: the run goes on under the plan it began with; the job and this machine say {other}")
-    fleet = _fleet(parts, plan, link, start)
-    with start.record(parts, plan, hosts) as record:
+    with ExitStack() as stack:
+        mirror = _mirror(parts, start, progress, stack)
+        plan = start.plan or resolve(parts, progress.say, start.first_state)
+        if other := unlike(plan, parts):
+            progress.say(f"note: the run goes on under the plan it began with; the job and this machine say {other}")
+        fleet = _fleet(parts, plan, link, start)
+        record = stack.enter_context(start.record(parts, plan, hosts))
         progress.begin(plan)
         if mirror:
             mirror.begin(start.round)
@@ -294,6 +277,12 @@ def _recorded(
             raise
         finally:
             fleet.drain()
+
+
+def _mirror(parts: Experiment, start: RunStart, progress: Progress, stack: ExitStack) -> Mirror | None:
+    """The tracker that the job names, if any, before anything is measured or written."""
+    name = parts.job.record.mirror
+    return stack.enter_context(Mirror(name, start.out, progress.say)) if name else None
 
 
 def _fleet(parts: Experiment, plan: Plan, link: Communicator | None, start: RunStart) -> LocalFleet:

@@ -90,6 +90,10 @@ def test_help_names_every_command(fedsim: Fedsim) -> None:
     assert all(command in fedsim("--help").out for command in names)
 
 
+def test_brackets_in_the_help_are_shown(fedsim: Fedsim) -> None:
+    assert "The section [sweep] of a job" in " ".join(fedsim("sweep", "--help").out.replace("│", " ").split())
+
+
 @pytest.mark.processes
 def test_python_m_fedsim_is_the_same_program() -> None:
     ended = subprocess.run([sys.executable, "-m", "fedsim", "run", "no.toml"], capture_output=True, text=True, cwd=ROOT, check=False)

@@ -80,7 +80,7 @@ def labelled(paths: Sequence[Path]) -> dict[Path, str]:
 def _source(file: h5py.File, path: Path, label: str) -> Source:
     known = run_file.attributes(file)
     sums = checksums.columns(file)
-    shapes, changed, stored = _masks(file, int(known["rounds"]))
+    shapes, changed, stored = mask_shapes(file, int(known["rounds"]))
     counts = checked.dataset(file, "partition/counts", "iu", (None, None)).shape if checksums.has(file, "partition/counts") else None
     return Source(
         path=path,
@@ -103,7 +103,7 @@ def _source(file: h5py.File, path: Path, label: str) -> Source:
     )
 
 
-def _masks(file: h5py.File, last: int) -> tuple[dict[str, list[int]], frozenset[str], list[int]]:
+def mask_shapes(file: h5py.File, last: int) -> tuple[dict[str, list[int]], frozenset[str], list[int]]:
     """The shapes of the masks up to the round `last`, the weights whose mask changed its shape, and the rounds with new masks."""
     stored = [r for r in masks.stored_rounds(file) if r <= last]
     shapes: dict[str, list[int]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,7 @@ class Difference:
 def differences(runs: Runs, metric: str = "accuracy", against: str | None = None) -> list[Difference]:
     """Of each group, its difference from the group labelled `against`; by default from the dense method, else from the first group.
 
+    Groups on other data are not held against each other: each data set has its own baseline, and `against` is that of its own data.
     Which runs are pairs: `comparison.pairs`, which looks into the files. A group without a pair is left out. Lacking where no group has
     one, and why.
     """
@@ -49,10 +51,10 @@ def differences(runs: Runs, metric: str = "accuracy", against: str | None = None
         raise Lacking("the runs do not say from which files they are" if paths is None else "there is one group alone, and no pair")
     held = outcomes.read(paths, ())
     places = {run.path: i for i, run in enumerate(held)}
-    blocks = [_as_compared(group, held) for group in every]
-    meant = () if against is None else (blocks[every.index(group_of(runs, "rounds", against))],)
+    compared = [_as_compared(group, held) for group in every]
+    meant = () if against is None else (compared[every.index(group_of(runs, "rounds", against))],)
     found, why = [], dict[str, None]()
-    for group, own, other in zip(every, blocks, pairs.baselines(blocks, meant), strict=True):
+    for group, own, other in zip(every, compared, _baselines(compared, meant), strict=True):
         matched, unpaired = ([], "") if own is other else pairs.matched(own, other)
         of = [(one.seed, places[one.path], places[rival.path]) for one, rival in matched]
         differ = [(seed, values[i] - values[j]) for seed, i, j in of if np.isfinite(values[i] - values[j])]
@@ -70,4 +72,13 @@ def differences(runs: Runs, metric: str = "accuracy", against: str | None = None
 def _as_compared(group: Group, held: list[outcomes.Outcome]) -> grouping.Group:
     """The group as `comparison` has it."""
     own = tuple(sorted((held[i] for i in group.places), key=lambda run: run.seed))
-    return grouping.Group(jobs.computed(own[0].job), own, group.label, "")
+    return grouping.Group(jobs.computed(own[0].job), own, group.label, repr(sorted(jobs.data(own[0].job).items())))
+
+
+def _baselines(compared: Sequence[grouping.Group], meant: Sequence[grouping.Group]) -> list[grouping.Group]:
+    """What each group is held against, in their order: one of its own data."""
+    found: dict[grouping.Group, grouping.Group] = {}
+    for data in dict.fromkeys(group.data for group in compared):
+        block = [group for group in compared if group.data == data]
+        found |= dict(zip(block, pairs.baselines(block, [group for group in meant if group in block]), strict=True))
+    return [found[group] for group in compared]

@@ -71,8 +71,8 @@ def changes(runs: Runs) -> tuple[Numbers, Numbers]:
     if not is_tree(runs):
         raise Lacking("the churn of masks needs the nodes 'layers' and 'masks': give the DataTree of fedsim_analysis.open(RUNS)")
     has = has_masks(runs)
-    known = sizes(runs)
-    weights = np.array([known.get(f"{layer}.weight", 0) for layer in labels(runs, "layers", "layer")], float)
+    names, known = [f"{layer}.weight" for layer in labels(runs, "layers", "layer")], [sizes(runs, i) for i in range(len(has))]
+    weights = np.array([[each.get(name, 0) for name in names] for each in known], float)[:, None, :]  # of the run's own network
     changed = column(runs, "layers", "grown") + column(runs, "layers", "pruned")
     kept = np.where(weights > 0, column(runs, "layers", "density") * weights, 0.0)
     return np.where(weights > 0, changed, 0.0).sum(axis=2), np.where(has[:, None], kept.sum(axis=2), np.nan)

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim_analysis import checksums, masks, run_file
+from fedsim_analysis.dataset.sources import mask_shapes
 from fedsim_analysis.measures.nodes import Lacking, along_runs, node, round_numbers
 
 if TYPE_CHECKING:
     import h5py
-    import xarray
 
     from fedsim_analysis.measures.nodes import Runs
 
@@ -25,29 +25,26 @@ AT_ONCE = 2**26  # bytes of masks that are held at once
 DENSE = "no run has masks: the networks are dense, or were cut without masks"
 
 
-def masks_of(runs: Runs) -> xarray.Dataset:
-    """The node `masks`; Lacking where it is empty."""
-    found = node(runs, "masks")
-    if not found.data_vars or any({"run", "round"} - set(held.dims) for held in found.data_vars.values()):
-        raise Lacking(DENSE)
+def sizes(runs: Runs, i: int) -> dict[str, int]:
+    """Of each weight of run `i` with a mask of one shape in all rounds, its number of entries; whatever other runs there are."""
+    last = int(round_numbers(runs, "masks")[last_rows(runs)[i]])
+    found: dict[str, int] = run_file.read(_path(runs, i), partial(_sizes, last=last), time.sleep)
     return found
 
 
-def sizes(runs: Runs) -> dict[str, int]:
-    """Of each weight with a mask, its number of entries."""
-    found = masks_of(runs)
-    return {str(name): prod(held.shape[axis] for axis in _own_axes(held)) for name, held in found.data_vars.items()}
-
-
-def _own_axes(held: xarray.DataArray) -> list[int]:
-    return [axis for axis, name in enumerate(held.dims) if name not in ("run", "round")]
+def _sizes(file: h5py.File, last: int) -> dict[str, int]:
+    shapes, changed, _ = mask_shapes(file, last)
+    layers = set(checksums.labels(file, "layer"))
+    return {name: prod(shape) for name, shape in shapes.items() if name not in changed and name.removesuffix(".weight") in layers}
 
 
 def has_masks(runs: Runs) -> NDArray[np.bool_]:
     """(runs,) whether the masks of a run remove a weight at its end; Lacking where no run's do."""
-    weights = sum(sizes(runs).values())
-    kept = [int(np.bitwise_count(next(of_rounds(runs, i, [last]))).sum()) for i, last in enumerate(last_rows(runs))]
-    has = np.array([count < weights for count in kept])
+    if not len(round_numbers(runs, "masks")):
+        raise Lacking(DENSE)
+    wanted = [sizes(runs, i) for i in range(len(last_rows(runs)))]
+    kept = [int(np.bitwise_count(last_of(runs, i, each)).sum()) if each else 0 for i, each in enumerate(wanted)]
+    has = np.array([count < sum(each.values()) for count, each in zip(kept, wanted, strict=True)])
     if not has.any():
         raise Lacking(DENSE)
     return has
@@ -55,7 +52,7 @@ def has_masks(runs: Runs) -> NDArray[np.bool_]:
 
 def last_rows(runs: Runs) -> list[int]:
     """Of each run, where its last complete round stands."""
-    found, numbers = masks_of(runs), round_numbers(runs, "masks")
+    found, numbers = node(runs, "masks"), round_numbers(runs, "masks")
     done = along_runs(runs, "masks", "rounds_done") or [numbers[-1]] * found.sizes["run"]
     return [max(int(np.searchsorted(numbers, last, side="right")) - 1, 0) for last in done]
 
@@ -70,11 +67,23 @@ def changed_rounds(runs: Runs, i: int) -> list[int]:
 
 def of_rounds(runs: Runs, i: int, rounds: Sequence[int]) -> Iterator[Bits]:
     """The bits of all masks of run `i` after each of the rounds, one after the other, as the file of the run has them."""
-    numbers, wanted = round_numbers(runs, "masks"), sizes(runs)
+    numbers, wanted = round_numbers(runs, "masks"), sizes(runs, i)
     step = max(1, 8 * AT_ONCE // max(1, sum(wanted.values())))
     for begin in range(0, len(rounds), step):
         part = [int(numbers[r]) for r in rounds[begin : begin + step]]
         yield from run_file.read(_path(runs, i), partial(_of_numbers, numbers=part, wanted=wanted), time.sleep)
+
+
+def last_of(runs: Runs, i: int, wanted: Mapping[str, int]) -> Bits:
+    """The bits of the masks of these weights after the last round of run `i`."""
+    last = int(round_numbers(runs, "masks")[last_rows(runs)[i]])
+    (found,) = run_file.read(_path(runs, i), partial(_of_numbers, numbers=[last], wanted=wanted), time.sleep)
+    return found
+
+
+def layers_of(runs: Runs, i: int) -> list[str]:
+    """The names of the layers of run `i`."""
+    return [str(name) for name in run_file.read(_path(runs, i), partial(checksums.labels, path="layer"), time.sleep)]
 
 
 def _path(runs: Runs, i: int) -> str:

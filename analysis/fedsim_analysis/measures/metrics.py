@@ -68,7 +68,8 @@ def each_round(metric: Metric) -> Metric:
 
 
 def measured(runs: Runs, metric: Metric) -> Numbers:
-    """(runs, rounds) of a metric, as its `adding` says. A row that lacks a cost adds nothing; after a run's last row all is NaN.
+    """(runs, rounds) of a metric, as its `adding` says. A row that lacks a cost adds nothing; after a run's last row all is NaN,
+    and so is all of a run that has never measured it.
 
     A round in which no client computes has no memory: NaN, not 0. Lacking where no run has measured it.
     """
@@ -77,7 +78,8 @@ def measured(runs: Runs, metric: Metric) -> Numbers:
         parts = [np.where(parts[0] > 0, parts[0], np.nan)]
     if metric.adding == "level":
         return _sum(parts)
-    rows, inside = _sum(parts), _is_done(runs)
+    rows = _sum(parts)
+    inside = _is_done(runs) & np.isfinite(rows).any(axis=1, keepdims=True)
     if metric.adding == "sum":
         return np.where(inside, np.cumsum(np.nan_to_num(rows), axis=1), np.nan)
     largest = np.maximum.accumulate(np.where(np.isnan(rows), -np.inf, rows), axis=1)

@@ -9,7 +9,7 @@ import numpy as np
 from fedsim_analysis.measures.curves import Curve
 from fedsim_analysis.measures.groups import groups
 from fedsim_analysis.measures.layers import Heat, over_rounds
-from fedsim_analysis.measures.masks import Bits, changed_rounds, has_masks, last_rows, of_rounds, shared
+from fedsim_analysis.measures.masks import Bits, changed_rounds, has_masks, last_of, last_rows, layers_of, of_rounds, shared, sizes
 from fedsim_analysis.measures.nodes import Lacking, Numbers, labels, place_of, round_numbers
 
 if TYPE_CHECKING:
@@ -73,10 +73,16 @@ def overlap_of_rounds(runs: Runs, run: str | None = None, most: int = MOST) -> H
 
 
 def overlap_of_runs(runs: Runs) -> Heat:
-    """(runs, runs) overlap of the masks after the last round of each run that has masks."""
-    last, places = last_rows(runs), np.flatnonzero(has_masks(runs)).tolist()
+    """(runs, runs) overlap of the masks after the last round of each run that has masks; NaN where two runs have other networks."""
+    places = np.flatnonzero(has_masks(runs)).tolist()
     names = tuple(labels(runs, "masks", "run")[i] for i in places)
-    values = _matrix([next(of_rounds(runs, i, [last[i]])) for i in places])
+    weights, layers = [sizes(runs, i) for i in places], [layers_of(runs, i) for i in places]
+    values = np.where(np.eye(len(places)), 1.0, np.nan)
+    for kind in {tuple(each) for each in layers}:
+        alike = [j for j, each in enumerate(layers) if tuple(each) == kind]
+        union = dict(sorted({entry for j in alike for entry in weights[j].items()}))
+        if all(weights[j].items() <= union.items() for j in alike):
+            values[np.ix_(alike, alike)] = _matrix([last_of(runs, places[j], union) for j in alike])
     return Heat("", values, names, names, "Run", "Run", "Overlap of the last masks", "1", True, 1)
 
 

@@ -28,7 +28,7 @@ class Phases:
     rounds: NDArray[np.int64]  # (rounds,)
     seconds: Numbers  # (phases, rounds); NaN where not measured
     total: Numbers  # (phases,) of all rounds of a run
-    n: int
+    n: int  # runs that have measured phases
 
 
 def phases(runs: Runs) -> list[Phases]:
@@ -48,8 +48,9 @@ def phases(runs: Runs) -> list[Phases]:
         there_too = np.isfinite(own).any(axis=(0, 1))
         if there_too.any():
             mean = mean_and_half(own)[0][:, there_too]
-            total = np.nansum(own, axis=2).mean(axis=0)
-            found.append(Phases(group.label, group.method, names, numbers[there_too], mean, total, len(group.places)))
+            timed = np.isfinite(own).any(axis=(1, 2))
+            total = np.nansum(own[timed], axis=2).mean(axis=0)
+            found.append(Phases(group.label, group.method, names, numbers[there_too], mean, total, int(timed.sum())))
     if not found:
         raise Lacking("no run has measured the phases of its rounds")
     return found

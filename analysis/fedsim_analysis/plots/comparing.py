@@ -39,7 +39,7 @@ def pareto(
         if is_wide(costs):
             logarithmic(ax, [cost * x.factor for cost in costs])
         ax.margins(0.08)
-        within(ax, found.share, positive=True)
+        within(ax, max(point.value for point in found.points) if found.share else np.inf, positive=True)
         if ax.get_xlim()[0] < 0:
             ax.set_xlim(left=0)
         legend(ax, handles, [labelled(point) for point in found.points], _note(found))
@@ -80,7 +80,7 @@ def differences(
 ) -> Axes:
     """The last value of each group minus that of `against`, by pairs of runs: pairs (small), their mean and its 95 % interval.
 
-    Which runs are pairs, and what groups are held against by default: as in `fedsim compare`.
+    Which runs are pairs: as in `fedsim compare`. Without `against` groups are held against the dense method, else against the first group.
     """
     with page.style():
         found = measures.differences(runs, metric, against)

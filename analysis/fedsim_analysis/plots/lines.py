@@ -108,7 +108,8 @@ def draw(found: Sequence[Curve], ax: Axes | None = None, width: str | float = "c
             found = [part(one, one.x > 0) for one in found]
         handles = [_line(ax, one, x.factor, y.factor, opacity(found)) for one in found]
         page.name(ax, x.axis(first.x_label), y.axis(first.y_label))
-        within(ax, first.share, zero or min(float(one.mean.min()) for one in found) >= 0, zero)
+        means = np.concatenate([one.mean for one in found])
+        within(ax, float(means.max()) if first.share else np.inf, zero or float(means.min()) >= 0, zero)
         if len(found) > 1 or measures.note_of(found):
             legend(ax, handles, [labelled(one) for one in found], measures.note_of(found))
     return ax
@@ -163,9 +164,12 @@ def logarithmic(ax: Axes, values: Sequence[float]) -> None:
     ax.xaxis.set_minor_formatter(NullFormatter())
 
 
-def within(ax: Axes, share: bool, positive: bool, zero: bool = False) -> None:
-    """The y-axis, where intervals may reach beyond what is possible: not above 100 %, not below 0."""
-    if share and ax.get_ylim()[1] > 100:
+def within(ax: Axes, most: float, positive: bool, zero: bool = False) -> None:
+    """The y-axis, where intervals may reach beyond what is possible: not above 100 %, if no mean is, not below 0.
+
+    most: the largest mean of shares, which may be above 1, as weights that changed over weights kept; infinite where there are no shares.
+    """
+    if most <= 1 and ax.get_ylim()[1] > 100:
         ax.set_ylim(top=101.5)
     if zero or (positive and ax.get_ylim()[0] < 0):
         ax.set_ylim(bottom=0)

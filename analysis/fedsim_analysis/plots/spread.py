@@ -33,7 +33,7 @@ def clients(runs: Runs, name: str = "accuracy", ax: Axes | None = None, width: s
         handles = [_spread(ax, one, scale.factor, opacity(found)) for one in found]
         page.name(ax, "Round", scale.axis(found[0].title))
         ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
-        within(ax, found[0].share, positive=False)
+        within(ax, max(float(one.quantiles.max()) for one in found) if found[0].share else np.inf, positive=False)
         most = max(int(one.n.max()) for one in found)
         seeds = f"; mean of {most} seeds" if most > 1 else ""
         legend(ax, handles, [one.label for one in found], f"median (line), 10th to 90th percentile (band), worst client (dotted){seeds}")

@@ -95,8 +95,11 @@ def _held(found: Sequence[Curve]) -> tuple[tuple[list[Numbers], str, bool], tupl
 
 
 def share_axis(values: Sequence[Numbers]) -> Chart:
-    """The range of an axis of shares in percent: all values, with a margin, and nothing that no share can be."""
-    held = np.clip(np.concatenate([np.ravel(each) for each in values]), 0, 1)
+    """The range of an axis of shares in percent: all values, with a margin; of their intervals, which may reach further, nothing below 0.
+
+    values: means and the lower ends of their intervals. A share may be above 1: weights that changed, over the few that are kept.
+    """
+    held = np.maximum(np.concatenate([np.ravel(each) for each in values]), 0)
     held = held[np.isfinite(held)]
     least, most = (float(held.min()), float(held.max())) if len(held) else (0.0, 1.0)
     margin = 0.05 * max(most - least, 0.2)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from fedsim_analysis.measures.groups import text_of
 from fedsim_analysis.report.contents import Block, Details, Note, Section, Table
 from fedsim_analysis.report.states import State, states
 
@@ -100,7 +101,7 @@ def _whole(root: xr.Dataset, name: str) -> str:
 
 def _value(value: Any) -> str:
     if isinstance(value, float):
-        return "-" if value != value else f"{value:g}"
+        return "-" if value != value else text_of(value)
     return str(value).lower() if isinstance(value, bool) else str(value) or "-"
 
 

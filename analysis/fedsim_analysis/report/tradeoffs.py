@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fedsim_analysis.report.charts import Chart
 
 NAMES = {"flops": "FLOPs"}
+ZERO = {"zeroline": True, "zerolinewidth": 2, "rangemode": "tozero"}
 COSTS = {
     "bytes": "bytes that all clients sent and received",
     "flops": "training FLOPs of all clients",
@@ -32,7 +33,7 @@ def front(runs: Runs, cost: str) -> Figure:
     scales = _scales(found)
     x, y = (charts.axis(title, scale) for title, scale in zip((found.cost_label, found.value_label), scales, strict=True))
     if found.share:
-        y |= charts.share_axis([np.array([point.value, point.low, point.high]) for point in found.points])
+        y |= charts.share_axis([np.array([point.value, point.low, min(point.high, max(point.value, 1.0))]) for point in found.points])
     order = [group.label for group in groups(runs)]
     data = [_steps(found, scales), *(_point(point, scales) for point in sorted(found.points, key=lambda point: order.index(point.label)))]
     if is_wide([point.cost for point in found.points]):
@@ -101,15 +102,15 @@ def pairs(runs: Runs) -> Figure:
     found = differences(runs)
     scale = scale_of(np.concatenate([one.values for one in found]), found[0].units, found[0].share, difference=True)
     data = [trace for place, one in enumerate(found) for trace in _pairs_of(one, place, scale)]
-    x = charts.axis(f"{found[0].title}, less that of {found[0].against}", scale) | {
-        "zeroline": True,
-        "zerolinewidth": 2,
-        "rangemode": "tozero",
-    }
-    y = charts.names_at([one.label for one in found], "") | {"autorange": "reversed"}
-    text = f"Each job less {found[0].against}, in pairs of runs with the same seed. Small: pairs. Large: their means, with 95 % intervals."
-    chart = {"data": data, "layout": charts.layout(x, y)}
-    return Figure("differences", f"Differences from {found[0].against}", text, chart, Call("differences"), max(360, 160 + 36 * len(found)))
+    alone = len({one.against for one in found}) == 1
+    rival = found[0].against if alone else "its baseline"
+    x = charts.axis(f"{found[0].title}, less that of {rival}", scale) | ZERO
+    y = charts.names_at([one.label if alone else f"{one.label} − {one.against}" for one in found], "") | {"autorange": "reversed"}
+    listed = "" if alone else f" Baselines: {'; '.join(f'of {one.label}, {one.against}' for one in found)}."
+    bars = ", with 95 % intervals" if any(len(one.values) > 1 for one in found) else ""
+    text = f"Each job less {rival}, in pairs of runs with the same seed. Small: pairs. Large: their means{bars}.{listed}"
+    chart, title = {"data": data, "layout": charts.layout(x, y)}, f"Differences from {rival if alone else 'baselines'}"
+    return Figure("differences", title, text, chart, Call("differences"), max(360, 160 + 36 * len(found)))
 
 
 def _pairs_of(one: Difference, place: int, scale: Scale) -> list[Chart]:

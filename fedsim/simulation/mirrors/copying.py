@@ -24,6 +24,7 @@ from fedsim.simulation.mirrors.rows import described, rows
 from fedsim.simulation.mirrors.tracker import Opening, Tracker
 
 PATIENCE = 20.0  # seconds that the process of a run that was just killed has to end
+PAUSE = 0.25  # seconds between two looks at the run file, each of which takes 10 ms: short rounds are copied several at a time
 CHUNK = 1000  # rows that are copied before the tracker is flushed
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)  # they are meant for the run
 
@@ -73,6 +74,7 @@ def _orders() -> Iterator[tuple[int, int]]:
             done = int(number) if word == b"begin" else done
         if lines:
             yield done, int(lines[-1].split()[1])
+            time.sleep(PAUSE)
 
 
 def _alone(out: Path, name: str) -> socket.socket:

@@ -109,16 +109,17 @@ class Mirror:
             try:
                 os.write(self._process.stdin.fileno(), line.encode())
             except BrokenPipeError:
-                self._process.wait(ENDS)
+                self._code()
         self._hear()
 
     def _hear(self) -> None:
         """Says why the process has stopped, if it has."""
+        ended = self._process is not None and self._process.poll() is not None  # asked first: its last words come before its end
         self._read()
         known = self._answers()
         if reason := known.get("failed"):
             self._end(reason)
-        elif self._process is not None and self._process.poll() is not None and "done" not in known:
+        elif ended and self._process is not None and "done" not in known:
             self._end(f"its process ended with code {self._process.returncode}")
 
     def _read(self) -> None:
@@ -126,7 +127,14 @@ class Mirror:
             while part := os.read(self._heard, 1 << 16):
                 self._text += part
             if self._process is not None and b"\n" not in self._text:
-                self._end(f"its process ended with code {self._process.wait()}")
+                self._end(f"its process ended with code {self._code()}")
+
+    def _code(self) -> int | None:
+        """With what a process that has closed its pipes ends; None where it does not end at once."""
+        assert self._process is not None
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(1.0)
+        return self._process.returncode
 
     def _answers(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -144,8 +152,9 @@ class Mirror:
                 self._process.stdin.close()
             self._left = self._process
         self._process = None
-        with suppress(OSError):
+        if self._heard >= 0:
             os.close(self._heard)
+        self._heard = -1
 
     def _reap(self) -> None:
         if self._left is not None:

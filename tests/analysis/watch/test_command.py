@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fedsim_analysis.run_file import FORMAT
 from fedsim_analysis.watch.command import watch
 from fedsim_analysis.watch.plain import Lines
 from fedsim_analysis.watch.runs import Watched
@@ -69,7 +70,7 @@ def test_what_is_no_run_file_is_one_line_and_exit_code_2(
         "cut.h5": "cut.h5 cannot be read: ",
         "empty.h5": "empty.h5 cannot be read: it is empty",
         "foreign.h5": "foreign.h5 cannot be read: it is no HDF5 file; is it a run file of fedsim?",
-        "newer.h5": "in a newer format than this fedsim reads (2); upgrade fedsim",
+        "newer.h5": f"in a newer format than this fedsim reads ({FORMAT}); upgrade fedsim",
         "none.h5": "there is no run file ",
         "no/run.h5": "there is no folder ",
         "folder": "there is no run file in the folder ",

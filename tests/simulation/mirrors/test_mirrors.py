@@ -24,7 +24,7 @@ from fedsim.simulation.mirrors.rows import described, rows
 from fedsim.simulation.mirrors.sender import Mirror
 from fedsim.storage.reader import RunReader
 
-ALL = [pytest.param(name, marks=() if name in ("csv", "tensorboard") else pytest.mark.full) for name in names.PLACES]
+ALL = [pytest.param(name, marks=() if name == "csv" else pytest.mark.full) for name in names.PLACES]
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +161,13 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize(("name", "library"), [("tensorboard", "tensorboard"), ("mlflow", "mlflow"), ("wandb-offline", "wandb")])
+@pytest.mark.parametrize(
+    ("name", "library"),
+    [
+        ("tensorboard", "tensorboard"),
+        *(pytest.param(*pair, marks=pytest.mark.full) for pair in (("mlflow", "mlflow"), ("wandb-offline", "wandb"))),
+    ],
+)
 def test_a_missing_library_is_named_before_anything_is_written(
     name: str, library: str, broken: Any, finished: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
