@@ -200,14 +200,18 @@ def _masks(found: Sequence[Source]) -> xr.Dataset:
     apart |= {name for source in found for name in shapes if name.removesuffix(".weight") not in source.layers}
     size = (len(found), _rounds(found))
     arrays = {name: lazy.Masks(found, name, (*size, *shapes[name].copy().pop())) for name in shapes if name not in apart}
+    called = {name: name.replace("/", "|") for name in arrays}  # torch allows / in names, and a tree of xarray does not
     variables = {
-        name: _variable(
-            ("run", "round", *(f"{name}_{axis}" for axis in range(len(array.shape) - 2))), array, {"long_name": f"kept weights of {name}"}
-        )
+        called[name]: _variable(("run", "round", *_axes(called[name], array)), array, {"long_name": f"kept weights of {name}"})
         for name, array in arrays.items()
     }
     left_out = {"left_out": f"of several shapes, or of layers that a run has not: {', '.join(sorted(apart))}"} if apart else {}
     return xr.Dataset(variables, attrs=left_out)
+
+
+def _axes(name: str, array: lazy.OverRuns) -> list[str]:
+    """The axes of a weight."""
+    return [f"{name}_{axis}" for axis in range(len(array.shape) - 2)]
 
 
 def _variable(dimensions: Sequence[str], array: lazy.OverRuns, about: Mapping[str, str]) -> xr.Variable:

@@ -162,9 +162,9 @@ def _figures(runs: xr.DataTree, chosen: Sequence[Group], left_out: list[str], co
     masks: list[Builder] = [
         ("density over rounds", partial(trend, "density", "Density", "Kept weights over all weights of the original network.")),
         ("density of layers", partial(sparsity.densities, runs, chosen)),
-        ("churn of masks", partial(_with_masks, runs, partial(sparsity.changes, runs))),
-        ("overlap of masks", partial(_with_masks, runs, partial(sparsity.overlaps, runs))),
-        ("overlap of the masks of runs", partial(_with_masks, runs, partial(sparsity.overlaps_of_runs, runs))),
+        ("churn of masks", partial(sparsity.changes, runs)),
+        ("overlap of masks", partial(sparsity.overlaps, runs)),
+        ("overlap of the masks of runs", partial(sparsity.overlaps_of_runs, runs)),
     ]
     of_clients: list[Builder] = [
         ("spread over clients", partial(clients.spread, runs)),
@@ -200,10 +200,3 @@ def _built(builders: Iterable[Builder], left_out: list[str]) -> Iterator[Block]:
             yield from list(made) if isinstance(made, Iterator) else [made]
         except Lacking as error:
             left_out.append(f"{what[0].upper()}{what[1:]}: {error}.")
-
-
-def _with_masks(runs: xr.DataTree, builder: Callable[[], Block]) -> Block:
-    """A figure of masks. Lacking says so where the masks of different networks cannot be shown together."""
-    if not runs["masks"].data_vars and runs["masks"].attrs.get("left_out"):
-        raise Lacking("the runs have different networks; a report of runs of one network shows it")
-    return builder()

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fedsim_analysis.report.charts import Chart
 
 NAMES = {"flops": "FLOPs"}
+ZERO = {"zeroline": True, "zerolinewidth": 2, "rangemode": "tozero"}
 COSTS = {
     "bytes": "bytes that all clients sent and received",
     "flops": "training FLOPs of all clients",
@@ -103,7 +104,7 @@ def pairs(runs: Runs) -> Figure:
     data = [trace for place, one in enumerate(found) for trace in _pairs_of(one, place, scale)]
     alone = len({one.against for one in found}) == 1
     rival = found[0].against if alone else "its baseline"
-    x = charts.axis(f"{found[0].title}, less that of {rival}", scale) | {"zeroline": True, "zerolinewidth": 2, "rangemode": "tozero"}
+    x = charts.axis(f"{found[0].title}, less that of {rival}", scale) | ZERO
     y = charts.names_at([one.label if alone else f"{one.label} − {one.against}" for one in found], "") | {"autorange": "reversed"}
     listed = "" if alone else f" Baselines: {'; '.join(f'of {one.label}, {one.against}' for one in found)}."
     bars = ", with 95 % intervals" if any(len(one.values) > 1 for one in found) else ""

@@ -156,6 +156,15 @@ def test_masks_of_several_shapes_are_left_out_by_name(tmp_path: Path) -> None:
     assert masks.attrs["left_out"] == "of several shapes, or of layers that a run has not: fc.weight"
 
 
+def test_a_layer_may_have_a_slash_in_its_name(tmp_path: Path) -> None:
+    attributes = {"job": 'method.name = "x"', "seed": 0, "method": "x"}
+    with RunWriter.create(tmp_path / "a.h5", attributes=attributes, layers=["a/b"], clients=1) as record:
+        record.row(0, {}, layers={"density": np.array([0.5])}, masks={"mask/a/b.weight": torch.tensor([True, False])})
+    tree = fedsim_analysis.open(tmp_path / "a.h5")
+    assert tree["masks"]["a|b.weight"].values.tolist() == [[[True, False]]]
+    assert tree["layers"].density.sel(layer="a/b").item() == 0.5
+
+
 def test_wrong_questions_are_answered(tmp_path: Path) -> None:
     write(tmp_path / "a.h5")
     with pytest.raises(ValueError, match=r"group='round': a run file has rounds, clients, layers, timing, speed, partition, masks"):
