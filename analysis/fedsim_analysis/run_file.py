@@ -93,7 +93,10 @@ def message_of(error: Exception) -> str:
 def opened(path: Path) -> h5py.File:
     """The run file, for reading, its counter and its format checked."""
     _check_place(path)
-    file = apart(path)
+    try:
+        file = apart(path)
+    except OSError as error:
+        raise OSError("it was cut short or is damaged: HDF5 cannot open it") from error
     try:
         _check_format(file, path)
         known = {name: attribute(file, name) for name in NEEDED}

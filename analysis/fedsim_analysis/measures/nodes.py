@@ -41,7 +41,9 @@ def node(runs: Runs, name: str) -> xarray.Dataset:
 
 
 def is_tree(runs: Runs) -> bool:
-    """Whether it is the whole tree, not one of its nodes."""
+    """Whether it is the whole tree, not one of its nodes. TypeError for what is neither, such as a path."""
+    if not hasattr(runs, "data_vars"):
+        raise TypeError(f"a figure needs the runs that fedsim_analysis.open(…) gives, not a {type(runs).__name__}")
     return bool(getattr(runs, "children", ()))
 
 

@@ -134,7 +134,7 @@ class Run:
             return f"no process writes it; {AGAIN}"
         if self.holder.writes is None:
             return f"no news for {duration(self.since())}, and {self.holder} cannot be asked from here; if it has ended, {AGAIN}"
-        return f"{self.holder} has ended without its last words, as by a kill; {AGAIN}"
+        return f"{self.holder} has ended and did not say why: it was probably killed; {AGAIN}"
 
 
 class Watched:

@@ -238,6 +238,12 @@ def test_an_unknown_figure_is_answered_with_those_there_are() -> None:
 
 
 @pytest.mark.processes
+@pytest.mark.parametrize("name", list(ALL))
+def test_a_figure_of_a_path_says_what_it_needs(name: str) -> None:
+    with pytest.raises(TypeError, match=r"a figure needs the runs that fedsim_analysis.open\(…\) gives, not a str"):
+        getattr(plots, name)("runs/figure")
+
+
 def test_matplotlib_is_imported_with_the_first_figure_alone() -> None:
     code = "import sys, fedsim_analysis.plots; from fedsim_analysis.measures import colours; print('matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)

@@ -129,6 +129,28 @@ def test_text_stands_out_from_its_ground_in_both_themes(seen: Seen, theme: Any) 
     seen.page.emulate_media(color_scheme="light")
 
 
+def test_curves_stand_out_from_dark_ground(seen: Seen) -> None:
+    """Also of the darkest shade of a method; the same curve has its own colour again on light ground."""
+    styles = "Array.from(document.querySelectorAll('.js-line, .dot')).map((one) => getComputedStyle(one))"
+    ask = f"{styles}.map((style) => style.stroke === 'none' ? style.backgroundColor : style.stroke)"
+    light = seen.ask(ask)
+    seen.page.emulate_media(color_scheme="dark")
+    sync_api.expect(seen.page.locator("html")).to_have_attribute("data-drawn", "all")
+    ground = seen.ask("getComputedStyle(document.querySelector('.box')).backgroundColor")
+    assert min(ratio(colour, ground) for colour in seen.ask(ask)) >= 3
+    seen.page.emulate_media(color_scheme="light")
+    sync_api.expect(seen.page.locator("html")).to_have_attribute("data-drawn", "all")
+    assert seen.ask(ask) == light
+
+
+def test_titles_of_axes_are_not_cut_and_the_tools_are_not_over_the_legend(seen: Seen) -> None:
+    charts, titles = (seen.boxes(f".chart{inner}") for inner in (":has(.xtitle)", " .xtitle"))
+    assert len(charts) == len(titles) > 10
+    assert all(chart["left"] <= title["left"] and title["right"] <= chart["right"] for chart, title in zip(charts, titles, strict=True))
+    tools, plots = seen.boxes(".chart .modebar"), seen.boxes(".chart:has(.modebar) .main-svg:first-child")
+    assert all(tool["bottom"] <= plot["top"] for tool, plot in zip(tools, plots, strict=True))
+
+
 def contrast(seen: Seen, selector: str, ground: str) -> float:
     ink = seen.ask(f"getComputedStyle(document.querySelector({selector!r})).color")
     return ratio(ink, seen.ask(f"getComputedStyle(document.querySelector({ground!r})).backgroundColor"))

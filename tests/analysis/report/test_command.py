@@ -254,7 +254,7 @@ def damaged(path: Path, how: str) -> Path:
         ("empty", "it is empty"),
         ("foreign", "it is no HDF5 file"),
         ("other", "it has no format_version"),
-        ("truncated", "cannot be read"),
+        ("truncated", "cannot be read: it was cut short or is damaged"),
         ("newer", "in a newer format than this fedsim reads"),
         ("missing", "there is no run file"),
     ],

@@ -71,7 +71,7 @@ def test_a_killed_run_is_said_to_be_one(tmp_path: Path) -> None:
     run = only(looked(path))
     assert run.state.name == STOPPED
     assert run.state.why.startswith(f"process {process} on ")
-    assert run.state.why.endswith(f" has ended without its last words, as by a kill; {AGAIN}")
+    assert run.state.why.endswith(f" has ended and did not say why: it was probably killed; {AGAIN}")
 
 
 def test_a_run_that_ends_is_never_taken_for_stopped(tmp_path: Path) -> None:

@@ -175,7 +175,7 @@ def test_lines_of_a_folder(many: Watched) -> None:
     assert line_of(lines, "todo-29 ") == "todo-29 waiting 0/20"
     assert line_of(lines, "failed.h5") == r"failed.h5 failed: ValueError: \x1b[31mred[bold]\x9b2J\u202e"
     assert line_of(lines, "foreign.h5").startswith("foreign.h5 unreadable: cannot be read: it is no HDF5 file")
-    assert "has ended without its last words" in line_of(lines, "killed.h5 ")
+    assert "has ended and did not say why" in line_of(lines, "killed.h5 ")
 
 
 def test_where_there_is_no_room_those_stay_that_need_a_look(many: Watched) -> None:
