@@ -169,10 +169,11 @@ def export(
 
 
 def _each(runs: list[Path], command: str) -> list[Path]:
-    found = [file for run in runs for file in run_files.found(run)]
-    if not found:
-        raise BadInput(f"there are no run files; fedsim {command} takes RUN.h5 files, or folders with such files")
-    return found
+    found = {run: run_files.found(run) for run in runs}
+    for run, files in found.items():
+        if not files:
+            raise BadInput(f"there is no run file in the folder {run}; fedsim {command} takes RUN.h5 files, or folders with such files")
+    return [file for run in runs for file in found[run]]
 
 
 def _print(lines: list[str]) -> None:

@@ -161,7 +161,7 @@ def test_neither_torch_nor_fedsim_is_imported(tmp_path: Path) -> None:
     folder = Path(fedsim_analysis.__file__).parents[1]
     subprocess.run([sys.executable, "-c", code, path], cwd=folder, check=True)
     told = subprocess.run(
-        [sys.executable, "-m", "fedsim_analysis", "compare", path], cwd=folder, check=True, capture_output=True, text=True
+        [sys.executable, "-m", "fedsim_analysis", "compare", tmp_path], cwd=folder, check=True, capture_output=True, text=True
     )
     assert "fedtiny" in told.stdout
 
@@ -172,4 +172,4 @@ def test_the_module_says_in_one_line_what_cannot_be_read(tmp_path: Path) -> None
     ended = subprocess.run(
         [sys.executable, "-m", "fedsim_analysis", "compare", path], cwd=folder, check=False, capture_output=True, text=True
     )
-    assert (ended.returncode, ended.stderr) == (1, f"there is no run file {path}\n")
+    assert (ended.returncode, ended.stderr) == (2, f"there is no run file {path}\n")

@@ -395,10 +395,11 @@ def test_a_fault_in_round_0_says_that_no_round_was_complete(fedsim: Fedsim, tmp_
 
 def test_compare_takes_folders(fedsim: Fedsim, refuses: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    assert "there are no run files" in refuses("compare", "empty")
+    assert refuses("compare", "empty").startswith("there is no run file in the folder empty; fedsim compare takes RUN.h5 files")
     for seed in ("0", "1"):
         assert fedsim("run", "small.toml", "--set", f"seed={seed}", "--out", f"both/{seed}.h5").code == 0
     assert fedsim("compare", "both").out == fedsim("compare", "both/0.h5", "both/1.h5").out
+    assert "there is no run file in the folder empty" in fedsim("compare", "both", "empty").err
 
 
 @pytest.mark.skipif(not Path(sys.executable).with_name("mpirun").exists(), reason="needs the extra [mpi]")
