@@ -62,7 +62,7 @@ def _row(group: Group) -> dict[str, Any]:
 
 LEGEND = """accuracy: of the last model, mean ± 95 % interval over seeds. density: kept share of the weights. training FLOPs: of a client
 in a round, as a share of those that training the dense network would take it; the largest of all clients and rounds{first}.
-sent: bytes up and down, of all clients in all rounds. memory: of the client that needs most, by the ledger; model memory: the same
+sent: bytes up and down, of all clients in all rounds. memory: of the client that needs most, as fedsim counts it; model memory: the same
 without the activations of a batch.{personal}"""
 PERSONAL = """ clients, lowest: mean and least accuracy of the clients on their own test
 images. their FLOPs: of one forward pass of a client's sub-network, as a share of one of the original network; mean over clients."""

@@ -155,7 +155,7 @@ def _figures(runs: xr.DataTree, chosen: Sequence[Group], left_out: list[str], co
         ("FLOPs", partial(trend, "flops", "Training FLOPs", "Of all clients, added over the rounds.")),
         (
             "memory",
-            partial(trend, "memory", "Memory of the largest client", "Training memory in each round, by the ledger.", per_round=True),
+            partial(trend, "memory", "Memory of the largest client", "Training memory in each round, as fedsim counts it.", per_round=True),
         ),
         ("cost by phase", partial(trends.cost_of_phases, runs)),
     ]

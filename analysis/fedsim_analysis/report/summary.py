@@ -58,7 +58,9 @@ def _least(costs: pd.DataFrame, accuracy: pd.DataFrame, cost: str) -> Card | Non
     if not np.isfinite(values).any():
         return None
     if len(costs) == 1:
-        return Card(alone, readable(float(values[0]), unit), {"max_client_memory": "by the ledger"}.get(cost, "all clients, all rounds"))
+        return Card(
+            alone, readable(float(values[0]), unit), {"max_client_memory": "as fedsim counts it"}.get(cost, "all clients, all rounds")
+        )
     equal = np.flatnonzero(values == np.nanmin(values))
     least = int(equal[np.argmax(np.nan_to_num(scores[equal], nan=-1.0))])
     return Card(title, readable(float(values[least]), unit), f"{costs['group'][least]}{_beside(values, scores, costs['group'], least)}")

@@ -97,7 +97,9 @@ def test_the_order_of_rows(runs: list[Path], tmp_path: Path) -> None:
 def test_markdown_and_latex_have_the_same_numbers(runs: list[Path]) -> None:
     text = command.text(runs, "markdown")
     assert "| fedtiny | 2 | 65.00 ± 63.53 | -20.00 ± 127.06 | 2 | 0.500 |" in text
-    assert text.startswith("**Overview**\n\n| method | seeds | accuracy (%) | density | of dense training (%) | sent (MB) | memory (kB) |")
+    assert text.startswith(
+        "**Overview**\n\n| method | seeds | accuracy (%) | density | share of dense FLOPs (%) | sent (MB) | memory (kB) |"
+    )
     text = command.text(runs, "latex", tables=["metrics"], metrics=["accuracy"])
     assert r"fedtiny & $2$ & $65.00 \pm 63.53$ & $-20.00 \pm 127.06$ & $2$ & $0.500$ \\" in text
     assert text.count(r"\begin{table}") == 1

@@ -23,9 +23,9 @@ BEST = "best: of the rows of a method, for one may choose among them; it is chos
 TARGET = "Rounds, bytes and FLOPs until a target are means over the seeds that reached it."
 UNFINISHED = "unfinished: runs that go on or were stopped; they count with what they have so far."
 OVERVIEW = (
-    "Overview: accuracy of the last model; density, the kept share of the weights; share of dense training, of a client in its most"
-    " expensive round after round 0; sent, up and down, by all clients in all rounds; memory of the client that needs most, by the"
-    " ledger, and without the activations of a batch."
+    "Overview: accuracy of the last model; density, the kept share of the weights; share of dense FLOPs, those of training the dense"
+    " network, of a client in its most expensive round after round 0; sent, up and down, by all clients in all rounds; memory of the"
+    " client that needs most, as fedsim counts it, and without the activations of a batch."
 )
 
 
