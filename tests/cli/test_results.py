@@ -145,7 +145,7 @@ def test_what_is_no_run_file_gets_one_line(
 def test_growing_files_are_read(fedsim: Fedsim, tmp_path: Path) -> None:
     write(tmp_path / "a.h5", finished=False)
     assert "unfinished" in fedsim("compare", "a.h5").out
-    assert "not finished" in fedsim("report", "a.h5").out
+    assert "The run has not ended" in fedsim("report", "a.h5").out
     assert "has not finished" in fedsim("export", "a.h5", "--to", "netcdf").out
 
 
