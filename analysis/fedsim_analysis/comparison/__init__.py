@@ -10,7 +10,8 @@
     comparison.to_target(found)        # a row per group: how many seeds reached the target, in which rounds, bytes and FLOPs
 
 Each row begins with the fields that tell the groups apart under their dotted names (`found.shown`), then `group` (its label), `data`
-(groups with other data are never held against each other), `runs` and `unfinished`. A group is all runs that differ in the seed alone.
+(groups with other data are never held against each other), `runs` and `unfinished`. A group is all runs that differ in the
+seed, and at most in how they were computed ([execution] and the like).
 Shares are between 0 and 1, bytes in B, FLOPs in FLOP, NaN where nothing was measured; a name with _95 is half a 95 % interval by
 Student's t over seeds, NaN for one seed. Metrics are those of `metrics.METRICS`, or any column of /rounds, as in "train_loss:min"; give
 columns that are not in METRICS to `collect(…, metrics=[…])` too. Their headings and units: `metrics.named(name).title`, `.unit`.

@@ -1,4 +1,4 @@
-"""Runs whose jobs differ in the seed alone form a group; a group has a label that tells it from the others."""
+"""Runs whose jobs differ in the seed, and at most in how they were computed, are a group, whose label tells it from the others."""
 
 from __future__ import annotations
 

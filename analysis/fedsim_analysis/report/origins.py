@@ -111,7 +111,9 @@ def _jobs(root: xr.Dataset, groups: Sequence[Group]) -> list[Block]:
     found: list[Block] = []
     for group in groups[:MOST_JOBS]:
         title = f"The job of {group.label}" + (
-            f", seed {group.seeds[0]}; its other runs differ in the seed alone" if len(group.runs) > 1 else ""
+            f", seed {group.seeds[0]}; its other runs differ in the seed, and at most in how they were computed"
+            if len(group.runs) > 1
+            else ""
         )
         found.append(Details(title, str(jobs[group.places[0]]).strip()))
     if len(groups) > MOST_JOBS:
