@@ -36,12 +36,15 @@ LINES = {
     "random": ("adp", {"model": {"width": 4, "gate_keep": 0.5, "gate_choice": "random"}}),
 }
 QUICK = (("cnn", "batch", "affine"), ("resnet8", "group-ws", "norm"), ("resnet8", "nsconv", ""))
+EXPLODING = (("batch", True), ("none", True))  # with values that no training has made, logits of 54 such layers reach 1e37: rounding shows
 TABLE = [
     pytest.param(name, norm, place, marks=() if (name, f"{norm[0]}{'-ws' * norm[1]}", place) in QUICK else pytest.mark.full)
     for name in models.FAMILIES
     for norm in NORMED
     for place in ("", "norm", "affine")
-    if not (name == "mobilenet_v2" and place) and not (place == "affine" and norm[0] in ("none", "nsconv"))
+    if not (name == "resnet56" and norm in EXPLODING)
+    and not (name == "mobilenet_v2" and place)
+    and not (place == "affine" and norm[0] in ("none", "nsconv"))
 ]
 
 
