@@ -149,7 +149,12 @@ def test_growing_files_are_read(fedsim: Fedsim, tmp_path: Path) -> None:
     assert "has not finished" in fedsim("export", "a.h5", "--to", "netcdf").out
 
 
-@pytest.mark.parametrize("words", [["compare", "a.h5", "b.h5"], ["watch", "."], ["export", "a.h5", "--to", "csv"]])
+FULL = pytest.mark.full
+
+
+@pytest.mark.parametrize(
+    "words", [["compare", "a.h5", "b.h5"], pytest.param(["watch", "."], marks=FULL), ["export", "a.h5", "--to", "csv"]]
+)
 def test_escapes_in_a_file_reach_no_terminal(fedsim: Fedsim, tmp_path: Path, words: list[str]) -> None:
     for name in ("a.h5", "b.h5"):
         write(tmp_path / name, name="$(x) <b> [red] :smile:")

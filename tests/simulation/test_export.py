@@ -309,7 +309,7 @@ def test_a_model_that_cannot_be_traced_says_that_it_needs_its_class(folder, tmp_
 @pytest.mark.parametrize(
     ("name", "arguments", "said"),
     [
-        ("gated", ["--to", "onnx"], "--to onnx: fedsim export writes torch"),
+        ("gated", ["--to", "xml"], "--to xml: fedsim export writes torch, onnx, safetensors, csv, parquet, netcdf"),
         ("gated", ["--client", "5"], "has no client 5; its clients are 0 to 4"),
         ("gated", ["--client=-1"], "has no client -1"),
         ("plain", ["--client", "3"], "client 3 has no network of its own, since this run gave its clients no gates; leave out --client"),

@@ -250,6 +250,7 @@ def test_matplotlib_is_imported_with_the_first_figure_alone() -> None:
     assert done.stdout == "False\n"
 
 
+@pytest.mark.full
 @pytest.mark.processes
 @pytest.mark.filterwarnings("ignore")  # of the machinery of notebooks
 def test_a_notebook_shows_each_figure_once(folder: Path) -> None:

@@ -165,6 +165,7 @@ def going(tmp_path: Path) -> Iterator[tuple[Path, RunWriter]]:
     record.close()
 
 
+@pytest.mark.full
 @pytest.mark.processes
 def test_a_terminal_shows_the_run_grow_and_keeps_its_last_frame(going: tuple[Path, RunWriter]) -> None:
     path, record = going

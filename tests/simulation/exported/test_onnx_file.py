@@ -107,7 +107,7 @@ def test_every_model_norm_mask_and_gate(name: str, norm: tuple[str, bool], place
             assert ((inside[f"{layer.removeprefix('mask/')}"] == 0) >= ~held[layer].numpy()).all()
 
 
-RUNS = [("gated", 3), ("by-image", None), ("nsconv", None), pytest.param("gated", None, marks=pytest.mark.full)]
+RUNS = [("gated", 3), *(pytest.param(name, None, marks=pytest.mark.full) for name in ("gated", "by-image", "nsconv"))]
 
 
 @pytest.mark.parametrize(("name", "client"), RUNS)

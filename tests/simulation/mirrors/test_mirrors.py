@@ -71,7 +71,9 @@ def check_held(name: str, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("name", names.PLACES)
+@pytest.mark.parametrize(
+    "name", ["csv", "tensorboard", *(pytest.param(name, marks=pytest.mark.full) for name in ("mlflow", "wandb-offline"))]
+)
 def test_each_round_is_there_once_after_a_stop(name: str, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped after row 2, whose checkpoint was of round 1: row 2 is done again."""
     assert mirrored(name, copy, -1, 0, 2) == []
