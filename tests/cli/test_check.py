@@ -173,6 +173,7 @@ def test_classes_below_two_are_a_usage_error(refuses: Callable[..., str]) -> Non
     assert "--classes" in refuses("check", "room.py:kind", "--classes", "1")
 
 
+@pytest.mark.full
 @pytest.mark.processes
 def test_as_a_command_of_its_own(folder: Path) -> None:
     """Nothing of torch's advice to its developers is on the error stream."""

@@ -106,6 +106,7 @@ def refuses(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: 
         del sys.modules[name]
 
 
+@pytest.mark.full
 @pytest.mark.processes
 def test_a_run_of_them_does_not_continue_under_other_code(fedsim: Fedsim, site: Path) -> None:
     first = fedsim("run", "job.toml")

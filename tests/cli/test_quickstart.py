@@ -116,7 +116,13 @@ def test_the_readmes_scripts_run(quickstart, monkeypatch, name, rounds) -> None:
 
 
 @pytest.mark.parametrize(
-    "aggregate", ["fedavg", pytest.param("fedprox", marks=pytest.mark.full), pytest.param("fednova", marks=pytest.mark.full), "scaffold"]
+    "aggregate",
+    [
+        "fedavg",
+        pytest.param("fedprox", marks=pytest.mark.full),
+        pytest.param("fednova", marks=pytest.mark.full),
+        pytest.param("scaffold", marks=pytest.mark.full),
+    ],
 )
 @pytest.mark.processes
 def test_the_readmes_method_runs_at_its_density_under_every_aggregation(quickstart, monkeypatch, aggregate) -> None:

@@ -131,6 +131,7 @@ def test_a_user_without_a_home_has_a_cache_that_cannot_be_made(monkeypatch) -> N
         user_cache.user_cache().mkdir(parents=True)
 
 
+@pytest.mark.full
 @pytest.mark.processes
 def test_a_run_on_a_read_only_image_without_a_home_says_once_that_it_compiles_each_time(tmp_path) -> None:
     package = tmp_path / "fedsim"

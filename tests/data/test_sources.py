@@ -196,6 +196,7 @@ def test_figures_are_different_and_fill_part_of_their_frame():
     assert (overlap - torch.eye(len(FIGURES))).max() < 0.9
 
 
+@pytest.mark.full
 def test_shapes_can_be_learned_but_not_by_a_line():
     train, test = opened(name="shapes", image_size=16, channels=1, classes=4, train_images=3200, test_images=400)
     mean, std = train.mean[0], train.std[0]

@@ -53,6 +53,7 @@ def _lives(pid: int) -> bool:
     return _read(pid, "stat").rpartition(b")")[2].split()[:1] not in ([], [b"Z"])
 
 
+@pytest.mark.full
 @pytest.mark.processes
 @pytest.mark.parametrize(("name", "how", "ranks"), HOW)
 def test_it_ends_as_without_a_mirror_and_goes_on(

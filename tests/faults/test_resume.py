@@ -232,6 +232,7 @@ def test_one_rank_speaks_and_nothing_is_left_behind(lab: Lab, arguments: list[st
     assert snapshot(lab.folder) == before
 
 
+@pytest.mark.full
 def test_a_damaged_column_is_reported_and_the_run_goes_on(console: Console, half: Path, reference: Path) -> None:
     """Of the columns that the progress shows too; the damage stays known."""
     with h5py.File(half, "r+") as file:

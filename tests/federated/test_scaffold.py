@@ -275,6 +275,7 @@ def test_controls_go_on_where_a_cut_leaves_all_channels(method) -> None:
         assert torch.allclose(sum(own) / 5, c, atol=1e-9)
 
 
+@pytest.mark.full
 def test_device_wise_pruning_takes_both() -> None:
     """Clients take equally many steps, so fednova is fedavg; under scaffold fleets agree, gradients narrow or not."""
     ends: dict[Any, Tree] = {}

@@ -190,6 +190,7 @@ def test_what_is_finished_is_left_as_it_is(done) -> None:
     assert [path.read_bytes() for path in files] == before
 
 
+@pytest.mark.full
 @pytest.mark.processes
 def test_a_finished_run_whose_accuracy_is_damaged_stops_no_other(done, tmp_path: Path) -> None:
     folder, jobs, (_, files, _) = done

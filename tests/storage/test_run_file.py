@@ -538,6 +538,7 @@ def test_every_cut_of_the_writing_leaves_all_counted_rows_whole(tmp_path: Path, 
     assert read_model(cut)["w/a"].tolist() == [1, 1, 1]
 
 
+@pytest.mark.full
 def test_a_run_goes_on_from_any_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def act(disk: Disk) -> None:
         with RunWriter(disk.path) as record:
