@@ -89,12 +89,16 @@ def _missing(value: Any) -> Any:
 def _differing(own: dict[str, Any], rivals: Sequence[dict[str, Any]]) -> list[str]:
     names = [name for name in own if len({repr(other[name]) for other in rivals}) > 1 and own[name] is not None]
     ends = [name.rpartition(".")[2] for name in names]
-    return [f"{name if ends.count(end) > 1 else end} {text_of(own[name])}" for name, end in zip(names, ends, strict=True)]
+    return [
+        f"{name if ends.count(end) > 1 else end} {text_of(own[name], [other[name] for other in rivals])}"
+        for name, end in zip(names, ends, strict=True)
+    ]
 
 
-def text_of(value: Any) -> str:
-    """A value of a job in all its digits; 10 of a field that other jobs lack, which xarray makes 10.0, is "10" again."""
+def text_of(value: Any, rivals: Sequence[Any] | None = None) -> str:
+    """A value of a job: a number in all its digits, or in six where these tell it from those of its `rivals`."""
     if not isinstance(value, float):
         return plain(value)
     short = f"{value:g}"
-    return short if float(short) == value else plain(value)
+    alike = rivals is None or any(isinstance(other, float) and other != value and f"{other:g}" == short for other in rivals)
+    return plain(value) if alike and float(short) != value else short

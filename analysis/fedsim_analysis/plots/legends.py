@@ -13,15 +13,20 @@ from matplotlib.axes import Axes
 from fedsim_analysis.plots.page import GREY, INK, PaperFigure, size_of
 from fedsim_analysis.plots.text import plain, shortened, width_of, wrapped
 
+NARROW = 1.2  # inches that axes have at least
 LONGEST, SHORT = 60, 22  # signs of a label, and of one beside the axes
 SIGN = 0.009  # inches of a sign, about, in sizes
 HANDLE, GAP = 0.25, 0.12  # inches: line and marker of an entry with the space after them; between columns
 LINE = 1.35  # height of a line of text, in sizes
 
 
-def legend(ax: Axes, handles: Sequence[Artist], labels: Sequence[str], note: str = "") -> None:
-    """Entries in as many columns as the axes are wide, and the note below them. Labels are plain text of files."""
-    size, room = float(mpl.rcParams["legend.fontsize"]), size_of(ax)
+def legend(ax: Axes, handles: Sequence[Artist], labels: Sequence[str], note: str = "", taken: float = 0.0) -> None:
+    """Entries in as many columns as the axes are wide, and the note below them. Labels are plain text of files.
+
+    taken: inches of the width that names beside the axes have.
+    """
+    size, (wide, high) = float(mpl.rcParams["legend.fontsize"]), size_of(ax)
+    room = max(wide - taken, NARROW), high
     most = max(12, min(LONGEST, int((room[0] - HANDLE) / (SIGN * size))))
     names, text = shortened(labels, most), wrapped(plain(note), size, room[0])
     columns = _columns([width_of(name, size) + HANDLE for name in names], room[0])

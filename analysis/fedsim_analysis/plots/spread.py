@@ -67,7 +67,8 @@ def phases(
         _bars(ax, found, scale.factor)
         names = shortened([one.label for one in found], SHORT)
         ax.set_yticks(range(len(found)), names)
-        page.name(ax, scale.axis("Time of all rounds"), "", max(width_of(name, page.SMALL) for name in names))
+        beside = max(width_of(name, page.SMALL) for name in names)
+        page.name(ax, scale.axis("Time of all rounds"), "", beside)
         ax.set_ylim(len(found) - 0.45, -0.55)
         ax.grid(False, axis="y")
         ax.spines["left"].set_visible(False)
@@ -76,6 +77,7 @@ def phases(
             ax,
             [name for i, name in enumerate(found[0].phases) if any(one.total[i] > 0 for one in found)],
             measures.seeds_of(one.n for one in found),
+            taken=beside,
         )
     return ax
 
@@ -102,9 +104,9 @@ def _areas(ax: Axes | None, one: Phases, width: str | float) -> Axes:
     return ax
 
 
-def _legend(ax: Axes, names: list[str], seeds: str, label: str = "") -> None:
+def _legend(ax: Axes, names: list[str], seeds: str, label: str = "", taken: float = 0.0) -> None:
     note = [brief(label, LONGEST), f"mean of {seeds}" if seeds else ""]
-    legend(ax, [Patch(facecolor=colours.of_phase(name)) for name in names], names, ", ".join(filter(None, note)))
+    legend(ax, [Patch(facecolor=colours.of_phase(name)) for name in names], names, ", ".join(filter(None, note)), taken)
 
 
 def _bars(ax: Axes, found: list[Phases], factor: float) -> None:
