@@ -11,6 +11,7 @@ import pytest
 from drawn_runs import COUNTS, write
 from fedsim_analysis import measures
 from fedsim_analysis.measures import Lacking
+from fedsim_analysis.measures.groups import text_of
 
 T2 = 12.706204736432095  # Student's t, 97.5 %, one degree of freedom
 HALF = T2 / 2  # of the interval of the mean of two numbers, as a multiple of their difference
@@ -212,3 +213,10 @@ def test_paired_differences(runs: Any, tmp_path: Path) -> None:
     write(tmp_path / "e.h5", method="fedavg", seed=7, fields="", masks=None)
     with pytest.raises(Lacking, match=r"no two runs of different groups are a pair \(fedtiny: other seed\)"):
         measures.differences(fedsim_analysis.open([paths(runs)[0], tmp_path / "e.h5"]))
+
+
+def test_numbers_in_labels_have_the_digits_that_tell_them_apart() -> None:
+    assert text_of(1 / 3, [1 / 3, 0.5]) == "0.333333"
+    assert text_of(0.12345671, [0.12345671, 0.12345672]) == "0.12345671"
+    assert text_of(1 / 3) == "0.3333333333333333"
+    assert text_of(10.0) == "10"

@@ -259,3 +259,13 @@ def test_a_notebook_shows_each_figure_once(folder: Path) -> None:
     nbclient.NotebookClient(page, kernel_name="python3", timeout=120).execute()
     shown = [[output.data for output in cell.outputs if "image/png" in output.get("data", {})] for cell in page.cells]
     assert [len(pictures) for pictures in shown] == [1, 1, 0]
+
+
+def test_legends_beside_long_names_keep_within_the_figure(tmp_path: Path) -> None:
+    for i in range(3):
+        write(tmp_path / f"{i}.h5", (0.2, 0.4), fields=f"a_long_name_of_a_field = {1 / (3 + i)}\n", scale=1e5)
+    ax = plots.phases(fedsim_analysis.open(tmp_path))
+    png(ax)
+    legend = ax.get_legend().get_window_extent()
+    assert 0 <= legend.x0
+    assert legend.x1 <= ax.figure.bbox.x1
