@@ -7,6 +7,7 @@ from math import ceil
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 
@@ -45,9 +46,8 @@ def legend(ax: Axes, handles: Sequence[Artist], labels: Sequence[str], note: str
 
 
 def _columns(widths: Sequence[float], room: float) -> int:
-    """As many as have room; matplotlib fills one column after the other."""
+    """As many as have room. Columns of matplotlib differ in length by at most one entry, the first ones are the longer ones."""
     for count in range(len(widths), 1, -1):
-        rows = ceil(len(widths) / count)
-        if sum(max(widths[i : i + rows]) + GAP for i in range(0, len(widths), rows)) - GAP <= room:
+        if sum(column.max() + GAP for column in np.array_split(widths, count)) - GAP <= room:
             return count
     return 1

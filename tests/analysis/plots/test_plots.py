@@ -267,5 +267,16 @@ def test_legends_beside_long_names_keep_within_the_figure(tmp_path: Path) -> Non
     ax = plots.phases(fedsim_analysis.open(tmp_path))
     png(ax)
     legend = ax.get_legend().get_window_extent()
-    assert 0 <= legend.x0
+    assert legend.x0 >= 0
     assert legend.x1 <= ax.figure.bbox.x1
+
+
+def test_legends_of_four_long_entries_keep_within_the_figure(tmp_path: Path) -> None:
+    for i, density in enumerate((0.03, 0.1, 0.3)):
+        write(tmp_path / f"{i}.h5", (0.2, 0.4), fields=f"density = {density}", scale=1e5)
+    write(tmp_path / "dense.h5", (0.2, 0.5), "fedavg", fields="", masks=None, scale=1e6)
+    ax = plots.accuracy(fedsim_analysis.open(tmp_path))
+    png(ax)
+    legend, figure = ax.get_legend().get_window_extent(), ax.figure.bbox
+    assert legend.x1 <= figure.x1
+    assert ax.get_window_extent().width > 0.7 * figure.width
