@@ -43,6 +43,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.full
 @pytest.mark.processes
 def test_a_script_sweeps_without_a_guard_and_is_not_run_again_by_its_processes(folder: Any) -> None:
     ended = folder.script(SWEEP)

@@ -48,6 +48,7 @@ def test_methods_of_one_seed_are_pairs_and_their_differences_are_those_of_the_fi
     assert (other["pairs"], other["why_not"]) == (0, "other cohorts (cohort.size)")
 
 
+@pytest.mark.full
 def test_costs_are_those_of_the_files(runs: dict[str, Path]) -> None:
     table = comparison.at_equal(comparison.collect([runs["dense 0"], runs["tiny 0"]]), {"bytes": 1e12, "flops": 1e15, "memory": 1e12})
     dense = RunReader(runs["dense 0"])
