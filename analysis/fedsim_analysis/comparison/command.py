@@ -71,13 +71,13 @@ def _printed(naming: Naming, frames: Mapping[str, pd.DataFrame], form: str, widt
 def _terminal(naming: Naming, frames: Mapping[str, pd.DataFrame], width: int | None) -> str:
     """The overview as `tell` has it, with its own legend, and the other tables below."""
     rest = {name: frame for name, frame in frames.items() if name != "overview"}
-    parts = [told(naming, frames["overview"], width)] if "overview" in frames else []
+    parts = [fitted(naming, frames["overview"], width)] if "overview" in frames else []
     if rest:
         parts.append(forms.terminal(sheets.of(naming, rest), remarks.of(naming, rest), width))
     return "\n\n".join(parts)
 
 
-def told(naming: Naming, table: pd.DataFrame, width: int | None) -> str:
+def fitted(naming: Naming, table: pd.DataFrame, width: int | None) -> str:
     """`tell`, with numbers of the rows; of a table that is wider than `width` the columns that do not fit stand below."""
     text, _, legend = tell(table).partition("\n\n")
     shown = readable(table)

@@ -179,3 +179,11 @@ def test_wrong_questions_are_answered(tmp_path: Path) -> None:
         fedsim_analysis.open(tmp_path / "empty")
     with pytest.raises(FileNotFoundError, match="there are no run files to open"):
         fedsim_analysis.open([])
+
+
+def test_one_client_of_a_run_that_has_fewer_and_no_checksums(tmp_path: Path) -> None:
+    paths = [write(tmp_path / "a.h5"), write(tmp_path / "b.h5", clients=5, seed=1)]
+    with h5py.File(paths[0], "r+") as file:  # as an earlier writer left it
+        del file["checksums"], file.attrs["crc32"]
+    found = fedsim_analysis.open(paths, group="clients").accuracy.isel(client=4)
+    np.testing.assert_array_equal(found, [[np.nan] * 4, [0.4, np.nan, 2.4, np.nan]])
