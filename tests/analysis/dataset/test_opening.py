@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from fedsim_analysis.dataset.sources import sources
 
 from fedsim.storage.writer import RunWriter
 
@@ -187,3 +188,10 @@ def test_one_client_of_a_run_that_has_fewer_and_no_checksums(tmp_path: Path) -> 
         del file["checksums"], file.attrs["crc32"]
     found = fedsim_analysis.open(paths, group="clients").accuracy.isel(client=4)
     np.testing.assert_array_equal(found, [[np.nan] * 4, [0.4, np.nan, 2.4, np.nan]])
+
+
+def test_masks_beyond_the_last_complete_round_are_not_counted(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.h5")
+    with h5py.File(path, "r+") as file:
+        file.attrs.modify("rounds", 2)
+    assert [list(one.mask_rounds) for one in sources([path])] == [[1]]
