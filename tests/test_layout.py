@@ -17,6 +17,7 @@ LAYERS = (  # from the bottom; a package imports from its own layer and from tho
     ("models", "federated"),
     ("config", "fleet", "pruning"),
     ("simulation", "methods"),
+    ("slurm",),
     ("bench",),
     ("cli", "api"),
 )

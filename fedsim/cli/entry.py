@@ -1,4 +1,4 @@
-"""Where the command line begins. A run notes signals and watches its launcher before it imports anything heavy."""
+"""Where the command line begins. What runs notes signals, and a rank watches its launcher, before anything heavy is imported."""
 
 import sys
 
@@ -12,6 +12,8 @@ def main() -> None:
         from fedsim.simulation.launchers import watch
 
         watch.begin()
+    elif sys.argv[1:2] == ["batch"]:
+        first_signals.note()
     from fedsim.cli import commands
 
     commands.main()

@@ -6,12 +6,13 @@ import getpass
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scancel", "scontrol", "squeue", "srun")
@@ -29,6 +30,7 @@ class Ended:
     code: int
     nodes: str
     out: str
+    restarts: int
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Cluster:
 
     folder: Path
     environment: dict[str, str]
+    slurmds: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)  # by node
 
     def call(self, *command: str, cwd: Path | None = None, **variables: str) -> str:
         """What a SLURM command writes to its standard output."""
@@ -55,8 +58,34 @@ class Cluster:
     def wait(self, job: str, seconds: float = 120) -> Ended:
         """How the job ended, once it has."""
         until(lambda: self.fields_of(job)["JobState"] in OVER, seconds, self.logs)
-        told, out = self.fields_of(job), self._out(job)
-        return Ended(told["JobState"], int(told["ExitCode"].split(":")[0]), told["NodeList"], out.read_text() if out.exists() else "")
+        fields = self.fields_of(job)
+        return Ended(
+            fields["JobState"], int(fields["ExitCode"].split(":")[0]), fields["NodeList"], self.out_of(job), int(fields["Restarts"])
+        )
+
+    def out_of(self, job: str) -> str:
+        """What the job has written so far."""
+        path = self._out(job)
+        return path.read_text() if path.exists() else ""
+
+    def lose(self, node: str) -> None:
+        """The node dies: its slurmd and all processes of jobs on it are killed, and SLURM learns it at once."""
+        daemon = self.slurmds.pop(node)
+        daemon.kill()
+        daemon.wait()
+        for process in _of_jobs_on(node, self.folder):
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        self.call("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=lost")
+
+    def start(self, node: str) -> None:
+        """Starts the slurmd of a node."""
+        self.slurmds[node] = _start(self, "slurmd", "-D", "-N", node)
+
+    def mend(self, node: str) -> None:
+        """A node that was lost is back."""
+        self.start(node)
+        self.call("scontrol", "update", f"NodeName={node}", "State=RESUME")
 
     def logs(self) -> str:
         """The ends of what daemons and jobs have written."""
@@ -90,8 +119,9 @@ def started(folder: Path) -> Iterator[Cluster]:
         daemons.enter_context(_daemon(cluster, "munged", "--foreground", "--force", *_munge_files(folder)))
         until((folder / "munge.socket").exists, 60, cluster.logs)
         daemons.enter_context(_daemon(cluster, "slurmctld", "-D"))
+        daemons.callback(lambda: [_stop(process) for process in cluster.slurmds.values()])
         for node in NODES:
-            daemons.enter_context(_daemon(cluster, "slurmd", "-D", "-N", node))
+            cluster.start(node)
         until(lambda: _idle(cluster), 60, cluster.logs)
         daemons.callback(_clear, cluster)
         yield cluster
@@ -110,18 +140,51 @@ def _clear(cluster: Cluster) -> None:
 
 @contextmanager
 def _daemon(cluster: Cluster, name: str, *arguments: str) -> Iterator[None]:
-    command = [shutil.which(name, path=PATH) or name, *arguments]
-    with (cluster.folder / f"{name}.err.log").open("a") as errors:
-        process = subprocess.Popen(command, env=cluster.environment, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors)
+    process = _start(cluster, name, *arguments)
     try:
         yield
     finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        _stop(process)
+
+
+def _start(cluster: Cluster, name: str, *arguments: str) -> subprocess.Popen[bytes]:
+    command = [shutil.which(name, path=PATH) or name, *arguments]
+    with (cluster.folder / f"{name}.err.log").open("a") as errors:
+        return subprocess.Popen(command, env=cluster.environment, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _of_jobs_on(node: str, folder: Path) -> set[int]:
+    """The processes of jobs on one node of the cluster in `folder`: each slurmstepd of that node, and all below it.
+
+    A slurmstepd does not say its node, but the process that it started for a task does.
+    """
+    parents, found = dict(_parents()), set[int]()
+    for process, parent in parents.items():
+        with suppress(OSError):
+            begun_with = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
+            steps = Path(f"/proc/{parent}/comm").read_text().strip() == "slurmstepd"
+            if steps and {f"SLURMD_NODENAME={node}".encode(), f"SLURM_CONF={folder}/slurm.conf".encode()} <= set(begun_with):
+                found.add(parent)
+    while below := {process for process, parent in parents.items() if parent in found} - found:
+        found |= below
+    return found
+
+
+def _parents() -> Iterator[tuple[int, int]]:
+    """Each process of this machine, and its parent."""
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError):
+            if entry.name.isdigit():
+                yield int(entry.name), int((entry / "stat").read_text().rpartition(")")[2].split()[1])
 
 
 def _munge_files(folder: Path) -> list[str]:
@@ -148,7 +211,7 @@ def _configure(folder: Path) -> None:
         "SlurmUser": user,
         "SlurmdUser": user,
         "AuthType": "auth/munge",
-        "AuthInfo": f"socket={folder}/munge.socket",
+        "AuthInfo": f"socket={folder}/munge.socket,cred_expire=2",  # a requeued job waits for some of these seconds
         "ProctrackType": "proctrack/linuxproc",  # neither cgroups nor a service manager: it runs in a container
         "TaskPlugin": "task/none",
         "MpiDefault": "none",
@@ -156,6 +219,10 @@ def _configure(folder: Path) -> None:
         "SelectTypeParameters": "CR_CPU",
         "SlurmdParameters": "config_overrides",  # each node says two CPUs, whatever the machine has
         "ReturnToService": 2,
+        "JobRequeue": 1,
+        "PreemptType": "preempt/partition_prio",
+        "PreemptMode": "REQUEUE",
+        "SchedulerParameters": "sched_interval=2,bf_interval=2",  # seconds
         "KillWait": 5,
         "StateSaveLocation": folder / "state",
         "SlurmdSpoolDir": folder / "spool.%n",
@@ -165,7 +232,9 @@ def _configure(folder: Path) -> None:
         "SlurmdLogFile": folder / "slurmd.%n.log",
     }
     lines = [f"{name}={value}" for name, value in settings.items()]
-    (folder / "slurm.conf").write_text("\n".join([*lines, *nodes, "PartitionName=all Nodes=ALL Default=YES State=UP", ""]))
+    partitions = ("all Default=YES", "grace GraceTime=60", "urgent PriorityTier=10 PreemptMode=OFF")  # a job in the last preempts others
+    parts = [f"PartitionName={partition} Nodes=ALL State=UP" for partition in partitions]
+    (folder / "slurm.conf").write_text("\n".join([*lines, *nodes, *parts, ""]))
 
 
 def _free_ports(count: int) -> list[int]:

@@ -19,5 +19,10 @@ def noted() -> bool:
     return bool(_noted)
 
 
+def first() -> int:
+    """The number of the one that came first, 0 where none has."""
+    return _noted[0] if _noted else 0
+
+
 def _note(number: int, _: Any) -> None:
     _noted.append(number)
