@@ -14,7 +14,7 @@ from fedsim.errors import BadInput
 
 ITEM = re.compile(r"(\d{1,9})(?:-(\d{1,9})(?::(\d{1,9}))?)?")
 SPEC = "SLURM's own words: 0-9, 0,3,7, 0-99:10, each with %4 behind it for four at the same time; %4 alone: all runs"
-LONGEST = 2000  # letters of the tasks of an array: sbatch reads lines of 8,192 bytes
+SPANS = 300  # of an array: sbatch reads lines of 8,192 bytes, and a span takes at most 20
 
 
 @dataclass(frozen=True)
@@ -66,23 +66,35 @@ def at_once(spec: str) -> int | None:
     return int(limit) if percent else None
 
 
-def chosen(spec: str, count: int) -> list[int]:
-    """The positions of runs, from 0 and ascending, that the option `--array` chooses of `count`. BadInput: there is no such run."""
-    numbers = spec.partition("%")[0]
-    if not numbers:
-        return list(range(count))
-    found = set[int]()
-    for item in numbers.split(","):
+def _items(spec: str) -> list[tuple[int, int, int]]:
+    """(first, last, step) of each span that the option `--array` lists. BadInput: it is written wrongly."""
+    found = []
+    for item in spec.partition("%")[0].split(","):
         match = ITEM.fullmatch(item.strip())
         if not match:
             raise BadInput(f"array {spec!r}: {item!r} is no number and no span. {SPEC}")
         first, last, step = int(match[1]), int(match[2] or match[1]), int(match[3] or 1)
         if last < first or not step:
             raise BadInput(f"array {spec!r}: {item!r} has no number in it. {SPEC}")
-        if last >= count:
-            raise BadInput(f"array {spec!r}: there is no run {last}; there are {count} runs, 0 to {count - 1}")
-        found |= set(range(first, last + 1, step))
-    return sorted(found)
+        found.append((first, last, step))
+    return found
+
+
+def check(spec: str) -> None:
+    """BadInput where the option `--array` is written wrongly."""
+    at_once(spec)
+    if spec.partition("%")[0]:
+        _items(spec)
+
+
+def chosen(spec: str, count: int) -> list[int]:
+    """The positions of runs, from 0 and ascending, that the option `--array` chooses of `count`. BadInput: there is no such run."""
+    if not spec.partition("%")[0]:
+        return list(range(count))
+    items = _items(spec)
+    if (last := max(last for _, last, _ in items)) >= count:
+        raise BadInput(f"array {spec!r}: there is no run {last}; there are {count} runs, 0 to {count - 1}")
+    return sorted({number for first, last, step in items for number in range(first, last + 1, step)})
 
 
 def cut(indices: Sequence[int], limits: Limits, limit: int | None) -> list[Array]:
@@ -91,11 +103,14 @@ def cut(indices: Sequence[int], limits: Limits, limit: int | None) -> list[Array
     BadInput where that is fewer than there are arrays, since each array takes a share of it.
     """
     found: list[tuple[int, list[int]]] = []
+    gaps = 0
     for index in indices:
         offset = index - index % limits.size
         tasks = found[-1][1] if found and found[-1][0] == offset else []
-        if not tasks or len(tasks) == limits.tasks or len(spans([*tasks[-LONGEST:], index])) > LONGEST:
+        gaps += bool(tasks) and index - offset != tasks[-1] + 1
+        if not tasks or len(tasks) == limits.tasks or gaps >= SPANS:
             found.append((offset, tasks := []))
+            gaps = 0
         tasks.append(index - offset)
     if limit and limit < len(found):
         raise BadInput(
