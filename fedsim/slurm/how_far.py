@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import h5py
 from fedsim_analysis import run_file
 from fedsim_analysis.checked import attribute
 
@@ -29,5 +29,5 @@ def how_far(out: Path) -> HowFar:
         return HowFar(trouble=str(error))
 
 
-def _look(file: h5py.File) -> HowFar:
+def _look(file: Any) -> HowFar:
     return HowFar(int(attribute(file, "rounds")), bool(attribute(file, "finished")))

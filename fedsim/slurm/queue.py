@@ -169,5 +169,5 @@ def _call(*command: str, environment: dict[str, str] | None = None, here: Path |
     except subprocess.TimeoutExpired:
         raise Silent(f"{command[0]} gave no answer for {PATIENCE:.0f} seconds") from None
     if ended.returncode:
-        raise Refused(" ".join(ended.stderr.split()) or f"{command[0]} ended with exit code {ended.returncode}")
+        raise Refused(ended.stderr.strip() or f"{command[0]} ended with exit code {ended.returncode}")
     return ended.stdout

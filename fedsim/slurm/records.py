@@ -23,7 +23,7 @@ from typing import Any
 from fedsim.errors import BadInput
 from fedsim.storage import disk_room
 
-NAMES, LEDGER = "runs.txt", "submitted.json"
+NAMES, LEDGER, JOBS = "runs.txt", "submitted.json", "jobs"
 LARGEST = 2**26  # bytes of a file that is read
 
 

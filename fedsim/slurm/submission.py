@@ -156,7 +156,7 @@ class Sending:
     title: str
     skipped: Mapping[str, str] = field(default_factory=dict)
     dry_run: bool = False
-    here: Path = field(default_factory=lambda: _here())
+    here: Path = field(default_factory=lambda: working_folder())
 
     def send(self, wanted: Sequence[Wanted]) -> Submission:
         """Submits the runs, unless it is a dry run. Raises as `submit`."""
@@ -170,7 +170,7 @@ class Sending:
         return Submission(self.ledger.folder, tuple(batch.part for batch in batches), self.skipped)
 
     def _batches(self, runs: Sequence[str]) -> list[Batch]:
-        place = Place(self.here, Path(os.path.normpath(self.here / self.ledger.folder)), _program(self.options))
+        place = Place(self.here, Path(os.path.normpath(working_folder() / self.ledger.folder)), _program(self.options))
         limits = queue.limits() or Limits()
         if len(runs) < 2 or not limits.allows_arrays:
             texts = [script.text(Name(run, run), place, self.options) for run in runs]
@@ -272,7 +272,7 @@ def _alone(folder: Path, dry_run: bool) -> Iterator[None]:
         yield
 
 
-def _here() -> Path:
+def working_folder() -> Path:
     """The working folder, by the name that the user's shell has for it: other nodes may not know the one behind a link."""
     named = Path(os.environ.get("PWD", ""))
     return named if named.is_absolute() and named.is_dir() and named.samefile(Path.cwd()) else Path.cwd()
