@@ -36,7 +36,11 @@ class Stopped(Exception):
     """A signal, a time limit or a full disk ended the run; the checkpoint of the last complete round stands: exit code 3."""
 
 
-class NoRoom(Stopped):
+class CannotWrite(Stopped):
+    """A run that goes on may not or cannot write its files any more: exit code 3, one message; what was written before stands."""
+
+
+class NoRoom(CannotWrite):
     """The disk is full: exit code 3, one message that says for which file; what was written before stands."""
 
     BEGINS = "no room"

@@ -12,7 +12,7 @@ import time
 import traceback
 from collections import ChainMap
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +23,7 @@ import torch
 from rich.console import Console
 
 from fedsim.config.job import Job
-from fedsim.errors import BadInput, ClientFault, MethodFault, NoRoom, Stopped
+from fedsim.errors import BadInput, CannotWrite, ClientFault, MethodFault, Stopped
 from fedsim.fleet.local_fleet import LocalFleet
 from fedsim.fleet.plan import Plan
 from fedsim.fleet.registry import make_fleet
@@ -39,7 +39,7 @@ from fedsim.simulation.progress import Progress, output
 from fedsim.simulation.resume import RunStart, find_start, host
 from fedsim.simulation.stop_signal import StopSignal, stopped
 from fedsim.storage.reader import RunReader
-from fedsim.storage.run_lock import holding
+from fedsim.storage.run_lock import Lease, holding
 
 if TYPE_CHECKING:
     from fedsim.fleet.mpi.communicator import Communicator
@@ -90,7 +90,7 @@ def run(job: Job, out: Path, resume: str, communicator: Communicator | None, obs
     stop = StopSignal(None if limit is None or worker else 60 * limit)
     with ExitStack() as held, stop.listening(), ending_all_ranks(communicator):
         agreed(communicator, lambda: stop.refuse_to_begin(out))
-        agreed(communicator, lambda: worker or held.enter_context(holding(out, _now(), time.sleep)))
+        lease = agreed(communicator, lambda: None if worker else held.enter_context(_held(out, stop, observer)))
         experiment = agreed(communicator, lambda: _experiment(job, communicator, stop))
         start = agreed(communicator, lambda: RunStart(out) if worker else find_start(experiment, out, resume))
         agreed(communicator, lambda: stop.refuse_to_begin(out))
@@ -98,7 +98,23 @@ def run(job: Job, out: Path, resume: str, communicator: Communicator | None, obs
         if communicator and worker:
             _serve(experiment, communicator)
         else:
+            start.lease = lease
             lead(experiment, start, communicator, hosts, observer)
+
+
+def _held(out: Path, stop: StopSignal, observer: Observer) -> AbstractContextManager[Lease]:
+    """The right to write the run file. Stopped where a signal comes while it is waited for."""
+
+    def sleep(seconds: float) -> None:
+        time.sleep(seconds)
+        stop.refuse_to_begin(out)
+
+    def say(line: str) -> None:
+        (observer.console or output()).print(line, highlight=False, markup=False, soft_wrap=True)
+
+    job, restarts = os.environ.get("SLURM_JOB_ID", ""), os.environ.get("SLURM_RESTART_COUNT", "")
+    name = f"{os.environ.get('SLURM_CLUSTER_NAME', '')} {job}" if job else ""
+    return holding(out, _now(), sleep, say, name, int(restarts) if restarts.isdecimal() else 0)
 
 
 def _now() -> str:
@@ -215,7 +231,7 @@ def lead(experiment: Experiment, start: RunStart, communicator: Communicator | N
     try:
         if not start.finished:
             _rounds(experiment, start, communicator, hosts, progress, observer.callback)
-    except NoRoom as error:
+    except CannotWrite as error:
         failure = error
     except Stopped:
         failure = stopped(start.out)

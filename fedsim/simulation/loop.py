@@ -26,6 +26,7 @@ from fedsim.simulation.progress import Progress
 from fedsim.simulation.resume import RunStart
 from fedsim.simulation.round_record import RoundRow, row_of, speeds
 from fedsim.storage import checkpoint
+from fedsim.storage.client_gates import Gates
 from fedsim.storage.writer import RunWriter
 
 Number = TypeVar("Number", int, float)
@@ -52,15 +53,27 @@ class RoundWriter:
     def write(self, r: int, row: RoundRow, state: Any, kept: dict[int, Tree], fleet: LocalFleet) -> None:
         """`state` and the `kept` that clients touched are those at the end of round `r`; once saved, `kept` is read from the disk."""
         began, before = time.perf_counter(), bytes_written()
+        self._check()
         self.record.row(r, row.values, row.clients, row.layers, row.masks, row.timing, row.gates, row.speed)
         if self.mirror:
             self.mirror.row(r)
         self.kept |= kept
         if r % self.parts.job.execution.checkpoint_every == 0 or r == self.parts.job.rounds:
+            self._check()
             with verbs.storing(f"{verbs.name_of(self.parts.method)}, round (r = {r})"):
                 saved = checkpoint.save(self.start.folder, r, state, self.extra, self.kept)
             fleet.kept, self.kept = ChainMap({}, saved), {}  # type: ignore[arg-type]
         self.seconds, self.bytes = time.perf_counter() - began, bytes_written() - before
+
+    def finish(self, model: Tree, gates: Gates | None) -> None:
+        """Stores the final model."""
+        self._check()
+        self.record.finish(model, tree.sha256_of(model), gates)
+
+    def _check(self) -> None:
+        """CannotWrite where another run writes the file by now."""
+        if self.start.lease:
+            self.start.lease.check()
 
 
 def simulate(
@@ -91,7 +104,7 @@ def simulate(
             return
     fleet.drain()
     model = _model(*verbs.deploy(method, setting, state, fleet, []))
-    writer.record.finish(model, tree.sha256_of(model), final_gates(parts, state, fleet))
+    writer.finish(model, final_gates(parts, state, fleet))
 
 
 def _stops(callback: Callback, finished: FinishedRound) -> bool:

@@ -27,6 +27,7 @@ from fedsim.storage import checkpoint
 from fedsim.storage.checkpoint import Checkpoint, folder_of
 from fedsim.storage.layout import FORMAT, RENAMED
 from fedsim.storage.reader import RunReader
+from fedsim.storage.run_lock import Lease
 from fedsim.storage.writer import RunWriter
 
 
@@ -37,6 +38,7 @@ class RunStart:
     out: Path
     checkpoint: Checkpoint | None = None
     finished: bool = False
+    lease: Lease | None = None
     first_state: Any = None  # the method's state before round 0; None where the run continues or is finished
 
     def take_state(self) -> Any:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 import signal
@@ -12,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import other_machine
 import pytest
 
 from fedsim.errors import BadInput
@@ -87,19 +86,19 @@ def test_the_lock_of_another_run_is_left_alone(tmp_path: Path) -> None:
     assert lock_of(run).exists()
 
 
-def test_a_former_process_of_our_number_holds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_former_process_of_our_number_holds_nothing(tmp_path: Path) -> None:
     """On a file system without locks only the note tells; a container that is started again numbers its processes as before."""
 
-    def no_locks(handle: int, how: int) -> None:
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(fcntl, "lockf", no_locks)
+    other_machine.needs_filters()
     run = tmp_path / "run.h5"
-    lock_of(run).write_text(json.dumps({"host": socket.gethostname(), "process": os.getpid(), "since": SINCE}))
-    take(run)
-    lock_of(run).write_text(json.dumps({"host": socket.gethostname(), "process": os.getppid(), "since": SINCE}))
-    with pytest.raises(BadInput, match=rf"process {os.getppid()}"):
-        take(run)
+    for process, expected in ((None, 0), (os.getpid(), 2)):
+
+        def taken(process: int | None = process) -> None:
+            other_machine.refuse(other_machine.NONE)
+            lock_of(run).write_text(json.dumps({"host": socket.gethostname(), "process": process or os.getpid(), "since": SINCE}))
+            take(run)
+
+        assert os.waitstatus_to_exitcode(in_a_fork(taken)[1]) == expected
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "x" * 243])

@@ -1,8 +1,8 @@
 """Who writes a run file, as RUN.h5.lock says. The lock is asked about (F_GETLK) and never taken.
 
-A run holds a POSIX lock on that file as long as it lives, and has written into it which process it is. Other machines see the lock on
-file systems that share such locks. Where a file system does not, only the note is left, and whether the process of another machine lives
-cannot be known from here.
+A run holds a POSIX lock on that file as long as it lives, has written into it which process it is, and touches it every BEAT seconds.
+Where the lock of a process on another machine cannot be seen, whether it lives is told by whether the file is touched: `Pulse` watches
+that by its own clock, since those of two machines differ. A note of an earlier fedsim has no token, and its file is touched once.
 """
 
 from __future__ import annotations
@@ -13,13 +13,72 @@ import os
 import socket
 import struct
 import sys
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from time import monotonic
 
 NOTE = 4096  # bytes of a note at most
 FLOCK = "hhqqi4x"  # struct flock of a 64-bit Linux: type, whence, start, length, process
+BEAT = 4.0  # seconds between two touches of a lock that is held
+PATIENCE = 45.0  # seconds without a touch, after which a holder on another machine counts as ended
+
+
+@dataclass(frozen=True)
+class Note:
+    """What a lock says of its holder; empty where it does not say it."""
+
+    host: str = ""
+    process: int | None = None
+    since: str = ""
+    began: str = ""  # when the process began, in the kernel's ticks
+    token: str = ""  # drawn at random, unlike that of every other holder
+    boot: str = ""  # which boot of which machine
+    processes: str = ""  # the table that the number of the process is of; containers have their own
+    locks: bool = False  # whether the file system gave it the kernel's lock
+    job: str = ""  # of SLURM
+    restarts: int = 0  # how often SLURM had requeued that job
+
+    @classmethod
+    def of(cls, content: bytes) -> Note:
+        """The note in a lock; an empty one where there is something else."""
+        try:
+            found = json.loads(content)
+        except (ValueError, RecursionError):
+            return cls()
+        if not isinstance(found, dict):
+            return cls()
+        kinds: dict[str, type] = {"process": int, "restarts": int, "locks": bool}
+        kept = {name: found.get(name) for name in cls.__dataclass_fields__}
+        return cls(**{name: value for name, value in kept.items() if type(value) is kinds.get(name, str)})  # type: ignore[arg-type]
+
+    @property
+    def here(self) -> bool:
+        """Whether the process runs, or ran, under the kernel of this process."""
+        return self.boot == boot() if self.boot else self.host == socket.gethostname()
+
+    def lives(self) -> bool | None:
+        """Whether that process lives; None where that cannot be seen from here."""
+        if self.process is None or not self.here or self.processes not in ("", process_table()) or not sys.platform.startswith("linux"):
+            return None
+        found = began(self.process)
+        return found != "" and self.began in ("", found)
+
+
+@dataclass(frozen=True)
+class Sight:
+    """A lock as one look found it."""
+
+    note: Note
+    held: bool | None  # whether another process has the kernel's lock on it; None: that cannot be seen from here
+    touched: int  # when, in nanoseconds
+    mark: str  # unlike that of any other lock
+
+    def same(self, other: Sight) -> bool:
+        """Whether that look found the same lock, untouched."""
+        return (self.mark, self.touched) == (other.mark, other.touched)
 
 
 @dataclass(frozen=True)
@@ -31,10 +90,33 @@ class Holder:
     host: str = ""
     since: str = ""
     noted: float = 0.0  # when the lock was last written to, in seconds since 1970
+    token: str = ""  # of a holder that touches its lock
 
     def __str__(self) -> str:
         who = "a process" if self.process is None else f"process {self.process}"
         return who + (f" on {self.host}" if self.host else "")
+
+
+class Pulse:
+    """Whether the lock of a process on another machine goes on being touched, as the looks of this process find."""
+
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+        self._clock = clock
+        self._last, self._moved, self._began = ("", 0.0), 0.0, 0.0
+
+    def judged(self, holder: Holder | None) -> Holder | None:
+        """The holder; whether it writes is known after two looks of which the second found a touch, and after PATIENCE without one."""
+        if holder is None or holder.writes is not None or not holder.token:
+            return holder
+        now, seen = self._clock(), (holder.token, holder.noted)
+        if seen[0] != self._last[0]:
+            self._began, self._moved = now, 0.0
+        elif seen != self._last:
+            self._began = self._moved = now
+        self._last = seen
+        if now - self._began > PATIENCE:
+            return replace(holder, writes=False)
+        return replace(holder, writes=True) if self._moved else holder
 
 
 def holder_of(run: Path) -> Holder | None:
@@ -42,24 +124,59 @@ def holder_of(run: Path) -> Holder | None:
     real = Path(os.path.realpath(run))
     path = real.with_name(real.name + ".lock")
     try:
-        noted = path.stat().st_mtime
         if _is_open_here(path):
-            return Holder(True, os.getpid(), socket.gethostname(), noted=noted)
+            return Holder(True, os.getpid(), socket.gethostname(), noted=path.stat().st_mtime)
+    except OSError:
+        return None if not os.path.lexists(path) else Holder(None, noted=_mtime(path))
+    found = look(path)
+    if found is None:
+        return None
+    note = found.note
+    by_kernel = found.held if found.held or (note.here and (note.locks or not note.token)) else None  # on another machine it may live
+    writes = by_kernel if by_kernel is not None else note.lives()
+    return Holder(writes, note.process, note.host, note.since, found.touched / 1e9, note.token)
+
+
+def look(path: Path) -> Sight | None:
+    """What stands in the lock; None where there is none. Closing it lets go of a lock that this process has on it (POSIX)."""
+    try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError:  # of another user, who lets nobody read it
-        return Holder(None, noted=_mtime(path))
+        with suppress(OSError):
+            return _sight(Note(), None, path.stat(), b"")
+        return None
     try:
-        held, note = _held(handle), _note(handle)
+        try:
+            content = os.pread(handle, NOTE, 0)
+        except OSError:
+            content = b""
+        return _sight(Note.of(content), _held(handle), os.fstat(handle), content)
+    except OSError:  # it was replaced on another machine just now
+        return None
     finally:
         os.close(handle)
-    process, host = note.get("process"), _text(note, "host")
-    process = process if type(process) is int else None
-    writes = held if held or host == socket.gethostname() else None  # on another machine it may live
-    if writes is None and host == socket.gethostname():
-        writes = _lives(process)
-    return Holder(writes, process, host, _text(note, "since"), noted)
+
+
+def _sight(note: Note, held: bool | None, there: os.stat_result, content: bytes) -> Sight:
+    return Sight(note, held, there.st_mtime_ns, sha256(content or b"%d" % there.st_ino).hexdigest()[:24])
+
+
+def boot() -> str:
+    """Unlike for every two boots of any machines; empty where the system does not say."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def process_table() -> str:
+    """Which table the number of this process is of; empty where the system does not say."""
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return ""
 
 
 def _is_open_here(path: Path) -> bool:
@@ -89,24 +206,6 @@ def _held(handle: int) -> bool | None:
     except OSError:
         return None
     return bool(struct.unpack(FLOCK, found)[0] != fcntl.F_UNLCK)
-
-
-def _note(handle: int) -> dict[str, Any]:
-    try:
-        found = json.loads(os.pread(handle, NOTE, 0))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _text(note: dict[str, Any], name: str) -> str:
-    found = note.get(name)
-    return found if isinstance(found, str) else ""
-
-
-def _lives(process: int | None) -> bool | None:
-    """Whether a process of this machine lives; None where that cannot be known."""
-    return None if process is None or not sys.platform.startswith("linux") else began(process) != ""
 
 
 def began(process: int) -> str:

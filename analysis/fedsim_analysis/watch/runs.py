@@ -10,7 +10,7 @@ from time import monotonic, time
 
 import numpy as np
 
-from fedsim_analysis.watch.lock import Holder, holder_of
+from fedsim_analysis.watch.lock import Holder, Pulse, holder_of
 from fedsim_analysis.watch.planned import Planned, planned
 from fedsim_analysis.watch.printed import ago, duration
 from fedsim_analysis.watch.seen import RunFile
@@ -44,6 +44,7 @@ class Run:
         self.file, self.waits = RunFile(path, phases), waits
         self.state = State(UNREAD)
         self.holder: Holder | None = None
+        self._pulse = Pulse()
         self.plan: Planned | None = None
         self.new = 0  # looks that found news
         self._heard = 0.0  # when news came, by the clock of this process; 0: not while it was watched
@@ -66,7 +67,7 @@ class Run:
         """Reads what is new, and judges."""
         if self.state.name == DONE and not self.file.look() and self.file.exists:
             return
-        self.plan, self.holder = plan, holder_of(self.path)  # the lock first: a run lets go of it after its last write
+        self.plan, self.holder = plan, self._pulse.judged(holder_of(self.path))  # the lock first: a run lets go of it after its last write
         news = self.file.look()
         state = self._judged()
         if state.name == STOPPED:  # a system that keeps what it read from a network may show an old file

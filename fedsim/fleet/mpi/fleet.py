@@ -20,7 +20,7 @@ from mpi4py import MPI
 from fedsim.core import serialization
 from fedsim.core.exact_sum import Sum
 from fedsim.core.tree import Tree
-from fedsim.errors import ClientFault, NoRoom, Stopped
+from fedsim.errors import CannotWrite, ClientFault, Stopped
 from fedsim.fleet.accounting import CostAccount
 from fedsim.fleet.local_fleet import LocalFleet
 from fedsim.fleet.messages import Pack, PackResult, WorkerContext, WorkOrder
@@ -54,11 +54,11 @@ class MPIFleet(LocalFleet):
         for task in tasks:  # what follows one that failed is not done
             task()
 
-    def _drained(self) -> NoRoom | None:
-        """Does what is still to be done later; NoRoom where the disk is full, to be raised when the ranks have their order to stop."""
+    def _drained(self) -> CannotWrite | None:
+        """Does what is still to be done later; an error of it that stops a run, to be raised when the ranks have their order to stop."""
         try:
             self.drain()
-        except NoRoom as full:
+        except CannotWrite as full:
             return full
         return None
 
@@ -94,7 +94,7 @@ class MPIFleet(LocalFleet):
         self.link.broadcast(self.link.transfer.outgoing(bytes_of(order.shared)))
         self.link.send({rank + 1: _private([packs[i] for i in hand]) for rank, hand in enumerate(hands)}, OWN_TAG)
 
-    def _collect(self, order: WorkOrder, ranks: int, full: NoRoom | None) -> tuple[PackResult, Layout]:
+    def _collect(self, order: WorkOrder, ranks: int, full: CannotWrite | None) -> tuple[PackResult, Layout]:
         answer, stopping = PackResult(Sum(order.shared, order.n)), False
         shapes: Layout | None = None
         status = MPI.Status()

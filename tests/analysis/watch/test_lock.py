@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import socket
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fedsim_analysis.watch.lock import began, holder_of
+from fedsim_analysis.watch.lock import PATIENCE, Holder, Pulse, began, holder_of
 from watched_runs import SINCE, elsewhere, held, killed
 
 from fedsim.storage.run_lock import holding, lock_of
@@ -102,3 +103,23 @@ def test_a_process_is_known_by_when_it_began() -> None:
     assert began(process) == ""  # its remains
     os.waitpid(process, 0)
     assert began(process) == ""
+
+
+def test_whether_a_process_elsewhere_lives_is_told_by_whether_it_touches_its_lock() -> None:
+    now, here = [0.0], Holder(None, 12, "node7", noted=1.0, token="a")
+    pulse = Pulse(lambda: now[0])
+
+    def after(seconds: float, holder: Holder | None) -> bool | None:
+        now[0] += seconds
+        found = pulse.judged(holder)
+        return found.writes if found else False
+
+    assert after(1, here) is None
+    assert after(PATIENCE - 1, here) is None
+    assert after(0.1, replace(here, noted=0.5)) is True, "clocks may go back"
+    assert after(PATIENCE - 1, replace(here, noted=0.5)) is True
+    assert after(2, replace(here, noted=0.5)) is False
+    assert after(1, replace(here, token="b")) is None, "another holder"
+    assert after(1, None) is False
+    assert after(PATIENCE * 2, replace(here, token="")) is None, "a fedsim that touches nothing"
+    assert after(1, Holder(True)) is True
