@@ -1,0 +1,29 @@
+"""The kinds of faults: which function tries one, how often a whole campaign does, and what they need of the machine."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from campaign import kills, recording, torn
+from campaign.lab import Lab
+from campaign.outcomes import Outcome
+
+Try = Callable[[Lab, int, random.Random], list[Outcome]]  # of the lab, the number of the case, and the source of all that is drawn
+
+
+@dataclass(frozen=True)
+class Kind:
+    """try_: does a case of this kind, which may be several faults. cases: in a whole campaign. missing: why it cannot be tried."""
+
+    try_: Try
+    cases: int
+    missing: Callable[[], str] = lambda: ""
+
+
+KINDS = {
+    "kills": Kind(kills.ranks, 36),
+    "torn-writes": Kind(torn.torn, 8, recording.missing),
+    "machine-lost": Kind(torn.machine_lost, 8, recording.missing),
+}
