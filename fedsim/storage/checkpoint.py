@@ -11,18 +11,14 @@ one file loses at most one checkpoint. The two newest manifests and their files 
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
-from hashlib import sha256
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor
@@ -30,24 +26,11 @@ from torch import Tensor
 from fedsim.core.serialization import Json, dump, load
 from fedsim.errors import BadInput
 from fedsim.storage import disk_room
+from fedsim.storage import manifest as manifests
+from fedsim.storage.manifest import COPY, FAULTS, FORMAT, KEPT, Manifest, OtherFormat, put, sum_of
 
 Tree = dict[str, Tensor]
-Manifest = dict[str, Any]
 
-FORMAT = 2  # of the manifest; its envelope and the keys format_version and fedsim_version stay in every later one
-KEPT, COPY = ".kept.safetensors", ".kept.copy.safetensors"
-FAULTS = (
-    ImportError,
-    AttributeError,
-    ArithmeticError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    SafetensorError,
-)
 SUFFIXES = (".json", ".state.safetensors", KEPT, COPY, ".new")  # all that a folder of ours holds
 
 
@@ -83,6 +66,7 @@ class StoredStates(Mapping[int, Tree]):
     def _index(self, name: str) -> tuple[Any, dict[int, list[str]]]:
         """The open file and the names of each client's tensors in it, in the order they were given."""
         if name not in self._open:
+            manifests.check_header(self._folder / name)
             file: Any = safe_open(self._folder / name, framework="pt")
             names: dict[int, list[str]] = {}
             for key in sorted(file.keys()):
@@ -131,14 +115,15 @@ def _save(folder: Path, r: int, state: Any, extra: Json, kept: Mapping[int, Tree
         folder.mkdir(parents=True, exist_ok=True)
     before = _before(folder, r)
     plain, tensors = dump(state)
-    manifest: Manifest = {"format_version": FORMAT, "fedsim_version": _version(), "round": r, "state": plain, "extra": extra}
-    manifest["files"] = {f"{r:06d}.state.safetensors": _put(folder / f"{r:06d}.state.safetensors", _bytes(tensors))}
+    manifest: Manifest = {"format_version": FORMAT, "fedsim_version": manifests.own_version(), "round": r, "state": plain, "extra": extra}
+    name = manifests.state_of(manifest)
+    manifest["files"] = {name: put(folder / name, _bytes(tensors))}
     manifest["kept"] = _keep(folder, r, kept, manifest["files"], before)
     _sync(folder)
-    _put(folder / f"{r:06d}.json", _seal(manifest))
+    put(folder / manifests.name_of(r), manifests.seal(manifest))
     _sync(folder)
-    _clean(folder, [manifest, before] if before else [manifest])
-    return StoredStates(folder, _places(manifest))
+    clean(folder, [manifest, before] if before else [manifest])
+    return StoredStates(folder, manifests.places(manifest))
 
 
 def latest(folder: Path, device: str = "cpu", check: Callable[[Checkpoint], None] = lambda found: None) -> Checkpoint | None:
@@ -148,35 +133,26 @@ def latest(folder: Path, device: str = "cpu", check: Callable[[Checkpoint], None
     """
     _refuse_file(folder)
     reasons: list[str] = []
-    for path in _manifests(folder):
+    for path in manifests.manifests(folder):
         try:
-            manifest = _unseal(path)
-            _verify(folder, manifest)
+            manifest = manifests.unseal(path)
+            manifests.verify(folder, manifest)
             found = replace(_checkpoint(folder, manifest, device), passed=tuple(reasons))
             check(found)
             return found
         except OtherFormat as error:
             raise BadInput(str(error)) from error
         except FAULTS as error:
-            reasons.append(f"{path.name}: {_reason(error)}")
+            reasons.append(f"{path.name}: {manifests.reason(error)}")
     if reasons:
         raise BadInput(f"no checkpoint in {folder} is whole ({'; '.join(reasons)}); start afresh with another --out")
     return None
 
 
-def _reason(error: Exception) -> str:
-    """What is wrong with a checkpoint."""
-    if isinstance(error, ImportError | AttributeError):
-        return f"a class of its state cannot be imported ({error}); was it renamed or moved?"
-    if isinstance(error, KeyError):
-        return f"{error} is missing"
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
 def clear(folder: Path) -> None:
     """Removes the checkpoints in the folder, newest last, and the folder if nothing else is in it. BadInput where it is a file."""
     _refuse_file(folder)
-    _clean(folder, [])
+    clean(folder, [])
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
 
@@ -186,47 +162,21 @@ def _refuse_file(folder: Path) -> None:
         raise BadInput(f"{folder} is a file, and the checkpoints need a folder of this name; remove it, or choose another --out")
 
 
-@cache
-def _version() -> str:
-    try:
-        return version("fedsim")
-    except PackageNotFoundError:
-        return "of no version (not installed)"
-
-
-class OtherFormat(ValueError):
-    """A sound checkpoint of a newer or an older format."""
-
-
-def _places(manifest: Manifest) -> dict[int, str]:
-    return {client: name for name, clients in manifest["kept"].items() for client in clients}
-
-
 def _checkpoint(folder: Path, manifest: Manifest, device: str) -> Checkpoint:
-    stored = from_bytes(_content(folder / f"{manifest['round']:06d}.state.safetensors"))
+    path = folder / manifests.state_of(manifest)
+    manifests.check_header(path)
+    stored = from_bytes(path.read_bytes())
     tensors = {name: tensor.to(device) for name, tensor in stored.items()}
-    kept = StoredStates(folder, _places(manifest))
+    kept = StoredStates(folder, manifests.places(manifest))
     return Checkpoint(manifest["round"], load(manifest["state"], tensors), manifest["extra"], kept)
-
-
-def _content(path: Path) -> bytes:
-    """The bytes of a file; a pipe would be waited for."""
-    if path.exists() and not path.is_file():
-        raise ValueError(f"{path.name} is no file")
-    return path.read_bytes()
-
-
-def _manifests(folder: Path) -> list[Path]:
-    """All manifests, newest first."""
-    return sorted((path for path in folder.glob("*.json") if path.stem.isdigit()), key=lambda path: -int(path.stem))
 
 
 def _before(folder: Path, r: int) -> Manifest | None:
     """The newest sound manifest of an earlier round: later ones belong to a future that this run has left."""
-    for path in _manifests(folder):
+    for path in manifests.manifests(folder):
         if int(path.stem) < r:
             try:
-                return _unseal(path)
+                return manifests.unseal(path)
             except FAULTS:
                 continue
     return None
@@ -244,7 +194,7 @@ def _keep(folder: Path, r: int, kept: Mapping[int, Tree], files: Manifest, befor
         # Numbered, since safetensors forgets the order of the keys.
         tensors = {f"{client}/{i:04d}/{key}": tree[key] for client, tree in kept.items() for i, key in enumerate(tree)}
         name = f"{r:06d}.kept.safetensors"
-        places[name], files[name] = list(kept), _put(folder / name, _bytes(tensors))
+        places[name], files[name] = list(kept), put(folder / name, _bytes(tensors))
     return places
 
 
@@ -253,9 +203,9 @@ def _copy(folder: Path, name: str, files: Manifest) -> dict[str, Any]:
     copy, expected = folder / name.replace(KEPT, COPY), files[name]
     if copy.name not in files or not copy.is_file():
         content = (folder / name).read_bytes()
-        if _sum(content) != expected:
+        if sum_of(content) != expected:
             raise BadInput(f"{folder / name} is damaged on the disk, and holds kept states of clients; restart the run with --resume must")
-        _put(copy, content)
+        put(copy, content)
     found: dict[str, Any] = expected
     return found
 
@@ -273,62 +223,6 @@ def _bytes(tensors: Tree) -> bytes:
     return to_bytes(own)
 
 
-def _seal(manifest: Manifest) -> bytes:
-    body = json.dumps(manifest)
-    return f'{{"sha256": "{sha256(body.encode()).hexdigest()}", "manifest": {body}}}\n'.encode()
-
-
-def _unseal(path: Path) -> Manifest:
-    """The manifest; ValueError where its hash differs, OtherFormat where its format is another."""
-    envelope = json.loads(_content(path))
-    manifest: Manifest = envelope["manifest"]
-    if sha256(json.dumps(manifest).encode()).hexdigest() != envelope["sha256"]:
-        raise ValueError("the manifest is damaged")
-    if manifest["format_version"] > FORMAT:
-        raise OtherFormat(
-            f"{path} was written by fedsim {manifest['fedsim_version']} in format {manifest['format_version']};"
-            f" this is fedsim {_version()}, which reads up to format {FORMAT}: upgrade fedsim, or choose another --out"
-        )
-    if manifest["format_version"] < FORMAT:
-        raise OtherFormat(
-            f"{path} was written by fedsim {manifest['fedsim_version']} in format {manifest['format_version']}, whose classes have other"
-            f" names now: finish the run with that version, or start afresh with --resume never and another --out"
-        )
-    return manifest
-
-
-def _verify(folder: Path, manifest: Manifest) -> None:
-    """ValueError where a file is damaged; a file of kept states that is damaged, or its copy, is made anew from the other."""
-    files: Manifest = manifest["files"]
-    for name in (name for name in files if not name.endswith(COPY)):
-        ways = [way for way in dict.fromkeys((name, name.replace(KEPT, COPY))) if way in files]
-        whole = [way for way in ways if _is_whole(folder / way, files[way])]
-        if not whole:
-            raise ValueError(f"{name} is damaged or missing")
-        for way in ways:
-            if way not in whole and not (folder / way).is_dir():
-                _put(folder / way, _content(folder / whole[0]))
-        if whole == [name.replace(KEPT, COPY)] and (folder / name).is_dir():
-            raise ValueError(f"{name} is a folder; remove it")
-
-
-def _is_whole(path: Path, expected: Any) -> bool:
-    try:
-        return _sum(_content(path)) == expected
-    except (OSError, ValueError):
-        return False
-
-
-def _sum(content: bytes) -> dict[str, Any]:
-    return {"bytes": len(content), "sha256": sha256(content).hexdigest()}
-
-
-def _put(path: Path, content: bytes) -> dict[str, Any]:
-    """Writes the file; what to verify it by."""
-    disk_room.put(path, content)
-    return _sum(content)
-
-
 def _sync(folder: Path) -> None:
     """A rename is safe on the disk only when its folder is."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -338,9 +232,9 @@ def _sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _clean(folder: Path, manifests: list[Manifest]) -> None:
-    """Removes what none of the manifests refers to: other manifests first, so that none is left without its files."""
-    wanted = {name for manifest in manifests for name in (f"{manifest['round']:06d}.json", *manifest["files"])}
+def clean(folder: Path, keep: list[Manifest]) -> None:
+    """Removes what no manifest to `keep` refers to: other manifests first, so that none is left without its files."""
+    wanted = {name for manifest in keep for name in (manifests.name_of(manifest["round"]), *manifest["files"])}
     ours = [path for path in folder.glob("*") if path.name.endswith(SUFFIXES) and path.name[:6].isdigit() and not path.is_dir()]
     unwanted = [path for path in ours if path.name not in wanted]
     for path in sorted(unwanted, key=lambda path: (path.suffix != ".json", path.name)):

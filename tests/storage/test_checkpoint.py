@@ -18,6 +18,7 @@ from torch import Tensor
 from fedsim.errors import BadInput
 from fedsim.storage import checkpoint
 from fedsim.storage.checkpoint import Checkpoint, clear, folder_of, latest, save
+from fedsim.storage.manifest import seal
 
 
 @dataclass(frozen=True)
@@ -237,7 +238,7 @@ def sealed(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
     def act(folder: Path) -> None:
         manifest = json.loads((folder / "000003.json").read_text())["manifest"]
         change(manifest)
-        (folder / "000003.json").write_bytes(checkpoint._seal(manifest))
+        (folder / "000003.json").write_bytes(seal(manifest))
 
     return act
 
@@ -333,7 +334,7 @@ def test_a_flipped_digit_in_a_manifest_is_seen(folder: Path) -> None:
 
 def test_a_newer_format_says_which_version_wrote_it(folder: Path) -> None:
     manifest = json.loads((folder / "000003.json").read_text())["manifest"]
-    (folder / "000003.json").write_bytes(checkpoint._seal({**manifest, "format_version": 99, "fedsim_version": "7.1"}))
+    (folder / "000003.json").write_bytes(seal({**manifest, "format_version": 99, "fedsim_version": "7.1"}))
     with pytest.raises(BadInput, match=r"written by fedsim 7\.1 in format 99"):
         latest(folder)
 
