@@ -18,19 +18,16 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="session")
-def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The job file."""
-    path = tmp_path_factory.mktemp("job") / "job.toml"
-    path.write_text(JOB)
-    return path
-
-
-@pytest.fixture(scope="session")
-def weights(job: Path) -> object:
+def weights(tmp_path_factory: pytest.TempPathFactory) -> object:
     """The hash that each run of the job must end with."""
-    return alone(job)
+    return alone(written(tmp_path_factory.mktemp("alone")))
 
 
 @pytest.fixture
-def lab(cluster: Cluster, job: Path, tmp_path: Path) -> Lab:
-    return Lab(cluster, job, tmp_path / "run.h5")
+def lab(cluster: Cluster, tmp_path: Path) -> Lab:
+    return Lab(cluster, written(tmp_path), tmp_path / "run.h5")
+
+
+def written(folder: Path) -> Path:
+    (folder / "job.toml").write_text(JOB)
+    return folder / "job.toml"

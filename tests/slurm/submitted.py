@@ -14,18 +14,18 @@ from cluster import Cluster, until
 ROOT = Path(__file__).parents[2]
 
 JOB = """
-rounds = 20
+rounds = 8
 [data]
 name = "digits"
 [partition]
 name = "dirichlet_class"
-clients = 6
+clients = 4
 [train]
 batch = 16
 [method]
 name = "fedavg"
 [evaluate]
-every = 5
+every = 4
 [execution]
 plan = "reference"
 device = "cpu"
@@ -50,10 +50,15 @@ class Lab:
         until(lambda: attributes(self.out).get("rounds", -1) >= r, 120, self.cluster.logs)
 
     def until_restarted(self, job: str, times: int = 1) -> None:
-        """Waits until SLURM has requeued the job so often."""
-        until(lambda: int(self.cluster.fields_of(job)["Restarts"]) >= times, 120, self.cluster.logs)
+        """Waits until SLURM has requeued the job so often and waits itself; from then on it does not."""
+        until(
+            lambda: int((now := self.cluster.fields_of(job))["Restarts"]) >= times and now["JobState"] == "PENDING", 120, self.cluster.logs
+        )
+        self.cluster.call("scontrol", "update", f"JobId={job}", "StartTime=now")
 
+    @property
     def restarts(self) -> Path:
+        """What `fedsim batch` keeps beside the run file until the run is finished."""
         return self.out.with_name(f"{self.out.name}.restarts.json")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,10 @@ class Reached:
 
 def reached(out: Path) -> Reached:
     """From the run file; raises Unreadable where it is none, or damaged."""
-    import h5py
     from fedsim_analysis import run_file
     from fedsim_analysis.checked import attribute
 
-    def look(file: h5py.File) -> Reached:
+    def look(file: Any) -> Reached:
         planned = attribute(file, "rounds_planned") if "rounds_planned" in file.attrs else None
         return Reached(int(attribute(file, "rounds")), planned, bool(attribute(file, "finished")))
 

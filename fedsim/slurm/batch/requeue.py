@@ -60,7 +60,10 @@ class Requeue:
                 f" is so at {_time()} too; {ADVICE}"
             )
         if (count := max(len(mine), self.job.restarts)) >= self.limit:
-            return f"job {self.job.name} was requeued {count} times and is not again (--restarts {self.limit}); submitted again, it goes on"
+            times = {0: "may not be requeued", 1: "was requeued once and is not again"}.get(
+                count, f"was requeued {count} times and is not again"
+            )
+            return f"job {self.job.name} {times} (--restarts {self.limit}); submitted again, it goes on from there"
         return ""
 
     def _requeue(self, former: Sequence[Restart], why: str) -> None:
