@@ -89,7 +89,7 @@ def test_what_slurm_refuses_is_said(lab: Lab, script: str, options: list[str]) -
     job = lab.submit(script, *options, MPIRUN="true")
     ended = lab.cluster.wait(job)
     assert (ended.state, ended.code, ended.restarts) == ("FAILED", 3, 0), ended.out
-    assert ended.out.count("\n") == 2
+    assert ended.out.count("\n") == 1
     assert f"job {job} is not requeued: `scontrol requeue {job}` was refused:" in ended.out
     assert not lab.restarts.exists()
 

@@ -69,14 +69,14 @@ class Requeue:
     def _requeue(self, former: Sequence[Restart], why: str) -> None:
         entry = Restart(self.job.name, _time(), self.now.round, why)
         restarts.write(self.out, [*former, entry])
-        count = 1 + max(sum(each.job == self.job.name for each in former), self.job.restarts)
-        say(f"{why} {self.now}; job {self.job.name} is requeued and goes on from there (restart {count} of {self.limit} at most)")
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             self.job.requeue()
         except Refused:
             restarts.write(self.out, former)
             raise
+        count = 1 + max(sum(each.job == self.job.name for each in former), self.job.restarts)
+        say(f"{why} {self.now}; job {self.job.name} is requeued and goes on from there (restart {count} of {self.limit} at most)")
         signal.sigtimedwait(SIGNALS, KILLED)  # SLURM's SIGTERM
 
 
