@@ -58,7 +58,10 @@ def read(out: Path) -> list[Restart]:
 
 
 def write(out: Path, restarts: Sequence[Restart]) -> None:
-    """Writes the file aside and renames it. Raises NoRoom and OSError; then the former one stands."""
+    """Writes the file aside and renames it; removes it where there is none to write. Raises NoRoom and OSError; then the former stands."""
+    if not restarts:
+        remove(out)
+        return
     from fedsim.storage.disk_room import put  # it imports h5py
 
     text = json.dumps({"restarts": [asdict(each) for each in restarts[-KEPT:]]}, indent=1)

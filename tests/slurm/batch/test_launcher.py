@@ -37,7 +37,7 @@ def test_one_process_needs_no_launcher() -> None:
 
 def test_several_ranks_start_by_the_mpirun_of_the_site_or_the_one_that_is_named(programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", str(programs / "bin" / "python"))
-    with pytest.raises(BadInput, match="there is no .*mpirun to start several ranks with: load the MPI of the site"):
+    with pytest.raises(BadInput, match=r"there is no .*mpirun to start several ranks with: load the MPI of the site"):
         Start(ranks=2).command(JOB, OUT, {"MPIRUN": str(programs / "mpirun")})
     site, other = program(programs, "mpirun"), program(programs, "mpiexec.other")
     begin = Start(options=("--map-by", "node")).command(JOB, OUT, {"SLURM_NTASKS": "3"})

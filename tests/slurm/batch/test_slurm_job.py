@@ -57,5 +57,5 @@ def test_an_element_of_an_array_has_a_name_of_its_own() -> None:
 
 def test_without_scontrol_the_requeue_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(Refused, match=f"`scontrol requeue 8` did not work: .*{os.strerror(2)}"):
+    with pytest.raises(Refused, match=f"scontrol requeue 8.*{os.strerror(2)}"):
         SlurmJob("8", 0).requeue()
