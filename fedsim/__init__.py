@@ -3,6 +3,7 @@
 Functions (`help(fedsim.run)` has arguments, results, errors and an example):
     run             does one run of a job and returns its run file, opened
     sweep           does all runs of the [sweep] of a job, in several processes
+    submit          submits one run, or those of the [sweep], to SLURM
     estimate        predicts bytes, FLOPs and memory of a job without training
     load_job        reads and validates a job
     open_run        opens a run file for reading
@@ -11,6 +12,7 @@ Functions (`help(fedsim.run)` has arguments, results, errors and an example):
 What they take, return and raise:
     Job             a validated job
     RunReader       a run file, opened for reading
+    Submission      what `submit` gave to SLURM
     FinishedRound   a round, as the callback of `run` sees it
     BadInput        the job, the data or an argument is wrong
     ClientFault     an exception in the work of a client
@@ -36,11 +38,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 _HOMES = {
-    "fedsim.api": ("estimate", "export_module", "load_job", "open_run", "run", "sweep"),
+    "fedsim.api": ("estimate", "export_module", "load_job", "open_run", "run", "submit", "sweep"),
     "fedsim.config.job": ("Job",),
     "fedsim.errors": ("BadInput", "ClientFault", "MethodFault", "Stopped"),
     "fedsim.simulation.finished_round": ("FinishedRound",),
     "fedsim.storage.reader": ("RunReader",),
+    "fedsim.slurm.submission": ("Submission",),
     "fedsim.federated.protocol": ("ClientInput", "Fleet", "Method", "Reply", "Report", "Setting", "Work"),
     "fedsim.federated.client_work": ("Train",),
     "fedsim.federated.averaged_round": ("AveragedState", "averaged_round", "trained"),
@@ -52,7 +55,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [*sorted(_HOME_OF)]
 
 if TYPE_CHECKING:
-    from fedsim.api import estimate, export_module, load_job, open_run, run, sweep
+    from fedsim.api import estimate, export_module, load_job, open_run, run, submit, sweep
     from fedsim.config.job import Job
     from fedsim.core import keys, masks, rng, tree
     from fedsim.core.types import Batch, Data, Feed, Tree
@@ -62,6 +65,7 @@ if TYPE_CHECKING:
     from fedsim.federated.protocol import ClientInput, Fleet, Method, Reply, Report, Setting, Work
     from fedsim.nn.net import Net
     from fedsim.simulation.finished_round import FinishedRound
+    from fedsim.slurm.submission import Submission
     from fedsim.storage.reader import RunReader
 
 

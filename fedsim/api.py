@@ -26,6 +26,8 @@ from fedsim.storage.reader import RunReader
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from fedsim.slurm.submission import Submission
+
 JobPath = str | os.PathLike[str]
 Source = JobPath | Mapping[str, Any] | Job
 RESUME = ("auto", "never", "must")
@@ -145,16 +147,56 @@ def sweep(
     """
     if processes is not None and processes < 1:
         raise BadInput(f"processes = {processes}: should be a whole number, at least 1, or None for one on each core")
-    many = [job_files] if isinstance(job_files, str | os.PathLike | Mapping | Job) else list(job_files)
-    if not many:
-        raise BadInput("fedsim.sweep needs at least one job")
+    many = [load_job(job, set) for job in _many(job_files, "fedsim.sweep")]
     said: list[str] = []
-    code, files = sweeping.sweep([load_job(job, set) for job in many], Path(out), processes, output(quiet=not progress), said.append)
+    code, files = sweeping.sweep(many, Path(out), processes, output(quiet=not progress), said.append)
     if code == 3:
         raise Stopped("\n".join(said))
     if code:
         raise RuntimeError("\n".join(said))
     return [RunReader(file) for file in files]
+
+
+def submit(
+    job_files: Source | Sequence[Source],
+    *,
+    set: Mapping[str, Any] | None = None,
+    out: JobPath = "runs",
+    dry_run: bool = False,
+    **options: Any,
+) -> Submission:
+    """Submits a run, or all runs of the [sweep] of one or more jobs, to SLURM, as `fedsim submit` does. It does not wait for them.
+
+    One run is one job of SLURM; several are a job array, or as many as the site's MaxArraySize asks for. Called again, it submits what is
+    missing: runs that are finished, wait or run are left out. The jobs run in the present working folder.
+
+    Arguments:
+        job_files: a job as for `load_job`, or a list of jobs with different names.
+        set: as for `load_job`, for every job; {"sweep.seed": [0, 1, 2]} sweeps a field.
+        out: the folder of the run files. Each has the name of its run.
+        dry_run: only makes the texts; nothing is written or submitted, and no SLURM is needed.
+        options: nodes, ranks (of a run, rank 0 included), gpus, ranks_per_gpu, threads, memory (of each node, "8G"), time (minutes, or
+            "1:30:00"), partition, account, qos, array ("0-9%4"), restarts, launcher, modules, sbatch (any other options of sbatch),
+            warning (seconds), venv, scratch. Defaults: those of `~/.config/fedsim/slurm.toml`, then those of `fedsim submit`.
+
+    Returns:
+        The Submission: `job_ids`, `run_files`, `texts`, and `skipped`, which says why runs were left out.
+
+    Raises:
+        BadInput: a job or an option is wrong, or its file holds another job, or SLURM refused everything. Nothing was submitted.
+        RuntimeError: SLURM took some jobs and refused another. `submission` of the error has those that it took.
+
+    >>> data = {"name": "fake", "image_size": 8, "channels": 1, "classes": 4, "train_images": 120, "test_images": 40}
+    >>> small = {"rounds": 1, "data": data, "partition": {"clients": 4}, "model": {"width": 4}, "method": {"name": "fedavg"}}
+    >>> submission = submit(small, set={"sweep.seed": [0, 1]}, out="submitted", ranks=2, time=30, dry_run=True)
+    >>> [file.name for file in submission.run_files], "#SBATCH --array=0-1" in submission.texts[0]
+    (['job-seed0.h5', 'job-seed1.h5'], True)
+    """
+    from fedsim.slurm import site, submission
+    from fedsim.slurm.options import options_of
+
+    settled = options_of(site.defaults(), options)
+    return submission.submit([load_job(job, set) for job in _many(job_files, "fedsim.submit")], Path(out), settled, dry_run)
 
 
 def estimate(job: Source, *, set: Mapping[str, Any] | None = None, progress: bool = True) -> list[dict[str, float]]:
@@ -224,6 +266,13 @@ def export_module(path: JobPath, client: int | None = None) -> nn.Module:
     torch.Size([5, 4])
     """
     return export.module_of(Path(path), client)
+
+
+def _many(job_files: Source | Sequence[Source], function: str) -> list[Source]:
+    many = [job_files] if isinstance(job_files, str | os.PathLike | Mapping | Job) else list(job_files)
+    if not many:
+        raise BadInput(f"{function} needs at least one job")
+    return many
 
 
 def _one_run(job: Source, set: Mapping[str, Any] | None, resume: str) -> Job:

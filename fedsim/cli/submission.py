@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from fedsim.slurm.submission import Submission
 
 UNKNOWN = {"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]}  # they come among the job files, and are named there
+FEW = 20  # runs that are left out, and get a line each
 STATUS = "Tell what became of the runs that were submitted into this folder."
 DRY = "Print the text that would be submitted; write and submit nothing."
 ARRAY = "Which runs, counted from 0, and how many at the same time, in SLURM's words: 0-9%4. %4 alone: all runs, four at a time."
@@ -156,10 +158,15 @@ def _resubmit(found: Any, given: dict[str, Any], dry_run: bool) -> int:
 
 def _tell(submission: Submission, dry_run: bool) -> None:
     """Prints the texts, and then what became of them; of a dry run the texts alone go to the standard output."""
-    sys.stdout.write("\n".join(submission.texts))
-    sys.stdout.flush()
-    for name, why in submission.skipped.items():
-        _note(f"{name} is left out: {why}")
+    if submission.texts:
+        sys.stdout.write("\n".join(submission.texts))
+        sys.stdout.flush()
+    if len(submission.skipped) <= FEW:
+        for name, why in submission.skipped.items():
+            _note(f"{name} is left out: {why}")
+    else:
+        kinds = Counter(" ".join(why.split()[:2]) for why in submission.skipped.values())
+        _note(f"{_runs(len(submission.skipped))} are left out: {', '.join(f'{count:,}: {kind}' for kind, count in kinds.items())}")
     for part in submission.parts:
         _note(f"{'would be submitted' if dry_run else f'job {part.job}'}: {_runs(len(part.runs))}, {part.path}")
     if submission.parts and not dry_run:

@@ -49,7 +49,8 @@ def text(name: Name, place: Place, options: Options, array: Array | None = None)
     what = f"the run {name.run}" if array is None else f"runs of {place.slurm / 'runs.txt'}, lines {_lines(array)}"
     lines = [
         "#!/bin/bash",
-        f"# fedsim submit wrote this: {_comment(what)}. How they fare: fedsim submit --status {_comment(shlex.quote(str(place.folder)))}",
+        f"# fedsim submit wrote this: {_comment(what)}.",
+        f"# What becomes of it: fedsim submit --status {_comment(shlex.quote(str(place.folder)))}",
         *(f"#SBATCH {line}" for line in _directives(name, place, options, array)),
         "",
         BEGIN,

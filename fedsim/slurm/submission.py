@@ -26,6 +26,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from fedsim.config import job as jobs
 from fedsim.config.job import Job
@@ -244,13 +245,16 @@ class Sending:
 
 
 def _as_submitted(job: Job, options: Options) -> Job:
-    """The job with what the options say of its execution."""
-    more = {"execution.threads": options.threads, "execution.scratch": options.scratch or None}
+    """The job with what the options say of its execution. Ranks that share a GPU get equal parts of its memory, if the job says none."""
+    more: dict[str, Any] = {"threads": options.threads, "scratch": options.scratch or None}
+    if options.ranks_per_gpu > 1 and job.execution.gpu_memory_fraction == 1:
+        more["gpu_memory_fraction"] = 1 / -(-options.all_ranks // options.gpus)
+    if not (more := {name: value for name, value in more.items() if value is not None}):
+        return job
     table = job.given
-    for field_name, value in more.items():
-        if value is not None:
-            set_field(table, field_name, value)
-    return jobs.check(table, job.name) if any(value is not None for value in more.values()) else job
+    for name, value in more.items():
+        set_field(table, f"execution.{name}", value)
+    return jobs.check(table, job.name)
 
 
 def _refuse_another_job(ledger: Ledger, name: str, job: Job) -> None:

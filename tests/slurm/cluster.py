@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,11 +110,11 @@ def until(true: Callable[[], bool], seconds: float, otherwise: Callable[[], str]
 
 
 @contextmanager
-def started(folder: Path) -> Iterator[Cluster]:
-    """The cluster, up and idle; every daemon and every job of it is gone afterwards."""
+def started(folder: Path, **more: object) -> Iterator[Cluster]:
+    """The cluster, up and idle; every daemon and every job of it is gone afterwards. more: settings of slurm.conf."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
     cluster = Cluster(folder, environment | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": PATH})
-    _configure(folder)
+    _configure(folder, more)
     with ExitStack() as daemons:
         daemons.enter_context(_daemon(cluster, "munged", "--foreground", "--force", *_munge_files(folder)))
         until((folder / "munge.socket").exists, 60, cluster.logs)
@@ -196,7 +196,7 @@ def _munge_files(folder: Path) -> list[str]:
     return [f"--{option}={folder / f'munge.{name}'}" for option, name in names.items()]
 
 
-def _configure(folder: Path) -> None:
+def _configure(folder: Path, more: Mapping[str, object]) -> None:
     (folder / "state").mkdir()
     for node in NODES:
         (folder / f"spool.{node}").mkdir()
@@ -231,7 +231,7 @@ def _configure(folder: Path) -> None:
         "SlurmctldLogFile": folder / "slurmctld.log",
         "SlurmdLogFile": folder / "slurmd.%n.log",
     }
-    lines = [f"{name}={value}" for name, value in settings.items()]
+    lines = [f"{name}={value}" for name, value in (settings | dict(more)).items()]
     partitions = ("all Default=YES", "grace GraceTime=60", "urgent PriorityTier=10 PreemptMode=OFF")  # a job in the last preempts others
     parts = [f"PartitionName={partition} Nodes=ALL State=UP" for partition in partitions]
     (folder / "slurm.conf").write_text("\n".join([*lines, *nodes, *parts, ""]))

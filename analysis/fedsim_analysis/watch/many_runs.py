@@ -107,6 +107,7 @@ def _numbers(runs: Sequence[Run]) -> list[Column]:
     rounds = [f"{done}/{planned}" if planned else "" for done, planned in (run.rounds for run in runs)]
     columns = [
         Column("round", rounds, 8),
+        Column("job", [run.plan.job if run.plan and run.state.name != DONE else "" for run in runs], 6),
         Column("accuracy", [share(each.last("accuracy")[0]) if each else "" for each in seen], 7),
         Column("loss", [number(each.last("loss")[0]) if each else "" for each in seen], 3),
         Column("density", [number(each.last("density")[0]) if each else "" for each in seen], 4),

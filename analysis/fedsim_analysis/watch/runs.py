@@ -112,7 +112,9 @@ class Run:
         if self.holder and writes is None and (heard := self._unasked(self.holder)):
             return heard
         if self.plan and self.plan.lives and self.plan.state in (WAITING, RUNNING):
-            return State(self.plan.state, "" if self.plan.state == RUNNING else "its sweep has not come to it yet")
+            return State(self.plan.state, "" if self.plan.state == RUNNING else _why_waiting(self.plan))
+        if self.plan and self.plan.requeued is not None and self.file.seen and self.plan.requeued == self.file.seen.rounds:
+            return State(WAITING, f"SLURM job {self.plan.job} was requeued after round {self.plan.requeued}")
         if self.plan and self.plan.state == FAILED:
             return State(FAILED, self.plan.message or "its sweep says so")
         if self.waits:
@@ -129,6 +131,10 @@ class Run:
         return None
 
     def _why_stopped(self) -> str:
+        why = self._why_no_process()
+        return f"{why}; SLURM job {self.plan.job} was to do it: `fedsim submit --status` asks SLURM" if self.plan and self.plan.job else why
+
+    def _why_no_process(self) -> str:
         if not self.file.exists:
             return "it never began, and its sweep has ended; the same `fedsim sweep` does it" if self.plan else "it never began"
         if self.holder is None:
@@ -201,6 +207,10 @@ class Watched:
         known = {run.path.name for run in self.runs}
         added = [Run(self.path / name, phases=False, waits=self.wait) for name in names - known]
         self.runs = sorted([run for run in self.runs if run.path.name in names] + added, key=lambda run: _natural(run.path.name))
+
+
+def _why_waiting(plan: Planned) -> str:
+    return f"SLURM job {plan.job} has not begun" if plan.job else "its sweep has not come to it yet"
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
