@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from fedsim.core import tree
+from fedsim.core.beside import Beside
 from fedsim.core.tree import Tree
 from fedsim.core.validation import MAX_COHORT
 from fedsim.errors import BadInput, Stopped
@@ -64,6 +65,7 @@ class LocalFleet:
         self.touched: set[int] = set()  # clients whose kept state changed; whoever writes it down empties this
         self.kept: MutableMapping[int, Tree] = {} if kept is None else kept
         self.r = 0
+        self._beside = Beside()
         self._calls: Counter[tuple[str, int]] = Counter()
         sizes = site.population.shards["train"].sizes()
         self._filled = None if sizes.min() > 0 else np.flatnonzero(sizes)
@@ -87,9 +89,9 @@ class LocalFleet:
         chosen = np.random.default_rng((self.site.seed, r)).choice(filled, k, replace=False)
         return np.sort(chosen if self._filled is None else self._filled[chosen]).tolist()
 
-    def later(self, task: Callable[[], None]) -> None:
-        """Runs `task` while the ranks train, where there are ranks; at once otherwise."""
-        task()
+    def later(self, task: Callable[[], None], then: Callable[[], None] | None = None) -> None:
+        """Runs `task` beside the training that follows, after the task before has ended; `then` is run by `drain`, after it."""
+        self._beside.begin(task, then)
 
     def run(self, work: Work, cohort: Sequence[int], shared: Tree, own: Tree | None = None, net: Net | None = None) -> Reply:
         """Has every client of the cohort do the work; totals over the cohort, and the rows of each client in sorted order."""
@@ -111,12 +113,15 @@ class LocalFleet:
         return Reply(*(tree.each(lambda value: value.to(self.site.device), part) for part in (total, each)))
 
     def drain(self) -> None:
-        """Does what is still to be done later."""
+        """Waits for the task that goes on beside the training; what that raised is raised here."""
+        self._beside.wait()
 
     def _carried_out(self, order: WorkOrder, packs: list[Pack]) -> PackResult:
         begin, answer = self.clock(), PackResult(order.sum())
         for part in checks.drawing_by_keys(self.answers(order, packs, self.site), order, packs, self.site):
             answer.merge(part)
+            if self._beside.failed:
+                self.drain()
         self.timing["compute"] += self.clock() - begin
         return answer
 

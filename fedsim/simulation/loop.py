@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import ChainMap
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +27,7 @@ from fedsim.simulation.progress import Progress
 from fedsim.simulation.resume import RunStart
 from fedsim.simulation.round_record import RoundRow, row_of, speeds
 from fedsim.storage import checkpoint
+from fedsim.storage.checkpoint import Taken
 from fedsim.storage.client_gates import Gates
 from fedsim.storage.writer import RunWriter
 
@@ -33,9 +35,9 @@ Number = TypeVar("Number", int, float)
 
 
 def bytes_written() -> int:
-    """Bytes that this process has written so far, as the kernel counts them; 0 on a system that does not count."""
+    """Bytes that this thread has written so far, as the kernel counts them; 0 on a system that does not count."""
     try:
-        counters = Path("/proc/self/io").read_text()
+        counters = Path("/proc/thread-self/io").read_text()
     except OSError:
         return 0
     return int(counters.partition("wchar:")[2].split()[0])
@@ -49,21 +51,34 @@ class RoundWriter:
         self.extra = {"plan": plan, "job_sha256": parts.identity}
         self.seconds, self.bytes = 0.0, 0  # of the last write
         self.kept: dict[int, Tree] = {}  # touched since the last checkpoint
+        self.saved: Mapping[int, Tree] | None = None  # all kept states, as the last checkpoint has them
 
-    def write(self, r: int, row: RoundRow, state: Any, kept: dict[int, Tree], fleet: LocalFleet) -> None:
-        """`state` and the `kept` that clients touched are those at the end of round `r`; once saved, `kept` is read from the disk."""
+    def taken(self, r: int, state: Any) -> Taken | None:
+        """What the checkpoint of round `r` holds of the state; None where none is due."""
+        if r % self.parts.job.execution.checkpoint_every and r != self.parts.job.rounds:
+            return None
+        with verbs.storing(f"{verbs.name_of(self.parts.method)}, round (r = {r})"):
+            return Taken.of(state)
+
+    def write(self, r: int, row: RoundRow, state: Taken | None, kept: dict[int, Tree]) -> None:
+        """Writes down the row of round `r`, and the checkpoint where one is due. `kept`: of clients that were touched in it."""
         began, before = time.perf_counter(), bytes_written()
         self._check()
         self.record.row(r, row.values, row.clients, row.layers, row.masks, row.timing, row.gates, row.speed)
         if self.mirror:
             self.mirror.row(r)
         self.kept |= kept
-        if r % self.parts.job.execution.checkpoint_every == 0 or r == self.parts.job.rounds:
+        if state is not None:
             self._check()
-            with verbs.storing(f"{verbs.name_of(self.parts.method)}, round (r = {r})"):
-                saved = checkpoint.save(self.start.folder, r, state, self.extra, self.kept)
-            fleet.kept, self.kept = ChainMap({}, saved), {}  # type: ignore[arg-type]
+            self.saved = checkpoint.save(self.start.folder, r, state, self.extra, self.kept)
+            self.kept = {}
         self.seconds, self.bytes = time.perf_counter() - began, bytes_written() - before
+
+    def hand_back(self, fleet: LocalFleet) -> None:
+        """Once they are saved, the fleet reads kept states from the disk, but for those that clients have touched since."""
+        if self.saved is not None:
+            newer = {client: fleet.kept[client] for client in fleet.touched}
+            fleet.kept, self.saved = ChainMap(newer, self.saved), None  # type: ignore[arg-type]
 
     def finish(self, model: Tree, gates: Gates | None) -> None:
         """Stores the final model."""
@@ -90,6 +105,7 @@ def simulate(
         trained, timing, moved = time.perf_counter(), _since(timing, fleet.timing), _since(moved, fleet.moved)
         score = evaluate(parts, state, fleet, r) if due(parts, r) else None
         ended = time.perf_counter()
+        fleet.drain()
         shared, _, net = verbs.deploy(method, setting, state, fleet, [])
         row = row_of(parts.model_profile, fleet.account.bills, score, shared, masks, found, net or setting.net)
         row.timing.update(timing, server=trained - began - sum(timing.values()), evaluate=ended - trained, record=writer.seconds)
@@ -98,9 +114,9 @@ def simulate(
         row.values.update({"deploy_flops": fleet.account.deployed} if fleet.account.deployed else {})
         row.values["seconds"] = time.perf_counter() - began
         masks = row.masks
-        fleet.later(partial(writer.write, r, row, *_to_keep(state, fleet), fleet))
+        fleet.later(partial(writer.write, r, *_to_keep(writer, r, row, state, fleet)), partial(writer.hand_back, fleet))
         progress.advance(r, row)
-        if callback and _stops(callback, FinishedRound(r, rounds, row.values, partial(_module, parts, net or setting.net, shared))):
+        if callback and _stops(callback, FinishedRound(r, rounds, dict(row.values), partial(_module, parts, net or setting.net, shared))):
             return
     fleet.drain()
     model = _model(*verbs.deploy(method, setting, state, fleet, []))
@@ -130,11 +146,17 @@ def _model(shared: Tree, own: Tree, net: Net | None) -> Tree:
     return under(shared, keys.WEIGHTS, keys.BUFFERS, keys.MASKS, keys.GATES) | index
 
 
-def _to_keep(state: Any, fleet: LocalFleet) -> tuple[Any, dict[int, Tree]]:
-    """What a checkpoint of this moment holds: the method's state and the masks clients hold, and the kept states that changed."""
+def _to_keep(writer: RoundWriter, r: int, row: RoundRow, state: Any, fleet: LocalFleet) -> tuple[RoundRow, Taken | None, dict[int, Tree]]:
+    """What is written down of this moment: the row, what a checkpoint holds where one is due, and the kept states that changed.
+
+    A method may change its state in place, so it is a copy. Nothing of it lies on a GPU, which the thread that writes must leave alone:
+    another records a graph there.
+    """
     kept = {client: fleet.kept[client] for client in sorted(fleet.touched)}
     fleet.touched.clear()
-    return (state, fleet.account.received.copy()), kept
+    taken = writer.taken(r, (state, fleet.account.received))
+    masks = {key: value.to("cpu", copy=True) for key, value in row.masks.items()}
+    return replace(row, masks=masks), taken, {client: {key: value.cpu() for key, value in held.items()} for client, held in kept.items()}
 
 
 def _resumed(start: RunStart, fleet: LocalFleet) -> Any:

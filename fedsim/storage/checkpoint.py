@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors import safe_open
 from safetensors.torch import load as from_bytes
@@ -43,6 +43,19 @@ class Checkpoint:
     extra: Json
     kept: Mapping[int, Tree]  # client -> what it keeps, read from the disk on demand
     passed: tuple[str, ...] = ()  # newer checkpoints that are damaged, and how
+
+
+class Taken(NamedTuple):
+    """A state as it was at one moment, in memory of its own: the one it was taken of may change while this is saved."""
+
+    plain: Json
+    tensors: Tree
+
+    @classmethod
+    def of(cls, state: Any) -> Taken:
+        """TypeError where `state` holds what no checkpoint can hold."""
+        plain, tensors = dump(state)
+        return cls(plain, {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()})
 
 
 class StoredStates(Mapping[int, Tree]):
@@ -81,7 +94,8 @@ def folder_of(run: str | Path) -> Path:
 
 
 def save(folder: Path, r: int, state: Any, extra: Json, kept: Mapping[int, Tree] | None = None) -> StoredStates:
-    """The checkpoint of round `r` >= 0: `state` as `plain` dumps it, `extra` as JSON, `kept` of the clients touched since the last save.
+    """The checkpoint of round `r` >= 0: `state`, or what was `Taken` of it, `extra` as JSON, `kept` of the clients touched since
+    the last save.
 
     Returns the kept states of all clients ever visited, which may then leave the memory. Once it returns, `latest` gives this
     round, whatever happens to the machine; until then, the one before. NoRoom where the disk is full, BadInput where the folder cannot be
@@ -114,7 +128,7 @@ def _save(folder: Path, r: int, state: Any, extra: Json, kept: Mapping[int, Tree
     with disk_room.as_no_room(folder, 0):
         folder.mkdir(parents=True, exist_ok=True)
     before = _before(folder, r)
-    plain, tensors = dump(state)
+    plain, tensors = state if isinstance(state, Taken) else dump(state)
     manifest: Manifest = {"format_version": FORMAT, "fedsim_version": manifests.own_version(), "round": r, "state": plain, "extra": extra}
     name = manifests.state_of(manifest)
     manifest["files"] = {name: put(folder / name, _bytes(tensors))}

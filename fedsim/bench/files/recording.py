@@ -64,5 +64,5 @@ def recorded_rounds(parts: Experiment, out: Path, console: Console) -> Generator
             row = row_of(parts.model_profile, fleet.account.bills, None, shared, {}, found)
             seconds = time.perf_counter() - began
             row.values["seconds"] = seconds
-            scribe.write(r, row, (state, fleet.account.received), {}, fleet)
+            scribe.write(r, row, scribe.taken(r, (state, fleet.account.received)), {})
             yield seconds, scribe.seconds

@@ -10,7 +10,7 @@ waits asks and sleeps, so that it burns no core.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, MutableMapping
+from collections.abc import MutableMapping
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from mpi4py import MPI
 from fedsim.core import serialization
 from fedsim.core.exact_sum import Sum
 from fedsim.core.tree import Tree
-from fedsim.errors import CannotWrite, ClientFault, Stopped
+from fedsim.errors import ClientFault, Stopped
 from fedsim.fleet.accounting import CostAccount
 from fedsim.fleet.local_fleet import LocalFleet
 from fedsim.fleet.messages import Pack, PackResult, WorkerContext, WorkOrder
@@ -34,7 +34,7 @@ Layout = dict[str, list[int]]  # of totals: key -> shape, limbs first
 
 
 class MPIFleet(LocalFleet):
-    """Rank 0's side: deals packs to the other ranks, and does what is `later` while they train."""
+    """Rank 0's side: deals packs to the other ranks, and collects what they answer."""
 
     name = "mpi"
 
@@ -43,32 +43,13 @@ class MPIFleet(LocalFleet):
     ) -> None:
         super().__init__(site, account, packs, link.clock, kept)
         self.link = link
-        self._tasks: list[Callable[[], None]] = []
-
-    def later(self, task: Callable[[], None]) -> None:
-        self._tasks.append(task)
-
-    def drain(self) -> None:
-        """Does what is still to be done later."""
-        tasks, self._tasks = self._tasks, []
-        for task in tasks:  # what follows one that failed is not done
-            task()
-
-    def _drained(self) -> CannotWrite | None:
-        """Does what is still to be done later; an error of it that stops a run, to be raised when the ranks have their order to stop."""
-        try:
-            self.drain()
-        except CannotWrite as full:
-            return full
-        return None
 
     def _carried_out(self, order: WorkOrder, packs: list[Pack]) -> PackResult:
         begin, before = self.link.clock(), self.link.moved
         ranks = min(self.link.comm.size - 1, len(packs))
         self._send(order, packs, ranks)
         sent, shared = self.link.clock(), self.link.moved
-        full = self._drained()
-        answer, shapes = self._collect(order, ranks, full)
+        answer, shapes = self._collect(order, ranks)
         computed, collected = self.link.clock(), self.link.moved
         self._reduce(answer, shapes, ranks)
         self.timing["broadcast"] += sent - begin
@@ -94,7 +75,7 @@ class MPIFleet(LocalFleet):
         self.link.broadcast(self.link.transfer.outgoing(bytes_of(order.shared)))
         self.link.send({rank + 1: _private([packs[i] for i in hand]) for rank, hand in enumerate(hands)}, OWN_TAG)
 
-    def _collect(self, order: WorkOrder, ranks: int, full: CannotWrite | None) -> tuple[PackResult, Layout]:
+    def _collect(self, order: WorkOrder, ranks: int) -> tuple[PackResult, Layout]:
         answer, stopping = PackResult(Sum(order.shared, order.n)), False
         shapes: Layout | None = None
         status = MPI.Status()
@@ -104,12 +85,11 @@ class MPIFleet(LocalFleet):
 
         def stop() -> None:
             nonlocal stopping
-            if (full or self.site.stopped()) and not stopping:
+            if (self._beside.failed or self.site.stopped()) and not stopping:
                 stopping = True
                 self.link.send({rank: np.zeros(1, np.uint8) for rank in range(1, ranks + 1)}, STOP_TAG)
 
-        if full:
-            stop()
+        stop()
         for _ in range(ranks):
             self.link.until(arrived, stop)
             header = self.hear(status.Get_source(), answer)
@@ -118,7 +98,9 @@ class MPIFleet(LocalFleet):
         go = np.array([0 if stopping else 1], dtype=np.uint8)
         self.link.send(dict.fromkeys(range(1, ranks + 1), go), GO_TAG)
         if stopping:
-            raise full or Stopped
+            if self._beside.failed:
+                self.drain()
+            raise Stopped
         return answer, shapes or {}
 
     def hear(self, rank: int, answer: PackResult) -> dict[str, Any]:
