@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -39,7 +40,8 @@ def tried(lab: Lab, kind: str, number: int, seed: int) -> list[Outcome]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; its exit code. Ctrl-C ends it with the table so far."""
+    """The command; its exit code. Ctrl-C and SIGTERM end it with the table so far."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     asked = _asked(arguments)
     kinds = [kind for kind in asked.kinds if not KINDS[kind].missing()]
     skipped = [Skipped(kind, KINDS[kind].missing()) for kind in asked.kinds if kind not in kinds]

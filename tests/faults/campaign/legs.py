@@ -115,6 +115,7 @@ def _session_of(pid: int) -> int:
 
 def _alone(folder: Path, arguments: list[str], before: Callable[[], object] | None) -> None:
     os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.chdir(folder)
     for number, name in ((1, "out.txt"), (2, "err.txt")):
         handle = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
