@@ -54,6 +54,15 @@ def give_back(path: Path, end: int) -> None:
         os.truncate(path, end)
 
 
+def sync(path: Path) -> None:
+    """Puts what was written to a file, by whichever handle, or which names a folder has, onto the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def put(path: Path, content: bytes, again: str = AGAIN, called: Path | None = None) -> None:
     """Writes a file aside, onto the disk, and renames it; NoRoom where it does not fit, and then nothing has changed.
 

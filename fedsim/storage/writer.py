@@ -38,10 +38,10 @@ class RunWriter:
     HDF5 writes the parts of its indices in no order that a kill would respect. So whatever changes the structure of the file
     (a new column, a mask, the final model, rows cut on resume, an index node that splits) is done on a copy that is renamed
     into place, and in place there are only appended chunks, which no trusted row depends on. Beyond `COPIED_UP_TO`, splits are
-    done in place too: a kill within that millisecond may damage a column.
+    done in place too: a kill within that millisecond may damage a column. A row is on the disk before it is counted, and a copy before it
+    takes the file's place: when the machine dies, what the disk has not yet is lost.
 
-    Before each change room for it is reserved on the disk. Where there is none, `row`, `finish`, `create` and `resume` raise NoRoom, and
-    the file is as it was.
+    Before each change room is reserved. Where there is none, `row`, `finish`, `create` and `resume` raise NoRoom; the file is as it was.
     """
 
     _gates: Gates | None  # last stored
@@ -130,13 +130,15 @@ class RunWriter:
         mask = encoding.pack(masks) if masks else self._mask
         chunks = {path: list(encoding.chunks(*value, min(CHUNK, self._clients))) for path, value in measured.items()}
         moved = gates is not None and not gates.same(self._gates)
-        appends = mask == self._mask and not moved and row.keys() <= self._columns.keys() and not self._splits(r, chunks)
+        appends = r > 0 and mask == self._mask and not moved and row.keys() <= self._columns.keys() and not self._splits(r, chunks)
         needed = self._needed(r, row, chunks) + sum(map(len, mask)) + growth.of_gates(gates)
         with self._in_place(needed) if appends else self._aside(needed):
             self._extend(r + 1)
             self._put_in_force(r, mask, gates if moved else None)
             self._put(r, row, chunks)
             self._file.flush()
+            if appends:
+                disk_room.sync(self._at)
             self._file.attrs.modify("rounds", r)
             self._file.flush()
         self._reached.update(dict.fromkeys(row, r))
@@ -199,6 +201,7 @@ class RunWriter:
     def _in_place(self, needed: int) -> Iterator[None]:
         disk_room.reserve(self._file, self._path, needed, self._path)
         yield
+        disk_room.sync(self._path)
 
     @contextmanager
     def _aside(self, needed: int) -> Iterator[None]:
@@ -212,7 +215,9 @@ class RunWriter:
             disk_room.reserve(self._file, aside, needed, self._path)
             yield
             self.close()
+            disk_room.sync(aside)
             aside.rename(self._path)
+            disk_room.sync(self._path.parent)
         finally:
             self.close()
             aside.unlink(missing_ok=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 
 from fedsim.core.tree import sha256_of
 from fedsim.errors import BadInput
-from fedsim.storage import encoding, layout, writer
+from fedsim.storage import disk_room, encoding, layout, writer
 from fedsim.storage.client_gates import Gates
 from fedsim.storage.columns import COLUMNS, Column
 from fedsim.storage.reader import RunReader, read_model
@@ -397,17 +399,29 @@ class Disk:
     def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.path, self.changes = path, [(None, path.read_bytes())]
         self.files: list[Logged] = []
-        rename = Path.rename
+        self.synced, self.asides = [1], {}
+        rename, sync = Path.rename, disk_room.sync
 
         def watched(source: Path, target: Path) -> Path:
             self.changes.append((None, source.read_bytes()))
+            if self.asides.get(source) == source.read_bytes():
+                self.synced.append(len(self.changes))
             self.files[-1].shown = True
             return rename(source, target)
 
+        def noted(what: Path) -> None:
+            if what.is_file():
+                self.asides[what] = what.read_bytes()
+            self.synced += [len(self.changes)] * (what == path)
+            sync(what)
+
         monkeypatch.setattr(Path, "rename", watched)
+        monkeypatch.setattr(disk_room, "sync", noted)
         monkeypatch.setattr(writer, "writable", self.writable)
 
     changes: list[tuple[int | None, bytes]]
+    synced: list[int]  # how many changes the disk had, whenever it had all of them
+    asides: dict[Path, bytes]  # what the disk has of each file
 
     def writable(self, path: Path) -> h5py.File:
         self.files.append(Logged(self, path))
@@ -536,6 +550,55 @@ def test_every_cut_of_the_writing_leaves_all_counted_rows_whole(tmp_path: Path, 
     assert set(seen) == set(range(-1, ROWS))
     assert seen[-1] == ROWS - 11
     assert read_model(cut)["w/a"].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("every", [20, pytest.param(1, marks=pytest.mark.full)])
+def test_a_row_is_counted_when_the_disk_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int) -> None:
+    """The machine dies after any change: of what was written since the last sync, some is on the disk."""
+    disks = list[Disk]()
+
+    def act(disk: Disk) -> None:
+        disks.append(disk)
+        with RunWriter(disk.path) as record:
+            for r in range(12):
+                write_row(record, r)
+
+    changes, cut, draw = recorded(tmp_path, monkeypatch, act), tmp_path / "cut.h5", random.Random(0)
+    for step in range(0, len(changes), every):
+        safe = max(number for number in disks[0].synced if number <= step + 1)
+        for _ in replay(changes[: step + 1], cut):
+            size = cut.stat().st_size
+        for _ in replay([*changes[:safe], *survivors(changes[safe : step + 1], draw)], cut):
+            pass
+        os.truncate(cut, size)  # it had this room before anything was written
+        counted = check(cut)
+        for _ in replay(changes[:safe], cut):
+            pass
+        assert counted >= check(cut)
+
+
+def survivors(changes: list[tuple[int | None, bytes]], draw: random.Random) -> Iterator[tuple[int | None, bytes]]:
+    """Some of the writes; of a whole file that took this place the name alone, and its size."""
+    odds = draw.choice((0.1, 0.5, 0.9))
+    for offset, data in changes:
+        if offset is None:
+            yield None, bytes(len(data))
+        elif draw.random() < odds:
+            yield offset, data
+
+
+def test_a_first_row_that_is_cut_short_leaves_a_file_that_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a mask; it makes the index of every column."""
+
+    def act(disk: Disk) -> None:
+        with RunWriter(disk.path) as record:
+            record.row(0, {"loss": 1.0}, {"loss": (IDS, IDS + 0.5)})
+
+    cut = tmp_path / "cut.h5"
+    for _ in replay(recorded(tmp_path, monkeypatch, act), cut):
+        reader = RunReader(cut)
+        for name in reader.names("clients"):
+            assert len(reader.clients(name)) == reader.rounds + 1
 
 
 @pytest.mark.full

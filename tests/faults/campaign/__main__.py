@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import signal
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
@@ -40,29 +40,34 @@ def tried(lab: Lab, kind: str, number: int, seed: int) -> list[Outcome]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; its exit code."""
+    """The command; its exit code. Ctrl-C and SIGTERM end it with the table so far."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     asked = _asked(arguments)
     kinds = [kind for kind in asked.kinds if not KINDS[kind].missing()]
     skipped = [Skipped(kind, KINDS[kind].missing()) for kind in asked.kinds if kind not in kinds]
     folder = Path(tempfile.mkdtemp(prefix="faults-", dir=MEMORY if os.access(MEMORY, os.W_OK) else None))
-    folder.chmod(0o755)
+    folder.chmod(0o755)  # for a run of another user
     lab, outcomes, began = Lab(folder), list[Outcome](), time.monotonic()
     try:
         for kind, number in islice(cases(kinds) if kinds else (), asked.count):
             outcomes += (found := tried(lab, kind, number, asked.seed))
             if not asked.quiet:
                 print(f"{time.monotonic() - began:5.0f} s  {kind} {number}: {len(found)} tried", *_lost(found), flush=True)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
     finally:
         legs.end_all()
         lab.close()
-    seconds = time.monotonic() - began
-    print(
-        table(outcomes, skipped)
-        + f"seed {asked.seed}, {seconds:.0f} s; the same again: --seed {asked.seed} --kinds {','.join(asked.kinds)}"
-    )
-    if asked.json:
-        asked.json.write_text(as_json(outcomes, skipped, {"seed": asked.seed, "seconds": seconds, "asked": list(asked.kinds)}))
+    about = {"seed": asked.seed, "seconds": time.monotonic() - began, "asked": list(asked.kinds), "count": asked.count}
+    _show(outcomes, skipped, about, asked.json)
     return int(not all(outcome.good for outcome in outcomes))
+
+
+def _show(outcomes: list[Outcome], skipped: list[Skipped], about: dict[str, object], to: Path | None) -> None:
+    print(table(outcomes, skipped))
+    print(f"{about['seconds']:.0f} s; --seed {about['seed']} tries the same again, as far as instants allow")
+    if to:
+        to.write_text(as_json(outcomes, skipped, about))
 
 
 def _lost(found: Sequence[Outcome]) -> list[str]:
@@ -87,6 +92,4 @@ def _kinds(text: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    with suppress(KeyboardInterrupt):
-        sys.exit(main())
-    sys.exit(130)
+    sys.exit(main())

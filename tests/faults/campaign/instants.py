@@ -49,6 +49,11 @@ def wait(aim: str, leg: Leg, job: Small, reference: Path, draw: random.Random, b
     return _rows(leg.run)
 
 
+def rows_reached(leg: Leg, row: int) -> None:
+    """Waits for a row. TooLate where the run ends before."""
+    _until(leg, lambda: _rows(leg.run) >= row)
+
+
 def _begun(leg: Leg) -> int:
     """Waits for the first row that this leg writes; its number. Notes how long it took to come."""
     before, was = _rows(leg.run), _stamp(leg.run)

@@ -16,8 +16,8 @@ from campaign.outcomes import LIMIT, Outcome
 
 TARGETS = ("rank 0", "rank 1", "rank 2", "mpirun", "all at once")
 WRITERS = ("rank 0", "all at once", "mpirun")  # whom a kill hits during a write
-KILLS = 3  # of three ranks, in a story
-LAST = (0, 0, 0, 2, 5)  # ranks that end a story; 0: without mpirun
+KILLS = 4  # of three ranks, in a story
+LAST = (0, 0, 2, 0, 0, 5)  # ranks that end the stories in turn; 0: without mpirun
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Story:
     draw: random.Random
     more: tuple[str, ...] = ()
     lag: int = 1  # rounds that a kill may cost
+    last: int = 0  # ranks of the last leg; 0: without mpirun
     found: list[Outcome] = field(default_factory=list)
 
     def on_ranks(self, ranks: int) -> Leg:
@@ -70,7 +71,7 @@ class Story:
 
     def finish(self) -> None:
         """The last leg, on another number of ranks."""
-        whole(self.on_ranks(self.draw.choice(LAST)))
+        whole(self.on_ranks(self.last))
         same(self.run, self.reference)
 
     def outcomes(self, error: Lost | None = None) -> list[Outcome]:
@@ -85,7 +86,7 @@ def told(lab: Lab, number: int, draw: random.Random, name: str, *more: str, lag:
     """One run that is killed several times; an outcome for each kill."""
     job = list(JOBS.values())[number % len(JOBS)]
     with lab.story(f"{name}-{number}") as folder:
-        story = Story(folder / f"{job.name}.h5", job, lab.reference(job.name), draw, more, lag)
+        story = Story(folder / f"{job.name}.h5", job, lab.reference(job.name), draw, more, lag, LAST[number % len(LAST)])
         try:
             for kill in kills_of(number, draw, job):
                 if not story.killed(story.on_ranks(3), kill):

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from campaign import kills, recording, torn
+from campaign import damage, disks, kills, recording, torn
 from campaign.lab import Lab
 from campaign.outcomes import Outcome
 
@@ -23,7 +23,13 @@ class Kind:
 
 
 KINDS = {
-    "kills": Kind(kills.ranks, 36),
+    "kills": Kind(kills.ranks, 30),
     "torn-writes": Kind(torn.torn, 8, recording.missing),
+    "full-disk": Kind(disks.full_disk, 8, disks.no_root),
+    "truncated": Kind(damage.truncated, 24),
+    "read-only": Kind(disks.read_only, 8),
+    "vanished": Kind(disks.vanished, 6),
+    "flipped": Kind(damage.flipped, 24),
+    "file-limit": Kind(disks.file_limit, 8),
     "machine-lost": Kind(torn.machine_lost, 8, recording.missing),
 }

@@ -72,32 +72,32 @@ def end_all() -> None:
         leg.kill(leg.members())
 
 
-def on_ranks(run: Path, job: str, ranks: int, *more: str, through: tuple[str, ...] = (), launcher: tuple[str, ...] = ()) -> Leg:
-    """`mpirun -n RANKS fedsim run JOB.toml --out RUN …`. through: words before the command of a rank. launcher: words before mpirun."""
-    folder = run.parent
+def on_ranks(run: Path, job: str, ranks: int, *more: str, through: tuple[str, ...] = (), log: Path | None = None) -> Leg:
+    """`mpirun -n RANKS fedsim run JOB.toml --out RUN …`. through: words before the command of a rank. log: for its output."""
+    folder = log or run.parent
     shared = ("--mca", "btl_sm_backing_directory", str(folder))  # what killed ranks leave there is removed with the folder
-    command = [*launcher, str(MPIRUN), *shared, "-n", str(ranks), *through, sys.executable, "-m", "fedsim", *words(run, job, more)]
+    command = [str(MPIRUN), *shared, "-n", str(ranks), *through, sys.executable, "-m", "fedsim", *words(run, job, more)]
     began = time.monotonic()
     running = Running(folder, command, run)
     return Leg(run, folder, running.process.pid, running.process.poll, ranks, began)
 
 
 def words(run: Path, job: str, more: tuple[str, ...]) -> list[str]:
-    return ["run", f"{job}.toml", "--out", str(run), *more]
+    return ["run", str(run.with_name(f"{job}.toml")), "--out", str(run), *more]
 
 
-def alone(run: Path, job: str, *more: str, before: Callable[[], object] | None = None) -> Leg:
+def alone(run: Path, job: str, *more: str, before: Callable[[], object] | None = None, log: Path | None = None) -> Leg:
     """`fedsim run JOB.toml --out RUN …` in a process that is forked from one that has imported everything.
 
     before: called in the process first; a function of a module, with `functools.partial` where it has arguments.
     """
     began = time.monotonic()
-    process: ForkServerProcess = _server().Process(target=_alone, args=(run.parent, words(run, job, more), before))
+    process: ForkServerProcess = _server().Process(target=_alone, args=(log or run.parent, words(run, job, more), before))
     process.start()
     assert process.pid is not None
     while process.exitcode is None and _session_of(process.pid) != process.pid:
         time.sleep(0.001)
-    return Leg(run, run.parent, process.pid, lambda: process.exitcode, 0, began)
+    return Leg(run, log or run.parent, process.pid, lambda: process.exitcode, 0, began)
 
 
 def _server() -> multiprocessing.context.ForkServerContext:
@@ -115,6 +115,7 @@ def _session_of(pid: int) -> int:
 
 def _alone(folder: Path, arguments: list[str], before: Callable[[], object] | None) -> None:
     os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.chdir(folder)
     for number, name in ((1, "out.txt"), (2, "err.txt")):
         handle = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)

@@ -19,7 +19,6 @@ LINE = re.compile(rb"^\d+ +(\w+)\((.*)\) += (-?\d+)")
 UNFINISHED = re.compile(rb"^(\d+) +(.*) <unfinished \.\.\.>$")
 RESUMED = re.compile(rb"^(\d+) +<\.\.\. \w+ resumed>(.*)$")
 WHOLE = 2**22  # bytes of a write that strace shows
-PAGE = 4096
 
 
 @dataclass(frozen=True)
@@ -53,16 +52,14 @@ class Disk:
             (folder / name).write_bytes(content if lost is None else self._survived(name, lost))
 
     def _survived(self, name: str, draw: random.Random) -> bytes:
-        """Folders and names are as they were; of the pages that were written since the last sync some, all or none are there."""
-        content, odds = bytearray(self.safe.get(name, b"")), draw.choice((0.0, 0.0, 0.5, 0.9))
+        """Folders, names and sizes are as they were; of the writes since the last sync some, all or none are there."""
+        content, odds = bytearray(self.safe.get(name, b"")), draw.choice((0.0, 0.5, 0.9))
         for offset, data in self.waiting.get(name, []):
-            for begin in range(offset - offset % PAGE, offset + len(data), PAGE):
-                low, high = max(begin, offset), min(begin + PAGE, offset + len(data))
-                if draw.random() < odds:
-                    content.extend(bytes(max(0, low - len(content))))
-                    content[low:high] = data[low - offset : high - offset]
-        content.extend(bytes(max(0, len(self.files[name]) - len(content))))  # the size is the folder's knowledge
-        return bytes(content[: len(self.files[name])]) if odds else bytes(content)
+            if draw.random() < odds:
+                content.extend(bytes(max(0, offset - len(content))))
+                content[offset : offset + len(data)] = data
+        size = len(self.files[name])
+        return bytes(content[:size]) + bytes(max(0, size - len(content)))
 
     def _create(self, change: Change) -> None:
         self.files[change.path] = bytearray()
