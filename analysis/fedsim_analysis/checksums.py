@@ -145,7 +145,7 @@ def check(owner: h5py.Group | h5py.Dataset, *parts: bytes) -> None:
 
 def check_attributes(found: Mapping[str, Any]) -> None:
     """That the attributes of the file are those that were written; nothing where the writer made no checksums."""
-    for name, expected in _of_file(found.get(NAME)).items():
+    for name, expected in of_file(found.get(NAME)).items():
         if name.startswith("/"):
             continue
         need(name in found, f"the attribute {name!r} is missing")
@@ -155,7 +155,7 @@ def check_attributes(found: Mapping[str, Any]) -> None:
 def put_attributes(file: h5py.File) -> None:
     """The checksums of the file's attributes as they are now. Only where the file is not the one that readers see."""
     named = [name for name in file.attrs if name not in (NAME, COUNTER)]
-    arrays = {name: sums for name, sums in _of_file(checked.attribute(file, NAME)).items() if name.startswith("/") and name in file}
+    arrays = {name: sums for name, sums in of_file(checked.attribute(file, NAME)).items() if name.startswith("/") and name in file}
     put_attribute(file, NAME, json.dumps({name: _of_value(checked.attribute(file, name)) for name in named} | arrays))
 
 
@@ -180,25 +180,25 @@ def _of_value(value: Any) -> int:
     return crc32(repr(value).encode())
 
 
-def _of_file(text: Any) -> dict[str, Any]:
+def of_file(text: Any) -> dict[str, Any]:
     """What the attribute `crc32` of the file holds."""
     return {} if text is None else checked.from_json(text, f"the attribute {NAME!r}")
 
 
 def put_once(file: h5py.File, sums: Mapping[str, int]) -> None:
     """The checksums of what is written once, by path. Only where the file is not the one that readers see."""
-    put_attribute(file, NAME, json.dumps(_of_file(checked.attribute(file, NAME)) | {f"/{path}": found for path, found in sums.items()}))
+    put_attribute(file, NAME, json.dumps(of_file(checked.attribute(file, NAME)) | {f"/{path}": found for path, found in sums.items()}))
 
 
 def check_once(file: h5py.File, path: str, found: int) -> None:
     """That what stands at `path`, of which `found` is the checksum, is what was written; nothing where the writer made none."""
-    need(_of_file(checked.attribute(file, NAME)).get(f"/{path}") in (None, found), f"{path} is damaged: its checksum is another")
+    need(of_file(checked.attribute(file, NAME)).get(f"/{path}") in (None, found), f"{path} is damaged: its checksum is another")
 
 
 def has(file: h5py.File, path: str) -> bool:
     """Whether something stands there; Damaged where it was written, and is gone."""
     there = checked.item(file, path) is not None
-    need(there or f"/{path}" not in _of_file(checked.attribute(file, NAME)), f"{path} is missing")
+    need(there or f"/{path}" not in of_file(checked.attribute(file, NAME)), f"{path} is missing")
     return there
 
 

@@ -17,7 +17,7 @@ import torch
 
 from fedsim.config import own_code
 from fedsim.config.job_file import flat
-from fedsim.errors import BadInput
+from fedsim.errors import BadInput, NoRoom
 from fedsim.federated import verbs
 from fedsim.fleet.plan import Plan
 from fedsim.fleet.received_masks import ReceivedMasks
@@ -68,7 +68,13 @@ class RunStart:
         layers = [layer.name for layer in parts.model_profile.layers]
         attributes = describe(parts, plan, hosts)
         clients, called = parts.setting.clients, parts.population.names
-        return RunWriter.create(self.out, attributes=attributes, layers=layers, clients=clients, counts=counts, called=called)
+        made = RunWriter.create(self.out, attributes=attributes, layers=layers, clients=clients, counts=counts, called=called)
+        try:
+            checkpoint.keep_beginning(self.folder, self.out)
+        except (BadInput, NoRoom):
+            made.discard()
+            raise
+        return made
 
 
 def find_start(parts: Experiment, out: Path, resume: str) -> RunStart:

@@ -31,7 +31,9 @@ from fedsim.storage.manifest import COPY, FAULTS, FORMAT, KEPT, Manifest, OtherF
 
 Tree = dict[str, Tensor]
 
-SUFFIXES = (".json", ".state.safetensors", KEPT, COPY, ".new")  # all that a folder of ours holds
+BEGINNING = "000000.begun.h5"  # the run file as it was before its first row, for `fedsim doctor`
+DAMAGED = ".json.damaged"  # of a manifest that the doctor has put aside
+SUFFIXES = (".json", DAMAGED, ".state.safetensors", KEPT, COPY, ".new")  # all that a folder of ours holds, but for BEGINNING
 
 
 @dataclass(frozen=True)
@@ -163,10 +165,19 @@ def latest(folder: Path, device: str = "cpu", check: Callable[[Checkpoint], None
     return None
 
 
+def keep_beginning(folder: Path, run: Path) -> None:
+    """Keeps a copy of the run file, which has no row yet: from it and a checkpoint a lost run file can be made anew."""
+    with naming_unwritable(folder):
+        with disk_room.as_no_room(folder, 0):
+            folder.mkdir(parents=True, exist_ok=True)
+        put(folder / BEGINNING, run.read_bytes())
+
+
 def clear(folder: Path) -> None:
     """Removes the checkpoints in the folder, newest last, and the folder if nothing else is in it. BadInput where it is a file."""
     _refuse_file(folder)
     clean(folder, [])
+    (folder / BEGINNING).unlink(missing_ok=True)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
 

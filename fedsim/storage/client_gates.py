@@ -67,9 +67,14 @@ def checksum_of(gates: Gates | None) -> int:
     return checksums.of(json.dumps(list(gates.groups.items())).encode(), *_bytes(clients, packed, gates.values))
 
 
+def stored_rounds(file: h5py.File) -> list[int]:
+    """The rounds, rising, after which other gates were in force than before."""
+    return sorted(masks.rounds(checked.group(file, _group(file)) or ()))
+
+
 def last(file: h5py.File, r: int) -> Gates | None:
     """The gates in force after round `r`; None where none were stored."""
-    rounds = [number for number in masks.rounds(checked.group(file, _group(file)) or ()) if number <= r]
+    rounds = [number for number in stored_rounds(file) if number <= r]
     found = _read(file, str(max(rounds))) if rounds else None
     checksums.check_in_force(file, GROUP, r, checksum_of(found))
     return found

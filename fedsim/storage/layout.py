@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -58,6 +58,24 @@ def splits(held: int, more: int) -> bool:
 def appends_a_split(r: int) -> bool:
     """Whether row `r` splits a node of the index of a column that is no client's: each begins a chunk every so many rows."""
     return any(r % rows == 0 and splits(r // rows, 1) for rows in {*ROWS.values(), checksums.CHUNK} - {ROWS["clients"]})
+
+
+def image_of(
+    attributes: Attributes,
+    columns: Mapping[str, Column],
+    layers: Sequence[str],
+    clients: int,
+    counts: NDArray[np.integer] | None,
+    called: Mapping[str, Sequence[str]],
+    fill: Callable[[h5py.File], object] = lambda file: None,
+) -> bytes:
+    """The content of a run file with no rows, or with those that `fill` adds. It is made in the memory."""
+    with h5py.File("run.h5", "w", driver="core", backing_store=False) as file:
+        lay_out(file, attributes, columns, layers, clients, counts, called)
+        fill(file)
+        file.flush()
+        content: bytes = file.id.get_file_image()
+    return content
 
 
 def lay_out(

@@ -157,7 +157,7 @@ class RunReader:
 
     def counts(self) -> NDArray[np.int32] | None:
         """(client, class) training images, or None where they were left out."""
-        return self._read(_counts)
+        return self._read(counts_of)
 
     def called(self, dimension: str) -> list[str] | None:
         """What the data set called each "client" or "class"; None where it had no names but their numbers here."""
@@ -166,7 +166,7 @@ class RunReader:
 
     def model(self) -> Tree:
         """The final weights, bit for bit, by their SHA-256; BadInput before the run has finished."""
-        return self._read(_model)
+        return self._read(model_of)
 
     def _rows(self, group: str, name: str, r: int | None = None) -> NDArray[np.float64]:
         if self._held and name in self._held.columns.get(group, ()):
@@ -217,7 +217,8 @@ def _plan(known: dict[str, Any]) -> dict[str, Any]:
     return plan
 
 
-def _counts(file: h5py.File) -> NDArray[np.int32] | None:
+def counts_of(file: h5py.File) -> NDArray[np.int32] | None:
+    """(client, class) training images, or None where they were left out."""
     if not checksums.has(file, "partition/counts"):
         return None
     clients = checked.dataset(file, "client", "iu", (None,)).shape[0]
@@ -226,17 +227,23 @@ def _counts(file: h5py.File) -> NDArray[np.int32] | None:
     return found
 
 
-def _model(file: h5py.File) -> Tree:
+def model_of(file: h5py.File) -> Tree:
+    """The final weights, by their SHA-256."""
     from fedsim.core.tree import sha256_of
 
     known = run_file.attributes(file)
     if not known["finished"]:
         raise run_file.Absent(f"{file.filename} holds no final weights: the run stands at round {known['rounds']} and has not finished")
-    found = dict(_stored(checked.needed(file, "model"), set()))
-    tree = {key: _tensor(key, stored, mask_of(key, found)) for key, stored in found.items()}
+    tree = stored_model(file)
     expected = run_file.one(known, "weights_sha256")
     need(sha256_of(tree) == expected, "the model is damaged: its SHA-256 is not the one in 'weights_sha256'; the columns can be read")
     return tree
+
+
+def stored_model(file: h5py.File) -> Tree:
+    """The final weights as they stand there."""
+    found = dict(_stored(checked.needed(file, "model"), set()))
+    return {key: _tensor(key, stored, mask_of(key, found)) for key, stored in found.items()}
 
 
 def _stored(group: h5py.Group, seen: set[int]) -> Iterator[tuple[str, h5py.Dataset]]:

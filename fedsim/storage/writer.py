@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.errors import BadInput
-from fedsim.storage import client_gates, disk_room, encoding, growth
+from fedsim.storage import checkpoint, client_gates, disk_room, encoding, growth
 from fedsim.storage.client_gates import Gates
 from fedsim.storage.columns import COLUMNS, OF_METHODS, Column
-from fedsim.storage.layout import CHUNK, FORMAT, Attributes, add_column, appends_a_split, lay_out, mask_of, splits, writable
+from fedsim.storage.layout import CHUNK, FORMAT, Attributes, add_column, appends_a_split, image_of, mask_of, splits, writable
 from fedsim.storage.reader import RunReader
 
 Tree = dict[str, Tensor]
@@ -72,10 +72,7 @@ class RunWriter:
         path = Path(path)
         if path.exists():
             raise BadInput(_taken(path, attributes))
-        with h5py.File(path.name, "w", driver="core", backing_store=False) as file:
-            lay_out(file, attributes, columns, layers, clients, counts, called or {})
-            file.flush()
-            content = file.id.get_file_image()
+        content = image_of(attributes, columns, layers, clients, counts, called or {})
         try:
             with disk_room.as_no_room(path, len(content)):
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -149,7 +146,7 @@ class RunWriter:
             if gates is not None:
                 client_gates.put(self._file, client_gates.FINAL, gates)
             for key, value in model.items():
-                _put_tensor(self._file.require_group("model"), key, value, model)
+                put_tensor(self._file.require_group("model"), key, value, model)
             self._file.attrs.modify("weights_sha256", np.bytes_(weights_sha256))
             checksums.put_attribute(self._file, "finished", True)
             checksums.put_attributes(self._file)
@@ -165,6 +162,7 @@ class RunWriter:
         """Closes the file and removes it: of a run that was refused before its first row."""
         self._file.close()
         self._path.unlink()
+        checkpoint.clear(checkpoint.folder_of(self._path))
 
     def __enter__(self) -> RunWriter:
         return self
@@ -345,6 +343,7 @@ def _taken(path: Path, attributes: Attributes) -> str:
     return f"{path} already holds another job: {about}; that one is continued by its own job file with --resume must; choose another --out"
 
 
-def _put_tensor(group: h5py.Group, key: str, value: Tensor, model: Tree) -> None:
+def put_tensor(group: h5py.Group, key: str, value: Tensor, model: Tree) -> None:
+    """Stores one of the final weights."""
     data, about = encoding.store(value, mask_of(key, model))
     group.create_dataset(key, data=data).attrs.update(about)
