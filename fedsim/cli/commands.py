@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
-from fedsim.cli import batch, checked_model, results, submission
+from fedsim.cli import batch, checked_model, doctor, results, submission
 from fedsim.cli.output import code_of_lost_output, print_what_can_be_printed
 from fedsim.errors import BadInput, ClientFault, LonelyRanks, MethodFault, Stopped, naming_job
 from fedsim.simulation.launchers import ranks
@@ -172,6 +172,7 @@ def list_methods(name: Annotated[str | None, typer.Argument(help='The name of a 
 results.add(app)
 batch.add(app)
 submission.add(app)
+doctor.add(app)
 
 
 @app.command()
