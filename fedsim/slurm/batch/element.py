@@ -32,19 +32,21 @@ def element(job: Path, folder: Path, index: str) -> str:
 def main(arguments: list[str]) -> int:
     """The exit code: 2 for wrong arguments or a wrong job, 3 where there is no room."""
     look_here_too()
+    if len(arguments) != 3:
+        return _refuse("usage: python -m fedsim.slurm.batch.element JOB.toml FOLDER INDEX", 2)
+    job, folder, index = arguments
     try:
-        job, folder, index = arguments
         sys.stdout.write(f"{element(Path(job), Path(folder), index)}\n")
-    except (BadInput, OSError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
     except NoRoom as error:
-        sys.stderr.write(f"{error}\n")
-        return 3
-    except ValueError:
-        sys.stderr.write("usage: python -m fedsim.slurm.batch.element JOB.toml FOLDER INDEX\n")
-        return 2
+        return _refuse(error, 3)
+    except (BadInput, OSError) as error:
+        return _refuse(error, 2)
     return 0
+
+
+def _refuse(why: object, code: int) -> int:
+    sys.stderr.write(f"{why}\n")
+    return code
 
 
 if __name__ == "__main__":
