@@ -30,6 +30,11 @@ def digest(job: Job) -> str:
     return sha256(b"\n".join(file.read_bytes() for file in files)).hexdigest() if files else ""
 
 
+def modules(job: Job) -> set[str]:
+    """The modules of the job that are not fedsim's."""
+    return {place.partition(":")[0] for place in _places(job)} | {entry.module for entry in _offers(job)}
+
+
 def _places(job: Job) -> list[str]:
     """Each "package.module:name" of the job."""
     return [name for name in (job.method.name, job.model.factory) if name and ":" in name]

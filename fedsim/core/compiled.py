@@ -18,7 +18,6 @@ from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from llvmlite import __version__ as llvmlite_version
 from numba import __version__ as numba_version
@@ -27,7 +26,7 @@ from numba import njit
 from numba.core import caching
 from numba.core.serialize import dumps
 
-from fedsim.core.user_cache import user_cache
+from fedsim.core import user_cache
 
 config: Any = numba_config
 PACKAGE = Path(__file__).parents[1]
@@ -53,14 +52,25 @@ def inlined(function: Callable[..., Any]) -> Any:
 @cache
 def cache_folder() -> Path | None:
     """The folder for this version's code: the first that can be written, else the first that is there; None if there is none."""
-    folders = [place / "kernels" / source_key(PACKAGE) for place in places()]
+    folders = [folder for folder in _folders() if user_cache.is_own(folder)]
     return next(filter(_writable, folders), None) or next(filter(os.path.isdir, folders), None)
+
+
+def foreign() -> list[Path]:
+    """The folders that would be preferred, and are not used, since another user may have written to them."""
+    folders, chosen = _folders(), cache_folder()
+    preferred = folders[: folders.index(chosen)] if chosen in folders else folders
+    return [folder for folder in preferred if not user_cache.is_own(folder)]
+
+
+def _folders() -> list[Path]:
+    return [place / "kernels" / source_key(PACKAGE) for place in places()]
 
 
 def places() -> list[Path]:
     """Folders that may hold code, the preferred one first: numba's own setting, the user's cache, beside the sources."""
     named = [Path(config.CACHE_DIR) / "fedsim"] if config.CACHE_DIR else []
-    return [*named, user_cache(), PACKAGE / "__pycache__"]
+    return [*named, user_cache.user_cache(), PACKAGE / "__pycache__"]
 
 
 @cache
@@ -80,7 +90,7 @@ def _writable(folder: Path) -> bool:
     """Whether files can be made in the folder; it is made, and marked as used."""
     try:
         fresh = not folder.is_dir()
-        folder.mkdir(parents=True, exist_ok=True)
+        user_cache.make(folder)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError:
         return False
@@ -132,19 +142,15 @@ class _Files:
         self._made_by = f"{numba_version} {llvmlite_version} {stamp}"
 
     def load(self, key: Any) -> Any:
-        data = self._path(key).read_bytes()
+        data = user_cache.content(self._path(key))
         checksum, code = data[:CHECKSUM], data[CHECKSUM:]
+        # numba has no other form for this than a pickle, and machine code could do anything in any form. So what counts is who wrote it:
+        # `content` gives only files that this user or root wrote, in a folder where nobody else can write.
         return pickle.loads(code) if checksum == self._checksum(key, code) else None
 
     def save(self, key: Any, data: Any) -> None:
-        code, path = dumps(data), self._path(key)
-        new = path.with_name(f"{path.name}.{uuid4().hex}")
-        try:
-            new.write_bytes(self._checksum(key, code) + code)
-            new.replace(path)
-        except OSError:
-            new.unlink(missing_ok=True)
-            raise
+        code = dumps(data)
+        user_cache.put(self._path(key), self._checksum(key, code) + code)
 
     def _path(self, key: Any) -> Path:
         return self._folder / f"{self._name}-{sha256(repr(key).encode()).hexdigest()[:16]}.code"

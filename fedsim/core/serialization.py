@@ -1,6 +1,7 @@
 """Dataclasses of trees, tensors and plain numbers, as JSON and named tensors: what ranks exchange and checkpoints hold; never pickle.
 
-A class is written as "module:Qualname", so it must be importable where the value is read. Every JSON object here is one of
+A class is written as "module:Qualname", so it must be importable where the value is read. What comes from another rank may name any class,
+what comes from a disk only those that `core/known_classes.py` knows. Every JSON object here is one of
 
     {"tensor": name}   {"float": "nan" | "inf" | "-inf"}   {"tuple": […]}   {"dict": {key: value}}   {"items": [[key, value], …]}
     {"of": class, "fields": {…}}   a dataclass      {"of": class, "value": …}   a class with `__dump__` and `__load__`
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from math import isfinite
 from typing import Any
@@ -44,21 +45,37 @@ def dump(value: Any) -> tuple[Json, Tree]:
     return _dump(value, "", tensors, {}), tensors
 
 
-def load(plain: Json, tensors: Tree) -> Any:
+def load(plain: Json, tensors: Tree, find: Callable[[str], type] | None = None) -> Any:
     """The value that `dump` was given; dataclasses are built by their constructor.
 
+    find: gives the class of an address, or refuses it; without it the module is imported, which is for what this program's own ranks send.
     Raises ValueError for JSON that `dump` did not make, and for a tensor or a field that does not exist; TypeError for a class that is
     no dataclass and has no `__load__`.
     """
     kind = type(plain)
     if kind in _ITSELF or kind is float:
         return plain
+    again = partial(load, tensors=tensors, find=find)
     if kind is list:
-        return [load(entry, tensors) for entry in plain]
+        return [again(entry) for entry in plain]
+    if kind is dict and "of" in plain:
+        return _load_object(plain, again, find or _class)
+    if kind is dict and "tensor" in plain:
+        return _load_tensor(plain, tensors)
     for tag, read in _READ.items():
         if kind is dict and tag in plain:
-            return read(plain, tensors)
-    raise ValueError(f"{str(plain)[:60]!r} was not written by dump: a JSON object has one of the keys {', '.join(_READ)}")
+            return read(plain[tag], again)
+    tags = ("tensor", "of", *_READ)
+    raise ValueError(f"{str(plain)[:60]!r} was not written by dump: a JSON object has one of the keys {', '.join(tags)}")
+
+
+def classes(plain: Json) -> set[str]:
+    """The addresses of all classes in what `dump` gave."""
+    if isinstance(plain, list):
+        return set().union(*map(classes, plain))
+    if not isinstance(plain, dict):
+        return set()
+    return ({plain["of"]} if "of" in plain else set()).union(*map(classes, plain.values()))
 
 
 def _dump(value: Any, path: str, tensors: Tree, names: Names) -> Json:
@@ -127,32 +144,35 @@ def _class(address: str) -> type:
     found: Any = import_module(module)
     for name in qualname.split("."):
         found = getattr(found, name)
+    return buildable(address, found)
+
+
+def buildable(address: str, found: Any) -> type:
+    """The class itself; TypeError where it is none that `load` builds."""
     if not (isinstance(found, type) and (is_dataclass(found) or hasattr(found, "__load__"))):
         raise TypeError(f"{address} is neither a dataclass nor a class with __dump__ and __load__")
     return found
 
 
-def _load_object(plain: Json, tensors: Tree) -> Any:
-    kind: Any = _class(plain["of"])
+def _load_object(plain: Json, again: Callable[[Json], Any], find: Callable[[str], type]) -> Any:
+    kind: Any = find(plain["of"])
     if "value" in plain:
-        return kind.__load__(load(plain["value"], tensors))
+        return kind.__load__(again(plain["value"]))
     unknown = plain["fields"].keys() - _fields(kind)
     if unknown:
         raise ValueError(f"{plain['of']} has no field {sorted(unknown)[0]!r}; it has {', '.join(_fields(kind)) or 'none'}")
-    return kind(**{name: load(entry, tensors) for name, entry in plain["fields"].items()})
+    return kind(**{name: again(entry) for name, entry in plain["fields"].items()})
 
 
 def _load_tensor(plain: Json, tensors: Tree) -> Tensor:
     if plain["tensor"] not in tensors:
-        raise ValueError(f"tensor {plain['tensor']!r} is missing; there are {', '.join(sorted(tensors)) or 'none'}")
+        raise ValueError(f"tensor {plain['tensor']!r} is missing; there are {', '.join(sorted(tensors)[:20]) or 'none'}")
     return tensors[plain["tensor"]]
 
 
-_READ: dict[str, Callable[[Json, Tree], Any]] = {
-    "tensor": _load_tensor,
-    "of": _load_object,
-    "tuple": lambda plain, tensors: tuple(load(entry, tensors) for entry in plain["tuple"]),
-    "dict": lambda plain, tensors: {key: load(entry, tensors) for key, entry in plain["dict"].items()},
-    "items": lambda plain, tensors: {load(key, tensors): load(entry, tensors) for key, entry in plain["items"]},
-    "float": lambda plain, tensors: float(plain["float"]),
+_READ: dict[str, Callable[[Json, Callable[[Json], Any]], Any]] = {
+    "tuple": lambda held, again: tuple(again(entry) for entry in held),
+    "dict": lambda held, again: {key: again(entry) for key, entry in held.items()},
+    "items": lambda held, again: {again(key): again(entry) for key, entry in held},
+    "float": lambda held, again: float(held),
 }

@@ -1,7 +1,7 @@
 """Published data sets through torchvision: cifar10, cifar100, svhn, fashion_mnist, emnist.
 
 torchvision finds, downloads and reads the files; their arrays are taken as they are, never through a transform. CIFAR's pickled
-batches are loaded only after torchvision has compared the checksum of every one of them, in its constructor.
+batches are read by `data/plain_pickle.py`, after torchvision has compared the checksum of every one of them.
 """
 
 from __future__ import annotations
@@ -16,9 +16,42 @@ import torch
 from numpy.typing import NDArray
 from torchvision import datasets
 
+from fedsim.data import plain_pickle
 from fedsim.data.image_sets import Stored
 from fedsim.data.settings import DataSettings
 from fedsim.errors import BadInput
+
+
+class CIFAR10(datasets.CIFAR10):
+    """Without torchvision's constructor, which unpickles."""
+
+    def __init__(self, root: str, train: bool, download: bool) -> None:
+        datasets.VisionDataset.__init__(self, root)
+        if download:
+            self.download()
+        if not self._check_integrity():
+            raise ValueError("Dataset not found or corrupted: the checksum of a file is another")
+        folder = Path(root) / self.base_folder
+        batches = [self._loaded(folder / name) for name, _ in (self.train_list if train else self.test_list)]
+        self.data = np.vstack([plain_pickle.array(batch["data"]) for batch in batches]).reshape(-1, 3, 32, 32)
+        self.targets = [int(label) for batch in batches for label in batch["labels" if "labels" in batch else "fine_labels"]]
+        meta = folder / self.meta["filename"]
+        if not datasets.utils.check_integrity(str(meta), self.meta["md5"]):
+            raise ValueError(f"{meta.name} is not found or corrupted: its checksum is another")
+        self.classes = list(self._loaded(meta)[self.meta["key"]])
+
+    def _loaded(self, path: Path) -> dict[str, Any]:
+        try:
+            found = plain_pickle.load(path.read_bytes())
+        except ValueError as error:
+            raise ValueError(f"{path.name}: {error}") from error
+        if not isinstance(found, dict):
+            raise ValueError(f"{path.name} holds no dictionary")
+        return found
+
+
+class CIFAR100(CIFAR10, datasets.CIFAR100):
+    """The same, with the files and the checksums of CIFAR-100."""
 
 
 class FashionMNIST(datasets.FashionMNIST):
@@ -58,7 +91,7 @@ SOURCES = {
         "cifar-10-python.tar.gz of Krizhevsky's CIFAR-10 page, unpacked",
         (0.4914, 0.4822, 0.4465),
         (0.2470, 0.2435, 0.2616),
-        lambda root, train, s: datasets.CIFAR10(root, train, download=s.download),
+        lambda root, train, s: CIFAR10(root, train, s.download),
     ),
     "cifar100": Source(
         "cifar-100-python",
@@ -66,7 +99,7 @@ SOURCES = {
         "cifar-100-python.tar.gz of Krizhevsky's CIFAR-100 page, unpacked",
         (0.5071, 0.4865, 0.4409),
         (0.2673, 0.2564, 0.2762),
-        lambda root, train, s: datasets.CIFAR100(root, train, download=s.download),
+        lambda root, train, s: CIFAR100(root, train, s.download),
     ),
     "svhn": Source(
         "",
@@ -129,7 +162,7 @@ def _read(source: Source, settings: DataSettings, train: bool) -> Stored:
 def _arrays(found: Any, settings: DataSettings) -> tuple[torch.Tensor, torch.Tensor, int]:
     """(n, C, H, W) uint8, (n,) int64 and the number of classes of one of torchvision's data sets."""
     if settings.name.startswith("cifar"):
-        return _tensor(found.data.transpose(0, 3, 1, 2)), torch.tensor(found.targets), len(found.classes)
+        return _tensor(found.data), torch.tensor(found.targets), len(found.classes)
     if settings.name == "svhn":
         return _tensor(found.data), torch.from_numpy(np.atleast_1d(found.labels)).long(), 10
     if settings.name == "fashion_mnist":

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Column as Fixed
 
-from fedsim.core.compiled import cache_folder
+from fedsim.core.compiled import cache_folder, foreign
 from fedsim.fleet.plan import Plan
 from fedsim.simulation.experiment import Experiment
 from fedsim.simulation.resume import RunStart
@@ -57,6 +57,8 @@ class Progress:
         self.say(f"{', '.join([ranks, f'{plan.fleet} fleet', packs, *plan.ways, plan.device])}; writing {self.start.out}")
         for note in self.parts.notes:
             self.say(f"note: {note}")
+        for folder in foreign():
+            self.say(f"note: {folder} is not used for compiled code: it belongs to another user, or others may write to it")
         if not cache_folder():
             self.say(UNKEPT)
         if self.first > 0:

@@ -17,6 +17,8 @@ import torch
 
 from fedsim.config import own_code
 from fedsim.config.job_file import flat
+from fedsim.core.known_classes import KnownClasses
+from fedsim.core.serialization import classes, dump
 from fedsim.errors import BadInput, NoRoom
 from fedsim.federated import verbs
 from fedsim.fleet.plan import Plan
@@ -97,7 +99,7 @@ def find_start(parts: Experiment, out: Path, resume: str) -> RunStart:
     if known["finished"]:
         return RunStart(out, finished=True)
     checkpoint.check_writable(folder)
-    found = checkpoint.latest(folder, parts.site.device, _check)
+    found = checkpoint.latest(folder, parts.site.device, _check, own_code.modules(parts.job))
     if found is not None and found.extra["job_sha256"] != parts.identity:
         raise BadInput(f"the checkpoints in {folder} are not of the run in {out}; choose another --out, or remove both to start afresh")
     if found is None:
@@ -118,7 +120,15 @@ def _check(found: Checkpoint) -> None:
 
 def _start_afresh(parts: Experiment, out: Path) -> RunStart:
     """The method's first state is made before anything is measured or written: it may refuse the job."""
-    return RunStart(out, first_state=verbs.init(parts.method, parts.setting, parts.population.public()))
+    state, own = verbs.init(parts.method, parts.setting, parts.population.public()), own_code.modules(parts.job)
+    if own:
+        known = KnownClasses(own)
+        for address in sorted(classes(dump(state)[0])):
+            try:
+                known(address)
+            except ValueError as error:
+                raise BadInput(f"a checkpoint of this run could not be read: {error}") from error
+    return RunStart(out, first_state=state)
 
 
 def _abandon(out: Path, rounds: int, folder: Path) -> None:

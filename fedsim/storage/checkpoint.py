@@ -12,7 +12,7 @@ one file loses at most one checkpoint. The two newest manifests and their files 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
+from fedsim.core.known_classes import KnownClasses
 from fedsim.core.serialization import Json, dump, load
 from fedsim.errors import BadInput
 from fedsim.storage import disk_room
@@ -142,18 +143,22 @@ def _save(folder: Path, r: int, state: Any, extra: Json, kept: Mapping[int, Tree
     return StoredStates(folder, manifests.places(manifest))
 
 
-def latest(folder: Path, device: str = "cpu", check: Callable[[Checkpoint], None] = lambda found: None) -> Checkpoint | None:
+def latest(
+    folder: Path, device: str = "cpu", check: Callable[[Checkpoint], None] = lambda found: None, own: Collection[str] = ()
+) -> Checkpoint | None:
     """The newest checkpoint whose files are all whole and which passes `check`, or None in a folder without any.
 
+    own: the imported modules of the job's author, of which its states may be too; see `core/known_classes.py`.
     Raises BadInput where there are manifests but every one is damaged, and for one in a newer format than ours.
     """
     _refuse_file(folder)
     reasons: list[str] = []
+    known = KnownClasses(own)
     for path in manifests.manifests(folder):
         try:
             manifest = manifests.unseal(path)
             manifests.verify(folder, manifest)
-            found = replace(_checkpoint(folder, manifest, device), passed=tuple(reasons))
+            found = replace(_checkpoint(folder, manifest, device, known), passed=tuple(reasons))
             check(found)
             return found
         except OtherFormat as error:
@@ -187,13 +192,13 @@ def _refuse_file(folder: Path) -> None:
         raise BadInput(f"{folder} is a file, and the checkpoints need a folder of this name; remove it, or choose another --out")
 
 
-def _checkpoint(folder: Path, manifest: Manifest, device: str) -> Checkpoint:
+def _checkpoint(folder: Path, manifest: Manifest, device: str, known: KnownClasses) -> Checkpoint:
     path = folder / manifests.state_of(manifest)
     manifests.check_header(path)
     stored = from_bytes(path.read_bytes())
     tensors = {name: tensor.to(device) for name, tensor in stored.items()}
     kept = StoredStates(folder, manifests.places(manifest))
-    return Checkpoint(manifest["round"], load(manifest["state"], tensors), manifest["extra"], kept)
+    return Checkpoint(manifest["round"], load(manifest["state"], tensors, known), manifest["extra"], kept)
 
 
 def _before(folder: Path, r: int) -> Manifest | None:

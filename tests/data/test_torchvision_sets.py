@@ -3,6 +3,7 @@
 import hashlib
 import pickle
 import struct
+from collections import OrderedDict
 
 import h5py
 import numpy as np
@@ -74,6 +75,16 @@ def test_cifar_batches_are_not_unpickled_before_their_checksum(cifar10, tmp_path
     with pytest.raises(BadInput, match="corrupted"):
         opened(name="cifar10", root=str(folder.parent))
     assert not trap.exists()
+
+
+def test_a_cifar_batch_that_names_anything_else_is_refused_whatever_its_checksum(cifar10, monkeypatch):
+    folder, rows = cifar10
+    more = {"data": rows["data_batch_3"][0], "labels": OrderedDict()}
+    (folder / "data_batch_3").write_bytes(pickle.dumps(more, protocol=2))
+    train = [f"data_batch_{i}" for i in range(1, 6)]
+    publish_cifar(monkeypatch, datasets.CIFAR10, folder, train, ["test_batch"], datasets.CIFAR10.meta)
+    with pytest.raises(BadInput, match=r"data_batch_3: it names collections\.OrderedDict, .* it is not loaded"):
+        opened(name="cifar10", root=str(folder.parent))
 
 
 def test_missing_files_are_named_once(cifar10):

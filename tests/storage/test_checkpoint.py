@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from torch import Tensor
 
 from fedsim.errors import BadInput
 from fedsim.storage import checkpoint
-from fedsim.storage.checkpoint import Checkpoint, clear, folder_of, latest, save
+from fedsim.storage.checkpoint import Checkpoint, clear, folder_of, save
 from fedsim.storage.manifest import seal
+
+latest = partial(checkpoint.latest, own=[__name__])
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ def resolve(parts: Experiment, tell: Callable[[str], None] = lambda line: None, 
     if load is None or (len(candidates) == 1 and not load.may_be_sparse(parts)):
         return candidates[0]
     kept = _place(parts)
-    if kept.exists() and not _unfit(parts, remembered := Plan.of(kept.read_text(encoding="utf-8"))):
+    if (remembered := _remembered(kept)) and not _unfit(parts, remembered):
         return remembered
     tell(f"measuring {len(candidates)} execution plans, once for this job on this machine")
     plan = fastest(parts, candidates, load)
@@ -64,6 +64,14 @@ def resolve(parts: Experiment, tell: Callable[[str], None] = lambda line: None, 
         plan = fastest(parts, [plan, *(replace(candidate, sparse=rows) for candidate in plain)], load)
     cache.remember(kept, plan.text())
     return plan
+
+
+def _remembered(kept: Path) -> Plan | None:
+    """The plan in the cache; None where there is none that can be read."""
+    try:
+        return Plan.of(text) if (text := cache.known(kept)) else None
+    except BadInput:
+        return None
 
 
 def _unfit(parts: Experiment, plan: Plan) -> str:
