@@ -144,7 +144,7 @@ def _resubmit(found: Any, given: dict[str, Any], dry_run: bool) -> int:
     from fedsim.slurm.resubmission import resubmit
     from fedsim.slurm.submission import PartlyRefused
 
-    if not found.again:
+    if not found.again and not found.silent:
         _note("nothing has failed, stopped or been lost: nothing is submitted again")
         return 0
     try:

@@ -92,8 +92,9 @@ def chosen(spec: str, count: int) -> list[int]:
     if not spec.partition("%")[0]:
         return list(range(count))
     items = _items(spec)
+    there = f"there are {count} runs, 0 to {count - 1}" if count > 1 else "there is one run, 0"
     if (last := max(last for _, last, _ in items)) >= count:
-        raise BadInput(f"array {spec!r}: there is no run {last}; there are {count} runs, 0 to {count - 1}")
+        raise BadInput(f"array {spec!r}: there is no run {last}; {there}")
     return sorted({number for first, last, step in items for number in range(first, last + 1, step)})
 
 

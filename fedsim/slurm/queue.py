@@ -17,6 +17,7 @@ from fedsim.errors import BadInput
 from fedsim.slurm.arrays import Limits
 
 PATIENCE = 120.0  # seconds that an answer of SLURM may take
+RETRIES = 300.0  # of sbatch, which tries again for two minutes where the site has as many jobs as it allows (MaxJobCount)
 KEPT = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_UMASK", "SLURM_DEBUG_FLAGS")  # what of SLURM_… is no mark of a job around this process
 MARKS = ("SLURM_", "SLURMD_", "OMPI_COMM_", "PMIX_", "PMI_", "PRTE_LAUNCHED")
 VARIABLES = {  # of sbatch's environment, which would win over the text: those whose option the text has are left out
@@ -57,6 +58,7 @@ class End:
     code: int = 0
     signal: int = 0
     nodes: str = ""
+    reason: str = ""  # JobLaunchFailure, TimeLimit, NodeDown …
 
 
 def limits() -> Limits | None:
@@ -84,7 +86,7 @@ def sbatch(path: Path, here: Path) -> str:
     environment = {name: value for name, value in _plain().items() if name not in NEVER}
     for option in re.findall(r"^#SBATCH --([a-z-]+)", path.read_text(errors="replace"), re.MULTILINE):
         environment.pop(f"SBATCH_{VARIABLES.get(option, '')}", None)
-    said = _call("sbatch", "--parsable", str(path), environment=environment, here=here)
+    said = _call("sbatch", "--parsable", str(path), environment=environment, here=here, patience=RETRIES)
     number = said.strip().splitlines()[-1].partition(";")[0] if said.strip() else ""
     if not number.isdigit():
         raise Silent(f"sbatch took {path}, and its answer is no number of a job: {said.strip()[:200]!r}")
@@ -122,7 +124,7 @@ def _remembered(shown: str) -> dict[str, End]:
         task = fields.get("ArrayTaskId", "")
         job = f"{fields.get('ArrayJobId', '')}_{task}" if task.isdigit() else fields.get("JobId", "")
         code, _, number = fields.get("ExitCode", "0:0").partition(":")
-        found[job] = End(fields.get("JobState", ""), _number(code), _number(number), fields.get("NodeList", ""))
+        found[job] = End(fields.get("JobState", ""), _number(code), _number(number), fields.get("NodeList", ""), fields.get("Reason", ""))
     return found
 
 
@@ -152,7 +154,7 @@ def _plain() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name in KEPT or not name.startswith(MARKS)}
 
 
-def _call(*command: str, environment: dict[str, str] | None = None, here: Path | None = None) -> str:
+def _call(*command: str, environment: dict[str, str] | None = None, here: Path | None = None, patience: float = PATIENCE) -> str:
     """What a program of SLURM says. Raises Refused, with its own words, and FileNotFoundError where there is none."""
     try:
         ended = subprocess.run(
@@ -163,11 +165,11 @@ def _call(*command: str, environment: dict[str, str] | None = None, here: Path |
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=PATIENCE,
+            timeout=patience,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise Silent(f"{command[0]} gave no answer for {PATIENCE:.0f} seconds") from None
+        raise Silent(f"{command[0]} gave no answer for {patience:.0f} seconds") from None
     if ended.returncode:
         raise Refused(ended.stderr.strip() or f"{command[0]} ended with exit code {ended.returncode}")
     return ended.stdout

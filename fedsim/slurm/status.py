@@ -14,12 +14,12 @@ from math import isfinite
 from pathlib import Path
 
 from fedsim_analysis.foreign_text import printable
+from fedsim_analysis.how_far import HowFar, how_far
 from fedsim_analysis.watch.runs import Run
 
 from fedsim.errors import BadInput
 from fedsim.slurm import logs, queue, records, states
 from fedsim.slurm.batch import restarts
-from fedsim.slurm.how_far import HowFar, how_far
 from fedsim.slurm.queue import End, Queued
 from fedsim.slurm.records import Entry, Ledger
 
@@ -27,6 +27,8 @@ DONE, RUNNING, WAITING, REQUEUED = "done", "running", "waiting", "requeued"
 FAILED, STOPPED, LOST, UNREADABLE, NEVER, UNKNOWN = "failed", "stopped", "lost", "unreadable", "not submitted", "unknown"
 ORDER = (DONE, RUNNING, WAITING, REQUEUED, FAILED, STOPPED, LOST, UNREADABLE, NEVER, UNKNOWN)
 AGAIN = (FAILED, STOPPED, LOST, NEVER)  # what --resubmit submits
+SAID_BY_STATE = ("", "None", "NonZeroExitCode", "TimeLimit", "OutOfMemory")  # reasons that tell nothing beside the state and the code
+CANCELLED = "CANCELLED"  # its reason is the one for which the job waited before
 STOP_CODE = 3  # of a run that was stopped before its end
 
 
@@ -121,13 +123,12 @@ def _fate(name: str, ledger: Ledger, far: HowFar, there: dict[str, Queued], know
 
 
 def _waits(name: str, ledger: Ledger, far: HowFar, at: Queued) -> Fate:
-    before = restarts.read(ledger.folder / f"{name}.h5")
-    count = sum(each.job == at.job for each in before)
+    """A job that waits although it has printed something was requeued: by `fedsim batch`, which notes that, or by SLURM itself."""
+    entry = ledger.runs[name]
+    count = sum(each.job == at.job for each in restarts.read(ledger.folder / f"{name}.h5"))
+    begun = count or (ledger.slurm / "log" / ledger.submissions[entry.submission].log(entry.index)).exists()
     why = at.reason if at.state == "PENDING" else f"{at.state}, {at.reason}"
-    said = f"job {at.job} ({why})"
-    if not count and at.state not in ("REQUEUED", "REQUEUE_HOLD"):
-        return Fate(name, WAITING, _joined(said, _round(far)), at.job)
-    return Fate(name, REQUEUED, _joined(said, _times(count), _round(far)), at.job)
+    return Fate(name, REQUEUED if begun else WAITING, _joined(f"job {at.job} ({why})", _times(count), _round(far)), at.job)
 
 
 def _runs(name: str, ledger: Ledger, far: HowFar, at: Queued) -> Fate:
@@ -151,7 +152,8 @@ def _ended(name: str, ledger: Ledger, far: HowFar, entry: Entry, end: End | None
         return Fate(name, LOST, _joined(why, _round(far), said), job)
     if not states.ended(end.state):  # it has begun or been requeued since
         return Fate(name, RUNNING, _joined(f"job {job} ({end.state})", _round(far)), job)
-    how = end.state + (f", exit code {end.code}" if end.code else "") + (f", signal {end.signal}" if end.signal else "")
+    reason = f" ({end.reason})" if end.reason not in SAID_BY_STATE and not end.state.startswith(CANCELLED) else ""
+    how = end.state + reason + (f", exit code {end.code}" if end.code else "") + (f", signal {end.signal}" if end.signal else "")
     where = f" on {end.nodes}" if end.nodes and end.nodes != "(null)" else ""
     state = STOPPED if end.state == "FAILED" and end.code == STOP_CODE else FAILED
     return Fate(name, state, _joined(f"job {job}{where}: {how}", _round(far), said), job)

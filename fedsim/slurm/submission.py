@@ -28,6 +28,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from fedsim_analysis.how_far import how_far
+
 from fedsim.config import job as jobs
 from fedsim.config.job import Job
 from fedsim.config.job_file import set_field
@@ -36,7 +38,6 @@ from fedsim.simulation.resume import differences
 from fedsim.simulation.sweep import plan
 from fedsim.slurm import arrays, queue, records, script, states
 from fedsim.slurm.arrays import Array, Limits
-from fedsim.slurm.how_far import how_far
 from fedsim.slurm.options import Options
 from fedsim.slurm.records import Ledger, Submitted
 from fedsim.slurm.script import Name, Place
@@ -172,6 +173,10 @@ class Sending:
 
     def _batches(self, runs: Sequence[str]) -> list[Batch]:
         place = Place(self.here, Path(os.path.normpath(working_folder() / self.ledger.folder)), _program(self.options))
+        if "\\" in str(place.folder):
+            raise BadInput(
+                f"{place.folder}: SLURM cannot write the output of jobs into a folder with a \\ in its name; choose another --out"
+            )
         limits = queue.limits() or Limits()
         if len(runs) < 2 or not limits.allows_arrays:
             texts = [script.text(Name(run, run), place, self.options) for run in runs]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +13,11 @@ from cluster import Cluster, missing, started, until
 from small_job import small_job
 from submitted import attributes
 
+import fedsim
 from fedsim.cli import submission
 from fedsim.errors import BadInput
+from fedsim.slurm.batch import restarts
+from fedsim.slurm.batch.restarts import Restart
 
 METHOD = '''
 """Federated averaging that waits in round 1 while there is a file `hold`, and fails with seed 0 while there is a file `fail`."""
@@ -134,14 +135,105 @@ def test_a_sweep_is_submitted_watched_and_what_failed_is_submitted_again(site: S
     assert notes[0].split(": ")[1:] == [f"1 run, {slurm / RUNS[0]}.sbatch"]
     (site.folder / "hold").unlink()
     swept = site.folder / "swept"
-    command = [sys.executable, "-m", "fedsim", "sweep", "job.toml", "--out", str(swept), "--processes", "1"]
-    subprocess.run(command, cwd=site.folder, env=os.environ | {"PYTHONWARNINGS": ""}, check=True, capture_output=True, timeout=200)
+    fedsim.sweep("job.toml", out=swept, processes=1, progress=False)
     until(lambda: set(site.states().values()) == {"done"}, 180, site.cluster.logs)
     assert site.submit("--status", "runs")[0] == 0
     assert len(site.squeue()) == 5  # no other run was submitted a second time
     hashes = [attributes(site.folder / "runs" / f"{name}.h5")["weights_sha256"] for name in RUNS]
     assert hashes == [attributes(swept / f"{name}.h5")["weights_sha256"] for name in RUNS]
     assert len(set(hashes)) == 4
+
+
+def held(site: Site, *arguments: str) -> str:
+    """Submits a run that SLURM keeps waiting; the number of its job."""
+    (site.folder / "job.toml").write_text(small_job(2))
+    code, _, notes = site.submit("job.toml", "--sbatch", "--hold", *arguments)
+    assert code == 0
+    return notes[0].split()[1].rstrip(":")
+
+
+def status(site: Site) -> str:
+    """The line of the only run."""
+    code, lines, _ = site.submit("--status", "runs")
+    assert code in (1, 3)
+    return " ".join(lines[1].split())
+
+
+def test_a_run_that_waits_is_submitted_once_and_as_one_job(site: Site) -> None:
+    job = held(site)
+    assert status(site) == f"job waiting job {job} (JobHeldUser)"
+    restarts.write(Path("runs/job.h5"), [Restart(job, "2026-01-02T03:04:05+00:00", -1, "preempted")] * 2)
+    assert status(site) == f"job requeued job {job} (JobHeldUser); requeued 2 times"
+    again = site.submit("job.toml")
+    assert (again[0], again[2]) == (0, [f"job is left out: it waits as job {job}", "nothing is left to submit"])
+    with pytest.raises(BadInput, match=r"job waits or runs in SLURM as another job \(there rounds = 2, here 3\)"):
+        site.submit("job.toml", "--set", "rounds=3")
+    site.cluster.call("scancel", job)
+    assert status(site) == f"job failed job {job}: CANCELLED"
+    code, text, notes = site.submit("--status", "runs", "--resubmit", "--dry-run", "--time", "20")
+    assert code == 0
+    assert {"#SBATCH --time=20", "#SBATCH --hold", "#SBATCH --job-name=job"} <= set(text)
+    assert notes == [f"would be submitted: 1 run, {site.folder}/runs/slurm/job.sbatch"]
+    assert status(site) == f"job failed job {job}: CANCELLED"
+    assert site.submit("--status", "runs", "--resubmit", "--ranks", "2")[0] == 0
+    (again_job,) = (job for job, state in site.squeue().items() if state == "PENDING")
+    assert status(site) == f"job waiting job {again_job.partition('_')[0]} (JobHeldUser)"
+    assert "#SBATCH --ntasks=2" in (site.folder / "runs" / "slurm" / "job.sbatch").read_text()
+    site.cluster.call("scancel", again_job.partition("_")[0])
+
+
+def test_a_job_whose_number_was_not_noted_is_found_by_its_text(site: Site) -> None:
+    """As after a kill of `fedsim submit` between the answer of sbatch and the note."""
+    job = held(site)
+    ledger = site.folder / "runs" / "slurm" / "submitted.json"
+    table = json.loads(ledger.read_text())
+    table["submissions"][0]["job"] = ""
+    ledger.write_text(json.dumps(table))
+    assert status(site) == f"job waiting job {job} (JobHeldUser)"
+    assert site.submit("job.toml")[2][0] == f"job is left out: it waits as job {job}"
+    site.cluster.call("scancel", job)
+
+
+def test_a_job_that_slurm_no_longer_knows_is_lost_with_its_last_words(site: Site) -> None:
+    job = held(site)
+    site.cluster.call("scancel", job)
+    slurm = site.folder / "runs" / "slurm"
+    table = json.loads((slurm / "submitted.json").read_text())
+    table["submissions"][0]["job"] = "4711"
+    (slurm / "submitted.json").write_text(json.dumps(table))
+    (slurm / "log" / "job-4711.out").write_text(
+        "disk quota exceeded \x1b]0;x\x07\n\n-----\nslurmstepd: error: *** JOB 4711 CANCELLED ***\n"
+    )
+    assert status(site) == r"job lost SLURM no longer knows job 4711; disk quota exceeded \x1b]0;x\x07"
+    assert site.submit("--status", "runs")[0] == 1
+
+
+def test_where_slurm_does_not_answer_files_alone_speak(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = held(site)
+    site.cluster.call("scancel", job)
+    monkeypatch.setenv("PATH", str(site.folder))
+    _, lines, _ = site.submit("--status", "runs")
+    assert lines[:2] == ["1 unknown", "SLURM does not answer (there is no squeue on this machine); what follows is from files alone"]
+    assert lines[2].split() == ["job", "unknown", "job", job]
+    with pytest.raises(BadInput, match="which runs wait or run cannot be seen"):
+        site.submit("--status", "runs", "--resubmit")
+
+
+@pytest.mark.full
+def test_what_was_submitted_before_a_refusal_stays_known(
+    tmp_path: Path, site: Site, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With MaxJobCount, for which sbatch tries again for two minutes."""
+    with started(tmp_path_factory.mktemp("few"), MaxArraySize=3, MaxJobCount=4) as few:
+        monkeypatch.setenv("SLURM_CONF", few.environment["SLURM_CONF"])
+        (site.folder / "job.toml").write_text(small_job(2, sweep={"seed": [0, 1, 2, 3, 4]}))
+        code, _, notes = site.submit("job.toml", "--sbatch", "--hold")
+        assert code == 1
+        assert notes[-1] == "3 of 5 runs are submitted (job 1); the same command submits the rest later"
+        _, lines, _ = site.submit("--status", "runs")
+        assert lines[0] == "3 waiting, 2 not submitted"
+        few.call("scancel", "1_0", "1_1")
+        few.call("scancel", "1_2")
 
 
 def test_what_slurm_refuses_is_said_in_its_words_and_not_noted(site: Site) -> None:
