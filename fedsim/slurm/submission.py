@@ -252,6 +252,8 @@ class Sending:
 def _as_submitted(job: Job, options: Options) -> Job:
     """The job with what the options say of its execution. Ranks that share a GPU get equal parts of its memory, if the job says none."""
     more: dict[str, Any] = {"threads": options.threads, "scratch": options.scratch or None}
+    if (job.given.get("execution") or {}).get("scratch"):
+        del more["scratch"]
     if options.ranks_per_gpu > 1 and job.execution.gpu_memory_fraction == 1:
         more["gpu_memory_fraction"] = 1 / -(-options.all_ranks // options.gpus)
     if not (more := {name: value for name, value in more.items() if value is not None}):
