@@ -223,7 +223,7 @@ def _configure(folder: Path) -> None:
         "PreemptType": "preempt/partition_prio",
         "PreemptMode": "REQUEUE",
         "SchedulerParameters": "sched_interval=2,bf_interval=2",  # seconds
-        "KillWait": 5,
+        "KillWait": 20,
         "StateSaveLocation": folder / "state",
         "SlurmdSpoolDir": folder / "spool.%n",
         "SlurmctldPidFile": folder / "slurmctld.pid",
