@@ -211,7 +211,7 @@ def _configure(folder: Path) -> None:
         "SlurmUser": user,
         "SlurmdUser": user,
         "AuthType": "auth/munge",
-        "AuthInfo": f"socket={folder}/munge.socket,cred_expire=2",  # a requeued job waits for some of these seconds
+        "AuthInfo": f"socket={folder}/munge.socket,cred_expire=5",  # seconds, the least; a requeued job waits for more
         "ProctrackType": "proctrack/linuxproc",  # neither cgroups nor a service manager: it runs in a container
         "TaskPlugin": "task/none",
         "MpiDefault": "none",
