@@ -211,7 +211,7 @@ def _configure(folder: Path, more: Mapping[str, object]) -> None:
         "SlurmUser": user,
         "SlurmdUser": user,
         "AuthType": "auth/munge",
-        "AuthInfo": f"socket={folder}/munge.socket,cred_expire=2",  # a requeued job waits for some of these seconds
+        "AuthInfo": f"socket={folder}/munge.socket,cred_expire=5",  # seconds, the least; a requeued job waits for more
         "ProctrackType": "proctrack/linuxproc",  # neither cgroups nor a service manager: it runs in a container
         "TaskPlugin": "task/none",
         "MpiDefault": "none",
@@ -223,7 +223,7 @@ def _configure(folder: Path, more: Mapping[str, object]) -> None:
         "PreemptType": "preempt/partition_prio",
         "PreemptMode": "REQUEUE",
         "SchedulerParameters": "sched_interval=2,bf_interval=2",  # seconds
-        "KillWait": 5,
+        "KillWait": 20,
         "StateSaveLocation": folder / "state",
         "SlurmdSpoolDir": folder / "spool.%n",
         "SlurmctldPidFile": folder / "slurmctld.pid",

@@ -48,17 +48,17 @@ class Ended:
     warned: str
     asked: bool
 
-    @property
-    def fault(self) -> int | None:
-        """The exit code of a run that must not be started again as it is; None where it may go on."""
-        if self.code in (FAULT, BAD_INPUT):
-            return self.code
-        if self.code == STOPPED and not (self.warned or self.asked):
-            return STOPPED  # for want of room, say; the run has said why
-        if self.code not in (None, DONE, STOPPED) and self.code > 0 and not self.warned:
-            say(f"the ranks ended with exit code {self.code}{_signal_of(self.code)}; the run is not finished")
-            return FAULT
-        return None
+    def unfit(self, interrupted: bool) -> int | None:
+        """The exit code of an unfinished run that must not be started again as it is; None where it may go on.
+
+        interrupted: SLURM or its user was ending the job, which ends ranks by signals.
+        """
+        if interrupted or self.code in (None, DONE) or self.code < 0:
+            return None
+        if self.code == STOPPED:
+            return None if self.asked else STOPPED  # else for want of room, say; the run has said why
+        say(f"the ranks ended with exit code {self.code}{_signal_of(self.code)}; the run is not finished")
+        return FAULT
 
     @property
     def why(self) -> str:
@@ -75,7 +75,8 @@ def _conclude(out: Path, ended: Ended, job: SlurmJob | None, limit: int) -> int:
     from fedsim.slurm.batch.progress import reached
     from fedsim.slurm.batch.requeue import Requeue
 
-    if ended.code in (FAULT, BAD_INPUT):
+    interrupted = bool(ended.warned) or bool(ended.code and job and job.is_ending())
+    if ended.code == BAD_INPUT or (ended.code == FAULT and not interrupted):  # mpirun ends with 1 too when SLURM ends its daemons
         return ended.code
     try:
         now = reached(out)
@@ -85,8 +86,8 @@ def _conclude(out: Path, ended: Ended, job: SlurmJob | None, limit: int) -> int:
     if now.finished:
         restarts.remove(out)
         return DONE
-    if (fault := ended.fault) is not None:
-        return fault
+    if (code := ended.unfit(interrupted)) is not None:
+        return code
     if job:
         Requeue(job, out, now, limit).unless_in_vain(ended.why)
     elif ended.code != STOPPED:

@@ -14,6 +14,7 @@ from typing import Literal
 from fedsim.errors import BadInput
 
 Launcher = Literal["mpirun", "srun", "none"]
+FREE = {"PRTE_MCA_hwloc_default_binding_policy": "none", "OMPI_MCA_hwloc_base_binding_policy": "none"}  # Open MPI 5; up to 4
 BLOCKING = ("env", "--block-signal=USR1")  # keeps a signal for a rank until its Python can hear it; coreutils 8.31 or later
 
 
@@ -54,7 +55,10 @@ def environment_of_ranks(given: Mapping[str, str], note: Path) -> dict[str, str]
     more = {"FEDSIM_STOP_NOTE": str(note)}
     if not os.getuid():  # a container; Open MPI refuses root without these two
         more |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    return {"OMP_NUM_THREADS": "1"} | dict(given) | more  # ranks, not threads, fill the cores
+    defaults = {"OMP_NUM_THREADS": "1"}  # ranks, not threads, fill the cores
+    if _cpus_of_a_task(given) > 1:  # Open MPI would bind a rank with all its threads to one core
+        defaults |= FREE
+    return defaults | dict(given) | more
 
 
 def _launch(launcher: Launcher, ranks: int, environment: Mapping[str, str]) -> list[str]:
@@ -63,7 +67,10 @@ def _launch(launcher: Launcher, ranks: int, environment: Mapping[str, str]) -> l
     if launcher == "srun":
         if shutil.which("srun") is None:
             raise BadInput("--launcher srun: there is no srun on PATH; outside of SLURM say --launcher mpirun")
-        return ["srun", "--mpi=pmix", "-n", str(ranks)]  # of two --mpi the last counts, so that `-- --mpi=pmi2` replaces it
+        # Of two --mpi the last counts, so that `-- --mpi=pmi2` replaces it. Without --kill-on-bad-exit ranks wait for one that was killed.
+        # Since SLURM 22.05 srun does not take --cpus-per-task from its job.
+        cpus = _cpus_of_a_task(environment)
+        return ["srun", "--mpi=pmix", "--kill-on-bad-exit=1", "-n", str(ranks), *([f"--cpus-per-task={cpus}"] if cpus > 1 else [])]
     return [_mpirun(environment), "-n", str(ranks)]
 
 
@@ -87,6 +94,11 @@ def _tasks(environment: Mapping[str, str]) -> int:
     if nodes != "1":
         raise BadInput(f"this job has {nodes} nodes and does not say how many ranks: give --ranks, or #SBATCH --ntasks")
     return 1
+
+
+def _cpus_of_a_task(environment: Mapping[str, str]) -> int:
+    cpus = environment.get("SLURM_CPUS_PER_TASK", "")
+    return int(cpus) if cpus.isdigit() else 1
 
 
 def _blocking() -> tuple[str, ...]:

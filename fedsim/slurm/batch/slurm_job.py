@@ -49,6 +49,14 @@ class SlurmJob:
         """What SLURM says of the job now. Raises Refused."""
         return JobState.of(_scontrol("show", "job", self.name), self.restarts)
 
+    def is_ending(self) -> bool:
+        """Whether SLURM ends this job, for whatever reason. False where it does not answer."""
+        try:
+            state = self.state()
+        except Refused:
+            return False
+        return state.preempted or state.requeued or state.state != "RUNNING"
+
     def requeue(self) -> None:
         """Has SLURM end this job and start it again. Raises Refused."""
         _scontrol("requeue", self.name)

@@ -50,8 +50,9 @@ def test_several_ranks_start_by_the_mpirun_of_the_site_or_the_one_that_is_named(
 
 def test_srun_gets_options_after_its_own(programs: Path) -> None:
     program(programs, "srun")
-    given = Start("srun", 2, ("--mpi=pmi2",)).command(JOB, OUT, {})
-    assert given == ["srun", "--mpi=pmix", "-n", "2", "--mpi=pmi2", *RUN]
+    begin = ["srun", "--mpi=pmix", "--kill-on-bad-exit=1", "-n", "2"]
+    assert Start("srun", 2, ("--mpi=pmi2",)).command(JOB, OUT, {}) == [*begin, "--mpi=pmi2", *RUN]
+    assert Start("srun", 2).command(JOB, OUT, {"SLURM_CPUS_PER_TASK": "4"}) == [*begin, "--cpus-per-task=4", *RUN]
 
 
 @pytest.mark.parametrize(
@@ -72,6 +73,12 @@ def test_without_srun_the_message_names_mpirun(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(BadInput, match="no srun on PATH; outside of SLURM say --launcher mpirun"):
         Start("srun", 2).command(JOB, OUT, {})
+
+
+def test_ranks_with_several_cores_are_not_bound_to_one(tmp_path: Path) -> None:
+    policies = {"PRTE_MCA_hwloc_default_binding_policy", "OMPI_MCA_hwloc_base_binding_policy"}
+    assert not policies & set(environment_of_ranks({"SLURM_CPUS_PER_TASK": "1"}, tmp_path))
+    assert policies <= set(environment_of_ranks({"SLURM_CPUS_PER_TASK": "2"}, tmp_path))
 
 
 def test_ranks_keep_the_threads_that_a_user_chose(tmp_path: Path) -> None:
