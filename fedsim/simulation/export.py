@@ -61,7 +61,7 @@ def _written(path: Path, client: int | None, out: Path, form: str) -> list[str]:
             onnx_file.refuse_random_gates(network)
         content = FORMS[form].content(module, some, facts_of(reader, job, population, client, found.note))
     with _aside(content, out) as aside, _naming(path, form):
-        written = FORMS[form].read(aside, module)
+        written = FORMS[form].read(aside, content, module)
         _check(found, module, written, x)
         scored = accuracy.measured(written, images(), job.execution.dtype)
     lines = _summary(found, module) + accuracy.lines_of(scored, accuracy.recorded(reader, client), client, found.note)

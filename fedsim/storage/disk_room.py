@@ -74,7 +74,8 @@ def put(path: Path, content: bytes, again: str = AGAIN, called: Path | None = No
     aside = path.with_name(path.name + ".new")
     with as_no_room(called or path, len(content), again):
         try:
-            with aside.open("wb") as file:
+            aside.unlink(missing_ok=True)  # a rest of a write that was killed, or a link that somebody laid there
+            with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), "wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())

@@ -217,6 +217,7 @@ class RunWriter:
         self.close()
         try:
             with disk_room.as_no_room(self._path, self._path.stat().st_size + needed):
+                aside.unlink(missing_ok=True)  # it might be a link
                 copyfile(self._path, aside)
             self._open(aside)
             disk_room.reserve(self._file, aside, needed, self._path)

@@ -11,7 +11,9 @@ def put(path: Path, content: bytes) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         try:
-            aside.write_bytes(content)
+            aside.unlink(missing_ok=True)
+            with aside.open("xb") as file:  # "x": a link that somebody laid there is not followed
+                file.write(content)
             aside.replace(path)
         finally:
             aside.unlink(missing_ok=True)

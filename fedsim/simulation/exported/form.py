@@ -25,7 +25,7 @@ class Form:
 
     suffix: str
     content: Callable[[nn.Module, Tensor, Facts], bytes]  # of a module, with images (B, C, H, W) to follow it by
-    read: Callable[[Path, nn.Module], Network]  # the network in a file; `module` is the one that was written
+    read: Callable[[Path, bytes, nn.Module], Network]  # the network in a file; its content and the module as they were written
     how: Callable[[Path, nn.Module, str], str]  # how the file is opened; the last argument: why the module needs its class
     ready: Callable[[], None] = lambda: None  # BadInput where a library is missing
 

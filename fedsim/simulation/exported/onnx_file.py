@@ -101,7 +101,7 @@ def _proto(model: Any) -> Any:
     return ir.to_proto(model)
 
 
-def _read(path: Path, module: nn.Module) -> Network:
+def _read(path: Path, content: bytes, module: nn.Module) -> Network:
     onnxruntime: Any = import_module("onnxruntime")  # it has no types
     options = onnxruntime.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads, options.inter_op_num_threads = SILENT, torch.get_num_threads(), 1

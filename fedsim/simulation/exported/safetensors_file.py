@@ -35,7 +35,7 @@ def _ties(module: nn.Module) -> dict[str, str]:
     return found
 
 
-def _read(path: Path, module: nn.Module) -> Network:
+def _read(path: Path, content: bytes, module: nn.Module) -> Network:
     """The module with the values of the file; BadInput where they are not its own, bit for bit."""
     twin = copy.deepcopy(module)
     with safe_open(path, "pt") as file:

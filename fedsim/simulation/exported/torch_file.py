@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from fedsim.errors import BadInput
 from fedsim.simulation.exported.form import Facts, Form, Network
 
 
@@ -17,8 +18,12 @@ def _content(module: nn.Module, images: Tensor, facts: Facts) -> bytes:
     return content.getvalue()
 
 
-def _read(path: Path, module: nn.Module) -> Network:
-    read: nn.Module = torch.load(path, weights_only=False)
+def _read(path: Path, content: bytes, module: nn.Module) -> Network:
+    """The module in the file. It is a pickle, so it is read only if it is what was written, byte for byte."""
+    there = path.read_bytes()
+    if there != content:
+        raise BadInput("the file on the disk is not what was written")
+    read: nn.Module = torch.load(io.BytesIO(there), weights_only=False)
     return read
 
 

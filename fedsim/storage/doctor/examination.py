@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import h5py
 from fedsim_analysis import checked, checksums, run_file
-from fedsim_analysis.watch.lock import Holder, holder_of
+from fedsim_analysis.watch.lock import Holder
 
 from fedsim.errors import BadInput, naming_path
 from fedsim.storage import checkpoint
@@ -21,6 +21,7 @@ from fedsim.storage.doctor.rebuilding import rebuilt
 from fedsim.storage.doctor.salvage import Hopeless, Sources, salvaged
 
 GROUPS = ("rounds", "clients", "layers", "masks", "checksums", "partition", "timing")  # by which a run file is known
+ASIDE = ".mended"  # behind the name of the run file, while it is written anew
 FINAL = {MODEL, "client_gates/final"}  # what a run that has not finished lacks
 
 
@@ -36,6 +37,7 @@ class Examined:
     too_new: list[Stored] = field(default_factory=list)  # checkpoints that the rows of the run file do not reach, where one before does
     content: bytes | None = None  # of the run file written anew; None: it need not or cannot be
     lost: list[str] = field(default_factory=list)  # what is not in that
+    leftovers: list[Path] = field(default_factory=list)  # beside the run file
 
     @property
     def mendable(self) -> bool:
@@ -47,21 +49,37 @@ class Examined:
         return [str(finding) for finding in self.findings.wrong if not finding.harmless]
 
 
-def examined(path: Path, sleep: Callable[[float], object], locked: bool = False) -> Examined:
-    """What there is of a run. BadInput where there is none. locked: whether this process holds the lock of the run file."""
-    folder, holder = checkpoints.folder_of(path), None if locked else holder_of(path)
-    _refuse(path, folder)
+def examined(path: Path, sleep: Callable[[float], object], holder: Holder | None) -> Examined:
+    """What there is of a run that `refuse_others` did not refuse. holder: who has the lock of the run file."""
+    folder = checkpoints.folder_of(path)
     found = Examined(path, folder)
     writes = holder is not None and holder.writes is not False
     for _ in range(run_file.TRIES if writes else 1):
         found.checked, found.refused = read(path)
         if found.checked is not None and not found.checked.refused:
             break
-        sleep(run_file.PAUSE if writes else 0.0)
+        if writes:
+            sleep(run_file.PAUSE)
+    _look_whose(found)
     _look(found)
     checkpoints.look(folder, found.findings)
     _beside(found, holder)
     return found
+
+
+def _look_whose(found: Examined) -> None:
+    """Leaves out checkpoints of another job: they say nothing about this run file."""
+    job = None if found.checked is None else found.checked.known.get("job_sha256")
+    others = [each for each in found.folder.stored if isinstance(job, str) and each.job not in (None, job)]
+    if others:
+        advice = "put the right ones back; without them this run cannot go on"
+        found.findings.add(f"the checkpoints in {found.folder.path.name} are of another job", advice, mendable=False)
+        found.folder = replace(found.folder, stored=[each for each in found.folder.stored if each not in others])
+
+
+def refuse_others(path: Path) -> None:
+    """BadInput for what is no run file, and has no checkpoints either."""
+    _refuse(path, checkpoints.folder_of(path))
 
 
 def _refuse(path: Path, folder: Folder) -> None:
@@ -148,7 +166,7 @@ def _write_anew(found: Examined) -> set[str]:
     if found.checked is not None and not found.checked.refused and found.too_new:
         return set()
     with _sources(found, usable[0].round if found.too_new else found.folder.newest) as sources:
-        whole = salvaged(sources)
+        whole = salvaged(sources)  # once more: its rows are read as they are written
         found.content = rebuilt(whole)
     found.lost = whole.lost
     with opening.image(found.content) as file:
@@ -199,12 +217,6 @@ def _beside(found: Examined, holder: Holder | None) -> None:
             f"its {known.rounds} rounds can be read, but it cannot be continued; put the checkpoints back, or start it with another --out"
         )
         wrong.add(f"the run has not finished, and no whole checkpoint is in {folder.path.name}", advice, mendable=False)
-    job = known.known.get("job_sha256") if known is not None else None
-    if isinstance(job, str) and folder.whole and folder.whole[0].job not in (None, job):
-        wrong.add(
-            f"the checkpoints in {folder.path.name} are of another job", "put the right ones back; this run cannot go on", mendable=False
-        )
-    aside = found.path.with_name(found.path.name + ".new")
     if holder is not None and holder.writes:
         wrong.seen.append(f"the run is being written by {holder}, so that all this is of this moment")
     elif holder is not None:
@@ -213,8 +225,11 @@ def _beside(found: Examined, holder: Holder | None) -> None:
         wrong.add(f"{found.path.name}.lock names {holder}, which {end}", advice, mendable=holder.writes is False, harmless=True)
     else:
         wrong.seen.append("no lock")
-    if aside.is_file() and not (holder and holder.writes):
-        wrong.add(f"{aside.name}", "a write that did not end left it; nothing reads it, --mend removes it", harmless=True)
+    if holder is None or not holder.writes:
+        here = found.path.parent
+        found.leftovers = [path for name in (".new", ASIDE) if (path := here / f"{found.path.name}{name}").is_file()]
+    for path in found.leftovers:
+        wrong.add(path.name, "a write that did not end left it; nothing reads it, --mend removes it", harmless=True)
 
 
 @contextmanager

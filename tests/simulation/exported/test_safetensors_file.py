@@ -73,7 +73,7 @@ def test_parts_of_one_tensor_are_whole_tensors_in_the_file(tmp_path: Path) -> No
     found = load_file(written(module, tmp_path / "parts.safetensors"))
     assert found["column"].tolist() == [1, 4]
     assert set(found) == {"row", "column", "empty", "none", "nan"}
-    safetensors_file.FORM.read(tmp_path / "parts.safetensors", module)
+    safetensors_file.FORM.read(tmp_path / "parts.safetensors", b"", module)
 
 
 def test_a_file_with_other_tensors_is_refused(tmp_path: Path) -> None:
@@ -82,4 +82,4 @@ def test_a_file_with_other_tensors_is_refused(tmp_path: Path) -> None:
     with torch.no_grad():
         module.get_parameter("a.weight")[0, 0, 0, 0] += 1e-7
     with pytest.raises(BadInput, match="the tensors in the file are not those of the module"):
-        safetensors_file.FORM.read(path, module)
+        safetensors_file.FORM.read(path, b"", module)
