@@ -30,8 +30,9 @@ from fedsim.fleet.registry import make_fleet
 from fedsim.simulation import malloc
 from fedsim.simulation.experiment import Experiment, build_experiment
 from fedsim.simulation.finished_round import Callback
+from fedsim.simulation.launchers.belonging import refuse_lonely_ranks, started_library
 from fedsim.simulation.launchers.parent import nearest
-from fedsim.simulation.launchers.ranks import launched, refuse_lonely_ranks, refuse_lonely_tasks
+from fedsim.simulation.launchers.ranks import launched, refuse_lonely_tasks
 from fedsim.simulation.loop import RoundWriter, simulate
 from fedsim.simulation.mirrors.sender import Mirror
 from fedsim.simulation.planning.plan import resolve, unlike
@@ -195,12 +196,11 @@ def connect() -> Communicator | None:
     refuse_lonely_tasks()
     if not launched():
         return None
-    try:
-        from fedsim.fleet.mpi import communicator
-    except ImportError as error:
-        raise BadInput(f"started by an MPI launcher, but MPI is missing here ({error}); pip install 'fedsim[mpi]'") from error
+    library = started_library()
+    from fedsim.fleet.mpi import communicator  # imports MPI
+
     link = communicator.connect(time.perf_counter, time.sleep)
-    refuse_lonely_ranks(link.ranks)
+    refuse_lonely_ranks(link.ranks, library)
     return link if link.ranks > 1 else None
 
 

@@ -38,12 +38,19 @@ def test_a_batch_script_and_a_step_of_one_task_are_alone(tmp_path: Path) -> None
 
 
 @pytest.mark.processes
+def test_one_process_in_the_terminal_of_a_step_of_many_tasks_is_alone(tmp_path: Path) -> None:
+    """`srun --pty -n 3 bash`: the user is in the first task, the others have ended."""
+    assert answer(tmp_path, "run", **STEP, SLURM_PROCID="0", SLURM_PTY_PORT="1") == (2, "no.toml: no such job file\n")
+
+
+@pytest.mark.processes
 def test_ranks_of_another_mpi_are_refused_by_the_first_alone(tmp_path: Path) -> None:
-    """A launcher says that there are three, and MPI, which was not started by it, sees one."""
+    """A launcher offers what the library of mpi4py does not take, which would start each rank alone."""
     (tmp_path / "job.toml").write_text(small_job(1))
     words = [sys.executable, "-m", "fedsim", "run", "job.toml", "--out", "run.h5"]
     variables = environment() | {"PMI_SIZE": "3", "PMI_RANK": "0"}
     ended = subprocess.run(words, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=100, check=False)
     assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
-    assert "the launcher started 3 processes, but MPI sees each of them alone" in ended.stderr
+    assert "the launcher started 3 processes, but mpi4py takes Open MPI" in ended.stderr
+    assert "MPI4PY_LIBMPI" in ended.stderr
     assert not (tmp_path / "run.h5").exists()

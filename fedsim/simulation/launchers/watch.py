@@ -1,5 +1,7 @@
 """A rank whose launcher was killed ends at once, also in the middle of an import or of MPI_Init.
 
+So does one that waits in MPI_Init for another rank that has ended before: MPICH, Intel MPI and `srun` leave the others waiting for ever.
+
 A process of its own watches: a thread could not end the rank while a library is loaded or MPI starts, which hold Python's lock for
 seconds. The kernel's own way (PR_SET_PDEATHSIG) would end ranks whose launcher only ends the thread that started them.
 """
@@ -10,15 +12,21 @@ import os
 import select
 import signal
 import sys
-from contextlib import suppress
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fedsim.simulation.launchers.first_signals import SIGNALS
-from fedsim.simulation.launchers.parent import Launcher, nearest, server_is_gone
-from fedsim.simulation.launchers.ranks import launched
+from fedsim.simulation.launchers.parent import Launcher, lacks_ranks, nearest, server_is_gone
+from fedsim.simulation.launchers.ranks import launched, rank
 
 LOOK = 500  # milliseconds between two looks at the launcher
 NAME = "fedsim-watch"  # of the process that watches
+PATIENCE = 8  # looks, until a rank that ended before MPI had started ends the others: they may be about to end by themselves
+LOST = "another rank has ended before MPI had started; the run ends"
+PIPE = 4096  # bytes that a pipe takes at once
+_line: int | None = None  # where this process writes to the one that watches; None where nobody does
 
 
 def begin() -> None:
@@ -33,40 +41,83 @@ def begin() -> None:
             _start(launcher)
 
 
+@contextmanager
+def expecting_no_end(message: str) -> Iterator[None]:
+    """Where this rank's process ends inside, the process that watches writes `message`: MPI ends it without asking Python."""
+    _tell(message)
+    try:
+        yield
+    finally:
+        _tell("")
+
+
+def _tell(message: str) -> None:
+    """Lets the watching process know what to write should this one end now; an empty line: MPI has started."""
+    if _line is not None:
+        with suppress(OSError):  # the watching process was killed
+            os.write(_line, f"{' '.join(message.split())}\n".encode()[:PIPE])
+
+
 def _start(launcher: Launcher) -> None:
-    rank = os.getpid()
-    ended, _held = os.pipe()  # this process holds the other end as long as it lives
+    global _line
+    process = os.getpid()
+    told, _line = os.pipe()  # this process holds the other end as long as it lives
     if os.fork():
-        os.close(ended)
+        os.close(told)
         return
     try:
-        _prepare(ended)
-        _watch(launcher, rank, ended)
+        _prepare(told)
+        _watch(launcher, process, told)
     finally:
         os._exit(0)
 
 
-def _prepare(ended: int) -> None:
+def _prepare(told: int) -> None:
     """Signals are meant for the rank, and so are its files: a launcher waits until nobody holds the output of a rank."""
     for name in (*SIGNALS, signal.SIGHUP):
         signal.signal(name, signal.SIG_IGN)
     for each in [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]:
-        if each not in (ended, 2):
+        if each not in (told, 2):
             with suppress(OSError):
                 os.close(each)
     Path("/proc/self/comm").write_text(NAME)
 
 
-def _watch(launcher: Launcher, rank: int, ended: int) -> None:
-    """Until the rank ends, or the launcher does and the rank with it."""
-    look = select.poll()
-    look.register(ended)
-    while not look.poll(LOOK) and os.getppid() == rank:
-        if not launcher.lives():
-            with suppress(OSError):
-                os.write(2, f"{_message(f'{launcher.name} (process {launcher.process})')}\n".encode())
-            os.kill(rank, signal.SIGKILL)
+def _watch(launcher: Launcher, process: int, told: int) -> None:
+    """Until the rank ends, or its launcher does and the rank with it, or another rank before MPI has started."""
+    look, line, starting, lacking = select.poll(), b"", True, 0
+    look.register(told)
+    while os.getppid() == process:
+        if look.poll(LOOK):
+            if not (more := os.read(told, PIPE)):
+                break
+            line = more.splitlines()[-1]
+            starting = bool(line)
+        elif not launcher.lives():
+            _end(process, _message(f"{launcher.name} (process {launcher.process})"))
             return
+        elif starting and lacks_ranks(launcher):
+            if (lacking := lacking + 1) > PATIENCE:
+                _end(process, "" if rank() else LOST)
+                return
+        else:
+            lacking = 0
+    if line and not rank() and launcher.lives():
+        _write(line.decode())
+
+
+def _end(process: int, message: str) -> None:
+    _write(message)
+    os.kill(process, signal.SIGTERM)  # one that only waits to say what rank 0 has said goes without a word
+    time.sleep(LOOK / 1000)
+    if os.getppid() == process:
+        os.kill(process, signal.SIGKILL)
+
+
+def _write(message: str) -> None:
+    if message:
+        with suppress(OSError):
+            os.write(2, f"{message}\n".encode())
 
 
 def _message(who: str) -> str:
