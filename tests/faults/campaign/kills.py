@@ -110,7 +110,8 @@ def kills_of(number: int, draw: random.Random, job: Small) -> list[Kill]:
     """Of story `number`: all targets get their turn, and each kill has a part of the rounds."""
     found = []
     for place in range(KILLS):
-        aim = draw.choices(list(AIMS), list(AIMS.values()))[0]
+        aims = AIMS if place == KILLS - 1 else {name: odds for name, odds in AIMS.items() if name != "end"}
+        aim = draw.choices(list(aims), list(aims.values()))[0]
         turn = TARGETS if aim != "write" else WRITERS
         found.append(Kill(turn[(KILLS * number + place) % len(turn)], aim, job.rounds * (place + 1) // KILLS))
     return found

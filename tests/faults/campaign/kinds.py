@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from campaign import damage, disks, kills, recording, torn
+from campaign import clocks, damage, disks, elsewhere, kills, recording, torn
 from campaign.lab import Lab
 from campaign.outcomes import Outcome
 
@@ -31,5 +31,14 @@ KINDS = {
     "vanished": Kind(disks.vanished, 6),
     "flipped": Kind(damage.flipped, 24),
     "file-limit": Kind(disks.file_limit, 8),
+    "clock-jumps": Kind(clocks.jumps, 8, clocks.no_faketime),
+    "stopped-rank": Kind(clocks.stopped, 8),
+    "system-calls": Kind(elsewhere.between_calls, 20, recording.missing),
     "machine-lost": Kind(torn.machine_lost, 8, recording.missing),
+    "machine-restarted": Kind(clocks.restarted, 4, clocks.no_time_namespace),
+    "starts": Kind(elsewhere.start_of_resume, 8, recording.missing),
+    "two-resumes": Kind(elsewhere.two_resumes, 8),
+    "mirrors": Kind(elsewhere.mirrored, 4),
+    "sweeps": Kind(elsewhere.sweep, 4),
+    "every-third": Kind(elsewhere.every_third, 2),
 }
