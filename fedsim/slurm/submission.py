@@ -31,6 +31,7 @@ from typing import Any
 from fedsim_analysis.how_far import how_far
 
 from fedsim.config import job as jobs
+from fedsim.config import own_code
 from fedsim.config.job import Job
 from fedsim.config.job_file import set_field
 from fedsim.errors import BadInput, naming_path
@@ -102,6 +103,7 @@ def submit(given: Sequence[Job], folder: Path, options: Options, dry_run: bool =
     """
     if not dry_run:
         queue.refuse_without_sbatch()
+    _refuse_code_of_this_process(given)
     given = [_as_submitted(job, options) for job in given]
     options = replace(options, threads=max(job.execution.threads for job in given))
     planned = plan(given, folder)
@@ -262,6 +264,17 @@ def _as_submitted(job: Job, options: Options) -> Job:
     for name, value in more.items():
         set_field(table, f"execution.{name}", value)
     return jobs.check(table, job.name)
+
+
+def _refuse_code_of_this_process(given: Sequence[Job]) -> None:
+    """BadInput for a method or a model that stands in the script or the notebook that submits: a job of SLURM does not have it."""
+    for job in given:
+        for name in own_code.names(job):
+            if name.startswith("__main__:"):
+                own = name.removeprefix("__main__:")
+                raise BadInput(
+                    f"{job.name}: {name} stands in this script or notebook; write it to a file, such as mine.py, and name it mine:{own}"
+                )
 
 
 def _refuse_another_job(ledger: Ledger, name: str, job: Job) -> None:

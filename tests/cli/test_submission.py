@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ import fedsim
 from fedsim.cli import submission
 from fedsim.config import job as jobs
 from fedsim.errors import BadInput
+from fedsim.methods.fedavg import FedAvg
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -117,6 +119,12 @@ def test_a_site_gives_defaults(submit: Call, tmp_path: Path) -> None:
 def test_a_virtual_environment_that_is_not_there_is_named(submit: Call, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=f"venv {tmp_path}: there is no {tmp_path}/bin/fedsim"):
         fedsim.submit("job.toml", venv=str(tmp_path), dry_run=True)
+
+
+def test_a_method_of_the_script_itself_is_refused(submit: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["__main__"], "Mine", FedAvg, raising=False)
+    with pytest.raises(BadInput, match=r"write it to a file, such as mine\.py, and name it mine:Mine"):
+        fedsim.submit("job.toml", set={"method": {"name": "__main__:Mine"}}, dry_run=True)
 
 
 def test_a_resolved_job_is_the_same_job() -> None:

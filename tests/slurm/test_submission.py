@@ -220,6 +220,16 @@ def test_where_slurm_does_not_answer_files_alone_speak(site: Site, monkeypatch: 
 
 
 @pytest.mark.full
+def test_a_run_of_three_ranks_on_two_nodes_has_the_weights_of_one_process(site: Site) -> None:
+    (site.folder / "job.toml").write_text(small_job(2))
+    assert site.submit("job.toml", "--nodes", "2", "--time", "10")[0] == 0
+    alone = fedsim.run("job.toml", out="alone.h5", progress=False)
+    until(lambda: site.submit("--status", "runs")[0] == 0, 180, site.cluster.logs)
+    run = attributes(site.folder / "runs" / "job.h5")
+    assert (run["ranks"], run["weights_sha256"].decode()) == (3, alone.attributes["weights_sha256"])
+
+
+@pytest.mark.full
 def test_what_was_submitted_before_a_refusal_stays_known(
     tmp_path: Path, site: Site, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
