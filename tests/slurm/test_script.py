@@ -122,3 +122,12 @@ def test_a_task_without_a_line_ends_with_2(tmp_path: Path) -> None:
         ["bash", "text"], cwd=tmp_path, env=os.environ | {"SLURM_ARRAY_TASK_ID": "1"}, capture_output=True, text=True, check=False
     )
     assert (ended.returncode, ended.stderr) == (2, f"{tmp_path}/slurm/runs.txt has no line 1\n")
+
+
+def test_signals_are_kept_as_by_the_shipped_scripts() -> None:
+    """Which `test_first_signals.py` tests."""
+    shipped = sorted((Path(__file__).parents[2] / "slurm").glob("*.sbatch"))
+    assert len(shipped) == 4
+    for file in shipped:
+        assert f"\n{script.BEGIN}\n" in file.read_text()
+        assert f"\n{script.KEEP}\nexec $keep " in file.read_text()
