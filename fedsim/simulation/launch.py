@@ -38,6 +38,7 @@ from fedsim.simulation.planning.plan import resolve, unlike
 from fedsim.simulation.progress import Progress, output
 from fedsim.simulation.resume import RunStart, find_start, host
 from fedsim.simulation.stop_signal import StopSignal, stopped
+from fedsim.storage.places.presence import writing
 from fedsim.storage.reader import RunReader
 from fedsim.storage.run_lock import Lease, holding
 
@@ -280,7 +281,8 @@ def _rounds(
         if other := unlike(plan, parts):
             progress.say(f"note: the run goes on under the plan it began with; the job and this machine say {other}")
         fleet = _fleet(parts, plan, link, start)
-        record = stack.enter_context(start.record(parts, plan, hosts))
+        with writing(start.out, also_refusals=False):
+            record = stack.enter_context(start.record(parts, plan, hosts))
         progress.begin(plan)
         if mirror:
             mirror.begin(start.round)

@@ -29,6 +29,8 @@ from fedsim.simulation.round_record import RoundRow, row_of, speeds
 from fedsim.storage import checkpoint
 from fedsim.storage.checkpoint import Taken
 from fedsim.storage.client_gates import Gates
+from fedsim.storage.manifest import name_of
+from fedsim.storage.places.presence import check_checkpoint, writing
 from fedsim.storage.writer import RunWriter
 
 Number = TypeVar("Number", int, float)
@@ -51,6 +53,7 @@ class RoundWriter:
         self.extra = {"plan": plan, "job_sha256": parts.identity}
         self.seconds, self.bytes = 0.0, 0  # of the last write
         self.kept: dict[int, Tree] = {}  # touched since the last checkpoint
+        self.last: int | None = None  # the round of the last checkpoint
         self.saved: Mapping[int, Tree] | None = None  # all kept states, as the last checkpoint has them
 
     def taken(self, r: int, state: Any) -> Taken | None:
@@ -63,15 +66,16 @@ class RoundWriter:
     def write(self, r: int, row: RoundRow, state: Taken | None, kept: dict[int, Tree]) -> None:
         """Writes down the row of round `r`, and the checkpoint where one is due. `kept`: of clients that were touched in it."""
         began, before = time.perf_counter(), bytes_written()
-        self._check()
-        self.record.row(r, row.values, row.clients, row.layers, row.masks, row.timing, row.gates, row.speed)
-        if self.mirror:
-            self.mirror.row(r)
-        self.kept |= kept
-        if state is not None:
+        with writing(self.start.out):
             self._check()
-            self.saved = checkpoint.save(self.start.folder, r, state, self.extra, self.kept)
-            self.kept = {}
+            self.record.row(r, row.values, row.clients, row.layers, row.masks, row.timing, row.gates, row.speed)
+            if self.mirror:
+                self.mirror.row(r)
+            self.kept |= kept
+            if state is not None:
+                self._check()
+                self.saved = checkpoint.save(self.start.folder, r, state, self.extra, self.kept)
+                self.kept, self.last = {}, r
         self.seconds, self.bytes = time.perf_counter() - began, bytes_written() - before
 
     def hand_back(self, fleet: LocalFleet) -> None:
@@ -82,13 +86,17 @@ class RoundWriter:
 
     def finish(self, model: Tree, gates: Gates | None) -> None:
         """Stores the final model."""
-        self._check()
-        self.record.finish(model, tree.sha256_of(model), gates)
+        with writing(self.start.out):
+            self._check()
+            self.record.finish(model, tree.sha256_of(model), gates)
 
     def _check(self) -> None:
-        """CannotWrite where another run writes the file by now."""
+        """CannotWrite where another run writes the file by now, or what was written is not there any more."""
         if self.start.lease:
             self.start.lease.check()
+        self.record.check()
+        if self.last is not None:
+            check_checkpoint(self.start.folder / name_of(self.last))
 
 
 def simulate(

@@ -48,10 +48,13 @@ def reserve(file: h5py.File, path: Path, needed: int, called: Path) -> None:
             _allocate(path, end, needed)
 
 
-def give_back(path: Path, end: int) -> None:
-    """Cuts off what was reserved after the `end` of a closed file."""
-    if path.stat().st_size > end:
-        os.truncate(path, end)
+def give_back(handle: int, end: int) -> None:
+    """Cuts off what was reserved after the `end` of a file, and closes it. By its handle: another may have its name by now."""
+    try:
+        if os.fstat(handle).st_size > end:
+            os.ftruncate(handle, end)
+    finally:
+        os.close(handle)
 
 
 def sync(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,11 +18,12 @@ from fedsim_analysis.run_file import DIMENSIONS, names
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedsim.errors import BadInput
+from fedsim.errors import BadInput, CannotWrite, NoRoom
 from fedsim.storage import checkpoint, client_gates, disk_room, encoding, growth
 from fedsim.storage.client_gates import Gates
 from fedsim.storage.columns import COLUMNS, OF_METHODS, Column
 from fedsim.storage.layout import CHUNK, FORMAT, Attributes, add_column, appends_a_split, image_of, mask_of, splits, writable
+from fedsim.storage.places import presence
 from fedsim.storage.reader import RunReader
 
 Tree = dict[str, Tensor]
@@ -71,7 +73,7 @@ class RunWriter:
         """
         path = Path(path)
         if path.exists():
-            raise BadInput(_taken(path, attributes))
+            raise BadInput(presence.refusal(path, attributes))
         content = image_of(attributes, columns, layers, clients, counts, called or {})
         try:
             with disk_room.as_no_room(path, len(content)):
@@ -156,22 +158,29 @@ class RunWriter:
             self._file.flush()
             end = self._file.id.get_filesize()
             self._file.close()
-            disk_room.give_back(self._at, end)
+            disk_room.give_back(self._handle, end)
 
     def discard(self) -> None:
-        """Closes the file and removes it: of a run that was refused before its first row."""
-        self._file.close()
+        """Of a run that was refused before its first row."""
+        self.close()
         self._path.unlink()
         checkpoint.clear(checkpoint.folder_of(self._path))
 
     def __enter__(self) -> RunWriter:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if self._file and isinstance(error, CannotWrite) and not isinstance(error, NoRoom):
+            presence.abandon(self._file, self._handle)
+        else:
+            self.close()
+
+    def check(self) -> None:
+        """CannotWrite where the file was removed or replaced."""
+        presence.check_file(self._handle, self._path)
 
     def _open(self, path: Path) -> None:
-        self._file, self._at = writable(path), path
+        self._file, self._handle = writable(path), os.open(path, os.O_RDWR)
         self._clients: int = self._file["client"].shape[0]
         self._numbers = self._file["round"]
         self._columns = {f"{group}/{name}": self._file[group][name] for group in DIMENSIONS for name in names(self._file, group)}
@@ -328,19 +337,6 @@ def _spaces(r: int, wide: tuple[int, ...]) -> Spaces:
     there = h5py.h5s.create_simple((r + 1, *wide))
     there.select_hyperslab((r, *(0 for _ in wide)), shape)
     return h5py.h5s.create_simple(shape), there
-
-
-def _taken(path: Path, attributes: Attributes) -> str:
-    """Why a run file cannot be created here, and what to do about it."""
-    try:
-        found = RunReader(path).attributes
-    except BadInput:
-        return f"{path} exists already and is no run file that can be read; choose another --out"
-    method, seed, planned = (found.get(name, "?") for name in ("method", "seed", "rounds_planned"))
-    about = f"{method}, seed {seed}, {max(found['rounds'], 0)} of {planned} rounds"
-    if found.get("job") == attributes.get("job"):
-        return f"{path} already holds this job ({about}); continue it with --resume must, or choose another --out"
-    return f"{path} already holds another job: {about}; that one is continued by its own job file with --resume must; choose another --out"
 
 
 def put_tensor(group: h5py.Group, key: str, value: Tensor, model: Tree) -> None:
