@@ -137,7 +137,7 @@ class RunWriter:
             self._put(r, row, chunks)
             self._file.flush()
             if appends:
-                disk_room.sync(self._at)
+                os.fsync(self._handle)
             self._file.attrs.modify("rounds", r)
             self._file.flush()
         self._reached.update(dict.fromkeys(row, r))
