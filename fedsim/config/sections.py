@@ -137,4 +137,5 @@ class Execution(Section):
     cuda_aware_mpi: Literal["auto", "on", "off"] = "auto"  # whether MPI is handed tensors on the GPU, or copies of them on the host
     threads: Annotated[int, Field(ge=1, le=1024)] = 1  # per rank
     checkpoint_every: Number = 1  # rounds
+    scratch: str = ""  # a folder of the node's own disk where the run writes, copied to --out after each checkpoint; $NAME is expanded
     time_limit: Positive | None = None  # minutes

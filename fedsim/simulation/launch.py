@@ -40,6 +40,7 @@ from fedsim.simulation.progress import Progress, output
 from fedsim.simulation.resume import RunStart, find_start, host
 from fedsim.simulation.stop_signal import StopSignal, stopped
 from fedsim.storage.places.presence import writing
+from fedsim.storage.places.scratch import Scratch, copied_back, expanded, recover
 from fedsim.storage.reader import RunReader
 from fedsim.storage.run_lock import Lease, holding
 
@@ -94,7 +95,7 @@ def run(job: Job, out: Path, resume: str, communicator: Communicator | None, obs
         agreed(communicator, lambda: stop.refuse_to_begin(out))
         lease = agreed(communicator, lambda: None if worker else held.enter_context(_held(out, stop, observer)))
         experiment = agreed(communicator, lambda: _experiment(job, communicator, stop))
-        start = agreed(communicator, lambda: RunStart(out) if worker else find_start(experiment, out, resume))
+        start = agreed(communicator, lambda: RunStart(out) if worker else _found(experiment, out, resume))
         agreed(communicator, lambda: stop.refuse_to_begin(out))
         hosts = communicator.allgather_text(host()) if communicator else [host()]
         if communicator and worker:
@@ -117,6 +118,13 @@ def _held(out: Path, stop: StopSignal, observer: Observer) -> AbstractContextMan
     job, restarts = os.environ.get("SLURM_JOB_ID", ""), os.environ.get("SLURM_RESTART_COUNT", "")
     name = f"{os.environ.get('SLURM_CLUSTER_NAME', '')} {job}" if job else ""
     return holding(out, _now(), sleep, say, name, int(restarts) if restarts.isdecimal() else 0)
+
+
+def _found(parts: Experiment, out: Path, resume: str) -> RunStart:
+    """Where the run begins; what a killed one left in its scratch folder on this node is brought home first."""
+    if (name := parts.job.execution.scratch) and out.is_file():
+        recover(expanded(name, os.environ), out)
+    return find_start(parts, out, resume)
 
 
 def _now() -> str:
@@ -233,7 +241,7 @@ def lead(experiment: Experiment, start: RunStart, communicator: Communicator | N
         if not start.finished:
             _rounds(experiment, start, communicator, hosts, progress, observer.callback)
     except CannotWrite as error:
-        failure = error
+        failure = type(error)(f"{error}; {start.out} holds what was copied back") if start.scratch else error
     except Stopped:
         failure = stopped(start.out)
     except BadInput as error:
@@ -276,12 +284,15 @@ def _rounds(
     callback: Callback | None,
 ) -> None:
     with ExitStack() as stack:
+        if name := parts.job.execution.scratch:
+            start.scratch = stack.enter_context(Scratch.made(expanded(name, os.environ), start.out))
+            stack.enter_context(copied_back(start.scratch, start.check))
         mirror = _mirror(parts, start, progress, stack)
         plan = start.plan or resolve(parts, progress.say, start.first_state)
         if other := unlike(plan, parts):
             progress.say(f"note: the run goes on under the plan it began with; the job and this machine say {other}")
         fleet = _fleet(parts, plan, link, start)
-        with writing(start.out, also_refusals=False):
+        with writing(start.path, also_refusals=False):
             record = stack.enter_context(start.record(parts, plan, hosts))
         progress.begin(plan)
         if mirror:

@@ -66,16 +66,17 @@ class RoundWriter:
     def write(self, r: int, row: RoundRow, state: Taken | None, kept: dict[int, Tree]) -> None:
         """Writes down the row of round `r`, and the checkpoint where one is due. `kept`: of clients that were touched in it."""
         began, before = time.perf_counter(), bytes_written()
-        with writing(self.start.out):
+        with writing(self.start.path):
             self._check()
             self.record.row(r, row.values, row.clients, row.layers, row.masks, row.timing, row.gates, row.speed)
-            if self.mirror:
-                self.mirror.row(r)
             self.kept |= kept
+            if self.mirror and not self.start.scratch:
+                self.mirror.row(r)
             if state is not None:
                 self._check()
                 self.saved = checkpoint.save(self.start.folder, r, state, self.extra, self.kept)
                 self.kept, self.last = {}, r
+                self._copy_back(r)
         self.seconds, self.bytes = time.perf_counter() - began, bytes_written() - before
 
     def hand_back(self, fleet: LocalFleet) -> None:
@@ -86,14 +87,21 @@ class RoundWriter:
 
     def finish(self, model: Tree, gates: Gates | None) -> None:
         """Stores the final model."""
-        with writing(self.start.out):
+        with writing(self.start.path):
             self._check()
             self.record.finish(model, tree.sha256_of(model), gates)
 
+    def _copy_back(self, r: int) -> None:
+        """From the scratch folder; then a mirror can read the row of round `r`."""
+        if self.start.scratch:
+            self._check()
+            self.start.scratch.copy_back()
+            if self.mirror:
+                self.mirror.row(r)
+
     def _check(self) -> None:
         """CannotWrite where another run writes the file by now, or what was written is not there any more."""
-        if self.start.lease:
-            self.start.lease.check()
+        self.start.check()
         self.record.check()
         if self.last is not None:
             check_checkpoint(self.start.folder / name_of(self.last))

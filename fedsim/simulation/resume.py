@@ -28,6 +28,7 @@ from fedsim.simulation.planning import roofline
 from fedsim.storage import checkpoint
 from fedsim.storage.checkpoint import Checkpoint, folder_of
 from fedsim.storage.layout import FORMAT, RENAMED
+from fedsim.storage.places.scratch import Scratch
 from fedsim.storage.reader import RunReader
 from fedsim.storage.run_lock import Lease
 from fedsim.storage.writer import RunWriter
@@ -41,6 +42,7 @@ class RunStart:
     checkpoint: Checkpoint | None = None
     finished: bool = False
     lease: Lease | None = None
+    scratch: Scratch | None = None  # where the run is written, if not at `out`
     first_state: Any = None  # the method's state before round 0; None where the run continues or is finished
 
     def take_state(self) -> Any:
@@ -50,7 +52,12 @@ class RunStart:
 
     @property
     def folder(self) -> Path:
-        return folder_of(self.out)
+        return folder_of(self.path)
+
+    @property
+    def path(self) -> Path:
+        """The file that is written."""
+        return self.scratch.path if self.scratch else self.out
 
     @property
     def round(self) -> int:
@@ -62,17 +69,22 @@ class RunStart:
         """The plan that the run began with."""
         return None if self.checkpoint is None else Plan.of(self.checkpoint.extra["plan"])
 
+    def check(self) -> None:
+        """CannotWrite where another run writes the file by now."""
+        if self.lease:
+            self.lease.check()
+
     def record(self, parts: Experiment, plan: Plan, hosts: list[str]) -> RunWriter:
         """The run file, open for the next row."""
         if self.checkpoint is not None:
-            return RunWriter.resume(self.out, self.round, where(parts, plan, hosts))
+            return RunWriter.resume(self.path, self.round, where(parts, plan, hosts))
         counts = parts.population.counts()
         layers = [layer.name for layer in parts.model_profile.layers]
         attributes = describe(parts, plan, hosts)
         clients, called = parts.setting.clients, parts.population.names
-        made = RunWriter.create(self.out, attributes=attributes, layers=layers, clients=clients, counts=counts, called=called)
+        made = RunWriter.create(self.path, attributes=attributes, layers=layers, clients=clients, counts=counts, called=called)
         try:
-            checkpoint.keep_beginning(self.folder, self.out)
+            checkpoint.keep_beginning(self.folder, self.path)
         except (BadInput, NoRoom):
             made.discard()
             raise

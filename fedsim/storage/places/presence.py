@@ -37,7 +37,7 @@ def check_file(handle: int, path: Path) -> None:
         there = path.stat()
     except OSError as error:
         where = "" if path.parent.exists() else ", with its folder"
-        raise CannotWrite(f"{path} is gone{where} ({_why(error)}); {ENDS}, and nothing is left to go on from there") from None
+        raise CannotWrite(f"{path} is gone{where} ({_why(error)}); {ENDS}") from None
     if not os.path.samestat(os.fstat(handle), there):
         raise CannotWrite(f"{path} was replaced by another file while a run wrote it; {ENDS}, and leaves that file alone")
 
@@ -55,7 +55,7 @@ def writing(path: Path, also_refusals: bool = True) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _cannot_write(path, error) from error
+        raise _cannot_write(Path(os.fsdecode(error.filename)) if error.filename else path, error) from error
     except RuntimeError as error:
         if not HDF5.search(str(error)):
             raise
