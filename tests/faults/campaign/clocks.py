@@ -7,18 +7,16 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
-from processes import MPIRUN, Running
 
 from campaign.instants import TooLate, rows_reached
 from campaign.jobs import JOBS
 from campaign.kills import Kill, Story, victims_of
 from campaign.lab import NONE, Lab, Lost, done, same, whole
-from campaign.legs import Leg, alone, on_ranks, words
+from campaign.legs import alone, on_ranks, under
 from campaign.outcomes import Outcome
 from fedsim.storage.reader import RunReader
 
@@ -50,7 +48,7 @@ def jumps(lab: Lab, number: int, draw: random.Random) -> list[Outcome]:
         steps = [draw.choice((-HOUR, HOUR, 0, -60)) for _ in range(3)]
         try:
             _set(clock, steps[0])
-            leg = _under(run, job.name, ranks, ("env", f"LD_PRELOAD={_library()}", f"FAKETIME_TIMESTAMP_FILE={clock}", *FAKETIME))
+            leg = under(run, job.name, ranks, ("env", f"LD_PRELOAD={_library()}", f"FAKETIME_TIMESTAMP_FILE={clock}", *FAKETIME))
             for place, step in enumerate(steps[1:], 1):
                 rows_reached(leg, place * job.rounds // 3)
                 _set(clock, step)
@@ -80,7 +78,7 @@ def restarted(lab: Lab, number: int, draw: random.Random) -> list[Outcome]:
             story = Story(run, job, reference, draw)
             story.killed(alone(run, job.name), Kill("all at once", "training", job.rounds))
             shift = str(draw.choice((HOUR, 100 * HOUR, -1)))
-            whole(_under(run, job.name, 0, ("unshare", "--time", "--fork", "--monotonic", shift, "--boottime", shift)))
+            whole(under(run, job.name, 0, ("unshare", "--time", "--fork", "--monotonic", shift, "--boottime", shift)))
             same(run, reference)
             _forwards(run)
         except Lost as error:
@@ -118,15 +116,6 @@ def stopped(lab: Lab, number: int, draw: random.Random) -> list[Outcome]:
             lab.keep(folder)
             return story.outcomes(error)
     return story.outcomes()
-
-
-def _under(run: Path, job: str, ranks: int, before: tuple[str, ...]) -> Leg:
-    """A leg all of whose processes are started by these words; not warm."""
-    launcher = [str(MPIRUN), "--mca", "btl_sm_backing_directory", str(run.parent), "-n", str(ranks)] if ranks else []
-    command = [*launcher, *before, sys.executable, "-m", "fedsim", *words(run, job, ())]
-    began = time.monotonic()
-    running = Running(run.parent, command, run)
-    return Leg(run, run.parent, running.process.pid, running.process.poll, ranks, began)
 
 
 def _set(clock: Path, seconds: int) -> None:

@@ -18,11 +18,11 @@ from campaign import jobs
 from campaign.instants import TooLate, rows_reached
 from campaign.jobs import JOBS, Small
 from campaign.lab import Lab, Lost, same, short, sound, whole
-from campaign.legs import alone, on_ranks
+from campaign.legs import Leg, alone, on_ranks, under
 from campaign.outcomes import LIMIT, Outcome
 from fedsim.storage.checkpoint import folder_of
 
-NOBODY = 65534
+AS_OTHERS = ("setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-dac_override,-dac_read_search")  # root, who obeys
 ROOM = 60_000  # bytes below which not even the log of a run fits
 
 
@@ -58,7 +58,7 @@ def file_limit(lab: Lab, number: int, draw: random.Random) -> list[Outcome]:
 
 
 def read_only(lab: Lab, number: int, draw: random.Random) -> list[Outcome]:
-    """A folder that cannot be written, from the start (a disk that is mounted so) or from some row on (of a user who is not root)."""
+    """A folder that cannot be written, from the start (a disk that is mounted so) or from some row on (of a user who obeys permissions)."""
     job, reference = _job(lab, number // 2)
     if number % 2 == 0 and not no_root():
         with small_disk("200m") as disk:
@@ -71,11 +71,10 @@ def read_only(lab: Lab, number: int, draw: random.Random) -> list[Outcome]:
     with lab.story(f"read-only-{number}") as folder:
         run, row = folder / f"{job.name}.h5", draw.randint(1, job.rounds - 3)
         closed = partial(folder.chmod, 0o555), partial(folder.chmod, 0o755)
-        before = None
-        if os.geteuid() == 0:
-            os.chown(folder, NOBODY, NOBODY)
-            before = partial(_become_nobody, str(folder))
-        return _half_way("read-only folder", f"{job.name}, after row {row}", run, job, reference, row, *closed, before=before)
+        log = folder / "log"
+        log.mkdir()
+        leg = under(run, job.name, 0, AS_OTHERS if os.geteuid() == 0 else (), log)
+        return _half_way("read-only folder", f"{job.name}, after row {row}", leg, job, reference, row, *closed)
 
 
 def vanished(lab: Lab, number: int, draw: random.Random) -> list[Outcome]:
@@ -88,7 +87,8 @@ def vanished(lab: Lab, number: int, draw: random.Random) -> list[Outcome]:
         moved = partial(place.rename, away), partial(_back, away, place)
         ranks = 3 * (number % 2)
         what = f"{job.name}, after row {row}, {ranks or 'no'} ranks"
-        return _half_way("vanished folder", what, run, job, reference, row, *moved, ranks=ranks)
+        leg = on_ranks(run, job.name, ranks, log=folder) if ranks else alone(run, job.name, log=folder)
+        return _half_way("vanished folder", what, leg, job, reference, row, *moved)
 
 
 def _back(away: Path, place: Path) -> None:
@@ -96,12 +96,6 @@ def _back(away: Path, place: Path) -> None:
     if place.exists():
         place.rename(place.with_name("made-anew"))
     away.rename(place)
-
-
-def _become_nobody(folder: str) -> None:
-    os.environ["HOME"] = os.environ["XDG_CACHE_HOME"] = folder
-    os.setgid(NOBODY)
-    os.setuid(NOBODY)
 
 
 def _job(lab: Lab, number: int) -> tuple[Small, Path]:
@@ -139,19 +133,15 @@ def _stops(
 def _half_way(
     kind: str,
     what: str,
-    run: Path,
+    leg: Leg,
     job: Small,
     reference: Path,
     row: int,
     break_: Callable[[], object],
     mend: Callable[[], object],
-    ranks: int = 0,
-    before: Callable[[], object] | None = None,
 ) -> list[Outcome]:
     """A run whose folder changes after a row; nothing where it has ended before."""
     try:
-        log = run.parent.parent if before is None else None
-        leg = on_ranks(run, job.name, ranks, log=log) if ranks else alone(run, job.name, before=before, log=log)
         rows_reached(leg, row)
         break_()
         instant = time.monotonic()
@@ -161,9 +151,9 @@ def _half_way(
         if ended is not None and ended.code == 0:
             return []
         _said(ended)
-        again = sound(run, reference, row)
-        whole(alone(run, job.name))
-        same(run, reference)
+        again = sound(leg.run, reference, row)
+        whole(alone(leg.run, job.name))
+        same(leg.run, reference)
     except TooLate:
         return []
     except Lost as error:

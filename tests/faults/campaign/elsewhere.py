@@ -5,23 +5,19 @@ from __future__ import annotations
 import random
 import sys
 import time
-from collections import Counter
 from pathlib import Path
-
-from processes import Running
 
 from campaign import jobs, recording
 from campaign.jobs import JOBS
 from campaign.kills import Kill, Story, told
 from campaign.lab import NONE, Lab, Lost, done, rows_of, same
-from campaign.legs import Leg, alone, on_ranks
+from campaign.legs import Leg, alone, on_ranks, started
 from campaign.outcomes import LIMIT, Outcome
 from campaign.recording import Change
 from campaign.torn import on_rank_0, recorded
 from fedsim.simulation.mirrors.names import PLACES
 
 SEEDS = 3  # runs of a sweep
-CALLS = {"create": "openat", "write": "write", "rename": "rename", "unlink": "unlink", "sync": "fsync", "mkdir": "mkdir"}
 MOMENTS = ("any", "copy of the run file", "copy of kept states", "final model", "checkpoint")
 
 
@@ -50,7 +46,7 @@ def start_of_resume(lab: Lab, number: int, draw: random.Random) -> list[Outcome]
         count = draw.randint(1, 4 if call != "openat" else 12)
         words = recording.killer(story.run, job.rounds, call, count)
         command = [*words, sys.executable, "-m", "fedsim", "run", f"{job.name}.toml", "--out", str(story.run)]
-        return _traced(lab, story, _started(folder, command, story.run), f"{job.name}, start of a resumed run: {call} {count}")
+        return _traced(lab, story, started(folder, command, story.run), f"{job.name}, start of a resumed run: {call} {count}")
 
 
 def _traced(lab: Lab, story: Story, leg: Leg, what: str) -> list[Outcome]:
@@ -79,7 +75,7 @@ def _when_dead(leg: Leg) -> float:
 
 
 def _call(written: list[Change], name: str, moment: str, draw: random.Random) -> tuple[str, int]:
-    """A system call within such a moment of a recorded run: its name, and how many of that name there are up to it."""
+    """A system call within such a moment of a recorded run: its name, and which of that name it is."""
     last = max(place for place, change in enumerate(written) if change.path.endswith(".json.new"))
     within = {
         "any": lambda place, change: True,
@@ -88,11 +84,10 @@ def _call(written: list[Change], name: str, moment: str, draw: random.Random) ->
         "final model": lambda place, change: place > last and change.path.startswith(f"{name}.h5"),
         "checkpoint": lambda place, change: ".checkpoint" in change.path,
     }[moment]
-    places = [place for place, change in enumerate(written) if change.call in CALLS and within(place, change)]
-    kinds = Counter(written[place].call for place in places)
-    chosen = draw.choice(sorted(kinds))  # first a kind of call: most are writes
-    place = draw.choice([place for place in places if written[place].call == chosen])
-    return CALLS[chosen], sum(change.call == chosen for change in written[: place + 1])
+    found = [change for place, change in enumerate(written) if within(place, change)]
+    kind = draw.choice(sorted({change.by for change in found}))  # first the call: most of them are writes
+    chosen = draw.choice([change for change in found if change.by == kind])
+    return kind, chosen.count
 
 
 def two_resumes(lab: Lab, number: int, draw: random.Random) -> list[Outcome]:
@@ -176,10 +171,4 @@ def _undisturbed(lab: Lab, job: str) -> list[Path]:
 def _swept(folder: Path, job: str) -> Leg:
     seeds = f"sweep.seed={list(range(SEEDS))}"
     words = [sys.executable, "-m", "fedsim", "sweep", f"{job}.toml", "--set", seeds, "--out", "runs", "--processes", "2"]
-    return _started(folder, words, folder / "runs" / f"{job}.h5")
-
-
-def _started(folder: Path, command: list[str], run: Path) -> Leg:
-    began = time.monotonic()
-    running = Running(folder, command, run)
-    return Leg(run, folder, running.process.pid, running.process.poll, 0, began)
+    return started(folder, words, folder / "runs" / f"{job}.h5")

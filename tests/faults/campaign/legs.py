@@ -82,6 +82,20 @@ def on_ranks(run: Path, job: str, ranks: int, *more: str, through: tuple[str, ..
     return Leg(run, folder, running.process.pid, running.process.poll, ranks, began)
 
 
+def under(run: Path, job: str, ranks: int, before: tuple[str, ...], log: Path | None = None) -> Leg:
+    """A leg all of whose processes are started by the words `before`; 0 ranks: without mpirun, and not warm."""
+    if ranks:
+        return on_ranks(run, job, ranks, through=before, log=log)
+    return started(log or run.parent, [*before, sys.executable, "-m", "fedsim", *words(run, job, ())], run)
+
+
+def started(folder: Path, command: list[str], run: Path) -> Leg:
+    """Any command that writes the run file, without mpirun."""
+    began = time.monotonic()
+    running = Running(folder, command, run)
+    return Leg(run, folder, running.process.pid, running.process.poll, 0, began)
+
+
 def words(run: Path, job: str, more: tuple[str, ...]) -> list[str]:
     return ["run", str(run.with_name(f"{job}.toml")), "--out", str(run), *more]
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fedsim.storage.checkpoint import SUFFIXES, folder_of
@@ -15,7 +16,7 @@ CALLS = (
     *("openat", "close", "lseek", "read", "write", "pwrite64", "sendfile", "copy_file_range", "ftruncate", "truncate", "fallocate"),
     *("rename", "unlink", "mkdir", "rmdir", "fsync", "fdatasync"),
 )
-LINE = re.compile(rb"^\d+ +(\w+)\((.*)\) += (-?\d+)")
+LINE = re.compile(rb"^(\d+) +(\w+)\((.*)\) += (-?\d+)")
 UNFINISHED = re.compile(rb"^(\d+) +(.*) <unfinished \.\.\.>$")
 RESUMED = re.compile(rb"^(\d+) +<\.\.\. \w+ resumed>(.*)$")
 WHOLE = 2**22  # bytes of a write that strace shows
@@ -30,6 +31,8 @@ class Change:
     offset: int = 0  # of a write; of "size" the new size
     data: bytes = b""
     to: str = ""
+    by: str = ""  # the system call
+    count: int = 0  # of the calls of this name that its thread has made to these files, this one too
 
 
 @dataclass
@@ -140,12 +143,12 @@ class _Reading:
     places: dict[int, int] = field(default_factory=dict)
 
     def changes(self, log: Path) -> Iterator[Change]:
-        for call, words, result in _lines(log):
-            if result < 0:
-                continue
-            for change in self._of(call, words, result):
+        counts: Counter[tuple[bytes, str]] = Counter()
+        for thread, call, words, result in _lines(log):
+            counts[thread, call] += 1
+            for change in self._of(call, words, result) if result >= 0 else ():
                 self.disk.apply(change)
-                yield change
+                yield replace(change, by=call, count=counts[thread, call])
 
     def _of(self, call: str, words: list[bytes], result: int) -> Iterator[Change]:
         if call in ("rename", "unlink", "mkdir", "rmdir", "truncate"):
@@ -214,8 +217,8 @@ class _Reading:
         return str(path.relative_to(self.folder)) if path.is_relative_to(self.folder) else None
 
 
-def _lines(log: Path) -> Iterator[tuple[str, list[bytes], int]]:
-    """(call, its arguments, what it returned) in the order in which the calls ended."""
+def _lines(log: Path) -> Iterator[tuple[bytes, str, list[bytes], int]]:
+    """(thread, call, its arguments, what it returned) in the order in which the calls ended."""
     begun: dict[bytes, bytes] = {}
     with log.open("rb") as file:
         for line in file:
@@ -226,7 +229,7 @@ def _lines(log: Path) -> Iterator[tuple[str, list[bytes], int]]:
             if match := RESUMED.match(line):
                 line = begun.pop(match[1], b"") + match[2]
             if match := LINE.match(line):
-                yield match[1].decode(), match[2].split(b", "), int(match[3])
+                yield match[1], match[2].decode(), match[3].split(b", "), int(match[4])
 
 
 def _bytes(word: bytes) -> bytes:
