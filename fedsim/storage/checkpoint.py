@@ -136,9 +136,9 @@ def _save(folder: Path, r: int, state: Any, extra: Json, kept: Mapping[int, Tree
     name = manifests.state_of(manifest)
     manifest["files"] = {name: put(folder / name, _bytes(tensors))}
     manifest["kept"] = _keep(folder, r, kept, manifest["files"], before)
-    _sync(folder)
+    disk_room.sync(folder)  # a rename is safe on the disk only when its folder is
     put(folder / manifests.name_of(r), manifests.seal(manifest))
-    _sync(folder)
+    disk_room.sync(folder)
     clean(folder, [manifest, before] if before else [manifest])
     return StoredStates(folder, manifests.places(manifest))
 
@@ -251,15 +251,6 @@ def _bytes(tensors: Tree) -> bytes:
         seen.add(tensor.data_ptr())
         own[name] = tensor
     return to_bytes(own)
-
-
-def _sync(folder: Path) -> None:
-    """A rename is safe on the disk only when its folder is."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def clean(folder: Path, keep: list[Manifest]) -> None:
