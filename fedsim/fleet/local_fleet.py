@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from fedsim.core import tree
-from fedsim.core.beside import Beside
 from fedsim.core.tree import Tree
 from fedsim.core.validation import MAX_COHORT
 from fedsim.errors import BadInput, Stopped
@@ -26,6 +25,7 @@ from fedsim.fleet.messages import Pack, PackResult, WorkerContext, WorkOrder
 from fedsim.fleet.packing import cut_cohort, images
 from fedsim.fleet.report_costs import charge_pack
 from fedsim.nn.net import Net
+from fedsim.storage.places.beside import Beside
 
 Engine = Callable[[WorkOrder, Pack, WorkerContext], PackResult]
 Answers = Callable[[WorkOrder, Sequence[Pack], WorkerContext], Iterator[PackResult]]

@@ -66,7 +66,7 @@ def paced(parts: Experiment, console: Console, delay: float) -> float:
         time.sleep(delay)
         real(handle)
 
-    os.fsync = slow
+    os.fsync = slow  # type: ignore[assignment]
     try:
         with TemporaryDirectory() as folder, closing(recorded_rounds(parts, Path(folder) / "run.h5", console, beside=True)) as rounds:
             ends = [time.perf_counter() for _ in islice(rounds, REPEATS + 1)]
