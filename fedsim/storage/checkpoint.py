@@ -11,7 +11,6 @@ one file loses at most one checkpoint. The two newest manifests and their files 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
