@@ -22,11 +22,11 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from fedsim.core.known_classes import KnownClasses
 from fedsim.core.serialization import Json, dump, load
 from fedsim.errors import BadInput
 from fedsim.storage import disk_room
 from fedsim.storage import manifest as manifests
+from fedsim.storage.known_classes import KnownClasses
 from fedsim.storage.manifest import COPY, FAULTS, FORMAT, KEPT, Manifest, OtherFormat, put, sum_of
 
 Tree = dict[str, Tensor]
@@ -147,7 +147,7 @@ def latest(
 ) -> Checkpoint | None:
     """The newest checkpoint whose files are all whole and which passes `check`, or None in a folder without any.
 
-    own: the imported modules of the job's author, of which its states may be too; see `core/known_classes.py`.
+    own: the imported modules of the job's author, of which its states may be too; see `storage/known_classes.py`.
     Raises BadInput where there are manifests but every one is damaged, and for one in a newer format than ours.
     """
     _refuse_file(folder)
