@@ -138,10 +138,9 @@ def test_all_end_with_a_rank_that_is_killed(name: str, number: int, trains: bool
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", ["openmpi", "mpich"])
-def test_a_stopped_rank_is_waited_for_and_a_terminated_launcher_ends_it(name: str, job: Path, tmp_path: Path) -> None:
+def test_a_stopped_rank_is_waited_for_and_a_terminated_mpirun_ends_it(job: Path, tmp_path: Path) -> None:
     out = tmp_path / "run.h5"
-    with running(name, job, out) as (process, mark):
+    with running("openmpi", job, out) as (process, mark):
         wait_for(lambda: rows(out) >= 2)
         stopped = rank(mark, 2)
         assert stopped is not None
