@@ -23,7 +23,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from fedsim.core.serialization import Json, dump, load
-from fedsim.errors import BadInput
+from fedsim.errors import BadInput, CannotWrite
 from fedsim.storage import disk_room
 from fedsim.storage import manifest as manifests
 from fedsim.storage.known_classes import KnownClasses
@@ -68,7 +68,11 @@ class StoredStates(Mapping[int, Tree]):
         self._open: dict[str, tuple[Any, dict[int, list[str]]]] = {}
 
     def __getitem__(self, client: int) -> Tree:
-        file, names = self._index(self._places[client])
+        try:
+            file, names = self._index(self._places[client])
+        except OSError as error:
+            where = self._folder / self._places[client]
+            raise CannotWrite(f"{where} is gone, which holds what clients keep ({error.strerror}); the run has stopped") from error
         # Cloned, since the library's tensors lie in the mapped file: writing to one would change what is read next.
         return {name.split("/", 2)[2]: file.get_tensor(name).clone() for name in names.get(client, [])}
 

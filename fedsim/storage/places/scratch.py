@@ -29,7 +29,7 @@ def expanded(text: str, variables: Mapping[str, str]) -> Path:
     """The folder that `[execution] scratch` names; BadInput where it names a variable that is not set."""
     names = [first or second for first, second in VARIABLE.findall(text)]
     if unset := [name for name in names if not variables.get(name)]:
-        raise BadInput(f'[execution] scratch = "{text}": the variablesment variable {unset[0]} is not set on this node')
+        raise BadInput(f'[execution] scratch = "{text}": the environment variable {unset[0]} is not set on this node')
     return Path(VARIABLE.sub(lambda found: variables[found[1] or found[2]], text)).expanduser()
 
 
