@@ -24,7 +24,7 @@ from rich.console import Console
 
 from fedsim.config import own_code
 from fedsim.config.job import Job
-from fedsim.errors import BadInput, CannotWrite, ClientFault, MethodFault, Stopped
+from fedsim.errors import BadInput, CannotWrite, ClientFault, MethodFault, SilentRanks, Stopped
 from fedsim.fleet.local_fleet import LocalFleet
 from fedsim.fleet.plan import Plan
 from fedsim.fleet.registry import make_fleet
@@ -167,11 +167,11 @@ def end_all_ranks_with_this_one(communicator: Communicator) -> None:
     sys.excepthook = show_and_end
 
 
-def _abort(communicator: Communicator, message: str) -> None:
+def _abort(communicator: Communicator, message: str, code: int = 1) -> None:
     """Prints why, and ends every rank. A launcher drops what it has not passed on when ranks abort, hence the pause."""
     _write(message)
     time.sleep(PASSED_ON)
-    communicator.abort(1)
+    communicator.abort(code)
 
 
 def _write(message: str) -> None:
@@ -250,15 +250,17 @@ def lead(experiment: Experiment, start: RunStart, communicator: Communicator | N
     console = observer.console or output(_terminal(communicator))
     progress = Progress(experiment, len(hosts), start, console)
     if communicator:
-        progress.mpi, communicator.silence = f" of {communicator.library}", Silence(progress.say, hosts)
+        progress.mpi, communicator.silence = f" of {communicator.library}", Silence(progress.say, hosts, experiment.site.stopped)
     failure: Exception | None = None
     try:
         if not start.finished:
             _rounds(experiment, start, communicator, hosts, progress, observer.callback)
     except CannotWrite as error:
         failure = type(error)(f"{error}; {start.out} holds what was copied back") if start.scratch else error
-    except Stopped:
+    except Stopped as error:
         failure = stopped(start.out)
+        if communicator and isinstance(error, SilentRanks):
+            _abort(communicator, f"{error}\n{failure}\n", 3)
     except BadInput as error:
         failure = error
     except ClientFault as error:

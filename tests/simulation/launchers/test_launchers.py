@@ -138,9 +138,10 @@ def test_all_end_with_a_rank_that_is_killed(name: str, number: int, trains: bool
 
 
 @pytest.mark.full
-def test_a_stopped_rank_is_waited_for_and_a_terminated_mpirun_ends_it(job: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "sent"), [("openmpi", signal.SIGTERM), ("openmpi", signal.SIGUSR1), ("mpich", signal.SIGTERM)])
+def test_a_stopped_rank_is_waited_for_and_ended_when_the_run_is_to_stop(name: str, sent: signal.Signals, job: Path, tmp_path: Path) -> None:
     out = tmp_path / "run.h5"
-    with running("openmpi", job, out) as (process, mark):
+    with running(name, job, out) as (process, mark):
         wait_for(lambda: rows(out) >= 2)
         stopped = rank(mark, 2)
         assert stopped is not None
@@ -152,6 +153,6 @@ def test_a_stopped_rank_is_waited_for_and_a_terminated_mpirun_ends_it(job: Path,
         os.kill(stopped, signal.SIGCONT)
         wait_for(lambda: rows(out) > held + 1)
         os.kill(stopped, signal.SIGSTOP)
-        process.terminate()
+        process.send_signal(sent)
         wait_for(lambda: process.poll() is not None and not members(mark))
         assert process.returncode != 0

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from fedsim.simulation.launchers.silence import FIRST, LONGER, Silence
+import pytest
+
+from fedsim.errors import SilentRanks
+from fedsim.simulation.launchers.silence import FIRST, LONGER, PATIENCE, Silence
 
 HOSTS = ["a", "a", "b", *["c"] * 6]
 
@@ -38,3 +41,17 @@ def test_many_silent_ranks_are_counted_and_a_wait_for_nobody_in_particular_is_no
     for second in range(1, int(7 * FIRST)):
         silence(range(1, 9), float(second))
     assert "ranks 1 (a), 2 (b), 3 (c), 4 (c), 5 (c) and 3 more have been silent" in said[0]
+
+
+def test_a_run_that_is_to_stop_waits_a_while_for_ranks_and_no_longer() -> None:
+    """From the signal on, not from the beginning of the wait; a wait that ended well counts anew."""
+    stop = False
+    silence = Silence(lambda line: None, HOSTS, lambda: stop)
+    silence({1, 2}, 100.0)
+    stop = True
+    silence({1, 2}, 101.0)
+    silence({2}, 101.0 + PATIENCE)
+    silence({2}, 0.0)
+    silence({2}, PATIENCE)
+    with pytest.raises(SilentRanks, match=r"rank 2 \(b\) has been silent for 21 s, and the run is to stop"):
+        silence({2}, PATIENCE + 1)
