@@ -23,6 +23,7 @@ from fedsim.storage.reader import RunReader
 PREFIX, OF = "fedsim-", "of"  # of the folder's name; the file in it that says whose it is
 VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 OURS = re.compile(r"\d{6,}\..+")  # names in a folder of checkpoints
+Written = tuple[int, int, int]  # number, bytes, time of a file
 
 
 def expanded(text: str, environ: Mapping[str, str]) -> Path:
@@ -58,7 +59,7 @@ class Scratch:
     def __init__(self, folder: Path, home: Path) -> None:
         self.folder, self.home = folder, home
         self.path = folder / home.name
-        self._copied: set[str] = set()  # files of checkpoints that stand at home
+        self._copied: dict[str, Written] = {}  # files of checkpoints that stand at home, as they were when they were copied
 
     @classmethod
     @contextmanager
@@ -88,14 +89,15 @@ class Scratch:
         if names:
             with disk_room.as_no_room(there, 0):
                 there.mkdir(exist_ok=True)
+        written = {name: _written(here / name) for name in names}
         for name in sorted(names, key=lambda name: name.endswith(".json")):
-            if name not in self._copied or not (there / name).exists():
+            if self._copied.get(name) != written[name] or not (there / name).exists():
                 _copy(here / name, there / name, (here / name).stat().st_size)
         if names:
             for path in sorted(there.glob("*"), key=lambda path: path.suffix != ".json"):
                 if OURS.fullmatch(path.name) and path.name not in names:
                     path.unlink(missing_ok=True)
-        self._copied = set(names)
+        self._copied = written
 
     def _fetch(self) -> None:
         if not self.home.exists():
@@ -105,7 +107,7 @@ class Scratch:
         for path in folder_of(self.home).glob("*"):
             if OURS.fullmatch(path.name) and path.is_file():
                 shutil.copyfile(path, folder_of(self.path) / path.name)
-                self._copied.add(path.name)
+                self._copied[path.name] = _written(folder_of(self.path) / path.name)
 
 
 @contextmanager
@@ -166,6 +168,12 @@ def _check_writable(home: Path) -> None:
 
 def _size(home: Path) -> int:
     return home.stat().st_size if home.exists() else 0
+
+
+def _written(path: Path) -> Written:
+    """Which writing of a file this is: each is a new file that was renamed."""
+    there = path.stat()
+    return there.st_ino, there.st_size, there.st_mtime_ns
 
 
 def _is_private(folder: Path) -> bool:
