@@ -244,7 +244,7 @@ def lead(experiment: Experiment, start: RunStart, communicator: Communicator | N
         if not start.finished:
             _rounds(experiment, start, communicator, hosts, progress, observer.callback)
     except CannotWrite as error:
-        failure = type(error)(f"{error}; {start.out} holds what was copied back") if start.scratch else error
+        failure = type(error)(f"{error}{start.scratch.left()}") if start.scratch else error
     except Stopped:
         failure = stopped(start.out)
     except BadInput as error:

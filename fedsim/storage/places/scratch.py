@@ -59,31 +59,40 @@ class Scratch:
     def __init__(self, folder: Path, home: Path) -> None:
         self.folder, self.home = folder, home
         self.path = folder / home.name
+        self.behind = False  # whether home is, since a copy failed: then this folder stays, and the next run on this node copies it
         self._copied: dict[str, Written] = {}  # files of checkpoints that stand at home, as they were when they were copied
 
     @classmethod
     @contextmanager
     def made(cls, folder: Path, home: Path) -> Iterator[Scratch]:
-        """A new one, with what stands at home; it is removed at the end. BadInput where none can be made, NoRoom where it is too small."""
+        """A new one, with what stands at home; removed at the end unless home is behind.
+
+        BadInput where none can be made, NoRoom where it is too small.
+        """
         _check_writable(home)
         with _naming(folder):
             folder.mkdir(parents=True, exist_ok=True)
             made = Path(mkdtemp(prefix=PREFIX, dir=folder))
+        place = cls(made, home)
         try:
-            place = cls(made, home)
             with _naming(folder), disk_room.as_no_room(made, _size(home)):
                 (made / OF).write_text(str(home.resolve()))
                 place._fetch()
             yield place
         finally:
-            shutil.rmtree(made, ignore_errors=True)
+            if not place.behind:
+                shutil.rmtree(made, ignore_errors=True)
 
     def copy_back(self) -> None:
         """Brings home up to date. NoRoom where it does not fit there; any other OSError is the caller's."""
         if not self.path.exists():
             return
-        size = self.path.stat().st_size
-        _copy(self.path, self.home, size)
+        self.behind = True
+        self._copy_back()
+        self.behind = False
+
+    def _copy_back(self) -> None:
+        _copy(self.path, self.home, self.path.stat().st_size)
         there, here = folder_of(self.home), folder_of(self.path)
         names = sorted(path.name for path in here.glob("*") if OURS.fullmatch(path.name) and not path.name.endswith(".new"))
         if names:
@@ -98,6 +107,11 @@ class Scratch:
                 if OURS.fullmatch(path.name) and path.name not in names:
                     path.unlink(missing_ok=True)
         self._copied = written
+
+    def left(self) -> str:
+        """Where what was written stands, as the end of the message of a run that cannot write."""
+        newer = f", and {self.folder} what is newer: the next run on this node copies it" if self.behind and self.path.exists() else ""
+        return f"; {self.home} holds what was copied back{newer}"
 
     def _fetch(self) -> None:
         if not self.home.exists():
