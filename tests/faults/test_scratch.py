@@ -146,6 +146,7 @@ def test_a_checkpoint_that_is_saved_again_is_copied_again(tmp_path: Path) -> Non
         assert not place.behind
 
 
+@pytest.mark.full
 def test_what_cannot_be_copied_home_is_copied_by_the_next_run(disk: Path, lab: Lab, console: Console, reference: Path) -> None:
     """Here a folder stands in the way at home, as if home could not be written."""
     run, monkey = lab.folder / "run.h5", pytest.MonkeyPatch()
