@@ -73,9 +73,12 @@ def classes(plain: Json) -> set[str]:
     """The addresses of all classes in what `dump` gave."""
     if isinstance(plain, list):
         return set().union(*map(classes, plain))
-    if not isinstance(plain, dict):
+    if not isinstance(plain, dict) or "tensor" in plain:
         return set()
-    return ({plain["of"]} if "of" in plain else set()).union(*map(classes, plain.values()))
+    if "of" in plain:
+        return {plain["of"]} | classes({"dict": plain["fields"]} if "fields" in plain else plain["value"])
+    held = plain.get("dict")  # its keys are the value's own, and may be any
+    return classes(list(held.values())) if isinstance(held, dict) else classes(list(plain.values()))
 
 
 def _dump(value: Any, path: str, tensors: Tree, names: Names) -> Json:

@@ -14,7 +14,7 @@ import torch
 from fedsim.core import tree
 from fedsim.core.tree import Tree
 from fedsim.core.validation import MAX_COHORT
-from fedsim.errors import BadInput, Stopped
+from fedsim.errors import BadInput, CannotWrite, Stopped
 from fedsim.federated.client_work import Evaluate
 from fedsim.federated.protocol import Reply, Work
 from fedsim.federated.verbs import fits
@@ -41,7 +41,15 @@ class KeptStates(Sequence[Tree | None]):
         return len(self.clients)
 
     def __getitem__(self, i: Any) -> Any:
-        return [self.kept.get(client) for client in self.clients[i]] if isinstance(i, slice) else self.kept.get(self.clients[i])
+        return [held(self.kept, client) for client in self.clients[i]] if isinstance(i, slice) else held(self.kept, self.clients[i])
+
+
+def held(kept: Mapping[int, Tree], client: int) -> Tree | None:
+    """What a client keeps; CannotWrite where that lies on a disk, and is not there any more."""
+    try:
+        return kept.get(client)
+    except OSError as error:
+        raise CannotWrite(f"{error.filename or 'a checkpoint'} cannot be read any more: {error.strerror}; the run has stopped") from error
 
 
 class LocalFleet:
@@ -106,7 +114,7 @@ class LocalFleet:
             self.account.charge(order, clients, own or {}, answer)
         for client, keep in answer.keep.items():
             if keep:
-                self.kept[client] = (self.kept.get(client) or {}) | keep
+                self.kept[client] = (held(self.kept, client) or {}) | keep
                 self.touched.add(client)
         checks.alike([answer.each[client] for client in clients], clients, "each")
         total, each = answer.total.value(), tree.stack(answer.each[client] for client in clients)

@@ -91,7 +91,7 @@ class ErrorContext:
         """Raises any error inside as a ClientFault that names the rank, the clients, the round and the step."""
         try:
             yield
-        except CannotWrite:  # what clients keep is gone from the disk
+        except CannotWrite:  # what a client keeps cannot be read any more, which is no fault of its work
             raise
         except Exception as error:
             raise self._fault(error) from error

@@ -15,6 +15,7 @@ class FinishedRound:
 
     round: its number; round 0 precedes training. rounds: how many the job has.
     columns: its row of /rounds in the run file, name -> number; what was not measured in this round is not in it.
+    The row is written beside the training that follows: who opens the run file now may find the row before as the last.
     """
 
     round: int

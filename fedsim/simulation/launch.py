@@ -45,7 +45,7 @@ from fedsim.simulation.stop_signal import StopSignal, stopped
 from fedsim.storage.places.presence import writing
 from fedsim.storage.places.scratch import Scratch, copied_back, expanded, recover
 from fedsim.storage.reader import RunReader
-from fedsim.storage.run_lock import Lease, holding
+from fedsim.storage.run_lock import Lease, followed, holding
 
 if TYPE_CHECKING:
     from fedsim.fleet.mpi.communicator import Communicator
@@ -96,11 +96,12 @@ def run(job: Job, out: Path, resume: str, communicator: Communicator | None, obs
     stop = StopSignal(None if limit is None or worker else 60 * limit)
     with ExitStack() as held, stop.listening(), ending_all_ranks(communicator):
         agreed(communicator, lambda: stop.refuse_to_begin(out))
+        out = agreed(communicator, lambda: out if worker else followed(out))
         refuse_unlike(communicator, software())
         lease = agreed(communicator, lambda: None if worker else held.enter_context(_held(out, stop, observer)))
         experiment = agreed(communicator, lambda: _experiment(job, communicator, stop))
         refuse_unlike(communicator, {"the job": experiment.identity, "own code": own_code.digest(job)})
-        start = agreed(communicator, lambda: RunStart(out) if worker else _found(experiment, out, resume))
+        start = agreed(communicator, lambda: RunStart(out) if worker else _found(experiment, out, resume, lease))
         agreed(communicator, lambda: stop.refuse_to_begin(out))
         hosts = communicator.allgather_text(host()) if communicator else [host()]
         if communicator and worker:
@@ -125,8 +126,10 @@ def _held(out: Path, stop: StopSignal, observer: Observer) -> AbstractContextMan
     return holding(out, _now(), sleep, say, name, int(restarts) if restarts.isdecimal() else 0)
 
 
-def _found(parts: Experiment, out: Path, resume: str) -> RunStart:
+def _found(parts: Experiment, out: Path, resume: str, lease: Lease | None) -> RunStart:
     """Where the run begins; what a killed one left in its scratch folder on this node is brought home first."""
+    if lease:
+        lease.check()  # it may be another's since the data were read
     if (name := parts.job.execution.scratch) and out.is_file():
         recover(expanded(name, os.environ), out)
     return find_start(parts, out, resume)
@@ -256,7 +259,7 @@ def lead(experiment: Experiment, start: RunStart, communicator: Communicator | N
         if not start.finished:
             _rounds(experiment, start, communicator, hosts, progress, observer.callback)
     except CannotWrite as error:
-        failure = type(error)(f"{error}; {start.out} holds what was copied back") if start.scratch else error
+        failure = type(error)(f"{error}{start.scratch.left()}") if start.scratch else error
     except Stopped as error:
         failure = stopped(start.out)
         if communicator and isinstance(error, SilentRanks):
@@ -310,6 +313,7 @@ def _rounds(
             progress.say(f"note: the run goes on under the plan it began with; the job and this machine say {other}")
         fleet = _fleet(parts, plan, link, start)
         with writing(start.path, also_refusals=False):
+            start.check()
             record = stack.enter_context(start.record(parts, plan, hosts))
         progress.begin(plan)
         if mirror:
@@ -319,6 +323,8 @@ def _rounds(
         except BadInput:
             fleet.drain()  # a row may still wait to be written
             if record.rounds < 0:  # a method may refuse in round 0, and then nothing is left behind
+                start.check()
+                record.check()
                 record.discard()
             raise
         finally:

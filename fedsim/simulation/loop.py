@@ -12,8 +12,10 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from fedsim.config import own_code
 from fedsim.core import keys, tree
 from fedsim.core.tree import Tree, under
+from fedsim.errors import MethodFault
 from fedsim.federated import verbs
 from fedsim.fleet.local_fleet import LocalFleet
 from fedsim.fleet.received_masks import ReceivedMasks
@@ -29,6 +31,7 @@ from fedsim.simulation.round_record import RoundRow, row_of, speeds
 from fedsim.storage import checkpoint
 from fedsim.storage.checkpoint import Taken
 from fedsim.storage.client_gates import Gates
+from fedsim.storage.known_classes import KnownClasses
 from fedsim.storage.manifest import name_of
 from fedsim.storage.places.presence import check_checkpoint, writing
 from fedsim.storage.writer import RunWriter
@@ -51,6 +54,7 @@ class RoundWriter:
     def __init__(self, parts: Experiment, record: RunWriter, start: RunStart, plan: str, mirror: Mirror | None = None) -> None:
         self.parts, self.record, self.start, self.mirror = parts, record, start, mirror
         self.extra = {"plan": plan, "job_sha256": parts.identity}
+        self.known = KnownClasses(own_code.modules(parts.job))
         self.seconds, self.bytes = 0.0, 0  # of the last write
         self.kept: dict[int, Tree] = {}  # touched since the last checkpoint
         self.last: int | None = None  # the round of the last checkpoint
@@ -60,8 +64,14 @@ class RoundWriter:
         """What the checkpoint of round `r` holds of the state; None where none is due."""
         if r % self.parts.job.execution.checkpoint_every and r != self.parts.job.rounds:
             return None
-        with verbs.storing(f"{verbs.name_of(self.parts.method)}, round (r = {r})"):
-            return Taken.of(state)
+        where = f"{verbs.name_of(self.parts.method)}, round (r = {r})"
+        with verbs.storing(where):
+            taken = Taken.of(state)
+        try:
+            self.known.check(taken.plain)
+        except ValueError as error:
+            raise MethodFault(f"{where}: a checkpoint of the state it returned could not be read: {error}") from None
+        return taken
 
     def write(self, r: int, row: RoundRow, state: Taken | None, kept: dict[int, Tree]) -> None:
         """Writes down the row of round `r`, and the checkpoint where one is due. `kept`: of clients that were touched in it."""
@@ -74,7 +84,8 @@ class RoundWriter:
                 self.mirror.row(r)
             if state is not None:
                 self._check()
-                self.saved = checkpoint.save(self.start.folder, r, state, self.extra, self.kept)
+                before = self.start.round if self.last is None else self.last
+                self.saved = checkpoint.save(self.start.folder, r, state, self.extra, self.kept, before)
                 self.kept, self.last = {}, r
                 self._copy_back(r)
         self.seconds, self.bytes = time.perf_counter() - began, bytes_written() - before

@@ -17,7 +17,7 @@ import torch
 
 from fedsim.config import own_code
 from fedsim.config.job_file import flat
-from fedsim.core.serialization import classes, dump
+from fedsim.core.serialization import dump
 from fedsim.errors import BadInput, NoRoom
 from fedsim.federated import verbs
 from fedsim.fleet.plan import Plan
@@ -134,12 +134,10 @@ def _start_afresh(parts: Experiment, out: Path) -> RunStart:
     """The method's first state is made before anything is measured or written: it may refuse the job."""
     state, own = verbs.init(parts.method, parts.setting, parts.population.public()), own_code.modules(parts.job)
     if own:
-        known = KnownClasses(own)
-        for address in sorted(classes(dump(state)[0])):
-            try:
-                known(address)
-            except ValueError as error:
-                raise BadInput(f"a checkpoint of this run could not be read: {error}") from error
+        try:
+            KnownClasses(own).check(dump(state)[0])
+        except ValueError as error:
+            raise BadInput(f"a checkpoint of this run could not be read: {error}") from error
     return RunStart(out, first_state=state)
 
 

@@ -99,16 +99,18 @@ def folder_of(run: str | Path) -> Path:
     return Path(run).with_name(Path(run).name + ".checkpoint")
 
 
-def save(folder: Path, r: int, state: Any, extra: Json, kept: Mapping[int, Tree] | None = None) -> StoredStates:
+def save(folder: Path, r: int, state: Any, extra: Json, kept: Mapping[int, Tree] | None = None, before: int | None = None) -> StoredStates:
     """The checkpoint of round `r` >= 0: `state`, or what was `Taken` of it, `extra` as JSON, `kept` of the clients touched since
     the last save.
 
+    before: the round of the checkpoint that this run saved last or began from, -1: none. The other clients' kept states are those of it
+    and of no other: BadInput where it is damaged. Without it, it is the newest sound one of an earlier round.
     Returns the kept states of all clients ever visited, which may then leave the memory. Once it returns, `latest` gives this
     round, whatever happens to the machine; until then, the one before. NoRoom where the disk is full, BadInput where the folder cannot be
     written.
     """
     with naming_unwritable(folder):
-        return _save(folder, r, state, extra, kept or {})
+        return _save(folder, r, state, extra, kept or {}, before)
 
 
 def check_writable(folder: Path) -> None:
@@ -130,10 +132,10 @@ def naming_unwritable(folder: Path) -> Iterator[None]:
         raise BadInput(f"{folder} cannot take checkpoints: {error.strerror}{where}; mend that, or choose another --out") from error
 
 
-def _save(folder: Path, r: int, state: Any, extra: Json, kept: Mapping[int, Tree]) -> StoredStates:
+def _save(folder: Path, r: int, state: Any, extra: Json, kept: Mapping[int, Tree], known: int | None) -> StoredStates:
     with disk_room.as_no_room(folder, 0):
         folder.mkdir(parents=True, exist_ok=True)
-    before = _before(folder, r)
+    before = _before(folder, r) if known is None else _of_round(folder, known)
     plain, tensors = state if isinstance(state, Taken) else dump(state)
     manifest: Manifest = {"format_version": FORMAT, "fedsim_version": manifests.own_version(), "round": r, "state": plain, "extra": extra}
     name = manifests.state_of(manifest)
@@ -213,6 +215,17 @@ def _before(folder: Path, r: int) -> Manifest | None:
             except FAULTS:
                 continue
     return None
+
+
+def _of_round(folder: Path, r: int) -> Manifest | None:
+    """The manifest of round `r`; None for -1."""
+    path = folder / manifests.name_of(r)
+    try:
+        return manifests.unseal(path) if r >= 0 else None
+    except OSError:
+        raise
+    except FAULTS as error:
+        raise BadInput(f"{path} is damaged on the disk ({manifests.reason(error)}); restart the run with --resume must") from error
 
 
 def _keep(folder: Path, r: int, kept: Mapping[int, Tree], files: Manifest, before: Manifest | None) -> dict[str, list[int]]:

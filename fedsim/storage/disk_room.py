@@ -79,11 +79,11 @@ def put(path: Path, content: bytes, again: str = AGAIN, called: Path | None = No
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
+            aside.rename(path)
         except OSError:
             with suppress(OSError):  # a folder of this name is left alone
                 aside.unlink(missing_ok=True)
             raise
-    aside.rename(path)
 
 
 def _allocate(path: Path, begin: int, size: int) -> None:

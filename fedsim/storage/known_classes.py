@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from types import FunctionType, ModuleType
 from typing import Any
 
-from fedsim.core.serialization import buildable
+from fedsim.core.serialization import Json, buildable, classes
 
 STATES = ("core", "costs", "federated", "fleet", "methods", "models", "nn", "pruning")  # packages of fedsim that define states
 LIBRARIES = ("fedsim", "torch", "numpy")  # whose classes no author's module makes known
@@ -41,6 +41,11 @@ class KnownClasses:
         if (getattr(found, "__module__", None), getattr(found, "__qualname__", None)) != (module, qualname):
             raise UnknownClass(f"{address!r:.80} is another class under that name")
         return buildable(address, found)
+
+    def check(self, plain: Json) -> None:
+        """UnknownClass where what `dump` gave names a class that a checkpoint could not be read with."""
+        for address in sorted(classes(plain)):
+            self(address)
 
     def _module(self, name: str, address: Any) -> ModuleType:
         parts = name.split(".")

@@ -82,6 +82,17 @@ def holding(
                 folder.rmdir()
 
 
+def followed(run: Path) -> Path:
+    """The file that a link leads to, so that it is written there, and its checkpoints stand beside it. BadInput for a link in a circle."""
+    with naming_path(run, "; choose another --out"):
+        if not run.is_symlink():
+            return run
+        real = Path(os.path.realpath(run))
+        if real.is_symlink():
+            raise BadInput(f"{run} is a link that leads to itself; choose another --out")
+    return real
+
+
 def lock_of(run: Path) -> Path:
     """RUN.h5.lock beside the run file, the same whichever name the file is called by."""
     real = run.resolve()
@@ -137,8 +148,8 @@ class Lease:
         """Lets go."""
         self._ended.set()
         if os.getpid() == self._owner:
-            if self._is_ours(self.path):  # or another run has it now
-                with suppress(OSError):  # the folder cannot be written any more: the next run sees that this process has ended
+            with suppress(OSError):  # the disk can only be read now, or is gone: who ended the run says so
+                if self._is_ours(self.path):  # or another run has it now
                     self.path.unlink(missing_ok=True)
             self._let_go()
 
@@ -238,9 +249,11 @@ class Lease:
         note = seen.note
         if seen.held:
             return True
+        found = note.lives()
         if seen.held is False and (note.here and note.locks if note.token else note.process is not None):
-            return False
-        if (found := note.lives()) is not None and note.here:
+            if not (note.token and found) or note.process == os.getpid():
+                return False  # else it lives, and has closed a copy of the file, with which the kernel's lock goes: it is watched
+        elif found is not None and note.here:
             return found and note.process != os.getpid()  # one before had our number, as in a container that was started again
         if note.job and note.job == self._about.job and note.restarts < self._about.restarts:
             return False

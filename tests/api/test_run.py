@@ -126,7 +126,8 @@ def test_a_run_is_opened_while_it_grows(folder: Any) -> None:
         rounds.append(fedsim.open_run("runs/small.h5").rounds)
 
     fedsim.run("small.toml", callback=watch, progress=False)
-    assert rounds == [0, 1, 2, 3]
+    assert all(found in (r - 1, r) for r, found in enumerate(rounds)), "a row is written beside the training that follows"
+    assert len(rounds) == 4
     for path, said in (("nowhere.h5", "there is no run file nowhere.h5"), ("small.toml", "small.toml cannot be read")):
         with pytest.raises(fedsim.BadInput, match=said):
             fedsim.open_run(path)
@@ -159,3 +160,52 @@ def test_a_long_run_is_reported_in_few_lines(folder: Any, capsys: pytest.Capture
     assert lines[0].startswith("round   0/200  accuracy ")
     assert lines[-1].startswith("round 200/200  accuracy ")
     assert "\r" not in "".join(lines)
+
+
+def test_a_run_file_that_is_a_link_is_written_where_it_leads(folder: Any) -> None:
+    """So its lock, and its checkpoints, are the same by either name."""
+    link = Path("link.h5")
+    Path("disk").mkdir()
+    link.symlink_to("disk/real.h5")
+
+    def watch(finished: fedsim.FinishedRound) -> None:
+        if finished.round == 1:
+            for name in (link, Path("disk/real.h5")):
+                with pytest.raises(fedsim.BadInput, match=r"real\.h5 is being written by another run"):
+                    fedsim.run("small.toml", out=name, progress=False)
+            finished.stop()
+
+    assert fedsim.run("small.toml", out=link, callback=watch, progress=False).rounds == 1
+    assert link.is_symlink()
+    assert fedsim.run("small.toml", out="disk/real.h5", resume="must", progress=False).rounds == 3
+    assert fedsim.run("small.toml", out=link, resume="must", progress=False).rounds == 3
+    assert [path.name for path in Path().iterdir() if "link" in path.name] == ["link.h5"]
+
+
+LATE = """
+from dataclasses import dataclass
+
+from fedsim.federated.averaged_round import AveragedState
+from fedsim.methods.fedavg import FedAvg
+
+
+@dataclass(frozen=True)
+class Late(FedAvg):
+    def round(self, setting, state, fleet, r):
+        state, found = super().round(setting, state, fleet, r)
+        if r == 2:
+            from late_states import Later
+
+            state = Later(**vars(state))
+        return state, found
+"""
+
+
+def test_a_state_that_no_checkpoint_could_be_read_with_is_refused_when_it_appears(folder: Any) -> None:
+    """Its class is not imported at the top of the method's module, and is unknown to the next start therefore."""
+    Path("late_method.py").write_text(LATE)
+    states = "from dataclasses import dataclass\nfrom fedsim.federated.averaged_round import AveragedState\n"
+    Path("late_states.py").write_text(f"{states}@dataclass(frozen=True)\nclass Later(AveragedState):\n    pass\n")
+    late = {"method.name": "late_method:Late"}
+    with pytest.raises(fedsim.MethodFault, match=r"round \(r = 2\): a checkpoint .* could not be read: 'late_states:Later'"):
+        fedsim.run("small.toml", set=late, out="late.h5", progress=False)

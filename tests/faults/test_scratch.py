@@ -13,7 +13,9 @@ from small_disk import small_disk
 
 import fedsim
 from fedsim.errors import CannotWrite
+from fedsim.storage import disk_room
 from fedsim.storage.checkpoint import folder_of, latest
+from fedsim.storage.places.scratch import Scratch
 
 ON_SCRATCH = ("--set", "execution.scratch=$NODE_DISK/fast")
 
@@ -104,10 +106,10 @@ def test_a_scratch_disk_that_vanishes_or_is_full_costs_nothing_that_was_copied(d
     monkey.chdir(lab.folder)
     try:
         said = lost(lab, lambda: [shutil.rmtree(path) for path in disk.iterdir()], disk)
-        assert "which holds what clients keep (No such file or directory)" in said
-        assert said.endswith("the run has stopped; run.h5 holds what was copied back")
+        assert "it was removed" in said  # the run file, or what the thread beside wrote just then
+        assert said.endswith("; run.h5 holds what was copied back")
         assert_readable(run, at_least=2)
-        with small_disk("6m") as small:
+        with small_disk("8m") as small:
 
             def fill() -> None:
                 with (small / "filler").open("wb", buffering=0) as filler:
@@ -127,3 +129,39 @@ def test_a_scratch_disk_that_vanishes_or_is_full_costs_nothing_that_was_copied(d
     finally:
         monkey.undo()
     assert console().code == 0
+
+
+def test_a_checkpoint_that_is_saved_again_is_copied_again(tmp_path: Path) -> None:
+    """As after one that was damaged at home, and passed over."""
+    home = tmp_path / "run.h5"
+    folder_of(home).mkdir()
+    home.touch()
+    (folder_of(home) / "000002.json").write_text("damaged")
+    with Scratch.made(tmp_path / "node", home) as place:
+        again = folder_of(place.path) / "000002.json"
+        place.copy_back()
+        assert (folder_of(home) / again.name).read_text() == "damaged"
+        disk_room.put(again, b"written again")
+        place.copy_back()
+        assert (folder_of(home) / again.name).read_text() == "written again"
+        assert not place.behind
+
+
+@pytest.mark.full
+def test_what_cannot_be_copied_home_is_copied_by_the_next_run(disk: Path, lab: Lab, console: Console, reference: Path) -> None:
+    """Here a folder stands in the way at home, as if home could not be written."""
+    run, monkey = lab.folder / "run.h5", pytest.MonkeyPatch()
+    monkey.chdir(lab.folder)
+    try:
+        said = lost(lab, lambda: (lab.folder / "run.h5.new").mkdir(), disk)
+    finally:
+        monkey.undo()
+    (left,) = disk.iterdir()
+    assert said.endswith(f"run.h5 holds what was copied back, and {left} what is newer: the next run on this node copies it")
+    before = rows(left / run.name)
+    assert before > rows(run)
+    (lab.folder / "run.h5.new").rmdir()
+    ended = console(*ON_SCRATCH)
+    assert (ended.code, f"going on after round {before}" in ended.out) == (0, True), ended.err
+    assert_same(run, reference)
+    assert not list(disk.iterdir())

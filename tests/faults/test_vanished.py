@@ -39,6 +39,10 @@ LOST: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda run: [path.unlink() for path in folder_of(run).glob("*.json")],
         r"out/run\.h5\.checkpoint was emptied while a run wrote its checkpoints there",
     ),
+    "what clients keep": (
+        lambda run: [path.unlink(missing_ok=True) for path in folder_of(run).glob("*.kept*")],
+        r"out/run\.h5\.checkpoint/\d+\.kept\S* cannot be (read|written) any more|\d+\.kept\S* is damaged on the disk",
+    ),
     "the lock": (lambda run: lock_of(run).unlink(), r"run\.h5\.lock was removed, so that another run may write out/run\.h5"),
 }
 

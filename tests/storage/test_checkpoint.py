@@ -380,3 +380,27 @@ def test_a_folder_in_the_place_of_a_file_is_refused_and_left_alone(folder: Path)
         save(folder, 9, state(9), None)
     (folder / "000009.json.new").rmdir()
     assert set(before) <= set(folder.iterdir())
+
+
+def test_states_are_kept_from_the_checkpoint_that_the_run_began_with(tmp_path: Path) -> None:
+    """A newer one that is damaged, and was passed over, is not what the next one stands on: here the run saves less often now."""
+    for r in range(4):
+        write(tmp_path, r)
+    for damaged in tmp_path.glob("000003.*.safetensors"):
+        damaged.write_bytes(b"")
+    assert_is(latest(tmp_path), 2)
+    visited = touched(3) | touched(4) | touched(5)
+    save(tmp_path, 5, state(5), {"plan": "reference", "round": 5}, visited, 2)
+    assert_is(latest(tmp_path), 5)
+    assert {path.stem for path in tmp_path.glob("*.json")} == {"000002", "000005"}
+
+
+def test_a_manifest_that_is_damaged_while_the_run_goes_on_is_not_passed_over(tmp_path: Path) -> None:
+    """The one before it knows other kept states."""
+    for r in range(3):
+        write(tmp_path, r)
+    (tmp_path / "000002.json").write_text("{}")
+    with pytest.raises(BadInput, match=r"000002\.json is damaged on the disk .* restart the run with --resume must"):
+        save(tmp_path, 3, state(3), {}, touched(3), 2)
+    assert_is(latest(tmp_path), 1)
+    save(tmp_path, 0, state(0), {"plan": "reference", "round": 0}, touched(0), -1)  # begun anew, whatever lies there

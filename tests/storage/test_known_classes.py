@@ -89,3 +89,15 @@ def test_what_an_author_reaches_is_neither_python_nor_a_library(author: KnownCla
     found = reached(["the_authors_module"])
     assert {"the_authors_module", __name__} <= found
     assert not {name for name in found if name.partition(".")[0] in ("sys", "pathlib", "torch", "numpy", "fedsim", "dataclasses")}
+
+
+TABLES = [{"of": "a name"}, {"of": {1: 2}}, {"fields": {"of": 3}}, {"tensor": 1}, {"dict": {"of": []}}, {"items": 2}]
+
+
+@pytest.mark.parametrize("keys", TABLES)
+def test_the_keys_of_a_table_name_no_class(keys: dict[str, object]) -> None:
+    """A state may be a table with any keys."""
+    value = {"mine": Mine(), "table": keys, "numbers": {1: keys, 2: Mine()}}
+    plain, tensors = dump(value)
+    assert classes(plain) == {f"{__name__}:Mine"}
+    assert load(plain, tensors) == value

@@ -195,3 +195,28 @@ def test_a_lost_lease_is_seen_before_the_next_write(tmp_path: Path, lose: Callab
         lose(run)
         with pytest.raises(CannotWrite, match=said):
             lease.check()
+
+
+@pytest.mark.processes
+@pytest.mark.usefixtures("quick")
+def test_a_holder_that_has_read_its_own_lock_is_alive(tmp_path: Path) -> None:
+    """As a callback does that copies the folder of the run: when a process closes a file, the kernel ends its locks on it."""
+    run, (reads, writes) = tmp_path / "run.h5", os.pipe()
+    child = os.fork()
+    if not child:
+        with holding(run, "today", time.sleep) as lease:
+            lock_of(run).read_text()
+            os.write(writes, b"x")
+            while True:
+                lease.check()
+                time.sleep(0.05)
+    try:
+        os.read(reads, 1)
+        with pytest.raises(BadInput, match=rf"process {child} on .* wait until that has ended"):
+            lines(run)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(reads)
+        os.close(writes)
+    assert lines(run) == []

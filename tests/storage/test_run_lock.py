@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ import other_machine
 import pytest
 
 from fedsim.errors import BadInput
-from fedsim.storage.run_lock import holding, lock_of
+from fedsim.storage.run_lock import followed, holding, lock_of
 
 SINCE = "2026-01-02 03:04:05 UTC"
 
@@ -138,3 +139,27 @@ def test_a_folder_that_cannot_be_written_any_more_keeps_the_lock_of_a_run_that_h
     with holding(tmp_path / "run.h5", "today", time.sleep):
         pass
     assert not lock_of(tmp_path / "run.h5").exists()
+
+
+def test_a_link_is_followed(tmp_path: Path) -> None:
+    run, link, circle = (tmp_path / name for name in ("run.h5", "link.h5", "circle.h5"))
+    link.symlink_to("run.h5")
+    circle.symlink_to(circle)
+    assert followed(run) == run
+    assert followed(link) == run
+    with pytest.raises(BadInput, match=r"circle\.h5 .* choose another --out"):
+        followed(circle)
+
+
+def test_a_lock_that_cannot_be_removed_is_let_go_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a disk that can only be read by now: who ended the run says so, and this process may try again."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    run = tmp_path / "run.h5"
+    with monkeypatch.context() as patch, holding(run, SINCE, time.sleep):
+        patch.setattr(Path, "unlink", refuse)
+    assert lock_of(run).exists()
+    take(run)
+    assert not lock_of(run).exists()

@@ -134,6 +134,8 @@ def holder_of(run: Path) -> Holder | None:
     note = found.note
     by_kernel = found.held if found.held or (note.here and (note.locks or not note.token)) else None  # on another machine it may live
     writes = by_kernel if by_kernel is not None else note.lives()
+    if writes is False and note.token and note.process != os.getpid() and note.lives():
+        writes = None  # it has closed a copy of the file, with which the kernel's lock goes, and may touch it all the same
     return Holder(writes, note.process, note.host, note.since, found.touched / 1e9, note.token)
 
 

@@ -71,9 +71,10 @@ class MPIFleet(LocalFleet):
         header = {"do": "run", "work": work, "r": order.r, "n": order.n, "shared": layout(order.shared), "ranks": ranks}
         header["kept"] = {group: index.tolist() for group, index in order.net.kept.items()}
         header["packs"] = [[_header(packs[index]) for index in hand] for hand in hands]
+        private = {rank + 1: _private([packs[i] for i in hand]) for rank, hand in enumerate(hands)}  # first: a disk may not give it
         self.link.send_order(header)
         self.link.broadcast(self.link.transfer.outgoing(bytes_of(order.shared)))
-        self.link.send({rank + 1: _private([packs[i] for i in hand]) for rank, hand in enumerate(hands)}, OWN_TAG)
+        self.link.send(private, OWN_TAG)
 
     def _collect(self, order: WorkOrder, ranks: int) -> tuple[PackResult, Layout]:
         answer, stopping = PackResult(Sum(order.shared, order.n)), False

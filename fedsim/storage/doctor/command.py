@@ -43,8 +43,12 @@ def doctor(path: Path, mend: bool, console: Console, since: str = "", sleep: Cal
             code = _told(found, say, mends=True)
             if not found.mendable:
                 return code
-            for line in _mended(found, lease.check):
-                say(f"mended: {line}")
+            try:
+                for line in _mended(found, lease.check):
+                    say(f"mended: {line}")
+            except OSError as error:
+                say(f"not mended: {error.filename or path} cannot be written: {error.strerror}")
+                return 1
     except BadInput as error:
         _told(examined(path, sleep, holder), say, mends=True)
         say(f"not mended: {error}")

@@ -23,6 +23,7 @@ from fedsim.storage.reader import RunReader
 PREFIX, OF = "fedsim-", "of"  # of the folder's name; the file in it that says whose it is
 VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 OURS = re.compile(r"\d{6,}\..+")  # names in a folder of checkpoints
+Written = tuple[int, int, int]  # number, bytes, time of a file
 
 
 def expanded(text: str, variables: Mapping[str, str]) -> Path:
@@ -58,44 +59,59 @@ class Scratch:
     def __init__(self, folder: Path, home: Path) -> None:
         self.folder, self.home = folder, home
         self.path = folder / home.name
-        self._copied: set[str] = set()  # files of checkpoints that stand at home
+        self.behind = False  # whether home is, since a copy failed: then this folder stays, and the next run on this node copies it
+        self._copied: dict[str, Written] = {}  # files of checkpoints that stand at home, as they were when they were copied
 
     @classmethod
     @contextmanager
     def made(cls, folder: Path, home: Path) -> Iterator[Scratch]:
-        """A new one, with what stands at home; it is removed at the end. BadInput where none can be made, NoRoom where it is too small."""
+        """A new one, with what stands at home; removed at the end unless home is behind.
+
+        BadInput where none can be made, NoRoom where it is too small.
+        """
         _check_writable(home)
         with _naming(folder):
             folder.mkdir(parents=True, exist_ok=True)
             made = Path(mkdtemp(prefix=PREFIX, dir=folder))
+        place = cls(made, home)
         try:
-            place = cls(made, home)
             with _naming(folder), disk_room.as_no_room(made, _size(home)):
                 (made / OF).write_text(str(home.resolve()))
                 place._fetch()
             yield place
         finally:
-            shutil.rmtree(made, ignore_errors=True)
+            if not place.behind:
+                shutil.rmtree(made, ignore_errors=True)
 
     def copy_back(self) -> None:
         """Brings home up to date. NoRoom where it does not fit there; any other OSError is the caller's."""
         if not self.path.exists():
             return
-        size = self.path.stat().st_size
-        _copy(self.path, self.home, size)
+        self.behind = True
+        self._copy_back()
+        self.behind = False
+
+    def _copy_back(self) -> None:
+        _copy(self.path, self.home, self.path.stat().st_size)
         there, here = folder_of(self.home), folder_of(self.path)
         names = sorted(path.name for path in here.glob("*") if OURS.fullmatch(path.name) and not path.name.endswith(".new"))
         if names:
             with disk_room.as_no_room(there, 0):
                 there.mkdir(exist_ok=True)
+        written = {name: _written(here / name) for name in names}
         for name in sorted(names, key=lambda name: name.endswith(".json")):
-            if name not in self._copied or not (there / name).exists():
+            if self._copied.get(name) != written[name] or not (there / name).exists():
                 _copy(here / name, there / name, (here / name).stat().st_size)
         if names:
             for path in sorted(there.glob("*"), key=lambda path: path.suffix != ".json"):
                 if OURS.fullmatch(path.name) and path.name not in names:
                     path.unlink(missing_ok=True)
-        self._copied = set(names)
+        self._copied = written
+
+    def left(self) -> str:
+        """Where what was written stands, as the end of the message of a run that cannot write."""
+        newer = f", and {self.folder} what is newer: the next run on this node copies it" if self.behind and self.path.exists() else ""
+        return f"; {self.home} holds what was copied back{newer}"
 
     def _fetch(self) -> None:
         if not self.home.exists():
@@ -105,7 +121,7 @@ class Scratch:
         for path in folder_of(self.home).glob("*"):
             if OURS.fullmatch(path.name) and path.is_file():
                 shutil.copyfile(path, folder_of(self.path) / path.name)
-                self._copied.add(path.name)
+                self._copied[path.name] = _written(folder_of(self.path) / path.name)
 
 
 @contextmanager
@@ -166,6 +182,12 @@ def _check_writable(home: Path) -> None:
 
 def _size(home: Path) -> int:
     return home.stat().st_size if home.exists() else 0
+
+
+def _written(path: Path) -> Written:
+    """Which writing of a file this is: each is a new file that was renamed."""
+    there = path.stat()
+    return there.st_ino, there.st_size, there.st_mtime_ns
 
 
 def _is_private(folder: Path) -> bool:

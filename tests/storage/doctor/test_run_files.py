@@ -294,3 +294,13 @@ def test_texts_of_a_file_do_not_steer_the_terminal(run: Path) -> None:
     assert code == 1
     assert "\x1b" not in said
     mended(run)
+
+
+def test_where_nothing_can_be_written_the_doctor_says_so(stopped: Path) -> None:
+    """Here by a folder in the way; in a folder of which this user may only read it is the same."""
+    stopped.write_bytes(b"\0" * 64 + stopped.read_bytes()[64:])
+    (aside := stopped.with_name("run.h5.mended")).mkdir()
+    before = content(stopped.parent)
+    code, said = seen_by(stopped, mend=True)
+    assert (code, f"not mended: {aside} cannot be written: Is a directory" in said) == (1, True), said
+    assert content(stopped.parent) == before
