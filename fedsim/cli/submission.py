@@ -26,6 +26,9 @@ WARNING = (
 )
 VENV = "The virtual environment of the job. Default: the one of this command."
 SCRATCH = "A folder on the disk of the node, such as '$TMPDIR', where files are written first: execution.scratch of the job."
+RESUBMIT = (
+    "With --status: submit again what failed, stopped or was lost, with the options of its last submission; options that are given now win."
+)
 ARRAY = "Which runs, counted from 0, and how many at the same time, in SLURM's words: 0-9%4. %4 alone: all runs, four at a time."
 
 
@@ -71,7 +74,7 @@ def submit(
     scratch: Annotated[str | None, typer.Option(metavar="FOLDER", help=SCRATCH)] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help=DRY)] = False,
     status: Annotated[Path | None, typer.Option(metavar="FOLDER", help=STATUS)] = None,
-    resubmit: Annotated[bool, typer.Option("--resubmit", help="With --status: submit again what failed, stopped or was lost.")] = False,
+    resubmit: Annotated[bool, typer.Option("--resubmit", help=RESUBMIT)] = False,
 ) -> int:
     """Submit the runs of some jobs to SLURM, and print the text that is submitted. A sweep becomes a job array.
 
