@@ -6,6 +6,7 @@ its end: then the run file and the last line of the output remain.
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -89,7 +90,9 @@ def status(folder: Path) -> Status:
             raise BadInput(
                 f"--status {folder}: {'it is a file' if folder.exists() else 'there is no such folder'}; name the folder of --out"
             )
-        raise BadInput(f"nothing was submitted into {folder}: it has no slurm/runs.txt. `fedsim watch {folder}` shows run files")
+        raise BadInput(
+            f"nothing was submitted into {folder}: it has no slurm/runs.txt. `fedsim watch {shlex.quote(str(folder))}` shows run files"
+        )
     silent, there = "", dict[str, Queued]()
     try:
         for user in {each.user for each in ledger.submissions}:

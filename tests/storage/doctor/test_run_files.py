@@ -294,3 +294,10 @@ def test_texts_of_a_file_do_not_steer_the_terminal(run: Path) -> None:
     assert code == 1
     assert "\x1b" not in said
     mended(run)
+
+
+def test_the_command_that_mends_can_be_copied_where_a_name_has_spaces(tmp_path: Path) -> None:
+    (tmp_path / "my runs").mkdir()
+    run = begun(tmp_path / "my runs" / "run.h5")
+    run_lock.lock_of(run).write_text(json.dumps({"host": os.uname().nodename, "process": 2**31 - 2}))
+    assert f"`fedsim doctor --mend '{run}'` mends it" in seen_by(run)[1].replace("\n", "")
