@@ -19,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 DEBIAN_VENV = { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get -qq update && \
   apt-get -qq install -y python3-venv >/dev/null && $(PYTHON) -m venv --clear $(VENV); }
 
-.PHONY: quickstart test test-full check check-fast lint clean
+.PHONY: quickstart test test-full faults check check-fast lint clean
 
 quickstart: $(VENV)/.run
 	$(MPIRUN) -n $(RANKS) $(BIN)/fedsim run jobs/quickstart.toml
@@ -32,6 +32,10 @@ test: $(VENV)/.dev
 # All cases: every method on every number of ranks, every fleet, every cut of a file.
 test-full: $(VENV)/.dev
 	$(BIN)/python -m pytest $(WORKERS) -m ''
+
+# Kills runs, tears their writes, fills disks and more, and counts what was lost; `make faults FAULTS="--count 8"` tries eight cases.
+faults: $(VENV)/.dev
+	PYTHONPATH=.:analysis:tests/faults:tests/fixtures $(BIN)/python -m campaign $(FAULTS)
 
 check: lint test
 

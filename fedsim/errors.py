@@ -40,6 +40,10 @@ class CannotWrite(Stopped):
     """A run that goes on may not or cannot write its files any more: exit code 3, one message; what was written before stands."""
 
 
+class SilentRanks(Stopped):
+    """A run is to stop, and some ranks do not answer: exit code 3; what was written stands, and the ranks are ended by force."""
+
+
 class NoRoom(CannotWrite):
     """The disk is full: exit code 3, one message that says for which file; what was written before stands."""
 

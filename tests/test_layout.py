@@ -17,8 +17,7 @@ LAYERS = (  # from the bottom; a package imports from its own layer and from tho
     ("models", "federated"),
     ("config", "fleet", "pruning"),
     ("simulation", "methods"),
-    ("slurm",),
-    ("bench",),
+    ("slurm", "bench"),
     ("cli", "api"),
 )
 LONGEST, MOST = 350, 15  # lines of a file; files of a folder

@@ -35,7 +35,7 @@ TYPES: Mapping[str, tuple[type, ...]] = {
     **dict.fromkeys(("peak_flops", "peak_bytes"), (int, float)),
     "finished": (int, bool),  # 0 or 1; a bool in files of former writers, which netCDF4 and ncdump leave out
     **dict.fromkeys(("job", "job_sha256", "plan", "partition", "partition_sha256", "own_code_sha256", "weights_sha256"), (str,)),
-    **dict.fromkeys(("method", "fedsim_version", "git_commit", "hosts", "torch_version", "started_at"), (str,)),
+    **dict.fromkeys(("method", "fedsim_version", "git_commit", "hosts", "torch_version", "started_at", "mended"), (str,)),
 }
 ATTRIBUTES = 1000  # at most
 TRIES, PAUSE = 20, 0.1  # of a file met half-written; seconds between two

@@ -1,7 +1,7 @@
 """Dataclasses of trees, tensors and plain numbers, as JSON and named tensors: what ranks exchange and checkpoints hold; never pickle.
 
 A class is written as "module:Qualname", so it must be importable where the value is read. What comes from another rank may name any class,
-what comes from a disk only those that `core/known_classes.py` knows. Every JSON object here is one of
+what comes from a disk only those that `storage/known_classes.py` knows. Every JSON object here is one of
 
     {"tensor": name}   {"float": "nan" | "inf" | "-inf"}   {"tuple": […]}   {"dict": {key: value}}   {"items": [[key, value], …]}
     {"of": class, "fields": {…}}   a dataclass      {"of": class, "value": …}   a class with `__dump__` and `__load__`

@@ -25,7 +25,7 @@ from fedsim.fleet.messages import Pack, PackResult, WorkerContext, WorkOrder
 from fedsim.fleet.packing import cut_cohort, images
 from fedsim.fleet.report_costs import charge_pack
 from fedsim.nn.net import Net
-from fedsim.storage.beside import Beside
+from fedsim.storage.places.beside import Beside
 
 Engine = Callable[[WorkOrder, Pack, WorkerContext], PackResult]
 Answers = Callable[[WorkOrder, Sequence[Pack], WorkerContext], Iterator[PackResult]]

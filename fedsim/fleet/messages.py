@@ -10,7 +10,7 @@ import torch
 
 from fedsim.core.exact_sum import OutOfRange, Sum, Unit
 from fedsim.core.tree import Tree
-from fedsim.errors import ClientFault
+from fedsim.errors import CannotWrite, ClientFault
 from fedsim.federated.protocol import Work
 from fedsim.fleet.batches import Ready
 from fedsim.fleet.client_images import Population
@@ -91,6 +91,8 @@ class ErrorContext:
         """Raises any error inside as a ClientFault that names the rank, the clients, the round and the step."""
         try:
             yield
+        except CannotWrite:  # what clients keep is gone from the disk
+            raise
         except Exception as error:
             raise self._fault(error) from error
 

@@ -61,6 +61,8 @@ def _headline(run: RunReader, console: Console) -> None:
     where = f"{ranks} rank{'s' if ranks != 1 else ''}" + (f" on {hosts}" if hosts else "")
     since = str(known.get("started_at", "?")).replace("T", " ")
     console.print(f"{where}, since {since}, fedsim {known.get('fedsim_version', '?')}", style="dim", highlight=False, markup=False)
+    if mended := known.get("mended"):
+        console.print(Text(f"mended by fedsim doctor; this was lost: {mended}", "yellow"), soft_wrap=True)
 
 
 SHOWN: dict[str, tuple[str, Callable[[float], str]]] = {

@@ -22,17 +22,20 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from rich.console import Console
 
+from fedsim.config import own_code
 from fedsim.config.job import Job
-from fedsim.errors import BadInput, CannotWrite, ClientFault, MethodFault, Stopped
+from fedsim.errors import BadInput, CannotWrite, ClientFault, MethodFault, SilentRanks, Stopped
 from fedsim.fleet.local_fleet import LocalFleet
 from fedsim.fleet.plan import Plan
 from fedsim.fleet.registry import make_fleet
 from fedsim.simulation import malloc
 from fedsim.simulation.experiment import Experiment, build_experiment
 from fedsim.simulation.finished_round import Callback
+from fedsim.simulation.launchers.alike import blamed, difference, facts_of_this_rank, software
 from fedsim.simulation.launchers.belonging import refuse_lonely_ranks, started_library
 from fedsim.simulation.launchers.parent import nearest
 from fedsim.simulation.launchers.ranks import launched, refuse_lonely_tasks
+from fedsim.simulation.launchers.silence import Silence
 from fedsim.simulation.loop import RoundWriter, simulate
 from fedsim.simulation.mirrors.sender import Mirror
 from fedsim.simulation.planning.plan import resolve, unlike
@@ -93,8 +96,10 @@ def run(job: Job, out: Path, resume: str, communicator: Communicator | None, obs
     stop = StopSignal(None if limit is None or worker else 60 * limit)
     with ExitStack() as held, stop.listening(), ending_all_ranks(communicator):
         agreed(communicator, lambda: stop.refuse_to_begin(out))
+        refuse_unlike(communicator, software())
         lease = agreed(communicator, lambda: None if worker else held.enter_context(_held(out, stop, observer)))
         experiment = agreed(communicator, lambda: _experiment(job, communicator, stop))
+        refuse_unlike(communicator, {"the job": experiment.identity, "own code": own_code.digest(job)})
         start = agreed(communicator, lambda: RunStart(out) if worker else _found(experiment, out, resume))
         agreed(communicator, lambda: stop.refuse_to_begin(out))
         hosts = communicator.allgather_text(host()) if communicator else [host()]
@@ -162,11 +167,11 @@ def end_all_ranks_with_this_one(communicator: Communicator) -> None:
     sys.excepthook = show_and_end
 
 
-def _abort(communicator: Communicator, message: str) -> None:
+def _abort(communicator: Communicator, message: str, code: int = 1) -> None:
     """Prints why, and ends every rank. A launcher drops what it has not passed on when ranks abort, hence the pause."""
     _write(message)
     time.sleep(PASSED_ON)
-    communicator.abort(1)
+    communicator.abort(code)
 
 
 def _write(message: str) -> None:
@@ -176,15 +181,22 @@ def _write(message: str) -> None:
 
 def agreed(communicator: Communicator | None, make: Callable[[], Made]) -> Made:
     """What `make` returns on this rank. A BadInput or Stopped of any rank is raised on all of them, so that no rank waits for another."""
-    made, message = None, ""
+    made, code, message = None, 0, ""
     try:
         made = make()
     except (BadInput, Stopped) as error:
-        message = f"{_code(error)}{error}"
-    messages = communicator.allgather_text(message) if communicator else [message]
-    if first := next(filter(None, messages), ""):
-        raise CODES[int(first[0])](first[1:])
+        code, message = _code(error), str(error)
+    said = communicator.allgather_text(f"{code}{host()}\n{message}") if communicator else [f"{code}\n{message}"]
+    if code := next((int(text[0]) for text in said if text[0] != "0"), 0):
+        hosts, messages = zip(*(text[1:].split("\n", 1) for text in said), strict=True)
+        raise CODES[code](blamed(messages, hosts))
     return made  # type: ignore[return-value]
+
+
+def refuse_unlike(communicator: Communicator | None, facts: dict[str, str]) -> None:
+    """BadInput on all ranks where the facts of one differ from those of rank 0."""
+    if communicator and (found := difference(communicator.allgather_text(facts_of_this_rank(facts)))):
+        raise BadInput(f"the ranks of a run must be alike, but {found}; give all nodes the same environment and files")
 
 
 def _experiment(job: Job, communicator: Communicator | None, stop: StopSignal) -> Experiment:
@@ -208,6 +220,7 @@ def connect() -> Communicator | None:
     from fedsim.fleet.mpi import communicator  # imports MPI
 
     link = communicator.connect(time.perf_counter, time.sleep)
+    link.library = str(library)
     refuse_lonely_ranks(link.ranks, library)
     return link if link.ranks > 1 else None
 
@@ -236,14 +249,18 @@ def lead(experiment: Experiment, start: RunStart, communicator: Communicator | N
     """Rank 0: does the rounds, reports how they ended, and has the other ranks end too. Raises BadInput, ClientFault or Stopped."""
     console = observer.console or output(_terminal(communicator))
     progress = Progress(experiment, len(hosts), start, console)
+    if communicator:
+        progress.mpi, communicator.silence = f" of {communicator.library}", Silence(progress.say, hosts, experiment.site.stopped)
     failure: Exception | None = None
     try:
         if not start.finished:
             _rounds(experiment, start, communicator, hosts, progress, observer.callback)
     except CannotWrite as error:
         failure = type(error)(f"{error}; {start.out} holds what was copied back") if start.scratch else error
-    except Stopped:
+    except Stopped as error:
         failure = stopped(start.out)
+        if communicator and isinstance(error, SilentRanks):
+            _abort(communicator, f"{error}\n{failure}\n", 3)
     except BadInput as error:
         failure = error
     except ClientFault as error:

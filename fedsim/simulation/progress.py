@@ -38,6 +38,7 @@ class Progress:
 
     def __init__(self, parts: Experiment, ranks: int, start: RunStart, console: Console) -> None:
         self.parts, self.ranks, self.start = parts, ranks, start
+        self.mpi = ""  # " of " and the MPI library of the ranks
         self.console = console
         self.rounds = parts.job.rounds
         self.began, self.first = time.monotonic(), start.round + 1
@@ -50,7 +51,7 @@ class Progress:
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def begin(self, plan: Plan) -> None:
-        job, ranks = self.parts.job, f"{self.ranks} ranks" if self.ranks > 1 else "one process"
+        job, ranks = self.parts.job, f"{self.ranks} ranks{self.mpi}" if self.ranks > 1 else "one process"
         setting = self.parts.setting
         self.say(f"{job.name}: {job.method.name} on {job.data.name}, {setting.clients:,} clients, cohort {setting.cohort}")
         packs = f"{min(plan.packs, setting.cohort)} packs of clients"

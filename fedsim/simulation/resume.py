@@ -17,7 +17,6 @@ import torch
 
 from fedsim.config import own_code
 from fedsim.config.job_file import flat
-from fedsim.core.known_classes import KnownClasses
 from fedsim.core.serialization import classes, dump
 from fedsim.errors import BadInput, NoRoom
 from fedsim.federated import verbs
@@ -27,6 +26,7 @@ from fedsim.simulation.experiment import Experiment
 from fedsim.simulation.planning import roofline
 from fedsim.storage import checkpoint
 from fedsim.storage.checkpoint import Checkpoint, folder_of
+from fedsim.storage.known_classes import KnownClasses
 from fedsim.storage.layout import FORMAT, RENAMED
 from fedsim.storage.places.scratch import Scratch
 from fedsim.storage.reader import RunReader

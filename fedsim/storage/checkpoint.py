@@ -11,7 +11,6 @@ one file loses at most one checkpoint. The two newest manifests and their files 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,11 +22,11 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from fedsim.core.known_classes import KnownClasses
 from fedsim.core.serialization import Json, dump, load
-from fedsim.errors import BadInput
+from fedsim.errors import BadInput, CannotWrite
 from fedsim.storage import disk_room
 from fedsim.storage import manifest as manifests
+from fedsim.storage.known_classes import KnownClasses
 from fedsim.storage.manifest import COPY, FAULTS, FORMAT, KEPT, Manifest, OtherFormat, put, sum_of
 
 Tree = dict[str, Tensor]
@@ -69,7 +68,11 @@ class StoredStates(Mapping[int, Tree]):
         self._open: dict[str, tuple[Any, dict[int, list[str]]]] = {}
 
     def __getitem__(self, client: int) -> Tree:
-        file, names = self._index(self._places[client])
+        try:
+            file, names = self._index(self._places[client])
+        except OSError as error:
+            where = self._folder / self._places[client]
+            raise CannotWrite(f"{where} is gone, which holds what clients keep ({error.strerror}); the run has stopped") from error
         # Cloned, since the library's tensors lie in the mapped file: writing to one would change what is read next.
         return {name.split("/", 2)[2]: file.get_tensor(name).clone() for name in names.get(client, [])}
 
@@ -136,9 +139,9 @@ def _save(folder: Path, r: int, state: Any, extra: Json, kept: Mapping[int, Tree
     name = manifests.state_of(manifest)
     manifest["files"] = {name: put(folder / name, _bytes(tensors))}
     manifest["kept"] = _keep(folder, r, kept, manifest["files"], before)
-    _sync(folder)
+    disk_room.sync(folder)  # a rename is safe on the disk only when its folder is
     put(folder / manifests.name_of(r), manifests.seal(manifest))
-    _sync(folder)
+    disk_room.sync(folder)
     clean(folder, [manifest, before] if before else [manifest])
     return StoredStates(folder, manifests.places(manifest))
 
@@ -148,7 +151,7 @@ def latest(
 ) -> Checkpoint | None:
     """The newest checkpoint whose files are all whole and which passes `check`, or None in a folder without any.
 
-    own: the imported modules of the job's author, of which its states may be too; see `core/known_classes.py`.
+    own: the imported modules of the job's author, of which its states may be too; see `storage/known_classes.py`.
     Raises BadInput where there are manifests but every one is damaged, and for one in a newer format than ours.
     """
     _refuse_file(folder)
@@ -251,15 +254,6 @@ def _bytes(tensors: Tree) -> bytes:
         seen.add(tensor.data_ptr())
         own[name] = tensor
     return to_bytes(own)
-
-
-def _sync(folder: Path) -> None:
-    """A rename is safe on the disk only when its folder is."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def clean(folder: Path, keep: list[Manifest]) -> None:

@@ -138,7 +138,8 @@ class Lease:
         self._ended.set()
         if os.getpid() == self._owner:
             if self._is_ours(self.path):  # or another run has it now
-                self.path.unlink(missing_ok=True)
+                with suppress(OSError):  # the folder cannot be written any more: the next run sees that this process has ended
+                    self.path.unlink(missing_ok=True)
             self._let_go()
 
     def _let_go(self) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -150,6 +151,13 @@ def wait_for(condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < give_up, f"nothing came in {HANG} s"
         time.sleep(LOOK)
+
+
+def await_writer() -> None:
+    """Waits until the rounds so far are written down: a run writes beside its training."""
+    for thread in threading.enumerate():
+        if thread.name == "beside":
+            thread.join(HANG)
 
 
 def _processes() -> Iterator[tuple[int, int, str]]:

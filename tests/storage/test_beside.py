@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from fedsim.storage.beside import Beside
+from fedsim.storage.places.beside import Beside
 
 
 def test_a_task_runs_beside_and_the_next_waits_for_it() -> None:

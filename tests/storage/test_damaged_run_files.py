@@ -25,6 +25,7 @@ from fedsim.cli import results
 from fedsim.errors import BadInput
 from fedsim.reporting.summary import show
 from fedsim.simulation.export import export
+from fedsim.storage.doctor.command import doctor
 from fedsim.storage.reader import RunReader
 
 MEMORY = 400  # MB that reading such a file may take
@@ -505,3 +506,53 @@ def test_right_values_or_one_message(
         assert len(message) < 1000
         assert message.isprintable()
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < MEMORY * 1024
+
+
+def by_doctor() -> Iterator[Any]:
+    """Every kind, with the checkpoints of the run beside it and without; by default a few."""
+    for i, kind in enumerate(KINDS):
+        for beside in (True, False):
+            marks = () if i % 32 == 16 * beside else pytest.mark.full
+            yield pytest.param(kind, beside, id=f"{kind}, {'with' if beside else 'without'} checkpoints", marks=marks)
+
+
+@pytest.mark.parametrize(("kind", "beside"), list(by_doctor()))
+def test_the_doctor_mends_it_or_leaves_it_with_a_reason(
+    kind: str, beside: bool, bases: Path, right: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    base, damage, _ = KINDS[kind]
+    path = Path(shutil.copy(bases / f"{base}.h5", tmp_path))
+    if beside:
+        shutil.copytree(bases / f"{base}.h5.checkpoint", tmp_path / f"{base}.h5.checkpoint")
+    damage(path)
+    before, said = content(path), io.StringIO()
+    try:
+        code = doctor(path, True, Console(file=said, width=200))
+    except BadInput:
+        code = 2
+    if code == 2:
+        assert content(path) == before
+        return
+    assert said.getvalue().replace("\n", "").isprintable()
+    assert code == 0 or "it cannot be mended" in said.getvalue() or "it cannot be continued" in said.getvalue()
+    if content(path) != before:
+        found, known = read_all(path), right[base]
+        refused = [str(error) for error in found.pop("refused")]
+        assert code or not [error for error in refused if "holds no final weights" not in error]
+        wrong = [name for name, value in found.items() if name in known and not same(value, known[name]) and not less(value, known[name])]
+        assert not [name for name in wrong if not name.startswith("names of")], said.getvalue()
+    after = content(path)
+    assert doctor(path, True, Console(quiet=True)) == code
+    assert content(path) == after
+
+
+def content(path: Path) -> bytes:
+    return path.read_bytes() if path.is_file() else b""
+
+
+def less(value: Any, known: Any) -> bool:
+    """Whether a value lacks something of what is known, and says nothing else."""
+    if isinstance(value, dict | list | tuple) or value is None:
+        return not value or len(value[0]) == 0
+    both = isinstance(value, np.ndarray) and value.shape == known.shape
+    return both and np.array_equal(value[~np.isnan(value)], known[~np.isnan(value)])

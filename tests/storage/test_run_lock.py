@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -114,3 +116,25 @@ def test_a_folder_in_the_place_of_the_lock_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"run\.h5\.lock is a folder, and the lock of .* needs a file of this name; remove it"):
         take(tmp_path / "run.h5")
     assert lock_of(tmp_path / "run.h5").is_dir()
+
+
+CLOSED = """
+import os, sys, time
+from pathlib import Path
+from fedsim.storage.run_lock import holding
+with holding(Path("run.h5"), "today", time.sleep):
+    os.chmod(".", 0o555)
+"""
+
+
+@pytest.mark.processes
+def test_a_folder_that_cannot_be_written_any_more_keeps_the_lock_of_a_run_that_has_ended(tmp_path: Path) -> None:
+    """Root obeys permissions without the right to override them."""
+    obeying = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    ended = subprocess.run([*obeying, sys.executable, "-c", CLOSED], cwd=tmp_path, capture_output=True, text=True, check=False)
+    tmp_path.chmod(0o755)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert lock_of(tmp_path / "run.h5").exists()
+    with holding(tmp_path / "run.h5", "today", time.sleep):
+        pass
+    assert not lock_of(tmp_path / "run.h5").exists()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,18 +30,22 @@ class Communicator:
     bytes: int = 0  # of them
     others: int = 0  # bytes that passed between other ranks on rank 0's behalf, as rank 0 knows
     transfer: DeviceTransfer = field(default_factory=DeviceTransfer)  # of models and totals
+    library: str = ""  # the name and version of the MPI library
+    silence: Callable[[Collection[int], float], None] = lambda ranks, seconds: None  # is called while these ranks are waited for
 
-    def until(self, done: Callable[[], Any], asked: Callable[[], None] = lambda: None) -> Any:
-        """Asks until `done` answers, ever more seldom: no wait is overslept by more than a fiftieth."""
+    def until(self, done: Callable[[], Any], asked: Callable[[], None] = lambda: None, ranks: Collection[int] = ()) -> Any:
+        """Asks until `done` answers, ever more seldom: no wait is overslept by more than a fiftieth. ranks: those waited for."""
         begin = self.clock()
         while not (answer := done()):
             asked()
-            self.sleep(min(LONG, max(SHORT, (self.clock() - begin) / 50)))
+            waited = self.clock() - begin
+            self.silence(ranks, waited)
+            self.sleep(min(LONG, max(SHORT, waited / 50)))
         return answer
 
-    def wait(self, request: MPI.Request, *buffers: np.ndarray | None) -> None:
+    def wait(self, request: MPI.Request, *buffers: np.ndarray | None, ranks: Collection[int] = ()) -> None:
         """Until the request is done; it is given its buffers, which must live that long."""
-        self.until(request.Test)
+        self.until(request.Test, ranks=ranks)
 
     def reduce(self, mine: Buffer, ranks: int) -> Buffer:
         """The int64 sum over ranks 0 … `ranks`, on rank 0: pairs add, then pairs of pairs.
@@ -79,15 +83,15 @@ class Communicator:
     def send(self, buffers: dict[int, Buffer], tag: int) -> None:
         """A buffer to each of some ranks, all under way together."""
         requests = [self.comm.Isend(buffer, dest=rank, tag=tag) for rank, buffer in buffers.items()]
-        for request, buffer in zip(requests, buffers.values(), strict=True):
-            self.wait(request, buffer)
+        for request, (rank, buffer) in zip(requests, buffers.items(), strict=True):
+            self.wait(request, buffer, ranks=(rank,))
             self._count(buffer)
 
     def receive(self, rank: int, tag: int, transfer: DeviceTransfer = HOST) -> Buffer:
         status = MPI.Status()
-        self.until(lambda: self.comm.Iprobe(source=rank, tag=tag, status=status))
+        self.until(lambda: self.comm.Iprobe(source=rank, tag=tag, status=status), ranks=(rank,))
         buffer = transfer.allocate(status.Get_count(MPI.BYTE))
-        self.wait(self.comm.Irecv(buffer, source=rank, tag=tag), buffer)
+        self.wait(self.comm.Irecv(buffer, source=rank, tag=tag), buffer, ranks=(rank,))
         self._count(buffer)
         return buffer
 

@@ -90,9 +90,11 @@ class MPIFleet(LocalFleet):
                 self.link.send({rank: np.zeros(1, np.uint8) for rank in range(1, ranks + 1)}, STOP_TAG)
 
         stop()
-        for _ in range(ranks):
-            self.link.until(arrived, stop)
+        waiting = set(range(1, ranks + 1))
+        while waiting:
+            self.link.until(arrived, stop, waiting)
             header = self.hear(status.Get_source(), answer)
+            waiting.discard(status.Get_source())
             stopping |= header["stopped"]
             shapes = _alike(shapes, header["total"]) if header["clients"] else shapes
         go = np.array([0 if stopping else 1], dtype=np.uint8)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from fedsim.simulation.mirrors.rows import Described, Row
 
+LARGEST = 2**20  # bytes of that file
 STATE = "fedsim.json"  # in the folder of a tracker: which run it follows, and how far
 
 
@@ -34,8 +35,10 @@ Opening = Callable[[Path, Described, int, Path], Tracker]
 def known_state(folder: Path, run: Described, done: int) -> dict[str, Any]:
     """What `keep_state` kept in the folder for this run; empty for another run, or one that begins afresh."""
     try:
+        if (folder / STATE).stat().st_size > LARGEST:
+            return {}
         found = json.loads((folder / STATE).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     sound = isinstance(found, dict) and found.get("job_sha256") == run.job_sha256 and isinstance(found.get("last"), int)
     return found if sound and done >= 0 else {}

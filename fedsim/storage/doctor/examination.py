@@ -246,8 +246,8 @@ def _sources(found: Examined, newest: int) -> Iterator[Sources]:
                 if stands and attributes.is_broken(file):
                     file = held.enter_context(opening.without(found.path, checksums.NAME))
             except opening.Unopened:
-                file = None
-            yield Sources(file, beginning, newest)
+                file, stands = None, False
+            yield Sources(file, beginning, newest, stands)
     finally:
         if beginning is not None:
             beginning.close()

@@ -58,6 +58,7 @@ class Sources:
     file: h5py.File | None
     beginning: h5py.File | None  # the run file as it was before its first row
     checkpoint: int  # the round of the newest whole checkpoint; -1: there is none
+    stands: bool = True  # whether HDF5 opens the file; else zeros may stand for what was cut off
 
     def first(self, what: str, read: Callable[[h5py.File], Any]) -> Any:
         """What `read` gives for the first of the two files of which it can be read."""
@@ -85,12 +86,14 @@ def salvaged(sources: Sources) -> Salvage:
     known, table = table_of(file, sources.beginning)
     kept, lost = attributes.salvaged(file, sources.beginning)
     if file is not None and known and table is None:
-        lost.append("the checksums of rows, so that nothing vouches for their values")
+        kept_anyway = "so that nothing vouches for their values" if sources.stands else "and with them all that was measured"
+        lost.append(f"the checksums of rows, {kept_anyway}")
     wide: dict[str, tuple[int, ...]] = {"clients": (clients,), "layers": (len(layers),)}
     about = _columns(sources, known, wide)
     dense = [path for path in about if not path.startswith(checksums.CLIENTS)]
     most = most_rows(file, dense, table)
-    arrays = [array_of(file, path, wide.get(path.partition("/")[0], ()), most, table) for path in dense]
+    trusted = sources.stands or table is not None
+    arrays = [array_of(file if trusted else None, path, wide.get(path.partition("/")[0], ()), most, table) for path in dense]
     planned = kept.get("rounds_planned", -1) if kept["finished"] else -1
     rounds = last_row(file, arrays, most, max(planned, sources.checkpoint))
     last = max(rounds, -1 if kept["finished"] and rounds >= planned else sources.checkpoint)
@@ -99,7 +102,7 @@ def salvaged(sources: Sources) -> Salvage:
     called = {at: names for at in ("client", "class") if (names := sources.tried(partial(_called, dimension=at)))}
     found = Salvage(kept, layers, clients, sources.tried(counts_of), called, about, rounds, last, lost=lost)
     found.dense = {array.path: array.rows(last) for array in arrays}
-    found.scattered = {path: ClientRows(file, path, clients, table) for path in about if path not in found.dense}
+    found.scattered = {path: ClientRows(file if trusted else None, path, clients, table) for path in about if path not in found.dense}
     _take_in_force(found, file, known if table is not None else ())
     _take_model(found, sources)
     return found

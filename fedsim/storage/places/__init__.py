@@ -1,1 +1,1 @@
-"""Where a run writes: whether that is still there, and a scratch folder that is copied back."""
+"""Where a run writes, and when: what is still there, a scratch folder that is copied back, and the thread that writes."""

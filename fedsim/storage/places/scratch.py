@@ -25,12 +25,12 @@ VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 OURS = re.compile(r"\d{6,}\..+")  # names in a folder of checkpoints
 
 
-def expanded(text: str, environ: Mapping[str, str]) -> Path:
+def expanded(text: str, variables: Mapping[str, str]) -> Path:
     """The folder that `[execution] scratch` names; BadInput where it names a variable that is not set."""
     names = [first or second for first, second in VARIABLE.findall(text)]
-    if unset := [name for name in names if not environ.get(name)]:
+    if unset := [name for name in names if not variables.get(name)]:
         raise BadInput(f'[execution] scratch = "{text}": the environment variable {unset[0]} is not set on this node')
-    return Path(VARIABLE.sub(lambda found: environ[found[1] or found[2]], text)).expanduser()
+    return Path(VARIABLE.sub(lambda found: variables[found[1] or found[2]], text)).expanduser()
 
 
 def recover(folder: Path, home: Path) -> int | None:

@@ -128,7 +128,7 @@ def test_the_file_as_it_was_stays(run: Path) -> None:
     assert "run.h5.before-mending-2" in mended(run)
 
 
-@pytest.mark.parametrize("counter", [4, 10**12, -7, 1])
+@pytest.mark.parametrize("counter", [4, *(pytest.param(counter, marks=pytest.mark.full) for counter in (10**12, -7, 1))])
 def test_a_counter_that_is_not_the_last_sound_row_is_set_to_it(run: Path, counter: int) -> None:
     edited(run, lambda file: file.attrs.modify("rounds", counter))
     mended(run)
@@ -156,7 +156,7 @@ def test_a_counter_beyond_a_row_that_was_not_written_whole(stopped: Path) -> Non
     assert RunReader(stopped).column("accuracy")[3] == 0.75
 
 
-@pytest.mark.parametrize("share", [0.3, 0.6, 0.9, 0.99])
+@pytest.mark.parametrize("share", [0.6, *(pytest.param(share, marks=pytest.mark.full) for share in (0.3, 0.9, 0.99))])
 def test_a_file_that_was_cut_short(run: Path, share: float) -> None:
     whole = run.read_bytes()
     run.write_bytes(whole[: int(len(whole) * share)])

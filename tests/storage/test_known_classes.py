@@ -10,9 +10,9 @@ from types import ModuleType
 
 import pytest
 
-from fedsim.core.known_classes import KnownClasses, UnknownClass, reached
 from fedsim.core.serialization import classes, dump, load
 from fedsim.core.types import Feed
+from fedsim.storage.known_classes import KnownClasses, UnknownClass, reached
 
 
 @dataclass(frozen=True)
