@@ -5,6 +5,7 @@ A command imports what it needs when it runs, so that help texts and usage error
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 import time
@@ -97,7 +98,10 @@ def run(
     loaded = _load(job, settings)
     if loaded.sweep:
         fixes = f"fix each swept field, {_example_of_one_run(loaded)}"
-        raise BadInput(f"{job}: [sweep] makes {_count(loaded)} runs and `fedsim run` does one: `fedsim sweep {job}` does all, or {fixes}")
+        raise BadInput(
+            f"{job}: [sweep] makes {_count(loaded)} runs and `fedsim run` does one: `fedsim sweep {shlex.quote(str(job))}` does all,"
+            f" `fedsim submit` does them through SLURM, or {fixes}"
+        )
     from fedsim.simulation import launch
 
     with naming_job(job):

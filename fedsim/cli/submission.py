@@ -21,6 +21,14 @@ UNKNOWN = {"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]
 FEW = 20  # runs that are left out, and get a line each
 STATUS = "Tell what became of the runs that were submitted into this folder."
 DRY = "Print the text that would be submitted; write and submit nothing."
+WARNING = (
+    "How long before the end of --time SLURM warns the run, which stops and is requeued. A pack of clients should take less. Default: 60."
+)
+VENV = "The virtual environment of the job. Default: the one of this command."
+SCRATCH = "A folder on the disk of the node, such as '$TMPDIR', where files are written first: execution.scratch of the job."
+RESUBMIT = (
+    "With --status: submit again what failed, stopped or was lost, with the options of its last submission; options that are given now win."
+)
 ARRAY = "Which runs, counted from 0, and how many at the same time, in SLURM's words: 0-9%4. %4 alone: all runs, four at a time."
 
 
@@ -38,7 +46,9 @@ def submit(
         list[str] | None,
         typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Replace a value of each job file. Can be given several times."),
     ] = None,
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the run files. Each has the name of its run.")] = Path("runs"),
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Folder of the run files. Each has the name of its run. Default: runs.")
+    ] = None,
     nodes: Annotated[int | None, typer.Option(metavar="N", help="Nodes of a run. Default: 1.")] = None,
     ranks: Annotated[
         int | None,
@@ -59,29 +69,34 @@ def submit(
     launcher: Annotated[str | None, typer.Option(metavar="mpirun|srun|none", help="What starts the ranks; none: one process.")] = None,
     modules: Annotated[str | None, typer.Option(metavar='"…"', help="What `module load` loads in the job.")] = None,
     sbatch: Annotated[str | None, typer.Option(metavar='"…"', help="Any other options of sbatch, such as '--constraint=icelake'.")] = None,
+    warning: Annotated[int | None, typer.Option(metavar="SECONDS", help=WARNING)] = None,
+    venv: Annotated[str | None, typer.Option(metavar="FOLDER", help=VENV)] = None,
+    scratch: Annotated[str | None, typer.Option(metavar="FOLDER", help=SCRATCH)] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help=DRY)] = False,
     status: Annotated[Path | None, typer.Option(metavar="FOLDER", help=STATUS)] = None,
-    resubmit: Annotated[bool, typer.Option("--resubmit", help="With --status: submit again what failed, stopped or was lost.")] = False,
+    resubmit: Annotated[bool, typer.Option("--resubmit", help=RESUBMIT)] = False,
 ) -> int:
     """Submit the runs of some jobs to SLURM, and print the text that is submitted. A sweep becomes a job array.
 
     Defaults of a site stand in ~/.config/fedsim/slurm.toml, under the names of these options.
+
+    Exit codes of --status: 0 all runs are done; 1 some failed or were lost; 2 some cannot be read; 3 some wait, run or were stopped.
     """
     given = {
         "nodes": nodes, "ranks": ranks, "gpus": gpus, "ranks_per_gpu": ranks_per_gpu, "threads": threads, "memory": memory, "time": time,
         "partition": partition, "account": account, "qos": qos, "array": array, "restarts": restarts, "launcher": launcher,
-        "modules": modules, "sbatch": sbatch,
+        "modules": modules, "sbatch": sbatch, "warning": warning, "venv": venv, "scratch": scratch,
     }  # fmt: skip
     given = {name: value for name, value in given.items() if value is not None}
     files = _files(jobs or [])
     if status is not None:
-        _refuse_beside_status(files, given, resubmit)
+        _refuse_beside_status(files, settings, out, given, resubmit)
         return _status(status, given, resubmit, dry_run)
     if resubmit:
         raise BadInput("--resubmit goes with --status FOLDER")
     if not files:
         raise BadInput("fedsim submit takes JOB.toml files, or --status FOLDER")
-    return _submit(files, settings or [], out, given, dry_run)
+    return _submit(files, settings or [], out or Path("runs"), given, dry_run)
 
 
 def _files(words: list[str]) -> list[Path]:
@@ -97,9 +112,13 @@ def _called(name: str) -> str:
     return name if name.startswith("-") else f"--{name.replace('_', '-')}"
 
 
-def _refuse_beside_status(files: list[Path], given: dict[str, Any], resubmit: bool) -> None:
+def _refuse_beside_status(files: list[Path], settings: list[str] | None, out: Path | None, given: dict[str, Any], resubmit: bool) -> None:
     if files:
         raise BadInput(f"{files[0]}: --status FOLDER takes no job files; it knows which runs were submitted")
+    if settings:
+        raise BadInput("--set changes a job; --status FOLDER knows the jobs as they were submitted")
+    if out is not None:
+        raise BadInput(f"--out {out}: --status FOLDER names the folder itself")
     if given and not resubmit:
         raise BadInput(f"{_called(next(iter(given)))} is for a submission; --status FOLDER --resubmit submits again")
 

@@ -109,7 +109,7 @@ def plan(jobs: Sequence[Job], folder: Path) -> list[Run]:
         with naming_path(run.out, "; choose another --out FOLDER"):
             folder_of(run.out).exists()  # the longest of its names
     if others := [run.out for run in planned if run.out.exists() and RunReader(run.out).attributes.get("job_sha256") != identity(run.job)]:
-        more = f", and {len(others) - 1} more do" if len(others) > 1 else ""
+        more = f", and {len(others) - 1} more {'do' if len(others) > 2 else 'does'}" if len(others) > 1 else ""
         known, run = RunReader(others[0]).attributes, next(run for run in planned if run.out == others[0])
         check_format(others[0], known)
         how = differences(RunReader(others[0]).job, resolved(run.job))

@@ -43,6 +43,7 @@ def _end(path: Path) -> str:
         found = os.fstat(handle)
         if not stat.S_ISREG(found.st_mode):
             return ""
-        return os.pread(handle, READ, max(found.st_size - READ, 0)).decode(errors="replace")
+        end = os.pread(handle, READ, max(found.st_size - READ, 0)).replace(b"\0", b"")  # Open MPI ends its messages with one
+        return end.decode(errors="replace")
     finally:
         os.close(handle)

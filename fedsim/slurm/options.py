@@ -132,7 +132,7 @@ def _wrong(values: Mapping[str, Any], called: Callable[[str], str]) -> Iterator[
         elif (type(value) is int and name in ("time", "memory")) or isinstance(value, str):
             yield from (f"{called(name)} = {written(value)}: {why}" for why in _wrong_text(name, str(value)))
         else:
-            yield f"{called(name)} = {written(value)}: should be a text ({MEANING[name]})"
+            yield f"{called(name)} = {value}: should be a text in quotation marks ({MEANING[name]})"
 
 
 def _wrong_text(name: str, text: str) -> Iterator[str]:
@@ -172,7 +172,10 @@ def _contradictions(options: Options, called: Callable[[str], str]) -> Iterator[
     if options.launcher == "none" and (options.ranks or 1) > 1:
         yield f"{called('launcher')} = none: it starts one process, and {called('ranks')} says {options.ranks}"
     if options.time and (whole := seconds(options.time)) <= options.warning:
-        yield f"{called('time')} = {options.time}: {whole:.0f} seconds, and the run is warned {options.warning} seconds before the end"
+        yield (
+            f"{called('time')} = {options.time}: {whole:.0f} seconds, and the run is warned {options.warning} seconds before the end;"
+            f" a longer {called('time')} or a smaller {called('warning')} is needed"
+        )
     yield from (f"{called('sbatch')}: {why}" for why in further.wrong(options.sbatch, bool(gpus)))
     try:
         arrays.check(options.array)

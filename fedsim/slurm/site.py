@@ -31,7 +31,7 @@ def defaults(file: Path | None = None) -> dict[str, Any]:
     file = file or path()
     if not os.path.lexists(file):
         return {}
-    table = job_file.read_table(file)
+    table = {name.replace("-", "_"): value for name, value in job_file.read_table(file).items()}  # ranks-per-gpu too, as in --help
     refuse_unknown(table, where=f"{file}: ")
     if wrong := [f"{file}: {name} belongs on the command line: {why}" for name, why in NOT_THERE.items() if name in table]:
         raise BadInput("\n".join(wrong))

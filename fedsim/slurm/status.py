@@ -6,6 +6,7 @@ its end: then the run file and the last line of the output remain.
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -85,7 +86,13 @@ def status(folder: Path) -> Status:
     """What became of the runs that were submitted into a folder. BadInput where none was."""
     ledger = records.read(folder)
     if not ledger.names:
-        raise BadInput(f"nothing was submitted into {folder}: it has no slurm/runs.txt. `fedsim watch {folder}` shows run files")
+        if not folder.is_dir():
+            raise BadInput(
+                f"--status {folder}: {'it is a file' if folder.exists() else 'there is no such folder'}; name the folder of --out"
+            )
+        raise BadInput(
+            f"nothing was submitted into {folder}: it has no slurm/runs.txt. `fedsim watch {shlex.quote(str(folder))}` shows run files"
+        )
     silent, there = "", dict[str, Queued]()
     try:
         for user in {each.user for each in ledger.submissions}:
@@ -155,8 +162,8 @@ def _ended(name: str, ledger: Ledger, far: HowFar, entry: Entry, end: End | None
     reason = f" ({end.reason})" if end.reason not in SAID_BY_STATE and not end.state.startswith(CANCELLED) else ""
     how = end.state + reason + (f", exit code {end.code}" if end.code else "") + (f", signal {end.signal}" if end.signal else "")
     where = f" on {end.nodes}" if end.nodes and end.nodes != "(null)" else ""
-    state = STOPPED if end.state == "FAILED" and end.code == STOP_CODE else FAILED
-    return Fate(name, state, _joined(f"job {job}{where}: {how}", _round(far), said), job)
+    stopped = end.state.startswith(CANCELLED) or (end.state == "FAILED" and end.code == STOP_CODE)
+    return Fate(name, STOPPED if stopped else FAILED, _joined(f"job {job}{where}: {how}", _round(far), said), job)
 
 
 def _round(far: HowFar) -> str:

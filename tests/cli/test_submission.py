@@ -95,7 +95,7 @@ def test_without_sbatch_there_is_one_message(submit: Call, tmp_path: Path) -> No
         (["job.toml", "--resubmit"], "--resubmit goes with --status FOLDER"),
         (["job.toml", "--status", "runs"], "--status FOLDER takes no job files"),
         (["--status", "runs", "--nodes", "2"], "--nodes is for a submission"),
-        (["--status", "runs"], "nothing was submitted into runs: it has no slurm/runs.txt"),
+        (["--status", "."], "nothing was submitted into .: it has no slurm/runs.txt"),
         (["job.toml", "--dry-run", "--out", "a\\b"], "SLURM cannot write the output of jobs into a folder with a \\ in its name"),
     ],
 )
@@ -145,3 +145,30 @@ def test_a_submitted_folder_is_named_as_the_shell_names_it(submit: Call, tmp_pat
     assert f"\n#SBATCH --chdir={tmp_path}/home\n" in submit("job.toml", "--dry-run")[1]
     monkeypatch.setenv("PWD", "/")
     assert f"\n#SBATCH --chdir={os.path.realpath(tmp_path)}/real\n" in submit("job.toml", "--dry-run")[1]
+
+
+def test_every_option_that_a_message_names_is_an_option_of_the_command(submit: Call, tmp_path: Path) -> None:
+    with pytest.raises(BadInput) as error:
+        submit("job.toml", "--node", "2")
+    named = {line.split()[0] for line in str(error.value).splitlines()[1:]}
+    app = typer.Typer()
+    submission.add(app)
+    assert named <= {option for parameter in typer.main.get_command(app).params for option in parameter.opts}
+    _, text, _ = submit("job.toml", "--dry-run", "--time", "1", "--warning", "20", "--venv", sys.prefix, "--scratch", "/local")
+    assert "\n#SBATCH --signal=B:USR1@20\n" in text
+    with pytest.raises(BadInput, match="a longer --time or a smaller --warning is needed"):
+        submit("job.toml", "--dry-run", "--time", "1")
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("runs", "--set", "rounds=3", "--resubmit"), "--set changes a job; --status FOLDER knows the jobs as they were submitted"),
+        (("runs", "--out", "other", "--resubmit"), "--out other: --status FOLDER names the folder itself"),
+        (("runs",), "--status runs: there is no such folder; name the folder of --out"),
+        (("job.toml",), "--status job.toml: it is a file; name the folder of --out"),
+    ],
+)
+def test_what_a_status_cannot_use_is_refused(submit: Call, words: tuple[str, ...], why: str) -> None:
+    with pytest.raises(BadInput, match=why):
+        submit("--status", *words)

@@ -29,6 +29,7 @@ slurmstepd-one: error: *** JOB 5 ON one CANCELLED AT 2026-11-28T20:59:29 ***
         ("one\ntwo\n\n", "two"),
         ("a \x1b[31mred\x1b[0m line\u202e\n", r"a \x1b[31mred\x1b[0m line\u202e"),
         ("slurmstepd: error: Detected 1 oom_kill event\n", "slurmstepd: error: Detected 1 oom_kill event"),
+        ("-----\n\0fedsim batch: stopped\n", "fedsim batch: stopped"),  # Open MPI ends its messages with a NUL
         (ABORT, "[rank 1, client 3, round 4, Train.step 2] ValueError: the loss is nan"),
         ("x" * 1_000_000, "x" * 300),
     ],
@@ -42,4 +43,4 @@ def test_what_is_no_file_says_nothing(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00 broken")
     assert [logs.last_line(tmp_path / name) for name in ("none", "pipe", ".")] == ["", "", ""]
-    assert logs.last_line(tmp_path / "bytes") == r"��\x00 broken"
+    assert logs.last_line(tmp_path / "bytes") == "�� broken"

@@ -98,7 +98,7 @@ def site_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_defaults_of_a_site_give_way_to_the_command_line(site_file: Path) -> None:
     assert site.defaults() == {}
-    site_file.write_text('partition = "cpu"\naccount = "p1"\nmodules = "gcc openmpi/5"\nwarning = 120\n')
+    site_file.write_text('partition = "cpu"\naccount = "p1"\nmodules = "gcc openmpi/5"\nwarning = 120\nranks-per-gpu = 1\n')
     options = options_of(site.defaults(), {"partition": "gpu"})
     assert options == Options(partition="gpu", account="p1", modules="gcc openmpi/5", warning=120)
 
@@ -108,6 +108,7 @@ def test_the_defaults_of_a_site_give_way_to_the_command_line(site_file: Path) ->
     [
         ("partitions = 'cpu'", "there is no option partitions. The options"),
         ("nodes = 'two'", 'nodes = "two": should be a whole number'),
+        ("time = 12:00:00", "time = 12:00:00: should be a text in quotation marks"),
         ("[nodes]\nx = 1", "nodes = "),
         ("nodes", "line 1: not valid TOML"),
         ("array = '%4'", "array belongs on the command line"),

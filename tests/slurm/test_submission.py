@@ -169,12 +169,12 @@ def test_a_run_that_waits_is_submitted_once_and_as_one_job(site: Site) -> None:
     with pytest.raises(BadInput, match=r"job waits or runs in SLURM as another job \(there rounds = 2, here 3\)"):
         site.submit("job.toml", "--set", "rounds=3")
     site.cluster.call("scancel", job)
-    assert status(site) == f"job failed job {job}: CANCELLED"
+    assert status(site) == f"job stopped job {job}: CANCELLED"
     code, text, notes = site.submit("--status", "runs", "--resubmit", "--dry-run", "--time", "20")
     assert code == 0
     assert {"#SBATCH --time=20", "#SBATCH --hold", "#SBATCH --job-name=job"} <= set(text)
     assert notes == [f"would be submitted: 1 run, {site.folder}/runs/slurm/job.sbatch"]
-    assert status(site) == f"job failed job {job}: CANCELLED"
+    assert status(site) == f"job stopped job {job}: CANCELLED"
     assert site.submit("--status", "runs", "--resubmit", "--ranks", "2")[0] == 0
     (again_job,) = (job for job, state in site.squeue().items() if state == "PENDING")
     assert status(site) == f"job waiting job {again_job.partition('_')[0]} (JobHeldUser)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -73,7 +74,7 @@ def _told(found: Examined, say: Callable[[str], None], mends: bool = False) -> i
     if found.findings.seen:
         say(f"checked: {', '.join(found.findings.seen)}")
     if found.mendable and not mends:
-        say(f"`fedsim doctor --mend {found.path}` mends it, on a copy{_losing(found)}")
+        say(f"`fedsim doctor --mend {shlex.quote(str(found.path))}` mends it, on a copy{_losing(found)}")
     return int(bool(found.damage))
 
 

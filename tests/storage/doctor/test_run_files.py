@@ -304,3 +304,10 @@ def test_where_nothing_can_be_written_the_doctor_says_so(stopped: Path) -> None:
     code, said = seen_by(stopped, mend=True)
     assert (code, f"not mended: {aside} cannot be written: Is a directory" in said) == (1, True), said
     assert content(stopped.parent) == before
+
+
+def test_the_command_that_mends_can_be_copied_where_a_name_has_spaces(tmp_path: Path) -> None:
+    (tmp_path / "my runs").mkdir()
+    run = begun(tmp_path / "my runs" / "run.h5")
+    run_lock.lock_of(run).write_text(json.dumps({"host": os.uname().nodename, "process": 2**31 - 2}))
+    assert f"`fedsim doctor --mend '{run}'` mends it" in seen_by(run)[1].replace("\n", "")
