@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from fedsim.config.toml_values import written
 from fedsim.errors import BadInput
-from fedsim.slurm import arrays, further
+from fedsim.slurm import arrays, sbatch_options
 
 Launcher = Literal["mpirun", "srun", "none"]
 MEMORY = re.compile(r"\d{1,9}[KMGT]?")
@@ -176,7 +176,7 @@ def _contradictions(options: Options, called: Callable[[str], str]) -> Iterator[
             f"{called('time')} = {options.time}: {whole:.0f} seconds, and the run is warned {options.warning} seconds before the end;"
             f" a longer {called('time')} or a smaller {called('warning')} is needed"
         )
-    yield from (f"{called('sbatch')}: {why}" for why in further.wrong(options.sbatch, bool(gpus)))
+    yield from (f"{called('sbatch')}: {why}" for why in sbatch_options.wrong(options.sbatch, bool(gpus)))
     try:
         arrays.check(options.array)
     except BadInput as error:

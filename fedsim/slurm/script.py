@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedsim.slurm import further
+from fedsim.slurm import sbatch_options
 from fedsim.slurm.arrays import Array
 from fedsim.slurm.options import Options
 
@@ -88,7 +88,7 @@ def _directives(name: Name, place: Place, options: Options, array: Array | None)
     yield from (_directive(option, value) for option, value in values.items() if value)
     if array:
         yield f"--array={array.spec}"
-    for option, value in further.options(options.sbatch):
+    for option, value in sbatch_options.options(options.sbatch):
         yield f"{option} {_value(value)}".rstrip() if len(option) == 2 else f"{option}={_value(value)}" if value else option
 
 

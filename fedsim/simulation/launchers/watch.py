@@ -61,35 +61,35 @@ def _tell(message: str) -> None:
 def _start(launcher: Launcher) -> None:
     global _line
     process = os.getpid()
-    told, _line = os.pipe()  # this process holds the other end as long as it lives
+    pipe, _line = os.pipe()  # this process holds the other end as long as it lives
     if os.fork():
-        os.close(told)
+        os.close(pipe)
         return
     try:
-        _prepare(told)
-        _watch(launcher, process, told)
+        _prepare(pipe)
+        _watch(launcher, process, pipe)
     finally:
         os._exit(0)
 
 
-def _prepare(told: int) -> None:
+def _prepare(pipe: int) -> None:
     """Signals are meant for the rank, and so are its files: a launcher waits until nobody holds the output of a rank."""
     for name in (*SIGNALS, signal.SIGHUP):
         signal.signal(name, signal.SIG_IGN)
     for each in [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]:
-        if each not in (told, 2):
+        if each not in (pipe, 2):
             with suppress(OSError):
                 os.close(each)
     Path("/proc/self/comm").write_text(NAME)
 
 
-def _watch(launcher: Launcher, process: int, told: int) -> None:
+def _watch(launcher: Launcher, process: int, pipe: int) -> None:
     """Until the rank ends, or its launcher does and the rank with it, or another rank before MPI has started."""
     look, line, starting, lacking = select.poll(), b"", True, 0
-    look.register(told)
+    look.register(pipe)
     while os.getppid() == process:
         if look.poll(LOOK):
-            if not (more := os.read(told, PIPE)):
+            if not (more := os.read(pipe, PIPE)):
                 break
             line = more.splitlines()[-1]
             starting = bool(line)

@@ -95,8 +95,8 @@ def _cannot_write(path: Path, error: OSError) -> CannotWrite:
 
 
 def _why(error: OSError) -> str:
-    told = ERRNO.search(str(error))
-    number = error.errno or (int(told[1]) if told else 0)
+    numbered = ERRNO.search(str(error))
+    number = error.errno or (int(numbered[1]) if numbered else 0)
     return WHY.get(number) or (os.strerror(number) if number else " ".join(str(error).split()))
 
 
