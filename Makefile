@@ -19,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 DEBIAN_VENV = { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get -qq update && \
   apt-get -qq install -y python3-venv >/dev/null && $(PYTHON) -m venv --clear $(VENV); }
 
-.PHONY: quickstart test test-full faults check check-fast lint clean
+.PHONY: quickstart test test-outside test-full faults check check-fast lint clean
 
 quickstart: $(VENV)/.run
 	$(MPIRUN) -n $(RANKS) $(BIN)/fedsim run jobs/quickstart.toml
@@ -28,6 +28,10 @@ quickstart: $(VENV)/.run
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(WORKERS)
+
+# On a real SLURM, in a real browser, under MPICH and Intel MPI, where these are installed (.ci/run shows how).
+test-outside: $(VENV)/.dev
+	$(BIN)/python -m pytest $(WORKERS) -m 'outside and not full'
 
 # All cases: every method on every number of ranks, every fleet, every cut of a file.
 test-full: $(VENV)/.dev
@@ -41,7 +45,7 @@ check: lint test
 
 # While you write: no test that starts mpirun or another process.
 check-fast: lint
-	$(BIN)/python -m pytest $(WORKERS) -m 'not full and not processes'
+	$(BIN)/python -m pytest $(WORKERS) -m 'not full and not outside and not processes'
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

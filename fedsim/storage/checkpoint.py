@@ -31,7 +31,7 @@ from fedsim.storage.manifest import COPY, FAULTS, FORMAT, KEPT, Manifest, OtherF
 
 Tree = dict[str, Tensor]
 
-BEGINNING = "000000.begun.h5"  # the run file as it was before its first row, for `fedsim doctor`
+BEGINNING = "000000.begun"  # the run file as it was before its first row, for `fedsim doctor`
 DAMAGED = ".json.damaged"  # of a manifest that the doctor has put aside
 SUFFIXES = (".json", DAMAGED, ".state.safetensors", KEPT, COPY, ".new")  # all that a folder of ours holds, but for BEGINNING
 
@@ -187,8 +187,10 @@ def clear(folder: Path) -> None:
     """Removes the checkpoints in the folder, newest last, and the folder if nothing else is in it. BadInput where it is a file."""
     _refuse_file(folder)
     clean(folder, [])
+    if not folder.is_dir():
+        return
     (folder / BEGINNING).unlink(missing_ok=True)
-    if folder.is_dir() and not any(folder.iterdir()):
+    if not any(folder.iterdir()):
         folder.rmdir()
 
 

@@ -55,7 +55,7 @@ def test_it_ends_with_what_the_readme_says(quickstart) -> None:
 @pytest.mark.processes
 def test_its_output_is_plain_lines(quickstart) -> None:
     assert "\x1b" not in quickstart[1]
-    assert quickstart[1].count("3 ranks, ") == 2
+    assert quickstart[1].count("3 ranks of Open MPI ") == 2
 
 
 @pytest.mark.processes

@@ -11,7 +11,7 @@ from subprocess import TimeoutExpired
 from typing import Any
 
 import pytest
-from cases import DISTINCT, RUNS, TABLE
+from cases import RUNS, TABLE
 from elsewhere import run_lines
 from run_files import assert_same
 
@@ -25,14 +25,14 @@ ONE = ("fedavg", "serial")  # on one rank a run is the run without mpirun: one l
 def lines() -> list[Any]:
     """(ranks, method, way). With the marker full: every method in every way on every number of ranks.
 
-    Without it, each method runs on 3 ranks, the DISTINCT ones on 5 too, and the ways take turns.
+    Without it, each method runs on 3 ranks, one whose network is cut on 5 too, and the ways take turns.
     """
     ways = {name: [way for other, way in RUNS if other == name] for name in TABLE}
     turns = {
         (ranks, name, ways[name][(place + turn) % len(ways[name])])
         for place, name in enumerate(TABLE)
         for turn, ranks in enumerate(RANKS)
-        if ranks == 3 or (ranks == 5 and name in DISTINCT)
+        if ranks == 3 or (ranks == 5 and name == "dwfnp")
     } | {(ranks, *ONE) for ranks in RANKS[1:]}
 
     def chosen(ranks: int, pair: tuple[str, str]) -> bool:

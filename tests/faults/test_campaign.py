@@ -88,6 +88,7 @@ shutil.copyfile("a", "a.new")
 """
 
 
+@pytest.mark.full
 @pytest.mark.processes
 def test_every_moment_of_the_writing_is_made_again(tmp_path: Path) -> None:
     if recording.missing():
@@ -120,6 +121,7 @@ def test_what_was_not_synced_may_be_lost(tmp_path: Path) -> None:
     assert found == {b"safe\0\0\0\0", b"safegone"}
 
 
+@pytest.mark.full
 @pytest.mark.processes
 def test_a_campaign_runs(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "campaign", "--kinds", "truncated", "--count", "1", "--json", str(tmp_path / "found.json")]

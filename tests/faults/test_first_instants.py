@@ -35,7 +35,11 @@ def stopped(running: Running) -> Ended:
     return ended
 
 
-@pytest.mark.parametrize(("through", "kind"), [((), "SigCgt"), (BLOCKED, "SigBlk")], ids=["as soon as Python hears it", "before"])
+@pytest.mark.parametrize(
+    ("through", "kind"),
+    [pytest.param((), "SigCgt", marks=pytest.mark.full), (BLOCKED, "SigBlk")],
+    ids=["as soon as Python hears it", "before"],
+)
 def test_a_signal_in_the_first_instant_stops_the_run(
     lab: Lab, console: Console, reference: Path, through: tuple[str, ...], kind: str
 ) -> None:
@@ -80,7 +84,7 @@ def test_ranks_that_start_end_with_the_launcher_that_was_killed(lab: Lab, second
     running.ended(within=30)
 
 
-@pytest.mark.parametrize("listens", [True, False])
+@pytest.mark.parametrize("listens", [pytest.param(True, marks=pytest.mark.full), False])
 def test_a_rank_whose_launcher_has_ended_before_ends_too(tmp_path: Path, listens: bool) -> None:
     """What Open MPI tells its ranks names a port, where nobody listens when mpirun is gone."""
     with socket.socket() as server:

@@ -22,6 +22,7 @@ def stopped_half_way(lab: Lab) -> Path:
     return running.run
 
 
+@pytest.mark.full
 @pytest.mark.processes
 def test_ranks_on_a_full_disk_stop_with_one_line(lab: Lab) -> None:
     """Row 0 does not fit; it is written while the ranks train round 1. (Under `ulimit -f` Open MPI's own files would not fit.)"""

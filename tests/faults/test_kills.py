@@ -48,7 +48,7 @@ def test_a_run_killed_again_and_again_is_a_run_never_stopped(lab: Lab, console: 
     assert_same(lab.folder / "run.h5", reference)
 
 
-@pytest.mark.parametrize("number", [pytest.param(0, marks=pytest.mark.full), 2])
+@pytest.mark.parametrize("number", [pytest.param(0, marks=pytest.mark.full), pytest.param(2, marks=pytest.mark.full)])
 def test_the_job_ends_with_the_rank_that_was_killed(lab: Lab, number: int) -> None:
     running = lab.start("--set", "rounds=100", ranks=3)
     running.until(1)

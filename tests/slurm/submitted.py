@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import h5py
 from cluster import Cluster, until
 
 ROOT = Path(__file__).parents[2]
+REVOKED = 2.0  # seconds after which a node takes a requeued job again: SLURM counts in whole seconds
 
 JOB = """
 rounds = 8
@@ -54,6 +56,7 @@ class Lab:
         until(
             lambda: int((now := self.cluster.fields_of(job))["Restarts"]) >= times and now["JobState"] == "PENDING", 120, self.cluster.logs
         )
+        time.sleep(REVOKED)
         self.cluster.call("scontrol", "update", f"JobId={job}", "StartTime=now")
 
     @property

@@ -21,7 +21,7 @@ from fedsim.storage import run_lock
 from fedsim.storage.run_lock import holding, lock_of
 
 Hold = Callable[..., Holder]
-ROUNDS, RACERS = 50, 6
+ROUNDS, RACERS = 25, 6
 DEAD = {"host": "node3", "process": 4, "since": "then", "began": "7", "token": "of node3", "boot": "b", "processes": "p", "locks": False}
 WAITS = "waiting up to 2 s for a sign of life"
 
