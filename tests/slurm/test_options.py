@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fedsim.errors import BadInput
-from fedsim.slurm import further, site
+from fedsim.slurm import sbatch_options, site
 from fedsim.slurm.options import DEFAULTS, MEANING, Options, options_of, seconds
 
 
@@ -76,8 +76,8 @@ def test_what_cannot_be_is_refused(values: dict[str, Any], why: str) -> None:
 def test_further_options_keep_their_values() -> None:
     text = "--exclusive --constraint='a|b' -w n1 -C x --mem-per-cpu=4G --gres=gpu:1"
     pairs = [("--exclusive", ""), ("--constraint", "a|b"), ("-w", "n1"), ("-C", "x"), ("--mem-per-cpu", "4G"), ("--gres", "gpu:1")]
-    assert further.options(text) == pairs
-    assert list(further.wrong(text, gpus=False)) == []
+    assert sbatch_options.options(text) == pairs
+    assert list(sbatch_options.wrong(text, gpus=False)) == []
 
 
 @pytest.mark.parametrize(
