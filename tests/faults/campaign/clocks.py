@@ -40,15 +40,18 @@ def no_time_namespace() -> str:
 
 
 def jumps(lab: Lab, number: int, draw: random.Random) -> list[Outcome]:
-    """The wall clock goes an hour back and forth while a run goes on; killed in between in every other case. On three ranks in turn."""
-    job, ranks = list(JOBS.values())[number % len(JOBS)], 3 * (number // 2 % 2)
-    reference, what = lab.reference(job.name), f"{job.name}, {ranks or 'no'} ranks{', killed' if number % 2 else ''}"
+    """The wall clock goes an hour back and forth while a run goes on; killed in between in every other case.
+
+    In one process: under libfaketime the ranks of Open MPI have sleeps that end in an error, which no clock of a machine does to them.
+    """
+    job = list(JOBS.values())[number % len(JOBS)]
+    reference, what = lab.reference(job.name), f"{job.name}{', killed' if number % 2 else ''}"
     with lab.story(f"jumps-{number}") as folder:
         run, clock = folder / f"{job.name}.h5", folder / "clock"
         steps = [draw.choice((-HOUR, HOUR, 0, -60)) for _ in range(3)]
         try:
             _set(clock, steps[0])
-            leg = under(run, job.name, ranks, ("env", f"LD_PRELOAD={_library()}", f"FAKETIME_TIMESTAMP_FILE={clock}", *FAKETIME))
+            leg = under(run, job.name, 0, ("env", f"LD_PRELOAD={_library()}", f"FAKETIME_TIMESTAMP_FILE={clock}", *FAKETIME))
             for place, step in enumerate(steps[1:], 1):
                 rows_reached(leg, place * job.rounds // 3)
                 _set(clock, step)
