@@ -223,7 +223,7 @@ def connect() -> Communicator | None:
     from fedsim.fleet.mpi import communicator  # imports MPI
 
     link = communicator.connect(time.perf_counter, time.sleep)
-    link.library = str(library)
+    link.mpi = str(library)
     refuse_lonely_ranks(link.ranks, library)
     return link if link.ranks > 1 else None
 
@@ -253,7 +253,7 @@ def lead(experiment: Experiment, start: RunStart, communicator: Communicator | N
     console = observer.console or output(_terminal(communicator))
     progress = Progress(experiment, len(hosts), start, console)
     if communicator:
-        progress.mpi, communicator.silence = f" of {communicator.library}", Silence(progress.say, hosts, experiment.site.stopped)
+        progress.mpi, communicator.silence = f" of {communicator.mpi}", Silence(progress.say, hosts, experiment.site.stopped)
     failure: Exception | None = None
     try:
         if not start.finished:

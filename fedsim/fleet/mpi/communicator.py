@@ -30,7 +30,7 @@ class Communicator:
     bytes: int = 0  # of them
     others: int = 0  # bytes that passed between other ranks on rank 0's behalf, as rank 0 knows
     transfer: DeviceTransfer = field(default_factory=DeviceTransfer)  # of models and totals
-    library: str = ""  # the name and version of the MPI library
+    mpi: str = ""  # the name and version of the MPI library
     silence: Callable[[Collection[int], float], None] = lambda ranks, seconds: None  # is called while these ranks are waited for
 
     def until(self, done: Callable[[], Any], asked: Callable[[], None] = lambda: None, ranks: Collection[int] = ()) -> Any:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fedsim.errors import BadInput, LonelyRanks
-from fedsim.fleet.mpi.library import Library, load, start
+from fedsim.fleet.mpi.mpi_library import Library, load, start
 from fedsim.simulation.launchers import watch
 from fedsim.simulation.launchers.parent import HYDRA, OPEN_MPI, Launcher, upwards, variables_of
 from fedsim.simulation.launchers.ranks import in_terminal, number, rank, started

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fedsim.errors import LonelyRanks
-from fedsim.fleet.mpi.library import Library
+from fedsim.fleet.mpi.mpi_library import Library
 from fedsim.simulation.launchers import belonging, ranks
 
 OPEN_MPI_5, OPEN_MPI_4 = Library("Open MPI", (5, 0, 11)), Library("Open MPI", (4, 1, 4))
