@@ -21,6 +21,7 @@ class Mine:
 
 
 ALIAS = OrderedDict  # a class of another module under a name of this one
+OTHER = Feed  # the same, of one that may be built
 
 
 @pytest.fixture
@@ -101,3 +102,8 @@ def test_the_keys_of_a_table_name_no_class(keys: dict[str, object]) -> None:
     plain, tensors = dump(value)
     assert classes(plain) == {f"{__name__}:Mine"}
     assert load(plain, tensors) == value
+
+
+def test_a_class_counts_under_its_own_name_alone(author: KnownClasses) -> None:
+    with pytest.raises(UnknownClass, match="is another class under that name"):
+        author(f"{__name__}:OTHER")

@@ -43,7 +43,7 @@ def test_the_newest_entries_are_kept(out: Path) -> None:
         b'{"restarts": {"job": 1}}',
         b"[" * 100_000,
         b'{"restarts": ' + b"9" * 5000 + b"}",
-        b"{" + b" " * restarts.LARGEST + b"}",
+        json.dumps({"restarts": [GOOD]}).encode() + b" " * restarts.LARGEST,
     ],
     ids=["empty", "no text", "list", "number", "table", "deep", "long number", "large"],
 )
