@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,16 +12,31 @@ import pytest
 ROOT = Path(__file__).parents[1]
 MEMORY = Path("/dev/shm")  # a disk in memory: a checkpoint waits for the disk twice, which takes 20 ms on some and 0.1 ms there
 ROOM = 2**30  # bytes that must be free there; a whole run of the tests needs less than half of it
-OUTSIDE = {"test_chromium.py", "test_launchers.py"}  # beside all tests of SLURM
+OUTSIDE = {"test_campaign.py", "test_chromium.py", "test_launchers.py", "test_other_programs.py", "test_vanished.py"}  # and all of SLURM
+_temporary = ""  # the folder for temporary files of the programs that tests start
 STARTERS = {"faults", "slurm"}  # folders whose tests all start processes, or need the run of one
 
 
 def pytest_configure() -> None:
-    """Puts the code of this checkout before what is installed, and temporary files into memory."""
+    """Puts the code of this checkout before what is installed, temporary files into memory, and those of other programs into a folder."""
     path = [str(ROOT), str(ROOT / "analysis"), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path))
     if _fits():
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+    global _temporary
+    _temporary = tempfile.mkdtemp(prefix="fedsim-tests-")
+    os.environ["TMPDIR"] = tempfile.tempdir = _temporary
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(_temporary, ignore_errors=True)
+
+
+def pytest_runtest_setup() -> None:
+    """Removes what killed launchers of earlier tests left: one with the same process number would not start beside it."""
+    for session in Path(_temporary).glob("ompi.*"):
+        if not Path("/proc", session.name.rpartition(".")[2]).exists():
+            shutil.rmtree(session, ignore_errors=True)
 
 
 def _fits() -> bool:

@@ -58,8 +58,12 @@ def test_the_job_ends_with_the_rank_that_was_killed(lab: Lab, number: int) -> No
 
 
 def test_the_ranks_end_with_the_launcher_that_was_killed(lab: Lab) -> None:
+    """And nothing of it is left, beside which a launcher with its process number would not start."""
     running = lab.start("--set", "rounds=100", ranks=2)
     running.until(1)
+    session = Path(os.environ["TMPDIR"], f"ompi.{running.process.pid}")
+    assert session.exists()
     os.kill(running.process.pid, signal.SIGKILL)
     running.ended(within=30)
     assert_readable(lab.folder / "run.h5", 1)
+    assert not session.exists()

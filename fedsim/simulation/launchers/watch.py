@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
 import signal
 import sys
 import time
@@ -24,6 +25,7 @@ from fedsim.simulation.launchers.ranks import launched, rank
 LOOK = 500  # milliseconds between two looks at the launcher
 NAME = "fedsim-watch"  # of the process that watches
 PATIENCE = 8  # looks, until a rank that ended before MPI had started ends the others: they may be about to end by themselves
+SESSION = "PMIX_SERVER_TMPDIR"  # the folder of the launcher, as Open MPI 5 tells its ranks
 LOST = "another rank has ended before MPI had started; the run ends"
 PIPE = 4096  # bytes that a pipe takes at once
 _line: int | None = None  # where this process writes to the one that watches; None where nobody does
@@ -68,6 +70,7 @@ def _start(launcher: Launcher) -> None:
     try:
         _prepare(pipe)
         _watch(launcher, process, pipe)
+        _remove_session(launcher)
     finally:
         os._exit(0)
 
@@ -112,6 +115,17 @@ def _end(process: int, message: str) -> None:
     time.sleep(LOOK / 1000)
     if os.getppid() == process:
         os.kill(process, signal.SIGKILL)
+
+
+def _remove_session(launcher: Launcher) -> None:
+    """Removes the folder that Open MPI 5 leaves where its launcher was killed.
+
+    It is named by the launcher's process. A later launcher with the same process number does not start while the folder is there
+    (`findings/openmpi_does_not_start_beside_what_a_killed_one_left.sh`).
+    """
+    folder = os.environ.get(SESSION, "")
+    if folder.endswith(f".{launcher.process}") and not launcher.lives():
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write(message: str) -> None:

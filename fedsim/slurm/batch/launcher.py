@@ -15,6 +15,7 @@ from fedsim.errors import BadInput
 
 Launcher = Literal["mpirun", "srun", "none"]
 FREE = {"PRTE_MCA_hwloc_default_binding_policy": "none", "OMPI_MCA_hwloc_base_binding_policy": "none"}  # Open MPI 5; up to 4
+SESSIONS = ("PRTE_MCA_prte_tmpdir_base", "OMPI_MCA_orte_tmpdir_base")  # where Open MPI 5 keeps its session; up to 4
 BLOCKING = ("env", "--block-signal=USR1")  # keeps a signal for a rank until its Python can hear it; coreutils 8.31 or later
 
 
@@ -51,13 +52,19 @@ def fedsim() -> list[str]:
 
 
 def environment_of_ranks(given: Mapping[str, str], note: Path) -> dict[str, str]:
-    """The variables of the ranks; they write `note` when a signal or the time limit of the job stops them."""
+    """The variables of the ranks; they write `note` when a signal or the time limit of the job stops them.
+
+    On one node Open MPI keeps its session beside `note`: in a common folder it would not start beside the session of a killed launcher
+    that had the same process number (`findings/openmpi_does_not_start_beside_what_a_killed_one_left.sh`).
+    """
     more = {"FEDSIM_STOP_NOTE": str(note)}
     if not os.getuid():  # a container; Open MPI refuses root without these two
         more |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     defaults = {"OMP_NUM_THREADS": "1"}  # ranks, not threads, fill the cores
     if _cpus_of_a_task(given) > 1:  # Open MPI would bind a rank with all its threads to one core
         defaults |= FREE
+    if given.get("SLURM_JOB_NUM_NODES", "1") == "1":
+        defaults |= dict.fromkeys(SESSIONS, str(note.parent))
     return defaults | dict(given) | more
 
 

@@ -81,6 +81,14 @@ def test_ranks_with_several_cores_are_not_bound_to_one(tmp_path: Path) -> None:
     assert policies <= set(environment_of_ranks({"SLURM_CPUS_PER_TASK": "2"}, tmp_path))
 
 
+def test_on_one_node_open_mpi_has_a_session_folder_of_its_own(tmp_path: Path) -> None:
+    """A base folder of other nodes would be left there, empty."""
+    for place in ("PRTE_MCA_prte_tmpdir_base", "OMPI_MCA_orte_tmpdir_base"):
+        assert environment_of_ranks({}, tmp_path / "stopped")[place] == str(tmp_path)
+        assert environment_of_ranks({place: "/scratch"}, tmp_path / "stopped")[place] == "/scratch"
+        assert place not in environment_of_ranks({"SLURM_JOB_NUM_NODES": "2"}, tmp_path / "stopped")
+
+
 def test_ranks_keep_the_threads_that_a_user_chose(tmp_path: Path) -> None:
     assert environment_of_ranks({}, tmp_path)["OMP_NUM_THREADS"] == "1"
     assert environment_of_ranks({"OMP_NUM_THREADS": "4"}, tmp_path)["OMP_NUM_THREADS"] == "4"
