@@ -140,5 +140,5 @@ def test_analysis_knows_neither_torch_nor_fedsim() -> None:
 
 
 def test_methods_are_short() -> None:
-    for path in (ROOT / "methods").glob("*.py"):
+    for path in (ROOT / "methods").rglob("*.py"):
         assert len(path.read_text().splitlines()) < 200, path

@@ -1,4 +1,4 @@
-"""The registry of methods: one module of this package each, its name is the method's name in a job.
+"""The registry of methods: one module of `methods/` or `methods/baselines/` each, its name is the method's name in a job.
 
 A module defines exactly one frozen dataclass with `init`, `round` and `deploy`; its fields are the hyperparameters. A user's own
 method is named "package.module:Class" and needs no place here; an installed package may offer one by a plain name
@@ -23,7 +23,8 @@ from fedsim.config.method_source import Parameter
 from fedsim.core import entry_points
 from fedsim.errors import BadInput
 
-METHODS = Path(__file__).parents[1] / "methods"  # one file a method
+METHODS = Path(__file__).parents[1] / "methods"
+FOLDERS = {"fedsim.methods": METHODS, "fedsim.methods.baselines": METHODS / "baselines"}  # one file a method
 FIELD = "[method] name"
 VERBS = ("init", "round", "deploy")
 
@@ -61,7 +62,19 @@ ALIASES = MappingProxyType(
 
 def own_names() -> list[str]:
     """The methods of fedsim and their aliases."""
-    return sorted({*(module.name for module in iter_modules([str(METHODS)])), *ALIASES})
+    return sorted({*_packages(), *ALIASES})
+
+
+def file_of(name: str) -> Path:
+    """The file of a method of fedsim, also for an alias."""
+    method = ALIASES[name].method if name in ALIASES else name
+    return FOLDERS[_packages()[method]] / f"{method}.py"
+
+
+def _packages() -> dict[str, str]:
+    """The package of each method of fedsim."""
+    found = {package: iter_modules([str(folder)]) for package, folder in FOLDERS.items()}
+    return {module.name: package for package, modules in found.items() for module in modules if not module.ispkg}
 
 
 def names() -> list[str]:
@@ -74,7 +87,8 @@ def find(name: str) -> type:
     if ":" in name:
         return _by_place(name)
     if name in own_names():
-        return _only(import_module(f"fedsim.methods.{ALIASES[name].method if name in ALIASES else name}"))
+        file = file_of(name)
+        return _only(import_module(f"{_packages()[file.stem]}.{file.stem}"))
     return _method(entry_points.load(offer(name), FIELD), f"{FIELD} = {name!r}")
 
 
@@ -97,7 +111,7 @@ def about(name: str) -> str:
     if name in ALIASES:
         return ALIASES[name].about
     if name in own_names():
-        return method_source.docstring(METHODS / f"{name}.py")
+        return method_source.docstring(file_of(name))
     return inspect.cleandoc(inspect.getmodule(find(name)).__doc__ or name)
 
 
@@ -116,8 +130,7 @@ def headline(name: str) -> str:
 
 def parameters(name: str) -> list[Parameter]:
     """The hyperparameters of a method in the order they are written. A method of fedsim is imported only if its file does not tell."""
-    method = ALIASES[name].method if name in ALIASES else name
-    read = method_source.parameters(METHODS / f"{method}.py") if method in own_names() else None
+    read = method_source.parameters(file_of(name)) if name in own_names() else None
     return parameters_of(find(name)) if read is None else read
 
 

@@ -46,7 +46,7 @@ def file_of(module: str) -> Path | None:
 def parameters(file: Path) -> list[Parameter] | None:
     """The hyperparameters of the one method in a file of fedsim; None where only the imported class can tell them."""
     source = file.read_text(encoding="utf-8")
-    methods = [node for node in _classes(source).values() if _is_method(node)]
+    methods = [node for node in _classes(source).values() if _is_method(node, source)]
     if len(methods) != 1:
         return None
     try:
@@ -64,9 +64,10 @@ def _classes(source: str) -> dict[str, ast.ClassDef]:
     return {node.name: node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
 
 
-def _is_method(node: ast.ClassDef) -> bool:
-    """`deploy` may be inherited; a file's other dataclasses have neither `init` nor `round`."""
-    return _is_dataclass(node) and {"init", "round"} <= {part.name for part in node.body if isinstance(part, ast.FunctionDef)}
+def _is_method(node: ast.ClassDef, source: str) -> bool:
+    """A dataclass whose parents lead to `Method`; the verbs may be inherited."""
+    bases = {ast.unparse(base).partition("[")[0] for base in node.bases}
+    return _is_dataclass(node) and ("Method" in bases or any(_is_method(*parent) for parent in _parents(node, source)))
 
 
 def _is_dataclass(node: ast.ClassDef) -> bool:

@@ -95,6 +95,11 @@ def mask(layer: str) -> str:
     return f"{MASKS}{layer}.weight"
 
 
+def gradient(layer: str) -> str:
+    """The key of the dense gradient of a layer's weight."""
+    return f"{GRADIENTS}{layer}.weight"
+
+
 def gain(layer: str) -> str:
     """The key of the gain of a normalised convolution."""
     return f"{WEIGHTS}{layer}.gain"

@@ -6,7 +6,7 @@ Every choice is exact in number and depends on values alone: of equal scores the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import ceil, floor, prod
+from math import ceil, floor
 
 import torch
 from torch import Tensor
@@ -101,39 +101,17 @@ def budget(sizes: Mapping[str, int], density: float) -> int:
     return left
 
 
-def erk(shapes: Mapping[str, tuple[int, ...]], budget: int) -> dict[str, int]:
-    """Kept weights of every layer, `budget` in all, by Erdős-Rényi-kernel densities: eps · the sum of a tensor's sizes / their product.
+def top_of_all(scores: Mapping[str, Tensor], k: int) -> dict[str, Tensor]:
+    """Masks by one ranking of all layers together: layer -> bool, `k` True in all. A layer may keep nothing.
 
-    Evci et al., ICML 2020, arXiv:1911.11134, appendix. A layer that would get more than it has is dense, and eps is solved again;
-    counts are rounded down, at least 1, and what is left goes to the layers that have room, in order. ValueError for a budget below
-    one weight a layer, or above all weights.
+    Of equal scores the earlier layer goes first, and in a layer the lower position. ValueError for a score that is not finite.
 
-    Args:
-        shapes: masked layer -> shape of its weight.
-        budget: kept weights of all these layers together.
-
-    >>> erk({"conv": (8, 4, 3, 3), "fc": (10, 32)}, budget=100)
-    {'conv': 30, 'fc': 70}
+    >>> top_of_all({"conv": torch.tensor([3.0, 1.0]), "fc": torch.tensor([3.0, 2.0])}, 2)
+    {'conv': tensor([ True, False]), 'fc': tensor([ True, False])}
     """
-    sizes = {layer: prod(shape) for layer, shape in shapes.items()}
-    if not len(sizes) <= budget <= sum(sizes.values()):
-        raise ValueError(f"a budget of {budget:,} weights for {len(sizes)} layers; it is from {len(sizes)} to {sum(sizes.values()):,}")
-    raw = {layer: sum(shape) / prod(shape) for layer, shape in shapes.items()}
-    dense: set[str] = set()
-    while True:
-        free = [layer for layer in sizes if layer not in dense]
-        left = budget - sum(sizes[layer] for layer in dense)
-        eps = left / sum(raw[layer] * sizes[layer] for layer in free) if free else 0.0
-        if not (full := {layer for layer in free if eps * raw[layer] > 1}):
-            break
-        dense |= full
-    counts = {layer: sizes[layer] if layer in dense else max(1, floor(eps * raw[layer] * size + 1e-9)) for layer, size in sizes.items()}
-    while rest := budget - sum(counts.values()):
-        step = 1 if rest > 0 else -1
-        able = [layer for layer, count in counts.items() if (count < sizes[layer] if step > 0 else count > 1)]
-        for layer in able[: abs(rest)]:
-            counts[layer] += step
-    return counts
+    whole = top(torch.cat([score.flatten() for score in scores.values()]), k)
+    parts = whole.split([score.numel() for score in scores.values()])
+    return {layer: part.view(score.shape) for (layer, score), part in zip(scores.items(), parts, strict=True)}
 
 
 def largest(g: Tensor, mask: Tensor, k: int, chunk: int = CHUNK) -> tuple[Tensor, Tensor]:

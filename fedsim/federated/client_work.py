@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -93,11 +94,46 @@ class Train(Work):
 
 
 @dataclass(frozen=True)
-class TrainAndScore(Train):
-    """Train, and in the feed that has `dense_gradient_layers` the largest dense gradients among their pruned positions.
+class TrainAndTap(Train):
+    """Train, and what a subclass makes of dense gradients in the feed that has `dense_gradient_layers`, all positions included.
 
-    A feed after the first only probes, at the trained weights. each: top/index/LAYER and top/value/LAYER (a,), and n/images ().
-    A layer's gradient goes through a buffer of exactly a entries as soon as it exists, and is freed.
+    A feed after the first only probes, at the trained weights. A layer's gradient is handed to `tapped` as soon as it exists, then freed.
+    """
+
+    @classmethod
+    def tapping(cls, setting: Setting, r: int, layers: Sequence[str], last_step: bool = False, **own: Any) -> Self:
+        """Round `r`, plain training where there are no `layers`, probed on one more mini-batch at the trained weights.
+
+        last_step: probed on the last mini-batch of the training instead, before its step. own: fields of a subclass, by name.
+        """
+        train, layers = setting.train.feed(), tuple(layers)
+        feeds: tuple[Feed, ...] = (train,)
+        if layers:
+            probe = replace(train, epochs=0, steps=1, dense_gradient_layers=layers)
+            feeds = (replace(train, dense_gradient_layers=layers, dense_gradient_steps=1),) if last_step else (train, probe)
+        return cls.at(setting, r, feeds=feeds, **own)
+
+    @abstractmethod
+    def tapped(self, sent: ClientInput, layer: str, g: Tensor) -> Tree:
+        """What the state gets of `g`, the dense gradient of a layer's weight."""
+
+    def step(self, net: Net, sent: ClientInput, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
+        if batch.feed == 0:
+            return super().step(net, sent, state, batch)
+        layers = self.feeds[batch.feed].dense_gradient_layers
+        loss, _, _, taps = net.gradient(sent.tree(state), batch, None, tap=partial(self.tapped, sent), layers=layers)
+        return state | taps, loss
+
+    def gradient(self, net: Net, sent: ClientInput, state: Tree, batch: Batch) -> tuple[Tensor, Tree, Tree, Tree]:
+        layers, extra = self.feeds[batch.feed].dense_gradient_layers, self.aggregate.extra(sent, state)
+        return net.gradient(sent.tree(state), batch, extra=extra, tap=partial(self.tapped, sent) if layers else None, layers=layers)
+
+
+@dataclass(frozen=True)
+class TrainAndScore(TrainAndTap):
+    """Train, and the largest dense gradients among the pruned positions of some layers.
+
+    each: top/index/LAYER and top/value/LAYER (a,), and n/images (). A layer's gradient goes through a buffer of exactly a entries.
     """
 
     purpose: ClassVar[str] = "TrainAndProbe"
@@ -106,17 +142,9 @@ class TrainAndScore(Train):
 
     @classmethod
     def growing(cls, setting: Setting, r: int, moves: Mapping[str, int], last_step: bool = False, **own: Any) -> Self:
-        """Round `r`, plain training where nothing moves, probed on one more mini-batch at the trained weights.
-
-        last_step: probed on the last mini-batch of the training instead, before its step. own: fields of a subclass, by name.
-        """
-        train, moves = setting.train.feed(), {layer: k for layer, k in moves.items() if k}
-        feeds: tuple[Feed, ...] = (train,)
-        layers = tuple(moves)
-        if moves:
-            probe = replace(train, epochs=0, steps=1, dense_gradient_layers=layers)
-            feeds = (replace(train, dense_gradient_layers=layers, dense_gradient_steps=1),) if last_step else (train, probe)
-        return cls.at(setting, r, feeds=feeds, moves=moves, **own)
+        """`tapping` of the layers that move any weights."""
+        moves = {layer: k for layer, k in moves.items() if k}
+        return cls.tapping(setting, r, tuple(moves), last_step, moves=moves, **own)
 
     def init_state(self, net: Net, sent: ClientInput) -> Tree:
         """Before any gradient is seen, one pruned weight is as good as another."""
@@ -124,27 +152,33 @@ class TrainAndScore(Train):
         for layer, k in self.moves.items():
             if not 0 < k <= net.sizes.get(layer, 0):
                 raise ValueError(f"{k} moves of layer {layer!r}; there can be 1 to its pruned weights, of layers {', '.join(net.maskable)}")
-            seen |= self._top(sent, layer, torch.ones_like(weights[keys.weight(layer)]))
+            seen |= self.tapped(sent, layer, torch.ones_like(weights[keys.weight(layer)]))
         return seen
-
-    def step(self, net: Net, sent: ClientInput, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
-        if batch.feed == 0:
-            return super().step(net, sent, state, batch)
-        tap = partial(self._top, sent)
-        loss, _, _, taps = net.gradient(sent.tree(state), batch, None, tap=tap, layers=self.feeds[batch.feed].dense_gradient_layers)
-        return state | taps, loss
-
-    def gradient(self, net: Net, sent: ClientInput, state: Tree, batch: Batch) -> tuple[Tensor, Tree, Tree, Tree]:
-        layers, extra = self.feeds[batch.feed].dense_gradient_layers, self.aggregate.extra(sent, state)
-        return net.gradient(sent.tree(state), batch, extra=extra, tap=partial(self._top, sent) if layers else None, layers=layers)
 
     def finish(self, net: Net, sent: ClientInput, state: Tree) -> Report:
         report = super().finish(net, sent, state)
         return replace(report, each=report.each | under(state, keys.TOP) | {keys.COUNT: sent.n})
 
-    def _top(self, sent: ClientInput, layer: str, g: Tensor) -> Tree:
+    def tapped(self, sent: ClientInput, layer: str, g: Tensor) -> Tree:
         index, value = masks.largest(g, sent.tree({})[keys.mask(layer)], self.moves[layer])
         return {keys.top_index(layer): index, keys.top_value(layer): value}
+
+
+@dataclass(frozen=True)
+class TrainAndGradient(TrainAndTap):
+    """Train, and the whole dense gradient of one batch; total: also n · g of these layers, under grad/LAYER.weight."""
+
+    def init_state(self, net: Net, sent: ClientInput) -> Tree:
+        held, layers = sent.tree({}), {layer for feed in self.feeds for layer in feed.dense_gradient_layers}
+        nothing = {keys.gradient(layer): torch.zeros_like(held[keys.weight(layer)]) for layer in sorted(layers)}
+        return super().init_state(net, sent) | nothing
+
+    def finish(self, net: Net, sent: ClientInput, state: Tree) -> Report:
+        report = super().finish(net, sent, state)
+        return replace(report, total=report.total | weigh(sent.n, under(state, keys.GRADIENTS)))
+
+    def tapped(self, sent: ClientInput, layer: str, g: Tensor) -> Tree:
+        return {keys.gradient(layer): g}
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from fedsim.core import keys, masks, rng
 from fedsim.core.keys import COUNT, MARKED
 from fedsim.core.tree import Tree
 from fedsim.core.types import Data
@@ -28,8 +27,9 @@ from fedsim.federated.averaged_round import AveragedState, trained
 from fedsim.federated.client_work import TrainAndScore
 from fedsim.federated.protocol import Fleet, Method, Setting
 from fedsim.nn.net import Net
-from fedsim.pruning import extrusion, mask_adjustment
+from fedsim.pruning import extrusion, layer_densities, mask_adjustment
 from fedsim.pruning.extrusion import ExtrudeAndProbe, marked, norm_of
+from fedsim.pruning.masked_averaging import drawn, largest, masked
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class FedMef(Method[AveragedState]):
             held = self.masks_of(setting)
         except ValueError as error:
             raise BadInput(f"[method] {error}") from error
-        return AveragedState.begin(setting, masks.apply(setting.net.initial, held) | held)
+        return AveragedState.begin(setting, masked(setting.net.initial, held))
 
     def round(self, setting: Setting, state: AveragedState, fleet: Fleet, r: int) -> tuple[AveragedState, dict[str, float]]:
         if r == 0:
@@ -129,13 +129,6 @@ class FedMef(Method[AveragedState]):
 
     def masks_of(self, setting: Setting) -> Tree:
         """Masks of Erdős-Rényi-kernel densities that meet the whole density, at positions drawn from the seed or by magnitude."""
-        net, layers = setting.net, self._masked(setting.net)
-        dense = [layer for layer in net.sizes if layer not in layers]
-        sizes = {"+".join(dense): sum(net.sizes[layer] for layer in dense)} | {layer: net.sizes[layer] for layer in layers}
-        counts = masks.erk({layer: net.shapes[layer] for layer in layers}, masks.budget(sizes, self.density))
-        held = {}
-        for i, (layer, k) in enumerate(counts.items()):
-            w = net.initial[keys.weight(layer)]
-            order = rng.permutation(rng.key(setting.seed, "mask", i), w.numel()).to(w.device)
-            held[keys.mask(layer)] = masks.first(order if self.start == "erk" else masks.rank(w.abs()), k, w.shape)
-        return held
+        net = setting.net
+        counts = layer_densities.kept_counts(net, self._masked(net), self.density)
+        return drawn(net, counts, setting.seed) if self.start == "erk" else largest(net.initial, counts)

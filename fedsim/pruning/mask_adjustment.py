@@ -96,23 +96,60 @@ def votes(index: Tensor, value: Tensor, weight: Tensor, size: int) -> Tensor:
     return total
 
 
-def swap(mask: Tensor, w: Tensor, score: Tensor, k: int, leaving: Tensor | None = None) -> tuple[Tensor, Tensor, int]:
+def swap(mask: Tensor, w: Tensor, score: Tensor, k: int, leaving: Tensor | None = None, regrow: bool = False) -> tuple[Tensor, Tensor, int]:
     """(mask, w, moved): the `k` pruned positions of largest |score| enter as 0, as many kept ones of smallest |w| leave.
 
     Only positions pruned before can enter, so that none both enters and leaves; a score of 0 is no vote, and fewer votes than
     `k` move fewer on both sides. leaving (k,): kept positions that leave in their place, in this order.
+
+    With `regrow` the smallest leave first, and then any position that is not kept may enter, those that have just left too (RigL). Then
+    `k` always enter, at most as many as are kept and as there are pruned ones, and `moved` counts those that were pruned before.
+
+    >>> w, g = torch.tensor([5, 4, 0.1, 0.2, 0, 0]), torch.tensor([0.0, 0, 9, 0, 1, 2])
+    >>> swap(w != 0, w, g, k=2)[0].int(), swap(w != 0, w, g, k=2, regrow=True)[0].int()
+    (tensor([1, 1, 0, 0, 1, 1], dtype=torch.int32), tensor([1, 1, 1, 0, 0, 1], dtype=torch.int32))
     """
     scores, weights, kept = score.flatten().abs(), w.flatten(), mask.flatten()
-    pruned = (~kept).nonzero().flatten()
-    grown = pruned[rank(scores[pruned])[:k]]
-    grown = grown[scores[grown] > 0]
     held = kept.nonzero().flatten()
-    dropped = held[rank(-weights[held].abs())[: len(grown)]] if leaving is None else leaving[: len(grown)]
-    grown = grown[: len(dropped)]
-    after, moved = kept.clone(), weights.clone()
-    after[grown], after[dropped] = True, False
+    after = kept.clone()
+    if regrow:
+        k = min(k, len(held), len(kept) - len(held))
+        dropped = held[rank(-weights[held].abs())[:k]]
+        after[dropped] = False
+        free = (~after).nonzero().flatten()
+        grown = free[rank(scores[free])[:k]]
+    else:
+        pruned = (~kept).nonzero().flatten()
+        grown = pruned[rank(scores[pruned])[:k]]
+        grown = grown[scores[grown] > 0]
+        dropped = held[rank(-weights[held].abs())[: len(grown)]] if leaving is None else leaving[: len(grown)]
+        grown = grown[: len(dropped)]
+        after[dropped] = False
+    after[grown] = True
+    moved = weights.clone()
     moved[grown], moved[dropped] = 0.0, 0.0
-    return after.view(mask.shape), moved.view(w.shape), len(grown)
+    return after.view(mask.shape), moved.view(w.shape), int((~kept[grown]).sum())
+
+
+def exchanged(
+    shared: Tree,
+    scores: Mapping[str, Tensor],
+    moves: Mapping[str, int],
+    leaving: Mapping[str, Tensor] | None = None,
+    regrow: bool = False,
+) -> tuple[Tree, int]:
+    """`shared` after every layer in `moves` exchanged that many weights, and how many moved; see `swap`.
+
+    scores: layer -> score (N,) or of the weight's shape. ValueError for one that is not finite.
+    """
+    changed, total = {}, 0
+    for layer, k in moves.items():
+        mask, w = keys.mask(layer), keys.weight(layer)
+        if not bool(scores[layer].isfinite().all()):
+            raise ValueError(f"the clients' gradients of layer {layer!r} are not finite; a lower train.lr may help")
+        changed[mask], changed[w], moved = swap(shared[mask], shared[w], scores[layer], k, (leaving or {}).get(layer), regrow)
+        total += moved
+    return shared | changed, total
 
 
 def swapped(
@@ -123,13 +160,8 @@ def swapped(
     each: top/index/LAYER and top/value/LAYER (K, a), a row per client; weight (K,), its share of a vote; leaving: what leaves, where
     that is not the smallest.
     """
-    changed, total = {}, 0
-    for layer, k in moves.items():
-        name = f"{layer}.weight"
-        mask, w = shared[keys.MASKS + name], shared[keys.WEIGHTS + name]
-        score = votes(each[keys.top_index(layer)], each[keys.top_value(layer)], weight, w.numel())
-        if not bool(score.isfinite().all()):
-            raise ValueError(f"the clients' gradients of layer {layer!r} are not finite; a lower train.lr may help")
-        changed[keys.MASKS + name], changed[keys.WEIGHTS + name], moved = swap(mask, w, score, k, (leaving or {}).get(layer))
-        total += moved
-    return shared | changed, total
+    scores = {}
+    for layer in moves:
+        index, value = each[keys.top_index(layer)], each[keys.top_value(layer)]
+        scores[layer] = votes(index, value, weight, shared[keys.weight(layer)].numel())
+    return exchanged(shared, scores, moves, leaving)

@@ -15,7 +15,6 @@ from rich.console import Console
 from fedsim.cli import method_help
 from fedsim.config import method_registry, method_source
 from fedsim.config.job import check, resolved
-from fedsim.config.method_registry import ALIASES
 from fedsim.errors import BadInput
 
 MINE = '''
@@ -122,7 +121,7 @@ def test_every_hyperparameter_says_what_it_means(name) -> None:
 
 @pytest.mark.parametrize("name", method_registry.names())
 def test_the_file_of_a_method_says_what_the_imported_class_says(name: str) -> None:
-    read = method_source.parameters(method_registry.METHODS / f"{method_registry.ALIASES[name].method if name in ALIASES else name}.py")
+    read = method_source.parameters(method_registry.file_of(name))
     assert read == method_registry.parameters_of(method_registry.find(name))
 
 

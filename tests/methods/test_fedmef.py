@@ -294,26 +294,6 @@ def test_what_leaves_is_what_was_marked_or_what_is_smallest(drop) -> None:
 # ---- 13: where weights are kept at first
 
 
-def test_check_13_erk_by_hand() -> None:
-    shapes = {"a": (10, 10, 3, 3), "b": (20, 10, 3, 3), "c": (10, 80)}
-    found = masks.erk(shapes, 300)
-    eps = 300 / (26 + 36 + 90)
-    wanted = {"a": int(eps * 26), "b": int(eps * 36), "c": int(eps * 90)}
-    assert found == {"a": wanted["a"] + 1, "b": wanted["b"] + (300 - sum(wanted.values()) > 1), "c": wanted["c"]}
-    assert masks.erk({"a": (2, 2), "b": (10, 10)}, 60) == {"a": 4, "b": 56}  # a would get 2.5 · 4
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), min_size=1, max_size=6), st.floats(0, 1))
-def test_check_13_erk_meets_its_budget(shapes, share) -> None:
-    named = {str(i): shape for i, shape in enumerate(shapes)}
-    sizes = {name: a * b for name, (a, b) in named.items()}
-    budget = max(len(sizes), int(share * sum(sizes.values())))
-    found = masks.erk(named, budget)
-    assert sum(found.values()) == budget
-    assert all(1 <= found[name] <= size for name, size in sizes.items())
-
-
 def test_check_13_the_same_seed_keeps_the_same_and_another_does_not() -> None:
     one = made()
     first, second = (ALWAYS.masks_of(one.setting) for _ in range(2))
