@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fedsim.core import rng
+from fedsim.errors import BadInput
 
 if TYPE_CHECKING:
     from fedsim.core.types import Data
@@ -127,21 +128,39 @@ def moments(x: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def fifth(y: Tensor) -> Tensor:
-    """(n,) bool, True at a stratified fifth (rounded up) of the labels: a fixed rule, so that every job tests on the same images.
+    """(n,) bool, True at a stratified fifth (rounded up) of the labels: a fixed rule, so that every job tests on the same images."""
+    return stratified(y, -(-len(y) // 5), "test fifth")
 
-    Each class gives its share by largest remainder; which of its images, one integer hash of their position says.
+
+def stratified(y: Tensor, wanted: int, purpose: str) -> Tensor:
+    """(n,) bool, True at `wanted` of the labels (n,), each class in proportion; a fixed rule, the same for every job.
+
+    Each class gives its share by largest remainder; which of its images, one integer hash of their position and the purpose says.
     """
     n = len(y)
     count = torch.bincount(y)
-    quota, rest = (count * -(-n // 5)) // n, (count * -(-n // 5)) % n
-    extra = rest.argsort(descending=True, stable=True)[: -(-n // 5) - int(quota.sum())]
+    quota, rest = (count * wanted) // n, (count * wanted) % n
+    extra = rest.argsort(descending=True, stable=True)[: wanted - int(quota.sum())]
     quota[extra] += 1
-    order = rng.bits(rng.key("test fifth", torch.arange(n)), 1).squeeze(-1).argsort(stable=True)
+    order = rng.bits(rng.key(purpose, torch.arange(n)), 1).squeeze(-1).argsort(stable=True)
     order = order[y[order].argsort(stable=True)]  # by class, in hashed order within it
     rank = torch.arange(n) - (count.cumsum(0) - count)[y[order]]
     chosen = torch.zeros(n, dtype=torch.bool)
     chosen[order] = rank < quota[y[order]]
     return chosen
+
+
+def reduced(data: Stored, wanted: int | None, field: str) -> Stored:
+    """So many images of a set, each class in proportion, the same ones in every run; all where `wanted` is None.
+
+    The mean and the deviation stay those of the whole set. BadInput where it has fewer images; `field` is how the message calls it.
+    """
+    if wanted is None or wanted == len(data):
+        return data
+    if wanted > len(data):
+        raise BadInput(f"[data] {field} = {wanted:,}: {data.name} has {len(data):,}; leave it out to take all of them")
+    chosen = stratified(data.y, wanted, "train part" if field == "train_images" else "test part")
+    return replace(data, x=data.x[chosen], y=data.y[chosen], users=None if data.users is None else data.users[chosen])
 
 
 def parted(name: str, x: Tensor, y: Tensor, classes: int, users: Tensor | None = None, **more: Any) -> tuple[Stored, Stored]:

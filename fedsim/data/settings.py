@@ -40,8 +40,8 @@ class DataSettings:
     image_size: int | None = None  # pixels, height = width: digits (upsampled from 8), shapes, fake
     channels: int | None = None  # shapes (1 or 3), fake
     classes: int | None = None  # shapes, fake
-    train_images: int | None = None  # images: shapes, fake
-    test_images: int | None = None  # images: shapes, fake
+    train_images: int | None = None  # how many shapes or fake images are made; of other sets so many, each class in proportion
+    test_images: int | None = None  # the same of test images
     augment: tuple[str, ...] | None = None  # of crop, flip, cutout
     crop_pad: int = 4  # pixels of padding that a crop moves in
     crop_border: str = "zeros"  # what it is padded with: zeros | reflect
@@ -71,7 +71,7 @@ class DataSettings:
     def _check_applies(self) -> None:
         if self.name not in AUGMENTS:
             return  # an installed package offers it, and decides which fields it takes
-        for name in ("channels", "classes", "train_images", "test_images"):
+        for name in ("channels", "classes"):
             if getattr(self, name) is not None and self.name not in DRAWN:
                 raise BadInput(f"[data] {name} applies to {' and '.join(DRAWN)}; {self.name} has its own; leave {name} out")
         if self.image_size is not None and self.name not in ("digits", *DRAWN):

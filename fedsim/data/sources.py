@@ -12,8 +12,8 @@ import torch
 from torch.nn.functional import interpolate
 
 from fedsim.core import entry_points
-from fedsim.data.image_sets import Fake, Stored, fifth, moments, parted
-from fedsim.data.settings import AUGMENTS, DataSettings
+from fedsim.data.image_sets import Fake, Stored, fifth, moments, parted, reduced
+from fedsim.data.settings import AUGMENTS, DRAWN, DataSettings
 from fedsim.errors import BadInput
 
 if TYPE_CHECKING:
@@ -29,14 +29,25 @@ def open_data(settings: DataSettings, seed: int) -> tuple[Data, Data]:
     """The training and the test set. The seed matters to `fake` alone. BadInput if files are missing or unreadable."""
     if settings.name not in AUGMENTS:
         return _open_installed(settings, seed)
-    if settings.name == "digits":
-        return digits(settings.image_size or 8)
+    if settings.name in DRAWN:
+        return _drawn(settings, seed)
+    train, test = _stored(settings)
+    return reduced(train, settings.train_images, "train_images"), reduced(test, settings.test_images, "test_images")
+
+
+def _drawn(settings: DataSettings, seed: int) -> tuple[Data, Data]:
+    """Images that are made here, as many as the job says."""
     if settings.name == "fake":
         return fake(settings, seed)
-    if settings.name == "shapes":
-        from fedsim.data.drawn_shapes import shapes
+    from fedsim.data.drawn_shapes import shapes
 
-        return shapes(settings)
+    return shapes(settings)
+
+
+def _stored(settings: DataSettings) -> tuple[Stored, Stored]:
+    """All images of a set that is stored in files."""
+    if settings.name == "digits":
+        return digits(settings.image_size or 8)
     if settings.name in ("cinic10", "tiny_imagenet"):
         from fedsim.data import image_folders
 

@@ -34,6 +34,8 @@ class MaskedAveraging(Method[AveragedState]):
     def init(self, setting: Setting, public: Data | None) -> AveragedState:
         try:
             return AveragedState.begin(setting, masked(setting.net.initial, self.first_masks(setting, public)))
+        except BadInput:
+            raise
         except ValueError as error:
             raise BadInput(f"[method] {error}") from error
 

@@ -230,3 +230,20 @@ def test_a_fifth_is_stratified_and_fixed():
     assert int(chosen.sum()) == 5
     assert torch.bincount(y[chosen], minlength=4).tolist() == [1, 3, 0, 1]
     assert torch.equal(chosen, fifth(y))
+
+
+def test_a_part_of_a_stored_set_has_its_classes_in_proportion_and_is_the_same_for_every_seed() -> None:
+    whole, part, again = opened(name="digits"), opened(name="digits", train_images=200), opened(seed=7, name="digits", train_images=200)
+    assert [len(data) for data in part] == [200, len(whole[1])]
+    shares = torch.bincount(whole[0].y) / len(whole[0])
+    assert ((torch.bincount(part[0].y) - 200 * shares).abs() < 1).all()
+    assert torch.equal(part[0].x, again[0].x)
+    assert part[0].mean == whole[0].mean
+    images = {bytes(image.numpy()) for image in whole[0].x}
+    assert {bytes(image.numpy()) for image in part[0].x} <= images
+    assert len(opened(name="digits", test_images=50)[1]) == 50
+
+
+def test_more_images_than_a_set_has_are_refused() -> None:
+    with pytest.raises(BadInput, match=r"train_images = 5,000: digits has 1,437; leave it out to take all"):
+        opened(name="digits", train_images=5000)
