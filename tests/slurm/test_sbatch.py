@@ -27,7 +27,6 @@ def test_a_run_on_two_nodes_that_is_warned_is_requeued_and_ends_with_the_weights
 ) -> None:
     """By what --signal=B:USR1@60 sends."""
     job = lab.submit("nodes")
-    weights = request.getfixturevalue("weights")  # while the job runs
     lab.until_round(1)
     lab.cluster.call("scancel", "--batch", "--signal=USR1", job)
     lab.until_restarted(job)
@@ -35,6 +34,7 @@ def test_a_run_on_two_nodes_that_is_warned_is_requeued_and_ends_with_the_weights
     kept = attributes(lab.out)
     assert not kept["finished"]
     assert (noted["job"], noted["round"], noted["why"]) == (job, kept["rounds"], "stopped by SIGUSR1")
+    weights = request.getfixturevalue("weights")  # while the job runs again
     ended = ended_well(lab, job, 1, weights)
     assert ended.nodes == "one,two"
     assert attributes(lab.out)["ranks"] == 3
