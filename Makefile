@@ -29,7 +29,7 @@ quickstart: $(VENV)/.run
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(WORKERS)
 
-# On a real SLURM, in a real browser, under MPICH and Intel MPI, under strace and in R and Octave, where these are installed (.ci/run shows how).
+# Real runs are killed; and on a real SLURM, in a real browser, under MPICH and Intel MPI, under strace and in R and Octave, where these are installed (.ci/run shows how).
 test-outside: $(VENV)/.dev
 	$(BIN)/python -m pytest $(WORKERS) -m 'outside and not full'
 

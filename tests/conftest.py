@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 MEMORY = Path("/dev/shm")  # a disk in memory: a checkpoint waits for the disk twice, which takes 20 ms on some and 0.1 ms there
 ROOM = 2**30  # bytes that must be free there; a whole run of the tests needs less than half of it
-OUTSIDE = {"test_campaign.py", "test_chromium.py", "test_launchers.py", "test_other_programs.py", "test_vanished.py"}  # and all of SLURM
+OUTSIDE = {"test_chromium.py", "test_launchers.py", "test_other_programs.py"}  # beside all of STARTERS
 _temporary = ""  # the folder for temporary files of the programs that tests start
 STARTERS = {"faults", "slurm"}  # folders whose tests all start processes, or need the run of one
 
@@ -52,7 +52,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent.name in STARTERS:
             item.add_marker(pytest.mark.processes)
-        if "slurm" in item.path.parts or item.path.name in OUTSIDE:
+        if STARTERS & set(item.path.parts) or item.path.name in OUTSIDE:
             item.add_marker(pytest.mark.outside)
     starting = {item.path for item in items if item.get_closest_marker("processes")}
     items.sort(key=lambda item: item.path not in starting)
