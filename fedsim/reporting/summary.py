@@ -175,6 +175,7 @@ def _pruning(has: dict[str, Array]) -> list[tuple[str, ...]]:
 
 FORMS = {
     "client's own network": "client_accuracy",
+    "averaged model": "averaged_client_accuracy",
     "dynamic gates": "gated_client_accuracy",
     "dynamic gates, personalised": "personal_client_accuracy",
     "client's own network on the global test set": "client_global_accuracy",
