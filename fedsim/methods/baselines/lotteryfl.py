@@ -10,7 +10,8 @@ averages each weight over the clients that hold it; where none does it keeps its
 of the broadcast. w0 follows from the job's seed and does not travel; a mask travels up, when it has changed.
 
 The authors open the gate by accuracy on test images, and average without weights; here weights = "samples" or "uniform". Accuracy on
-the clients' images is that of w * m_k, and accuracy on the global test set that of the server's dense w.
+the clients' images is that of w * m_k, and accuracy on the global test set that of the server's dense w. `fedsim estimate`, which trains
+nobody, cannot know when clients prune: it predicts rounds in which none does, the dearest there are.
 """
 
 from __future__ import annotations
