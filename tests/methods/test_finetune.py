@@ -92,6 +92,16 @@ def test_nobody_has_a_model_of_its_own_before_the_last_round() -> None:
     near(used(one, FineTune(), state.shared, 0), state.shared)
 
 
+def test_clients_are_asked_in_parts_where_they_are_many(monkeypatch) -> None:
+    one, other = made(), made()
+    one.play(FineTune(), 2)
+    monkeypatch.setattr("fedsim.federated.personal_model.MAX_COHORT", 2)
+    other.play(FineTune(), 2)
+    assert [order.clients for order in other.seen[-2:]] == [[0, 1], [2]]
+    for k in range(3):
+        assert all(torch.equal(one.fleet.kept[k][key], value) for key, value in other.fleet.kept[k].items())
+
+
 def test_accuracy_of_clients_is_that_of_their_copies() -> None:
     one, method = made(training=replace(SLOW, epochs=4)), FineTune(epochs=8)
     state, _ = one.play(method, 2)
