@@ -140,6 +140,20 @@ def smallest(w: Tensor, mask: Tensor, k: int) -> Tensor:
     return order.topk(k, largest=False).values & 0xFFFFFFFF
 
 
+def largest_kept(w: Tensor, mask: Tensor, k: Tensor) -> Tensor:
+    """The mask, bool and of w's shape, of the `k` largest |w| among kept positions. Fit for `vmap`, where each client has a `k` of its own.
+
+    k: (), int64, from 1 to the number of kept positions.
+
+    >>> w, mask = torch.tensor([3.0, 0.0, 5.0, -4.0]), torch.tensor([True, True, False, True])
+    >>> largest_kept(w, mask, torch.tensor(2))
+    tensor([ True, False, False,  True])
+    """
+    order = torch.where(mask.flatten(), _keys(w.flatten().abs(), 0), _NEVER)
+    last = order.sort(descending=True).values.gather(0, k.view(1) - 1)
+    return (order >= last).view(mask.shape)
+
+
 def _positions(flat: Tensor) -> Tensor:
     return torch.arange(flat.shape[0], device=flat.device)
 

@@ -18,15 +18,15 @@ from dataclasses import dataclass, replace
 from math import inf
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from fedsim.core import keys
 from fedsim.core.keys import ACTIVE_CONVS, COUNT, FREQUENCY, GATE, VARYING_CHANNELS
 from fedsim.core.tree import Tree, under
 from fedsim.core.types import Data
-from fedsim.core.validation import MAX_COHORT, within
+from fedsim.core.validation import within
 from fedsim.errors import BadInput
+from fedsim.federated import personal_model
 from fedsim.federated.averaged_round import AveragedState, trained
 from fedsim.federated.protocol import ClientInput, Fleet, Method, Setting
 from fedsim.nn.layers.input_gate import SHIFTS_MODULE
@@ -96,7 +96,7 @@ class ADP(Method[State]):
         if FREQUENCY in sent.kept and self.export == "client":
             return channel_frequency.model_of(net, sent, self._counts(net), self.export_gate == "folded")
         held = sent.tree({})
-        return held | (channel_frequency.personal(held) if self.personalise else {})
+        return held | (personal_model.personal(held) if self.personalise else {})
 
     def variants(self) -> dict[str, Method[State]]:
         """How else the clients could use what has been learned: each form's accuracy is recorded as well after the last round."""
@@ -109,9 +109,7 @@ class ADP(Method[State]):
         costs, counts = Costs.of(setting.net.channels, setting.model_profile), self._counts(setting.net)
         own = {"local": self._local(setting.net), "counts": counts, "shared": self.export == "global", "costs": costs}
         work = MeasureChannelFrequency.after(setting, setting.rounds, self.personalise, self.export_gate == "folded", **own)
-        sent, clients = self._sent(setting.net, state.shared), fleet.pick(None, setting.rounds)
-        totals = [fleet.run(work, clients[begin : begin + MAX_COHORT], sent).total for begin in range(0, len(clients), MAX_COHORT)]
-        total = {key: torch.stack([part[key] for part in totals]).sum(0) for key in totals[0]}
+        total = personal_model.by_all(setting, fleet, work, self._sent(setting.net, state.shared))
         convs = float(total[ACTIVE_CONVS] / total[COUNT])
         active = (convs * costs.dense["convs"] + costs.gates + costs.others) / costs.dense.total
         columns |= {"active_convs_share": convs, "active_share": active, "varying_share": float(total[VARYING_CHANNELS] / total[COUNT])}

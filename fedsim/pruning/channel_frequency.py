@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from fedsim.core import keys
-from fedsim.core.keys import ACTIVE_CONVS, FOLDED_GATE, FREQUENCY, GATE, GATE_VALUES, MEAN_GATE, OWN, VARYING_CHANNELS
-from fedsim.core.tree import Tree, renamed, under
+from fedsim.core.keys import ACTIVE_CONVS, FOLDED_GATE, FREQUENCY, GATE, GATE_VALUES, MEAN_GATE, VARYING_CHANNELS
+from fedsim.core.tree import Tree, under
 from fedsim.core.types import Batch, Feed
-from fedsim.federated import aggregation
+from fedsim.federated import aggregation, personal_model
 from fedsim.federated.client_work import Train
 from fedsim.federated.protocol import ClientInput, Report, Setting
 from fedsim.pruning import dynamic_channels
@@ -65,7 +65,7 @@ class MeasureChannelFrequency(TrainLocal):
         """`personalise` more epochs of round `r`'s local training, then the client's images once; with `folded` twice."""
         train = setting.train.feed()
         look = Feed("train", epochs=1, batch=train.batch, augment=False, cost="forward")
-        trains = (replace(train, steps=0, epochs=personalise),) if personalise else ()
+        trains = (personal_model.feed(setting, personalise),) if personalise else ()
         feeds = (*trains, look, *([look] if folded else []))
         return cls.at(setting, r, feeds=feeds, aggregate=aggregation.FedAvg(), personal=bool(personalise), folded=folded, **own)
 
@@ -95,8 +95,7 @@ class MeasureChannelFrequency(TrainLocal):
         total = {ACTIVE_CONVS: state[ACTIVE_CONVS], keys.COUNT: n, VARYING_CHANNELS: n * sometimes.double().mean()}
         if self.shared:
             total |= {keys.FREQUENCY_SUM: mine[FREQUENCY], keys.GATE_SUM: mine[MEAN_GATE]}
-        model = {OWN + key: value for key, value in under(state, keys.WEIGHTS, keys.BUFFERS).items()}
-        return Report(total, keep={key: value.float() for key, value in mine.items()} | model)
+        return Report(total, keep={key: value.float() for key, value in mine.items()} | personal_model.kept(state))
 
     def mask(self, net: Net, sent: ClientInput, state: Tree) -> Tensor:
         """(n,) bool, the channels that the client will keep."""
@@ -118,9 +117,4 @@ def model_of(net: Net, sent: ClientInput, counts: Sequence[int], folded: bool) -
     """The network of a client that has measured: its own weights where it has some, under the mask of its own channels."""
     held = sent.tree({})
     mask = dynamic_channels.kept(held[FREQUENCY], held[MEAN_GATE], net.channels.widths, counts)
-    return held | personal(held) | {GATE: mask} | ({GATE_VALUES: held[FOLDED_GATE]} if folded else {})
-
-
-def personal(held: Tree) -> Tree:
-    """The "w/" and "buf/" that a client has trained for its own use; empty where it has not."""
-    return renamed(held, OWN + keys.WEIGHTS, keys.WEIGHTS) | renamed(held, OWN + keys.BUFFERS, keys.BUFFERS)
+    return held | personal_model.personal(held) | {GATE: mask} | ({GATE_VALUES: held[FOLDED_GATE]} if folded else {})

@@ -51,12 +51,17 @@ class MaskedAveraging(Method[AveragedState]):
 
     def layers(self, net: Net) -> tuple[str, ...]:
         """The layers that have masks, in network order."""
-        every = net.maskable if self.mask_classifier else net.maskable[:-1]
-        return (*(layer for layer in net.sizes if layer not in net.maskable and self.mask_first), *every)
+        return masked_layers(net, self.mask_first, self.mask_classifier)
 
     def counts(self, net: Net) -> dict[str, int]:
         """Kept weights of every masked layer. ValueError for a density that leaves a layer without any."""
         return layer_densities.kept_counts(net, self.layers(net), self.density, self.sharing)
+
+
+def masked_layers(net: Net, first: bool = False, classifier: bool = True) -> tuple[str, ...]:
+    """The layers that have masks, in network order; whether the first and the last one are among them."""
+    every = net.maskable if classifier else net.maskable[:-1]
+    return (*(layer for layer in net.sizes if layer not in net.maskable and first), *every)
 
 
 def masked(shared: Tree, held: Tree) -> Tree:

@@ -175,6 +175,7 @@ def _pruning(has: dict[str, Array]) -> list[tuple[str, ...]]:
 
 FORMS = {
     "client's own network": "client_accuracy",
+    "averaged model": "averaged_client_accuracy",
     "dynamic gates": "gated_client_accuracy",
     "dynamic gates, personalised": "personal_client_accuracy",
     "client's own network on the global test set": "client_global_accuracy",
@@ -182,8 +183,10 @@ FORMS = {
 
 
 def _smaller(has: dict[str, Array]) -> list[tuple[str, ...]]:
-    """What a cut left of the network, and the clients' own sub-networks, as last recorded."""
+    """What a cut left of the network, and the clients' own masks and sub-networks, as last recorded."""
     rows: list[tuple[str, ...]] = []
+    if "client_density" in has:
+        rows.append(("clients' masks", f"{share(_last(has['client_density']))} of the weights in a client's own model"))
     if {"inference_share", "parameters", "parameters_share"} <= has.keys():
         flops, count, part = (_last(has[name]) for name in ("inference_share", "parameters", "parameters_share"))
         rows.append(("network", f"{share(flops)} of the FLOPs, {count:,.0f} of {count / part:,.0f} parameters"))

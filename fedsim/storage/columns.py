@@ -123,6 +123,14 @@ OF_METHODS: dict[str, Column] = {
     **{f"rounds/{form}_{name}": Column(unit, f"{about}, {way}") for form, way in FORMS.items() for name, (unit, about) in FORM.items()},
     **{f"clients/{form}_accuracy": Column("1", f"accuracy on its own test shard, {way}") for form, way in FORMS.items()},
     "clients/global_accuracy": Column("1", "accuracy of the client's own network on the global test set"),
+    "rounds/client_density": Column("1", "kept conv and linear weights of a client of the cohort over all of them, mean over clients"),
+    "rounds/clients_pruned": Column("1", "clients of the cohort that pruned their own masks in the round"),
+    "rounds/held_accuracy": Column("1", "right over all held-out images of the cohort, by the clients' models before they prune and train"),
+    **{
+        f"rounds/averaged_{name}": Column(unit, f"{about}, in the averaged model that no client has fine-tuned")
+        for name, (unit, about) in FORM.items()
+    },
+    "clients/averaged_accuracy": Column("1", "accuracy on its own test shard, in the averaged model that no client has fine-tuned"),
     "rounds/client_conv_density": Column("1", "convolution weights of a client that are not 0, mean over clients"),
     "rounds/client_conv_density_layers": Column("1", "the same, every convolution counted alike"),
     "rounds/server_conv_density": Column("1", "convolution weights of the server's model that are not 0"),

@@ -70,6 +70,15 @@ TABLE = {
         masked=True,
         budget=0.3,
     ),
+    "lotteryfl": Case("lotteryfl", {"target": 0.3, "threshold": 0.05, "prune": 0.4}, holdout=0.2),
+    "lotteryfl-options": Case(
+        "lotteryfl",
+        {"threshold": 0.0, "prune": 0.5, "weights": "uniform", "mask_first": True, "mask_classifier": False},
+        {"aggregate": "fedprox", "fedprox_mu": 0.5, "optimiser": "adam", "lr": 0.003, "momentum": 0.0},
+        holdout=0.3,
+    ),
+    "finetune": Case("finetune", {"epochs": 2}),
+    "finetune-options": Case("finetune", {"lr": 0.02}, STEPS | {"aggregate": "scaffold", "schedule": "cosine"}, model={"norm": "group"}),
     "adp": Case("adp", model={"gate_keep": 0.5}),
     "adp-options": Case(
         "adp",

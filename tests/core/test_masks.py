@@ -33,6 +33,22 @@ def full_sort(g: Tensor, mask: Tensor, k: int) -> list[int]:
     return sorted(pruned, key=lambda i: (-abs(float(g.flatten()[i])), i))[:k]
 
 
+# ---- a number of its own for each client
+
+
+@given(st.lists(gradients().filter(lambda case: bool(case[1].any())), min_size=1, max_size=3), st.randoms(use_true_random=False))
+@settings(deadline=None, max_examples=100)
+def test_the_largest_kept_weights_are_those_of_a_full_sort(cases, source) -> None:
+    n = min(len(g) for g, _, _ in cases)
+    w = torch.stack([g[:n] for g, _, _ in cases])
+    kept = torch.stack([mask[:n] for _, mask, _ in cases])
+    kept[:, 0] |= ~kept.any(1)
+    k = torch.tensor([source.randint(1, int(mask.sum())) for mask in kept])
+    found = vmap(masks.largest_kept)(w, kept, k)
+    for row, mask, count, one in zip(w, kept, k.tolist(), found, strict=True):
+        assert one.nonzero().flatten().tolist() == sorted(full_sort(row, ~mask, count))
+
+
 # ---- the buffer
 
 
