@@ -56,14 +56,14 @@ TABLE = {
     "feddst": Case("feddst", {"density": 0.3, "adjust_every": 1, "stop_round": 4, "adjust_fraction": 0.5}, masked=True, budget=0.3),
     "feddst-library": Case(
         "feddst",
-        {"density": 0.3, "adjust_fraction": 0.5, "stop_round": 3, "average": "zeros", "adjust_epoch": 0, "regrow": True, "min_votes": 2},
+        {"density": 0.3, "adjust_fraction": 0.5, "stop_round": 3, "average": "zeros", "adjust_epoch": 0, "min_votes": 2},
         {"aggregate": "fedprox", "fedprox_mu": 0.5, "optimiser": "adam", "lr": 0.003, "momentum": 0.0},
         masked=True,
         budget=0.3,
     ),
     "feddst-between": Case(
         "feddst",
-        {"density": 0.3, "adjust_fraction": 1.0, "stop_round": 3, "adjust_epoch": 1, "mask_first": True},
+        {"density": 0.3, "adjust_fraction": 1.0, "stop_round": 3, "adjust_epoch": 1, "mask_first": True, "regrow": False},
         {"activation_keep": 0.5},
         masked=True,
         budget=0.3,

@@ -70,6 +70,7 @@ def test_of_equal_magnitudes_the_lower_position_stays_and_never_one_that_nobody_
     w, holders = torch.tensor([0.0, 0, 3, 0, -3, 0]), torch.tensor([0, 1, 2, 2, 1, 1])
     assert best_held(w, holders, 3).tolist() == [False, True, True, False, True, False]
     assert best_held(w, holders, 3, min_votes=2).tolist() == [False, False, True, True, True, False]
+    assert best_held(w, holders, 5, min_votes=2).tolist() == [False, True, True, True, True, True]
     assert best_held(w, holders, 5).tolist() == [False, True, True, True, True, True]
 
 
@@ -152,9 +153,9 @@ def round_by_hand(made: World, shared: Tree, r: int, method: FedDST, moves: dict
     ("fields", "training", "aggregate"),
     [
         ({}, SLOW, FedAvg()),
-        ({"adjust_epoch": 1, "regrow": True}, SLOW, FedProx(fedprox_mu=0.5)),
+        ({"adjust_epoch": 1, "regrow": False}, SLOW, FedProx(fedprox_mu=0.5)),
         ({"adjust_epoch": 1}, ADAM, FedAvg()),
-        ({"adjust_epoch": 0, "average": "zeros", "regrow": True}, SLOW, FedAvg()),
+        ({"adjust_epoch": 0, "average": "zeros"}, SLOW, FedAvg()),
         ({"adjust_epoch": 1, "min_votes": 2}, SLOW, FedAvg()),
     ],
     ids=["paper", "between", "adam", "library", "votes"],
@@ -250,6 +251,13 @@ def test_where_all_clients_agree_both_averages_are_the_same() -> None:
         assert torch.allclose(value.double(), ends[1][key].double(), atol=1e-12), key
 
 
+def test_at_density_1_nothing_moves() -> None:
+    made = world(stored(*drawn([6, 5])))
+    state, found = made.play(replace(OFTEN, density=1.0), 3)  # type: ignore[arg-type]
+    assert kept(state.shared) == SIZES
+    assert [row["weights_swapped"] for row in found[1:]] == [0, 0, 0]
+
+
 # ---- when, and how many
 
 
@@ -331,6 +339,7 @@ def fedsim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
         (["method.adjust_fraction=1.5"], "adjust_fraction = 1.5: should be from 0 to 1"),
         (["method.adjust_every=0"], "adjust_every = 0: should be at least 1"),
         (["method.min_votes=0"], "min_votes = 0: should be at least 1"),
+        (["method.min_votes=5"], "min_votes = 5: should be at most 4, the clients of a round"),
         (["method.adjust_epoch=3"], "adjust_epoch = 3: should be at most train.epochs = 1"),
         (["method.average='union'"], 'average = "union": should be "cover" or "zeros"'),
         (["train.aggregate='scaffold'"], 'train.aggregate = "scaffold": feddst averages'),
@@ -347,8 +356,9 @@ def test_what_cannot_be_is_reported_and_nothing_is_written(fedsim, tmp_path, set
 
 def test_an_epoch_cannot_be_named_where_the_job_trains_by_steps() -> None:
     made = world(stored(*drawn([6, 5])), training=LocalTraining(batch=4, steps=3))
-    with pytest.raises(BadInput, match=r"adjust_epoch = 2: the job trains by train.steps = 3; take 0"):
-        replace(OFTEN, adjust_epoch=2).init(made.setting, None)
+    for epoch in (1, 2):
+        with pytest.raises(BadInput, match=rf"adjust_epoch = {epoch}: the job trains by train.steps = 3; take 0"):
+            replace(OFTEN, adjust_epoch=epoch).init(made.setting, None)
     assert OFTEN.feeds(made.setting.train.feed(), ("fc1",))[0].steps == 3
     assert replace(OFTEN, adjust_epoch=0).feeds(made.setting.train.feed(), ("fc1",))[1].steps == 3
 

@@ -2,8 +2,8 @@
 
 All clients train one sparse model. In some rounds each client drops its smallest weights and grows the pruned positions of largest
 gradient, for itself, and uploads its weights and its mask. The server averages every weight over the clients that hold it, and keeps the
-largest averages, as many of each layer as before. A grown weight starts at 0. With adjust_epoch at the last epoch it is still 0 when it is
-uploaded, so it enters the server's mask only where weights of all clients leave; of equal magnitudes the lower position enters first.
+largest averages, as many of each layer as before. A grown weight starts at 0. Where clients adjust after the last epoch, it is still 0
+when it is uploaded, so it can only take the place of a weight that every client dropped; of equal magnitudes the lower position goes first.
 
 Paper -> code:  w -> w,  m -> mask,  S -> 1 - density,  alpha -> adjust_fraction,  alpha_r -> moves / nnz_l,  R_adj -> adjust_every,
                 R_end -> stop_round,  n_k -> images,  A -> adjust_epoch,  K -> cohort.size,  E -> train.epochs,  B -> train.batch
@@ -45,7 +45,7 @@ class TrainAndAdjust(Train):
     """
 
     moves: Mapping[str, int] = field(default_factory=dict)  # layer -> weights that leave, and as many that enter
-    regrow: bool = False
+    regrow: bool = True
     extra_memory: int = 0
 
     def init_state(self, net: Net, sent: ClientInput) -> Tree:
@@ -86,7 +86,7 @@ class FedDST(MaskedAveraging):
     adjust_epoch: int | None = None  # A, local epochs before a client adjusts; None: all of them; 0: it adjusts, then trains
     average: Literal["cover", "zeros"] = "cover"  # of a weight over the clients that hold it, or over all with 0 where it is pruned
     min_votes: int = 1  # clients; weights that fewer of them hold are kept only where a layer has too few others
-    regrow: bool = False  # whether a weight that a client has just dropped may be grown again, from 0
+    regrow: bool = True  # whether a weight that a client has just dropped may grow again, from 0 (RigL); false: only those pruned before
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -106,9 +106,9 @@ class FedDST(MaskedAveraging):
         work = TrainAndAdjust.at(setting, r, feeds=feeds, moves=moves, regrow=self.regrow, extra_memory=buffers)
         after, reply = trained(setting, fleet, state, r, work)
         merged = self.merged(after.shared, reply.total)
-        held, clients = under(reply.total, keys.MASKS), min(setting.cohort, setting.clients)
+        held = under(reply.total, keys.MASKS)
         entered = sum(int((merged[key] & ~state.shared[key]).sum()) for key in held)
-        agreed, any_holds = (sum(int((count >= least).sum()) for count in held.values()) for least in (clients, 1))
+        agreed, any_holds = (sum(int((count >= least).sum()) for count in held.values()) for least in (setting.cohort, 1))
         return replace(after, shared=merged), {"lr": work.lr, "weights_swapped": entered, "mask_agreement": agreed / any_holds}
 
     def moves(self, setting: Setting, shared: Tree, r: int) -> dict[str, int]:
@@ -141,16 +141,19 @@ class FedDST(MaskedAveraging):
         return shared | changed
 
     def _check(self, setting: Setting) -> None:
-        """BadInput for an aggregation that cannot average under masks that differ, or an epoch that no client reaches."""
+        """BadInput for an aggregation that needs one mask for all, an epoch that no client reaches, and votes that nothing can have."""
         if isinstance(setting.aggregate, FedNova | Scaffold):
             name = type(setting.aggregate).__name__.lower()
             why = "feddst averages weights over the clients that hold them, and the formulas of this aggregation have one mask for all"
             raise BadInput(f'train.aggregate = "{name}": {why}; take "fedavg" or "fedprox"')
-        if self.adjust_epoch and self.adjust_epoch > setting.train.epochs:
-            most = f"should be at most train.epochs = {setting.train.epochs}"
-            if setting.train.steps:
-                most = f"the job trains by train.steps = {setting.train.steps}; take 0, or leave it out to adjust after the last step"
+        epochs, steps = setting.train.epochs, setting.train.steps
+        if self.adjust_epoch and (steps or self.adjust_epoch > epochs):
+            most = f"should be at most train.epochs = {epochs}"
+            if steps:
+                most = f"the job trains by train.steps = {steps}; take 0, or leave it out to adjust after the last step"
             raise BadInput(f"[method] adjust_epoch = {self.adjust_epoch}: {most}")
+        if self.min_votes > setting.cohort:
+            raise BadInput(f"[method] min_votes = {self.min_votes}: should be at most {setting.cohort}, the clients of a round")
 
 
 def best_held(w: Tensor, holders: Tensor, k: int, min_votes: int = 1) -> Tensor:
