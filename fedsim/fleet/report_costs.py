@@ -44,8 +44,10 @@ def client_masks(*trees: Tree) -> bool:
 def charge_report(answer: PackResult, net: Net, client: int, one: ClientInput, state: Tree, report: Tree, before: int | None) -> int:
     """Notes the client's bytes up, its hard gates, and its masks if it has some; without them its bytes are those of the client before.
 
-    `report` is all that reaches the server; a mask in it is priced against the one that the client arrived with.
+    `report` is all that reaches the server; a mask in it is priced against the one that the client arrived with, also where it is
+    a number in a sum.
     """
+    report = report | {key: mask != 0 for key, mask in under(report, keys.MASKS).items()}
     seen, private = one.tree(state), client_masks(one.own, one.kept, state)
     if private:
         answer.arrived[client] = ones(one.own | one.kept)

@@ -111,6 +111,7 @@ OF_METHODS: dict[str, Column] = {
     "rounds/client_inference_share": Column("1", "the same over one forward pass of the original network"),
     "rounds/client_parameters": Column("1", "parameters of a client's sub-network, mean over clients"),
     "rounds/client_overlap": Column("1", "channels that two clients' sub-networks share over those that either has, mean over pairs"),
+    "rounds/mask_agreement": Column("1", "adjusted layers: weights that all clients of the cohort keep over those that any keeps"),
     "rounds/worst_client": Column("1", "number of the client of lowest accuracy on its test shard, the first of equals"),
     "rounds/client_global_accuracy": Column("1", "accuracy of a client's own network on the global test set, mean over clients"),
     "rounds/deploy_flops": Column("FLOP", "what clients do after the last round to get the network they use, all together; on no bill"),

@@ -53,6 +53,21 @@ TABLE = {
     ),
     "dwfnp": Case("dwfnp", GATED, STEPS, holdout=0.2),
     "dwfnp-client": Case("dwfnp", GATED | {"hypernet": "client", "finetune": "static", "norm_over": "all"}, STEPS, holdout=0.2),
+    "feddst": Case("feddst", {"density": 0.3, "adjust_every": 1, "stop_round": 4, "adjust_fraction": 0.5}, masked=True, budget=0.3),
+    "feddst-library": Case(
+        "feddst",
+        {"density": 0.3, "adjust_fraction": 0.5, "stop_round": 3, "average": "zeros", "adjust_epoch": 0, "min_votes": 2},
+        {"aggregate": "fedprox", "fedprox_mu": 0.5, "optimiser": "adam", "lr": 0.003, "momentum": 0.0},
+        masked=True,
+        budget=0.3,
+    ),
+    "feddst-between": Case(
+        "feddst",
+        {"density": 0.3, "adjust_fraction": 1.0, "stop_round": 3, "adjust_epoch": 1, "mask_first": True, "regrow": False},
+        {"activation_keep": 0.5},
+        masked=True,
+        budget=0.3,
+    ),
     "fedmef": Case("fedmef", MOVED | {"extrusion_rounds": 1}, {"activation_keep": 0.3}, masked=True, budget=0.3, model={"norm": "nsconv"}),
     "fedmef-options": Case(
         "fedmef",
