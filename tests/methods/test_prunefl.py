@@ -54,9 +54,9 @@ def measured(shared: Tree, steps: list, mu: float = 0.0) -> tuple[dict, dict, di
 def best(z: list[float], seconds: list[float], must: list[bool], constant: float, rest: float) -> list[bool]:
     """The greedy choice with plain loops."""
     mask, top, below = list(must), rest, constant
-    for zj, tj, kept in zip(z, seconds, must, strict=True):
-        top, below = top + zj * kept, below + tj * kept
-    for j in sorted((j for j, kept in enumerate(must) if not kept), key=lambda j: (-z[j] / seconds[j], j)):
+    for zj, tj, stays in zip(z, seconds, must, strict=True):
+        top, below = top + zj * stays, below + tj * stays
+    for j in sorted((j for j, stays in enumerate(must) if not stays), key=lambda j: (-z[j] / seconds[j], j)):
         if z[j] / seconds[j] <= top / below:
             break
         mask[j], top, below = True, top + z[j], below + seconds[j]
@@ -129,7 +129,7 @@ def test_four_rounds_by_hand(kind, mu) -> None:
 def test_the_squared_gradients_of_the_reconfiguration_round_alone() -> None:
     one = made()
     method = replace(PAPER, importance="reconfiguration_round")
-    state, _ = one.play(method, 1)
+    one.play(method, 1)
     assert type(one.seen[-1].work) is Train
     one.play(method, 2)
     last = one.seen[-1]
@@ -202,7 +202,7 @@ STAGE = replace(PAPER, initial_iterations=12, initial_every=4, initial_batch=2, 
 @pytest.mark.parametrize("kind", FLEETS)
 def test_iterations_at_one_client_by_hand(kind) -> None:
     one = made(kind)
-    state, told = one.play(STAGE, 0)
+    _, told = one.play(STAGE, 0)
     (client,) = one.fleet.pick(1, 0)
     assert {tuple(seen.clients) for seen in one.seen} == {(client,)}
     assert [type(seen.work) for seen in one.seen] == [Loss, TrainAndSquare, TrainAndSquare, TrainAndSquare]
