@@ -38,6 +38,7 @@ Columns = dict[str, float]
 class PruneFL(MaskedAveraging):
     """Chooses its masks by squared gradients and by time."""
 
+    density: float = 0.1  # d, kept share of all weights, dense layers included; paper: what the cap falls to, of no use without one
     form: Literal["paper", "library"] = "paper"  # the published method, or the simple one of constant density
     adjust_every: int = 50  # Delta, rounds between two reconfigurations; library: 10
     importance: Literal["every_round", "reconfiguration_round"] = "every_round"  # rounds whose squared gradients make z
