@@ -27,6 +27,7 @@ GRADIENTS = "grad/"  # summed over the cohort to 2^-68, whatever their size
 LOSSES = "loss/"
 OWN = "own/"
 TOP = "top/"
+TOP_INDEX = "top/index"  # of these, the positions
 INDICES = "index/"
 COUNTS = "n/"
 VOTES = "vote/"

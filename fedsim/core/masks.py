@@ -154,6 +154,18 @@ def largest_kept(w: Tensor, mask: Tensor, k: Tensor) -> Tensor:
     return (order >= last).view(mask.shape)
 
 
+def without_smallest(w: Tensor, mask: Tensor, k: int) -> Tensor:
+    """`mask` without the `k` kept positions of smallest |w|; of equal ones the higher position leaves first. Fit for `vmap`.
+
+    >>> without_smallest(torch.tensor([3.0, 1.0, 1.0, 0.0]), torch.tensor([True, True, True, False]), 1)
+    tensor([ True,  True, False, False])
+    """
+    kept = mask.flatten()
+    order = torch.where(kept, _keys(w.flatten().abs(), 0), _BEYOND)
+    leaving = _LAST - (order.topk(k, largest=False).values & 0xFFFFFFFF)
+    return kept.scatter(0, leaving, False).view(mask.shape)
+
+
 def _positions(flat: Tensor) -> Tensor:
     return torch.arange(flat.shape[0], device=flat.device)
 

@@ -255,8 +255,8 @@ def _masked(order: WorkOrder, kept: dict[str, int]) -> dict[str, int]:
 
 
 def _entries(each: Tree) -> int:
-    """Entries, index and value, of what is under "top/"."""
-    return sum(value.numel() for value in under(each, keys.TOP).values()) // 2
+    """Entries, each an index and a value, of the buffers whose positions a client sends; it may keep the values to itself."""
+    return sum(value.numel() for value in under(each, keys.TOP_INDEX).values())
 
 
 def _own_price(arrived: dict[str, int], mask: str, size: int) -> int:

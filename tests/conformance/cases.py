@@ -33,6 +33,14 @@ class Case:
 TINY = {"density": 0.3, "pool": 2, "pretrain_epochs": 0, "adjust_every": 1, "stop_round": 4, "probe_share": 0.5, "bn_passes": 2}
 MOVED = {"density": 0.3, "adjust_every": 2, "stop_round": 4, "penalty": 0.05}
 GATED = {"cotrain": 2, "warmup": 0, "hyper_interval": 1, "hyper_lr": 0.05, "unseen_clients": "accept"}
+PRUNEFL = {
+    "adjust_every": 2,
+    "initial_iterations": 6,
+    "initial_every": 2,
+    "initial_batch": 5,
+    "start_accuracy": 0,
+    "constant_seconds": 0.02,
+}
 STEPS = {"epochs": None, "steps": 3}
 TABLE = {
     "fedavg": Case("fedavg"),
@@ -51,6 +59,16 @@ TABLE = {
     "fedtiny-standardised": Case(
         "fedtiny", TINY | {"selection": "vanilla"}, masked=True, budget=0.3, model={"norm": "group", "standardise": True}
     ),
+    "prunefl": Case("prunefl", PRUNEFL | {"start_accuracy": 0}, masked=True, budget=None),
+    "prunefl-capped": Case(
+        "prunefl",
+        PRUNEFL | {"importance": "reconfiguration_round", "max_density": 0.6, "density": 0.4, "initial_iterations": 0},
+        {"aggregate": "scaffold"},
+        masked=True,
+        budget=None,
+    ),
+    "prunefl-library": Case("prunefl", {"form": "library", "density": 0.3, "adjust_every": 2, "stop_round": 4}, masked=True, budget=0.3),
+    "fedrts": Case("fedrts", {"density": 0.3, "adjust_every": 2, "stop_round": 4}, masked=True, budget=0.3),
     "dwfnp": Case("dwfnp", GATED, STEPS, holdout=0.2),
     "dwfnp-client": Case("dwfnp", GATED | {"hypernet": "client", "finetune": "static", "norm_over": "all"}, STEPS, holdout=0.2),
     "feddst": Case("feddst", {"density": 0.3, "adjust_every": 1, "stop_round": 4, "adjust_fraction": 0.5}, masked=True, budget=0.3),
