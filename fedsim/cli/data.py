@@ -166,9 +166,10 @@ def _unknown(source: str) -> BadInput:
 
 def _is_converted(path: Path) -> bool:
     """Whether a file is in a form that is converted, and that jobs do not read."""
-    from fedsim.data.conversion.opening import is_convertible
+    from fedsim.data.conversion import opening
 
-    return is_convertible(path)
+    opening.refuse_archive(path)
+    return opening.is_convertible(path)
 
 
 def _checked(table: dict[str, Any], where: str) -> Job:

@@ -68,7 +68,7 @@ def is_idx(path: Path) -> bool:
 
 def has_idx(folder: Path) -> bool:
     """Whether a folder has images in this form."""
-    return any(IMAGES.search(path.name) and is_idx(path) for path in folder.iterdir() if path.is_file())
+    return any(IMAGES.search(path.name) and ("idx3" in path.name or is_idx(path)) for path in folder.iterdir() if path.is_file())
 
 
 @contextmanager

@@ -45,7 +45,6 @@ def _one(path: str, options: Options) -> Source | None:
         return ImageTree(path, options.levels)
     if is_csv:
         return CsvTable(path, options.images, options.shape)
-    _refuse_archive(place)
     return None
 
 
@@ -61,7 +60,7 @@ def is_convertible(path: Path) -> bool:
     return path.is_dir() or path.name.lower().endswith(CSV) or idx_files.is_idx(path)
 
 
-def _refuse_archive(path: Path) -> None:
+def refuse_archive(path: Path) -> None:
     """An npz file is a zip archive too, of arrays."""
     is_zip = zipfile.is_zipfile(path) and path.suffix.lower() != ".npz" and not _holds_arrays(path)
     if is_zip or tarfile.is_tarfile(path):

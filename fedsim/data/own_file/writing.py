@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -14,8 +15,6 @@ from numpy.typing import NDArray
 
 from fedsim.errors import BadInput
 from fedsim.storage import disk_room
-
-AGAIN = "give the same command again"
 
 
 class FileWriter:
@@ -39,7 +38,10 @@ class FileWriter:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
+            self.file.flush()
+            end = self.file.id.get_filesize()
             self.file.close()
+            disk_room.give_back(os.open(self.aside, os.O_RDWR | os.O_CLOEXEC), end)
             if kind is None:
                 disk_room.sync(self.aside)
                 self.aside.rename(self.out)
