@@ -25,6 +25,7 @@ SOURCE = (
     " (path,label or path,label,user, or pixels), IDX files as MNIST's. ./NAME is a file or folder."
 )
 FIGURES = (".png", ".pdf", ".svg")
+LEVELS = "The folders above the images: class, user/class or class/user. Default: class."
 NAMED = ("client", "class")  # the axes of the figure
 CONVERT = "Options of conversion"
 
@@ -57,7 +58,7 @@ def data(
         float | None,
         _option("--test-share", metavar="SHARE", about="Make this share of each class the test images, by a hash of their names. 0: none."),
     ] = None,
-    levels: Annotated[Name | None, _option("--levels", about="The folders above the images. Default: class.")] = None,
+    levels: Annotated[Name | None, _option("--levels", metavar="LEVELS", about=LEVELS)] = None,
     images: Annotated[
         str | None, _option("--images", metavar="FOLDER", about="The folder of the paths in a CSV. Default: its own.")
     ] = None,
@@ -207,8 +208,9 @@ def _opened(source: str, job: Job | None, is_dealt: bool, options: Options) -> t
     with naming_job(source):
         if is_dealt:
             population = populate(job.data, job.partition, job.seed)
-            return Opened(source, population.train, population.test), population
-        return Opened(source, *open_data(job.data, job.seed)), None
+            return Opened(source, population.train, population.test, list(population.record["notes"])), population
+        train, test = open_data(job.data, job.seed)
+        return Opened(source, train, test, list(getattr(train, "notes", ()))), None
 
 
 def _read(source: Source, options: Options, out: Path | None, keeps: bool) -> Description:

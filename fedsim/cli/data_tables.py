@@ -12,6 +12,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from fedsim.config.toml_values import written
 from fedsim.reporting.formatting import quantity
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def of_images(source: str, found: Source, shown: Description) -> list[Renderable
     classes = len(next(iter(shown.parts.values())).classes)
     lines: list[RenderableType] = [Text.assemble((source, "bold"), f"  {counts}, {classes} classes"), "", _facts(found, shown), ""]
     lines.append(_classes(shown, classes))
-    return [*lines, *(Text(f"\n{note}", "yellow") for note in dict.fromkeys((*getattr(found, "notes", ()), *shown.notes)))]
+    return [*lines, *(Text(f"\n{note}", "yellow") for note in shown.notes)]
 
 
 def of_clients(population: Population, width: int) -> list[RenderableType]:
@@ -60,7 +61,7 @@ def of_clients(population: Population, width: int) -> list[RenderableType]:
 
 def of_file(out: Path, shown: Description) -> list[str]:
     """What was written, and the lines of a job that read it."""
-    lines = [f"{out}: {quantity(out.stat().st_size, 'B')}. In a job:", "", "[data]", 'name = "file"', f'path = "{out}"']
+    lines = [f"{out}: {quantity(out.stat().st_size, 'B')}. In a job:", "", "[data]", 'name = "file"', f"path = {written(str(out))}"]
     channels, height, width = shown.shape
     if channels > 1 and (width <= 4 or height != width):
         lines.append('layout = "nchw"')
@@ -116,7 +117,7 @@ def _each_class(counts: Ints, clients: Sequence[str], classes: Sequence[str] | N
     """A column for each class."""
     table = Table("client", box=None, header_style="bold", pad_edge=False)
     for label in range(counts.shape[1]):
-        table.add_column(_short(classes[label], 6) if classes else str(label), justify="right", no_wrap=True)
+        table.add_column(Text(_short(classes[label], 6) if classes else str(label)), justify="right", no_wrap=True)
     table.add_column("all", justify="right", no_wrap=True)
     for name, row in zip(clients, counts, strict=True):
         table.add_row(Text(name), *(Text(f"{count}", "" if count else "dim") for count in row), f"{row.sum():,}")

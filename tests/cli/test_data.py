@@ -250,6 +250,10 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "folders below": (lambda tree: (tree / "train/ant/more").mkdir(), "train/ant/more is a folder where images should be"),
     "a link out": (lambda tree: link(tree / "train/ant/x.png", Path("/etc/hostname")), "train/ant/x.png leads out of the folder"),
     "a folder out": (lambda tree: link(tree / "train/dog", Path("../..")), "train/dog leads out of the folder"),
+    "a part out": (
+        lambda tree: (tree / "test").rename(tree.parent / "moved") and link(tree / "test", Path("../moved")),
+        "tree: test leads out of the folder",
+    ),
     "a circle": (lambda tree: link(tree / "train/ant/x.png", Path("x.png")), "train/ant/x.png"),
     "another size": (lambda tree: png(Path("train/ant/x.png"), PIXELS[0][:5], tree), "train/ant/x.png has 6x5 pixels; all must have"),
 }
@@ -340,6 +344,13 @@ def test_idx_files_that_are_refused(refuses: Callable[..., str], tmp_path: Path,
     for name, content in contents.items():
         (tmp_path / "raw" / name).write_bytes(content)
     assert said in refuses("data", "raw", "--out", "mine.h5", "--test-share", "0")
+
+
+def test_an_idx_file_that_is_a_link_out(refuses: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "labels").write_bytes(LABELS)
+    link(tmp_path / "raw" / "labels", Path("../labels"))
+    (tmp_path / "raw" / "images").write_bytes(IDX)
+    assert "raw/labels leads out of the folder" in refuses("data", "raw")
 
 
 def test_archives_are_not_opened(refuses: Callable[..., str], tree: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import os
 import struct
 import weakref
 from collections.abc import Callable, Iterator
@@ -177,14 +178,12 @@ def test_idx(tmp_path: Path, ending: str) -> None:
     assert "x_test" not in alone
 
 
-def test_torchvision_reads_the_same_from_idx(tmp_path: Path) -> None:
-    """The makers of these tests write MNIST's genuine form."""
-    from torchvision.datasets.mnist import read_image_file, read_label_file
-
-    idx(tmp_path / "images", PIXELS)
-    idx(tmp_path / "labels", np.arange(24))
-    assert read_image_file(str(tmp_path / "images")).tolist() == PIXELS.tolist()
-    assert read_label_file(str(tmp_path / "labels")).tolist() == list(range(24))
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    """Folders whose names are not UTF-8 are classes as others are."""
+    for i, name in enumerate((b"\xe9t\xe9", b"hiver")):
+        png(tmp_path / "tree" / os.fsdecode(name) / "1.png", PIXELS[i])
+    made = arrays(converted(tmp_path / "tree", test_share=0.0))
+    assert made["class_names"] == ["\\xe9t\\xe9", "hiver"]
 
 
 def test_a_job_reads_what_was_written(tmp_path: Path) -> None:
@@ -351,7 +350,6 @@ def test_a_source_that_changes_is_refused(tmp_path: Path, more: int) -> None:
 
 def test_a_full_disk_is_told_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import errno
-    import os
 
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -17,6 +17,7 @@ from typing import IO
 
 import numpy as np
 
+from fedsim.data.conversion.image_files import inside
 from fedsim.data.conversion.source import Picture, Row
 from fedsim.errors import BadInput
 
@@ -100,6 +101,8 @@ def _pair(path: Path) -> tuple[Path, Path, bool]:
 def _pairs(folder: Path) -> list[tuple[Path, Path, bool]]:
     """The training pair and the test pair of a folder. A file that is there unpacked too is used once."""
     files = {path.name.removesuffix(".gz"): path for path in sorted(folder.iterdir(), reverse=True) if IMAGES.search(path.name)}
+    for path in folder.iterdir():
+        inside(path, folder.resolve(), str(path))
     pairs = sorted((_pair(path) for path in files.values()), key=lambda pair: pair[2])
     for test, kind in ((False, "training"), (True, "test")):
         same = [images.name for images, _, is_test in pairs if is_test == test]

@@ -10,6 +10,7 @@ their sorted paths. One folder is listed at a time.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,9 +54,10 @@ class ImageTree:
         """Each image file, its path below the root, the names of the folders above it, and whether it is a test image."""
         for part, test in self._parts():
             found = False
+            inside(self.root / part, self.root, self._called(self.root / part))
             for path, names in self._below(self.root / part if part else self.root, ()):
                 found = True
-                yield path, str(path.relative_to(self.root)), names, test
+                yield path, text(path.relative_to(self.root)), tuple(map(text, names)), test
             if not found:
                 raise BadInput(f"{self._called(self.root / part)} is empty; {self._expected()}")
 
@@ -96,7 +98,7 @@ class ImageTree:
                     raise BadInput(f"{self._called(path)} is a folder where images should be; {self._expected()}")
                 yield from self._below(path, (*names, name))
             elif not is_image(name):
-                self.others.append(str(path.relative_to(self.root)))
+                self.others.append(text(path.relative_to(self.root)))
             elif len(names) < len(self.levels):
                 raise BadInput(f"{self._called(path)} lies in no folder of a {self.levels[len(names)]}; {self._expected()}")
             else:
@@ -107,9 +109,14 @@ class ImageTree:
 
     def _called(self, path: Path) -> str:
         below = path.relative_to(self.root)
-        return self.name if below == Path() else f"{self.name}: {below}"
+        return self.name if below == Path() else f"{self.name}: {text(below)}"
 
     def _expected(self) -> str:
         form = "/".join(level.upper() for level in self.levels)
         other = " or ".join(f"--levels {levels}" for levels, names in LEVELS.items() if names != self.levels)
         return f"images are expected in {self.name}/train/{form}/, or in {self.name}/{form}/; {other} says that they lie otherwise"
+
+
+def text(name: str | Path) -> str:
+    """A name of the file system as text, whatever its bytes are."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
