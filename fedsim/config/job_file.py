@@ -17,7 +17,7 @@ def table_of(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The table in a job file, with some `section.field=value` replaced, and with the name of the file unless the job gives one."""
     table = {"name": path.stem, **read_table(path)}
     for item in overrides:
-        _override(table, item)
+        override(table, item)
     return table
 
 
@@ -40,7 +40,8 @@ def read_table(path: Path) -> dict[str, Any]:
         raise BadInput(f"{path}, line {line}: not valid TOML: {message}") from None
 
 
-def _override(table: dict[str, Any], item: str) -> None:
+def override(table: dict[str, Any], item: str) -> None:
+    """What `--set` does with "section.field=value"."""
     key, equals, text = item.partition("=")
     if not equals or not key.strip():
         raise _no_setting(item)

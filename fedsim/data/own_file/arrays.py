@@ -19,7 +19,7 @@ from fedsim.errors import BadInput
 
 Array = NDArray[Any]
 OTHER_NAMES = {"x": "x_train", "y": "y_train", "client": "users", "client_test": "users_test"}
-KNOWN = ("x", "y", "client", "x_test", "y_test", "client_test")
+KNOWN = ("x", "y", "client", "x_test", "y_test", "client_test", "class_names")
 SAVE = 'numpy.savez("mine.npz", x=images, y=labels)'
 BEGINNINGS = {  # of files that are neither: what they are, and what to do
     b"\x93NUMPY": f"a single array of numpy.save; write both arrays: {SAVE}",

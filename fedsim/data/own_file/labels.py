@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
@@ -47,6 +47,20 @@ def read(where: str, arrays: Mapping[str, Any], relabel: bool) -> Labels:
     _check(where, classes)
     notes += _gaps(numbers, classes) + _only_tested(numbers)
     return Labels({name: torch.from_numpy(column) for name, column in numbers.items()}, classes, None, notes)
+
+
+def named(where: str, labels: Labels, array: Any) -> Labels:
+    """The labels with the names that the file has for its classes, also for classes without an image. BadInput where they do not fit."""
+    if labels.names is not None and not all(name.isdecimal() for name in labels.names):
+        return labels  # the labels are texts, which data.relabel has numbered
+    names = columns.read(where, "class_names", array, array.shape[0] if array.shape else 0)
+    numbers = range(labels.classes) if labels.names is None else [int(name) for name in labels.names]
+    if not isinstance(names, list) or max(numbers) >= len(names):
+        kind = f"{len(names)} texts" if isinstance(names, list) else str(array.dtype)
+        raise BadInput(f"{where}: class_names has {kind}; it must be a text for each of the classes 0 … {max(numbers)}")
+    if labels.names is None:
+        return replace(labels, classes=len(names), names=tuple(names))
+    return replace(labels, names=tuple(names[number] for number in numbers))
 
 
 def _column(where: str, name: str, array: Any, notes: list[str]) -> tuple[Column, int]:

@@ -1,7 +1,8 @@
 """A user's own file becomes a training and a test set.
 
 Arrays: x (n, C, H, W), (n, H, W, C) or (n, H, W), pixels; y (n,), whole numbers from 0; if it has natural users, client (n,), whole
-numbers or text; if it has a test part, x_test, y_test and, with client, perhaps client_test. Without a test part a fixed stratified
+numbers or text; if it has a test part, x_test, y_test and, with client, perhaps client_test; class_names (classes,), text, if the classes
+have names. Without a test part a fixed stratified
 fifth is the test set. `Stored.notes` says what was read otherwise than as it stands.
 """
 
@@ -28,6 +29,8 @@ def open_file(settings: DataSettings) -> tuple[Stored, Stored]:
         _same_lengths(source, found)
         x, notes = images.read(source.where, {f"x{part}": arrays["x"] for part, arrays in found.items()}, settings.layout)
         y = labels.read(source.where, {f"y{part}": arrays["y"] for part, arrays in found.items()}, settings.relabel)
+        if source.has("class_names"):
+            y = labels.named(source.where, y, source.array("class_names"))
         who = users.read(source, {part: len(x[f"x{part}"]) for part in parts})
     more: dict[str, Any] = {"class_names": y.names, "user_names": who.names, "notes": (*notes, *y.notes)}
     sets = [(x[f"x{part}"], y.values[f"y{part}"], who.ids.get(part)) for part in parts]

@@ -1,0 +1,48 @@
+"""Images of any source become one HDF5 file in the form of `data.name = "file"`."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+from pathlib import Path
+
+from fedsim.data.conversion.batches import Batch
+from fedsim.data.conversion.survey import Survey
+from fedsim.data.own_file.writing import FileWriter
+from fedsim.errors import BadInput
+
+ALONE = "--test-share 0.2 makes a fifth of each class the test images, --test-share 0 leaves the choice to the run (a fixed fifth)"
+
+
+def check(out: Path, force: bool, sources: Iterable[str | None] = ()) -> None:
+    """BadInput where the file may not be written. sources: what it is made of, which it may not replace."""
+    for source in sources:
+        if source and Path(source).exists() and out.exists() and Path(source).samefile(out):
+            raise BadInput(f"--out {out} is the source itself; choose another file")
+    if out.is_dir():
+        raise BadInput(f"--out {out} is a folder; give the name of a file, such as {out / 'images.h5'}")
+    if not out.parent.is_dir():
+        raise BadInput(f"--out {out}: there is no folder {out.parent}")
+    if out.exists() and not force:
+        raise BadInput(f"--out {out} is there already; --force replaces it")
+
+
+def write(batches: Iterable[Batch], found: Survey, out: Path) -> Generator[Batch, None, None]:
+    """Writes each batch, and passes it on. The file has its name when the last one has been taken."""
+    sizes = {"x": int((~found.test).sum()), "x_test": int(found.test.sum())}
+    with FileWriter(out, sizes) as file:
+        for batch in batches:
+            file.add("x_test" if batch.test else "x", batch.x)
+            yield batch
+        for ending, some in (("", ~found.test), ("_test", found.test)):
+            if some.any():
+                file.column(f"y{ending}", found.y[some])
+                if (users := found.user(some)) is not None:
+                    file.column(f"client{ending}", users)
+        if found.class_names:
+            file.column("class_names", found.class_names)
+
+
+def refuse_untested(name: str, found: Survey, share: float | None) -> None:
+    """BadInput where a source has no test images, and nothing says which they are."""
+    if share is None and not found.test.any():
+        raise BadInput(f"{name} has no test images; {ALONE}, --test PATH takes those of another source")
