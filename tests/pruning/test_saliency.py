@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import pairwise
 from math import floor
 
 import numpy as np
@@ -29,7 +30,7 @@ def net_of(*layers: nn.Module, dtype: torch.dtype = torch.float64) -> Net:
 def linear_net(*widths: int, activation: type[nn.Module] = nn.ReLU, bias: bool = False, seed: int = 0) -> Net:
     torch.manual_seed(seed)
     layers: list[nn.Module] = [nn.Flatten()]
-    for first, second in zip(widths, widths[1:], strict=False):
+    for first, second in pairwise(widths):
         layers += [nn.Linear(first, second, bias=bias), activation()]
     return net_of(*layers[:-1])
 
@@ -260,7 +261,7 @@ def test_masks_are_nested_whatever_the_scores_do_and_counts_are_exact() -> None:
     last = saliency.pruned(tree, score, [[(("a", "b"), count)] for count in counts])
     seen.append({layer: last[keys.mask(layer)] for layer in ("a", "b")})
     assert [sum(int(mask.sum()) for mask in masks.values()) for masks in seen] == [50, *counts]
-    for before, after in zip(seen, seen[1:], strict=False):
+    for before, after in pairwise(seen):
         assert not any(bool((after[layer] & ~before[layer]).any()) for layer in ("a", "b"))
 
 

@@ -81,6 +81,7 @@ class AtInit(MaskedAveraging):
         self._check(setting, public)
         try:
             steps = self.steps(setting.net)
+            self._check_outputs(setting.net, steps[-1])
             shared = setting.net.initial
             if public is not None and self.pretrain_epochs:
                 shared = pretraining.pretrained(setting, public, self.pretrain_epochs)
@@ -152,3 +153,12 @@ class AtInit(MaskedAveraging):
         most = min(setting.clients, MAX_COHORT)
         if self.data == "clients" and (self.scoring_clients or setting.clients) > most:
             raise BadInput(f"[method] scoring_clients: of {setting.clients:,} clients at most {most:,} can score")
+
+    def _check_outputs(self, net: Net, last: Budget) -> None:
+        """ValueError where the outputs of the classifier would keep more weights than there are for it."""
+        layer = net.maskable[-1]
+        outputs, each = net.shapes[layer][0], net.sizes[layer] // net.shapes[layer][0]
+        count = next((count for layers, count in last if layer in layers), net.sizes[layer])
+        if outputs * min(self.class_weights, each) > count:
+            what = f"class_weights = {self.class_weights} for {outputs} outputs of {layer}, whose ranking keeps {count:,} weights"
+            raise ValueError(f"{what}; take at most {count // outputs}")
