@@ -56,6 +56,37 @@ ALIASES = MappingProxyType(
             {"train.aggregate": "scaffold"},
             'SCAFFOLD: Karimireddy et al., ICML 2020, arXiv:1910.06378. fedavg with train.aggregate = "scaffold"; no parameter of its own.',
         ),
+        "magnitude": Alias(
+            "at_init",
+            {"method.score": "magnitude"},
+            'Magnitude pruning at initialisation: at_init with method.score = "magnitude": the largest weights stay.\n\n'
+            "A baseline of SNIP (Lee et al., ICLR 2019, arXiv:1810.02340) and of SynFlow (Tanaka et al., NeurIPS 2020, arXiv:2006.05467)."
+            " The layers have Erdős-Rényi-kernel densities. With method.pretrain_epochs the weights are those that the server pretrained.",
+        ),
+        "random": Alias(
+            "at_init",
+            {"method.score": "random"},
+            'Random static masks: at_init with method.score = "random"; Evci et al., ICML 2020, arXiv:1911.11134, call them static.\n\n'
+            "The layers have Erdős-Rényi-kernel densities; the kept positions follow from the seed.",
+        ),
+        "snip": Alias(
+            "at_init",
+            {"method.score": "snip"},
+            'SNIP: Lee et al., ICLR 2019, arXiv:1810.02340. at_init with method.score = "snip": the largest |w g| are kept.\n\n'
+            'method.data = "clients" is SSFL (Ohib et al., TMLR, arXiv:2405.09037), in which the clients score; method.iterations = 20'
+            " prunes step by step.",
+        ),
+        "synflow": Alias(
+            "at_init",
+            {"method.score": "synflow"},
+            'SynFlow: Tanaka et al., NeurIPS 2020, arXiv:2006.05467. at_init with method.score = "synflow": no data, 100 steps.',
+        ),
+        "grasp": Alias(
+            "at_init",
+            {"method.score": "grasp"},
+            'GraSP: Wang et al., ICLR 2020, arXiv:2002.07376. at_init with method.score = "grasp": the gradient keeps its norm.\n\n'
+            "The server scores by at most method.images_per_class public images of each class.",
+        ),
     }
 )
 

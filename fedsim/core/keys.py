@@ -101,6 +101,15 @@ def gradient(layer: str) -> str:
     return f"{GRADIENTS}{layer}.weight"
 
 
+def score(layer: str) -> str:
+    """The key of the scores of a layer's weights, which clients send.
+
+    >>> score("conv1")
+    'loss/score/conv1.weight'
+    """
+    return f"{LOSSES}score/{layer}.weight"
+
+
 def gain(layer: str) -> str:
     """The key of the gain of a normalised convolution."""
     return f"{WEIGHTS}{layer}.gain"

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from fedsim.core import keys, rng
 from fedsim.core.tree import Tree, clone, under
@@ -54,6 +55,16 @@ def batches(setting: Setting, public: Data, epochs: int) -> Iterator[Batch]:
     for t, part in enumerate(parts):
         part = part.to(y.device)
         yield Batch(x[part], y[part], None, torch.tensor(t, device=y.device), steps, key=key)
+
+
+def balanced(setting: Setting, public: Data, per_class: int) -> list[Batch]:
+    """Batches of at most `per_class` public images of each class, in an order drawn from the seed, for scores and not for training."""
+    x, y = images(setting, public)
+    order = rng.permutation(rng.key(setting.seed, "public scores"), len(y)).to(y.device)
+    counts = one_hot(y[order], public.classes).cumsum(0)  # (n, classes) images of each class up to this one
+    parts = order[counts.gather(1, y[order, None])[:, 0] <= per_class].split(setting.train.batch)
+    steps, key = torch.arange(len(parts) + 1, device=y.device), rng.key(setting.seed, "public draws").to(y.device)
+    return [Batch(x[part], y[part], None, steps[t], steps[-1], key=key) for t, part in enumerate(parts)]
 
 
 def images(setting: Setting, public: Data) -> tuple[Tensor, Tensor]:

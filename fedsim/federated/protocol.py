@@ -158,6 +158,7 @@ class Setting:
     server: ServerBill = field(
         default_factory=ServerBill, compare=False, repr=False
     )  # what the server computes: server.charge("scoring", flops)
+    image_shape: tuple[int, ...] = ()  # (C, H, W)
 
 
 State = TypeVar("State")

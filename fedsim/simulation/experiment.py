@@ -107,7 +107,8 @@ def build_experiment(job: Job, node_rank: int = 0, stopped: Callable[[], bool] =
     job.evaluate.of(population.clients)
     training = job.train.training(job.rounds, augment=bool(population.augment))
     setting = Setting(
-        net, training, job.train.aggregation(), job.rounds, cohort, population.clients, job.seed, model_profile, job.partition.holdout
+        *(net, training, job.train.aggregation(), job.rounds, cohort, population.clients, job.seed, model_profile, job.partition.holdout),
+        image_shape=tuple(shape),
     )
     return Experiment(
         job, population, model_profile, setting, job.method.use, WorkerContext(net, population, job.seed, device, stopped=stopped)

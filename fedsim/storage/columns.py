@@ -94,6 +94,8 @@ FORM = {
 OF_METHODS: dict[str, Column] = {
     "rounds/server_flops_pretraining": Column("FLOP", "of server_flops: training on the public images before round 1"),
     "rounds/server_flops_hypernetworks": Column("FLOP", "of server_flops: forward and backward passes of hypernetworks"),
+    "rounds/server_flops_scoring": Column("FLOP", "of server_flops: scores of weights by which they are pruned before round 1"),
+    "rounds/empty_layers": Column("1", "layers that keep no weight at all after the pruning of round 0"),
     "rounds/weights_swapped": Column("1", "weights that left and as many that entered the masks in an adjustment"),
     "rounds/adjusted_block": Column("1", "block of layers that was adjusted, 1 nearest the input"),
     "rounds/marked_norm_before": Column("1", "L2 norm of the marked weights when an extrusion begins, in the broadcast"),

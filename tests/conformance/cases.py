@@ -44,6 +44,12 @@ PRUNEFL = {
 STEPS = {"epochs": None, "steps": 3}
 TABLE = {
     "fedavg": Case("fedavg"),
+    "at-init-magnitude": Case("magnitude", {"density": 0.3, "pretrain_epochs": 1, "class_weights": 2}, public=1, masked=True, budget=0.3),
+    "at-init-random": Case("random", {"density": 0.3}, {"aggregate": "fednova"}, masked=True, budget=0.3),
+    "at-init-snip": Case("snip", {"density": 0.3, "iterations": 2}, public=1, masked=True, budget=0.3),
+    "at-init-clients": Case("snip", {"density": 0.3, "data": "clients"}, {"aggregate": "scaffold"}, masked=True, budget=0.3),
+    "at-init-synflow": Case("synflow", {"density": 0.3, "iterations": 5}, masked=True, budget=0.3),
+    "at-init-grasp": Case("grasp", {"density": 0.3}, {"aggregate": "fedprox"}, public=1, masked=True, budget=0.3),
     "fedprox": Case("fedprox", train={"fedprox_mu": 0.5}),
     "fednova": Case("fednova"),
     "scaffold": Case("scaffold"),
