@@ -56,6 +56,11 @@ ALIASES = MappingProxyType(
             {"train.aggregate": "scaffold"},
             'SCAFFOLD: Karimireddy et al., ICML 2020, arXiv:1910.06378. fedavg with train.aggregate = "scaffold"; no parameter of its own.',
         ),
+        "set": Alias(
+            "rigl",
+            {"method.growth": "random"},
+            'SET: Mocanu et al., Nature Communications 2018, arXiv:1707.04780. rigl with method.growth = "random"; no gradient is sent.',
+        ),
     }
 )
 
