@@ -63,7 +63,7 @@ class RigL(MaskedAveraging):
         state, reply = trained(setting, fleet, state, r, work)
         swapped = 0
         if moves:
-            shared, swapped = mask_adjustment.exchanged(state.shared, self._scores(setting, moves, reply, r), moves, regrow=self.regrow)
+            shared, swapped = mask_adjustment.exchanged(state.shared, self.scores(setting, moves, reply, r), moves, regrow=self.regrow)
             state = replace(state, shared=shared)
         return state, {"lr": work.lr, "weights_swapped": swapped}
 
@@ -73,7 +73,7 @@ class RigL(MaskedAveraging):
             return {}
         return mask_adjustment.moving(shared, self.layers(net), self.adjust_fraction / 2, r, self.stop_round)
 
-    def _scores(self, setting: Setting, moves: Mapping[str, int], reply: Reply, r: int) -> dict[str, Tensor]:
+    def scores(self, setting: Setting, moves: Mapping[str, int], reply: Reply, r: int) -> dict[str, Tensor]:
         """Layer -> what says which positions grow: the clients' mean gradient by images, or a rank drawn from seed, round and layer."""
         if self.growth == "gradient":
             return {layer: reply.total[keys.gradient(layer)] / reply.total[COUNT] for layer in moves}
