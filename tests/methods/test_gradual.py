@@ -123,6 +123,18 @@ def test_a_pruned_weight_never_returns_also_where_kept_ones_are_0() -> None:
     assert sum(int(mask.sum()) for mask in after.values()) == 261 - 36
 
 
+@pytest.mark.parametrize("sharing", ["uniform", "erk", "er"])
+def test_pruned_weight_by_weight_no_layer_ever_gains(sharing) -> None:
+    """Where the counts of two layers fall together, a share rounded for the smaller budget alone gives a third one a weight more."""
+    one, method = made([6]), replace(METHOD, sharing=sharing)
+    shared = method.init(one.setting, None).shared
+    for whole in range(WEIGHTS, 60, -1):
+        after = method.smaller_masks(one.setting.net, shared, whole / WEIGHTS)
+        assert not any(bool((mask & ~shared[key]).any()) for key, mask in after.items())
+        assert sum(int(mask.sum()) for mask in after.values()) + SIZES["conv1"] == whole
+        shared = shared | after
+
+
 def test_a_layer_that_one_ranking_empties_is_recorded() -> None:
     one, method = made([6]), Gradual(density=0.3, scope="global", stop_round=1)
     state = method.init(one.setting, None)

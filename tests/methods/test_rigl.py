@@ -163,6 +163,11 @@ def test_growth_of_set_is_uniform_and_of_exactly_k() -> None:
     assert float(seen[::2].sum()) == 0
 
 
+def ordered(scores: Tensor) -> list[float]:
+    """The scores up to 200 alone, in their order."""
+    return [score for score in scores.tolist() if score <= 200]
+
+
 def test_draws_of_set_differ_between_rounds_layers_and_seeds_alone() -> None:
     one, method = made([6]), RigL(growth="random")
     moves = {"fc1": 1, "conv2": 1}
@@ -171,7 +176,7 @@ def test_draws_of_set_differ_between_rounds_layers_and_seeds_alone() -> None:
     assert torch.equal(first["fc1"], again["fc1"])
     assert not torch.equal(first["fc1"], later["fc1"])
     assert not torch.equal(first["fc1"], other["fc1"])
-    assert not torch.equal(first["fc1"][:200], first["conv2"][:200])
+    assert ordered(first["fc1"]) != ordered(first["conv2"])  # one key would rank the positions below both sizes alike
     assert sorted(first["fc1"].tolist()) == list(range(1, 241))
 
 

@@ -1,11 +1,13 @@
-"""FedDIP: Long, Anagnostopoulos, Puthiya Parambath and Bi, "FedDIP: Federated Learning with Extreme Dynamic Pruning and Incremental
-Regularization", ICDM 2023, arXiv:2309.06805.
+"""FedDIP: Long et al., ICDM 2023, arXiv:2309.06805. The largest weights of a dense model, chosen anew, under a growing penalty.
+
+Long, Anagnostopoulos, Puthiya Parambath and Bi, "FedDIP: Federated Learning with Extreme Dynamic Pruning and Incremental
+Regularization".
 
 The server holds a dense model and a mask. Clients train the masked model with a penalty on the norms of its layers, which grows over
 the rounds. Every few rounds the server keeps the largest weights of the dense model, all layers ranked together, at a density that
-falls; a weight that returns has the value it had when it was pruned. Only kept weights travel: what a client moves at pruned positions
-changes neither its model nor the server's, so that a client trains the masked model, and is charged as the paper's, which forms
-weight gradients at all positions.
+falls; a weight that returns has the value it had when it was pruned. Only kept weights travel. What a client would move at pruned positions
+changes neither its masked model nor, since it is not sent, the server's: so clients here train the masked model alone. They are
+charged what the paper's clients compute, which form weight gradients at all positions.
 
 Paper -> code:  omega -> dense,  omega' = omega * m -> shared,  d_0 -> first_density,  d_f -> density,  T -> rounds of the job,
                 R -> reconfigure_every,  lambda_t -> penalty_at,  Q -> segments,  lambda_max -> penalty

@@ -1,8 +1,8 @@
 """RigL under FedAvg: Evci et al., "Rigging the Lottery: Making All Tickets Winners", ICML 2020, arXiv:1911.11134.
 
 A sparse model of constant density. Every Delta rounds each layer drops its smallest weights and grows the pruned positions of largest
-gradient: every client of the cohort sends the dense gradient of one batch, at its weights after local training. The baseline of the
-FedTiny authors' code that has no selection, no blocks and no buffers of largest gradients. SET (Mocanu et al., Nature Communications
+gradient: every client of the cohort sends the dense gradient of one batch, at its weights after local training. This is FedTiny
+without selection, blocks and buffers of largest gradients, a baseline of that paper's authors. SET (Mocanu et al., Nature Communications
 2018, arXiv:1707.04780) is this method with growth = "random": positions are drawn, and clients send nothing more.
 
 Paper -> code:  theta -> w,  s^l -> layer densities by `sharing`,  f_decay(t; alpha, T_end) -> mask_adjustment.moves (alpha / 2),
@@ -35,7 +35,7 @@ from fedsim.pruning.masked_averaging import MaskedAveraging, drawn
 class RigL(MaskedAveraging):
     """Moves the masks of all layers together: the smallest weights leave, and positions of large gradient, or drawn ones, enter as 0."""
 
-    growth: Literal["gradient", "random"] = "gradient"  # random: SET
+    growth: Literal["gradient", "random"] = "gradient"  # where weights grow: at the largest gradients, or at drawn positions (SET)
     regrow: bool = True  # a weight that has just been dropped may grow back, as 0; false: only positions that were pruned before can grow
     start: Literal["magnitude", "random"] = (
         "magnitude"  # positions that are kept at first: the largest weights, or drawn ones (as the papers)
