@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import replace
 from math import floor
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from plain_training import FREE, SIZES, WEIGHTS, by_hand, plain
 from small_federation import FLEETS, World, drawn, kept, stored, world
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedsim.config.job import check
 from fedsim.core.tree import under
@@ -25,8 +26,8 @@ METHOD = FedDIP(density=0.3, first_density=0.6, reconfigure_every=2, penalty=0.2
 LAYERS = ("conv2", "fc1", "fc2")
 
 
-def made(sizes: list[int], kind: type = FLEETS[0], rounds: int = 5) -> World:
-    one = world(stored(*drawn(sizes)), plain(), kind, SGD)
+def made(sizes: list[int], kind: type = FLEETS[0], rounds: int = 5, module: nn.Module | None = None) -> World:
+    one = world(stored(*drawn(sizes)), module or plain(), kind, SGD)
     return replace(one, setting=replace(one.setting, rounds=rounds))
 
 
@@ -125,9 +126,11 @@ def test_the_first_mask_is_drawn_in_the_layer_densities_of_the_first_density() -
 
 @pytest.mark.parametrize("kind", FLEETS)
 def test_without_penalty_and_pruning_it_is_federated_averaging_to_the_bit(kind) -> None:
-    ends = []
+    """Also where layers draw: the draws of local training are the same."""
+    *first, last = plain().named_children()
+    module, ends = nn.Sequential(OrderedDict([*first, ("drop", nn.Dropout(0.3)), last])), []
     for method in (FedDIP(density=1.0, first_density=1.0, reconfigure_every=1, penalty=0.0), FedAvg()):
-        state, _ = made([6, 9, 5], kind).play(method, 3)
+        state, _ = made([6, 9, 5], kind, module=module).play(method, 3)
         ends.append(under(state.shared, "w/"))
     assert all(torch.equal(value, ends[1][key]) for key, value in ends[0].items())
 
