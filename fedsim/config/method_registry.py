@@ -87,6 +87,11 @@ ALIASES = MappingProxyType(
             'GraSP: Wang et al., ICLR 2020, arXiv:2002.07376. at_init with method.score = "grasp": the gradient keeps its norm.\n\n'
             "The server scores by at most method.images_per_class public images of each class.",
         ),
+        "set": Alias(
+            "rigl",
+            {"method.growth": "random"},
+            'SET: Mocanu et al., Nature Communications 2018, arXiv:1707.04780. rigl with method.growth = "random"; no gradient is sent.',
+        ),
     }
 )
 

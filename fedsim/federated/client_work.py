@@ -16,6 +16,7 @@ from fedsim.core import keys, masks
 from fedsim.core.keys import CORRECT, GATE, GATE_VALUES
 from fedsim.core.tree import Tree, under, weigh
 from fedsim.core.types import Batch, Feed, LocalOptimizer
+from fedsim.costs.profile import VALUE_BYTES
 from fedsim.federated.aggregation import FedAvg
 from fedsim.federated.protocol import ClientInput, Report, Setting, Work
 from fedsim.nn import optim
@@ -166,7 +167,18 @@ class TrainAndScore(TrainAndTap):
 
 @dataclass(frozen=True)
 class TrainAndGradient(TrainAndTap):
-    """Train, and the whole dense gradient of one batch; total: also n · g of these layers, under grad/LAYER.weight."""
+    """Train, and the whole dense gradient of one batch; total: also n · g of these layers, under grad/LAYER.weight.
+
+    A client holds the gradients of all these layers until it sends them: those beside the largest layer's are its `extra_memory`.
+    """
+
+    extra_memory: int = 0  # bytes
+
+    @classmethod
+    def tapping(cls, setting: Setting, r: int, layers: Sequence[str], last_step: bool = False, **own: Any) -> Self:
+        sizes = [setting.net.sizes[layer] for layer in layers]
+        beside = VALUE_BYTES * (sum(sizes) - max(sizes, default=0))
+        return super().tapping(setting, r, layers, last_step, **({"extra_memory": beside} | own))
 
     def init_state(self, net: Net, sent: ClientInput) -> Tree:
         held, layers = sent.tree({}), {layer for feed in self.feeds for layer in feed.dense_gradient_layers}

@@ -43,7 +43,7 @@ def budget(net: Net, layers: Sequence[str], density: float) -> int:
     return masks.budget(sizes | {layer: net.sizes[layer] for layer in layers}, density)
 
 
-def shared_out(shapes: Mapping[str, Shape], budget: int, how: Sharing = "erk") -> dict[str, int]:
+def shared_out(shapes: Mapping[str, Shape], budget: int, how: Sharing = "erk", most: Mapping[str, int] | None = None) -> dict[str, int]:
     """Kept weights of every layer, `budget` in all.
 
     A layer that would get more than it has is dense, and eps is solved again; counts are rounded down, at least 1, and what is left goes
@@ -54,26 +54,28 @@ def shared_out(shapes: Mapping[str, Shape], budget: int, how: Sharing = "erk") -
         budget: kept weights of all these layers together.
         how: "erk": densities in proportion to the sum of a tensor's sizes over their product; "er": of its outputs and inputs alone;
             "uniform": one density.
+        most: weights that a layer has, where these are fewer than its shape says: what was pruned before, and may not come back.
 
     >>> shared_out({"conv": (8, 4, 3, 3), "fc": (10, 32)}, budget=100)
     {'conv': 30, 'fc': 70}
     """
     sizes = {layer: prod(shape) for layer, shape in shapes.items()}
-    if not len(sizes) <= budget <= sum(sizes.values()):
-        raise ValueError(f"a budget of {budget:,} weights for {len(sizes)} layers; it is from {len(sizes)} to {sum(sizes.values()):,}")
+    most = most or sizes
+    if not len(sizes) <= budget <= sum(most.values()):
+        raise ValueError(f"a budget of {budget:,} weights for {len(sizes)} layers; it is from {len(sizes)} to {sum(most.values()):,}")
     raw = {layer: RAW[how](shape) for layer, shape in shapes.items()}
     dense: set[str] = set()
     while True:
         free = [layer for layer in sizes if layer not in dense]
-        left = budget - sum(sizes[layer] for layer in dense)
+        left = budget - sum(most[layer] for layer in dense)
         eps = left / sum(raw[layer] * sizes[layer] for layer in free) if free else 0.0
-        if not (full := {layer for layer in free if eps * raw[layer] > 1}):
+        if not (full := {layer for layer in free if eps * raw[layer] > most[layer] / sizes[layer]}):
             break
         dense |= full
-    counts = {layer: sizes[layer] if layer in dense else max(1, floor(eps * raw[layer] * size + 1e-9)) for layer, size in sizes.items()}
+    counts = {layer: most[layer] if layer in dense else max(1, floor(eps * raw[layer] * size + 1e-9)) for layer, size in sizes.items()}
     while rest := budget - sum(counts.values()):
         step = 1 if rest > 0 else -1
-        able = [layer for layer, count in counts.items() if (count < sizes[layer] if step > 0 else count > 1)]
+        able = [layer for layer, count in counts.items() if (count < most[layer] if step > 0 else count > 1)]
         for layer in able[: abs(rest)]:
             counts[layer] += step
     return counts

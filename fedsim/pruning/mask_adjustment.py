@@ -32,6 +32,18 @@ def moves(kept: int, size: int, alpha: float, r: int, stop: int, up: bool = Fals
     return min(ceil(share - 1e-9) if up else floor(share + 1e-9), kept, size - kept)
 
 
+def falling_density(r: int, begin: int, end: int, first: float, last: float) -> float:
+    """d_t = d_f + (d_0 - d_f) (1 - (r - r_0) / (r_1 - r_0))^3: `first` up to round `begin`, `last` from round `end` on.
+
+    Zhu and Gupta 2017, arXiv:1710.01878, equation 1, in densities.
+
+    >>> [falling_density(r, 10, 20, 1.0, 0.5) for r in (5, 10, 15, 20, 25)]
+    [1.0, 1.0, 0.5625, 0.5, 0.5]
+    """
+    done = min(max((r - begin) / (end - begin), 0.0), 1.0)
+    return last + (first - last) * (1 - done) ** 3
+
+
 def groups(layers: Sequence[str], count: int) -> list[list[str]]:
     """The layers, in network order, as `count` contiguous groups whose lengths differ by at most one, longer ones first.
 

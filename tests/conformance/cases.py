@@ -53,6 +53,16 @@ TABLE = {
     "fedprox": Case("fedprox", train={"fedprox_mu": 0.5}),
     "fednova": Case("fednova"),
     "scaffold": Case("scaffold"),
+    "rigl": Case("rigl", {"density": 0.3, "adjust_every": 1, "stop_round": 4}, masked=True, budget=0.3),
+    "set": Case(
+        "set",
+        {"density": 0.3, "adjust_every": 2, "stop_round": 4, "regrow": False},
+        {"aggregate": "scaffold"},
+        masked=True,
+        budget=0.3,
+    ),
+    "gradual": Case("gradual", {"density": 0.3, "adjust_every": 2, "stop_round": 3}, masked=True, budget=None),
+    "feddip": Case("feddip", {"density": 0.3, "reconfigure_every": 2, "penalty": 0.1, "segments": 3}, masked=True, budget=None),
     "fedtiny": Case("fedtiny", TINY | {"pretrain_epochs": 1}, public=1, masked=True, budget=0.3),
     "fedtiny-last-step": Case(
         "fedtiny",
