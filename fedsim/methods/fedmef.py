@@ -27,9 +27,10 @@ from fedsim.federated.averaged_round import AveragedState, trained
 from fedsim.federated.client_work import TrainAndScore
 from fedsim.federated.protocol import Fleet, Method, Setting
 from fedsim.nn.net import Net
-from fedsim.pruning import extrusion, layer_densities, mask_adjustment
+from fedsim.pruning import extrusion, mask_adjustment
 from fedsim.pruning.extrusion import ExtrudeAndProbe, marked, norm_of
-from fedsim.pruning.masked_averaging import drawn, largest, masked
+from fedsim.pruning.sparsity import layer_densities
+from fedsim.pruning.sparsity.masked_averaging import drawn, largest, masked
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,9 @@ from fedsim.fleet.serial import SerialFleet
 from fedsim.methods.baselines.at_init import AtInit
 from fedsim.methods.fedavg import FedAvg
 from fedsim.nn.net import Net
-from fedsim.pruning import saliency
-from fedsim.pruning.layer_densities import kept_counts
-from fedsim.pruning.masked_averaging import drawn as drawn_masks
+from fedsim.pruning.sparsity import saliency
+from fedsim.pruning.sparsity.layer_densities import kept_counts
+from fedsim.pruning.sparsity.masked_averaging import drawn as drawn_masks
 from fedsim.simulation.experiment import build_experiment
 
 JOBS = Path(__file__).parents[2] / "jobs"

@@ -19,8 +19,8 @@ from fedsim.errors import BadInput
 from fedsim.federated.aggregation import FedNova, FedProx, Scaffold
 from fedsim.methods.baselines.gradual import Gradual
 from fedsim.methods.fedavg import FedAvg
-from fedsim.pruning.layer_densities import shared_out
 from fedsim.pruning.mask_adjustment import falling_density
+from fedsim.pruning.sparsity.layer_densities import shared_out
 from fedsim.simulation.experiment import build_experiment
 
 SGD = LocalTraining(batch=4, epochs=2, lr=0.1)

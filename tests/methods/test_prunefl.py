@@ -17,7 +17,7 @@ from fedsim.errors import BadInput
 from fedsim.federated.aggregation import FedNova, FedProx, Scaffold
 from fedsim.federated.client_work import Loss, Train
 from fedsim.methods.baselines.prunefl import PruneFL
-from fedsim.pruning.reconfiguration import REST, TrainAndSquare
+from fedsim.pruning.sparsity.reconfiguration import REST, TrainAndSquare
 
 SIZES = (6, 9, 5)
 MASKED = ("conv2", "fc1", "fc2")  # 216, 240 and 30 weights, beside 36 of the first layer

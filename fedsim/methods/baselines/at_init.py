@@ -29,9 +29,9 @@ from fedsim.federated import pretraining
 from fedsim.federated.averaged_round import AveragedState
 from fedsim.federated.protocol import ClientInput, Fleet, Report, Setting, Work
 from fedsim.nn.net import Net
-from fedsim.pruning import layer_densities, saliency
-from fedsim.pruning.masked_averaging import MaskedAveraging, empty_layers, masked
-from fedsim.pruning.saliency import Budget, Scores
+from fedsim.pruning.sparsity import layer_densities, saliency
+from fedsim.pruning.sparsity.masked_averaging import MaskedAveraging, empty_layers, masked
+from fedsim.pruning.sparsity.saliency import Budget, Scores
 
 BY_GRADIENT = ("snip", "grasp")  # scores that read images
 

@@ -31,8 +31,9 @@ from fedsim.federated.averaged_round import AveragedState, trained
 from fedsim.federated.client_work import Train
 from fedsim.federated.protocol import ClientInput, Fleet, Setting
 from fedsim.nn.net import Net
-from fedsim.pruning import layer_densities, mask_adjustment
-from fedsim.pruning.masked_averaging import MaskedAveraging, drawn, empty_layers, masked
+from fedsim.pruning import mask_adjustment
+from fedsim.pruning.sparsity import layer_densities
+from fedsim.pruning.sparsity.masked_averaging import MaskedAveraging, drawn, empty_layers, masked
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from fedsim.federated.client_work import Train
 from fedsim.federated.protocol import ClientInput, Fleet, Report, Setting
 from fedsim.nn.net import Net
 from fedsim.pruning import mask_adjustment
-from fedsim.pruning.masked_averaging import MaskedAveraging
+from fedsim.pruning.sparsity.masked_averaging import MaskedAveraging
 
 
 @dataclass(frozen=True)

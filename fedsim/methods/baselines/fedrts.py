@@ -29,7 +29,7 @@ from fedsim.federated.client_work import TrainAndScore
 from fedsim.federated.protocol import ClientInput, Fleet, Reply, Report, Setting
 from fedsim.nn.net import Net
 from fedsim.pruning import mask_adjustment
-from fedsim.pruning.masked_averaging import MaskedAveraging, masked
+from fedsim.pruning.sparsity.masked_averaging import MaskedAveraging, masked
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,10 @@ from fedsim.errors import BadInput
 from fedsim.federated.averaged_round import AveragedState, averaged_round
 from fedsim.federated.protocol import Fleet, Setting
 from fedsim.nn.net import Net
-from fedsim.pruning import layer_densities, mask_adjustment
-from fedsim.pruning.layer_densities import Sharing
-from fedsim.pruning.masked_averaging import MaskedAveraging, empty_layers, masked
+from fedsim.pruning import mask_adjustment
+from fedsim.pruning.sparsity import layer_densities
+from fedsim.pruning.sparsity.layer_densities import Sharing
+from fedsim.pruning.sparsity.masked_averaging import MaskedAveraging, empty_layers, masked
 
 
 @dataclass(frozen=True)

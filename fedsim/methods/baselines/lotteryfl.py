@@ -35,7 +35,7 @@ from fedsim.federated.averaged_round import AveragedState, trained
 from fedsim.federated.client_work import Loss, Train
 from fedsim.federated.protocol import ClientInput, Fleet, Method, Reply, Report, Setting
 from fedsim.nn.net import Net
-from fedsim.pruning import masked_averaging
+from fedsim.pruning.sparsity import masked_averaging
 
 PRUNES, PRUNED, HELD = "n/prunes", "n/pruned", "n/held"  # of a client in all its visits, in this one; its held-out images
 MEASURE = Loss(())

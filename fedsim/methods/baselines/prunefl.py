@@ -4,8 +4,8 @@ Every now and then the server chooses the masks anew, so that the squared gradie
 as large as possible. One client prunes the dense model first; then all train. The density follows from the data and from the time
 model. The form "library" is a simpler one that others compare with: it exchanges weights of a sparse model, of constant density.
 
-Paper -> code:  Gamma, z_j, t_j, c, P -> pruning/reconfiguration.py,  q(r) -> prunable · 0.5^(r / half_life),  d_max -> max_density,
-                Delta -> adjust_every;  of the library: alpha -> adjust_fraction,  T_end -> stop_round
+Paper -> code:  Gamma, z_j, t_j, c, P -> pruning/sparsity/reconfiguration.py,  q(r) -> prunable · 0.5^(r / half_life),
+                d_max -> max_density,  Delta -> adjust_every;  of the library: alpha -> adjust_fraction,  T_end -> stop_round
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from fedsim.federated.averaged_round import AveragedState, trained
 from fedsim.federated.client_work import Loss, Train
 from fedsim.federated.protocol import Fleet, Setting
 from fedsim.nn.net import Net
-from fedsim.pruning import layer_densities, mask_adjustment, reconfiguration
-from fedsim.pruning.masked_averaging import MaskedAveraging, masked
-from fedsim.pruning.reconfiguration import REST, UNIT, TrainAndSquare
+from fedsim.pruning import mask_adjustment
+from fedsim.pruning.sparsity import layer_densities, reconfiguration
+from fedsim.pruning.sparsity.masked_averaging import MaskedAveraging, masked
+from fedsim.pruning.sparsity.reconfiguration import REST, UNIT, TrainAndSquare
 
 Columns = dict[str, float]
 

@@ -28,7 +28,7 @@ from fedsim.federated.client_work import Train, TrainAndGradient
 from fedsim.federated.protocol import Fleet, Reply, Setting
 from fedsim.nn.net import Net
 from fedsim.pruning import mask_adjustment
-from fedsim.pruning.masked_averaging import MaskedAveraging, drawn
+from fedsim.pruning.sparsity.masked_averaging import MaskedAveraging, drawn
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from fedsim.errors import BadInput
 from fedsim.federated.averaged_round import AveragedState, averaged_round
 from fedsim.federated.protocol import Fleet, Method, Setting
 from fedsim.nn.net import Net
-from fedsim.pruning import layer_densities
-from fedsim.pruning.layer_densities import Sharing
+from fedsim.pruning.sparsity import layer_densities
+from fedsim.pruning.sparsity.layer_densities import Sharing
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fedsim import models
 from fedsim.models.settings import ModelSettings
 from fedsim.nn import profiler
-from fedsim.pruning.reconfiguration import chosen, must_keep, seconds_per_weight
+from fedsim.pruning.sparsity.reconfiguration import chosen, must_keep, seconds_per_weight
 
 
 def case(seed: int, size: int = 10, kept: float = 0.3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float, float]:

@@ -17,8 +17,8 @@ from fedsim.core import keys
 from fedsim.core.tree import Tree, clone
 from fedsim.core.types import Batch
 from fedsim.nn.net import Net
-from fedsim.pruning import saliency
-from fedsim.pruning.masked_averaging import drawn
+from fedsim.pruning.sparsity import saliency
+from fedsim.pruning.sparsity.masked_averaging import drawn
 
 Weights = Sequence[Tensor]
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsim.pruning.layer_densities import shared_out
+from fedsim.pruning.sparsity.layer_densities import shared_out
 
 GOLDEN = {"a": (64, 3, 3, 3), "b": (64, 64, 3, 3), "c": (128, 64, 3, 3), "d": (512, 512, 3, 3), "e": (10, 512)}
 DENSITIES = {"a": 1, "b": 0.64273, "c": 0.47485, "d": 0.07719, "e": 1}  # at a whole density of 0.1

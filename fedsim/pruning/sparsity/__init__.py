@@ -1,0 +1,1 @@
+"""Which weights a sparse model keeps: densities of layers, scores, choices, and averaging under masks."""
