@@ -2,8 +2,8 @@
 
 | prefix | bytes |
 |---|---|
-| w/ opt/ | 4 · ones of its mask |
-| buf/ grad/ loss/ own/ | 4 · size |
+| w/ opt/ buf/ | 4 · ones of its mask; 4 · size without one |
+| grad/ loss/ own/ | 4 · size |
 | mask/ | per tensor the cheapest of 4 · changed positions, 4 · ones, ceil(N / 8); nothing for all ones |
 | top/ index/ | 4 · size (int32 indices, float32 values) |
 | gate/ | ceil(G / 8) a row when hard (bool), 4 · size when soft |
@@ -56,7 +56,7 @@ def _head(key: str, value: Tensor, known: Tree, last: Tensor | None) -> Head:
 
 
 def _form(key: str, value: Tensor, known: Tree, last: Tensor | None) -> tuple[str, int]:
-    if key.startswith((keys.WEIGHTS, keys.OPTIMISER)):
+    if key.startswith((keys.WEIGHTS, keys.OPTIMISER, keys.BUFFERS)):
         mask = known.get(keys.mask_of(key))
         return ("float32", 4 * value.numel()) if mask is None else ("masked", 4 * int(mask.sum()))
     if key.startswith(keys.MASKS):

@@ -78,6 +78,13 @@ TABLE = {
         model={"name": "resnet8", "gate_keep": 0.5, "gate_l1": 1e-3, "gate_place": "affine"},
     ),
     "adp-global": Case("adp", {"export": "global"}, model={"name": "resnet8", "gate_keep": 0.6, "norm": "group"}),
+    "heterofl": Case("heterofl", {"rates": (1.0, 0.5, 0.25)}),
+    "heterofl-options": Case(
+        "heterofl",
+        {"rates": (0.7, 0.3), "assignment": "dynamic", "weights": "samples", "scaler": False, "static_norm": False, "mask_classes": False},
+        {"aggregate": "fedprox", "fedprox_mu": 0.1},
+        model={"name": "resnet8"},
+    ),
     "fedtiny-gated": Case("fedtiny", TINY, masked=True, budget=0.3, model={"gate_keep": 0.5}),
     "feddp": Case("feddp", {"theta": 0.02, "filters": 0.3}),
     "structured": Case("structured", {"choice": "fl1", "cotrain": 2}, STEPS),
