@@ -10,6 +10,7 @@ A key is `PREFIX/NAME`. The prefix says what the tensor is and what it costs on 
 | `gate/` | (n,) gates of channels: hard (bool) or soft (float) | ⌈n / 8⌉ a row when hard, 4 · n when soft |
 | `opt/` | state of an optimiser or an aggregation, `opt/momentum/conv1.weight` | as `w/` |
 | `grad/` `loss/` `own/` | gradients, sums of losses or scores, what a client keeps of its own (it does not travel) | 4 · size |
+| `byte/` `scale/` | a tensor in 8 bits an entry (uint8), `byte/w/conv1.weight`; its unit and the entry that is 0, (2,) | size; 4 · size |
 | `top/` `index/` | largest entries and their positions; positions | 4 · size (int32, float32) |
 | `n/` `vote/` `seed/` | counts and keys of randomness, which the receiver knows or can compute | 0 |
 """
@@ -30,10 +31,11 @@ TOP = "top/"
 INDICES = "index/"
 COUNTS = "n/"
 VOTES = "vote/"
+BYTES, SCALES = "byte/", "scale/"
 SEEDS = "seed/"
 
 FREE = (COUNTS, VOTES, SEEDS)
-PRICED = (WEIGHTS, OPTIMISER, BUFFERS, GRADIENTS, LOSSES, MASKS, TOP, INDICES, GATES, OWN)
+PRICED = (WEIGHTS, OPTIMISER, BUFFERS, GRADIENTS, LOSSES, MASKS, TOP, INDICES, GATES, OWN, BYTES, SCALES)
 KNOWN = PRICED + FREE
 
 # ---- what clients count
@@ -75,6 +77,9 @@ FREQUENCY_SUM, GATE_SUM = "loss/frequency", "loss/gate"
 VARYING_CHANNELS = "n/varying"  # total: share of channels that some of a client's images open and others do not, times its images
 ACTIVE_CONVS = "n/active_convs"  # total: convolutions' multiply-adds in use, as shares of all of them, summed over images
 MARKED = "index/marked/"  # LAYER -> (K_l,) int64
+
+SELECTED = "n/selected"  # () bool, each: where it is False, nothing of the client's report travels
+THRESHOLD, LAST_LOSS = "own/threshold", "loss/last"  # () of a client's last upload, and of its last batch
 
 # ---- nested widths (HeteroFL)
 WIDTH_RATE = "n/rate"  # () float64: r_k, of which a client's gate follows

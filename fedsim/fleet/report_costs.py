@@ -27,7 +27,7 @@ def charge_all(answer: PackResult, order: WorkOrder, clients: Sequence[int], hel
     """`charge_report` for every client of a stacked pack; one without own masks or gates has the first one's."""
     before = charge_report(answer, order, clients[0], client_row(held, 0), row(state, 0), row(report, 0), None)
     own = {**held.own, **held.kept, **state}
-    if not (client_masks(own) or GATE in own or GATE_STEPS in own):
+    if not (client_masks(own) or GATE in own or GATE_STEPS in own or keys.SELECTED in report):
         answer.up.update(dict.fromkeys(clients, before))
         answer.open.update(dict.fromkeys(clients, answer.open[clients[0]]) if clients[0] in answer.open else {})
         return
@@ -55,8 +55,9 @@ def charge_report(
         answer.open[client] = order.net.channels.open(gates)
     if small := _open_alone(order, seen):
         answer.arrived[client] = answer.arrived.get(client, {}) | ones(small)
-    if before is None or private or small:
-        before = communication.length(report, {**seen, **small}, under(one.tree({}), keys.MASKS))
+    if before is None or private or small or keys.SELECTED in report:
+        travels = report if bool(report.get(keys.SELECTED, True)) else {}
+        before = communication.length(travels, {**seen, **small}, under(one.tree({}), keys.MASKS))
     answer.up[client] = before
     return before
 

@@ -131,6 +131,7 @@ OF_METHODS: dict[str, Column] = {
     "rounds/bytes_down_indexed": Column("B", "the same, down"),
     "rounds/mean_width_rate": Column("1", "share of the channels that a client of the cohort trains, mean over clients"),
     "rounds/untouched_share": Column("1", "weights, biases and norm entries that no client of the cohort trains, over all of them"),
+    "rounds/uploads": Column("1", "clients of the cohort that upload what they trained"),
     "clients/inference_flops": Column("FLOP", "one forward pass of the client's sub-network for one image"),
     "clients/parameters": Column("1", "parameters of the client's sub-network"),
     "clients/gates_open": Column("1", "share of the gates of the client's own network that are open"),

@@ -85,6 +85,7 @@ TABLE = {
         {"aggregate": "fedprox", "fedprox_mu": 0.1},
         model={"name": "resnet8"},
     ),
+    "flpqsu": Case("flpqsu"),
     "fedtiny-gated": Case("fedtiny", TINY, masked=True, budget=0.3, model={"gate_keep": 0.5}),
     "feddp": Case("feddp", {"theta": 0.02, "filters": 0.3}),
     "structured": Case("structured", {"choice": "fl1", "cotrain": 2}, STEPS),
