@@ -55,7 +55,7 @@ def charge_report(
         answer.open[client] = order.net.channels.open(gates)
     if small := _open_alone(order, seen):
         answer.arrived[client] = answer.arrived.get(client, {}) | ones(small)
-    if before is None or private or small or keys.SELECTED in report:
+    if before is None or private or order.work.compact or keys.SELECTED in report:
         travels = report if bool(report.get(keys.SELECTED, True)) else {}
         before = communication.length(travels, {**seen, **small}, under(one.tree({}), keys.MASKS))
     answer.up[client] = before

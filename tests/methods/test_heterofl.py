@@ -26,7 +26,7 @@ from fedsim.nn.net import Net
 from fedsim.pruning.nested_widths import TrainNested, mean_over_owners, nested
 
 SIZES = [6, 9, 5]
-RATES = (1.0, 0.5, 0.3)
+RATES = (0.5, 1.0, 0.3)  # a whole network after a narrow one, in the same pack
 MISSING = 1  # the class that the last client has no image of
 
 
@@ -256,7 +256,7 @@ def test_only_the_sub_network_travels() -> None:
 def test_a_narrow_client_computes_and_holds_less() -> None:
     one = made(sizes=[5, 5, 5])
     one.play(Given(rates=RATES), 1)
-    whole, half, least = (one.fleet.account.bills[k] for k in range(3))
+    half, whole, least = (one.fleet.account.bills[k] for k in range(3))
     assert whole.train_flops > half.train_flops > least.train_flops
     for term in ("weights", "gradients", "optimiser", "activations"):
         assert whole.memory_terms[term] > half.memory_terms[term] > least.memory_terms[term], term
