@@ -18,7 +18,7 @@ def check(tree: object, name: str) -> None:
 
     >>> check({"x/a": torch.ones(1)}, "shared")
     Traceback (most recent call last):
-    ValueError: shared 'x/a': a key begins with one of w/, opt/, buf/, grad/, loss/, mask/, top/, index/, gate/, own/, n/, vote/, seed/
+    ValueError: shared 'x/a': a key begins with one of w/, opt/, buf/, grad/, loss/, mask/, top/, index/, gate/, own/, byte/, scale/, n/, vote/, seed/
     """
     if not isinstance(tree, dict):
         raise TypeError(f"{name} is {'None' if tree is None else f'a {type(tree).__name__}'}; it must be a dict of tensors")
