@@ -4,12 +4,13 @@ A key is `PREFIX/NAME`. The prefix says what the tensor is and what it costs on 
 
 | prefix | what it is | bytes on the air |
 |---|---|---|
-| `w/` | a weight of the model, `w/conv1.weight` | 4 · ones of its mask (or of the gate), 4 · size without one |
+| `w/` | a weight of the model, `w/conv1.weight` | 4 · ones of its mask (or of the gate, see `Work.compact`), 4 · size without one |
 | `buf/` | running statistics of a norm, and other buffers | 4 · size |
 | `mask/` | (bool) which entries of the weight of the same name are kept | the cheapest of 4 · changed, 4 · ones, ⌈N / 8⌉; all ones: 0 |
 | `gate/` | (n,) gates of channels: hard (bool) or soft (float) | ⌈n / 8⌉ a row when hard, 4 · n when soft |
 | `opt/` | state of an optimiser or an aggregation, `opt/momentum/conv1.weight` | as `w/` |
 | `grad/` `loss/` `own/` | gradients, sums of losses or scores, what a client keeps of its own (it does not travel) | 4 · size |
+| `byte/` `scale/` | a tensor in 8 bits an entry (uint8), `byte/w/conv1.weight`; its unit and the entry that is 0, (2,) | size; 4 · size |
 | `top/` `index/` | largest entries and their positions; positions | 4 · size (int32, float32) |
 | `n/` `vote/` `seed/` | counts and keys of randomness, which the receiver knows or can compute | 0 |
 """
@@ -31,10 +32,11 @@ TOP_INDEX = "top/index"  # of these, the positions
 INDICES = "index/"
 COUNTS = "n/"
 VOTES = "vote/"
+BYTES, SCALES = "byte/", "scale/"
 SEEDS = "seed/"
 
 FREE = (COUNTS, VOTES, SEEDS)
-PRICED = (WEIGHTS, OPTIMISER, BUFFERS, GRADIENTS, LOSSES, MASKS, TOP, INDICES, GATES, OWN)
+PRICED = (WEIGHTS, OPTIMISER, BUFFERS, GRADIENTS, LOSSES, MASKS, TOP, INDICES, GATES, OWN, BYTES, SCALES)
 KNOWN = PRICED + FREE
 
 # ---- what clients count
@@ -76,6 +78,14 @@ FREQUENCY_SUM, GATE_SUM = "loss/frequency", "loss/gate"
 VARYING_CHANNELS = "n/varying"  # total: share of channels that some of a client's images open and others do not, times its images
 ACTIVE_CONVS = "n/active_convs"  # total: convolutions' multiply-adds in use, as shares of all of them, summed over images
 MARKED = "index/marked/"  # LAYER -> (K_l,) int64
+
+SELECTED = "n/selected"  # () bool, each: where it is False, nothing of the client's report travels
+THRESHOLD, LAST_LOSS = "own/threshold", "loss/last"  # () of a client's last upload, and of its last batch
+
+# ---- nested widths (HeteroFL)
+WIDTH_RATE = "n/rate"  # () float64: r_k, of which a client's gate follows
+OWNED_CLASSES = "n/classes"  # (classes,) bool: of which a client has training images
+COVER = "n/cover/"  # KEY -> total: the clients that have an entry of this tensor, by their weight in the mean
 
 
 def weight(layer: str) -> str:

@@ -2,10 +2,11 @@
 
 | prefix | bytes |
 |---|---|
-| w/ opt/ | 4 · ones of its mask |
-| buf/ grad/ loss/ own/ | 4 · size |
+| w/ opt/ buf/ | 4 · ones of its mask; 4 · size without one |
+| grad/ loss/ own/ | 4 · size |
 | mask/ | per tensor the cheapest of 4 · changed positions, 4 · ones, ceil(N / 8); nothing for all ones |
 | top/ index/ | 4 · size (int32 indices, float32 values) |
+| byte/ scale/ | 1 · size (uint8); 4 · size |
 | gate/ | ceil(G / 8) a row when hard (bool), 4 · size when soft |
 | n/ vote/ seed/ | 0: the receiver knows or can compute it |
 
@@ -32,7 +33,7 @@ class Head:
     key: str
     shape: tuple[int, ...]
     dtype: torch.dtype
-    form: str  # masked | float32 | int32 | bits | changed | ones | full
+    form: str  # masked | float32 | int32 | uint8 | bits | changed | ones | full
     size: int  # bytes
 
 
@@ -56,7 +57,7 @@ def _head(key: str, value: Tensor, known: Tree, last: Tensor | None) -> Head:
 
 
 def _form(key: str, value: Tensor, known: Tree, last: Tensor | None) -> tuple[str, int]:
-    if key.startswith((keys.WEIGHTS, keys.OPTIMISER)):
+    if key.startswith((keys.WEIGHTS, keys.OPTIMISER, keys.BUFFERS)):
         mask = known.get(keys.mask_of(key))
         return ("float32", 4 * value.numel()) if mask is None else ("masked", 4 * int(mask.sum()))
     if key.startswith(keys.MASKS):
@@ -64,6 +65,8 @@ def _form(key: str, value: Tensor, known: Tree, last: Tensor | None) -> tuple[st
     if key.startswith(keys.GATES) and value.dtype == torch.bool:
         rows = value.numel() // value.shape[-1] if value.numel() else 0
         return "bits", rows * -(-value.shape[-1] // 8)
+    if key.startswith(keys.BYTES) and value.dtype == torch.uint8:
+        return "uint8", value.numel()
     if key.startswith(PRICED):
         return "float32" if value.is_floating_point() else "int32", 4 * value.numel()
     raise ValueError(f"no price for {key!r}; a key begins with one of {', '.join(keys.KNOWN)}")
@@ -93,6 +96,8 @@ def _values(head: Head, value: Tensor, known: Tree, last: Tensor | None) -> np.n
         return value.float().contiguous().numpy()
     if head.form == "int32":
         return value.to(torch.int32).contiguous().numpy()
+    if head.form == "uint8":
+        return value.contiguous().numpy()
     if head.form == "bits":
         rows = value.reshape(-1) if head.key.startswith(keys.MASKS) else value.reshape(-1, value.shape[-1])
         return np.packbits(rows.numpy(), axis=-1)
@@ -118,7 +123,7 @@ def _tensor(head: Head, part: bytes, known: Tree, last: Tensor | None) -> Tensor
         value = torch.zeros(head.shape, dtype=head.dtype)
         value[known[keys.mask_of(head.key)]] = torch.from_numpy(np.frombuffer(part, np.float32).copy()).to(head.dtype)
         return value
-    if head.form in ("float32", "int32"):
+    if head.form in ("float32", "int32", "uint8"):
         return torch.from_numpy(np.frombuffer(part, head.form).copy()).to(head.dtype).view(head.shape)
     count = int(np.prod(head.shape))
     if head.form == "bits":

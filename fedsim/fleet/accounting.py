@@ -173,7 +173,10 @@ class CostAccount:
     def _memory(
         self, order: WorkOrder, feed: Feed, batch: int, kept: dict[str, int], opened: list[list[int]] | None, top: int
     ) -> profile.Breakdown:
-        """The described client's: under gates it holds the whole model, and gradients and activations of the open channels."""
+        """The described client's: under gates it holds the whole model, and gradients and activations of the open channels.
+
+        Where the work exchanges the open channels alone, it holds no more of the model either.
+        """
         model_profile, masked = self.profile_of(order.net), _masked(order, kept)
         memory = client_memory(
             model_profile, masked, batch, self.slots, feed.dense_gradient_layers, top=top, beside=order.work.extra_memory
@@ -182,8 +185,10 @@ class CostAccount:
             return memory
         widths, per = order.net.channels.widths, self._per_channel(order.net)
         closed = [sum((width - row[i]) * per[i] for i, width in enumerate(widths)) for row in opened]
-        used = [client_memory(model_profile, masked | order.net.channels.used(row))["gradients"] for row in opened]
-        return profile.Breakdown(memory | {"gradients": max(used), "activations": memory["activations"] - batch * min(closed)})
+        used = [client_memory(model_profile, masked | order.net.channels.used(row), slots=self.slots) for row in opened]
+        smaller = ("gradients", "weights", "optimiser") if order.work.compact else ("gradients",)
+        fewer = {term: max(terms[term] for terms in used) for term in smaller}
+        return profile.Breakdown(memory | fewer | {"activations": memory["activations"] - batch * min(closed)})
 
     def profile_of(self, net: Net) -> profile.ModelProfile:
         """The job's own, or that of what a cut has left."""
@@ -207,7 +212,7 @@ class CostAccount:
             mask = keys.mask_of(head.key)
             holders = self._holders(head.key, shared[head.key], shared.get(mask))
             prices = [head.size] * len(clients)
-            if arrived and head.key.startswith((keys.WEIGHTS, keys.OPTIMISER)):
+            if arrived and head.key.startswith((keys.WEIGHTS, keys.OPTIMISER, keys.BUFFERS)):
                 prices = [_own_price(arrived.get(client, {}), mask, head.size) for client in clients]
             sizes += np.array([0 if client in holders else price for client, price in zip(clients, prices, strict=True)])
             holders.update(clients)

@@ -72,7 +72,7 @@ def _stacked(order: WorkOrder, pack: Pack, site: WorkerContext) -> PackResult:
         answer.loss = dict(zip(pack.clients, losses, strict=True))
         answer.each, answer.keep = by_client(pack.clients, each), by_client(pack.clients, keep)
         if charge_pack(order):
-            charge_all(answer, order.net, pack.clients, held, state, total | each)
+            charge_all(answer, order, pack.clients, held, state, total | each)
     return answer
 
 

@@ -16,7 +16,6 @@ from fedsim.federated.client_work import Evaluate
 from fedsim.federated.protocol import ClientInput
 from fedsim.fleet.messages import PackResult, WorkOrder
 from fedsim.fleet.packing import client_row
-from fedsim.nn.net import Net
 
 
 def charge_pack(order: WorkOrder) -> bool:
@@ -24,16 +23,16 @@ def charge_pack(order: WorkOrder) -> bool:
     return not isinstance(order.work, Evaluate)
 
 
-def charge_all(answer: PackResult, net: Net, clients: Sequence[int], held: ClientInput, state: Tree, report: Tree) -> None:
+def charge_all(answer: PackResult, order: WorkOrder, clients: Sequence[int], held: ClientInput, state: Tree, report: Tree) -> None:
     """`charge_report` for every client of a stacked pack; one without own masks or gates has the first one's."""
-    before = charge_report(answer, net, clients[0], client_row(held, 0), row(state, 0), row(report, 0), None)
+    before = charge_report(answer, order, clients[0], client_row(held, 0), row(state, 0), row(report, 0), None)
     own = {**held.own, **held.kept, **state}
-    if not (client_masks(own) or GATE in own or GATE_STEPS in own):
+    if not (client_masks(own) or GATE in own or GATE_STEPS in own or keys.SELECTED in report):
         answer.up.update(dict.fromkeys(clients, before))
         answer.open.update(dict.fromkeys(clients, answer.open[clients[0]]) if clients[0] in answer.open else {})
         return
     for i, client in enumerate(clients[1:], 1):
-        before = charge_report(answer, net, client, client_row(held, i), row(state, i), row(report, i), before)
+        before = charge_report(answer, order, client, client_row(held, i), row(state, i), row(report, i), before)
 
 
 def client_masks(*trees: Tree) -> bool:
@@ -41,7 +40,9 @@ def client_masks(*trees: Tree) -> bool:
     return any(key.startswith(keys.MASKS) for held in trees for key in held)
 
 
-def charge_report(answer: PackResult, net: Net, client: int, one: ClientInput, state: Tree, report: Tree, before: int | None) -> int:
+def charge_report(
+    answer: PackResult, order: WorkOrder, client: int, one: ClientInput, state: Tree, report: Tree, before: int | None
+) -> int:
     """Notes the client's bytes up, its hard gates, and its masks if it has some; without them its bytes are those of the client before.
 
     `report` is all that reaches the server; a mask in it is priced against the one that the client arrived with, also where it is
@@ -53,11 +54,22 @@ def charge_report(answer: PackResult, net: Net, client: int, one: ClientInput, s
         answer.arrived[client] = ones(one.own | one.kept)
         answer.ones[client] = ones(seen)
     if (gates := _hard(seen)) is not None:
-        answer.open[client] = net.channels.open(gates)
-    if before is None or private:
-        before = communication.length(report, seen, under(one.tree({}), keys.MASKS))
+        answer.open[client] = order.net.channels.open(gates)
+    if small := _open_alone(order, seen):
+        answer.arrived[client] = answer.arrived.get(client, {}) | ones(small)
+    if before is None or private or order.work.compact or keys.SELECTED in report:
+        travels = report if bool(report.get(keys.SELECTED, True)) else {}
+        before = communication.length(travels, {**seen, **small}, under(one.tree({}), keys.MASKS))
     answer.up[client] = before
     return before
+
+
+def _open_alone(order: WorkOrder, seen: Tree) -> Tree:
+    """Under a mask's key, which entries of each tensor belong to open channels, where a work exchanges these alone."""
+    if not (order.work.compact and GATE in seen):
+        return {}
+    cover = order.net.channels.cover(under(seen, keys.WEIGHTS, keys.BUFFERS), seen[GATE])
+    return {keys.mask_of(key): entries for key, entries in cover.items() if not bool(entries.all())}
 
 
 def _hard(held: Tree) -> Tensor | None:

@@ -47,7 +47,7 @@ def _carried_out(order: WorkOrder, pack: Pack, site: WorkerContext, idle: bool) 
             answer.total.add({key: value[None] for key, value in report.total.items()}, [client], [int(one.n)])
             answer.each[client], answer.keep[client] = tree.clone(report.each), tree.clone(report.keep)
             if charge_pack(order):
-                bytes_up = charge_report(answer, order.net, client, one, state, report.total | report.each, bytes_up)
+                bytes_up = charge_report(answer, order, client, one, state, report.total | report.each, bytes_up)
     return answer
 
 

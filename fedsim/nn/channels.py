@@ -121,6 +121,19 @@ class Channels:
             sizes[axis] = widths[group] * each
         return prod(sizes)
 
+    def cover(self, tree: Tree, gate: Tensor) -> Tree:
+        """Which entries of every tensor a hard gate (n,) bool leaves in use: bool of its shape, under the same key. Fit for `vmap`.
+
+        >>> from fedsim.nn.net import Net
+        >>> net = Net(nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))
+        >>> cover = net.channels.cover(net.initial, torch.tensor([True, False, True]))
+        >>> cover["w/1.bias"], cover["w/3.weight"]
+        (tensor([ True, False,  True]), tensor([[ True, False,  True],
+                [ True, False,  True]]))
+        """
+        parts = self.split(gate)
+        return {key: _cover(value, self._places.get(_tensor(key), ()), parts) for key, value in tree.items()}
+
     # ---- cutting
 
     def cut(self, tree: Tree, kept: Tree) -> Tree:
@@ -231,6 +244,14 @@ def _selected(value: Tensor, places: Sequence[Place], kept: Tree) -> Tensor:
         else:
             value = value.index_select(axis, index)
     return value
+
+
+def _cover(value: Tensor, places: Sequence[Place], open: Tree) -> Tensor:
+    cover = torch.ones(value.shape, dtype=torch.bool, device=value.device)
+    for axis, group, each in places:
+        part = open[group].to(value.device).unsqueeze(-1).expand(-1, each).reshape(-1)
+        cover = cover & part.view([-1 if other == axis else 1 for other in range(value.dim())])
+    return cover
 
 
 def _block(shape: Sequence[int], places: Sequence[Place], index: dict[str, Any]) -> ChannelBlock:

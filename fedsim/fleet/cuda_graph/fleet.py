@@ -161,7 +161,7 @@ class Engine:
             answer.each |= by_client(clients, each)
             answer.keep |= by_client(clients, keep)
             if charge_pack(pure):
-                charge_all(answer, pure.net, clients, some, state, total | each)
+                charge_all(answer, pure, clients, some, state, total | each)
 
     def answers(self, order: WorkOrder, packs: Sequence[Pack], site: WorkerContext) -> Iterator[PackResult]:
         """The packs' answers in turn, each looked at when the next pack is under way. Raises Stopped when the site is asked to stop."""
