@@ -245,7 +245,7 @@ def test_a_misspelt_section_and_a_field_without_its_section() -> None:
         ({"method": {"name": "dwfnp", "bias": float("nan")}}, "[method] bias = nan: should be a finite number"),
         ({"method": {"name": "fedmef", "extrusion_rounds": 10}}, "extrusion_rounds = 10: should be below adjust_every = 10"),
         ({"method": "fedavg"}, "[method] is a section"),
-        ({"method": {}}, "[method] needs a name. There are: adp, dwfnp"),
+        ({"method": {}}, "[method] needs a name. There are: adp, at_init, dwfnp"),
         ({"method": {"name": 3}}, "[method] needs a name"),
         ({"method": {"name": "fedagv"}}, "[method] name = 'fedagv' is not known (did you mean 'fedavg'?). There are: "),
         ({"method": {"name": "fedavg", "x": 1}}, "[method] has no field 'x'. fedavg has no fields of its own"),
