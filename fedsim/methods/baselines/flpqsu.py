@@ -1,5 +1,6 @@
-"""FL-PQSU: Xu et al., "Accelerating Federated Learning for IoT in Big Data Analytics with Pruning, Quantization and Selective Updating",
-IEEE Access 2021.
+"""FL-PQSU: Xu et al., IEEE Access 2021. One cut of channels, transport in 8 bits, and uploads only where the loss has fallen.
+
+"Accelerating Federated Learning for IoT in Big Data Analytics with Pruning, Quantization and Selective Updating".
 
 P: before round 1 the server cuts the filters and units of smallest L1 norm, for good. Q: what travels has 8 bits an entry, in either
 direction. SU: a client uploads only if the loss of its last batch is below that of its last upload. The server takes the plain mean
