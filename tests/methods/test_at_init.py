@@ -349,6 +349,7 @@ def test_a_score_is_a_name_in_a_job(score) -> None:
         (["partition.public=0", "method.name='grasp'"], "grasp scores weights by public images: set partition.public = 10"),
         (["partition.public=0", "method.name='magnitude'", "method.pretrain_epochs=1"], "pretrain_epochs needs public images"),
         (["method.density=0.001"], "conv1 stays dense with 36"),
+        (["method.density=0.001", "method.iterations=20"], "density = 0.001 leaves 0 of"),
         (["method.density=0"], "density = 0"),
         (["method.iterations=0"], "iterations = 0: should be at least 1"),
         (["method.temperature=0"], "temperature = 0"),

@@ -138,7 +138,8 @@ class AtInit(MaskedAveraging):
         """What each step keeps. ValueError for a density that leaves less than one weight a layer."""
         count, layers = self.iterations or (100 if self.score == "synflow" else 1), self.layers(net)
         if (self.scope or ("layer" if self.score in ("magnitude", "random") else "global")) == "global":
-            return [[(layers, layer_densities.budget(net, layers, d))] for d in saliency.densities(self.density, count)]
+            least = layer_densities.budget(net, layers, self.density)  # first, so that a message names the density of the job
+            return [[(layers, max(least, layer_densities.budget(net, layers, d)))] for d in saliency.densities(self.density, count)]
         last = self.counts(net)
         every = [layer_densities.kept_counts(net, layers, d, self.sharing) for d in saliency.densities(self.density, count)]
         return [[((layer,), max(k, last[layer])) for layer, k in counts.items()] for counts in every]
