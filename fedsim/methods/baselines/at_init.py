@@ -86,6 +86,7 @@ class AtInit(MaskedAveraging):
             if public is not None and self.pretrain_epochs:
                 shared = pretraining.pretrained(setting, public, self.pretrain_epochs)
             if self.data == "clients":
+                saliency.check(setting.net.trained(shared), self.layers(setting.net))
                 return AveragedState.begin(setting, shared)  # dense until the clients have scored, in round 0
             seen = public if self.score in BY_GRADIENT else None
             batches = [] if seen is None else pretraining.balanced(setting, seen, self.images_per_class)

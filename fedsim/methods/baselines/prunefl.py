@@ -72,6 +72,11 @@ class PruneFL(MaskedAveraging):
         if any(not 0 < seconds < inf for seconds in self.seconds_per_weight or ()):
             raise BadInput(f"[method] seconds_per_weight = {list(self.seconds_per_weight or ())}: each should be above 0")
 
+    def layers(self, net: Net) -> tuple[str, ...]:
+        """The layers that have masks; of the paper's form without those that are frozen, where nothing could come back."""
+        every = super().layers(net)
+        return every if self.form == "library" else tuple(mask_adjustment.trainable(net, every))
+
     def first_masks(self, setting: Setting, public: Data | None) -> Tree:
         """Of the paper's form all ones."""
         if self.form == "library":
@@ -164,7 +169,8 @@ class PruneFL(MaskedAveraging):
         """A round of masked averaging; where weights move, the smallest leave and those of largest mean squared gradient enter."""
         moves: dict[str, int] = {}
         if mask_adjustment.due(r, self.adjust_every, self.stop_round):
-            moves = mask_adjustment.moving(state.shared, self.layers(setting.net), self.adjust_fraction / 2, r, self.stop_round)
+            layers = mask_adjustment.trainable(setting.net, self.layers(setting.net))
+            moves = mask_adjustment.moving(state.shared, layers, self.adjust_fraction / 2, r, self.stop_round)
         work = Train.at(setting, r)
         if moves:
             work = TrainAndSquare.measuring(setting, r, tuple(moves), each_batch=True, rest=False)
