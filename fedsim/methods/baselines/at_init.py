@@ -107,7 +107,7 @@ class AtInit(MaskedAveraging):
     # ---- scores
 
     def scores(self, setting: Setting, tree: Tree, batches: Sequence[Batch]) -> Scores:
-        """What the server makes of a model with its masks, on the server's bill."""
+        """What the server makes of a model with its masks, on the server's bill: all passes are dense."""
         net, layers = setting.net.without_activation_pruning(), self.layers(setting.net)
         if self.score == "magnitude":
             return saliency.magnitude(tree, layers)
@@ -115,7 +115,7 @@ class AtInit(MaskedAveraging):
             return saliency.random(net, [group for group, _ in self.steps(net)[-1]], setting.seed)
         seen, each = sum(len(batch.y) for batch in batches), saliency.GRASP_PASSES if self.score == "grasp" else 1
         passes = 1 if self.score == "synflow" else seen * each  # forward and backward, of one image
-        setting.server.charge("scoring", flops.feed_flops(setting.model_profile, passes, net.used(tree)).total)
+        setting.server.charge("scoring", flops.feed_flops(setting.model_profile, passes).total)
         if self.score == "synflow":
             return saliency.synflow(net, tree, layers, setting.image_shape)
         if self.score == "snip":
