@@ -4,6 +4,7 @@ Magnitude of the first or of server-pretrained weights; random; SNIP (Lee et al.
 images or by the clients (SSFL: Ohib et al., TMLR 2024, arXiv:2405.09037); SynFlow (Tanaka et al., NeurIPS 2020, arXiv:2006.05467), without
 data; GraSP (Wang et al., ICLR 2020, arXiv:2002.07376). In a job "magnitude", "random", "snip", "synflow" and "grasp" name this method with
 its score.
+`fedsim estimate`, whose clients score nothing, cannot know which layers SSFL keeps: it takes the first ones, whose FLOPs are the most.
 
 Paper -> code:  w -> w,  m -> mask,  c -> "mask/",  kappa / n and d -> density,  |w g|, S -> saliency,  T of SynFlow -> iterations,
                 T of GraSP's loss -> temperature,  D^b -> images_per_class,  p_k -> n_k / sum of n_k,  s -> the sum of "loss/score/"

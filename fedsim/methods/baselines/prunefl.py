@@ -4,6 +4,9 @@ Every now and then the server chooses the masks anew, so that the squared gradie
 as large as possible. One client prunes the dense model first; then all train. The density follows from the data and from the time
 model. The form "library" is a simpler one that others compare with: it exchanges weights of a sparse model, of constant density.
 
+`fedsim estimate`, which trains nobody, cannot know the density: it predicts dense masks, or the cap, and all initial iterations
+without a reconfiguration.
+
 Paper -> code:  Gamma, z_j, t_j, c, P -> pruning/sparsity/reconfiguration.py,  q(r) -> prunable · 0.5^(r / half_life),
                 d_max -> max_density,  Delta -> adjust_every;  of the library: alpha -> adjust_fraction,  T_end -> stop_round
 """
@@ -117,6 +120,8 @@ class PruneFL(MaskedAveraging):
         z = torch.cat([total[keys.gradient(layer)].flatten() for layer in layers])
         most, seconds = self._most(setting, r), seconds.to(z.device)
         flat = torch.cat([stay[layer].flatten() for layer in layers])
+        if not (z.any() or total[REST]):  # no gradient: all masks are equally good, and what is kept stays
+            z = seconds * torch.cat([shared[keys.mask(layer)].flatten() for layer in layers])
         mask, rate = reconfiguration.chosen(z, seconds, flat, self.constant_seconds, float(total[REST]), most)
         parts = mask.split([net.sizes[layer] for layer in layers])
         new = {keys.mask(layer): part.view(net.shapes[layer]) for layer, part in zip(layers, parts, strict=True)}
@@ -135,21 +140,24 @@ class PruneFL(MaskedAveraging):
 
         Only one client takes part, so that the job's aggregation has no say in it.
         """
-        client, shared, share, mine = fleet.pick(1, 0), state.shared, 1.0, 0.0
-        done, calm, started = 0, 0, False
+        client, shared, mine = fleet.pick(1, 0), state.shared, 0.0
+        done, calm, started, fixed = 0, 0, False, self.initial_batches * self.initial_batch
         columns: Columns = {}
         while done < self.initial_iterations and calm < self.settled:
             if not started:
-                look = Feed("probe", epochs=1, batch=self.initial_batch, augment=False, cost="forward", share=share)
+                look = Feed(
+                    "probe", epochs=1, batch=self.initial_batch, augment=False, cost="forward", share=min(1.0, fixed / (mine or 1.0))
+                )
                 seen = fleet.run(Loss((look,)), client, shared).total
-                mine = mine or float(seen[COUNT])  # the first look is at all of its images
-                share = min(1.0, self.initial_batches * self.initial_batch / mine)
+                mine = mine or float(seen[COUNT])  # the first look is at all of its images; an estimate's, at none
                 started = float(seen[CORRECT] / seen[COUNT]) >= self.start_accuracy / _classes(setting.net)
             steps = min(self.initial_every, self.initial_iterations - done)
-            feed = Feed("probe", steps=steps, batch=self.initial_batch, augment=setting.train.augment, share=share)
+            feed = Feed(
+                "probe", steps=steps, batch=self.initial_batch, augment=setting.train.augment, share=min(1.0, fixed / (mine or 1.0))
+            )
             total = fleet.run(self._iterations(setting, feed, started), client, shared).total
             shared, _ = FedAvg().server({}, shared, total, setting)
-            done += steps
+            done, mine = done + steps, mine or float(total[COUNT])
             if started:
                 before = _kept(setting.net, shared)
                 shared, columns = self.reconfigured(setting, shared, total, 0, _images(setting, mine))
