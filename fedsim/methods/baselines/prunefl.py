@@ -140,21 +140,18 @@ class PruneFL(MaskedAveraging):
 
         Only one client takes part, so that the job's aggregation has no say in it.
         """
-        client, shared, mine = fleet.pick(1, 0), state.shared, 0.0
-        done, calm, started, fixed = 0, 0, False, self.initial_batches * self.initial_batch
+        client, shared, share, mine = fleet.pick(1, 0), state.shared, 1.0, 0.0
+        done, calm, started = 0, 0, False
         columns: Columns = {}
         while done < self.initial_iterations and calm < self.settled:
             if not started:
-                look = Feed(
-                    "probe", epochs=1, batch=self.initial_batch, augment=False, cost="forward", share=min(1.0, fixed / (mine or 1.0))
-                )
+                look = Feed("probe", epochs=1, batch=self.initial_batch, augment=False, cost="forward", share=share)
                 seen = fleet.run(Loss((look,)), client, shared).total
                 mine = mine or float(seen[COUNT])  # the first look is at all of its images; an estimate's, at none
+                share = min(1.0, self.initial_batches * self.initial_batch / (mine or 1.0))
                 started = float(seen[CORRECT] / seen[COUNT]) >= self.start_accuracy / _classes(setting.net)
             steps = min(self.initial_every, self.initial_iterations - done)
-            feed = Feed(
-                "probe", steps=steps, batch=self.initial_batch, augment=setting.train.augment, share=min(1.0, fixed / (mine or 1.0))
-            )
+            feed = Feed("probe", steps=steps, batch=self.initial_batch, augment=setting.train.augment, share=share)
             total = fleet.run(self._iterations(setting, feed, started), client, shared).total
             shared, _ = FedAvg().server({}, shared, total, setting)
             done, mine = done + steps, mine or float(total[COUNT])
