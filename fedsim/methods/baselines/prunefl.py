@@ -4,8 +4,7 @@ Every now and then the server chooses the masks anew, so that the squared gradie
 as large as possible. One client prunes the dense model first; then all train. The density follows from the data and from the time
 model. The form "library" is a simpler one that others compare with: it exchanges weights of a sparse model, of constant density.
 
-`fedsim estimate`, which trains nobody, cannot know the density: it predicts dense masks, or the cap, and all initial iterations
-without a reconfiguration.
+`fedsim estimate`, which trains nobody, predicts dense masks, or the cap, and all initial iterations without a reconfiguration.
 
 Paper -> code:  Gamma, z_j, t_j, c, P -> pruning/sparsity/reconfiguration.py,  q(r) -> prunable · 0.5^(r / half_life),
                 d_max -> max_density,  Delta -> adjust_every;  of the library: alpha -> adjust_fraction,  T_end -> stop_round
