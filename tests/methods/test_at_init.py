@@ -328,6 +328,15 @@ def test_filters_that_a_layer_normalises_can_be_scored() -> None:
             assert sum(counts.values()) + parts.setting.net.sizes["conv1"] == floor(0.3 * parts.setting.model_profile.weights)
 
 
+def test_a_model_of_one_layer_can_be_pruned_where_the_first_may_be() -> None:
+    for score in ("magnitude", "random", "synflow"):
+        one = made(module=nn.Sequential(nn.Flatten(), nn.Linear(16, 3)))
+        state, _ = one.play(AtInit(score=score, density=0.3, mask_first=True, class_weights=2), 1)
+        mask = state.shared["mask/1.weight"]
+        assert int(mask.sum()) == floor(0.3 * 48)
+        assert bool((mask.sum(1) >= 2).all())
+
+
 # ---- jobs, and what cannot be
 
 SMOKE = small_job(2, method={"name": "snip", "density": 0.3}, partition={"public": 3})

@@ -134,7 +134,7 @@ class AtInit(MaskedAveraging):
 
     def pruned(self, tree: Tree, score: saliency.Score, steps: Sequence[Budget], net: Net) -> Tree:
         """The masks after all steps."""
-        return saliency.pruned(tree, score, steps, net.maskable[-1], self.class_weights)
+        return saliency.pruned(tree, score, steps, list(net.sizes)[-1], self.class_weights)
 
     def steps(self, net: Net) -> list[Budget]:
         """What each step keeps. ValueError for a density that leaves less than one weight a layer."""
@@ -159,7 +159,7 @@ class AtInit(MaskedAveraging):
 
     def _check_outputs(self, net: Net, last: Budget) -> None:
         """ValueError where the outputs of the classifier would keep more weights than there are for it."""
-        layer = net.maskable[-1]
+        layer = list(net.sizes)[-1]
         outputs, each = net.shapes[layer][0], net.sizes[layer] // net.shapes[layer][0]
         count = next((count for layers, count in last if layer in layers), net.sizes[layer])
         if outputs * min(self.class_weights, each) > count:
