@@ -113,7 +113,7 @@ class FedMef(Method[AveragedState]):
         if r < first or not mask_adjustment.due(due, self.adjust_every, self.stop_round):
             return Extrusion()
         groups = mask_adjustment.blocks(self._masked(net), self.blocks)
-        layers = groups[mask_adjustment.turn(due, self.adjust_every, len(groups)) - 1]
+        layers = mask_adjustment.trainable(net, groups[mask_adjustment.turn(due, self.adjust_every, len(groups)) - 1])
         moves = mask_adjustment.moving(shared, layers, self.adjust_fraction, due, self.stop_round)
         return Extrusion(moves if r == due else {}, moves, r - first, due - first + 1)
 

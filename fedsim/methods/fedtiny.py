@@ -161,7 +161,8 @@ class FedTiny(Method[AveragedState]):
             return 0, {}
         blocks = mask_adjustment.blocks(net.maskable, self.blocks)
         block = mask_adjustment.turn(r, self.adjust_every, len(blocks), self.order)
-        moves = mask_adjustment.moving(shared, blocks[block - 1], self.adjust_fraction, r, self.stop_round, self.rounding == "ceil")
+        layers = mask_adjustment.trainable(net, blocks[block - 1])
+        moves = mask_adjustment.moving(shared, layers, self.adjust_fraction, r, self.stop_round, self.rounding == "ceil")
         return block if moves else 0, moves
 
     # ---- what cannot be

@@ -17,6 +17,7 @@ from fedsim.core import keys
 from fedsim.core.masks import rank
 from fedsim.core.tree import Tree
 from fedsim.nn.layers.input_gate import GATES_MODULE
+from fedsim.nn.net import Net
 
 
 def due(r: int, every: int, stop: int) -> bool:
@@ -88,6 +89,11 @@ def turn(r: int, every: int, count: int, order: str = "backward") -> int:
     """The block that round `r` adjusts, 1 nearest the input: from the output to the input or "forward", and again from the start."""
     before = (r // every - 1) % count  # adjustments before this one
     return count - before if order == "backward" else before + 1
+
+
+def trainable(net: Net, layers: Sequence[str]) -> list[str]:
+    """Those of the layers whose masks may move: what grew in a layer that is frozen would stay 0."""
+    return [layer for layer in layers if keys.weight(layer) not in net.frozen]
 
 
 def moving(shared: Tree, layers: Sequence[str], alpha: float, r: int, stop: int, up: bool = False) -> dict[str, int]:

@@ -109,7 +109,7 @@ def test_methods_are_listed_and_reported_one_by_one(fedsim: Fedsim) -> None:
 
 
 def test_an_unknown_method_or_measurement_is_answered_with_all_there_are(refuses: Callable[..., str]) -> None:
-    assert "There are: adp, dwfnp" in refuses("methods", "fedagv")
+    assert "There are: adp, at_init, dwfnp" in refuses("methods", "fedagv")
     assert "There are: " in refuses("bench", "flight")
 
 

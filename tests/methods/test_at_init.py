@@ -291,7 +291,7 @@ def test_magnitude_of_the_pretrained_model_which_training_starts_from() -> None:
     assert torch.equal(shared["w/fc1.weight"], wanted["w/fc1.weight"] * torch.tensor(held["fc1"]))
 
 
-def test_the_server_is_charged_three_passes_an_image_and_of_kept_weights_alone() -> None:
+def test_the_server_is_charged_three_dense_passes_an_image_and_step() -> None:
     positions = {"conv1": 16, "conv2": 4, "fc1": 1, "fc2": 1}
     dense = 3 * sum(2 * SIZES[layer] * positions[layer] for layer in SIZES)
     for name, images in (("magnitude", 0), ("random", 0), ("snip", 12), ("grasp", 48)):
@@ -299,11 +299,11 @@ def test_the_server_is_charged_three_passes_an_image_and_of_kept_weights_alone()
         begun(replace(FORMS[name], images_per_class=12), one)
         assert one.setting.server.take().get("server_flops_scoring", 0) == images * dense, name
     one = made()
-    halves = replace(FORMS["synflow"], iterations=2)
-    begun(halves, one)
-    first = kept(begun(replace(FORMS["synflow"], density=0.5**0.5, iterations=1)))
-    later = 3 * sum(2 * (first | {"conv1": 36})[layer] * positions[layer] for layer in SIZES)
-    assert one.setting.server.take()["server_flops_scoring"] == dense + later
+    begun(replace(FORMS["synflow"], iterations=7), one)
+    assert one.setting.server.take()["server_flops_scoring"] == 7 * dense
+    one = made()
+    begun(replace(FORMS["snip"], images_per_class=12, iterations=3), one)
+    assert one.setting.server.take()["server_flops_scoring"] == 3 * 12 * dense
 
 
 def test_grasps_passes_agree_with_torchs_counter() -> None:
@@ -328,6 +328,15 @@ def test_filters_that_a_layer_normalises_can_be_scored() -> None:
             assert sum(counts.values()) + parts.setting.net.sizes["conv1"] == floor(0.3 * parts.setting.model_profile.weights)
 
 
+def test_a_model_of_one_layer_can_be_pruned_where_the_first_may_be() -> None:
+    for score in ("magnitude", "random", "synflow"):
+        one = made(module=nn.Sequential(nn.Flatten(), nn.Linear(16, 3)))
+        state, _ = one.play(AtInit(score=score, density=0.3, mask_first=True, class_weights=2), 1)
+        mask = state.shared["mask/1.weight"]
+        assert int(mask.sum()) == floor(0.3 * 48)
+        assert bool((mask.sum(1) >= 2).all())
+
+
 # ---- jobs, and what cannot be
 
 SMOKE = small_job(2, method={"name": "snip", "density": 0.3}, partition={"public": 3})
@@ -349,6 +358,7 @@ def test_a_score_is_a_name_in_a_job(score) -> None:
         (["partition.public=0", "method.name='grasp'"], "grasp scores weights by public images: set partition.public = 10"),
         (["partition.public=0", "method.name='magnitude'", "method.pretrain_epochs=1"], "pretrain_epochs needs public images"),
         (["method.density=0.001"], "conv1 stays dense with 36"),
+        (["method.density=0.001", "method.iterations=20"], "density = 0.001 leaves 0 of"),
         (["method.density=0"], "density = 0"),
         (["method.iterations=0"], "iterations = 0: should be at least 1"),
         (["method.temperature=0"], "temperature = 0"),

@@ -256,9 +256,9 @@ def test_indices_alone_are_charged_beside_the_model() -> None:
 def test_nothing_is_loose_after_the_last_adjustment() -> None:
     one = made()
     shared = METHOD.init(one.setting, None).shared
-    assert METHOD.loose(shared, 9) == dict.fromkeys(MASKED, 0)
-    assert METHOD.loose(shared, 2) == {layer: loose(2, count) for layer, count in kept(shared).items()}
-    assert max(METHOD.loose(shared, 2).values()) > 0
+    assert METHOD.loose(one.setting.net, shared, 9) == dict.fromkeys(MASKED, 0)
+    assert METHOD.loose(one.setting.net, shared, 2) == {layer: loose(2, count) for layer, count in kept(shared).items()}
+    assert max(METHOD.loose(one.setting.net, shared, 2).values()) > 0
 
 
 # ---- what cannot be

@@ -296,6 +296,20 @@ def test_the_librarys_form_has_no_first_stage_and_rests_after_its_last_round() -
     assert kept(state.shared) == first
 
 
+def test_where_no_gradient_is_measured_the_masks_stay() -> None:
+    """All masks have the rate 0. Under a cap the largest share of what was kept stays; what must stay does in any case."""
+    one = made()
+    shared, _ = one.play(replace(PAPER, density=0.45, form="library"), 0)
+    nothing = {f"grad/{layer}.weight": torch.zeros_like(shared.shared[f"w/{layer}.weight"]).double() for layer in MASKED}
+    nothing |= {REST: torch.tensor(0.0), "n/images": torch.tensor(20.0)}
+    after, _ = PAPER.reconfigured(one.setting, shared.shared, nothing, 2, 10.0)
+    assert all(torch.equal(after[f"mask/{layer}.weight"], shared.shared[f"mask/{layer}.weight"]) for layer in MASKED)
+    capped = replace(PAPER, max_density=0.4, density=0.4)
+    fewer, _ = capped.reconfigured(one.setting, shared.shared, nothing, 2, 10.0)
+    assert sum(kept(fewer).values()) + 36 == floor(0.4 * 522)
+    assert all(bool((after[key] | ~mask).all()) for key, mask in under(fewer, "mask/").items())
+
+
 # ---- what cannot be
 
 

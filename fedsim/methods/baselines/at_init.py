@@ -4,6 +4,7 @@ Magnitude of the first or of server-pretrained weights; random; SNIP (Lee et al.
 images or by the clients (SSFL: Ohib et al., TMLR 2024, arXiv:2405.09037); SynFlow (Tanaka et al., NeurIPS 2020, arXiv:2006.05467), without
 data; GraSP (Wang et al., ICLR 2020, arXiv:2002.07376). In a job "magnitude", "random", "snip", "synflow" and "grasp" name this method with
 its score.
+`fedsim estimate`, whose clients score nothing, cannot know which layers SSFL keeps: it takes the first ones, whose FLOPs are the most.
 
 Paper -> code:  w -> w,  m -> mask,  c -> "mask/",  kappa / n and d -> density,  |w g|, S -> saliency,  T of SynFlow -> iterations,
                 T of GraSP's loss -> temperature,  D^b -> images_per_class,  p_k -> n_k / sum of n_k,  s -> the sum of "loss/score/"
@@ -86,6 +87,7 @@ class AtInit(MaskedAveraging):
             if public is not None and self.pretrain_epochs:
                 shared = pretraining.pretrained(setting, public, self.pretrain_epochs)
             if self.data == "clients":
+                saliency.check(setting.net.trained(shared), self.layers(setting.net))
                 return AveragedState.begin(setting, shared)  # dense until the clients have scored, in round 0
             seen = public if self.score in BY_GRADIENT else None
             batches = [] if seen is None else pretraining.balanced(setting, seen, self.images_per_class)
@@ -106,7 +108,7 @@ class AtInit(MaskedAveraging):
     # ---- scores
 
     def scores(self, setting: Setting, tree: Tree, batches: Sequence[Batch]) -> Scores:
-        """What the server makes of a model with its masks, on the server's bill."""
+        """What the server makes of a model with its masks, on the server's bill: all passes are dense."""
         net, layers = setting.net.without_activation_pruning(), self.layers(setting.net)
         if self.score == "magnitude":
             return saliency.magnitude(tree, layers)
@@ -114,7 +116,7 @@ class AtInit(MaskedAveraging):
             return saliency.random(net, [group for group, _ in self.steps(net)[-1]], setting.seed)
         seen, each = sum(len(batch.y) for batch in batches), saliency.GRASP_PASSES if self.score == "grasp" else 1
         passes = 1 if self.score == "synflow" else seen * each  # forward and backward, of one image
-        setting.server.charge("scoring", flops.feed_flops(setting.model_profile, passes, net.used(tree)).total)
+        setting.server.charge("scoring", flops.feed_flops(setting.model_profile, passes).total)
         if self.score == "synflow":
             return saliency.synflow(net, tree, layers, setting.image_shape)
         if self.score == "snip":
@@ -132,13 +134,14 @@ class AtInit(MaskedAveraging):
 
     def pruned(self, tree: Tree, score: saliency.Score, steps: Sequence[Budget], net: Net) -> Tree:
         """The masks after all steps."""
-        return saliency.pruned(tree, score, steps, net.maskable[-1], self.class_weights)
+        return saliency.pruned(tree, score, steps, list(net.sizes)[-1], self.class_weights)
 
     def steps(self, net: Net) -> list[Budget]:
         """What each step keeps. ValueError for a density that leaves less than one weight a layer."""
         count, layers = self.iterations or (100 if self.score == "synflow" else 1), self.layers(net)
         if (self.scope or ("layer" if self.score in ("magnitude", "random") else "global")) == "global":
-            return [[(layers, layer_densities.budget(net, layers, d))] for d in saliency.densities(self.density, count)]
+            least = layer_densities.budget(net, layers, self.density)  # first, so that a message names the density of the job
+            return [[(layers, max(least, layer_densities.budget(net, layers, d)))] for d in saliency.densities(self.density, count)]
         last = self.counts(net)
         every = [layer_densities.kept_counts(net, layers, d, self.sharing) for d in saliency.densities(self.density, count)]
         return [[((layer,), max(k, last[layer])) for layer, k in counts.items()] for counts in every]
@@ -156,7 +159,7 @@ class AtInit(MaskedAveraging):
 
     def _check_outputs(self, net: Net, last: Budget) -> None:
         """ValueError where the outputs of the classifier would keep more weights than there are for it."""
-        layer = net.maskable[-1]
+        layer = list(net.sizes)[-1]
         outputs, each = net.shapes[layer][0], net.sizes[layer] // net.shapes[layer][0]
         count = next((count for layers, count in last if layer in layers), net.sizes[layer])
         if outputs * min(self.class_weights, each) > count:

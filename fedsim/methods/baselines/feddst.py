@@ -116,7 +116,7 @@ class FedDST(MaskedAveraging):
         stop = setting.rounds // 2 if self.stop_round is None else self.stop_round
         if r < 2 or r > stop or (r - 2) % self.adjust_every:
             return {}
-        layers = [layer for layer in self.layers(setting.net) if keys.weight(layer) not in setting.net.frozen]
+        layers = mask_adjustment.trainable(setting.net, self.layers(setting.net))
         return mask_adjustment.moving(shared, layers, self.adjust_fraction / 2, r, stop)
 
     def feeds(self, train: Feed, layers: tuple[str, ...]) -> tuple[Feed, ...]:

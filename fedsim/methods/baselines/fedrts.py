@@ -71,14 +71,15 @@ class FedRTS(MaskedAveraging):
 
     def init(self, setting: Setting, public: Data | None) -> FedRTSState:
         begin = super().init(setting, public)
-        ones = {_vote(layer): torch.ones_like(begin.shared[keys.weight(layer)]).float() for layer in self.layers(setting.net)}
+        arms = mask_adjustment.trainable(setting.net, self.layers(setting.net))
+        ones = {_vote(layer): torch.ones_like(begin.shared[keys.weight(layer)]).float() for layer in arms}
         return FedRTSState(begin.shared, begin.memory, ones, ones)
 
     def round(self, setting: Setting, state: AveragedState, fleet: Fleet, r: int) -> tuple[AveragedState, dict[str, float]]:
         if r == 0:
             return state, {}
         assert isinstance(state, FedRTSState)
-        loose, adjusts = self.loose(state.shared, r), mask_adjustment.due(r, self.adjust_every, self.stop_round)
+        loose, adjusts = self.loose(setting.net, state.shared, r), mask_adjustment.due(r, self.adjust_every, self.stop_round)
         held = {layer: state.shared[keys.mask(layer)] for layer in loose}
         named = {layer: min(k, int((~held[layer]).sum())) for layer, k in loose.items() if adjusts}
         work = TrainAndVote.growing(setting, r, named, loose=loose)
@@ -89,9 +90,9 @@ class FedRTS(MaskedAveraging):
         shared = masked(after.shared, {keys.mask(layer): mask for layer, mask in new.items()})
         return replace(after, shared=shared), {"lr": work.lr, "weights_swapped": float(moved)}
 
-    def loose(self, shared: Tree, r: int) -> dict[str, int]:
-        """K_l - kappa_l = floor(f(r) K_l) of every masked layer, also where fewer are pruned; 0 after the last adjustment."""
-        ones = {keys.layer_of(key): int(mask.sum()) for key, mask in under(shared, keys.MASKS).items()}
+    def loose(self, net: Net, shared: Tree, r: int) -> dict[str, int]:
+        """K_l - kappa_l = floor(f(r) K_l) of every layer whose mask may move, also where fewer are pruned; 0 after the last adjustment."""
+        ones = {layer: int(shared[keys.mask(layer)].sum()) for layer in mask_adjustment.trainable(net, self.layers(net))}
         if r > self.stop_round:
             return dict.fromkeys(ones, 0)
         return {layer: mask_adjustment.moves(k, 2 * k, self.adjust_fraction / 2, r, self.stop_round) for layer, k in ones.items()}

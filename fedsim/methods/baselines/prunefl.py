@@ -4,6 +4,8 @@ Every now and then the server chooses the masks anew, so that the squared gradie
 as large as possible. One client prunes the dense model first; then all train. The density follows from the data and from the time
 model. The form "library" is a simpler one that others compare with: it exchanges weights of a sparse model, of constant density.
 
+`fedsim estimate`, which trains nobody, predicts dense masks, or the cap, and all initial iterations without a reconfiguration.
+
 Paper -> code:  Gamma, z_j, t_j, c, P -> pruning/sparsity/reconfiguration.py,  q(r) -> prunable · 0.5^(r / half_life),
                 d_max -> max_density,  Delta -> adjust_every;  of the library: alpha -> adjust_fraction,  T_end -> stop_round
 """
@@ -72,6 +74,11 @@ class PruneFL(MaskedAveraging):
         if any(not 0 < seconds < inf for seconds in self.seconds_per_weight or ()):
             raise BadInput(f"[method] seconds_per_weight = {list(self.seconds_per_weight or ())}: each should be above 0")
 
+    def layers(self, net: Net) -> tuple[str, ...]:
+        """The layers that have masks; of the paper's form without those that are frozen, where nothing could come back."""
+        every = super().layers(net)
+        return every if self.form == "library" else tuple(mask_adjustment.trainable(net, every))
+
     def first_masks(self, setting: Setting, public: Data | None) -> Tree:
         """Of the paper's form all ones."""
         if self.form == "library":
@@ -112,6 +119,8 @@ class PruneFL(MaskedAveraging):
         z = torch.cat([total[keys.gradient(layer)].flatten() for layer in layers])
         most, seconds = self._most(setting, r), seconds.to(z.device)
         flat = torch.cat([stay[layer].flatten() for layer in layers])
+        if not (z.any() or total[REST]):  # no gradient: all masks are equally good, and what is kept stays
+            z = seconds * torch.cat([shared[keys.mask(layer)].flatten() for layer in layers])
         mask, rate = reconfiguration.chosen(z, seconds, flat, self.constant_seconds, float(total[REST]), most)
         parts = mask.split([net.sizes[layer] for layer in layers])
         new = {keys.mask(layer): part.view(net.shapes[layer]) for layer, part in zip(layers, parts, strict=True)}
@@ -137,14 +146,14 @@ class PruneFL(MaskedAveraging):
             if not started:
                 look = Feed("probe", epochs=1, batch=self.initial_batch, augment=False, cost="forward", share=share)
                 seen = fleet.run(Loss((look,)), client, shared).total
-                mine = mine or float(seen[COUNT])  # the first look is at all of its images
-                share = min(1.0, self.initial_batches * self.initial_batch / mine)
+                mine = mine or float(seen[COUNT])  # the first look is at all of its images; an estimate's, at none
+                share = min(1.0, self.initial_batches * self.initial_batch / (mine or 1.0))
                 started = float(seen[CORRECT] / seen[COUNT]) >= self.start_accuracy / _classes(setting.net)
             steps = min(self.initial_every, self.initial_iterations - done)
             feed = Feed("probe", steps=steps, batch=self.initial_batch, augment=setting.train.augment, share=share)
             total = fleet.run(self._iterations(setting, feed, started), client, shared).total
             shared, _ = FedAvg().server({}, shared, total, setting)
-            done += steps
+            done, mine = done + steps, mine or float(total[COUNT])
             if started:
                 before = _kept(setting.net, shared)
                 shared, columns = self.reconfigured(setting, shared, total, 0, _images(setting, mine))
@@ -164,7 +173,8 @@ class PruneFL(MaskedAveraging):
         """A round of masked averaging; where weights move, the smallest leave and those of largest mean squared gradient enter."""
         moves: dict[str, int] = {}
         if mask_adjustment.due(r, self.adjust_every, self.stop_round):
-            moves = mask_adjustment.moving(state.shared, self.layers(setting.net), self.adjust_fraction / 2, r, self.stop_round)
+            layers = mask_adjustment.trainable(setting.net, self.layers(setting.net))
+            moves = mask_adjustment.moving(state.shared, layers, self.adjust_fraction / 2, r, self.stop_round)
         work = Train.at(setting, r)
         if moves:
             work = TrainAndSquare.measuring(setting, r, tuple(moves), each_batch=True, rest=False)

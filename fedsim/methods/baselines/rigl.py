@@ -71,7 +71,8 @@ class RigL(MaskedAveraging):
         """k_l = floor(f(r) nnz_l) of every layer that round `r` adjusts."""
         if not mask_adjustment.due(r, self.adjust_every, self.stop_round):
             return {}
-        return mask_adjustment.moving(shared, self.layers(net), self.adjust_fraction / 2, r, self.stop_round)
+        layers = mask_adjustment.trainable(net, self.layers(net))
+        return mask_adjustment.moving(shared, layers, self.adjust_fraction / 2, r, self.stop_round)
 
     def scores(self, setting: Setting, moves: Mapping[str, int], reply: Reply, r: int) -> dict[str, Tensor]:
         """Layer -> what says which positions grow: the clients' mean gradient by images, or a rank drawn from seed, round and layer."""

@@ -46,8 +46,9 @@ def budget(net: Net, layers: Sequence[str], density: float) -> int:
 def shared_out(shapes: Mapping[str, Shape], budget: int, how: Sharing = "erk", most: Mapping[str, int] | None = None) -> dict[str, int]:
     """Kept weights of every layer, `budget` in all.
 
-    A layer that would get more than it has is dense, and eps is solved again; counts are rounded down, at least 1, and what is left goes
-    to the layers that have room, in order. ValueError for a budget below one weight a layer, or above all weights.
+    A layer that would get more than it has is dense, and eps is solved again; counts are rounded down, at least 1; what is left goes to
+    the layers that have room, in order, and an excess is taken from the largest. ValueError for a budget below one weight a layer, or
+    above all weights.
 
     Args:
         shapes: masked layer -> shape of its weight, outputs first.
@@ -73,9 +74,9 @@ def shared_out(shapes: Mapping[str, Shape], budget: int, how: Sharing = "erk", m
             break
         dense |= full
     counts = {layer: most[layer] if layer in dense else max(1, floor(eps * raw[layer] * size + 1e-9)) for layer, size in sizes.items()}
-    while rest := budget - sum(counts.values()):
-        step = 1 if rest > 0 else -1
-        able = [layer for layer, count in counts.items() if (count < most[layer] if step > 0 else count > 1)]
-        for layer in able[: abs(rest)]:
-            counts[layer] += step
+    while (rest := budget - sum(counts.values())) > 0:
+        for layer in [layer for layer, count in counts.items() if count < most[layer]][:rest]:
+            counts[layer] += 1
+    for layer in sorted(sizes, key=lambda layer: -sizes[layer]):  # what the minimum of 1 has added
+        counts[layer] -= min(counts[layer] - 1, max(0, sum(counts.values()) - budget))
     return counts

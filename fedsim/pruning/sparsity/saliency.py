@@ -51,10 +51,15 @@ def random(net: Net, groups: Sequence[Sequence[str]], seed: int) -> Scores:
 
 def sensitivity(tree: Tree, gradient: Tree, layers: Sequence[str]) -> Scores:
     """|w g|, which is |dL(m w) / dm| at the weights in use. ValueError for a layer that is frozen and therefore has no gradient."""
-    for layer in layers:
-        if keys.weight(layer) not in gradient:
-            raise ValueError(f"layer {layer!r} is frozen (requires_grad = False), so that it has no gradient to be scored by")
+    check(gradient, layers)
     return {layer: (tree[keys.weight(layer)] * gradient[keys.weight(layer)]).abs() for layer in layers}
+
+
+def check(trained: Tree, layers: Sequence[str]) -> None:
+    """ValueError for a layer whose weight is not in `trained`, a gradient or the weights that have one."""
+    for layer in layers:
+        if keys.weight(layer) not in trained:
+            raise ValueError(f"layer {layer!r} is frozen (requires_grad = False), so that it has no gradient to be scored by")
 
 
 def snip(net: Net, tree: Tree, layers: Sequence[str], batches: Sequence[Batch]) -> Scores:
@@ -67,7 +72,7 @@ def grasp(net: Net, tree: Tree, layers: Sequence[str], batches: Sequence[Batch],
     loss = partial(_cooled, temperature)
     gradient = mean_gradient(net, tree, batches, loss)
     g = {key: gradient[key] for layer in net.sizes if (key := keys.weight(layer)) in gradient}
-    sensitivity(tree, g, layers)  # names a layer that is frozen
+    check(g, layers)
     product = _mean(batches, lambda batch: net.hessian_vector(tree, batch, g, loss))
     return {layer: tree[key] * product[key] for layer in layers if (key := keys.weight(layer))}
 

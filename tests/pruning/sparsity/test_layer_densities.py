@@ -36,6 +36,13 @@ def test_er_reads_outputs_and_inputs_alone_and_is_erk_on_linear_layers() -> None
     assert found == {"a": 72, "b": 8}  # both have 16 / 64 times eps, eps = 80 / (16 · 10): an eighth of the weights
 
 
+def test_what_the_minimum_of_one_adds_is_taken_from_the_largest_layer() -> None:
+    small, large = {"a": (10, 10), "b": (1, 2), "c": (1, 1)}, {"d": (20, 20)}
+    assert shared_out(small | large, 10, "uniform") == {"a": 1, "b": 1, "c": 1, "d": 7}  # 1.99, 0.04, 0.02 and 7.95: 1, 1, 1, 7
+    assert shared_out(small | large, 11, "uniform") == {"a": 2, "b": 1, "c": 1, "d": 7}  # 2.19, 0.04, 0.02 and 8.75: 2, 1, 1, 8
+    assert shared_out({"a": (6, 6), "b": (1, 1), "d": (8, 8)}, 3, "uniform") == {"a": 1, "b": 1, "d": 1}
+
+
 def test_uniform_is_one_density() -> None:
     assert shared_out({"a": (10, 10), "b": (20, 10, 3, 3)}, 190, "uniform") == {"a": 10, "b": 180}
 
