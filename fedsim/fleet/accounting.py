@@ -8,6 +8,7 @@ from itertools import pairwise
 from zlib import crc32
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fedsim.core import keys
@@ -76,6 +77,7 @@ class CostAccount:
         self._sent: dict[str, list[tuple[Tensor, Tensor | None, set[int]]]] = {}  # key -> tensors of this round, their masks, who has them
         self._own: dict[int, dict[str, int]] = {}  # client -> key -> checksum of what it was sent for itself in this round
         self._mean_sizes: dict[str, int] = {}  # split -> images of a client with the mean number of them
+        self._narrow: dict[tuple[tuple[int, int], ...], profile.ModelProfile] = {}  # whole and open channels of each group -> what is open
         self._known: tuple[Net, profile.ModelProfile, list[int]] | None = None
 
     def open(self) -> None:
@@ -130,8 +132,9 @@ class CostAccount:
     ) -> ClientCosts:
         """What a run of the work costs a client with so many images in an epoch of the job's local training and of each feed.
 
-        `kept`: in each feed and at the end, weights of every layer that is not whole; `opened`: channels under hard gates; `top`: entries of the buffers that the
-        client's largest gradients went through; `personal`: bytes that it holds beside the model for the aggregation, and for itself.
+        `kept`: in each feed and at the end, weights of every layer that is not whole; `opened`: channels under hard gates; `top`: entries
+        of the buffers that the client's largest gradients went through; `personal`: bytes that it holds beside the model for the
+        aggregation, and for itself.
         """
         each = _each(order, kept[-1], opened)
         bill = ClientCosts(density=sum(flops.density(self.model_profile, used) for used in each) / len(each))
@@ -183,9 +186,12 @@ class CostAccount:
     ) -> profile.Breakdown:
         """The described client's: under gates it holds the whole model, and gradients and activations of the open channels.
 
-        Where the work exchanges the open channels alone, it holds no more of the model either.
+        Where the work exchanges the open channels alone, it holds no more of the model either: a smaller network.
         """
         model_profile, masked = self.profile_of(order.net), _masked(order, kept)
+        if opened and order.work.compact:
+            terms = [self._narrow_memory(order, feed, batch, masked, row, top) for row in opened]
+            return max(terms, key=lambda found: found.total)
         memory = client_memory(
             model_profile, masked, batch, self.slots, feed.dense_gradient_layers, top=top, beside=order.work.extra_memory
         )
@@ -194,13 +200,27 @@ class CostAccount:
         widths, per = order.net.channels.widths, self._per_channel(order.net)
         closed = [sum((width - row[i]) * per[i] for i, width in enumerate(widths)) for row in opened]
         used = [client_memory(model_profile, masked | order.net.channels.used(row), slots=self.slots) for row in opened]
-        smaller = ("gradients", "weights", "optimiser") if order.work.compact else ("gradients",)
-        fewer = {term: max(terms[term] for terms in used) for term in smaller}
-        return profile.Breakdown(memory | fewer | {"activations": memory["activations"] - batch * min(closed)})
+        fewer = {"gradients": max(terms["gradients"] for terms in used), "activations": memory["activations"] - batch * min(closed)}
+        return profile.Breakdown(memory | fewer)
 
     def profile_of(self, net: Net) -> profile.ModelProfile:
         """The job's own, or that of what a cut has left."""
         return self._of_cut(net)[0] if net.kept else self.model_profile
+
+    def _narrow_memory(
+        self, order: WorkOrder, feed: Feed, batch: int, masked: dict[str, int], open: Sequence[int], top: int
+    ) -> profile.Breakdown:
+        """Of a client that holds so many channels of each group alone; its profile is remembered."""
+        channels = order.net.channels
+        mark = tuple(zip(channels.widths, open, strict=True))
+        if mark not in self._narrow:
+            kept = {group.name: torch.arange(count) for group, count in zip(channels.groups, open, strict=True)}
+            small = channels.compact(order.net.original, kept).float()
+            self._narrow[mark] = profiler.profile(small, self.population.train.shape, order.net.activation_pruning)
+        touched = channels.used(open)
+        whole = {layer: count for layer, count in masked.items() if layer not in touched}
+        dense, beside = feed.dense_gradient_layers, order.work.extra_memory
+        return client_memory(self._narrow[mark], whole, batch, self.slots, dense, top=top, beside=beside)
 
     def _per_channel(self, net: Net) -> list[int]:
         return self._of_cut(net)[1]
