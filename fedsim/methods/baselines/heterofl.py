@@ -10,7 +10,9 @@ Paper -> code:  r_k -> WIDTH_RATE,  W -> channels.widths,  W_l^p without W_l^(p+
 The scaler stands between a layer and its norm, so it is exact to divide the layer's weight and bias by r_k; a soft gate would stand
 behind the norm. A norm takes the division back. Where a layer has none, such as a hidden linear layer, a step of SGD at the rate eta
 moves its outputs as one at eta / r_k^2 would without the scaler: narrow clients need a small eta, or
-scaler = false. Statistics of batch norms are means over images, gathered from all clients for the whole network and for each width.
+scaler = false.
+
+Statistics of batch norms are means over images, gathered from all clients for the whole network and for each width.
 
 Differences from the paper:
 - Only channels that fedsim can cut are nested. In a network with additions the residual stream, the first layer and the layer before
