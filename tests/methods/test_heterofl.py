@@ -161,7 +161,9 @@ def test_what_no_client_has_keeps_its_value() -> None:
     assert mean_over_owners(total, like)["w/a"].tolist() == [4, 6]
 
 
-@pytest.mark.parametrize(("width", "rate", "count"), [(4, 0.5, 2), (10, 0.3, 3), (6, 0.3, 2), (8, 0.0625, 1), (7, 0.5, 4), (100, 0.29, 29)])
+@pytest.mark.parametrize(
+    ("width", "rate", "count"), [(4, 0.5, 2), (10, 0.3, 3), (6, 0.3, 2), (8, 0.0625, 1), (7, 0.5, 4), (100, 0.29, 29), (8, 1e-11, 1)]
+)
 def test_the_first_channels_rounded_up(width, rate, count) -> None:
     assert nested([3, width], torch.tensor([1.0, rate], dtype=torch.float64))[1, 3:].tolist() == [True] * count + [False] * (width - count)
 

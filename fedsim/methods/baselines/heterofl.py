@@ -16,7 +16,8 @@ Statistics of batch norms are means over images, gathered from all clients for t
 
 Differences from the paper:
 - Only channels that fedsim can cut are nested. In a network with additions the residual stream, the first layer and the layer before
-  the classifier stay whole, and so do the scales of their norms: a sub-network has more than r_k^2 of the weights.
+  the classifier stay whole, and so do the scales of their norms: a sub-network has more than r_k^2 of the weights. So do convolutions
+  whose filters are normalised (norm = "nsconv").
 - Clients draw their rates alike from `rates`; to give a rate a larger share, name it more often.
 - The paper tests the whole network alone, without the scaler. A client's own network keeps it, since it was trained so.
   Its logits of classes that the client does not have stay 0 as well: these rows of the classifier are 0 in it.
