@@ -8,6 +8,7 @@ from itertools import pairwise
 from zlib import crc32
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fedsim.core import keys
@@ -76,6 +77,7 @@ class CostAccount:
         self._sent: dict[str, list[tuple[Tensor, Tensor | None, set[int]]]] = {}  # key -> tensors of this round, their masks, who has them
         self._own: dict[int, dict[str, int]] = {}  # client -> key -> checksum of what it was sent for itself in this round
         self._mean_sizes: dict[str, int] = {}  # split -> images of a client with the mean number of them
+        self._narrow: dict[tuple[tuple[int, int], ...], profile.ModelProfile] = {}  # whole and open channels of each group -> what is open
         self._known: tuple[Net, profile.ModelProfile, list[int]] | None = None
 
     def open(self) -> None:
@@ -101,57 +103,66 @@ class CostAccount:
             bill.bytes_down += int(down[i]) + self._down_own(client, {key: value[i] for key, value in sent.items()}, order.shared)
             bill.bytes_up += answer.up[client]
             own = {name.removesuffix(".weight"): count for name, count in answer.ones.get(client, {}).items()}
+            first = {name.removesuffix(".weight"): count for name, count in answer.arrived.get(client, {}).items() if own}
             opened, top = answer.open.get(client), _entries(answer.each[client])
             counts = tuple(count_of(self.population, feed, client) for feed in (self.local, *order.work.feeds))
-            weights = tuple(own.items())
+            weights = tuple(own.items()), tuple(first.items())
             if weights not in personal:
                 personal[weights] = _personal(order.shared, answer.keep.get(client, {}))
+            kept = _kept_in(order.work.feeds, held | {layer: count for layer, count in first.items() if layer in own}, held | own)
             use = (weights, opened and tuple(map(tuple, opened)))
             mark = (counts, top, use)
             if mark not in runs:
-                runs[mark] = run = self._run(order, counts, held | own, opened, top, personal[weights])
+                runs[mark] = run = self._run(order, counts, kept, opened, top, personal[weights])
                 if use not in at_mean:
-                    at_mean[use] = self._at_mean(order, counts, held | own, opened, run)
+                    at_mean[use] = self._at_mean(order, counts, kept, opened, run)
                 run.flops_at_mean = at_mean[use]
             bill.add(runs[mark])
             if trains:
                 bill.loss = answer.loss[client]
 
     def _run(
-        self, order: WorkOrder, counts: Sequence[int], kept: dict[str, int], opened: list[list[int]] | None, top: int, personal: int
+        self,
+        order: WorkOrder,
+        counts: Sequence[int],
+        kept: list[dict[str, int]],
+        opened: list[list[int]] | None,
+        top: int,
+        personal: int,
     ) -> ClientCosts:
         """What a run of the work costs a client with so many images in an epoch of the job's local training and of each feed.
 
-        `kept`: weights of every layer that is not whole; `opened`: channels under hard gates; `top`: entries of the buffers that the
-        client's largest gradients went through; `personal`: bytes that it holds beside the model for the aggregation, and for itself.
+        `kept`: in each feed and at the end, weights of every layer that is not whole; `opened`: channels under hard gates; `top`: entries
+        of the buffers that the client's largest gradients went through; `personal`: bytes that it holds beside the model for the
+        aggregation, and for itself.
         """
-        each = _each(order, kept, opened)
+        each = _each(order, kept[-1], opened)
         bill = ClientCosts(density=sum(flops.density(self.model_profile, used) for used in each) / len(each))
         bill.dense_flops = flops.feed_flops(self.model_profile, shown(self.local, counts[0])).total
-        for feed, count in zip(order.work.feeds, counts[1:], strict=True):
+        for feed, count, held in zip(order.work.feeds, counts[1:], kept[:-1], strict=True):
             trains = feed.cost == "train"
             batch = min(feed.batch, count)
             bill.samples += shown(feed, count) if trains else 0
-            bill.train_flops += self._flops(feed, count, each)
-            memory = self._memory(order, feed, batch, kept, opened, top if feed.dense_gradient_layers else 0)
+            bill.train_flops += self._flops(feed, count, _each(order, held, opened))
+            memory = self._memory(order, feed, batch, held, opened, top if feed.dense_gradient_layers else 0)
             memory = profile.Breakdown(memory | {"personal": personal}).without(*UNUSED[feed.cost])
             bill.hold(memory)
             bill.model_memory = max(bill.model_memory, memory.without(*ACTIVATIONS).total)
-            held = executed_memory(self.profile_of(order.net), batch, _masked(order, kept), self.slots, self.pack)
-            self.executed = max(self.executed, held.total if trains else 0)
+            executed = executed_memory(self.profile_of(order.net), batch, _masked(order, held), self.slots, self.pack)
+            self.executed = max(self.executed, executed.total if trains else 0)
         bill.extra_flops = order.work.extra_flops if any(counts[1:]) else 0
         bill.train_flops += bill.extra_flops
         return bill
 
     def _at_mean(
-        self, order: WorkOrder, counts: Sequence[int], kept: dict[str, int], opened: list[list[int]] | None, run: ClientCosts
+        self, order: WorkOrder, counts: Sequence[int], kept: list[dict[str, int]], opened: list[list[int]] | None, run: ClientCosts
     ) -> int:
         """FLOPs of such a client if it had the mean number of images; `run`: what it costs with `counts`."""
         mean = tuple(self._mean_count(feed) for feed in order.work.feeds)
         if mean == tuple(counts[1:]):
             return run.train_flops
-        each = _each(order, kept, opened)
-        passes = sum(self._flops(feed, count, each) for feed, count in zip(order.work.feeds, mean, strict=True))
+        feeds = zip(order.work.feeds, mean, kept[:-1], strict=True)
+        passes = sum(self._flops(feed, count, _each(order, held, opened)) for feed, count, held in feeds)
         return passes + (order.work.extra_flops if any(mean) else 0)
 
     def _mean_count(self, feed: Feed) -> int:
@@ -175,9 +186,12 @@ class CostAccount:
     ) -> profile.Breakdown:
         """The described client's: under gates it holds the whole model, and gradients and activations of the open channels.
 
-        Where the work exchanges the open channels alone, it holds no more of the model either.
+        Where the work exchanges the open channels alone, it holds no more of the model either: a smaller network.
         """
         model_profile, masked = self.profile_of(order.net), _masked(order, kept)
+        if opened and order.work.compact:
+            terms = [self._narrow_memory(order, feed, batch, masked, row, top) for row in opened]
+            return max(terms, key=lambda found: found.total)
         memory = client_memory(
             model_profile, masked, batch, self.slots, feed.dense_gradient_layers, top=top, beside=order.work.extra_memory
         )
@@ -186,13 +200,27 @@ class CostAccount:
         widths, per = order.net.channels.widths, self._per_channel(order.net)
         closed = [sum((width - row[i]) * per[i] for i, width in enumerate(widths)) for row in opened]
         used = [client_memory(model_profile, masked | order.net.channels.used(row), slots=self.slots) for row in opened]
-        smaller = ("gradients", "weights", "optimiser") if order.work.compact else ("gradients",)
-        fewer = {term: max(terms[term] for terms in used) for term in smaller}
-        return profile.Breakdown(memory | fewer | {"activations": memory["activations"] - batch * min(closed)})
+        fewer = {"gradients": max(terms["gradients"] for terms in used), "activations": memory["activations"] - batch * min(closed)}
+        return profile.Breakdown(memory | fewer)
 
     def profile_of(self, net: Net) -> profile.ModelProfile:
         """The job's own, or that of what a cut has left."""
         return self._of_cut(net)[0] if net.kept else self.model_profile
+
+    def _narrow_memory(
+        self, order: WorkOrder, feed: Feed, batch: int, masked: dict[str, int], open: Sequence[int], top: int
+    ) -> profile.Breakdown:
+        """Of a client that holds so many channels of each group alone; its profile is remembered."""
+        channels = order.net.channels
+        mark = tuple(zip(channels.widths, open, strict=True))
+        if mark not in self._narrow:
+            kept = {group.name: torch.arange(count) for group, count in zip(channels.groups, open, strict=True)}
+            small = channels.compact(order.net.original, kept).float()
+            self._narrow[mark] = profiler.profile(small, self.population.train.shape, order.net.activation_pruning)
+        touched = channels.used(open)
+        whole = {layer: count for layer, count in masked.items() if layer not in touched}
+        dense, beside = feed.dense_gradient_layers, order.work.extra_memory
+        return client_memory(self._narrow[mark], whole, batch, self.slots, dense, top=top, beside=beside)
 
     def _per_channel(self, net: Net) -> list[int]:
         return self._of_cut(net)[1]
@@ -241,6 +269,12 @@ class CostAccount:
         if lasting := {key: mark for key, mark in marks.items() if key.startswith(keys.MASKS)}:
             self.received.own[client] = self.received.own.get(client, {}) | lasting
         return communication.length(new, shared | row)
+
+
+def _kept_in(feeds: Sequence[Feed], first: dict[str, int], last: dict[str, int]) -> list[dict[str, int]]:
+    """In each feed, and at the end: what a client looks at before it trains, it looks at with the masks it came with."""
+    before = next((i for i, feed in enumerate(feeds) if feed.cost != "forward"), 0)
+    return [first if i < before else last for i in range(len(feeds))] + [last]
 
 
 def _each(order: WorkOrder, kept: dict[str, int], opened: list[list[int]] | None) -> list[dict[str, int]]:

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 
 def nested(widths: Sequence[int], rates: Tensor) -> Tensor:
-    """(…, n) bool hard gates of rates (…,): of each group the first ceil(r W) channels are open."""
-    counts = [torch.ceil(rates.unsqueeze(-1) * width - 1e-9) for width in widths]
+    """(…, n) bool hard gates of rates (…,): of each group the first ceil(r W) channels are open, at least 1."""
+    counts = [torch.ceil(rates.unsqueeze(-1) * width - 1e-9).clamp(min=1) for width in widths]
     return torch.cat([torch.arange(width, device=rates.device) < count for width, count in zip(widths, counts, strict=True)], -1)
 
 

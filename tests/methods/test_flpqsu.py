@@ -12,6 +12,7 @@ from small_federation import FLEETS, SLOW, World, batches, drawn, small, stored,
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedsim.config.job import check
 from fedsim.core.keys import BYTES, SCALES, SELECTED
 from fedsim.core.tree import Tree, under
 from fedsim.costs import communication
@@ -19,6 +20,8 @@ from fedsim.errors import BadInput
 from fedsim.federated.aggregation import FedNova, Scaffold
 from fedsim.fleet.serial import SerialFleet
 from fedsim.methods.baselines.flpqsu import FLPQSU, quantised, restored
+from fedsim.simulation import estimate
+from fedsim.simulation.experiment import build_experiment
 
 SIZES = [6, 9, 5]
 
@@ -167,6 +170,17 @@ def test_where_nobody_uploads_the_server_keeps_its_model(kind) -> None:
     assert not one.seen[-1].reply.each[SELECTED].any()
     assert all(torch.equal(value, after.shared[key]) for key, value in state.shared.items())
     assert {bill.bytes_up for bill in one.fleet.account.bills.values()} == {0}
+
+
+def test_an_estimate_has_every_client_upload_in_every_round() -> None:
+    """Bytes of the cut network, and 8 more for each of its 4 weights and 2 biases."""
+    data = {"name": "fake", "channels": 1, "image_size": 8, "classes": 4, "train_images": 160, "test_images": 40}
+    model = {"name": "cnn", "width": 4, "norm": "none"}
+    job = {"rounds": 3, "data": data, "partition": {"clients": 4}, "model": model, "method": {"name": "flpqsu"}}
+    small = nn.ModuleList([nn.Conv2d(1, 2, 3), nn.Conv2d(2, 4, 3), nn.Linear(16, 64), nn.Linear(64, 4)])
+    entries = [value.numel() for value in small.parameters()]
+    rows = list(estimate.rows(build_experiment(check(job))))
+    assert [row.values["bytes_up"] for row in rows] == [0] + 3 * [4 * (sum(entries) + 8 * len(entries))]
 
 
 # ---- what cannot be

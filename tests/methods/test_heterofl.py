@@ -161,7 +161,9 @@ def test_what_no_client_has_keeps_its_value() -> None:
     assert mean_over_owners(total, like)["w/a"].tolist() == [4, 6]
 
 
-@pytest.mark.parametrize(("width", "rate", "count"), [(4, 0.5, 2), (10, 0.3, 3), (6, 0.3, 2), (8, 0.0625, 1), (7, 0.5, 4), (100, 0.29, 29)])
+@pytest.mark.parametrize(
+    ("width", "rate", "count"), [(4, 0.5, 2), (10, 0.3, 3), (6, 0.3, 2), (8, 0.0625, 1), (7, 0.5, 4), (100, 0.29, 29), (8, 1e-11, 1)]
+)
 def test_the_first_channels_rounded_up(width, rate, count) -> None:
     assert nested([3, width], torch.tensor([1.0, rate], dtype=torch.float64))[1, 3:].tolist() == [True] * count + [False] * (width - count)
 
@@ -261,8 +263,13 @@ def test_a_narrow_client_computes_and_holds_less() -> None:
     assert whole.train_flops > half.train_flops > least.train_flops
     for term in ("weights", "gradients", "optimiser", "activations"):
         assert whole.memory_terms[term] > half.memory_terms[term] > least.memory_terms[term], term
-    weights = [9 * c + 9 * c * d + 4 * d * h + 3 * h for c, d, h in ((4, 6, 10), (2, 3, 5))]
-    assert whole.memory_terms["weights"] - half.memory_terms["weights"] == 4 * (weights[0] - weights[1])
+    for bill, (c, d, h) in ((whole, (4, 6, 10)), (half, (2, 3, 5)), (least, (2, 2, 3))):  # nothing of a closed channel, its scale neither
+        trained = 9 * c + 2 * c + 9 * c * d + 2 * d + 4 * d * h + h + 3 * h + 3
+        assert bill.memory_terms["gradients"] == bill.memory_terms["optimiser"] == 4 * trained
+        assert bill.memory_terms["weights"] == 4 * (trained + 2 * c + 2 * d)  # and statistics
+        image = 16 + 2 * 16 * c + 2 * 4 * d + h + 3  # inputs of layers and norms, logarithms of probabilities
+        batch = 4 * (4 * image + 2 * c + 2 * d) + 4 * 8  # means and deviations of norms, labels
+        assert bill.memory_terms["activations"] == batch
 
 
 # ---- what cannot be

@@ -307,7 +307,8 @@ def test_bytes_memory_and_flops_of_a_client_by_hand() -> None:
             assert bill.density == pytest.approx((DENSE + sum(weights.values())) / ALL)
             profile, n = one.setting.model_profile, one.population.size(k)
             held = SIZES[k] - n
-            spent = feed_flops(profile, 2 * n, weights).total + feed_flops(profile, held, weights, "forward").total
+            measured = {layer: int(mask.sum()) for layer, mask in old.items()}  # before it is pruned
+            spent = feed_flops(profile, 2 * n, weights).total + feed_flops(profile, held, measured, "forward").total
             assert bill.train_flops == spent
             assert bill.samples == 2 * n
     assert changed

@@ -9,7 +9,8 @@ Paper -> code:  w -> w,  m -> mask,  S -> 1 - density,  alpha -> adjust_fraction
                 R_end -> stop_round,  n_k -> images,  A -> adjust_epoch,  K -> cohort.size,  E -> train.epochs,  B -> train.batch
 
 The paper averages over the clients that hold a weight and adjusts after the last local epoch. The form of the FedPruning library is
-average = "zeros" and adjust_epoch = 0.
+average = "zeros" and adjust_epoch = 0. `fedsim estimate`, which trains nobody, moves no mask: it leaves out what the changes of masks cost,
+up in a round that adjusts and down in the next one.
 """
 
 from __future__ import annotations

@@ -9,8 +9,10 @@ of what is uploaded; where nobody uploads, the model stays.
 Paper -> code:  kept width -> keep,  q -> quantised,  s, z -> SCALES,  f_ld -> LAST_LOSS,  threshold -> THRESHOLD,  K -> cohort
 
 Each tensor has one unit and one zero, and its range always contains 0, so that a tensor of one sign keeps its values. Filters are
-ranked on the model's first values. In a network with additions only channels inside of blocks are cut. The server needs what each
-client uploads by itself: one byte for each parameter of each client of the cohort.
+ranked on the model's first values. In a network with additions only channels inside of blocks are cut, and none of convolutions whose
+filters are normalised (norm = "nsconv"). The server needs what each client uploads by itself: one byte for each parameter of each client
+of the cohort. `fedsim estimate`, which trains nobody, cannot know who is selected: it predicts that all upload, the dearest rounds there
+are.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from fedsim.federated.protocol import ClientInput, Fleet, Method, Report, Settin
 from fedsim.nn.net import Net
 
 STEPS = 255  # between the smallest and the largest of 8 bits
+UNTRAINED = -1.0  # the last loss of who has taken no step, as in `fedsim estimate`: below every loss, so that an upload is charged
 
 
 def quantised(tree: Tree) -> Tree:
@@ -72,8 +75,8 @@ class TrainSelective(Train):
         return {THRESHOLD: torch.full((), self.first, dtype=torch.float64, device=sent.n.device)}
 
     def init_state(self, net: Net, sent: ClientInput) -> Tree:
-        nothing = torch.zeros((), dtype=torch.float64, device=sent.n.device)
-        return super().init_state(net, _opened(net, sent)) | {LAST_LOSS: nothing}
+        none = torch.full((), UNTRAINED, dtype=torch.float64, device=sent.n.device)
+        return super().init_state(net, _opened(net, sent)) | {LAST_LOSS: none}
 
     def step(self, net: Net, sent: ClientInput, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
         state, loss = super().step(net, _opened(net, sent), state, batch)
@@ -83,7 +86,7 @@ class TrainSelective(Train):
         held, last, before = under(state, keys.WEIGHTS, keys.BUFFERS), state[LAST_LOSS], sent.kept[THRESHOLD]
         selected = last < before if self.select else torch.ones_like(last, dtype=torch.bool)
         each = (quantised(held) if self.quantise else held) | {SELECTED: selected}
-        return Report({COUNT: sent.n.double()}, each, {THRESHOLD: torch.where(selected, last, before)})
+        return Report({COUNT: sent.n.double()}, each, {THRESHOLD: torch.where(selected & (last >= 0), last, before)})
 
 
 def _opened(net: Net, sent: ClientInput) -> ClientInput:

@@ -8,11 +8,16 @@ Paper -> code:  r_k -> WIDTH_RATE,  W -> channels.widths,  W_l^p without W_l^(p+
                 masked cross-entropy -> mask_classes,  C -> cohort,  E -> train.epochs,  B -> train.batch,  eta -> train.lr
 
 The scaler stands between a layer and its norm, so it is exact to divide the layer's weight and bias by r_k; a soft gate would stand
-behind the norm. Statistics of batch norms are means over images, gathered from all clients for the whole network and for each width.
+behind the norm. A norm takes the division back. Where a layer has none, such as a hidden linear layer, a step of SGD at the rate eta
+moves its outputs as one at eta / r_k^2 would without the scaler: narrow clients need a small eta, or
+scaler = false.
+
+Statistics of batch norms are means over images, gathered from all clients for the whole network and for each width.
 
 Differences from the paper:
 - Only channels that fedsim can cut are nested. In a network with additions the residual stream, the first layer and the layer before
-  the classifier stay whole, and so do the scales of their norms: a sub-network has more than r_k^2 of the weights.
+  the classifier stay whole, and so do the scales of their norms: a sub-network has more than r_k^2 of the weights. So do convolutions
+  whose filters are normalised (norm = "nsconv").
 - Clients draw their rates alike from `rates`; to give a rate a larger share, name it more often.
 - The paper tests the whole network alone, without the scaler. A client's own network keeps it, since it was trained so.
   Its logits of classes that the client does not have stay 0 as well: these rows of the classifier are 0 in it.
