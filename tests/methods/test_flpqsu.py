@@ -12,6 +12,7 @@ from small_federation import FLEETS, SLOW, World, batches, drawn, small, stored,
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import fedsim
 from fedsim.core.keys import BYTES, SCALES, SELECTED
 from fedsim.core.tree import Tree, under
 from fedsim.costs import communication
@@ -184,3 +185,19 @@ def test_a_model_without_channels_and_a_share_of_nothing_are_refused() -> None:
     with pytest.raises(ValueError, match=r"keep = 0\.0: should be above 0"):
         FLPQSU(keep=0.0)
     assert [len(index) for index in FLPQSU(keep=0.01).init(world(stored(*drawn(SIZES)), small()).setting, None).kept.values()] == [1, 1, 1]
+
+
+ESTIMATED = {
+    "rounds": 4,
+    "data": {"name": "fake", "channels": 1, "image_size": 8, "classes": 4, "train_images": 120, "test_images": 40},
+    "partition": {"clients": 4},
+    "model": {"name": "cnn"},
+    "train": {"batch": 16},
+    "method": {"name": "flpqsu"},
+}
+
+
+def test_an_estimate_predicts_that_everybody_uploads() -> None:
+    rows = fedsim.estimate(ESTIMATED, progress=False)
+    assert [row["uploads"] for row in rows[1:]] == [4, 4, 4, 4]
+    assert len({row["bytes_up"] for row in rows[1:]}) == 1

@@ -1,5 +1,6 @@
-"""FL-PQSU: Xu et al., "Accelerating Federated Learning for IoT in Big Data Analytics with Pruning, Quantization and Selective Updating",
-IEEE Access 2021.
+"""FL-PQSU: Xu et al., IEEE Access 2021. Channels are cut once, entries travel with 8 bits, and a client uploads only what has improved.
+
+The paper is "Accelerating Federated Learning for IoT in Big Data Analytics with Pruning, Quantization and Selective Updating".
 
 P: before round 1 the server cuts the filters and units of smallest L1 norm, for good. Q: what travels has 8 bits an entry, in either
 direction. SU: a client uploads only if the loss of its last batch is below that of its last upload. The server takes the plain mean
@@ -9,7 +10,8 @@ Paper -> code:  kept width -> keep,  q -> quantised,  s, z -> SCALES,  f_ld -> L
 
 Each tensor has one unit and one zero, and its range always contains 0, so that a tensor of one sign keeps its values. Filters are
 ranked on the model's first values. In a network with additions only channels inside of blocks are cut. The server needs what each
-client uploads by itself: one byte for each parameter of each client of the cohort.
+client uploads by itself: one byte for each parameter of each client of the cohort. `fedsim estimate`, which trains nobody, cannot know
+who uploads: it predicts the largest costs, those of a cohort that uploads in every round.
 """
 
 from __future__ import annotations
@@ -71,7 +73,7 @@ class TrainSelective(Train):
         return {THRESHOLD: torch.full((), self.first, dtype=torch.float64, device=sent.n.device)}
 
     def init_state(self, net: Net, sent: ClientInput) -> Tree:
-        nothing = torch.zeros((), dtype=torch.float64, device=sent.n.device)
+        nothing = torch.full((), -inf, dtype=torch.float64, device=sent.n.device)  # a client of an estimate takes no step, and uploads
         return super().init_state(net, _opened(net, sent)) | {LAST_LOSS: nothing}
 
     def step(self, net: Net, sent: ClientInput, state: Tree, batch: Batch) -> tuple[Tree, Tensor]:
@@ -82,7 +84,7 @@ class TrainSelective(Train):
         held, last, before = under(state, keys.WEIGHTS, keys.BUFFERS), state[LAST_LOSS], sent.kept[THRESHOLD]
         selected = last < before if self.select else torch.ones_like(last, dtype=torch.bool)
         each = (quantised(held) if self.quantise else held) | {SELECTED: selected}
-        return Report({COUNT: sent.n.double()}, each, {THRESHOLD: torch.where(selected, last, before)})
+        return Report({COUNT: sent.n.double()}, each, {THRESHOLD: torch.where(selected & last.isfinite(), last, before)})
 
 
 def _opened(net: Net, sent: ClientInput) -> ClientInput:

@@ -3,6 +3,7 @@
 Every now and then the server chooses the masks anew, so that the squared gradients of what is kept, over the seconds of a round, are
 as large as possible. One client prunes the dense model first; then all train. The density follows from the data and from the time
 model. The form "library" is a simpler one that others compare with: it exchanges weights of a sparse model, of constant density.
+`fedsim estimate`, which trains nobody, cannot know the density of the paper's form: it predicts the largest costs, those without pruning.
 
 Paper -> code:  Gamma, z_j, t_j, c, P -> pruning/sparsity/reconfiguration.py,  q(r) -> prunable · 0.5^(r / half_life),
                 d_max -> max_density,  Delta -> adjust_every;  of the library: alpha -> adjust_fraction,  T_end -> stop_round
@@ -110,6 +111,8 @@ class PruneFL(MaskedAveraging):
         each = self.seconds_per_weight or reconfiguration.seconds_per_weight(setting.model_profile, layers, images, *rates)
         seconds = torch.cat([torch.full((net.sizes[layer],), t, dtype=torch.float64) for layer, t in zip(layers, each, strict=True)])
         z = torch.cat([total[keys.gradient(layer)].flatten() for layer in layers])
+        if not bool(z.any()) and not float(total[REST]):  # an estimate's clients train on nothing
+            return shared, {}
         most, seconds = self._most(setting, r), seconds.to(z.device)
         flat = torch.cat([stay[layer].flatten() for layer in layers])
         mask, rate = reconfiguration.chosen(z, seconds, flat, self.constant_seconds, float(total[REST]), most)
@@ -138,7 +141,7 @@ class PruneFL(MaskedAveraging):
                 look = Feed("probe", epochs=1, batch=self.initial_batch, augment=False, cost="forward", share=share)
                 seen = fleet.run(Loss((look,)), client, shared).total
                 mine = mine or float(seen[COUNT])  # the first look is at all of its images
-                share = min(1.0, self.initial_batches * self.initial_batch / mine)
+                share = min(1.0, self.initial_batches * self.initial_batch / max(mine, 1))  # an estimate's client sees none
                 started = float(seen[CORRECT] / seen[COUNT]) >= self.start_accuracy / _classes(setting.net)
             steps = min(self.initial_every, self.initial_iterations - done)
             feed = Feed("probe", steps=steps, batch=self.initial_batch, augment=setting.train.augment, share=share)
