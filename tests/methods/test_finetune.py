@@ -127,6 +127,8 @@ def test_a_run_with_the_small_dense_model_records_both_forms(tmp_path: Path) -> 
     (tmp_path / "job.toml").write_text(small_job(2, **sections))
     fedsim.run(tmp_path / "job.toml", out=tmp_path / "run.h5", progress=False)
     run = RunReader(tmp_path / "run.h5")
+    with pytest.raises(BadInput, match="its clients have weights of their own, which are in their kept state and not in the run file"):
+        fedsim.export_module(tmp_path / "run.h5", client=1)
     (tmp_path / "dense.toml").write_text(small_job(2, **sections | {"method": {"name": "fedavg"}}))
     fedsim.run(tmp_path / "dense.toml", out=tmp_path / "dense.h5", progress=False)
     dense = RunReader(tmp_path / "dense.h5")
