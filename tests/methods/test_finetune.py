@@ -17,6 +17,7 @@ import fedsim
 from fedsim.core.tree import Tree
 from fedsim.core.types import LocalTraining
 from fedsim.costs.flops import feed_flops
+from fedsim.errors import BadInput
 from fedsim.federated.aggregation import FedAvg, FedNova, FedProx, Scaffold
 from fedsim.federated.client_work import Evaluate
 from fedsim.federated.protocol import ClientInput

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable
 from pathlib import Path
 
-import h5py
-
 from fedsim.data.conversion.batches import Batch
 from fedsim.data.conversion.survey import Survey
-from fedsim.data.own_file.writing import FileWriter
+from fedsim.data.own_file.writing import FileWriter, is_hdf5
 from fedsim.errors import BadInput
 
 ALONE = "--test-share 0.2 makes a fifth of each class the test images, --test-share 0 leaves the choice to the run (a fixed fifth)"
@@ -26,7 +24,7 @@ def check(out: Path, force: bool, sources: Iterable[str | None] = ()) -> None:
         raise BadInput(f"--out {out}: there is no folder {out.parent}")
     if not out.exists():
         return
-    if out.suffix.lower() not in (".h5", ".hdf5") and not h5py.is_hdf5(out):  # it may be one of the images, or the only labels
+    if out.suffix.lower() not in (".h5", ".hdf5") and not is_hdf5(out):  # it may be one of the images, or the only labels
         raise BadInput(f"--out {out} is there already and is no HDF5 file; choose another name, such as {out.with_suffix('.h5')}")
     if not force:
         raise BadInput(f"--out {out} is there already; --force replaces it")

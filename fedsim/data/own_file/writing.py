@@ -71,6 +71,10 @@ class FileWriter:
         self.file.create_dataset(name, data=values, dtype=h5py.string_dtype() if texts else None)
 
 
+def is_hdf5(path: Path) -> bool:
+    return path.is_file() and bool(h5py.is_hdf5(path))
+
+
 def _refuse_busy(aside: Path, out: Path) -> None:
     """BadInput where another command writes the file: HDF5 holds a lock on what it writes."""
     with aside.open("r+b") as file, suppress(OSError):  # a file system without locks tells nothing
