@@ -248,6 +248,7 @@ def test_an_unknown_name_is_answered_with_the_known_ones(refuses: Callable[..., 
         (["tree/train", "--levels", "user/class"], "lies in no folder of a class"),
         (["tree/train", "--out", "mine.h5"], "tree/train has no test images; --test-share 0.2"),
         (["tree/train/ant"], "lies in no folder of a class"),
+        (["tree/train/ant/0.png"], "it looks like one image; `fedsim data FOLDER --out mine.h5` converts a folder of images"),
         (["tree", "--levels", "user"], "Invalid value"),
     ],
 )

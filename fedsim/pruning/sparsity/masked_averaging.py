@@ -26,7 +26,7 @@ class MaskedAveraging(Method[AveragedState]):
     density: float = 0.1  # d, kept share of all conv and linear weights, dense layers included
     sharing: Literal["erk", "er", "uniform"] = "erk"  # how layers share the density: by Erdős-Rényi-kernel, by Erdős-Rényi, or all alike
     mask_first: bool = False  # whether the first layer is pruned as well; false: it stays dense
-    mask_classifier: bool = True  # whether the last layer is
+    mask_classifier: bool = True  # whether the last layer is pruned
 
     def __post_init__(self) -> None:
         within(self, density=(TINY, 1))
