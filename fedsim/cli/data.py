@@ -72,7 +72,7 @@ def data(
 
     Without --out everything is read and checked, and nothing is written but what --sheet and --partition name.
     """
-    _check_options(sheet, partition, out, force, grey, rgb, test, test_share)
+    _check_options(source, sheet, partition, out, force, grey, rgb, test, test_share)
     options = Options(levels, images, _sizes(shape), test, test_share, size, grey, rgb, relabel)
     with _named_files():
         job, is_dealt = _job(source, settings, partition is not None)
@@ -86,6 +86,7 @@ def data(
 
 
 def _check_options(
+    source: str,
     sheet: Path | None,
     partition: Path | None,
     out: Path | None,
@@ -103,6 +104,8 @@ def _check_options(
             raise BadInput(f"{name} {path}: the name of the picture should end in {', '.join(endings)}")
         if not path.parent.is_dir():
             raise BadInput(f"{name} {path}: there is no folder {path.parent}")
+        if path.exists() and Path(source).is_dir() and path.resolve().is_relative_to(Path(source).resolve()):
+            raise BadInput(f"{name} {path} is there already, and may be one of the images of {source}; choose another name")
     if force and out is None:
         raise BadInput("--force replaces the file that --out names; give --out MINE.h5")
     if grey and rgb:
@@ -133,6 +136,8 @@ def _job(source: str, settings: Sequence[str] | None, wants_partition: bool) -> 
     named = _is_name(source)
     if not named and not path.exists():
         raise _unknown(source)
+    if not named and not (path.is_file() or path.is_dir()):  # reading a pipe could wait without end
+        raise BadInput(f"{source} is neither a file nor a folder; give images, or a file of them")
     if not named and (path.is_dir() or _is_converted(path)):
         if settings or wants_partition:
             option = f"--set {settings[0]} replaces a value of a job" if settings else "--partition shows the clients of a job"

@@ -20,7 +20,7 @@ def show(name: str | None, console: Console) -> None:
         for line in method_registry.shadowed():
             console.print(f"\n{line}", markup=False, highlight=False)
         return
-    about, parameters = method_registry.about(name), method_registry.parameters(name)
+    about, parameters = method_registry.about(name), method_registry.free_parameters(name)
     console.print(_flowing(about), markup=False, highlight=False)
     console.print()
     console.print(_parameters(parameters) if parameters else "No hyperparameters of its own; see [train].", markup=False)

@@ -170,6 +170,12 @@ def parameters(name: str) -> list[Parameter]:
     return parameters_of(find(name)) if read is None else read
 
 
+def free_parameters(name: str) -> list[Parameter]:
+    """Those that a job may set: an alias has fixed some."""
+    fixed = ALIASES[name].fixed if name in ALIASES else {}
+    return [each for each in parameters(name) if f"method.{each.name}" not in fixed]
+
+
 def parameters_of(method: type) -> list[Parameter]:
     """The hyperparameters of an imported class, in the order they are written."""
     sources = [inspect.getsource(each) for each in reversed(method.__mro__) if is_dataclass(each)]

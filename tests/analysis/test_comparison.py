@@ -14,6 +14,7 @@ import tomli_w
 import torch
 from fedsim_analysis import compare, load
 from fedsim_analysis.comparison import half_interval, readable, tell
+from fedsim_analysis.comparison.overview import _share
 from scipy import stats
 
 from fedsim.storage.writer import RunWriter
@@ -173,3 +174,8 @@ def test_the_module_says_in_one_line_what_cannot_be_read(tmp_path: Path) -> None
         [sys.executable, "-m", "fedsim_analysis", "compare", path], cwd=folder, check=False, capture_output=True, text=True
     )
     assert (ended.returncode, ended.stderr) == (2, f"there is no run file {path}\n")
+
+
+@pytest.mark.parametrize(("value", "said"), [(float("nan"), "-"), (0.2, "20 %"), (1.034, "103 %"), (9.99, "999 %"), (45.31, "4,531 %")])
+def test_a_share_is_written_without_powers_of_ten(value: float, said: str) -> None:
+    assert _share(value) == said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import signal
 import struct
 import subprocess
@@ -171,6 +172,30 @@ def test_a_file_is_replaced_by_force_alone(fedsim: Fedsim, refuses: Callable[...
     assert "is the source itself" in refuses("data", "mine.h5", "--out", "mine.h5", "--force")
 
 
+def test_force_spares_what_is_no_hdf5_file(refuses: Callable[..., str], tree: Path) -> None:
+    """It may be one of the images themselves."""
+    image = tree / "train" / "ant" / "0.png"
+    before = image.read_bytes()
+    said = "train/ant/0.png is there already and is no HDF5 file; choose another name, such as tree/train/ant/0.h5"
+    assert said in refuses("data", "tree", "--out", "tree/train/ant/0.png", "--force")
+    assert "may be one of the images of tree" in refuses("data", "tree", "--sheet", "tree/train/ant/0.png")
+    assert image.read_bytes() == before
+
+
+def test_test_images_alone_are_no_file_for_jobs(refuses: Callable[..., str], tmp_path: Path) -> None:
+    table(tmp_path / "all.csv", [["label", "part", "p"], [0, "test", 1], [1, "test", 2]])
+    assert "all.csv has test images alone" in refuses("data", "all.csv", "--out", "mine.h5")
+    assert not (tmp_path / "mine.h5").exists()
+
+
+def test_pipes_are_not_waited_for(refuses: Callable[..., str], tree: Path) -> None:
+    os.mkfifo(tree.parent / "pipe")
+    assert "pipe is neither a file nor a folder" in refuses("data", "pipe")
+    assert "pipe is neither a file nor a folder" in refuses("data", "tree/train", "--test", "pipe")
+    os.mkfifo(tree / "train" / "ant" / "9.png")
+    assert "tree: train/ant/9.png is no file" in refuses("data", "tree")
+
+
 @pytest.mark.processes
 def test_a_killed_conversion_leaves_no_file_under_the_name(tmp_path: Path) -> None:
     """The process stops itself by SIGKILL when it has written the first images."""
@@ -223,6 +248,7 @@ def test_an_unknown_name_is_answered_with_the_known_ones(refuses: Callable[..., 
         (["tree/train", "--levels", "user/class"], "lies in no folder of a class"),
         (["tree/train", "--out", "mine.h5"], "tree/train has no test images; --test-share 0.2"),
         (["tree/train/ant"], "lies in no folder of a class"),
+        (["tree/train/ant/0.png"], "it looks like one image; `fedsim data FOLDER --out mine.h5` converts a folder of images"),
         (["tree", "--levels", "user"], "Invalid value"),
     ],
 )
@@ -289,6 +315,8 @@ TABLES: dict[str, tuple[list[list[Any]], str]] = {
     "another part": ([["path", "label", "part"], ["a", 0, "dev"]], "the part is 'dev'; it should be train or test"),
     "no square": ([["label", "a", "b"], [0, 1, 2]], "has 2 columns of pixels, which are no square; give --shape C,H,W"),
     "a large pixel": ([*PLAIN, [0, 1, 2, 3, 256]], "all.csv, line 4: column 5 is '256'; pixels are whole numbers in 0 … 255"),
+    "a long word for a pixel": ([*PLAIN, [0, 1, "9" * 500, 3, 25]], "column 3 is '" + 39 * "9" + "…'; pixels"),
+    "a long label": ([*PLAIN, ["9" * 5000 + ".5", 1, 2, 3, 4]], "the label '" + 39 * "9" + "…' (image 2)"),
     "a word for a pixel": ([*PLAIN, [0, 1, "x", 3, 25]], "all.csv, line 4: column 3 is 'x'"),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -111,6 +112,21 @@ def test_the_catalogue_reads_like_prose(capsys) -> None:
     assert 'int | "stages" | "layer" | "all"' in told
     assert "Literal" not in told
     assert "\nPaper -> code:" in told
+
+
+@pytest.mark.parametrize("name", method_registry.names())
+def test_types_are_written_out(name: str) -> None:
+    """A name for a type, such as Sharing, tells a reader nothing."""
+    kinds = [re.sub(r"Literal\[.*?\]", "", each.kind) for each in method_registry.parameters(name)]
+    words = {word for kind in kinds for word in re.findall(r"[A-Za-z_]+", kind)}
+    assert words <= {"int", "float", "bool", "str", "tuple", "None"}
+
+
+def test_an_alias_does_not_list_what_it_fixes() -> None:
+    """The default of `score` is that of another alias, and `snip` refuses every other value."""
+    assert "score" not in [each.name for each in method_registry.free_parameters("snip")]
+    assert "growth" not in [each.name for each in method_registry.free_parameters("set")]
+    assert "score" in [each.name for each in method_registry.free_parameters("at_init")]
 
 
 @pytest.mark.parametrize("name", method_registry.names())

@@ -27,6 +27,7 @@ from fedsim.data.conversion.survey import drawn, survey
 from fedsim.data.own_file.writing import FileWriter
 from fedsim.data.settings import DataSettings
 from fedsim.data.showing.description import describe
+from fedsim.data.showing.sheet import _font
 from fedsim.data.sources import open_data
 from fedsim.errors import BadInput, NoRoom
 
@@ -295,6 +296,28 @@ def test_a_share_of_each_class_is_tested_on() -> None:
     assert not survey(Listed(labels), Options(test_share=0.0)).test.any()
     with pytest.raises(BadInput, match=r"--test-share: listed has 1 test images of its own"):
         survey(Listed(["0", "1"], tested=[False, True]), Options(test_share=0.5))
+
+
+def test_a_share_of_single_images_is_refused() -> None:
+    with pytest.raises(BadInput, match=r"--test-share 0.2: each class of listed has one image"):
+        survey(Listed(["0", "1", "2"]), Options(test_share=0.2))
+
+
+def test_two_do_not_write_one_file(tmp_path: Path) -> None:
+    out = tmp_path / "out.h5"
+    with FileWriter(out, {"x": 2}) as first:
+        first.add("x", PIXELS[:1, None])
+        with pytest.raises(BadInput, match=r"out.h5 is being written by another command"):
+            FileWriter(out, {"x": 2})
+        first.add("x", PIXELS[1:2, None])
+    with h5py.File(out) as file:
+        assert (file["x"][()] == PIXELS[:2]).all()
+
+
+def test_a_sheet_writes_letters_of_other_languages() -> None:
+    """Each letter has a shape of its own, and none is drawn as the box of an unknown one."""
+    shapes = {letter: bytes(_font().getmask(letter)) for letter in "üïßłж\U000f0000"}
+    assert len(set(shapes.values())) == len(shapes)
 
 
 def test_a_class_that_is_only_tested_on_is_noted() -> None:

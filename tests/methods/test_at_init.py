@@ -364,6 +364,7 @@ def test_a_score_is_a_name_in_a_job(score) -> None:
         (["method.temperature=0"], "temperature = 0"),
         (["method.images_per_class=0"], "images_per_class = 0: should be at least 1"),
         (["method.data='clients'", "method.iterations=3"], "iterations = 3: clients score once"),
+        (["method.scoring_clients=2"], 'scoring_clients = 2: clients score where data = "clients" alone'),
         (["method.data='clients'", "method.name='synflow'"], 'data = "clients": clients score for "snip" alone, not for \'synflow\''),
         (["method.data='clients'", "method.scoring_clients=9"], "scoring_clients: of 4 clients at most 4 can score"),
         (["method.density=0.03", "method.class_weights=100"], "class_weights = 100 for 4 outputs of fc2, whose ranking keeps"),

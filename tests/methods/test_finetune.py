@@ -17,6 +17,7 @@ import fedsim
 from fedsim.core.tree import Tree
 from fedsim.core.types import LocalTraining
 from fedsim.costs.flops import feed_flops
+from fedsim.errors import BadInput
 from fedsim.federated.aggregation import FedAvg, FedNova, FedProx, Scaffold
 from fedsim.federated.client_work import Evaluate
 from fedsim.federated.protocol import ClientInput
@@ -127,6 +128,8 @@ def test_a_run_with_the_small_dense_model_records_both_forms(tmp_path: Path) -> 
     (tmp_path / "job.toml").write_text(small_job(2, **sections))
     fedsim.run(tmp_path / "job.toml", out=tmp_path / "run.h5", progress=False)
     run = RunReader(tmp_path / "run.h5")
+    with pytest.raises(BadInput, match="its clients have weights of their own, which are in their kept state and not in the run file"):
+        fedsim.export_module(tmp_path / "run.h5", client=1)
     (tmp_path / "dense.toml").write_text(small_job(2, **sections | {"method": {"name": "fedavg"}}))
     fedsim.run(tmp_path / "dense.toml", out=tmp_path / "dense.h5", progress=False)
     dense = RunReader(tmp_path / "dense.h5")

@@ -10,6 +10,7 @@ import torch
 from small_federation import FLEETS, SLOW, World, batches, drawn, kept, loaded, small, stored, world
 from torch.nn import functional as F
 
+import fedsim
 from fedsim.config.job import check
 from fedsim.core.tree import Tree, under
 from fedsim.core.types import Feed
@@ -337,3 +338,20 @@ def test_a_time_for_each_layer_and_a_weight_for_each_layer() -> None:
     for method in (PruneFL(max_density=0.5, density=0.07), PruneFL(form="library", density=0.07)):
         with pytest.raises(BadInput, match="conv1 stays dense"):
             method.init(setting, None)
+
+
+ESTIMATED = {
+    "rounds": 4,
+    "data": {"name": "fake", "channels": 1, "image_size": 8, "classes": 4, "train_images": 120, "test_images": 40},
+    "partition": {"clients": 4},
+    "model": {"name": "cnn"},
+    "train": {"batch": 16},
+    "method": {"name": "prunefl", "adjust_every": 2},
+}
+
+
+def test_an_estimate_predicts_the_dense_model() -> None:
+    """Its clients take no step, so that no gradient tells what to prune; what they would send is counted all the same."""
+    rows = fedsim.estimate(ESTIMATED, progress=False)
+    assert [row["density"] for row in rows] == [1.0] * 5
+    assert rows[2]["bytes_up"] > 1.5 * rows[1]["bytes_up"]

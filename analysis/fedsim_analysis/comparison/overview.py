@@ -66,7 +66,7 @@ sent: bytes up and down, of all clients in all rounds. memory: of the client tha
 without the activations of a batch.{personal}"""
 PERSONAL = """ clients, lowest: mean and least accuracy of the clients on their own test
 images. their FLOPs: of one forward pass of a client's sub-network, as a share of one of the original network; mean over clients."""
-FIRST = "; with round 0: the same, the selection before round 1 included"
+FIRST = "; with round 0: the same, what clients compute before round 1 included"
 
 
 def tell(table: pd.DataFrame) -> str:
@@ -98,9 +98,9 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
             shown[title] = [_percent(mean, half) for mean, half in zip(table[name], table[f"{name}_95"], strict=True)]
     shown["density"] = [_formatted("{:.3g}", value) for value in table["density"]]
     trained, first = table["max_client_flops_share"], table["max_client_flops_share_with_round_0"]
-    shown["training FLOPs"] = [_formatted("{:.3g} %", 100 * value) for value in trained]
+    shown["training FLOPs"] = [_share(value) for value in trained]
     if (first > trained).any():
-        shown["with round 0"] = [_formatted("{:.3g} %", 100 * value) for value in first]
+        shown["with round 0"] = [_share(value) for value in first]
     shown["sent"] = [_bytes(value) for value in table["bytes"]]
     shown["memory"] = [_bytes(value) for value in table["max_client_memory"]]
     shown["model memory"] = [_bytes(value) for value in table["max_client_model_memory"]]
@@ -110,6 +110,11 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
 
 def _formatted(how: str, value: float) -> str:
     return "-" if np.isnan(value) else how.format(value)
+
+
+def _share(value: float) -> str:
+    """A share of three digits, and whole numbers above a thousand percent."""
+    return _formatted("{:,.0f} %" if value >= 10 else "{:.3g} %", 100 * value)
 
 
 def _percent(mean: float, half: float) -> str:

@@ -17,7 +17,7 @@ from typing import TextIO
 import numpy as np
 
 from fedsim.data.conversion.image_files import inside, read
-from fedsim.data.conversion.source import Picture, Row
+from fedsim.data.conversion.source import Picture, Row, shortened
 from fedsim.errors import BadInput
 
 COLUMNS = {
@@ -80,7 +80,7 @@ class CsvTable:
         if part is None:
             return False
         if part.lower() not in PARTS:
-            raise BadInput(f"{self.name}, {where}: the part is {part!r}; it should be train or test")
+            raise BadInput(f"{self.name}, {where}: the part is {shortened(part)}; it should be train or test")
         return PARTS[part.lower()]
 
     def _file(self, path: str, where: str) -> Picture:
@@ -93,7 +93,7 @@ class CsvTable:
             return np.frombuffer(bytes(map(int, wanted)), np.uint8).reshape(self.shape or ())
         except ValueError:
             i = next(i for i in self.pixels if not _is_pixel(cells[i]))
-            raise BadInput(f"{where}: column {i + 1} is {cells[i]!r}; pixels are whole numbers in 0 … 255") from None
+            raise BadInput(f"{where}: column {i + 1} is {shortened(cells[i])}; pixels are whole numbers in 0 … 255") from None
 
     def _places(self, header: list[str]) -> dict[str, int]:
         """The column of each field, by its name in the first line."""

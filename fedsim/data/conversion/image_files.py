@@ -27,6 +27,8 @@ def is_hidden(name: str) -> bool:
 
 def read(path: Path, where: str) -> Picture:
     """(1, H, W) of a grey image, (3, H, W) of one in colours; transparency is left away. BadInput names an image that cannot be read."""
+    if path.exists() and not path.is_file():  # reading a pipe could wait without end
+        raise BadInput(f"{where} is no file; remove it")
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
             if image.mode.startswith(DEEP):

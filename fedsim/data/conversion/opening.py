@@ -32,6 +32,8 @@ def _one(path: str, options: Options) -> Source | None:
     place = Path(path)
     if not place.exists():
         raise BadInput(f"there is no file or folder {path}")
+    if not (place.is_file() or place.is_dir()):
+        raise BadInput(f"{path} is neither a file nor a folder; give images, or a file of them")
     is_csv = place.is_file() and place.name.lower().endswith(CSV)
     is_idx = idx_files.has_idx(place) if place.is_dir() else not is_csv and idx_files.is_idx(place)
     is_tree = place.is_dir() and not is_idx

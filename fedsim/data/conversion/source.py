@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Picture = NDArray[np.uint8]  # (C, H, W)
 
+LETTERS = 40  # of a text in a message at most
 AT_ONCE = 1024  # images that are taken from a data set at once
 
 
@@ -121,6 +122,11 @@ class Together:
     def pictures(self) -> Iterator[tuple[str, Picture]]:
         for source in (self.train, self.test):
             yield from ((f"{source.name}: {where}", picture) for where, picture in source.pictures())
+
+
+def shortened(text: str) -> str:
+    """A text in quotes for a message, cut where it is long."""
+    return repr(text if len(text) <= LETTERS else f"{text[: LETTERS - 1]}…")
 
 
 def blocks(n: int) -> Iterator[torch.Tensor]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fedsim.core import rng
 from fedsim.data.conversion.options import Options
-from fedsim.data.conversion.source import Source
+from fedsim.data.conversion.source import Source, shortened
 from fedsim.data.own_file.labels import only_tested
 from fedsim.errors import BadInput
 
@@ -76,6 +76,9 @@ def survey(source: Source, options: Options) -> Survey:
         if is_test.any():
             raise BadInput(f"--test-share: {source.name} has {is_test.sum():,} test images of its own; leave it out")
         is_test = drawn(y, np.array(keys), options.test_share)
+        if options.test_share and not is_test.any():
+            what = f"--test-share {options.test_share:g}: each class of {source.name} has one image, which is trained on"
+            raise BadInput(f"{what}; --test-share 0 says that there are no test images")
     numbers, called = _users(source, users, is_test)
     if is_test.any():
         notes += only_tested(y[~is_test], y[is_test], names)
@@ -128,9 +131,9 @@ def _whole(source: Source, labels: _Column, relabel: bool) -> list[int] | None:
         return [int(text) if text.removeprefix("-").isdecimal() else int(float(text)) for text in texts]
     if relabel:
         return None
-    other = f", and others such as {looks[0]!r} are numbers" if name is not None else ""
-    where = f"image {labels.where(odd)}"
-    raise BadInput(f"{source.name}: the label {odd!r} ({where}) is no whole number{other}; --relabel takes all labels as names of classes")
+    other = f", and others such as {shortened(looks[0])} are numbers" if name is not None else ""
+    what = f"{source.name}: the label {shortened(odd)} (image {labels.where(odd)}) is no whole number"
+    raise BadInput(f"{what}{other}; --relabel takes all labels as names of classes")
 
 
 def _refuse_gaps(source: Source, labels: _Column, numbers: list[int], values: list[int]) -> None:

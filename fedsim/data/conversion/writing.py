@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fedsim.data.conversion.batches import Batch
 from fedsim.data.conversion.survey import Survey
-from fedsim.data.own_file.writing import FileWriter
+from fedsim.data.own_file.writing import FileWriter, is_hdf5
 from fedsim.errors import BadInput
 
 ALONE = "--test-share 0.2 makes a fifth of each class the test images, --test-share 0 leaves the choice to the run (a fixed fifth)"
@@ -22,7 +22,11 @@ def check(out: Path, force: bool, sources: Iterable[str | None] = ()) -> None:
         raise BadInput(f"--out {out} is a folder; give the name of a file, such as {out / 'images.h5'}")
     if not out.parent.is_dir():
         raise BadInput(f"--out {out}: there is no folder {out.parent}")
-    if out.exists() and not force:
+    if not out.exists():
+        return
+    if out.suffix.lower() not in (".h5", ".hdf5") and not is_hdf5(out):  # it may be one of the images, or the only labels
+        raise BadInput(f"--out {out} is there already and is no HDF5 file; choose another name, such as {out.with_suffix('.h5')}")
+    if not force:
         raise BadInput(f"--out {out} is there already; --force replaces it")
 
 
@@ -43,6 +47,8 @@ def write(batches: Iterable[Batch], found: Survey, out: Path) -> Generator[Batch
 
 
 def refuse_untested(name: str, found: Survey, share: float | None) -> None:
-    """BadInput where a source has no test images, and nothing says which they are."""
+    """BadInput where a source has no training images, or has no test images and nothing says which they are."""
+    if found.test.all():
+        raise BadInput(f"{name} has test images alone; a file for jobs needs training images too")
     if share is None and not found.test.any():
         raise BadInput(f"{name} has no test images; {ALONE}, --test PATH takes those of another source")

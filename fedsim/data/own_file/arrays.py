@@ -21,10 +21,14 @@ Array = NDArray[Any]
 OTHER_NAMES = {"x": "x_train", "y": "y_train", "client": "users", "client_test": "users_test"}
 KNOWN = ("x", "y", "client", "x_test", "y_test", "client_test", "class_names")
 SAVE = 'numpy.savez("mine.npz", x=images, y=labels)'
+CONVERT = "`fedsim data FOLDER --out mine.h5` converts"
 BEGINNINGS = {  # of files that are neither: what they are, and what to do
     b"\x93NUMPY": f"a single array of numpy.save; write both arrays: {SAVE}",
     b"\x80": f"a pickle, which fedsim does not load since a pickle can run code; load it yourself and write {SAVE}",
     b"\x1f\x8b": "compressed by gzip; unpack it first",
+    b"\x89PNG": f"one image; {CONVERT} a folder of images",
+    b"\xff\xd8\xff": f"one image; {CONVERT} a folder of images",
+    b"\0\0\x08": f"IDX, as MNIST's files; {CONVERT} the folder of these files",
     b"MATLAB 5": f"a MATLAB file; load it with scipy.io.loadmat and write {SAVE}",
 }
 BROKEN = (OSError, RuntimeError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)  # by broken files

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -28,7 +29,9 @@ class FileWriter:
         self.sizes = sizes
         self.done = dict.fromkeys(sizes, 0)
         try:
-            self.aside.unlink(missing_ok=True)  # the rest of a command that was killed
+            if self.aside.exists():  # the rest of a command that was killed, unless one still writes it
+                _refuse_busy(self.aside, out)
+                self.aside.unlink()
             self.file = h5py.File(self.aside, "x")
         except OSError as error:
             raise BadInput(f"{out} cannot be written: {error}; choose another --out") from error
@@ -66,3 +69,16 @@ class FileWriter:
         size = sum(len(text.encode()) + 32 for text in values) if texts else values.nbytes  # type: ignore[union-attr]
         disk_room.reserve(self.file, self.aside, size + disk_room.STEP, self.out)
         self.file.create_dataset(name, data=values, dtype=h5py.string_dtype() if texts else None)
+
+
+def is_hdf5(path: Path) -> bool:
+    return path.is_file() and bool(h5py.is_hdf5(path))
+
+
+def _refuse_busy(aside: Path, out: Path) -> None:
+    """BadInput where another command writes the file: HDF5 holds a lock on what it writes."""
+    with aside.open("r+b") as file, suppress(OSError):  # a file system without locks tells nothing
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadInput(f"{out} is being written by another command ({aside}); wait for it, or choose another --out") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from fedsim.errors import BadInput
 SIDE = 56  # pixels of the sheet that the longer side of an image has at least; small images are enlarged by a whole number
 LARGEST = 160  # at most; large images are made smaller
 GAP, TEXT = 4, 14  # pixels between images; of the text
+FONT = Path("mpl-data", "fonts", "ttf", "DejaVuSans.ttf")  # in matplotlib
 LETTERS = 24  # of a class's name at most
 ROWS = 200  # classes at most
 INK, PAPER = "#262626", "white"
@@ -35,7 +37,7 @@ def draw(examples: Mapping[int, Sequence[NDArray[np.uint8]]], names: Sequence[st
     """The sheet of images (C, H, W) by class."""
     classes = list(examples)[:ROWS]
     labels = [str(label) if names is None else _short(names[label]) for label in classes]
-    font = ImageFont.load_default(TEXT)
+    font = _font()
     margin = int(max(font.getlength(label) for label in labels)) + 2 * GAP
     width, height = _cell(next(images[0] for images in examples.values() if images).shape)
     columns = max(map(len, examples.values()))
@@ -47,6 +49,13 @@ def draw(examples: Mapping[int, Sequence[NDArray[np.uint8]]], names: Sequence[st
         for column, picture in enumerate(examples[label]):
             sheet.paste(_tile(picture, (width, height)), (margin + column * (width + GAP), top))
     return sheet
+
+
+def _font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    """A font with many scripts where matplotlib brings one; Pillow's own has the letters of English alone."""
+    found = find_spec("matplotlib")
+    path = Path(found.origin).parent / FONT if found and found.origin else None
+    return ImageFont.truetype(path, TEXT) if path and path.is_file() else ImageFont.load_default(TEXT)
 
 
 def _cell(shape: tuple[int, ...]) -> tuple[int, int]:

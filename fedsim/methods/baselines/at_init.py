@@ -75,6 +75,8 @@ class AtInit(MaskedAveraging):
         within(self, pretrain_epochs=(0, inf), class_weights=(0, inf))
         if self.data == "clients" and self.score != "snip":
             raise BadInput(f'[method] data = "clients": clients score for "snip" alone, not for {self.score!r}; leave data out')
+        if self.data == "server" and self.scoring_clients is not None:
+            raise BadInput(f'[method] scoring_clients = {self.scoring_clients}: clients score where data = "clients" alone; leave it out')
         if self.data == "clients" and (self.iterations or 1) > 1:
             raise BadInput(f'[method] iterations = {self.iterations}: clients score once; take iterations = 1, or data = "server"')
 

@@ -106,7 +106,7 @@ class FLPQSU(Method[State]):
     keep: float = 0.5  # share of the channels of every hidden layer that stay
     quantise: bool = True  # Q: 8 bits an entry in both directions; false: 32
     select: bool = True  # SU: upload only if the last batch's loss is below that of the last upload; false: always
-    first_threshold: float = 100.0  # nat, of a client that has not uploaded yet
+    first_threshold: float = 100.0  # nat, loss below which a client uploads for the first time
 
     def __post_init__(self) -> None:
         within(self, keep=(TINY, 1), first_threshold=(TINY, inf))

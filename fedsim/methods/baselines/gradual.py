@@ -26,7 +26,6 @@ from fedsim.federated.protocol import Fleet, Setting
 from fedsim.nn.net import Net
 from fedsim.pruning import mask_adjustment
 from fedsim.pruning.sparsity import layer_densities
-from fedsim.pruning.sparsity.layer_densities import Sharing
 from fedsim.pruning.sparsity.masked_averaging import MaskedAveraging, empty_layers, masked
 
 
@@ -35,7 +34,7 @@ class Gradual(MaskedAveraging):
     """Prunes a dense model little by little while it trains."""
 
     density: float = 0.1  # d_f = 1 - s_f, share of all conv and linear weights that is kept from stop_round on, dense layers included
-    sharing: Sharing = "uniform"  # how layers share the density, where scope = "layer": one density for all, as in the paper, or by shape
+    sharing: Literal["erk", "er", "uniform"] = "uniform"  # how layers share the density, where scope = "layer": uniform as in the paper
     scope: Literal["layer", "global"] = "layer"  # global: one ranking of all layers together, which may empty a layer
     start_round: int = 0  # t_0, the last round that is dense
     stop_round: int = 300  # the round from which on the model has its final density; at most the job's rounds

@@ -94,7 +94,7 @@ class LotteryFL(Method[AveragedState]):
     prune: float = 0.2  # p, share of a layer's kept weights that one prune drops
     weights: Literal["samples", "uniform"] = "samples"  # of clients in the mean: their training images, or all alike (the authors' way)
     mask_first: bool = False  # whether the first layer is pruned as well; false: it stays dense
-    mask_classifier: bool = True  # whether the last layer is
+    mask_classifier: bool = True  # whether the last layer is pruned
 
     def __post_init__(self) -> None:
         within(self, target=(TINY, 1), threshold=(0, inf), prune=(0.001, 1))

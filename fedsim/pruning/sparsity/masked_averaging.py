@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
@@ -16,7 +17,6 @@ from fedsim.federated.averaged_round import AveragedState, averaged_round
 from fedsim.federated.protocol import Fleet, Method, Setting
 from fedsim.nn.net import Net
 from fedsim.pruning.sparsity import layer_densities
-from fedsim.pruning.sparsity.layer_densities import Sharing
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class MaskedAveraging(Method[AveragedState]):
     """Averages the training of one sparse model. A subclass says which weights it keeps at first, and in `round` how its masks move."""
 
     density: float = 0.1  # d, kept share of all conv and linear weights, dense layers included
-    sharing: Sharing = "erk"  # how layers share the density: Erdős-Rényi-kernel, Erdős-Rényi, or one density for all
+    sharing: Literal["erk", "er", "uniform"] = "erk"  # how layers share the density: by Erdős-Rényi-kernel, by Erdős-Rényi, or all alike
     mask_first: bool = False  # whether the first layer is pruned as well; false: it stays dense
-    mask_classifier: bool = True  # whether the last layer is
+    mask_classifier: bool = True  # whether the last layer is pruned
 
     def __post_init__(self) -> None:
         within(self, density=(TINY, 1))

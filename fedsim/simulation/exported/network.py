@@ -127,6 +127,10 @@ def _gate_of(reader: RunReader, client: int, job: Job) -> Tree:
     if not 0 <= client < clients:
         raise BadInput(f"{reader.path} has no client {client}; its clients are 0 to {clients - 1}")
     ids, hard = reader.gates()
+    own = job.method.use.stays
+    if own and (client in ids or not len(ids)):
+        where = f"{reader.path}: its clients have {own} of their own, which are in their kept state and not in the run file"
+        raise BadInput(f"{where}; leave out --client for the network that all share")
     if not len(ids):
         raise BadInput(
             f"{reader.path}: client {client} has no network of its own, since this run gave its clients no gates;"
@@ -135,8 +139,6 @@ def _gate_of(reader: RunReader, client: int, job: Job) -> Tree:
     if client not in ids:
         some = ", ".join(map(str, ids[:10])) + (" …" if len(ids) > 10 else "")
         raise BadInput(f"{reader.path} holds no network of client {client}; it has those of the clients {some}")
-    if own := job.method.use.stays:
-        raise BadInput(f"{reader.path}: its clients have {own} of their own, which are in their kept state and not in the run file")
     row, values = int(np.flatnonzero(ids == client)[0]), reader.gate_values()
     gate = {GATE: torch.from_numpy(hard[row])}
     return gate if values is None else gate | {GATE_VALUES: torch.from_numpy(values[row])}
