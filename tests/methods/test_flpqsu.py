@@ -198,13 +198,3 @@ def test_a_model_without_channels_and_a_share_of_nothing_are_refused() -> None:
     with pytest.raises(ValueError, match=r"keep = 0\.0: should be above 0"):
         FLPQSU(keep=0.0)
     assert [len(index) for index in FLPQSU(keep=0.01).init(world(stored(*drawn(SIZES)), small()).setting, None).kept.values()] == [1, 1, 1]
-
-
-ESTIMATED = {
-    "rounds": 4,
-    "data": {"name": "fake", "channels": 1, "image_size": 8, "classes": 4, "train_images": 120, "test_images": 40},
-    "partition": {"clients": 4},
-    "model": {"name": "cnn"},
-    "train": {"batch": 16},
-    "method": {"name": "flpqsu"},
-}
