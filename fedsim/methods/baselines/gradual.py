@@ -37,20 +37,25 @@ class Gradual(MaskedAveraging):
     sharing: Literal["erk", "er", "uniform"] = "uniform"  # how layers share the density, where scope = "layer": uniform as in the paper
     scope: Literal["layer", "global"] = "layer"  # global: one ranking of all layers together, which may empty a layer
     start_round: int = 0  # t_0, the last round that is dense
-    stop_round: int = 300  # the round from which on the model has its final density; at most the job's rounds
+    stop_round: int | None = None  # the round from which on the model has its final density; None: at three quarters of the rounds
     adjust_every: int = 10  # Delta t, rounds between two prunings; stop_round prunes as well
 
     def __post_init__(self) -> None:
         super().__post_init__()
         within(self, start_round=(0, inf), stop_round=(1, inf), adjust_every=(1, inf))
-        if self.start_round >= self.stop_round:
-            raise BadInput(f"[method] start_round = {self.start_round}: should be below stop_round = {self.stop_round}")
 
     def init(self, setting: Setting, public: Data | None) -> AveragedState:
-        if self.stop_round > setting.rounds:
+        stop = self.stop(setting)
+        if stop > setting.rounds:
             limit = f"should be at most the job's rounds = {setting.rounds}, or the model never reaches density = {self.density}"
-            raise BadInput(f"[method] stop_round = {self.stop_round}: {limit}")
+            raise BadInput(f"[method] stop_round = {stop}: {limit}")
+        if self.start_round >= stop:
+            raise BadInput(f"[method] start_round = {self.start_round}: should be below {stop}, the round of the last pruning")
         return super().init(setting, public)
+
+    def stop(self, setting: Setting) -> int:
+        """The round of the last pruning."""
+        return max(1, 3 * setting.rounds // 4) if self.stop_round is None else self.stop_round
 
     def first_masks(self, setting: Setting, public: Data | None) -> Tree:
         """Everything is kept; ValueError where the final density leaves a layer without a weight."""
@@ -58,16 +63,17 @@ class Gradual(MaskedAveraging):
 
     def round(self, setting: Setting, state: AveragedState, fleet: Fleet, r: int) -> tuple[AveragedState, dict[str, float]]:
         state, columns = averaged_round(setting, fleet, state, r)
-        density = mask_adjustment.falling_density(r, self.start_round, self.stop_round, 1.0, self.density)
-        if self.due(r):
+        stop = self.stop(setting)
+        density = mask_adjustment.falling_density(r, self.start_round, stop, 1.0, self.density)
+        if self.due(r, stop):
             held = self.smaller_masks(setting.net, state.shared, density)
             state = replace(state, shared=masked(state.shared, held))
         return state, columns | ({"target_density": density, "empty_layers": empty_layers(state.shared)} if r else {})
 
-    def due(self, r: int) -> bool:
-        """Whether round `r` prunes: every `adjust_every` rounds after start_round, and at stop_round."""
+    def due(self, r: int, stop: int) -> bool:
+        """Whether round `r` prunes: every `adjust_every` rounds after start_round, and in round `stop`, the last one."""
         done = r - self.start_round
-        return r == self.stop_round or (done > 0 and mask_adjustment.due(done, self.adjust_every, self.stop_round - self.start_round))
+        return r == stop or (done > 0 and mask_adjustment.due(done, self.adjust_every, stop - self.start_round))
 
     def smaller_masks(self, net: Net, shared: Tree, density: float) -> Tree:
         """Masks within those of `shared` that leave the whole network this density: the largest of the kept weights."""
