@@ -30,6 +30,11 @@ WHICH = (
     " a target accuracy; all. Can be given several times. Default: what the other options are about, or overview."
 )
 
+FIGURE = (
+    "Write a leaderboard as a figure, .pdf, .svg or .png, and print no table: accuracy over density, FLOPs, bytes and memory, a line for"
+    " each method. --metric chooses the accuracy: accuracy, accuracy_last_10, clients or lowest."
+)
+
 RunFile = Annotated[Path, typer.Argument(metavar="RUN.h5", help="The run file. The run may still be going on.")]
 RunFiles = Annotated[list[Path], typer.Argument(metavar="RUN.h5...", help="Run files, or folders of run files.")]
 
@@ -89,12 +94,19 @@ def compare(
     at_bytes: Annotated[str | None, typer.Option(metavar="BYTES", help=BUDGET.format("bytes", "20MB"))] = None,
     at_flops: Annotated[str | None, typer.Option(metavar="FLOPS", help=BUDGET.format("FLOPs", "3TFLOP"))] = None,
     at_memory: Annotated[str | None, typer.Option(metavar="BYTES", help=MEMORY)] = None,
+    figure: Annotated[Path | None, typer.Option(metavar="FILE", help=FIGURE)] = None,
     csv: Annotated[bool, typer.Option("--csv", help="Print the overview unrounded: --form csv --table overview.")] = False,
 ) -> None:
     """Compare run files. A row is a job, with the mean and the 95 % interval over its seeds. --table all has paired differences too.
 
     In --csv, accuracy_last_10 is the mean over the last 10 evaluations, without the one of the untrained model.
     """
+    if figure is not None:
+        tables_only = {"--table": tables, "--baseline": baseline, "--sort": sort, "--target": target, "--csv": csv or None}
+        tables_only |= {"--at-bytes": at_bytes, "--at-flops": at_flops, "--at-memory": at_memory}
+        tables_only |= {"--form": form if form != "terminal" else None, "--score": score if score != "accuracy" else None}
+        _print(_leaderboard(runs, figure, metrics or ["accuracy"], [name for name, value in tables_only.items() if value is not None]))
+        return
     found = _each(runs, "compare")
     with _analysis("compare"):
         from fedsim_analysis.comparison import command
@@ -116,6 +128,19 @@ def compare(
             width=Console().width if sys.stdout.isatty() else None,
         )
     _print([text])
+
+
+def _leaderboard(runs: list[Path], figure: Path, metrics: list[str], of_tables: list[str]) -> list[str]:
+    """Writes the figure, and returns what is said about it."""
+    if of_tables:
+        raise BadInput(f"{of_tables[0]} is for tables; --figure draws a leaderboard and prints none")
+    if len(metrics) > 1:
+        raise BadInput(f"--metric {metrics[1]}: a figure has one accuracy; give --metric once, and call fedsim compare for each figure")
+    with _analysis("compare"):
+        from fedsim_analysis.plots import leaderboards
+
+        leaderboards.check_place(figure)
+        return leaderboards.write(_each(runs, "compare"), figure, metrics[0])
 
 
 def compared(runs: list[Path]) -> str:

@@ -18,6 +18,7 @@ from fedsim_analysis.measures import colours
 if TYPE_CHECKING:
     from fedsim_analysis.plots.comparing import differences, pareto
     from fedsim_analysis.plots.heat_maps import layer_density, mask_overlap, partition
+    from fedsim_analysis.plots.leaderboards import leaderboard
     from fedsim_analysis.plots.lines import (
         accuracy,
         bytes,
@@ -44,6 +45,7 @@ __all__ = [
     "differences",
     "flops",
     "layer_density",
+    "leaderboard",
     "loss",
     "mask_churn",
     "mask_overlap",
@@ -61,6 +63,7 @@ __all__ = [
 _PLACES = {
     "comparing": ("differences", "pareto"),
     "heat_maps": ("layer_density", "mask_overlap", "partition"),
+    "leaderboards": ("leaderboard",),
     "lines": (
         *("accuracy", "bytes", "curve", "density", "flops", "loss"),
         *("mask_churn", "memory", "seconds", "train_loss", "worst_client"),
