@@ -156,14 +156,18 @@ def _of_method(method: str, held: Sequence[jobs.Job], places: Sequence[int], poi
     along = None if method == DENSE else _along(fields, held)
     others = [name for name in fields if name != along]
     called = jobs.titles(others)
-    found: dict[str, list[tuple[Any, Point]]] = {}
-    for job, at in zip(held, places, strict=True):
-        label = ", ".join([jobs.plain(method), *(f"{called[name]} {jobs.plain(job.get(name))}" for name in others)])
-        found.setdefault(label, []).append((jobs.order(job.get(along or "")), points[at]))
+    found: dict[str, list[int]] = {}
+    for k, job in enumerate(held):  # in which groups stand by rising values of their fields
+        found.setdefault(repr([job.get(name) for name in others]), []).append(k)
+    labels = jobs.unique([_label(method, {called[name]: held[own[0]].get(name) for name in others}) for own in found.values()])
     return [
-        Line(label, method, tuple(point for _, point in sorted(own, key=lambda one: one[0])), method == DENSE)
-        for label, own in found.items()
+        Line(label, method, tuple(points[places[k]] for k in own), method == DENSE)
+        for label, own in zip(labels, found.values(), strict=True)
     ]
+
+
+def _label(method: str, variant: Mapping[str, Any]) -> str:
+    return ", ".join([jobs.plain(method), *(f"{name} {jobs.plain(value)}" for name, value in variant.items())])
 
 
 def _along(fields: Sequence[str], held: Sequence[jobs.Job]) -> str | None:

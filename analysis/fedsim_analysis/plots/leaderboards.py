@@ -231,7 +231,7 @@ def _legend(figure: Figure, found: Leaderboard, marks: Sequence[Mark], families:
 
 
 def _square(colour: str) -> Line2D:
-    return Line2D([], [], linestyle="none", marker="s", markersize=5.5, color=colour)
+    return Line2D([], [], linestyle="none", marker="s", markersize=4.8, color=colour)
 
 
 def _named(line: Line) -> str:
@@ -242,8 +242,13 @@ def _named(line: Line) -> str:
 
 def _note(found: Leaderboard) -> str:
     parts = [f"{found.metric.about[0].upper()}{found.metric.about[1:]}", measures.note(point.seeds for point in found.points)]
-    if found.personal and found.metric.name.startswith("accuracy"):
-        parts.append(f"{OWN} clients have networks of their own; this is the accuracy of the server's model")
+    if found.personal:
+        whose = (
+            "this is the accuracy of the server's model"
+            if found.metric.name.startswith("accuracy")
+            else "in the other methods all have the server's"
+        )
+        parts.append(f"{OWN} clients have networks of their own; {whose}")
     if found.has_small and {"density", "max_client_flops_share"} & {cost.name for cost in found.costs}:
         parts.append("small dense: density and FLOPs as shares of the large network's")
     if found.first_is_dearer:

@@ -114,7 +114,26 @@ def test_fields_of_words_make_lines_of_their_own(tmp_path: Path) -> None:
 def test_accuracy_of_clients(runs: list[Path], metric: str) -> None:
     best = leaderboard(runs, metric).lines[0]
     assert (best.label, best.score) == ("finetune", pytest.approx(0.96))
-    assert "Clients' accuracy (%)" in [ax.get_ylabel() for ax in plots.leaderboard(runs, metric).axes]
+    figure = plots.leaderboard(runs, metric)
+    assert [ax.get_ylabel() for ax in figure.axes] == ["Clients' accuracy (%)", "", "Clients' accuracy (%)", ""]
+    assert "in the other methods all have the server's" in " ".join(figure.get_supxlabel().split())
+
+
+def test_the_caption_says_what_the_numbers_are(runs: list[Path]) -> None:
+    note = " ".join(plots.leaderboard(runs).get_supxlabel().split())
+    assert note.startswith("Accuracy of the last model on the global test set; mean and 95 % interval of 2 seeds; † clients have")
+    assert "this is the accuracy of the server's model; small dense: density and FLOPs as shares of the large network's" in note
+    assert "round 0" not in note  # in which no run of these took more
+    shown = plots.leaderboard(runs, costs=["bytes"])
+    assert (len(shown.axes), "small dense" in shown.get_supxlabel()) == (1, False)
+
+
+def test_dense_averaging_is_a_line_with_its_interval(runs: list[Path]) -> None:
+    for ax in plots.leaderboard(runs).axes:
+        (level,) = (line for line in ax.lines if list(line.get_xdata()) == [0, 1])
+        assert list(level.get_ydata()) == pytest.approx([91, 91])
+        (band,) = ax.patches
+        assert (band.get_y(), band.get_height()) == pytest.approx((91 - 12.7062, 2 * 12.7062), rel=1e-4)
 
 
 def texts(figure: Figure) -> list[str]:
