@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -102,10 +102,9 @@ def compare(
     In --csv, accuracy_last_10 is the mean over the last 10 evaluations, without the one of the untrained model.
     """
     if figure is not None:
-        tables_only = {"--table": tables, "--baseline": baseline, "--sort": sort, "--target": target, "--csv": csv or None}
-        tables_only |= {"--at-bytes": at_bytes, "--at-flops": at_flops, "--at-memory": at_memory}
-        tables_only |= {"--form": form if form != "terminal" else None, "--score": score if score != "accuracy" else None}
-        _print(_leaderboard(runs, figure, metrics or ["accuracy"], [name for name, value in tables_only.items() if value is not None]))
+        others = {"--table": tables, "--baseline": baseline, "--sort": sort, "--target": target, "--at-bytes": at_bytes}
+        others |= {"--at-flops": at_flops, "--at-memory": at_memory, "--csv": csv, "--form": form, "--score": score}
+        _print(_leaderboard(runs, figure, metrics or ["accuracy"], others))
         return
     found = _each(runs, "compare")
     with _analysis("compare"):
@@ -130,10 +129,11 @@ def compare(
     _print([text])
 
 
-def _leaderboard(runs: list[Path], figure: Path, metrics: list[str], of_tables: list[str]) -> list[str]:
-    """Writes the figure, and returns what is said about it."""
-    if of_tables:
-        raise BadInput(f"{of_tables[0]} is for tables; --figure draws a leaderboard and prints none")
+def _leaderboard(runs: list[Path], figure: Path, metrics: list[str], of_tables: Mapping[str, object]) -> list[str]:
+    """Writes the figure, and returns what is said about it. of_tables: options that must be as they are by default."""
+    default = {"--csv": False, "--form": "terminal", "--score": "accuracy"}
+    if given := [name for name, value in of_tables.items() if value != default.get(name)]:
+        raise BadInput(f"{given[0]} is for tables; --figure draws a leaderboard and prints none")
     if len(metrics) > 1:
         raise BadInput(f"--metric {metrics[1]}: a figure has one accuracy; give --metric once, and call fedsim compare for each figure")
     with _analysis("compare"):

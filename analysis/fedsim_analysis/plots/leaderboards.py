@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.legend_handler import HandlerTuple
 from matplotlib.lines import Line2D
+from matplotlib.transforms import ScaledTranslation
 
 from fedsim_analysis import measures
 from fedsim_analysis.comparison.leaderboard import COSTS, PERSONAL, Leaderboard, Line, Point
@@ -46,6 +48,7 @@ ENTRY, LONGEST = 1.36, 26  # height of an entry of the legend, in sizes of its t
 SIZE = 4.4  # points of a marker
 LARGER = dict.fromkeys(("star", "diamond-tall"), 1.4) | dict.fromkeys(("x", "cross", "pentagon", "hexagon"), 1.2)
 LARGER |= dict.fromkeys(("triangle-up", "triangle-down", "triangle-left", "triangle-right"), 1.2)  # for as much ink
+ASIDE, APART = 13.0, 3.0  # points over which lines of one density are spread at most, and between two of them
 FILLS = ("full", "full", "left", "bottom")
 ENDINGS = (".pdf", ".svg", ".png")
 OWN = "†"  # marks methods whose clients have networks of their own
@@ -123,13 +126,17 @@ def _panel(ax: Axes, found: Leaderboard, marks: Sequence[Mark], at: int, cost: M
     share = cost.unit == "%"
     values = [point.costs[at] for point in found.points if np.isfinite(point.costs[at])]
     x = measures.scale_of(values, cost.unit, share)
+    aside = _aside(found, at)
     for line, mark in zip(found.lines, marks, strict=True):
         if line.is_reference:
             _reference(ax, line.points, mark.style)
-        _line(ax, line, mark, at, x.factor)
+        drawn = _line(ax, line, mark, at, x.factor)
+        if shift := aside.get(line.label):
+            for one in drawn:
+                one.set_transform(one.get_transform() + ScaledTranslation(shift / 72, 0, ax.figure.dpi_scale_trans))
     if values and (cost.name == "density" or is_wide(values)) and min(values) > 0 and len(set(values)) > 1:
         logarithmic(ax, [value * x.factor for value in values])
-    ax.margins(x=0.05)
+    ax.margins(x=0.09 if aside else 0.05)
     if not values:
         ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", fontsize=page.SMALL, color=page.GREY)
     title = AXES.get(cost.name, cost.about.partition(":")[0])
@@ -144,16 +151,35 @@ def _reference(ax: Axes, points: Sequence[Point], style: Style) -> None:
             ax.axhspan(low, high, color=style.colour, alpha=0.13, linewidth=0, zorder=1.1)
 
 
-def _line(ax: Axes, line: Line, mark: Mark, at: int, factor: float) -> None:
+def _line(ax: Axes, line: Line, mark: Mark, at: int, factor: float) -> list[Artist]:
+    """What it has drawn."""
     points = [point for point in line.points if np.isfinite(point.costs[at])]
     x, y = np.array([point.costs[at] * factor for point in points]), np.array([100 * point.score for point in points])
     half = np.array([100 * point.half for point in points])
     dash: Any = "none" if line.is_reference else DASHES[mark.style.dash]
-    ax.plot(x, y, linestyle=dash, linewidth=0.9, zorder=2, **mark.drawn())
+    drawn: list[Artist] = [*ax.plot(x, y, linestyle=dash, linewidth=0.9, zorder=2, **mark.drawn())]
     there = np.isfinite(half)
     if there.any() and not line.is_reference:
         bars: dict[str, Any] = {"fmt": "none", "elinewidth": 0.6, "alpha": 0.55, "zorder": 1.8}
-        ax.errorbar(x[there], y[there], yerr=half[there], ecolor=mark.style.colour, **bars)
+        drawn += ax.errorbar(x[there], y[there], yerr=half[there], ecolor=mark.style.colour, **bars).lines[2]
+    return drawn
+
+
+def _aside(found: Leaderboard, at: int) -> dict[str, float]:
+    """Points by which lines are moved to the side, where several have one largest density; neighbours in the legend are moved far apart."""
+    if found.costs[at].name != "density":
+        return {}
+    largest: dict[str, list[str]] = {}
+    for line in found.lines:
+        values = [point.costs[at] for point in line.points if np.isfinite(point.costs[at])]
+        if values and not line.is_reference:
+            largest.setdefault(f"{max(values):.2g}", []).append(line.label)
+    moved = {}
+    for labels in largest.values():
+        spread = min(ASIDE, APART * (len(labels) - 1))
+        for k, label in enumerate([*labels[::2], *labels[1::2]]):
+            moved[label] = spread * (k / max(len(labels) - 1, 1) - 0.5)
+    return {label: shift for label, shift in moved.items() if shift}
 
 
 @dataclass(frozen=True)
@@ -251,6 +277,8 @@ def _note(found: Leaderboard) -> str:
         parts.append(f"{OWN} clients have networks of their own; {whose}")
     if found.has_small and {"density", "max_client_flops_share"} & {cost.name for cost in found.costs}:
         parts.append("small dense: density and FLOPs as shares of the large network's")
+    if any(_aside(found, at) for at in range(len(found.costs))):
+        parts.append("points of one density stand side by side")
     if found.first_is_dearer:
         parts.append("FLOPs without round 0, the selection before training")
     return "; ".join(part for part in parts if part)

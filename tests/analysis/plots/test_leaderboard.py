@@ -128,6 +128,22 @@ def test_the_caption_says_what_the_numbers_are(runs: list[Path]) -> None:
     assert (len(shown.axes), "small dense" in shown.get_supxlabel()) == (1, False)
 
 
+def test_lines_of_one_density_stand_side_by_side(runs: list[Path], found: Leaderboard) -> None:
+    figure = plots.leaderboard(runs)
+    figure.draw_without_rendering()
+    first, second = figure.axes[:2]
+    places = {}
+    for ax in (first, second):
+        drawn = [line for line in ax.lines if line.get_linestyle() != "None" and line.get_marker() not in ("None", "")]
+        ends = [
+            line.get_transform().transform(line.get_xydata()[-1])[0] - ax.transData.transform(line.get_xydata()[-1])[0] for line in drawn
+        ]
+        places[ax] = np.array(ends) * 72 / figure.dpi
+    assert sorted(places[first]) == pytest.approx([-3, 0, 0, 3])  # three of density 0.2, and finetune
+    assert places[second] == pytest.approx(np.zeros(4))
+    assert "points of one density stand side by side" in " ".join(figure.get_supxlabel().split())
+
+
 def test_dense_averaging_is_a_line_with_its_interval(runs: list[Path]) -> None:
     for ax in plots.leaderboard(runs).axes:
         (level,) = (line for line in ax.lines if list(line.get_xdata()) == [0, 1])
