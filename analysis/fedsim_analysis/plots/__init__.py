@@ -6,6 +6,7 @@
 Every function takes the DataTree of `fedsim_analysis.open`, or the Dataset of the suited node; `ax=`, to draw on axes that exist
 already; and `width=`: "column" (3.35 in), "page" (6.9 in), or inches. All have one style, in which a method has the same colour
 and marker in every figure; matplotlib's own settings stay as they are. matplotlib is imported when a function is first used.
+`leaderboard` has several axes: it takes run files too, has no `ax=`, and returns a Figure.
 """
 
 from __future__ import annotations
