@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -28,6 +28,11 @@ MEMORY = "Limit for accuracy at equal memory of a client, such as 500kB. Default
 WHICH = (
     "overview; metrics: a table for each metric, with paired differences; equal: accuracy at equal bytes, FLOPs and memory; target: cost of"
     " a target accuracy; all. Can be given several times. Default: what the other options are about, or overview."
+)
+
+FIGURE = (
+    "Write a leaderboard as a figure, .pdf, .svg or .png, and print no table: accuracy over density, FLOPs, bytes and memory, a line for"
+    " each method. --metric chooses the accuracy: accuracy, accuracy_last_10, clients or lowest."
 )
 
 RunFile = Annotated[Path, typer.Argument(metavar="RUN.h5", help="The run file. The run may still be going on.")]
@@ -89,12 +94,18 @@ def compare(
     at_bytes: Annotated[str | None, typer.Option(metavar="BYTES", help=BUDGET.format("bytes", "20MB"))] = None,
     at_flops: Annotated[str | None, typer.Option(metavar="FLOPS", help=BUDGET.format("FLOPs", "3TFLOP"))] = None,
     at_memory: Annotated[str | None, typer.Option(metavar="BYTES", help=MEMORY)] = None,
+    figure: Annotated[Path | None, typer.Option(metavar="FILE", help=FIGURE)] = None,
     csv: Annotated[bool, typer.Option("--csv", help="Print the overview unrounded: --form csv --table overview.")] = False,
 ) -> None:
     """Compare run files. A row is a job, with the mean and the 95 % interval over its seeds. --table all has paired differences too.
 
     In --csv, accuracy_last_10 is the mean over the last 10 evaluations, without the one of the untrained model.
     """
+    if figure is not None:
+        others = {"--table": tables, "--baseline": baseline, "--sort": sort, "--target": target, "--at-bytes": at_bytes}
+        others |= {"--at-flops": at_flops, "--at-memory": at_memory, "--csv": csv, "--form": form, "--score": score}
+        _print(_leaderboard(runs, figure, metrics or ["accuracy"], others))
+        return
     found = _each(runs, "compare")
     with _analysis("compare"):
         from fedsim_analysis.comparison import command
@@ -116,6 +127,20 @@ def compare(
             width=Console().width if sys.stdout.isatty() else None,
         )
     _print([text])
+
+
+def _leaderboard(runs: list[Path], figure: Path, metrics: list[str], of_tables: Mapping[str, object]) -> list[str]:
+    """Writes the figure, and returns what is said about it. of_tables: options that must be as they are by default."""
+    default = {"--csv": False, "--form": "terminal", "--score": "accuracy"}
+    if given := [name for name, value in of_tables.items() if value != default.get(name)]:
+        raise BadInput(f"{given[0]} is for tables; --figure draws a leaderboard and prints none")
+    if len(metrics) > 1:
+        raise BadInput(f"--metric {metrics[1]}: a figure has one accuracy; give --metric once, and call fedsim compare for each figure")
+    with _analysis("compare"):
+        from fedsim_analysis.plots import leaderboards
+
+        leaderboards.check_place(figure)
+        return leaderboards.write(_each(runs, "compare"), figure, metrics[0])
 
 
 def compared(runs: list[Path]) -> str:

@@ -6,6 +6,7 @@
 Every function takes the DataTree of `fedsim_analysis.open`, or the Dataset of the suited node; `ax=`, to draw on axes that exist
 already; and `width=`: "column" (3.35 in), "page" (6.9 in), or inches. All have one style, in which a method has the same colour
 and marker in every figure; matplotlib's own settings stay as they are. matplotlib is imported when a function is first used.
+`leaderboard` has several axes: it takes run files too, has no `ax=`, and returns a Figure.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from fedsim_analysis.measures import colours
 if TYPE_CHECKING:
     from fedsim_analysis.plots.comparing import differences, pareto
     from fedsim_analysis.plots.heat_maps import layer_density, mask_overlap, partition
+    from fedsim_analysis.plots.leaderboards import leaderboard
     from fedsim_analysis.plots.lines import (
         accuracy,
         bytes,
@@ -44,6 +46,7 @@ __all__ = [
     "differences",
     "flops",
     "layer_density",
+    "leaderboard",
     "loss",
     "mask_churn",
     "mask_overlap",
@@ -61,6 +64,7 @@ __all__ = [
 _PLACES = {
     "comparing": ("differences", "pareto"),
     "heat_maps": ("layer_density", "mask_overlap", "partition"),
+    "leaderboards": ("leaderboard",),
     "lines": (
         *("accuracy", "bytes", "curve", "density", "flops", "loss"),
         *("mask_churn", "memory", "seconds", "train_loss", "worst_client"),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fedsim_analysis.measures.nodes import Runs
 
 DASHES: dict[str, Any] = {"solid": "-", "dash": (0, (4, 1.5)), "dot": (0, (1, 1.1)), "dashdot": (0, (4, 1.2, 1, 1.2))}
-MARKERS = dict(zip(colours.MARKERS, ("o", "s", "^", "D", "v", "p", "P", "<", "X", "h"), strict=True))
+MARKERS = dict(zip(colours.MARKERS, ("o", "s", "^", "D", "v", "p", "P", "<", "X", "h", "*", ">", "d"), strict=True))
 BAND, FAINT, CROWD = 0.16, 0.07, 5  # opacity of intervals, where there are many groups, and how many are many
 FEW, MANY = 25, 200  # points that all have a marker; that have a thinner line
 WIDE = 5.0  # times, by which ends of curves may differ before the axis becomes logarithmic

@@ -138,7 +138,7 @@ def axes(ax: Axes | None, width: str | float, height: float = HEIGHT) -> Axes:
     In a notebook, and where pyplot is interactive, pyplot has the new figure and shows it. Elsewhere it belongs to its axes alone.
     """
     if ax is None:
-        figure = _new(inches(width), height)
+        figure = new(inches(width), height)
         ax = figure.add_subplot()
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
@@ -171,7 +171,8 @@ def size_of(ax: Axes) -> tuple[float, float]:
     return max(width * len(spec.colspan) / grid.ncols - 0.6, 0.5), max(height * len(spec.rowspan) / grid.nrows - 0.45, 0.5)
 
 
-def _new(width: float, height: float) -> Figure:
+def new(width: float, height: float) -> Figure:
+    """A figure of this size in inches, which pyplot shows where somebody looks."""
     if _is_shown():
         from matplotlib import pyplot
 

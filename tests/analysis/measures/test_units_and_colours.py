@@ -7,8 +7,12 @@ from itertools import combinations
 import numpy as np
 import pytest
 from fedsim_analysis.measures import colours, readable, scale_of
+from fedsim_analysis.plots.lines import MARKERS
+
+from fedsim.config import method_registry
 
 PRUNING = ("fedtiny", "fedmef", "dwfnp", "structured", "adp", "feddp", "fedavg")
+AGGREGATIONS = ("fedprox", "fednova", "scaffold")
 DEUTERANOPIA = [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]  # Machado et al., 2009
 PROTANOPIA = [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
 
@@ -79,7 +83,32 @@ def test_methods_are_told_apart_by_any_colour_vision(vision: np.ndarray) -> None
     seen = {method: lab(vision @ linear(colours.of_method(method))) for method in PRUNING}
     apart = {pair: float(np.linalg.norm(seen[pair[0]] - seen[pair[1]])) for pair in combinations(PRUNING, 2)}
     assert min(apart.values()) > 12, min(apart, key=lambda pair: apart[pair])
-    assert len({colours.marker_of(method) for method in colours.METHODS}) == len(colours.METHODS)
+    assert len(set(colours.METHODS.values())) == len(colours.METHODS)
+    assert len({colours.marker_of(method) for method in PRUNING}) == len(PRUNING)
+
+
+@pytest.mark.parametrize("vision", [np.eye(3), np.array(DEUTERANOPIA), np.array(PROTANOPIA)], ids=["normal", "deuteranopia", "protanopia"])
+def test_families_are_told_apart_by_any_colour_vision(vision: np.ndarray) -> None:
+    """Methods of two families have colours that differ; aggregations other than FedAvg had theirs before, and are told by the marker."""
+    seen = {method: lab(vision @ linear(colours.of_method(method))) for method in colours.METHODS if method not in AGGREGATIONS}
+    pairs = [pair for pair in combinations(seen, 2) if colours.family_of(pair[0]) != colours.family_of(pair[1])]
+    apart = {pair: float(np.linalg.norm(seen[pair[0]] - seen[pair[1]])) for pair in pairs}
+    assert min(apart.values()) > 12, min(apart, key=lambda pair: apart[pair])
+
+
+def test_every_method_of_fedsim_has_a_colour_a_marker_and_a_family() -> None:
+    assert {*method_registry.own_names(), colours.SMALL_DENSE} == set(colours.METHODS) | {"at_init"}  # which has another name in each job
+    assert sorted(name for names in colours.FAMILIES.values() for name in names) == sorted(colours.METHODS)
+    assert {marker for _, marker in colours.METHODS.values()} <= set(colours.MARKERS) == set(MARKERS)
+    assert (colours.family_of("mine:Magnitude"), colours.marker_of("mine:Magnitude") in colours.FIRST) == ("", True)
+
+
+def test_methods_of_one_family_differ_in_the_marker_and_neighbours_in_the_dash() -> None:
+    for names in colours.FAMILIES.values():
+        found = colours.styles(names)
+        assert len({(style.colour, style.marker) for style in found}) == len(names)
+    assert [style.dash for style in colours.styles(["random", "magnitude", "snip", "grasp"])] == list(colours.DASHES)
+    assert colours.styles(["rigl"])[0] == colours.styles(["prunefl", "set", "rigl"])[2]  # the same whatever else is shown
 
 
 def test_lines_are_seen_on_white_and_on_black() -> None:
