@@ -134,7 +134,7 @@ def test_the_list_of_methods_has_them(fedsim: Fedsim) -> None:
 
 
 def test_a_name_that_nothing_has_is_answered_with_theirs_too(refuses: Callable[..., str]) -> None:
-    assert "[method] name = 'mien' is not known (did you mean 'mine'?). There are: adp, at_init, broken, dwfnp" in refuses("method.name=mien")
+    assert "[method] name = 'mien' is not known (did you mean 'mine'?). There are: adp, at_init, broken" in refuses("method.name=mien")
     assert "[model] name = 'tinny' is not known (did you mean 'tiny'?). There are: cnn" in refuses("model.name=tinny")
     assert "[data] name = 'dot' is not known (did you mean 'dots'?). There are: digits" in refuses("data.name=dot")
 
