@@ -6,6 +6,7 @@ What is damaged, hostile or no run file is an `Unreadable` of one message, withi
 from __future__ import annotations
 
 import stat
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -42,6 +43,7 @@ TRIES, PAUSE = 20, 0.1  # of a file met half-written; seconds between two
 SETTLED = 600  # seconds; clocks of a network's machines differ by less
 WHOLE = 2**30  # bytes of a column that are read at once, however few of them are stored
 FILLED = 1000  # or this many times what is stored
+READING = threading.RLock()  # HDF5 opens no file for writing that another thread of the process has open, by `apart`, for reading
 FAULTS = (ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
 
 
@@ -65,7 +67,7 @@ def read(path: str | Path, what: Callable[[h5py.File], Result], sleep: Callable[
         if attempt and sleep:
             sleep(PAUSE)
         try:
-            with opened(Path(path)) as file:
+            with READING, opened(Path(path)) as file:
                 return what(file)
         except (Absent, Unreadable, FileNotFoundError):
             raise

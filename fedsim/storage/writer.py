@@ -180,7 +180,8 @@ class RunWriter:
         presence.check_file(self._handle, self._path)
 
     def _open(self, path: Path) -> None:
-        self._file, self._handle = writable(path), os.open(path, os.O_RDWR)
+        with run_file.READING:
+            self._file, self._handle = writable(path), os.open(path, os.O_RDWR)
         self._clients: int = self._file["client"].shape[0]
         self._numbers = self._file["round"]
         self._columns = {f"{group}/{name}": self._file[group][name] for group in DIMENSIONS for name in names(self._file, group)}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import fedsim_analysis
 import h5py
 import numpy as np
 import xarray
+from fedsim_analysis import run_file
 
 import fedsim
 from fedsim.data.own_file import arrays
@@ -67,3 +69,33 @@ def test_a_run_goes_on_while_xarray_holds_its_file(tmp_path: Path) -> None:
             resumed.row(2, {"accuracy": 0.5})
         assert held.accuracy.values.tolist() == [0, 0.1]
     assert fedsim_analysis.load(path).rounds.accuracy.tolist() == [0, 0.1, 0.5]
+
+
+def test_a_run_that_another_thread_reads_goes_on_after_it(tmp_path: Path) -> None:
+    """A callback reads the file while the thread that writes opens it anew."""
+    grow(path := tmp_path / "run.h5", 2)
+    entered, begun, errors = threading.Event(), threading.Event(), []
+
+    def write() -> None:
+        try:
+            with RunWriter(path) as record:
+                record.row(2, {"accuracy": 0.2, "another": 1.0})
+        except OSError as error:
+            errors.append(error)
+
+    def look(file: h5py.File) -> int:
+        entered.set()
+        begun.wait()
+        writer.join(0.5)  # it would fail in this time
+        return len(file["rounds/accuracy"])
+
+    writer = threading.Thread(target=write)
+    reader = threading.Thread(target=lambda: run_file.read(path, look))
+    reader.start()
+    entered.wait()
+    writer.start()
+    begun.set()
+    reader.join()
+    writer.join()
+    assert not errors
+    assert fedsim_analysis.load(path).rounds.another.iloc[2] == 1
