@@ -2,6 +2,7 @@
 
 import hashlib
 
+import h5py
 import pytest
 import torch
 
@@ -245,5 +246,17 @@ def test_a_part_of_a_stored_set_has_its_classes_in_proportion_and_is_the_same_fo
 
 
 def test_more_images_than_a_set_has_are_refused() -> None:
-    with pytest.raises(BadInput, match=r"train_images = 5,000: digits has 1,437; leave it out to take all"):
-        opened(name="digits", train_images=5000)
+    with pytest.raises(BadInput, match=r"train_images = 1,438: digits has 1,437; leave it out to take all"):
+        opened(name="digits", train_images=1438)
+    assert len(opened(name="digits", train_images=1437)[0]) == 1437
+
+
+def test_a_part_of_a_users_own_file_keeps_the_user_of_each_image(tmp_path) -> None:
+    """Every image shows the number of its user."""
+    users = torch.arange(60) % 7
+    with h5py.File(tmp_path / "mine.h5", "w") as file:
+        file["x"], file["y"], file["client"] = users.view(-1, 1, 1).expand(-1, 4, 4).byte().numpy(), (users % 3).numpy(), users.numpy()
+        file["x_test"], file["y_test"] = torch.zeros(3, 4, 4).byte().numpy(), [0, 1, 2]
+    part, _ = opened(name="file", path=str(tmp_path / "mine.h5"), train_images=20)
+    assert len(part) == 20
+    assert torch.equal(part.users, part.x[:, 0, 0, 0].long())

@@ -214,3 +214,12 @@ def test_votes_that_are_not_finite_name_their_layer() -> None:
     each = {"top/index/fc": torch.tensor([[1]]), "top/value/fc": torch.tensor([[float("inf")]])}
     with pytest.raises(ValueError, match="gradients of layer 'fc' are not finite"):
         mask_adjustment.swapped(shared, each, {"fc": 1}, torch.ones(1))
+
+
+@pytest.mark.parametrize(("kept", "moved"), [([1, 1, 1, 0], 1), ([1, 1, 1, 1], 0)])
+def test_no_more_weights_are_exchanged_than_there_are_pruned_ones(kept, moved) -> None:
+    """Else those that cannot be exchanged would leave, come back, and be 0."""
+    w, mask = torch.tensor([4.0, 3.0, 2.0, 1.0]) * torch.tensor(kept), torch.tensor(kept) > 0
+    after, values, count = mask_adjustment.swap(mask, w, torch.tensor([0.0, 0.0, 1.0, 5.0]), k=2, regrow=True)
+    assert (count, int(after.sum())) == (moved, sum(kept))
+    assert int((values != 0).sum()) == sum(kept) - moved
