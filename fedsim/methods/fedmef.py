@@ -62,6 +62,7 @@ class FedMef(Method[AveragedState]):
     blocks: int | Literal["stages", "layer", "all"] = "all"  # layers that move at once; FedTiny has 5 blocks, one after the other
     start: Literal["erk", "erk_magnitude"] = "erk"  # which positions are kept at first: random ones, or the largest weights
     mask_classifier: bool = True  # whether the last layer is pruned as well
+    sharing: Literal["erk", "er", "uniform"] = "erk"  # how layers share the density: by Erdős-Rényi-kernel, by Erdős-Rényi, or all alike
 
     def __post_init__(self) -> None:
         within(self, density=(TINY, 1), adjust_fraction=(0, 0.5), penalty=(0, inf), adjust_every=(1, inf), stop_round=(0, inf))
@@ -129,7 +130,7 @@ class FedMef(Method[AveragedState]):
         return net.maskable if self.mask_classifier else net.maskable[:-1]
 
     def masks_of(self, setting: Setting) -> Tree:
-        """Masks of Erdős-Rényi-kernel densities that meet the whole density, at positions drawn from the seed or by magnitude."""
+        """Masks of layer densities that meet the whole density, at positions drawn from the seed or by magnitude."""
         net = setting.net
-        counts = layer_densities.kept_counts(net, self._masked(net), self.density)
+        counts = layer_densities.kept_counts(net, self._masked(net), self.density, self.sharing)
         return drawn(net, counts, setting.seed) if self.start == "erk" else largest(net.initial, counts)

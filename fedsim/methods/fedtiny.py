@@ -47,6 +47,7 @@ class FedTiny(Method[AveragedState]):
     spread: float = 0.5  # layer densities are drawn within 1 - spread … 1 + spread times the density of the masked layers
     tol: float = 0.02  # a candidate's whole density is within (1 - tol) density … density
     tol_two_sided: bool = False  # the authors' window: within tol on either side, the first layer not counted; exceeds the density
+    class_weights: int = 0  # weights that every output of the classifier keeps at least in a candidate, within the density; 0: as drawn
     pretrain_epochs: int = 3  # of the server on its public images (partition.public, per class)
     probe_share: float = 0.1  # of a client's images, at least one batch: those it selects on
     bn_passes: int = 10  # over them, for each candidate's statistics
@@ -64,7 +65,7 @@ class FedTiny(Method[AveragedState]):
     def __post_init__(self) -> None:
         within(self, density=(TINY, 1), spread=(0, 1), tol=(0, 1), probe_share=(TINY, 1), bn_momentum=(TINY, 1), adjust_fraction=(0, 0.5))
         within(self, pool=(1, inf), pool_cap=(1, inf), bn_passes=(1, inf), selection_clients=(1, inf), adjust_every=(1, inf))
-        within(self, pretrain_epochs=(0, inf), stop_round=(0, inf))
+        within(self, pretrain_epochs=(0, inf), stop_round=(0, inf), class_weights=(0, inf))
         if isinstance(self.blocks, int):
             within(self, blocks=(1, inf))
 
@@ -95,6 +96,8 @@ class FedTiny(Method[AveragedState]):
         """The candidate of lowest loss, the first of equals, with the statistics that its clients agreed on."""
         pool = self._pool(setting)[: 1 if self.selection == "none" else None]
         ranking = {layer: masks.rank(state.shared[keys.weight(layer)].abs()) for layer in setting.net.maskable}
+        classifier = setting.net.maskable[-1]
+        ranking[classifier] = masks.outputs_first(ranking[classifier], self.class_weights, setting.net.shapes[classifier][0])
         stored = sum(_stored(counts, ranking) for counts in pool)
         losses: list[float] = []
         for counts in pool:
@@ -130,11 +133,13 @@ class FedTiny(Method[AveragedState]):
         if self.density == 1:
             return [{layer: sizes[layer] for layer in setting.net.maskable}]
         count = self.pool or min(ceil(0.1 / self.density - 1e-9), self.pool_cap)
-        return [self._drawn(sizes, rng.key(setting.seed, "pool", c)) for c in range(count)]
+        sure = self.class_weights * setting.net.shapes[setting.net.maskable[-1]][0]
+        return [self._drawn(sizes, rng.key(setting.seed, "pool", c), sure) for c in range(count)]
 
-    def _drawn(self, sizes: Mapping[str, int], key: Tensor) -> dict[str, int]:
+    def _drawn(self, sizes: Mapping[str, int], key: Tensor, sure: int) -> dict[str, int]:
         (_, first), *rest = sizes.items()
         layers, n = [layer for layer, _ in rest], torch.tensor([size for _, size in rest])
+        fewest = torch.tensor([1] * (len(rest) - 1) + [max(1, sure)])
         whole = first + int(n.sum())
         budget = self.density * whole if self.tol_two_sided else masks.budget(sizes, self.density)
         least, most = (1 - self.tol) * self.density * whole - first, budget
@@ -143,14 +148,14 @@ class FedTiny(Method[AveragedState]):
         for draws in torch.arange(DRAWS).split(500):
             u = rng.uniform(rng.fold(key, draws), len(layers)).double()
             share = budget / n.sum() * (1 + 2 * self.spread * (u - 0.5))  # d_l
-            counts = (share * n).floor().long().clamp(min=1).minimum(n)  # (draws, L)
+            counts = (share * n).floor().long().maximum(fewest).minimum(n)  # (draws, L)
             fits = ((counts.sum(1) >= least) & (counts.sum(1) <= most)).nonzero()
             if len(fits):
                 return dict(zip(layers, counts[int(fits[0])].tolist(), strict=True))
         listed = ", ".join(f"{layer} {size:,}" for layer, size in sizes.items())
         raise ValueError(
-            f"density = {self.density}: none of {DRAWS:,} draws was within tol = {self.tol} of it; take a smaller spread or a larger tol."
-            f" The weights of the layers: {listed}"
+            f"density = {self.density}: none of {DRAWS:,} draws was within tol = {self.tol} of it; take a smaller spread, a larger tol"
+            f" or fewer class_weights. The weights of the layers: {listed}"
         )
 
     # ---- progressive pruning

@@ -103,7 +103,8 @@ def _summed(seen: list[dict[str, float]], rounds: int) -> Iterator[str]:
 
 def _table(seen: list[dict[str, float]], cohort: int) -> Table:
     """A line wherever a cost changes by more than ALIKE."""
-    table = Table(title=f"per client and round, to within {ALIKE:.0%}", title_justify="left")
+    title = f"per client and round; a new line where a cost changes by more than {ALIKE:.0%}"
+    table = Table(title=title, title_justify="left")
     for name in ("rounds", "up, MB", "down, MB", "training, GFLOP (largest)", "memory, MB (largest)", "density"):
         table.add_column(name, justify="right")
     begin = 0

@@ -30,6 +30,7 @@ from fedsim.methods.fedmef import FedMef
 from fedsim.nn.layers.nsconv import NormalisedConv2d
 from fedsim.pruning import extrusion, mask_adjustment
 from fedsim.pruning.extrusion import ExtrudeAndProbe, marked
+from fedsim.pruning.sparsity import layer_densities
 
 SGD = LocalTraining(batch=4, epochs=2, lr=0.1)
 FALLING = LocalTraining(batch=4, epochs=2, lr=0.1, schedule="exponential", factor=0.5)
@@ -305,6 +306,15 @@ def test_check_13_the_same_seed_keeps_the_same_and_another_does_not() -> None:
     for key, mask in largest.items():
         w = one.setting.net.initial["w/" + key[5:]].abs()
         assert bool(mask.all()) or float(w[mask].min()) >= float(w[~mask].max())
+
+
+@pytest.mark.parametrize("sharing", ["erk", "er", "uniform"])
+def test_layers_share_the_density_as_the_job_says(sharing) -> None:
+    one = made()
+    net = one.setting.net
+    held = replace(ALWAYS, sharing=sharing).masks_of(one.setting)
+    expected = layer_densities.kept_counts(net, net.maskable, ALWAYS.density, sharing)
+    assert {key[5:].removesuffix(".weight"): int(mask.sum()) for key, mask in held.items()} == expected
 
 
 def test_a_classifier_that_is_not_masked_counts_as_kept() -> None:

@@ -136,6 +136,22 @@ def test_the_authors_window_counts_the_first_layer_as_pruned_and_lets_it_in_afte
     assert min(count + 36 for count in counts) > 0.5 * 522
 
 
+@pytest.mark.parametrize(("each", "least"), [(0, 0), (1, 1), (3, 3), (99, 10)])
+def test_every_output_of_the_classifier_keeps_its_largest_weights(each, least) -> None:
+    """fc2 is (3, 10), and a tenth of it would leave an output without a weight; 99 of 10 are all of them."""
+    made = world(stored(*drawn([4, 4])))
+    initial = made.setting.net.initial["w/fc2.weight"].abs()
+    pool = pool_of(made, FedTiny(density=0.3, pool=6, class_weights=each, selection="vanilla", pretrain_epochs=0))
+    for candidate in pool:
+        assert 0.98 * 0.3 * 522 <= 36 + sum(kept(candidate).values()) <= 0.3 * 522
+        mask = candidate["mask/fc2.weight"]
+        assert mask.sum(1).min() >= least
+        sure = torch.zeros_like(mask).scatter(1, initial.topk(least, dim=1).indices, True)
+        assert bool((mask | ~sure).all())
+        if bool((mask & ~sure).any()):  # what more there is are the largest of the rest
+            assert initial[mask & ~sure].min() >= initial[~mask].max()
+
+
 def test_a_window_that_no_draw_meets_is_reported_with_the_layers() -> None:
     made = world(stored(*drawn([4, 4])))
     with pytest.raises(BadInput, match=r"none of 10,000 draws .* conv1 36, conv2 216, fc1 240, fc2 30"):

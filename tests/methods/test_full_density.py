@@ -59,7 +59,7 @@ def test_adjustments_keep_it_to_the_end(method: dict[str, Any], tmp_path: Path) 
 
 def test_a_high_density_that_no_draw_meets_says_what_helps() -> None:
     parts = experiment("resnet56", UNTRAINED | {"density": 0.99})
-    with pytest.raises(BadInput, match=r"none of 10,000 draws .* take a smaller spread or a larger tol"):
+    with pytest.raises(BadInput, match=r"none of 10,000 draws .* take a smaller spread, a larger tol or fewer class_weights"):
         parts.method.init(parts.setting, None)
     parts = experiment("resnet56", UNTRAINED | {"density": 0.99, "spread": 0.01})
     assert parts.method.init(parts.setting, None)
