@@ -48,6 +48,7 @@ class Structured(CutAndFinetune, Method[State]):
     strict: bool = False  # with fl1: r <= p; false: R(r, p) <= 0.05
     prune_size: int = 10  # with fl1: channels removed at a time
     norm: Literal["l2", "l1"] = "l2"  # with fl1: squared or absolute activations
+    over: Literal["sum", "mean"] = "sum"  # with fl1: over a channel's positions; with the sum those of a linear layer, one each, go first
     depthwise: Literal["squared", "true"] = "squared"  # FLOPs of depth-wise layers: c^2 / C as in the authors' code, or c
 
     def __post_init__(self) -> None:
@@ -104,11 +105,15 @@ class Structured(CutAndFinetune, Method[State]):
         return widths(steps[fits - 1] if fits else 0.0)
 
     def _importance(self, setting: Setting, shared: Tree, fleet: Fleet, r: int) -> Tensor:
-        """(n,) feature norms, their mean over all clients' training images, each summed over its positions."""
+        """(n,) feature norms, their mean over all clients' training images, each the sum or the mean of its positions."""
         feed = Feed("train", epochs=1, batch=setting.train.batch, augment=False, cost="forward")
         clients = fleet.pick(None if setting.clients <= MAX_COHORT else setting.cohort, r)
         total = fleet.run(Energy((feed,), 2 if self.norm == "l2" else 1), clients, under(shared, keys.WEIGHTS, keys.BUFFERS)).total
-        return (total[keys.ENERGY] * ENERGY_UNIT / total[COUNT]).cpu()
+        norms = (total[keys.ENERGY] * ENERGY_UNIT / total[COUNT]).cpu()
+        if self.over == "sum":
+            return norms
+        positions = {layer.name: layer.positions for layer in setting.model_profile.layers}
+        return norms / torch.cat([torch.full((group.size,), positions[group.name]) for group in setting.net.channels.groups])
 
     def _by_features(self, setting: Setting, importance: Tensor) -> Tensor:
         """What is left when the smallest go until the share fits; the best of a group stays, and its cost counts."""

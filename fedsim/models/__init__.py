@@ -81,7 +81,7 @@ def build(settings: ModelSettings, shape: Shape, classes: int, seed: int) -> nn.
     BadInput for a name that does not exist, images that are too small, a match that cannot be met, or a factory that fails.
     """
     entry = None if settings.factory else _installed(settings)
-    width = match_width(settings, shape, classes) if settings.match else None
+    small = matched(settings, shape, classes) if settings.match else None
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         if settings.factory is not None:
@@ -91,14 +91,14 @@ def build(settings: ModelSettings, shape: Shape, classes: int, seed: int) -> nn.
         elif entry is not None:
             module = _from_factory(f'model.name = "{settings.name}": {entry_points.source(entry)}', entry.load, shape, classes)
         else:
-            module = _make(settings, shape, classes, width)
+            module = _make(settings, shape, classes, small.width, small.shrink) if small else _make(settings, shape, classes)
         return module if settings.gate_keep is None else insert_gates(module, _gating(settings, settings.gate_keep))
 
 
 def parameters(settings: ModelSettings, shape: Shape, classes: int) -> int:
     """How many a model of fedsim has, without gates, for which no memory is taken."""
     with torch.device("meta"):
-        return sum(value.numel() for value in _make(settings, shape, classes, None).parameters())
+        return sum(value.numel() for value in _make(settings, shape, classes).parameters())
 
 
 def _gating(settings: ModelSettings, keep: float) -> Gating:
@@ -115,20 +115,17 @@ def matched(settings: ModelSettings, shape: Shape, classes: int) -> Matched:
     full = settings.width or _family(settings, shape).width
     match, density = settings.match or "params", settings.match_density
 
-    def make(width: int) -> nn.Module:
+    def make(width: int, shrink: Fraction) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
-            return _make(settings, shape, classes, width)
+            return _make(settings, shape, classes, width, shrink)
 
     return widest(make, full, match, density, shape)
 
 
-def _make(settings: ModelSettings, shape: Shape, classes: int, width: int | None) -> nn.Module:
+def _make(settings: ModelSettings, shape: Shape, classes: int, width: int | None = None, shrink: Fraction = Fraction(1)) -> nn.Module:
     family = _family(settings, shape)
-    full = settings.width or family.width
-    width = width or full
-    form = Blueprint(
-        shape, classes, width, settings.norm, settings.standardise, settings.detach_shortcut, Fraction(width, full), settings.nsconv_over
-    )
+    width = width or settings.width or family.width
+    form = Blueprint(shape, classes, width, settings.norm, settings.standardise, settings.detach_shortcut, shrink, settings.nsconv_over)
     module = family.make(form)
     for layer in module.modules():
         if isinstance(layer, nn.BatchNorm2d | nn.GroupNorm):

@@ -1,12 +1,14 @@
 """Small dense models: the widest one of a family that costs at most a share of the full one.
 
-Every hidden width is scaled with the first, an integer; so the widest is the one of which one channel more would cost too much.
+Every width is scaled with the first, an integer: one channel more would cost too much. What a channel less leaves of the budget goes to
+hidden widths that have their own number of units, such as the 128 of `cnn`, as long as they do not reach the next channel's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 
 from torch import nn
 
@@ -14,6 +16,7 @@ from fedsim.costs import flops, memory
 from fedsim.errors import BadInput
 from fedsim.nn.profiler import profile
 
+FINE = 128  # steps of hidden widths from one channel to the next
 BATCH = 64  # images, for the activations of model.match = "memory"
 
 
@@ -23,6 +26,7 @@ class Matched:
 
     width: int
     full: int  # the width it was narrowed from
+    shrink: Fraction  # of hidden widths that have their own number of units
     cost: int  # parameters, FLOPs per image, or bytes
     full_cost: int
 
@@ -31,27 +35,37 @@ class Matched:
         return self.cost / self.full_cost
 
 
-def widest(make: Callable[[int], nn.Module], full: int, match: str, density: float, shape: tuple[int, int, int]) -> Matched:
-    """The largest width <= `full` whose cost is at most `density` times the full one's; `make` gives the module of a width.
+def widest(make: Callable[[int, Fraction], nn.Module], full: int, match: str, density: float, shape: tuple[int, int, int]) -> Matched:
+    """The largest width <= `full` whose cost is at most `density` times the full one's, and then the widest hidden layers.
+
+    Args:
+        make: the module of a width, whose own hidden widths are so much narrower than the full model's.
 
     BadInput where even one channel costs more.
     """
 
-    def cost(width: int) -> int:
-        return cost_of(make(width), match, shape)
+    def cost(width: int, shrink: Fraction) -> int:
+        return cost_of(make(width, shrink), match, shape)
 
-    full_cost = cost(full)
-    low, high = 1, full  # the answer lies in low … high, if there is one
-    while low < high:
-        middle = (low + high + 1) // 2
-        if cost(middle) <= density * full_cost:
-            low = middle
-        else:
-            high = middle - 1
-    found = Matched(low, full, cost(low), full_cost)
+    full_cost = cost(full, Fraction(1))
+    width = _last(1, full, lambda width: cost(width, Fraction(width, full)) <= density * full_cost)
+    least = width * FINE if width > 1 else 0  # below one channel hidden widths alone can shrink
+    steps = _last(
+        least, min(width + 1, full) * FINE - (width < full), lambda k: cost(width, Fraction(k, full * FINE)) <= density * full_cost
+    )
+    shrink = Fraction(steps, full * FINE)
+    found = Matched(width, full, shrink, cost(width, shrink), full_cost)
     if found.cost > density * full_cost:
         raise BadInput(f"no model is as small as model.match_density = {density} of {match}; width 1 has {found.ratio:.4g} of width {full}")
     return found
+
+
+def _last(low: int, high: int, fits: Callable[[int], bool]) -> int:
+    """The largest number from `low` to `high` that fits, where all below it do; `low` where none does."""
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
 
 
 def cost_of(module: nn.Module, match: str, shape: tuple[int, int, int]) -> int:

@@ -45,14 +45,14 @@ def counts_of(gate: Tensor) -> list[int]:
     return [int(part.sum()) for part in gate.split(WIDTHS)]
 
 
-def importance(made: World, shared: Any, power: int) -> Tensor:
-    """(28,) on one machine, over all clients' training images in one batch: the mean of sums over positions."""
+def importance(made: World, shared: Any, power: int, over: str = "sum") -> Tensor:
+    """(28,) on one machine, over all clients' training images in one batch: the mean of sums (or means) over positions."""
     feed = Feed("train", epochs=1, batch=100, augment=False)
     x = torch.cat([x for k in range(len(SIZES)) for x, _ in batches(made, feed, k, 0)])
     module, found = by_hand(module_of(), shared).eval(), []
     for stage in (1, 2, 3):
         relu = module.get_submodule(f"layer{stage}.0.relu1")
-        relu.register_forward_hook(lambda _, __, out: found.append((out.abs() ** power).sum((2, 3)).mean(0)))
+        relu.register_forward_hook(lambda _, __, out: found.append(getattr(out.abs() ** power, over)((2, 3)).mean(0)))
     module(x)
     return torch.cat(found).detach()
 
@@ -92,11 +92,11 @@ def test_uniform_keeps_the_filters_of_largest_l1_norm_and_random_as_many() -> No
 
 
 @pytest.mark.parametrize("kind", FLEETS)
-@pytest.mark.parametrize(("norm", "power"), [("l2", 2), ("l1", 1)])
-def test_importance_is_that_of_one_machine_on_the_pooled_images(kind, norm, power) -> None:
+@pytest.mark.parametrize(("norm", "power", "over"), [("l2", 2, "sum"), ("l1", 1, "sum"), ("l2", 2, "mean")])
+def test_importance_is_that_of_one_machine_on_the_pooled_images(kind, norm, power, over) -> None:
     made = small(kind)
-    found = Structured(choice="fl1", norm=norm)._importance(made.setting, made.setting.net.initial, made.fleet, 2)
-    assert torch.allclose(found, importance(made, made.setting.net.initial, power), atol=1e-9)
+    found = Structured(choice="fl1", norm=norm, over=over)._importance(made.setting, made.setting.net.initial, made.fleet, 2)
+    assert torch.allclose(found, importance(made, made.setting.net.initial, power, over), atol=1e-9)
     (seen,) = made.seen
     assert float(seen.reply.total[COUNT]) == sum(SIZES)
     assert not any(feed.augment for feed in seen.work.feeds)

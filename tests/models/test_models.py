@@ -299,14 +299,20 @@ def test_the_matched_width_is_the_largest_that_fits(name: str, match: str) -> No
         assert cost_of(model(name, width=found.width + 1), match, IMAGE) > 0.3 * found.full_cost
 
 
-def test_the_matched_cnn_by_hand() -> None:
-    def cost(w: int) -> int:
-        hidden = 128 * w // 32
+@pytest.mark.parametrize("density", [0.5, 0.1, 0.02, 0.002])
+def test_the_matched_cnn_by_hand(density: float) -> None:
+    """The widest whose hidden layer is as much narrower as its convolutions; then as many hidden units as still fit."""
+
+    def cost(w: int, hidden: int) -> int:
         return 27 * w + 18 * w * w + 6 * w + 128 * w * hidden + hidden + 10 * hidden + 10
 
-    widths = [w for w in range(1, 33) if cost(w) <= 0.1 * cost(32)]
-    found = matched(ModelSettings("cnn", match="params", match_density=0.1), IMAGE, 10)
-    assert (found.width, found.cost, found.full_cost) == (max(widths), cost(max(widths)), cost(32))
+    budget = density * cost(32, 128)
+    width = max([w for w in range(1, 33) if cost(w, 4 * w) <= budget], default=1)
+    hidden = max(h for h in range(1, 4 * (width + 1)) if cost(width, h) <= budget)
+    settings = ModelSettings("cnn", match="params", match_density=density)
+    found = matched(settings, IMAGE, 10)
+    assert (found.width, found.cost, found.full_cost) == (width, cost(width, hidden), cost(32, 128))
+    assert build(settings, IMAGE, 10, 0).fc1.out_features == hidden
 
 
 @pytest.mark.parametrize("name", list(FAMILIES))
