@@ -296,7 +296,7 @@ def test_the_server_is_charged_three_dense_passes_an_image_and_step() -> None:
     dense = 3 * sum(2 * SIZES[layer] * positions[layer] for layer in SIZES)
     for name, images in (("magnitude", 0), ("random", 0), ("snip", 12), ("grasp", 48)):
         one = made()
-        begun(replace(FORMS[name], images_per_class=12), one)
+        begun(replace(FORMS[name], images_per_class=12) if images else FORMS[name], one)
         assert one.setting.server.take().get("server_flops_scoring", 0) == images * dense, name
     one = made()
     begun(replace(FORMS["synflow"], iterations=7), one)
@@ -363,6 +363,8 @@ def test_a_score_is_a_name_in_a_job(score) -> None:
         (["method.iterations=0"], "iterations = 0: should be at least 1"),
         (["method.temperature=0"], "temperature = 0"),
         (["method.images_per_class=0"], "images_per_class = 0: should be at least 1"),
+        (["method.temperature=2.0"], "temperature = 2.0: read for grasp alone; leave it out"),
+        (["method.name='synflow'", "method.images_per_class=5"], "images_per_class = 5: read for snip and grasp alone; leave it out"),
         (["method.data='clients'", "method.iterations=3"], "iterations = 3: clients score once"),
         (["method.scoring_clients=2"], 'scoring_clients = 2: clients score where data = "clients" alone'),
         (["method.data='clients'", "method.name='synflow'"], 'data = "clients": clients score for "snip" alone, not for \'synflow\''),

@@ -35,6 +35,7 @@ from fedsim.pruning.sparsity.masked_averaging import MaskedAveraging, empty_laye
 from fedsim.pruning.sparsity.saliency import Budget, Scores
 
 BY_GRADIENT = ("snip", "grasp")  # scores that read images
+READ_BY = {"temperature": ("grasp",), "images_per_class": BY_GRADIENT}  # fields that some scores alone read
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,9 @@ class AtInit(MaskedAveraging):
         super().__post_init__()
         within(self, scoring_clients=(1, inf), iterations=(1, inf), images_per_class=(1, inf), temperature=(TINY, inf))
         within(self, pretrain_epochs=(0, inf), class_weights=(0, inf))
+        for name, scores in READ_BY.items():
+            if self.score not in scores and getattr(self, name) != getattr(AtInit, name):
+                raise BadInput(f"[method] {name} = {getattr(self, name)}: read for {' and '.join(scores)} alone; leave it out")
         if self.data == "clients" and self.score != "snip":
             raise BadInput(f'[method] data = "clients": clients score for "snip" alone, not for {self.score!r}; leave data out')
         if self.data == "server" and self.scoring_clients is not None:
