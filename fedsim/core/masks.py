@@ -63,25 +63,6 @@ def rank(score: Tensor) -> Tensor:
     return flat.sort(descending=True, stable=True).indices
 
 
-def outputs_first(ranking: Tensor, k: int, outputs: int) -> Tensor:
-    """A ranking (N,) in which the first `k` positions of every output come before all others; the order is as before among both.
-
-    Args:
-        ranking: of a weight whose first axis has `outputs` entries, as `rank` makes it.
-
-    >>> outputs_first(torch.tensor([3, 1, 2, 0]), 1, 2)  # of a (2, 2) weight: positions 0 and 1 are the first output's
-    tensor([3, 1, 2, 0])
-    >>> outputs_first(torch.tensor([3, 2, 1, 0]), 1, 2)
-    tensor([3, 1, 2, 0])
-    """
-    output = ranking // (len(ranking) // outputs)
-    place = torch.zeros_like(ranking)
-    for o in range(outputs):
-        here = output == o
-        place[here] = torch.arange(int(here.sum()), device=ranking.device)
-    return ranking[torch.argsort((place >= k).int(), stable=True)]
-
-
 def first(ranking: Tensor, k: int, shape: torch.Size) -> Tensor:
     """The mask (bool, of `shape`) that keeps the first `k` positions of a ranking (N,) that `rank` made."""
     mask = torch.zeros(len(ranking), dtype=torch.bool, device=ranking.device)

@@ -32,6 +32,7 @@ from fedsim.federated.client_work import Loss, Statistics, Train, TrainAndScore
 from fedsim.federated.protocol import Fleet, Method, Setting
 from fedsim.nn.net import Net
 from fedsim.pruning import mask_adjustment
+from fedsim.pruning.sparsity import saliency
 
 DRAWS = 10_000  # of layer densities for one candidate
 
@@ -95,9 +96,8 @@ class FedTiny(Method[AveragedState]):
     def _selected(self, setting: Setting, state: AveragedState, fleet: Fleet) -> tuple[AveragedState, dict[str, float]]:
         """The candidate of lowest loss, the first of equals, with the statistics that its clients agreed on."""
         pool = self._pool(setting)[: 1 if self.selection == "none" else None]
-        ranking = {layer: masks.rank(state.shared[keys.weight(layer)].abs()) for layer in setting.net.maskable}
-        classifier = setting.net.maskable[-1]
-        ranking[classifier] = masks.outputs_first(ranking[classifier], self.class_weights, setting.net.shapes[classifier][0])
+        each = {setting.net.maskable[-1]: self.class_weights}
+        ranking = {layer: saliency.ranked(state.shared[keys.weight(layer)].abs(), each.get(layer, 0)) for layer in setting.net.maskable}
         stored = sum(_stored(counts, ranking) for counts in pool)
         losses: list[float] = []
         for counts in pool:

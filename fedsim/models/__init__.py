@@ -24,7 +24,7 @@ from fedsim.nn.layers.gate_insertion import insert_gates
 from fedsim.nn.layers.input_gate import Gating
 from fedsim.nn.profiler import profile
 
-__all__ = ["FAMILIES", "Blueprint", "Family", "Matched", "ModelSettings", "build", "match_width", "matched", "profile"]
+__all__ = ["FAMILIES", "Blueprint", "Family", "Matched", "ModelSettings", "build", "matched", "profile"]
 
 Shape = tuple[int, int, int]
 
@@ -103,11 +103,6 @@ def parameters(settings: ModelSettings, shape: Shape, classes: int) -> int:
 
 def _gating(settings: ModelSettings, keep: float) -> Gating:
     return Gating(keep, settings.gate_sigmoid, settings.gate_bias, settings.gate_l1, settings.gate_choice, settings.gate_place)
-
-
-def match_width(settings: ModelSettings, shape: Shape, classes: int) -> int:
-    """The width that `build` gives the model."""
-    return matched(settings, shape, classes).width
 
 
 def matched(settings: ModelSettings, shape: Shape, classes: int) -> Matched:

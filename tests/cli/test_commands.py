@@ -352,6 +352,13 @@ def test_estimate_says_bytes_and_computes_nothing(fedsim: Fedsim, tmp_path: Path
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(("name", "moves"), [("rigl", True), ("feddst", True), ("magnitude", False)])
+def test_estimate_says_where_training_decides_what_is_sent(fedsim: Fedsim, name: str, moves: bool) -> None:
+    ended = fedsim("estimate", "small.toml", "--set", f"method.name='{name}'", "--set", "method.density=0.5")
+    assert ended.code == 0, ended.err
+    assert ("training decides which weights move" in ended.out) == moves
+
+
 MINE = """
 from dataclasses import dataclass
 

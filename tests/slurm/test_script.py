@@ -13,13 +13,13 @@ from fedsim.slurm.arrays import Array
 from fedsim.slurm.options import options_of
 from fedsim.slurm.script import Name, Place
 
-PLACE = Place(Path("/project/work"), Path("/project/work/runs"), ("/project/venv/bin/fedsim",))
+PLACE = Place(Path("/project/pruning"), Path("/project/pruning/runs"), ("/project/venv/bin/fedsim",))
 ONE = """#!/bin/bash
 # fedsim submit wrote this: the run quickstart.
-# What becomes of it: fedsim submit --status /project/work/runs
+# What becomes of it: fedsim submit --status /project/pruning/runs
 #SBATCH --job-name=quickstart
-#SBATCH --chdir=/project/work
-#SBATCH --output=/project/work/runs/slurm/log/%x-%j.out
+#SBATCH --chdir=/project/pruning
+#SBATCH --output=/project/pruning/runs/slurm/log/%x-%j.out
 #SBATCH --open-mode=append
 #SBATCH --requeue
 #SBATCH --signal=B:USR1@60
@@ -28,22 +28,22 @@ ONE = """#!/bin/bash
 #SBATCH --cpus-per-task=1
 
 trap 'export FEDSIM_WARNED=1' USR1 TERM     # a signal may come at once
-cd /project/work || exit 2
+cd /project/pruning || exit 2
 export OMP_NUM_THREADS=1
 export MKL_NUM_THREADS=1
 export OPENBLAS_NUM_THREADS=1
-job=/project/work/runs/slurm/jobs/quickstart.toml
-out=/project/work/runs/quickstart.h5
+job=/project/pruning/runs/slurm/jobs/quickstart.toml
+out=/project/pruning/runs/quickstart.h5
 keep=$(env --block-signal=USR1,TERM true 2>/dev/null && echo env --block-signal=USR1,TERM)  # until fedsim can hear them
 trap '' USR1 TERM
 exec $keep /project/venv/bin/fedsim batch "$job" --out "$out" --ranks 3
 """
 MANY = """#!/bin/bash
-# fedsim submit wrote this: runs of /project/work/runs/slurm/runs.txt, lines 1001 to 1008.
-# What becomes of it: fedsim submit --status /project/work/runs
+# fedsim submit wrote this: runs of /project/pruning/runs/slurm/runs.txt, lines 1001 to 1008.
+# What becomes of it: fedsim submit --status /project/pruning/runs
 #SBATCH --job-name=sweep
-#SBATCH --chdir=/project/work
-#SBATCH --output=/project/work/runs/slurm/log/%x-%A_%a.out
+#SBATCH --chdir=/project/pruning
+#SBATCH --output=/project/pruning/runs/slurm/log/%x-%A_%a.out
 #SBATCH --open-mode=append
 #SBATCH --no-requeue
 #SBATCH --signal=B:USR1@120
@@ -62,13 +62,13 @@ MANY = """#!/bin/bash
 #SBATCH -w n1
 
 trap 'export FEDSIM_WARNED=1' USR1 TERM     # a signal may come at once
-cd /project/work || exit 2
+cd /project/pruning || exit 2
 export OMP_NUM_THREADS=4
 export MKL_NUM_THREADS=4
 export OPENBLAS_NUM_THREADS=4
 command -v module >/dev/null || . /etc/profile  # where a site defines it
 module load gcc openmpi/5 || exit 2
-folder=/project/work/runs
+folder=/project/pruning/runs
 line=$((SLURM_ARRAY_TASK_ID + 1001))  # from 0
 run=$(sed -n "$((line + 1))p" "$folder/slurm/runs.txt")
 [ -n "$run" ] || { echo "$folder/slurm/runs.txt has no line $line" >&2; exit 2; }
