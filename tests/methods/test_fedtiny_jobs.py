@@ -56,6 +56,8 @@ def fedsim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
         (["method.adjust_fraction=-0.1"], "adjust_fraction = -0.1: should be from 0 to 0.5"),
         (["method.adjust_every=0"], "adjust_every = 0: should be at least 1"),
         (["method.stop_round=-1"], "stop_round = -1: should be at least 0"),
+        (["method.class_weights=-1"], "class_weights = -1: should be at least 0"),
+        (["method.class_weights=100"], "a larger tol or fewer class_weights. The weights of the layers: "),
         (["method.pool=0"], "pool = 0: should be at least 1"),
         (["method.bn_passes=0"], "bn_passes = 0: should be at least 1"),
         (["method.probe_share=1.5"], "probe_share = 1.5"),
