@@ -57,7 +57,7 @@ def fedsim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
         (["method.adjust_every=0"], "adjust_every = 0: should be at least 1"),
         (["method.stop_round=-1"], "stop_round = -1: should be at least 0"),
         (["method.class_weights=-1"], "class_weights = -1: should be at least 0"),
-        (["method.class_weights=100"], "a larger tol or fewer class_weights. The weights of the layers: "),
+        (["method.class_weights=100", "method.density=0.1"], "a larger tol or fewer class_weights. The weights of the layers: "),
         (["method.pool=0"], "pool = 0: should be at least 1"),
         (["method.bn_passes=0"], "bn_passes = 0: should be at least 1"),
         (["method.probe_share=1.5"], "probe_share = 1.5"),
