@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "fedsim"
 LAYERS = (  # from the bottom; a package imports from its own layer and from those before it
     ("core", "errors"),
-    ("kernels", "costs", "data", "storage"),
+    ("kernels", "costs", "data", "storage", "devices"),
     ("nn", "reporting"),
     ("models", "federated"),
     ("config", "fleet", "pruning"),
@@ -24,7 +24,7 @@ LONGEST, MOST = 350, 15  # lines of a file; files of a folder
 ALONE = {"mpi4py": ("fleet/mpi/",), "h5py": ("storage/", "data/own_file/")}
 ENTRANCES = ("__init__.py", "__main__.py")  # of the package itself: they stand above all layers
 FILES = sorted(path for path in ROOT.rglob("*.py") if str(path.relative_to(ROOT)) not in ENTRANCES)
-PURE = {"core", "errors", "kernels", "costs", "data", "storage", "nn", "models", "federated", "fleet", "pruning", "methods"}
+PURE = {"core", "errors", "kernels", "costs", "data", "storage", "devices", "nn", "models", "federated", "fleet", "pruning", "methods"}
 DRAWS = ("rand", "randn", "randint", "randperm", "rand_like", "randn_like", "bernoulli", "normal")
 FORBIDDEN = {"os.environ", "os.getenv", "torch.manual_seed", "torch.seed", "torch.random.manual_seed"}
 FORBIDDEN |= {"torch.default_generator.manual_seed", *(f"torch.{name}" for name in DRAWS)}
