@@ -32,6 +32,10 @@ class MethodFault(RuntimeError):
         return f"{self}\n{trace}".rstrip()
 
 
+class TooFewAnswers(Exception):
+    """Too few clients answered in a round under emulated devices: the round is repeated with a new cohort."""
+
+
 class Stopped(Exception):
     """A signal, a time limit or a full disk ended the run; the checkpoint of the last complete round stands: exit code 3."""
 

@@ -36,6 +36,7 @@ from fedsim.config.messages import complain
 from fedsim.config.sections import Cohort, Evaluate, Execution, Number, Record, Section, Train
 from fedsim.data.partition import PartitionSettings
 from fedsim.data.settings import DataSettings
+from fedsim.devices.settings import DeviceSettings
 from fedsim.errors import BadInput
 from fedsim.models.settings import ModelSettings
 
@@ -78,6 +79,7 @@ class Job(Section):
     data: DataSettings = DataSettings()
     partition: PartitionSettings = PartitionSettings()
     cohort: Cohort = Cohort()
+    devices: DeviceSettings = DeviceSettings()
     model: ModelSettings = ModelSettings()
     train: Train = Train()
     method: Annotated[Chosen, PlainValidator(_choose), PlainSerializer(_write)]
@@ -111,6 +113,9 @@ class Job(Section):
             for field, value in _densities(getattr(self, section)):
                 if not 0 < value <= 1:
                     raise ValueError(f"[{section}] {field} = {value}: a density is a share of the weights, above 0 and at most 1")
+        if self.cohort.of_devices and not self.devices.name:
+            field, value = next(iter(self.cohort.of_devices.items()))
+            raise ValueError(f"[cohort] {field} = {value!r} needs devices: [devices] name; `fedsim devices` lists them")
         if self.population is not None:
             self.cohort.of(self.population)
             self.evaluate.of(self.population)
@@ -119,7 +124,7 @@ class Job(Section):
     def _too_large(self) -> Iterator[str]:
         if self.rounds > limits.LARGEST_WHOLE:
             yield f"rounds = {self.rounds} is too large: should be at most {limits.LARGEST_WHOLE:,}"
-        for section in ("data", "partition", "cohort", "model", "train", "method", "evaluate", "execution"):
+        for section in ("data", "partition", "cohort", "devices", "model", "train", "method", "evaluate", "execution"):
             settings = getattr(self, section)
             yield from limits.too_large(getattr(settings, "use", settings), f"[{section}] ")
 
@@ -177,6 +182,9 @@ def _run(job: Job, values: dict[str, Any], where: str) -> Job:
 def resolved(job: Job, without: Sequence[str] = ()) -> str:
     """The whole job as TOML, with all defaults written out, and `without` some sections or "section.field"s."""
     table = job.model_dump(exclude={"sweep"} if not job.sweep else None)
+    if not job.devices.name:  # a job without devices is written as before there were any
+        del table["devices"]
+        table["cohort"] = {"size": table["cohort"]["size"]}
     table["train"]["epochs"] = None if job.train.steps else job.train.epochs or 1
     if job.population is not None:
         table["cohort"]["size"] = job.cohort.of(job.population)

@@ -21,6 +21,12 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Number = Annotated[int, Field(ge=1)]
 BatchSize = Annotated[int, Field(ge=1, le=1_000_000)]
+SELECTS = ("uniform", "available", "fastest", "fits")
+SELECT = (
+    '"uniform" (those that are away are missing), "available" (only those that are there), "fastest", "fits" (only those with the memory),'
+    ' or "package.module:function"'
+)
+OF_MODE = {"deadline": "deadline", "extra": "oversample", "concurrency": "buffered", "buffer": "buffered", "max_staleness": "buffered"}
 PLANS = '"auto", "reference" or the run file whose plan is taken (RUN.h5)'
 
 
@@ -31,9 +37,36 @@ class Section(BaseModel):
 
 
 class Cohort(Section):
-    """The section [cohort]: which clients take part in a round."""
+    """The section [cohort]: which clients take part in a round, and with [devices] whose answers the server waits for."""
 
     size: Number | None = None  # clients per round; None: all, at most SMALL_COHORT
+    mode: Literal["sync", "deadline", "oversample", "buffered"] = "sync"  # whose answers count, with [devices]
+    deadline: Positive | None = None  # seconds of a round; later answers do not count
+    least: Number = 1  # answers; a round with fewer is repeated with other clients
+    extra: NotNegative | None = None  # oversample: share of clients that are asked beyond the cohort; None: 0.3
+    concurrency: Number | None = None  # buffered: clients that train at any time; None: the size
+    buffer: Number | None = None  # buffered: answers of one server step, which is a round; None: the size
+    max_staleness: Annotated[int, Field(ge=0)] | None = None  # buffered: server steps after which an answer is dropped; None: 10
+    select: Annotated[str, Field(description=SELECT)] = "uniform"
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Cohort:
+        for field, mode in OF_MODE.items():
+            if getattr(self, field) is not None and self.mode != mode:
+                raise ValueError(f'[cohort] {field} belongs to mode = "{mode}"; the job has mode = "{self.mode}"')
+        if self.mode == "deadline" and self.deadline is None:
+            raise ValueError('[cohort] mode = "deadline" needs a deadline, in seconds of a round')
+        if self.mode == "buffered" and (self.least != 1 or self.select not in ("uniform", "available", "fits")):
+            raise ValueError('[cohort] mode = "buffered" asks one client after the other; leave out least, and select by a rule of its own')
+        if self.select not in SELECTS and ":" not in self.select:
+            raise ValueError(f"[cohort] select = {self.select!r} is not known. There are: {', '.join(SELECTS)}, or package.module:function")
+        return self
+
+    @property
+    def of_devices(self) -> dict[str, Any]:
+        """What it says that needs [devices]; empty where all is as without."""
+        default = type(self)()
+        return {field: value for field, value in self if field != "size" and value != getattr(default, field)}
 
     def of(self, clients: int) -> int:
         """Clients per round out of `clients`; BadInput when there are not that many."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from fedsim.costs.profile import DENSE, Breakdown, KeptCounts, ModelProfile
 
 NORMALISING = 5  # operations for each entry of a normalised weight
-CHARGES = ("train", "forward", "inputs")  # a feed's cost
+PASSES = {"train": 3, "forward": 1, "inputs": 2}  # a feed's cost -> passes, each of the FLOPs of a forward pass
 
 
 # ---- density
@@ -70,8 +70,8 @@ def feed_flops(
     f_l - d_l f_l of the layers in `dense` ("*" = all), whose weight gradient is formed at all positions for `dense_images` of them
     (None: all): together 2 f_S + f_S of the others + f_D of these.
     """
-    if cost not in CHARGES:
-        raise ValueError(f"a feed's cost = {cost!r} is not known. There are: {', '.join(CHARGES)}")
+    if cost not in PASSES:
+        raise ValueError(f"a feed's cost = {cost!r} is not known. There are: {', '.join(PASSES)}")
     sparse = layer_flops(model_profile, kept)
     terms = Breakdown(forward=images * sum(sparse.values()))
     if cost == "inputs":
@@ -81,6 +81,30 @@ def feed_flops(
         extra = sum(layer.flops - sparse[layer.name] for layer in model_profile.layers if layer.name in names)
         terms |= {"backward": 2 * terms["forward"], "dense_gradient": extra * (images if dense_images is None else dense_images)}
     return terms
+
+
+def by_density(
+    model_profile: ModelProfile,
+    images: int,
+    kept: KeptCounts = DENSE,
+    whole: KeptCounts = DENSE,
+    cost: str = "train",
+    dense: Sequence[str] = (),
+    dense_images: int = 0,
+) -> Iterator[tuple[float, int]]:
+    """What `images` images cost, layer after layer, as the layer's density d and F, its FLOPs if it had no mask; what time depends on.
+
+    whole: weights of layers that are smaller than the model's, such as after a cut. Weight gradients of the `dense` layers at all
+    positions, for `dense_images` of the images, are work at density 1. The sum of d F is `feed_flops`.
+    """
+    passes, names = PASSES[cost], layers_named(model_profile, dense) if dense_images else ()
+    for layer in model_profile.layers:
+        size = whole.get(layer.name, layer.weights)
+        probed = dense_images if layer.name in names else 0
+        if size:
+            yield kept.get(layer.name, size) / size, 2 * size * layer.positions * (passes * images - probed)
+        if probed:
+            yield 1.0, layer.flops * probed
 
 
 def training_flops(model_profile: ModelProfile, kept: KeptCounts = DENSE, dense: Sequence[str] = ()) -> int:

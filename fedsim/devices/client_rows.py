@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from hashlib import sha256
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def with_clients(mix: DeviceMix, path: Path) -> DeviceMix:
     place = np.argsort(order)
     own = {name: np.array([_figure(path, number, name, row[name]) for number, row in rows])[place] for name in header if name in COLUMNS}
     kinds = np.array([_kind(mix, path, number, row["kind"]) for number, row in rows])[place] if "kind" in header else mix.rows
-    return replace(mix, rows=kinds, own={**mix.own, **own}, registered=len(order))
+    return replace(mix, rows=kinds, own={**mix.own, **own}, registered=len(order), digests=_with_digest(mix, path))
 
 
 def of_capacity(mix: DeviceMix, path: Path, reference_flops: float) -> DeviceMix:
@@ -55,7 +56,11 @@ def of_capacity(mix: DeviceMix, path: Path, reference_flops: float) -> DeviceMix
                 raise BadInput(f"{path}, row {number}: {name} = {row[name]:g} must be above 0")
     computation, communication = (np.array([row[name] for _, row in rows]) for name in ("computation", "communication"))
     flops, link = TRAINING * reference_flops / (computation / MS), communication * BITS
-    return replace(mix, pool={"flops": flops, "down": link, "up": link.copy()})
+    return replace(mix, pool={"flops": flops, "down": link, "up": link.copy()}, digests=_with_digest(mix, path))
+
+
+def _with_digest(mix: DeviceMix, path: Path) -> dict[str, str]:
+    return {**mix.digests, str(path): sha256(path.read_bytes()).hexdigest()}
 
 
 def _table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:

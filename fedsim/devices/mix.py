@@ -60,6 +60,7 @@ class DeviceMix:
     pool: Mapping[str, Floats] = field(default_factory=dict)
     registered: int | None = None
     traces: Mapping[str, Availability] = field(default_factory=dict)  # by the name of their file
+    digests: Mapping[str, str] = field(default_factory=dict)  # SHA-256 of the files that say something of single devices
 
     def __post_init__(self) -> None:
         whole = sum(kind.share for kind in self.kinds)

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from fedsim.devices.availability import Availability
+from fedsim.devices.availability import Trace
 from fedsim.devices.client_rows import of_capacity, with_clients
 from fedsim.devices.kind import FIELDS, DeviceKind
 from fedsim.devices.mix import DeviceMix
@@ -77,11 +77,12 @@ def _mix(table: dict[str, Any], path: Path) -> DeviceMix:
     if not isinstance(about, str):
         raise BadInput(f"about = {about!r} must be a text")
     made = tuple(_kind(name, row) for name, row in kinds.items())
-    traces: dict[str, Availability] = {}
+    traces: dict[str, Trace] = {}
     for kind in made:
         if isinstance(kind.available, str) and kind.available != "always":
             traces[kind.available] = read_trace(path.parent / kind.available, kind.name)
-    return DeviceMix(path.stem if path.parent == BUILT_IN else str(path), made, about, traces=traces)
+    digests = {name: trace.digest for name, trace in traces.items()}
+    return DeviceMix(path.stem if path.parent == BUILT_IN else str(path), made, about, traces=traces, digests=digests)
 
 
 def _kind(name: str, row: Any) -> DeviceKind:

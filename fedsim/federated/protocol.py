@@ -64,7 +64,8 @@ class Reply:
     """What a fleet hands back: `reply.total["n/images"]` is the sum over the cohort, `reply.each["n/images"]` (K,) a number per client."""
 
     total: Tree  # sums over the cohort, float64
-    each: Tree  # (K, …), a row per client, in the order of the sorted cohort
+    each: Tree  # (K, …), a row per client, in the order of `clients`
+    clients: tuple[int, ...] = ()  # those that answered, sorted: the cohort, or fewer of it where clients have devices
 
 
 class Work(ABC):
@@ -89,6 +90,7 @@ class Work(ABC):
     extra_memory: int = 0  # bytes a client holds during this work beside its model (e.g. other candidates), for its memory figure
     extra_flops: int = 0  # FLOPs a client with images spends in this work beside its model's passes (e.g. on a hypernetwork)
     deployment_only: bool = False  # work after the last round that makes each client's own model: charged to deploy_flops alone
+    everyone: ClassVar[bool] = False  # the call needs an answer of each client, so that the server waits for all, whatever their devices
     compact: ClassVar[bool] = False  # clients hold and exchange the open channels alone; both ends know the hard gate of each
     purpose: ClassVar[str]  # of ClientInput.key's draws: the class's name, where the class itself states no other
 
@@ -184,6 +186,8 @@ class Method(ABC, Generic[State]):
     """
 
     density: float | None = None  # share of the weights that a masked model keeps, for the choice of kernels; None: no masks
+
+    asynchronous: ClassVar[bool] = False  # its rounds are one averaged training each, so that clients may answer to older models
 
     @property
     def stays(self) -> str:

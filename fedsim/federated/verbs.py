@@ -19,9 +19,11 @@ from fedsim.core.tree import Tree
 from fedsim.errors import MethodFault
 from fedsim.federated.protocol import Fleet, Method, Setting
 from fedsim.nn.net import Net
-from fedsim.storage.columns import COLUMNS
+from fedsim.storage.columns import COLUMNS, OF_DEVICES
 
-OF_ENGINE = {path.removeprefix("rounds/") for path in COLUMNS if path.startswith("rounds/")} - {"lr"}  # columns that no method records
+OF_ENGINE = {path.removeprefix("rounds/") for path in COLUMNS | OF_DEVICES if path.startswith("rounds/")} - {
+    "lr"
+}  # columns that no method records
 STORAGE = Path(storage.__file__).parent
 INIT = "the state before round 0: a dataclass, or dicts, lists and tuples, of tensors, numbers and text"
 ROUND = "(state, record): the state after the round, and a dict of what to record, name -> number"

@@ -3,63 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
 from zlib import crc32
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from fedsim.core import keys
 from fedsim.core.keys import SCAFFOLD_CONTROL
 from fedsim.core.tree import Tree, under
 from fedsim.core.types import Feed
-from fedsim.costs import communication, flops, profile
-from fedsim.costs.memory import ACTIVATIONS, client_memory, executed_memory
-from fedsim.fleet.client_images import Population, count_of, mean_size, part_of, shown, shown_last, steps_of
+from fedsim.costs import communication, profile
+from fedsim.fleet.charging.pricing import ClientCosts, WorkPrices
+from fedsim.fleet.client_images import Population, count_of
 from fedsim.fleet.messages import PackResult, WorkOrder
 from fedsim.fleet.received_masks import ReceivedMasks
-from fedsim.nn import profiler
-from fedsim.nn.net import Net
 
-NO_STEP = ("gradients", "dense_gradient", "optimiser")
-# Of what a client keeps, this takes memory of its own; kept weights and buffers are counted as part of the model.
-BESIDE = (keys.OPTIMISER, keys.GRADIENTS, keys.LOSSES, keys.TOP, keys.INDICES)
-UNUSED = {"train": (), "inputs": NO_STEP, "forward": (*NO_STEP, *ACTIVATIONS)}  # memory that each kind of pass does without
-
-
-@dataclass
-class ClientCosts:
-    """One client's share of a round."""
-
-    samples: int = 0  # images it saw, each epoch counted
-    loss: float = float("nan")  # mean training loss of its last work
-    density: float = float("nan")  # whole density of what it trained
-    train_flops: int = 0
-    extra_flops: int = 0  # of these, what works spend beside the passes of the model
-    flops_at_mean: int = 0  # train_flops if it had the mean number of images
-    dense_flops: int = 0  # of the job's local training with the dense model, the measure of the above
-    bytes_up: int = 0
-    bytes_down: int = 0
-    memory: int = 0  # model figure, bytes, the largest of the round
-    memory_terms: profile.Breakdown = field(default_factory=profile.Breakdown)  # whose sum it is
-    model_memory: int = 0  # the same without activations
-
-    def add(self, run: ClientCosts) -> None:
-        """One more run of a work; its bytes and its loss are added where they are known."""
-        self.samples += run.samples
-        self.train_flops += run.train_flops
-        self.extra_flops += run.extra_flops
-        self.flops_at_mean += run.flops_at_mean
-        self.density, self.dense_flops = run.density, run.dense_flops
-        self.model_memory = max(self.model_memory, run.model_memory)
-        self.hold(run.memory_terms)
-
-    def hold(self, terms: profile.Breakdown) -> None:
-        """Memory that it needs at one time."""
-        if terms.total > self.memory:
-            self.memory, self.memory_terms = terms.total, terms
+__all__ = ["ClientCosts", "CostAccount"]
 
 
 class CostAccount:
@@ -67,170 +26,51 @@ class CostAccount:
 
     def __init__(self, model_profile: profile.ModelProfile, population: Population, local: Feed, slots: int, pack: int = 1) -> None:
         self.model_profile, self.population = model_profile, population
-        self.local = local  # the job's local training
-        self.pack = pack  # clients that a rank trains at once
-        self.executed = 0  # bytes, the most that a rank holds in a step of this round
+        self.prices = WorkPrices(model_profile, population, local, slots, pack)
         self.deployed = 0  # FLOPs of this round that belong to no training: what clients do to get the model that they use
-        self.slots = slots  # values of the optimiser per parameter
         self.bills: dict[int, ClientCosts] = {}
         self.received = ReceivedMasks()
         self._sent: dict[str, list[tuple[Tensor, Tensor | None, set[int]]]] = {}  # key -> tensors of this round, their masks, who has them
         self._own: dict[int, dict[str, int]] = {}  # client -> key -> checksum of what it was sent for itself in this round
-        self._mean_sizes: dict[str, int] = {}  # split -> images of a client with the mean number of them
-        self._narrow: dict[tuple[tuple[int, int], ...], profile.ModelProfile] = {}  # whole and open channels of each group -> what is open
-        self._known: tuple[Net, profile.ModelProfile, list[int]] | None = None
+
+    @property
+    def executed(self) -> int:
+        """Bytes, the most that a rank holds in a step of this round."""
+        return max((bill.executed for bill in self.bills.values()), default=0)
 
     def open(self) -> None:
         self.bills = {}
-        self.executed = self.deployed = 0
+        self.deployed = 0
         self._sent = {}
         self._own = {}
 
-    def charge(self, order: WorkOrder, clients: Sequence[int], sent: Tree, answer: PackResult) -> None:
-        """Adds one run of a work to the bills; one that deploys a model to a count of its own."""
+    def charge(
+        self, order: WorkOrder, clients: Sequence[int], sent: Tree, answer: PackResult, down: np.ndarray | None = None
+    ) -> list[ClientCosts]:
+        """Adds one run of a work to the bills, and returns what it costs each client; one that deploys a model counts by itself.
+
+        down: (K,) bytes that each client was sent for it, where `deliver` was asked before.
+        """
         if order.work.deployment_only:
             feeds = [(feed, count_of(self.population, feed, client)) for client in clients for feed in order.work.feeds]
-            self.deployed += sum(self._flops(feed, count, [order.net.used(order.shared)]) for feed, count in feeds)
-            return
-        held = order.net.used(under(order.shared, keys.MASKS))
-        personal: dict[object, int] = {}  # of clients with equally many weights
-        down = self._down(order.shared, clients, answer.arrived)
-        runs: dict[object, ClientCosts] = {}  # of clients with equally many images, weights and channels
-        at_mean: dict[object, int] = {}  # of clients with equally many weights and channels
-        trains = any(feed.cost == "train" for feed in order.work.feeds)
-        for i, client in enumerate(clients):
+            self.deployed += sum(self.prices.flops_of(feed, count, [order.net.used(order.shared)]) for feed, count in feeds)
+            return [ClientCosts() for _ in clients]
+        if down is None:
+            down = self.deliver(order, clients, sent, answer.arrived)
+        trains, costs = any(feed.cost == "train" for feed in order.work.feeds), self.prices.of(order, clients, answer)
+        for client, run, size in zip(clients, costs, down.tolist(), strict=True):
             bill = self.bills.setdefault(client, ClientCosts())
-            bill.bytes_down += int(down[i]) + self._down_own(client, {key: value[i] for key, value in sent.items()}, order.shared)
+            bill.bytes_down += size
             bill.bytes_up += answer.up[client]
-            own = {name.removesuffix(".weight"): count for name, count in answer.ones.get(client, {}).items()}
-            first = {name.removesuffix(".weight"): count for name, count in answer.arrived.get(client, {}).items() if own}
-            opened, top = answer.open.get(client), _entries(answer.each[client])
-            counts = tuple(count_of(self.population, feed, client) for feed in (self.local, *order.work.feeds))
-            weights = tuple(own.items()), tuple(first.items())
-            if weights not in personal:
-                personal[weights] = _personal(order.shared, answer.keep.get(client, {}))
-            kept = _kept_in(order.work.feeds, held | {layer: count for layer, count in first.items() if layer in own}, held | own)
-            use = (weights, opened and tuple(map(tuple, opened)))
-            mark = (counts, top, use)
-            if mark not in runs:
-                runs[mark] = run = self._run(order, counts, kept, opened, top, personal[weights])
-                if use not in at_mean:
-                    at_mean[use] = self._at_mean(order, counts, kept, opened, run)
-                run.flops_at_mean = at_mean[use]
-            bill.add(runs[mark])
+            bill.add(run)
             if trains:
                 bill.loss = answer.loss[client]
+        return costs
 
-    def _run(
-        self,
-        order: WorkOrder,
-        counts: Sequence[int],
-        kept: list[dict[str, int]],
-        opened: list[list[int]] | None,
-        top: int,
-        personal: int,
-    ) -> ClientCosts:
-        """What a run of the work costs a client with so many images in an epoch of the job's local training and of each feed.
-
-        `kept`: in each feed and at the end, weights of every layer that is not whole; `opened`: channels under hard gates; `top`: entries
-        of the buffers that the client's largest gradients went through; `personal`: bytes that it holds beside the model for the
-        aggregation, and for itself.
-        """
-        each = _each(order, kept[-1], opened)
-        bill = ClientCosts(density=sum(flops.density(self.model_profile, used) for used in each) / len(each))
-        bill.dense_flops = flops.feed_flops(self.model_profile, shown(self.local, counts[0])).total
-        for feed, count, held in zip(order.work.feeds, counts[1:], kept[:-1], strict=True):
-            trains = feed.cost == "train"
-            batch = min(feed.batch, count)
-            bill.samples += shown(feed, count) if trains else 0
-            bill.train_flops += self._flops(feed, count, _each(order, held, opened))
-            memory = self._memory(order, feed, batch, held, opened, top if feed.dense_gradient_layers else 0)
-            memory = profile.Breakdown(memory | {"personal": personal}).without(*UNUSED[feed.cost])
-            bill.hold(memory)
-            bill.model_memory = max(bill.model_memory, memory.without(*ACTIVATIONS).total)
-            executed = executed_memory(self.profile_of(order.net), batch, _masked(order, held), self.slots, self.pack)
-            self.executed = max(self.executed, executed.total if trains else 0)
-        bill.extra_flops = order.work.extra_flops if any(counts[1:]) else 0
-        bill.train_flops += bill.extra_flops
-        return bill
-
-    def _at_mean(
-        self, order: WorkOrder, counts: Sequence[int], kept: list[dict[str, int]], opened: list[list[int]] | None, run: ClientCosts
-    ) -> int:
-        """FLOPs of such a client if it had the mean number of images; `run`: what it costs with `counts`."""
-        mean = tuple(self._mean_count(feed) for feed in order.work.feeds)
-        if mean == tuple(counts[1:]):
-            return run.train_flops
-        feeds = zip(order.work.feeds, mean, kept[:-1], strict=True)
-        passes = sum(self._flops(feed, count, _each(order, held, opened)) for feed, count, held in feeds)
-        return passes + (order.work.extra_flops if any(mean) else 0)
-
-    def _mean_count(self, feed: Feed) -> int:
-        if feed.split not in self._mean_sizes:
-            self._mean_sizes[feed.split] = mean_size(self.population, feed.split)
-        return part_of(feed, self._mean_sizes[feed.split])
-
-    def _flops(self, feed: Feed, count: int, each: list[dict[str, int]]) -> int:
-        """Of a feed with `count` images an epoch; `each`: weights in use at every step (the last one's in those beyond), or at all."""
-        images = shown(feed, count)
-        if len(each) == 1:
-            seen = shown_last(feed, count, feed.dense_gradient_steps) if feed.dense_gradient_steps else images
-            return flops.feed_flops(self.model_profile, images, each[0], feed.cost, feed.dense_gradient_layers, seen).total
-        ends = [shown_last(feed, count, last) for last in range(steps_of(feed, count) + 1)]  # images of the last steps
-        shares = [more - less for less, more in pairwise(ends)][::-1]
-        used = [each[min(step, len(each) - 1)] for step in range(len(shares))]
-        return sum(flops.feed_flops(self.model_profile, n, kept, feed.cost).total for n, kept in zip(shares, used, strict=True))
-
-    def _memory(
-        self, order: WorkOrder, feed: Feed, batch: int, kept: dict[str, int], opened: list[list[int]] | None, top: int
-    ) -> profile.Breakdown:
-        """The described client's: under gates it holds the whole model, and gradients and activations of the open channels.
-
-        Where the work exchanges the open channels alone, it holds no more of the model either: a smaller network.
-        """
-        model_profile, masked = self.profile_of(order.net), _masked(order, kept)
-        if opened and order.work.compact:
-            terms = [self._narrow_memory(order, feed, batch, masked, row, top) for row in opened]
-            return max(terms, key=lambda found: found.total)
-        memory = client_memory(
-            model_profile, masked, batch, self.slots, feed.dense_gradient_layers, top=top, beside=order.work.extra_memory
-        )
-        if not opened:
-            return memory
-        widths, per = order.net.channels.widths, self._per_channel(order.net)
-        closed = [sum((width - row[i]) * per[i] for i, width in enumerate(widths)) for row in opened]
-        used = [client_memory(model_profile, masked | order.net.channels.used(row), slots=self.slots) for row in opened]
-        fewer = {"gradients": max(terms["gradients"] for terms in used), "activations": memory["activations"] - batch * min(closed)}
-        return profile.Breakdown(memory | fewer)
-
-    def profile_of(self, net: Net) -> profile.ModelProfile:
-        """The job's own, or that of what a cut has left."""
-        return self._of_cut(net)[0] if net.kept else self.model_profile
-
-    def _narrow_memory(
-        self, order: WorkOrder, feed: Feed, batch: int, masked: dict[str, int], open: Sequence[int], top: int
-    ) -> profile.Breakdown:
-        """Of a client that holds so many channels of each group alone; its profile is remembered."""
-        channels = order.net.channels
-        mark = tuple(zip(channels.widths, open, strict=True))
-        if mark not in self._narrow:
-            kept = {group.name: torch.arange(count) for group, count in zip(channels.groups, open, strict=True)}
-            small = channels.compact(order.net.original, kept).float()
-            self._narrow[mark] = profiler.profile(small, self.population.train.shape, order.net.activation_pruning)
-        touched = channels.used(open)
-        whole = {layer: count for layer, count in masked.items() if layer not in touched}
-        dense, beside = feed.dense_gradient_layers, order.work.extra_memory
-        return client_memory(self._narrow[mark], whole, batch, self.slots, dense, top=top, beside=beside)
-
-    def _per_channel(self, net: Net) -> list[int]:
-        return self._of_cut(net)[1]
-
-    def _of_cut(self, net: Net) -> tuple[profile.ModelProfile, list[int]]:
-        """The model_profile of a net, and the bytes its activations lose with every closed channel; remembered for the last net."""
-        if self._known is None or self._known[0] is not net:
-            shape = self.population.train.shape
-            self._known = net, profiler.profile(net.plain(net.initial).float(), shape, net.activation_pruning), net.per_channel(shape)
-        return self._known[1:]
+    def deliver(self, order: WorkOrder, clients: Sequence[int], sent: Tree, arrived: dict[int, dict[str, int]]) -> np.ndarray:
+        """(K,) bytes that reach each client, which holds them from now on; `arrived` counts the masks it has for itself."""
+        own = [self._down_own(client, {key: value[i] for key, value in sent.items()}, order.shared) for i, client in enumerate(clients)]
+        return self._down(order.shared, clients, arrived) + np.array(own, dtype=np.int64)
 
     def _down(self, shared: Tree, clients: Sequence[int], arrived: dict[int, dict[str, int]]) -> np.ndarray:
         """(K,) bytes of the broadcast that each client does not hold yet; `arrived` counts the masks it has for itself."""
@@ -269,33 +109,6 @@ class CostAccount:
         if lasting := {key: mark for key, mark in marks.items() if key.startswith(keys.MASKS)}:
             self.received.own[client] = self.received.own.get(client, {}) | lasting
         return communication.length(new, shared | row)
-
-
-def _kept_in(feeds: Sequence[Feed], first: dict[str, int], last: dict[str, int]) -> list[dict[str, int]]:
-    """In each feed, and at the end: what a client looks at before it trains, it looks at with the masks it came with."""
-    before = next((i for i, feed in enumerate(feeds) if feed.cost != "forward"), 0)
-    return [first if i < before else last for i in range(len(feeds))] + [last]
-
-
-def _each(order: WorkOrder, kept: dict[str, int], opened: list[list[int]] | None) -> list[dict[str, int]]:
-    """Weights in use, step after step, or once where they are the same in all."""
-    return [kept | order.net.channels.used(row) for row in opened] if opened else [kept]
-
-
-def _personal(shared: Tree, kept: Tree) -> int:
-    """Bytes that a client holds beside the model for the aggregation, and keeps for its training."""
-    return communication.length(under(shared, SCAFFOLD_CONTROL) | under(kept, *BESIDE), under({**shared, **kept}, keys.MASKS))
-
-
-def _masked(order: WorkOrder, kept: dict[str, int]) -> dict[str, int]:
-    """Of the weights in use, those of layers with a mask."""
-    whole = order.net.used({})
-    return {layer: count for layer, count in kept.items() if whole.get(layer) != count}
-
-
-def _entries(each: Tree) -> int:
-    """Entries, each an index and a value, of the buffers whose positions a client sends; it may keep the values to itself."""
-    return sum(value.numel() for value in under(each, keys.TOP_INDEX).values())
 
 
 def _own_price(arrived: dict[str, int], mask: str, size: int) -> int:

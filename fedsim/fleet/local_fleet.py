@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from operator import index
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,11 +20,11 @@ from fedsim.federated.client_work import Evaluate
 from fedsim.federated.protocol import Reply, Work
 from fedsim.federated.verbs import fits
 from fedsim.fleet import checks
-from fedsim.fleet.accounting import CostAccount
+from fedsim.fleet.accounting import ClientCosts, CostAccount
+from fedsim.fleet.charging.report_costs import charge_pack
 from fedsim.fleet.client_images import TESTS
-from fedsim.fleet.messages import Pack, PackResult, WorkerContext, WorkOrder
+from fedsim.fleet.messages import Call, Pack, PackResult, WorkerContext, WorkOrder, merged, smaller_batches
 from fedsim.fleet.packing import cut_cohort, images
-from fedsim.fleet.report_costs import charge_pack
 from fedsim.nn.net import Net
 from fedsim.storage.places.beside import Beside
 
@@ -52,6 +53,23 @@ def held(kept: Mapping[int, Tree], client: int) -> Tree | None:
         raise CannotWrite(f"{error.filename or 'a checkpoint'} cannot be read any more: {error.strerror}; the run has stopped") from error
 
 
+@dataclass(frozen=True)
+class Carried:
+    """A call that was carried out: the reply, and what each client was charged for it, without what it was sent."""
+
+    reply: Reply
+    costs: list[ClientCosts]
+    up: list[int]  # bytes
+
+
+class Emulation(Protocol):
+    """Devices of clients: who is asked, who answers, and what time it takes; `fedsim.fleet.timed.emulation` is it."""
+
+    def times(self, call: Call) -> bool: ...
+    def pick(self, fleet: Any, k: int, r: int) -> list[int]: ...
+    def run(self, fleet: Any, call: Call) -> Reply: ...
+
+
 class LocalFleet:
     """Runs every pack in this process, one after the other; a subclass says how one pack is carried out."""
 
@@ -73,6 +91,7 @@ class LocalFleet:
         self.touched: set[int] = set()  # clients whose kept state changed; whoever writes it down empties this
         self.kept: MutableMapping[int, Tree] = {} if kept is None else kept
         self.r = 0
+        self.emulation: Emulation | None = None
         self._beside = Beside()
         self._calls: Counter[tuple[str, int]] = Counter()
         sizes = site.population.shards["train"].sizes()
@@ -85,17 +104,32 @@ class LocalFleet:
         self.account.open()
 
     def pick(self, k: int | None, r: int) -> list[int]:
-        """`k` (None: all) distinct non-empty clients, sorted: a function of the seed and the round, the same for every method."""
-        filled = self.site.population.clients if self._filled is None else len(self._filled)
+        """`k` (None: all) distinct non-empty clients, sorted: a function of the seed and the round, the same for every method.
+
+        Where clients have devices, more or fewer may be asked in the round in progress.
+        """
+        return self.draw(k, r) if self.emulation is None or k is None else self.emulation.pick(self, k, r)
+
+    @property
+    def filled(self) -> int:
+        """Clients that have training images."""
+        return self.site.population.clients if self._filled is None else len(self._filled)
+
+    def drawn(self, generator: np.random.Generator, k: int) -> np.ndarray:
+        """(k,) distinct clients that have training images, in the order of a draw."""
+        chosen = generator.choice(self.filled, k, replace=False)
+        return chosen if self._filled is None else self._filled[chosen]
+
+    def draw(self, k: int | None, r: int) -> list[int]:
+        """`pick`, whatever devices clients have."""
         if k is None:
-            return list(range(filled)) if self._filled is None else self._filled.tolist()
-        if k > filled:
+            return list(range(self.filled)) if self._filled is None else self._filled.tolist()
+        if k > self.filled:
             raise BadInput(
-                f"a cohort of {k} was asked for, but only {filled} clients have training images; lower cohort.size or set"
+                f"a cohort of {k} was asked for, but only {self.filled} clients have training images; lower cohort.size or set"
                 " partition.min_images >= 1"
             )
-        chosen = np.random.default_rng((self.site.seed, r)).choice(filled, k, replace=False)
-        return np.sort(chosen if self._filled is None else self._filled[chosen]).tolist()
+        return np.sort(self.drawn(np.random.default_rng((self.site.seed, r)), k)).tolist()
 
     def later(self, task: Callable[[], None], then: Callable[[], None] | None = None) -> None:
         """Runs `task` beside the training that follows, after the task before has ended; `then` is run by `drain`, after it."""
@@ -104,21 +138,53 @@ class LocalFleet:
     def run(self, work: Work, cohort: Sequence[int], shared: Tree, own: Tree | None = None, net: Net | None = None) -> Reply:
         """Has every client of the cohort do the work; totals over the cohort, and the rows of each client in sorted order."""
         clients = sorted(map(index, cohort))
-        self._check(work, clients, shared, own or {}, net or self.site.net)
-        n = sum(images(self.site, client) for client in clients)
-        shared, sent = (tree.each(lambda value: value.to(self.site.device), part) for part in (shared, own or {}))
-        order = WorkOrder(work, net or self.site.net, shared, self.r, n)
-        with torch.no_grad():
-            answer = self._carried_out(order, self._packed(order, clients, sent))
-        if charge_pack(order):
-            self.account.charge(order, clients, own or {}, answer)
+        call = Call(work, clients, shared, own or {}, net or self.site.net)
+        self._check(call)
+        if self.emulation is not None and self.emulation.times(call):
+            return self.emulation.run(self, call)
+        return self.carry(call).reply
+
+    def order(self, call: Call) -> WorkOrder:
+        """The call as packs get it."""
+        n = sum(images(self.site, client) for client in call.clients)
+        return WorkOrder(call.work, call.net, self._placed(call.shared), self.r, n)
+
+    def carry(self, call: Call, down: np.ndarray | None = None, halved: Mapping[int, int] | None = None) -> Carried:
+        """Has all clients of the call do the work. down: (K,) bytes that they were sent for it, where they have been sent it already.
+
+        halved: client -> how often its batches are halved, where its memory is too small for them.
+        """
+        order, answer, own = self.order(call), None, self._placed(call.own)
+        costs: dict[int, ClientCosts] = {}
+        for times in sorted({(halved or {}).get(client, 0) for client in call.clients}):
+            rows = [i for i, client in enumerate(call.clients) if (halved or {}).get(client, 0) == times]
+            clients = [call.clients[i] for i in rows]
+            part = replace(order, work=smaller_batches(order.work, times))
+            mine = own if len(rows) == len(call.clients) else {key: value[rows] for key, value in own.items()}
+            with torch.no_grad():
+                found = self._carried_out(part, self._packed(part, clients, mine))
+            if charge_pack(part):
+                sent = {key: value[rows] for key, value in call.own.items()} if len(rows) < len(call.clients) else call.own
+                charged = self.account.charge(part, clients, sent, found, None if down is None else down[rows])
+                costs.update(zip(clients, charged, strict=True))
+            answer = found if answer is None else merged(answer, found)
+        assert answer is not None
+        self._keep(answer)
+        checks.alike([answer.each[client] for client in call.clients], call.clients, "each")
+        total, each = answer.total.value(), tree.stack(answer.each[client] for client in call.clients)
+        reply = Reply(self._placed(total), self._placed(each), tuple(call.clients))
+        charges = [costs[client] for client in call.clients] if costs else []
+        return Carried(reply, charges, [answer.up.get(client, 0) for client in call.clients])
+
+    def _placed(self, part: Tree) -> Tree:
+        return tree.each(lambda value: value.to(self.site.device), part)
+
+    def _keep(self, answer: PackResult) -> None:
+        """What clients put aside at this visit."""
         for client, keep in answer.keep.items():
             if keep:
                 self.kept[client] = (held(self.kept, client) or {}) | keep
                 self.touched.add(client)
-        checks.alike([answer.each[client] for client in clients], clients, "each")
-        total, each = answer.total.value(), tree.stack(answer.each[client] for client in clients)
-        return Reply(*(tree.each(lambda value: value.to(self.site.device), part) for part in (total, each)))
 
     def drain(self) -> None:
         """Waits for the task that goes on beside the training; what that raised is raised here."""
@@ -159,7 +225,8 @@ class LocalFleet:
             self._calls.update((purpose, client) for client in clients)
         return calls
 
-    def _check(self, work: Work, clients: list[int], shared: Tree, own: Tree, net: Net) -> None:
+    def _check(self, call: Call) -> None:
+        work, clients = call.work, call.clients
         if not clients:
             raise ValueError("the cohort is empty; it must have at least one client")
         if twice := [one for one, next in pairwise(clients) if one == next]:
@@ -170,9 +237,9 @@ class LocalFleet:
         if not isinstance(work, Evaluate) and not 0 <= clients[0] <= clients[-1] < count:
             unknown = clients[0] if clients[0] < 0 else clients[-1]
             raise ValueError(f"a cohort has client {unknown}, and the clients are 0 to {count - 1}; fleet.pick gives a cohort")
-        for name, held in (("shared", shared), ("own", own)):
+        for name, held in (("shared", call.shared), ("own", call.own)):
             tree.check(held, name)
-        fits(net, shared, "shared")
+        fits(call.net, call.shared, "shared")
         for feed in work.feeds:
             if feed.split in TESTS and not isinstance(work, Evaluate):
                 raise ValueError(f"{type(work).__name__} asks for test images, which only Evaluate may see")
@@ -180,7 +247,7 @@ class LocalFleet:
                 raise ValueError(f"{type(work).__name__} asks for held-out images; set partition.holdout above 0")
         if len(clients) > MAX_COHORT:
             raise ValueError(f"a cohort of {len(clients):,} clients; at most {MAX_COHORT:,} can be summed exactly")
-        for key, value in own.items():
+        for key, value in call.own.items():
             if value.dim() == 0 or len(value) != len(clients):
                 rows = f"{len(value)} rows" if value.dim() else "no rows"
                 raise ValueError(f"own {key!r} has {rows} for a cohort of {len(clients)}")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 import torch
 
@@ -30,6 +31,24 @@ class WorkerContext:
     rank: int = 0
     stopped: Callable[[], bool] = lambda: False  # asked between packs
     ready: Ready = field(default_factory=Ready, compare=False)
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a method asks of a fleet: a work for the sorted clients of a cohort."""
+
+    work: Work
+    clients: list[int]
+    shared: Tree
+    own: Tree  # (K, …)
+    net: Net
+
+    def of(self, clients: Sequence[int]) -> Call:
+        """The same for some of its clients, sorted; without rows of their own it may be for others."""
+        if not self.own:
+            return replace(self, clients=list(clients))
+        rows = torch.tensor([self.clients.index(client) for client in clients], dtype=torch.int64)
+        return replace(self, clients=list(clients), own={key: value[rows.to(value.device)] for key, value in self.own.items()})
 
 
 @dataclass(frozen=True)
@@ -75,6 +94,20 @@ class PackResult:
         self.total.merge(other.total)
         for name in ("each", "keep", "loss", "ones", "arrived", "open", "up"):
             getattr(self, name).update(getattr(other, name))
+
+
+def merged(answer: PackResult, more: PackResult) -> PackResult:
+    """Both in one."""
+    answer.merge(more)
+    return answer
+
+
+def smaller_batches(work: Work, halvings: int) -> Work:
+    """The work with the batches of all its feeds halved so often; at least one image stays."""
+    if not halvings:
+        return work
+    feeds = tuple(replace(feed, batch=max(1, feed.batch >> halvings)) for feed in work.feeds)
+    return cast(Work, replace(cast(Any, work), feeds=feeds))
 
 
 @dataclass

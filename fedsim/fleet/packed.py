@@ -20,11 +20,11 @@ from fedsim.core.types import Batch
 from fedsim.federated.protocol import ClientInput, Work
 from fedsim.fleet import checks
 from fedsim.fleet.batches import Step
+from fedsim.fleet.charging.report_costs import charge_all, charge_pack
 from fedsim.fleet.checks import finite, unchanged
 from fedsim.fleet.local_fleet import LocalFleet
 from fedsim.fleet.messages import ErrorContext, Pack, PackResult, WorkerContext, WorkOrder
 from fedsim.fleet.packing import batches, client_input, client_row
-from fedsim.fleet.report_costs import charge_all, charge_pack
 
 
 def carry_out(order: WorkOrder, pack: Pack, site: WorkerContext) -> PackResult:

@@ -23,6 +23,8 @@ from fedsim.nn.net import Net
 class FedAvg(Method[AveragedState]):
     """Averages what a cohort trained, round after round; no hyperparameters of its own."""
 
+    asynchronous = True
+
     def init(self, setting: Setting, public: Data | None) -> AveragedState:
         return AveragedState.begin(setting, setting.net.initial)
 

@@ -21,7 +21,7 @@ from fedsim.costs import flops, memory
 from fedsim.federated import verbs
 from fedsim.fleet.local_fleet import LocalFleet
 from fedsim.fleet.messages import Pack, PackResult, WorkerContext, WorkOrder
-from fedsim.fleet.serial import idle
+from fedsim.fleet.one_by_one import idle
 from fedsim.reporting.formatting import quantity
 from fedsim.simulation.experiment import Experiment, build_experiment
 from fedsim.simulation.round_record import RoundRow, row_of

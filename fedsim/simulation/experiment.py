@@ -12,13 +12,16 @@ from fedsim import models
 from fedsim.config.job import Job, identity, resolved
 from fedsim.costs.profile import ModelProfile
 from fedsim.data.population import Population, populate
+from fedsim.devices import reading
 from fedsim.errors import BadInput
 from fedsim.federated.protocol import Setting
 from fedsim.fleet.accounting import CostAccount
 from fedsim.fleet.messages import WorkerContext
+from fedsim.fleet.timed.rules import Rules
 from fedsim.nn import optim, profiler
 from fedsim.nn.net import Net
 from fedsim.simulation.checking import room, start
+from fedsim.simulation.devices.rules import rules_of
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class Experiment:
     setting: Setting
     method: Any
     site: WorkerContext
+    devices: Rules | None = None  # of clients, and how the server deals with them; None: there are none, and no clock
 
     @property
     def identity(self) -> str:
@@ -110,6 +114,13 @@ def build_experiment(job: Job, node_rank: int = 0, stopped: Callable[[], bool] =
         *(net, training, job.train.aggregation(), job.rounds, cohort, population.clients, job.seed, model_profile, job.partition.holdout),
         image_shape=tuple(shape),
     )
-    return Experiment(
-        job, population, model_profile, setting, job.method.use, WorkerContext(net, population, job.seed, device, stopped=stopped)
-    )
+    site = WorkerContext(net, population, job.seed, device, stopped=stopped)
+    return Experiment(job, population, model_profile, setting, job.method.use, site, _devices(job, setting))
+
+
+def _devices(job: Job, setting: Setting) -> Rules | None:
+    if not job.devices.name:
+        return None
+    mix = reading.read(job.devices)
+    mix.check(setting.clients)
+    return rules_of(job, mix, setting.cohort, setting.model_profile, setting.train)

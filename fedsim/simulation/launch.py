@@ -29,6 +29,7 @@ from fedsim.fleet.local_fleet import LocalFleet
 from fedsim.fleet.plan import Plan
 from fedsim.fleet.registry import make_fleet
 from fedsim.simulation import malloc
+from fedsim.simulation.devices.clock import add_clock
 from fedsim.simulation.experiment import Experiment, build_experiment
 from fedsim.simulation.finished_round import Callback
 from fedsim.simulation.launchers.alike import blamed, difference, facts_of_this_rank, software
@@ -341,4 +342,6 @@ def _fleet(parts: Experiment, plan: Plan, link: Communicator | None, start: RunS
     """The fleet of the plan, in this process or on the other ranks."""
     kept: Any = {} if start.checkpoint is None else ChainMap({}, start.checkpoint.kept)  # type: ignore[arg-type]
     account = parts.account(plan.pack(parts.setting.cohort))
-    return make_fleet(plan, parts.site, account, time.perf_counter, kept, link, parts.job.execution.cuda_aware_mpi)
+    fleet = make_fleet(plan, parts.site, account, time.perf_counter, kept, link, parts.job.execution.cuda_aware_mpi)
+    add_clock(fleet, parts.devices)
+    return fleet

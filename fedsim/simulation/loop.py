@@ -20,6 +20,8 @@ from fedsim.federated import verbs
 from fedsim.fleet.local_fleet import LocalFleet
 from fedsim.fleet.received_masks import ReceivedMasks
 from fedsim.nn.net import Net
+from fedsim.simulation.devices import clock
+from fedsim.simulation.devices.clock import played
 from fedsim.simulation.evaluation import due, evaluate, final_gates
 from fedsim.simulation.experiment import Experiment
 from fedsim.simulation.exported.network import Final
@@ -128,7 +130,7 @@ def simulate(
     for r in range(start.round + 1, rounds + 1):
         began, timing, moved, traffic = time.perf_counter(), dict(fleet.timing), dict(fleet.moved), dict(fleet.traffic)
         fleet.open(r)
-        state, found = verbs.round(method, setting, state, fleet, r)
+        state, found = played(method, setting, state, fleet, r)
         trained, timing, moved = time.perf_counter(), _since(timing, fleet.timing), _since(moved, fleet.moved)
         score = evaluate(parts, state, fleet, r) if due(parts, r) else None
         ended = time.perf_counter()
@@ -139,6 +141,7 @@ def simulate(
         row.speed.update(speeds(fleet.account.bills, parts.job.train.batch, row.timing, moved | {"record": writer.bytes}))
         row.values.update(_since(traffic, fleet.traffic), executed_memory=fleet.account.executed)
         row.values.update({"deploy_flops": fleet.account.deployed} if fleet.account.deployed else {})
+        clock.record(row, fleet)
         row.values["seconds"] = time.perf_counter() - began
         masks = row.masks
         fleet.later(partial(writer.write, r, *_to_keep(writer, r, row, state, fleet)), partial(writer.hand_back, fleet))
@@ -181,14 +184,15 @@ def _to_keep(writer: RoundWriter, r: int, row: RoundRow, state: Any, fleet: Loca
     """
     kept = {client: fleet.kept[client] for client in sorted(fleet.touched)}
     fleet.touched.clear()
-    taken = writer.taken(r, (state, fleet.account.received))
+    taken = writer.taken(r, (state, fleet.account.received, *clock.kept(fleet)))
     masks = {key: value.to("cpu", copy=True) for key, value in row.masks.items()}
     return replace(row, masks=masks), taken, {client: {key: value.cpu() for key, value in held.items()} for client, held in kept.items()}
 
 
 def _resumed(start: RunStart, fleet: LocalFleet) -> Any:
     assert start.checkpoint is not None
-    state, received = start.checkpoint.state
+    state, received, *held = start.checkpoint.state
     assert isinstance(received, ReceivedMasks)
     fleet.account.received = received
+    clock.resume(fleet, held)
     return state

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from fedsim.config import own_code
@@ -22,12 +23,13 @@ from fedsim.errors import BadInput, NoRoom
 from fedsim.federated import verbs
 from fedsim.fleet.plan import Plan
 from fedsim.fleet.received_masks import ReceivedMasks
+from fedsim.simulation.devices.rules import table
 from fedsim.simulation.experiment import Experiment
 from fedsim.simulation.planning import roofline
 from fedsim.storage import checkpoint
 from fedsim.storage.checkpoint import Checkpoint, folder_of
 from fedsim.storage.known_classes import KnownClasses
-from fedsim.storage.layout import FORMAT, RENAMED
+from fedsim.storage.layout import COUNTS_UP_TO, FORMAT, RENAMED
 from fedsim.storage.places.scratch import Scratch
 from fedsim.storage.reader import RunReader
 from fedsim.storage.run_lock import Lease
@@ -82,7 +84,8 @@ class RunStart:
         layers = [layer.name for layer in parts.model_profile.layers]
         attributes = describe(parts, plan, hosts)
         clients, called = parts.setting.clients, parts.population.names
-        made = RunWriter.create(self.path, attributes=attributes, layers=layers, clients=clients, counts=counts, called=called)
+        kinds = parts.devices.mix.kind_of(parts.job.seed, np.arange(clients)) if parts.devices and clients <= COUNTS_UP_TO else None
+        made = RunWriter.create(self.path, attributes=attributes, layers=layers, clients=clients, counts=counts, called=called, kinds=kinds)
         try:
             checkpoint.keep_beginning(self.folder, self.path)
         except (BadInput, NoRoom):
@@ -126,7 +129,7 @@ def _check(found: Checkpoint) -> None:
     if not isinstance(extra, dict) or not {"plan", "job_sha256"} <= extra.keys():
         raise ValueError("it does not say its plan and its job")
     Plan.of(extra["plan"])
-    if not (isinstance(found.state, tuple) and len(found.state) == 2 and isinstance(found.state[1], ReceivedMasks)):
+    if not (isinstance(found.state, tuple) and len(found.state) in (2, 3) and isinstance(found.state[1], ReceivedMasks)):
         raise ValueError("it does not hold the state of a method and the masks of its clients")
 
 
@@ -162,6 +165,8 @@ def _same_job(parts: Experiment, out: Path, known: dict[str, Any], resume: str) 
         raise BadInput(f"{out} was made by other code of {own}; choose another --out, or remove it to start afresh")
     if resume == "never":
         raise BadInput(f"{out} already holds this job; leave out --resume never to go on with it, or choose another --out")
+    if parts.devices and known.get("devices") != table(parts.devices.mix):
+        raise BadInput(f"{out} was made with other figures of devices than {parts.job.devices.name} has now; choose another --out")
     if known.get("partition_sha256") != parts.population.sha256:
         raise BadInput(f"{out} was made on another partition of the data than this job gives here; is it the same data set?")
 
@@ -198,6 +203,7 @@ def describe(parts: Experiment, plan: Plan, hosts: list[str]) -> dict[str, Any]:
         "partition": json.dumps(parts.population.record, sort_keys=True),
         "partition_sha256": parts.population.sha256,
         "rounds_planned": parts.job.rounds,
+        **({"devices": table(parts.devices.mix)} if parts.devices else {}),
     }
 
 

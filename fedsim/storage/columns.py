@@ -91,6 +91,25 @@ FORM = {
     "client_accuracy_min": ("1", "lowest accuracy of a client on its test shard"),
 }
 
+STATUS = "0 answered, 1 late, 2 failed, 3 unfit, 4 unavailable"
+OF_DEVICES: dict[str, Column] = {
+    "rounds/clock": Column("s", "virtual time since the start, at the end of the round"),
+    "rounds/round_time": Column("s", "virtual time that the round took"),
+    "rounds/energy": Column("J", "used by the devices of all clients that were asked"),
+    "rounds/late": Column("1", "clients that were asked and whose answer came too late, or after enough others"),
+    "rounds/failed": Column("1", "clients that left in the middle of the round"),
+    "rounds/unfit": Column("1", "clients whose memory is too small for the round's work"),
+    "rounds/unavailable": Column("1", "clients that were drawn and were not there"),
+    "rounds/staleness": Column("1", "server steps since the model that an answer was trained from, mean over the answers"),
+    "clients/seconds": Column("s", "virtual time from the request to the answer, over all exchanges of the round"),
+    "clients/begun": Column("s", "virtual time from the beginning of the round to the first request; negative: in an earlier round"),
+    "clients/ended": Column("s", "virtual time from the beginning of the round to the last answer"),
+    "clients/joules": Column("J", "used by the client's device, waiting for the end of the round included"),
+    "clients/status": Column("1", STATUS),
+    "clients/batch_halvings": Column("1", "how often the batch was halved to fit the memory"),
+}
+"""What emulated devices add; a column is made when it is first recorded."""
+
 OF_METHODS: dict[str, Column] = {
     "rounds/server_flops_pretraining": Column("FLOP", "of server_flops: training on the public images before round 1"),
     "rounds/server_flops_hypernetworks": Column("FLOP", "of server_flops: forward and backward passes of hypernetworks"),

@@ -20,7 +20,8 @@ __all__ = ["DIMENSIONS", "FORMAT", "RENAMED"]  # which readers have too
 Attributes = Mapping[str, str | int | float | bool]
 Item = TypeVar("Item")
 
-COUNTS_UP_TO = 100_000  # clients, beyond which /partition/counts is left out
+COUNTS_UP_TO = 100_000  # clients, beyond which /partition/counts and /devices/kind are left out
+KINDS = "devices/kind"
 ACCESS = {"meta_block_size": 0}  # else HDF5 sets 2 KiB aside at each opening that appends a mask, and what is left of them is lost
 CHUNK = 512  # clients in a chunk: a row writes only the chunks it touches
 ROWS = {"rounds": 1024, "timing": 1024, "speed": 1024, "layers": 256, "clients": 1}  # rounds in a chunk; 64 chunks are indexed by one node
@@ -68,10 +69,11 @@ def image_of(
     counts: NDArray[np.integer] | None,
     called: Mapping[str, Sequence[str]],
     fill: Callable[[h5py.File], object] = lambda file: None,
+    kinds: NDArray[np.integer] | None = None,
 ) -> bytes:
     """The content of a run file with no rows, or with those that `fill` adds. It is made in the memory."""
     with h5py.File("run.h5", "w", driver="core", backing_store=False) as file:
-        lay_out(file, attributes, columns, layers, clients, counts, called)
+        lay_out(file, attributes, columns, layers, clients, counts, called, kinds)
         fill(file)
         file.flush()
         content: bytes = file.id.get_file_image()
@@ -86,8 +88,9 @@ def lay_out(
     clients: int,
     counts: NDArray[np.integer] | None,
     called: Mapping[str, Sequence[str]],
+    kinds: NDArray[np.integer] | None = None,
 ) -> None:
-    """A run file with no rows. `called`: the names of clients or classes, where they have some."""
+    """A run file with no rows. `called`: the names of clients or classes, where they have some; `kinds`: of their devices."""
     # All attributes have their final size from the start, so that a later change is one write in place.
     for name, value in {"format_version": FORMAT, **attributes, "rounds": -1, "finished": False}.items():
         checksums.put_attribute(file, name, value)
@@ -104,10 +107,13 @@ def lay_out(
     file.create_group("masks")
     if counts is not None and clients <= COUNTS_UP_TO:
         _put_counts(file, counts)
+    if kinds is not None and clients <= COUNTS_UP_TO:
+        _put_kinds(file, kinds)
     for dimension, texts in called.items():
         checksums.put_labels(file, f"partition/{dimension}_name", texts)
     counted = ("class", "counts") if "partition/counts" in file else ()
-    once = ["client", "layer", *(f"partition/{name}" for name in (*counted, *(f"{dimension}_name" for dimension in called)))]
+    devices = [KINDS] if KINDS in file else []
+    once = ["client", "layer", *devices, *(f"partition/{name}" for name in (*counted, *(f"{dimension}_name" for dimension in called)))]
     checksums.put_once(file, {path: checksums.of_array(file[path][()]) for path in once})
 
 
@@ -129,6 +135,12 @@ def _put_counts(file: h5py.File, counts: NDArray[np.integer]) -> None:
     stored.attrs["long_name"] = "training images"
     stored.dims[0].attach_scale(file["client"])
     stored.dims[1].attach_scale(file["partition/class"])
+
+
+def _put_kinds(file: h5py.File, kinds: NDArray[np.integer]) -> None:
+    stored = file.create_dataset(KINDS, data=kinds.astype(np.int32), shuffle=True, compression=1)
+    stored.attrs["long_name"] = "number of the kind of each client's device, in the order of the attribute `devices`"
+    stored.dims[0].attach_scale(file["client"])
 
 
 def add_column(file: h5py.File, path: str, column: Column) -> h5py.Dataset:

@@ -18,7 +18,7 @@ from fedsim.errors import BadInput
 from fedsim.storage import client_gates, former_names
 from fedsim.storage.client_gates import Gates
 from fedsim.storage.columns import Column
-from fedsim.storage.layout import mask_of
+from fedsim.storage.layout import KINDS, mask_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -224,6 +224,16 @@ def counts_of(file: h5py.File) -> NDArray[np.int32] | None:
     clients = checked.dataset(file, "client", "iu", (None,)).shape[0]
     found = checked.numbers(file, "partition/counts", "iu", (clients, None)).astype(np.int32, copy=False)
     checksums.check_once(file, "partition/counts", checksums.of_array(found))
+    return found
+
+
+def kinds_of(file: h5py.File) -> NDArray[np.int32] | None:
+    """(client,) numbers of the kinds of their devices, or None where they have none or were left out."""
+    if not checksums.has(file, KINDS):
+        return None
+    clients = checked.dataset(file, "client", "iu", (None,)).shape[0]
+    found = checked.numbers(file, KINDS, "iu", (clients,)).astype(np.int32, copy=False)
+    checksums.check_once(file, KINDS, checksums.of_array(found))
     return found
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from fedsim.errors import BadInput, CannotWrite, NoRoom
 from fedsim.storage import checkpoint, client_gates, disk_room, encoding, growth
 from fedsim.storage.client_gates import Gates
-from fedsim.storage.columns import COLUMNS, OF_METHODS, Column
+from fedsim.storage.columns import COLUMNS, OF_DEVICES, OF_METHODS, Column
 from fedsim.storage.layout import CHUNK, FORMAT, Attributes, add_column, appends_a_split, image_of, mask_of, splits, writable
 from fedsim.storage.places import presence
 from fedsim.storage.reader import RunReader
@@ -64,17 +64,18 @@ class RunWriter:
         columns: Mapping[str, Column] = COLUMNS,
         counts: NDArray[np.integer] | None = None,
         called: Mapping[str, Sequence[str]] | None = None,
+        kinds: NDArray[np.integer] | None = None,
     ) -> RunWriter:
         """A new run file with no rows yet.
 
         `columns`: by "rounds/…", "clients/…", "layers/…", "timing/…". `counts`: (clients, classes) training images.
-        `called`: "client", "class" -> the name of each, where the data set has names.
+        `called`: "client", "class" -> the name of each, where the data set has names. `kinds`: (clients,) numbers of their devices' kinds.
         Raises BadInput where `path` exists already or cannot be written.
         """
         path = Path(path)
         if path.exists():
             raise BadInput(presence.refusal(path, attributes))
-        content = image_of(attributes, columns, layers, clients, counts, called or {})
+        content = image_of(attributes, columns, layers, clients, counts, called or {}, kinds=kinds)
         try:
             with disk_room.as_no_room(path, len(content)):
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -266,7 +267,7 @@ class RunWriter:
     def _put(self, r: int, row: Mapping[str, Any], chunks: Mapping[str, list[Chunk]]) -> None:
         if new := sorted(row.keys() - self._columns.keys()):
             for path in new:
-                self._columns[path] = add_column(self._file, path, (OF_METHODS | COLUMNS).get(path, Column()))
+                self._columns[path] = add_column(self._file, path, (OF_METHODS | OF_DEVICES | COLUMNS).get(path, Column()))
             checksums.lay_out(self._file, new)
             self._find_checksums()
         spaces = {wide: _spaces(r, wide) for wide in {(), *self._wide.values()}}

@@ -47,6 +47,23 @@ def kept_counts() -> st.SearchStrategy[dict[str, int]]:
     return st.fixed_dictionaries({}, optional={layer.name: st.integers(0, layer.weights) for layer in SMALL.layers})
 
 
+# ---- FLOPs by density
+
+
+@given(kept_counts(), st.sampled_from(["train", "forward", "inputs"]), st.integers(0, 20), st.integers(0, 20))
+def test_dense_flops_times_densities_are_the_flops_of_the_feed(kept, cost, images, probed) -> None:
+    probed = min(probed, images) if cost == "train" else 0
+    parts = list(flops.by_density(SMALL, images, kept, cost=cost, dense=("wide", "head"), dense_images=probed))
+    whole = flops.feed_flops(SMALL, images, kept, cost, ("wide", "head"), probed)
+    assert sum(density * number for density, number in parts) == pytest.approx(whole.total, rel=1e-12)
+
+
+def test_flops_by_density_by_hand() -> None:
+    parts = flops.by_density(SMALL, 4, {"wide": 288, "head": 80}, {"wide": 576}, dense=("head",), dense_images=1)
+    conv, wide = 4 * 3 * CONV.flops, 4 * 3 * WIDE.flops // 2  # half of wide is cut, and half of what is left masked
+    assert list(parts) == [(1.0, conv), (0.5, wide), (0.5, 4 * 3 * HEAD.flops - HEAD.flops), (1.0, HEAD.flops)]
+
+
 # ---- density
 
 

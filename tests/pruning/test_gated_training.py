@@ -287,5 +287,5 @@ def test_a_feed_longer_than_its_gates_is_charged_at_the_last_of_them() -> None:
     account, net = made.fleet.account, made.setting.net
     few, many = (net.channels.used([width, 8, 16]) for width in (1, 3))
     f, g = (flops.forward_flops(account.model_profile, used) for used in (few, many))
-    assert account._flops(Feed("train", steps=4, batch=4), 9, [few, many]) == 3 * (4 * f + (4 + 1 + 4) * g)
-    assert account._flops(Feed("train", steps=4, batch=4, cost="inputs"), 9, [few, many]) == 2 * (4 * f + (4 + 1 + 4) * g)
+    assert account.prices.flops_of(Feed("train", steps=4, batch=4), 9, [few, many]) == 3 * (4 * f + (4 + 1 + 4) * g)
+    assert account.prices.flops_of(Feed("train", steps=4, batch=4, cost="inputs"), 9, [few, many]) == 2 * (4 * f + (4 + 1 + 4) * g)

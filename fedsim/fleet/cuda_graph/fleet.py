@@ -25,6 +25,7 @@ from fedsim.core.tree import Tree
 from fedsim.errors import ClientFault, Stopped
 from fedsim.federated.protocol import ClientInput, Work
 from fedsim.fleet import checks
+from fedsim.fleet.charging.report_costs import charge_all, charge_pack
 from fedsim.fleet.checks import finite
 from fedsim.fleet.cuda_graph.buffers import form, remembered
 from fedsim.fleet.cuda_graph.capture import Run, graph_capture
@@ -35,7 +36,6 @@ from fedsim.fleet.local_fleet import LocalFleet
 from fedsim.fleet.messages import ErrorContext, Pack, PackResult, WorkerContext, WorkOrder
 from fedsim.fleet.packed import by_client, finish_function, map_clients, overwrite, rows_of, split_by_kept
 from fedsim.fleet.packing import client_input, client_row
-from fedsim.fleet.report_costs import charge_all, charge_pack
 
 GRAPHED_PACKS = 6  # works whose programs are kept ready
 REPORTED = 1 << 28  # bytes of float64 totals that are made at once

@@ -60,6 +60,8 @@ class Sensitivity(Work):
 class AtInit(MaskedAveraging):
     """Prunes once, before training, and averages under masks that never move."""
 
+    asynchronous = True
+
     score: Literal["magnitude", "random", "snip", "synflow", "grasp"] = "magnitude"  # the weights of largest score are kept
     scope: Literal["global", "layer"] | None = None  # one ranking of all layers, or one a layer by sharing; None: as published
     data: Literal["server", "clients"] = "server"  # who scores for SNIP: the server by public images, or the clients (SSFL)

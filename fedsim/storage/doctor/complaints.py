@@ -13,7 +13,8 @@ from fedsim_analysis import checked, checksums, masks, run_file
 from fedsim_analysis.run_file import DIMENSIONS
 
 from fedsim.storage import client_gates
-from fedsim.storage.reader import counts_of, model_of
+from fedsim.storage.layout import KINDS
+from fedsim.storage.reader import counts_of, kinds_of, model_of
 
 FAULTS = (*run_file.FAULTS, run_file.Absent, run_file.Unreadable)
 FILE, MODEL, COUNTER = "the file", "the final weights", "the counter of rounds"
@@ -91,6 +92,7 @@ def _labels(file: h5py.File, found: Checked) -> None:
     for dimension in ("client", "layer"):
         found.take(f"the names in {dimension}", checksums.labels, file, dimension)
     found.take("partition/counts", counts_of, file)
+    found.take(KINDS, kinds_of, file)
     for path in ("partition/client_name", "partition/class_name"):
         found.take(path, _names_of, file, path)
 

@@ -22,7 +22,7 @@ LONGEST = 10_000  # letters of what it says about mendings
 def rebuilt(found: Salvage) -> bytes:
     """The content of the run file."""
     parts = (found.attributes, found.about, found.layers, found.clients, found.counts, found.called)
-    return image_of(*parts, fill=lambda file: _fill(file, found))
+    return image_of(*parts, fill=lambda file: _fill(file, found), kinds=found.kinds)
 
 
 def _fill(file: h5py.File, found: Salvage) -> None:

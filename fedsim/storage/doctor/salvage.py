@@ -21,7 +21,7 @@ from fedsim.storage.columns import COLUMNS, OF_METHODS, Column
 from fedsim.storage.doctor import attributes
 from fedsim.storage.doctor.complaints import FAULTS, changes
 from fedsim.storage.doctor.rows import ClientRows, array_of, last_row, most_rows, table_of
-from fedsim.storage.reader import counts_of
+from fedsim.storage.reader import counts_of, kinds_of
 
 NO_GATES = Gates(np.empty(0, np.int64), np.empty((0, 0), bool), {})  # of no client: which were in force is not known
 
@@ -49,6 +49,7 @@ class Salvage:
     final: Gates | None = None
     model: Tree | None = None  # of a finished run
     lost: list[str] = field(default_factory=list)
+    kinds: NDArray[np.int32] | None = None  # of the devices of clients
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def salvaged(sources: Sources) -> Salvage:
     lost += [f"all that was measured in rounds {rounds + 1} to {last}"] if last > rounds else []
     lost += [line for array in arrays for line in array.lost(rounds)]
     called = {at: names for at in ("client", "class") if (names := sources.tried(partial(_called, dimension=at)))}
-    found = Salvage(kept, layers, clients, sources.tried(counts_of), called, about, rounds, last, lost=lost)
+    found = Salvage(kept, layers, clients, sources.tried(counts_of), called, about, rounds, last, lost=lost, kinds=sources.tried(kinds_of))
     found.dense = {array.path: array.rows(last) for array in arrays}
     found.scattered = {path: ClientRows(file if trusted else None, path, clients, table) for path in about if path not in found.dense}
     _take_in_force(found, file, known if table is not None else ())

@@ -14,11 +14,11 @@ from fedsim.core.tree import Tree, row, under
 from fedsim.costs import communication
 from fedsim.federated.client_work import Evaluate
 from fedsim.federated.protocol import ClientInput
-from fedsim.fleet.messages import PackResult, WorkOrder
+from fedsim.fleet.messages import Call, PackResult, WorkOrder
 from fedsim.fleet.packing import client_row
 
 
-def charge_pack(order: WorkOrder) -> bool:
+def charge_pack(order: WorkOrder | Call) -> bool:
     """Whether the ledger sees the order: evaluation is the simulator's own."""
     return not isinstance(order.work, Evaluate)
 

@@ -1,0 +1,1 @@
+"""What clients are charged: prices of a run of a work, and what their reports cost on the air."""

@@ -1,0 +1,216 @@
+"""The devices of clients between a method and its fleet: whom the server asks, who answers in time, what time and energy it takes.
+
+A call becomes an exchange: its costs are known before anyone trains, so who is unfit, fails or comes too late is known too and is not
+trained. The clock goes on by what the clients that count were charged in the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import inf
+
+import numpy as np
+
+from fedsim.devices import clock, draws
+from fedsim.devices.clock import Times
+from fedsim.devices.draws import Floats
+from fedsim.devices.mix import ClientDevices
+from fedsim.errors import TooFewAnswers
+from fedsim.federated.protocol import Reply
+from fedsim.fleet.accounting import ClientCosts
+from fedsim.fleet.charging.report_costs import charge_pack
+from fedsim.fleet.local_fleet import LocalFleet
+from fedsim.fleet.messages import Call
+from fedsim.fleet.timed import fitting, selection
+from fedsim.fleet.timed.modes import Arrivals, arrivals
+from fedsim.fleet.timed.preview import needs
+from fedsim.fleet.timed.rules import Rules
+from fedsim.fleet.timed.state import ANSWERED, FAILED, LATE, UNAVAILABLE, UNFIT, ClockState, RoundLog
+
+NOBODY = 60.0  # seconds after which a server asks again that found nobody to ask
+
+
+@dataclass(frozen=True, eq=False)
+class Exchange:
+    """A call for the clients that can do it, as they would do it."""
+
+    call: Call
+    fit: fitting.Fit
+    devices: ClientDevices
+    down: np.ndarray  # (K,) bytes
+    times: Times
+    fails_at: Floats
+
+
+class DeviceEmulation:
+    """The devices of one run, on rank 0. `state` is what a checkpoint keeps, `log` what the round in progress leaves."""
+
+    def __init__(self, rules: Rules, state: ClockState | None = None) -> None:
+        self.rules, self.state = rules, state or ClockState()
+        self.log = RoundLog()
+        self.attempt = 0
+        self._r: int | None = None  # the round in progress; None between rounds, when nothing is timed
+        self._asked: dict[int, list[int]] = {}  # clients wanted -> who was asked
+        self._spent = 0.0  # seconds of this attempt at the round
+
+    @contextmanager
+    def playing(self, r: int, attempt: int) -> Iterator[None]:
+        """Round `r` goes on: what the method calls for takes time. attempt: 0, or how often the round was repeated."""
+        if not attempt:
+            self.log = RoundLog(began=self.state.seconds)
+        self._r, self.attempt, self._asked, self._spent = r, attempt, {}, 0.0
+        try:
+            yield
+        finally:
+            self._r = None
+
+    def times(self, call: Call) -> bool:
+        """Whether a call takes time: evaluation is the simulator's own, and deployment is on no bill."""
+        return self._r is not None and not call.work.deployment_only and charge_pack(call)
+
+    def pick(self, fleet: LocalFleet, k: int, r: int) -> list[int]:
+        """Whom the server asks in the round in progress; the plain draw for other rounds. TooFewAnswers where nobody is there."""
+        if r != self._r:
+            return fleet.draw(k, r)
+        if k not in self._asked:
+            found, away = selection.chosen(fleet, self.rules, k, r, self.attempt, self.state.seconds)
+            self.log.missed(away, UNAVAILABLE)
+            if not found:
+                self._pass(NOBODY)
+                raise TooFewAnswers("no client is available")
+            self._asked[k] = found
+        return self._asked[k]
+
+    def run(self, fleet: LocalFleet, call: Call) -> Reply:
+        """Carries the call out on the clients that count. TooFewAnswers where these are fewer than the job's least."""
+        exchange = self._begun(fleet, call)
+        if exchange is None:
+            raise self._too_few(0, call)
+        found = self._arrivals(exchange)
+        counted = [client for client, kept in zip(exchange.call.clients, found.kept, strict=True) if kept]
+        if len(counted) < (1 if call.work.everyone else self.rules.least):
+            self._settle(fleet, exchange, found, exchange.times)
+            raise self._too_few(len(counted), call)
+        halved = {client: exchange.fit.halvings[client] for client in counted if exchange.fit.halvings.get(client)}
+        carried = fleet.carry(exchange.call.of(counted), exchange.down[found.kept], halved)
+        true = clock.times(
+            self.rules.mix,
+            exchange.devices.take(found.kept),
+            needs(carried.costs, exchange.down[found.kept].tolist(), carried.up),
+        )
+        times = _replaced(exchange.times, found.kept, true)
+        self._settle(fleet, exchange, self._as_long(exchange, found, times), times)
+        return carried.reply
+
+    # ---- an exchange
+
+    def _begun(self, fleet: LocalFleet, call: Call) -> Exchange | None:
+        """The call for those that are still there and have the memory for it, who have received it; None where there is nobody."""
+        gone = set() if call.work.everyone else self.log.gone()
+        there = [client for client in call.clients if client not in gone]
+        if not there:
+            return None
+        fit = self._fitting(fleet, call.of(there) if gone else call)
+        self.log.missed(fit.unfit, UNFIT)
+        if not fit.call.clients:
+            return None
+        self.log.batches |= fit.halvings
+        devices = self.rules.mix.of(self.rules.seed, fit.call.clients)
+        down = fleet.account.deliver(fleet.order(fit.call), fit.call.clients, fit.call.own, fit.preview.arrived)
+        times = clock.times(self.rules.mix, devices, fit.preview.needs(down.tolist()))
+        return Exchange(fit.call, fit, devices, down, times, self._fails_at(fit.call, devices, times))
+
+    def _fitting(self, fleet: LocalFleet, call: Call) -> fitting.Fit:
+        """Those of the call with the memory for it; the others' places go to the next of the draw where the call is the same for all."""
+        fit = fitting.of(fleet, self.rules, call)
+        if call.work.everyone or call.own or not fit.unfit or self._r is None:
+            return fit
+        wanted, tried, away = len(call.clients), set(call.clients) | set(self.log.status), list[int]()
+        for piece in selection.draws(fleet, wanted, self._r, self.attempt):
+            others = np.array([client for client in piece.tolist() if client not in tried], dtype=np.int64)
+            missing = wanted - len(fit.call.clients)
+            if missing <= 0 or len(tried) > max(selection.SCANNED, selection.POOL * wanted):
+                break
+            for begin in range(0, len(others), max(missing, 1)):
+                missing = wanted - len(fit.call.clients)
+                if missing <= 0:
+                    break
+                asked = others[begin : begin + missing]
+                tried |= set(asked.tolist())
+                there = self.rules.mix.available(self.rules.seed, asked, self._r + (self.attempt << 32), self.state.seconds)
+                away += asked[~there].tolist()
+                if there.any():
+                    fit = fit.joined(fitting.of(fleet, self.rules, call.of(sorted(asked[there].tolist()))))
+        self.log.missed(away, UNAVAILABLE)
+        return fit
+
+    def _fails_at(self, call: Call, devices: ClientDevices, times: Times) -> Floats:
+        """(K,) seconds after which each client leaves; infinite for those that stay. A client may leave once in a round."""
+        ids = np.array(call.clients)
+        if call.work.everyone or not devices.fails.any():
+            return np.full(len(ids), inf)
+        assert self._r is not None
+        before = np.array([client in self.log.seconds for client in call.clients])
+        leaves = (draws.uniform(self.rules.seed, "fails", ids, self._r, self.attempt) < devices.fails) & ~before
+        return np.where(leaves, draws.uniform(self.rules.seed, "fails at", ids, self._r, self.attempt) * times.total, inf)
+
+    def _arrivals(self, exchange: Exchange) -> Arrivals:
+        rules, total = self.rules, exchange.times.total
+        if exchange.call.work.everyone:
+            return arrivals(total, exchange.fails_at)
+        if rules.mode == "oversample":
+            wanted = next((k for k, asked in self._asked.items() if len(asked) >= len(exchange.call.clients)), len(total))
+            return arrivals(total, exchange.fails_at, first=wanted)
+        return arrivals(total, exchange.fails_at, rules.deadline - self._spent if rules.mode == "deadline" else inf)
+
+    def _as_long(self, exchange: Exchange, found: Arrivals, times: Times) -> Arrivals:
+        """The same clients, and how long the exchange lasted by what they were charged in the end."""
+        if found.kept.all() or self.rules.mode == "oversample":
+            lasts = float(times.total[found.kept].max())
+        else:
+            lasts = found.lasts if np.isfinite(self.rules.deadline) else max(found.lasts, float(times.total[found.kept].max()))
+        ends = np.where(found.kept, times.total, np.minimum(found.ends, lasts) if self.rules.mode == "oversample" else found.ends)
+        return Arrivals(found.kept, lasts, ends)
+
+    # ---- what it took
+
+    def _settle(self, fleet: LocalFleet, exchange: Exchange, found: Arrivals, times: Times) -> None:
+        """Puts seconds, joules and the bills of those that do not count on record, and moves the clock."""
+        spent, begun = times.until(found.ends), self.state.seconds
+        waiting = np.where(found.kept, np.maximum(found.lasts - found.ends, 0.0), 0.0)
+        joules = spent.joules(exchange.devices, waiting)
+        for i, client in enumerate(exchange.call.clients):
+            status = ANSWERED if found.kept[i] else FAILED if np.isfinite(exchange.fails_at[i]) else LATE
+            self.log.add(client, float(found.ends[i]), float(joules[i]), status, begun)
+            if not found.kept[i]:
+                whole = times.compute[i]
+                self._charge(fleet, exchange, i, spent.compute[i] / whole if whole else 1.0, bool(found.ends[i] >= times.total[i]))
+        self._pass(found.lasts)
+
+    def _charge(self, fleet: LocalFleet, exchange: Exchange, i: int, share: float, sent_back: bool) -> None:
+        """The bill of a client that does not count: what it was sent, the part it computed, and its answer where it came too late."""
+        cost = exchange.fit.preview.costs[i]
+        bill = fleet.account.bills.setdefault(exchange.call.clients[i], ClientCosts())
+        bill.bytes_down += int(exchange.down[i])
+        bill.bytes_up += exchange.fit.preview.up[i] if sent_back else 0
+        bill.train_flops += round(share * cost.train_flops)
+        bill.extra_flops += round(share * cost.extra_flops)
+        bill.hold(cost.memory_terms)
+        bill.model_memory = max(bill.model_memory, cost.model_memory)
+
+    def _pass(self, seconds: float) -> None:
+        self.state.seconds += seconds
+        self._spent += seconds
+
+    def _too_few(self, count: int, call: Call) -> TooFewAnswers:
+        return TooFewAnswers(f"{count} of {len(call.clients)} clients answered; at least {self.rules.least} are needed")
+
+
+def _replaced(times: Times, kept: np.ndarray, true: Times) -> Times:
+    """The times with those of the clients that count as they were charged."""
+    found = {name: getattr(times, name).copy() for name in ("down", "compute", "up")}
+    for name, values in found.items():
+        values[kept] = getattr(true, name)
+    return Times(**found)
