@@ -41,7 +41,7 @@ class Cohort(Section):
 
     size: Number | None = None  # clients per round; None: all, at most SMALL_COHORT
     mode: Literal["sync", "deadline", "oversample", "buffered"] = "sync"  # whose answers count, with [devices]
-    deadline: Positive | None = None  # seconds of a round; later answers do not count
+    deadline: Positive | None = None  # seconds that the server waits for answers, in each exchange of a round
     least: Number = 1  # answers; a round with fewer is repeated with other clients
     extra: NotNegative | None = None  # oversample: share of clients that are asked beyond the cohort; None: 0.3
     concurrency: Number | None = None  # buffered: clients that train at any time; None: the size
@@ -55,7 +55,7 @@ class Cohort(Section):
             if getattr(self, field) is not None and self.mode != mode:
                 raise ValueError(f'[cohort] {field} belongs to mode = "{mode}"; the job has mode = "{self.mode}"')
         if self.mode == "deadline" and self.deadline is None:
-            raise ValueError('[cohort] mode = "deadline" needs a deadline, in seconds of a round')
+            raise ValueError('[cohort] mode = "deadline" needs a deadline, in seconds')
         if self.mode == "buffered" and (self.least != 1 or self.select not in ("uniform", "available", "fits")):
             raise ValueError('[cohort] mode = "buffered" asks one client after the other; leave out least, and select by a rule of its own')
         if self.select not in SELECTS and ":" not in self.select:

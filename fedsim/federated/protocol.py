@@ -90,7 +90,6 @@ class Work(ABC):
     extra_memory: int = 0  # bytes a client holds during this work beside its model (e.g. other candidates), for its memory figure
     extra_flops: int = 0  # FLOPs a client with images spends in this work beside its model's passes (e.g. on a hypernetwork)
     deployment_only: bool = False  # work after the last round that makes each client's own model: charged to deploy_flops alone
-    everyone: ClassVar[bool] = False  # the call needs an answer of each client, so that the server waits for all, whatever their devices
     compact: ClassVar[bool] = False  # clients hold and exchange the open channels alone; both ends know the hard gate of each
     purpose: ClassVar[str]  # of ClientInput.key's draws: the class's name, where the class itself states no other
 

@@ -137,7 +137,7 @@ class DWFNP(CutAndFinetune, Method[State]):
             own = {GATE: self._left(state, gate)}
         state, reply = trained(setting, fleet, state, r, work, own, net)
         if GATE_GRADIENT in reply.each:
-            masks = controller.step_in_finetuning(masks, cohort, r, reply.each[GATE_GRADIENT])
+            masks = controller.step_in_finetuning(masks, reply.clients or cohort, r, reply.each[GATE_GRADIENT])
         return replace(state, masks=masks), {"lr": work.lr}
 
     def _cut(self, setting: Setting, state: State) -> State:

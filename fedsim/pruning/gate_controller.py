@@ -134,6 +134,8 @@ class GateController:
         self._charge(FORWARD_AND_BACKWARD * (1 + self._rows_of(clients)))
         key, draw_keys = self._keys("learn", clients, *when)
         reply = fleet.run(GateGradient((feed,)), clients, shared, {GATE: self.rule.soft(o, choice, draw_keys)})
+        clients = reply.clients or clients  # some may not have answered
+        draw_keys = self._keys("learn", clients, *when)[1]
         d, z, targets = reply.each[GATE_GRADIENT].cpu(), self.rule.z(self.seed), self._targets(clients)
         return self._stepped(masks, clients, partial(self.rule.loss, z=z, draw_keys=draw_keys, key=key, targets=targets, d=d), lr)
 
@@ -148,6 +150,8 @@ class GateController:
         beside = profile.VALUE_BYTES * (tree.size(masks.hyper) + tree.size(tree.under(masks.hyper, keys.WEIGHTS)))
         spent = FORWARD_AND_BACKWARD * (1 + bool(rows)) * self.rule.forward_flops
         reply = fleet.run(HypernetStep((feed,), self.rule, lr, self.lr, self.decay, beside, spent), clients, sent, own)
+        clients = reply.clients or clients  # some may not have answered
+        rows = self._rows(masks, clients) if self.personal else {}
         total, every = (tree.each(lambda value: value.cpu(), part) for part in (reply.total, reply.each))
         hyper, mine = tree.mean(total | tree.renamed(total, GRADIENTS, ""), total[COUNT], masks.hyper), hypernet_training.apart(every)[1]
         if self.averaged:

@@ -28,6 +28,8 @@ class Case:
     masked: bool = False  # the server's model has masks
     budget: float | None = 1.0  # the whole density it may not exceed; None: it starts denser by definition
     model: dict[str, Any] = field(default_factory=dict)
+    cohort: dict[str, Any] = field(default_factory=dict)
+    devices: dict[str, Any] = field(default_factory=dict)
 
 
 TINY = {"density": 0.3, "pool": 2, "pretrain_epochs": 0, "adjust_every": 1, "stop_round": 4, "probe_share": 0.5, "bn_passes": 2}
@@ -147,6 +149,22 @@ TABLE = {
     "fedtiny-gated": Case("fedtiny", TINY, masked=True, budget=0.3, model={"gate_keep": 0.5}),
     "feddp": Case("feddp", {"theta": 0.02, "filters": 0.3}),
     "structured": Case("structured", {"choice": "fl1", "cotrain": 2}, STEPS),
+    "devices": Case("fedtiny", TINY, masked=True, budget=0.3, cohort={"least": 2}, devices={"name": "phones"}),
+    "devices-deadline": Case(
+        "dwfnp", GATED, STEPS, holdout=0.2, cohort={"mode": "deadline", "deadline": 0.2}, devices={"name": "four_kinds"}
+    ),
+    "devices-oversample": Case(
+        "scaffold", cohort={"size": 2, "mode": "oversample", "extra": 0.5, "select": "available"}, devices={"name": "phones"}
+    ),
+    "devices-buffered": Case(
+        "magnitude",
+        {"density": 0.3},
+        masked=True,
+        budget=0.3,
+        cohort={"mode": "buffered", "concurrency": 3, "buffer": 2, "select": "available"},
+        devices={"name": "phones"},
+    ),
+    "devices-fit": Case("heterofl", {"rates": (1.0, 0.5)}, cohort={"select": "fastest"}, devices={"name": "four_kinds", "unfit": "fit"}),
     "static-mask": Case("toys:StaticMask", {"density": 0.3}, masked=True, budget=0.3),
     "keeper": Case("toys:Keeper", holdout=0.2),
     "prober": Case("toys:Prober", {"k": 5}),
@@ -193,7 +211,8 @@ def table(name: str, way: str, folder: Path) -> dict[str, Any]:
         "rounds": ROUNDS,
         "data": {"name": "file", "path": str(images(folder)), "augment": ["crop", "flip", "cutout"], "crop_pad": 1, "cutout": 3},
         "partition": {"name": "natural", "clients": 0, "min_images": 1, "holdout": case.holdout, "public": case.public},
-        "cohort": {"size": 4},
+        "cohort": {"size": 4} | case.cohort,
+        "devices": case.devices,
         "model": {"name": "cnn", "width": 4, "norm": "batch"} | case.model,
         "train": {"epochs": 2, "batch": 10, "lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3} | case.train,
         "method": {"name": case.method} | case.fields,

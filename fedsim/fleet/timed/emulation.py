@@ -53,14 +53,13 @@ class DeviceEmulation:
         self.attempt = 0
         self._r: int | None = None  # the round in progress; None between rounds, when nothing is timed
         self._asked: dict[int, list[int]] = {}  # clients wanted -> who was asked
-        self._spent = 0.0  # seconds of this attempt at the round
 
     @contextmanager
     def playing(self, r: int, attempt: int) -> Iterator[None]:
         """Round `r` goes on: what the method calls for takes time. attempt: 0, or how often the round was repeated."""
         if not attempt:
             self.log = RoundLog(began=self.state.seconds)
-        self._r, self.attempt, self._asked, self._spent = r, attempt, {}, 0.0
+        self._r, self.attempt, self._asked = r, attempt, {}
         try:
             yield
         finally:
@@ -90,7 +89,7 @@ class DeviceEmulation:
             raise self._too_few(0, call)
         found = self._arrivals(exchange)
         counted = [client for client, kept in zip(exchange.call.clients, found.kept, strict=True) if kept]
-        if len(counted) < (1 if call.work.everyone else self.rules.least):
+        if len(counted) < self.rules.least:
             self._settle(fleet, exchange, found, exchange.times)
             raise self._too_few(len(counted), call)
         halved = {client: exchange.fit.halvings[client] for client in counted if exchange.fit.halvings.get(client)}
@@ -108,7 +107,7 @@ class DeviceEmulation:
 
     def _begun(self, fleet: LocalFleet, call: Call) -> Exchange | None:
         """The call for those that are still there and have the memory for it, who have received it; None where there is nobody."""
-        gone = set() if call.work.everyone else self.log.gone()
+        gone = self.log.gone()
         there = [client for client in call.clients if client not in gone]
         if not there:
             return None
@@ -125,7 +124,7 @@ class DeviceEmulation:
     def _fitting(self, fleet: LocalFleet, call: Call) -> fitting.Fit:
         """Those of the call with the memory for it; the others' places go to the next of the draw where the call is the same for all."""
         fit = fitting.of(fleet, self.rules, call)
-        if call.work.everyone or call.own or not fit.unfit or self._r is None:
+        if call.own or not fit.unfit or self._r is None:
             return fit
         wanted, tried, away = len(call.clients), set(call.clients) | set(self.log.status), list[int]()
         for piece in selection.draws(fleet, wanted, self._r, self.attempt):
@@ -149,7 +148,7 @@ class DeviceEmulation:
     def _fails_at(self, call: Call, devices: ClientDevices, times: Times) -> Floats:
         """(K,) seconds after which each client leaves; infinite for those that stay. A client may leave once in a round."""
         ids = np.array(call.clients)
-        if call.work.everyone or not devices.fails.any():
+        if not devices.fails.any():
             return np.full(len(ids), inf)
         assert self._r is not None
         before = np.array([client in self.log.seconds for client in call.clients])
@@ -158,12 +157,10 @@ class DeviceEmulation:
 
     def _arrivals(self, exchange: Exchange) -> Arrivals:
         rules, total = self.rules, exchange.times.total
-        if exchange.call.work.everyone:
-            return arrivals(total, exchange.fails_at)
         if rules.mode == "oversample":
             wanted = next((k for k, asked in self._asked.items() if len(asked) >= len(exchange.call.clients)), len(total))
             return arrivals(total, exchange.fails_at, first=wanted)
-        return arrivals(total, exchange.fails_at, rules.deadline - self._spent if rules.mode == "deadline" else inf)
+        return arrivals(total, exchange.fails_at, rules.deadline if rules.mode == "deadline" else inf)
 
     def _as_long(self, exchange: Exchange, found: Arrivals, times: Times) -> Arrivals:
         """The same clients, and how long the exchange lasted by what they were charged in the end."""
@@ -202,7 +199,6 @@ class DeviceEmulation:
 
     def _pass(self, seconds: float) -> None:
         self.state.seconds += seconds
-        self._spent += seconds
 
     def _too_few(self, count: int, call: Call) -> TooFewAnswers:
         return TooFewAnswers(f"{count} of {len(call.clients)} clients answered; at least {self.rules.least} are needed")

@@ -43,7 +43,7 @@ def of(fleet: LocalFleet, rules: Rules, call: Call) -> Fit:
     """Those who can take the call. BadInput for one that cannot, where the job says devices.unfit = "error"."""
     found = preview(fleet, call)
     limits = rules.mix.of(rules.seed, call.clients).memory
-    fits = (found.memory() <= limits) | call.work.everyone
+    fits = found.memory() <= limits
     if fits.all():
         return Fit(call, found, [])
     if rules.unfit == "error" and rules.select != "fits":

@@ -20,7 +20,7 @@ class Rules:
     mix: DeviceMix
     seed: int
     mode: str = "sync"  # sync | deadline | oversample | buffered
-    deadline: float = inf  # seconds of a round
+    deadline: float = inf  # seconds that the server waits for answers, in each exchange of a round
     least: int = 1  # answers; a round with fewer is repeated
     extra: float = 0.0  # share of clients that are asked beyond the cohort
     select: str = "uniform"  # uniform | available | fastest | fits | own
