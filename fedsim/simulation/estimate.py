@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 from rich.console import Console
 from rich.table import Table
@@ -23,6 +24,8 @@ from fedsim.fleet.local_fleet import LocalFleet
 from fedsim.fleet.messages import Pack, PackResult, WorkerContext, WorkOrder
 from fedsim.fleet.one_by_one import idle
 from fedsim.reporting.formatting import quantity
+from fedsim.simulation.devices import forecast
+from fedsim.simulation.devices.forecast import Survey
 from fedsim.simulation.experiment import Experiment, build_experiment
 from fedsim.simulation.round_record import RoundRow, row_of
 
@@ -40,15 +43,22 @@ class IdleFleet(LocalFleet):
         return idle(order, pack, site)
 
 
-def rows(parts: Experiment) -> Iterator[RoundRow]:
-    """Row after row as the run would charge them."""
+def idle_fleet(parts: Experiment) -> IdleFleet:
+    """A fleet for the job whose clients take no step."""
+    return IdleFleet(parts.site, parts.account(), 1, time.perf_counter)
+
+
+def rows(parts: Experiment, survey: Survey | None = None) -> Iterator[RoundRow]:
+    """Row after row as the run would charge them, if all clients of the plain draw took part. survey: notes what devices need for it."""
     setting, method = parts.setting, parts.method
-    fleet = IdleFleet(parts.site, parts.account(), 1, time.perf_counter)
+    fleet = idle_fleet(parts)
+    fleet.emulation, fleet.account.prices.timed = survey, survey is not None
     state = verbs.init(method, setting, parts.population.public())
     masks = under(verbs.deploy(method, setting, state, fleet, [])[0], keys.MASKS)
     for r in range(setting.rounds + 1):
         fleet.open(r)
-        state, found = verbs.round(method, setting, state, fleet, r)
+        with survey.playing(r, 0) if survey else nullcontext():
+            state, found = verbs.round(method, setting, state, fleet, r)
         shared, _, net = verbs.deploy(method, setting, state, fleet, [])
         row = row_of(parts.model_profile, fleet.account.bills, None, shared, masks, found, net or setting.net)
         masks = row.masks
@@ -59,13 +69,16 @@ def estimate(job: Job, console: Console) -> list[dict[str, float]]:
     """Prints what the job will cost, and returns the rows of numbers that it follows from."""
     parts = build_experiment(job)
     began, seen = time.monotonic(), []
-    for row in rows(parts):
+    survey = Survey(parts.devices) if parts.devices else None
+    for row in rows(parts, survey):
         seen.append(row.values)
         if time.monotonic() - began > MEASURED_FOR:
             break
     for line in _lines(parts):
         console.print(line, highlight=False, markup=False)
     console.print(_table(seen, parts.setting.cohort))
+    if survey:
+        console.print(forecast.table(survey, survey.rules.mix.names))
     if any("weights_swapped" in row for row in seen):
         console.print("note: training decides which weights move, if any; bytes may differ, since only masks that change are sent")
     for line in _summed(seen, parts.setting.rounds):

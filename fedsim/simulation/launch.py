@@ -30,6 +30,8 @@ from fedsim.fleet.plan import Plan
 from fedsim.fleet.registry import make_fleet
 from fedsim.simulation import malloc
 from fedsim.simulation.devices.clock import add_clock
+from fedsim.simulation.devices.forecast import refuse_hopeless
+from fedsim.simulation.estimate import idle_fleet
 from fedsim.simulation.experiment import Experiment, build_experiment
 from fedsim.simulation.finished_round import Callback
 from fedsim.simulation.launchers.alike import blamed, difference, facts_of_this_rank, software
@@ -309,6 +311,8 @@ def _rounds(
             start.scratch = stack.enter_context(Scratch.made(expanded(name, os.environ), start.out))
             stack.enter_context(copied_back(start.scratch, start.check))
         mirror = _mirror(parts, start, progress, stack)
+        if parts.devices and start.first_state is not None:
+            refuse_hopeless(parts, start.first_state, idle_fleet(parts))
         plan = start.plan or resolve(parts, progress.say, start.first_state)
         if other := unlike(plan, parts):
             progress.say(f"note: the run goes on under the plan it began with; the job and this machine say {other}")

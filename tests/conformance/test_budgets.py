@@ -130,7 +130,7 @@ def test_the_share_of_weights_that_are_not_0_is_that_of_the_final_model(name, al
     profile = build_experiment(job.check(table(name, "serial", folder))).model_profile
     found = sum(int((model[f"w/{layer.name}.weight"] != 0).sum()) for layer in profile.layers)
     assert reader.column("nonzero_share")[-1] == found / profile.weights
-    if TABLE[name].method != "dwfnp" and name != "adp-global":  # whose server closes gates, which leaves the weights behind them as they are
+    if TABLE[name].method != "dwfnp" and name != "adp-global":  # their servers close gates, which leaves the weights behind them
         assert (reader.column("nonzero_share") <= reader.column("density")).all()
 
 

@@ -54,10 +54,16 @@ def rules_of(job: Job, mix: DeviceMix, cohort: int, profile: ModelProfile, train
 def refuse_synchronous(job: Job) -> None:
     """BadInput where a method or an aggregation cannot live with answers to older models; it lists those that can."""
     if not job.method.use.asynchronous:
-        can = [name for name in method_registry.names() if getattr(method_registry.find(name), "asynchronous", False)]
-        raise _needs_all(job.method.name, can)
+        raise _needs_all(job.method.name, [name for name in method_registry.names() if _asynchronous(name)])
     if job.train.aggregate not in AVERAGED:
         raise _needs_all(f"aggregate = {job.train.aggregate!r}", AVERAGED)
+
+
+def _asynchronous(name: str) -> bool:
+    """Whether a method can live with them, as its name in a job means it."""
+    alias = method_registry.ALIASES.get(name)
+    fixed = alias.fixed.get("train.aggregate", AVERAGED[0]) if alias else AVERAGED[0]
+    return getattr(method_registry.find(name), "asynchronous", False) and fixed in AVERAGED
 
 
 def _needs_all(what: str, others: Sequence[str]) -> BadInput:

@@ -1,0 +1,152 @@
+"""What a job asks of each kind of device, before anyone trains: memory, seconds and joules of a round, and whether anyone can do it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from rich.table import Table
+
+from fedsim.core.serialization import dump, load
+from fedsim.devices import clock
+from fedsim.devices.clock import Need
+from fedsim.devices.mix import ClientDevices, DeviceMix
+from fedsim.errors import BadInput
+from fedsim.federated import verbs
+from fedsim.federated.protocol import Reply
+from fedsim.fleet.local_fleet import LocalFleet
+from fedsim.fleet.messages import Call
+from fedsim.fleet.timed.emulation import DeviceEmulation
+from fedsim.fleet.timed.preview import preview
+from fedsim.fleet.timed.rules import Rules
+from fedsim.reporting.formatting import duration, quantity
+from fedsim.simulation.experiment import Experiment
+
+LOOKED_AT = 10_000  # clients, among whom the fastest and the largest are sought
+
+
+@dataclass
+class Exchange:
+    """What a call asks of clients, each kind of device in turn."""
+
+    work: str
+    needs: list[Need]
+    seconds: np.ndarray  # (kinds, K)
+    joules: np.ndarray  # (kinds, K), without waiting
+    least: int  # bytes that some client needs, with batches of one image where these may be halved
+
+
+@dataclass
+class Survey(DeviceEmulation):
+    """Notes what each exchange would ask of every kind of device; all clients of the plain draw take part, and no time passes."""
+
+    rules: Rules
+    exchanges: dict[int, list[Exchange]] = field(default_factory=dict)  # by round
+
+    def __post_init__(self) -> None:
+        super().__init__(self.rules)
+
+    def pick(self, fleet: LocalFleet, k: int, r: int) -> list[int]:
+        return fleet.draw(k, r)
+
+    def run(self, fleet: LocalFleet, call: Call) -> Reply:
+        found = preview(fleet, call)
+        down = fleet.account.deliver(fleet.order(call), call.clients, call.own, found.arrived)
+        needs, mix = found.needs(down.tolist()), self.rules.mix
+        every = [(clock.times(mix, devices, needs), devices) for devices in _kinds(mix, len(needs))]
+        seconds = np.array([times.total for times, _ in every])
+        joules = np.array([times.joules(devices) for times, devices in every])
+        assert self._r is not None
+        one = preview(fleet, call, max(feed.batch for feed in call.work.feeds).bit_length()) if self.rules.unfit == "fit" else found
+        exchange = Exchange(type(call.work).__name__, needs, seconds, joules, int(one.memory().min()))
+        self.exchanges.setdefault(self._r, []).append(exchange)
+        return fleet.carry(call, down).reply
+
+
+def _kinds(mix: DeviceMix, count: int) -> Iterator[ClientDevices]:
+    """For each kind, `count` clients that have its very figures."""
+    for number, kind in enumerate(mix.kinds):
+        values = {name: np.full(count, getattr(kind, name)) for name in ClientDevices.__dataclass_fields__ if name != "kind"}
+        yield ClientDevices(np.full(count, number), **values)
+
+
+# ---- `fedsim estimate`
+
+
+def table(survey: Survey, names: list[str]) -> Table:
+    """A line for each kind: whether it fits, by how many bytes it does not, and what a round takes it."""
+    title = "per kind of device and round, without waiting for others; memory of the round that needs most"
+    made = Table(title=title, title_justify="left")
+    for name in ("kind", "memory", "seconds (largest)", "joules", *(["late"] if np.isfinite(survey.rules.deadline) else [])):
+        made.add_column(name, justify="left" if name == "kind" else "right")
+    trained = {r: found for r, found in survey.exchanges.items() if r} or survey.exchanges
+    for number, name in enumerate(names):
+        seconds = [sum(each.seconds[number].mean() for each in found) for found in trained.values()]
+        largest = max(sum(float(each.seconds[number].max()) for each in found) for found in trained.values())
+        joules = [sum(each.joules[number].mean() for each in found) for found in trained.values()]
+        row = [_fits(survey, number), f"{duration(float(np.mean(seconds)))} ({duration(largest)})", f"{np.mean(joules):,.3g}"]
+        made.add_row(name, *row, *([_late(survey, number, trained)] if np.isfinite(survey.rules.deadline) else []))
+    return made
+
+
+def _fits(survey: Survey, number: int) -> str:
+    limit = survey.rules.mix.kinds[number].memory
+    rounds = {r: max(need.memory for each in found for need in each.needs) for r, found in survey.exchanges.items()}
+    over = max(rounds.values()) - limit
+    if over <= 0:
+        return "fits"
+    short = f"{int(over):,} bytes over ({quantity(float(max(rounds.values())), 'B')} of {quantity(limit, 'B')})"
+    fitting = sum(need <= limit for need in rounds.values())
+    return short if not fitting else f"{short}, fits in {fitting} of {len(rounds)} rounds"
+
+
+def _late(survey: Survey, number: int, trained: dict[int, list[Exchange]]) -> str:
+    late = [(each.seconds[number] > survey.rules.deadline).mean() for found in trained.values() for each in found]
+    return "always" if min(late) == 1 else "never" if max(late) == 0 else f"{np.mean(late):.0%} of clients"
+
+
+# ---- before the first round
+
+
+def refuse_hopeless(parts: Experiment, state: object, fleet: LocalFleet) -> None:
+    """BadInput where no client has the memory for a round, or none answers before the deadline; it names the fastest one's time.
+
+    state: the method's first; the rounds are tried on a copy of it. fleet: one whose clients take no step.
+    """
+    assert parts.devices is not None
+    survey = Survey(parts.devices)
+    fleet.emulation, fleet.account.prices.timed = survey, True
+    copy = load(*dump(state))
+    with parts.setting.server.untouched():
+        for r in (0, 1)[: parts.setting.rounds + 1]:
+            fleet.open(r)
+            with survey.playing(r, 0):
+                copy, _ = verbs.round(parts.method, parts.setting, copy, fleet, r)
+            for exchange in survey.exchanges.get(r, []):
+                _refuse(parts, parts.devices, exchange, r, fleet)
+
+
+def _refuse(parts: Experiment, rules: Rules, exchange: Exchange, r: int, fleet: LocalFleet) -> None:
+    filled = np.arange(fleet.filled) if fleet.filled == parts.setting.clients else np.array(fleet.draw(None, 0))
+    clients = filled[:LOOKED_AT]
+    devices = rules.mix.of(rules.seed, clients)
+    where = f"round {r}: {exchange.work}"
+    largest = int(np.argmax(devices.memory))
+    if devices.memory[largest] < exchange.least:
+        batches = " with batches of one image" if rules.unfit == "fit" else ""
+        others = "" if rules.unfit == "fit" else '; devices.unfit = "fit" halves batches until they fit'
+        raise BadInput(
+            f"{where} needs {exchange.least:,} bytes{batches}, and no client has them: client {clients[largest]}"
+            f" ({rules.mix.names[devices.kind[largest]]}) has most, {int(devices.memory[largest]):,}; take a smaller model,"
+            f" a lower density, or devices with more memory{others}"
+        )
+    fits = np.flatnonzero(devices.memory >= exchange.least)
+    quickest = min(exchange.needs, key=lambda need: sum(need.flops.values()))
+    seconds = clock.times(rules.mix, devices.take(fits), [quickest] * len(fits)).total
+    first = int(np.argmin(seconds))
+    if seconds[first] > rules.deadline:
+        raise BadInput(
+            f"{where} is done by no client before the deadline of {rules.deadline:g} s: client {clients[fits[first]]}"
+            f" ({rules.mix.names[devices.kind[fits[first]]]}) is the fastest and needs {seconds[first]:.3g} s; raise cohort.deadline"
+        )

@@ -1,0 +1,212 @@
+"""Runs whose clients have devices: what their files hold, what is refused before the first round, and what a job without them is."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from small_job import small_job
+
+import fedsim
+from fedsim.config.job import check, identity, load, resolved
+from fedsim.devices.reading import read_mix
+from fedsim.errors import BadInput
+from fedsim.fleet.timed.state import STATUS
+from fedsim.storage.columns import OF_DEVICES
+from fedsim.storage.columns import STATUS as CODES
+from fedsim.storage.reader import RunReader
+
+MIX = """
+[kinds.slow]
+share = 0.5
+flops = 1e8
+memory = {memory}
+down = 1e6
+up = 1e6
+power = 1.0
+
+[kinds.fast]
+share = 0.5
+flops = 1e9
+memory = 1e9
+down = 1e7
+up = 1e7
+power = 2.0
+"""
+
+
+EIGHT = {"clients": 8}  # of both kinds with seed 0
+
+
+@pytest.fixture
+def mix(tmp_path: Path) -> str:
+    path = tmp_path / "two.toml"
+    path.write_text(MIX.format(memory="1e9"))
+    return str(path)
+
+
+def ran(tmp_path: Path, rounds: int = 2, name: str = "run", **sections: Any) -> Any:
+    """The run file of a small job with other fields in some sections."""
+    job = tmp_path / f"{name}.toml"
+    job.write_text(small_job(rounds, **{"partition": EIGHT} | sections))
+    fedsim.run(fedsim.load_job(job), out=tmp_path / f"{name}.h5")
+    return RunReader(tmp_path / f"{name}.h5")
+
+
+def test_a_run_file_has_the_clock_the_clients_and_the_kinds(tmp_path, mix) -> None:
+    ran(tmp_path, devices={"name": mix})
+    with h5py.File(tmp_path / "run.h5") as file:
+        clock, lasted = file["rounds/clock"][:], file["rounds/round_time"][:]
+        seconds, joules, status = (file[f"clients/{name}"][:] for name in ("seconds", "joules", "status"))
+        kinds, table = file["devices/kind"][:], json.loads(file.attrs["devices"])
+        assert file["devices/kind"].dims[0][0].name == "/client"
+    assert clock.tolist() == np.cumsum(lasted).tolist()
+    assert lasted[0] == 0
+    assert lasted[1:].tolist() == np.nanmax(seconds[1:], 1).tolist()
+    assert (status[1:] == 0).all()
+    assert (joules[1:] > 0).all()
+    assert kinds.tolist() == read_mix(mix).kind_of(0, range(8)).tolist()
+    assert [kind["name"] for kind in table["kinds"]] == ["slow", "fast"]
+
+
+def test_the_codes_of_a_status_are_described_where_they_stand() -> None:
+    assert ", ".join(f"{code} {name}" for code, name in enumerate(STATUS)) == CODES
+    assert OF_DEVICES["clients/status"].about == CODES
+
+
+def test_what_precedes_training_takes_time_too(tmp_path, mix) -> None:
+    method = {"name": "fedtiny", "density": 0.3, "pool": 2, "pretrain_epochs": 0}
+    ran(tmp_path, devices={"name": mix}, method=method)
+    with h5py.File(tmp_path / "run.h5") as file:
+        assert file["rounds/clock"][0] > 0
+        assert file["rounds/energy"][0] > 0
+
+
+def test_unfit_clients_train_nothing_and_are_on_record(tmp_path) -> None:
+    path = tmp_path / "two.toml"
+    path.write_text(MIX.format(memory="5e4"))
+    ran(tmp_path, devices={"name": str(path)}, cohort={"size": 8})
+    slow = np.flatnonzero(read_mix(str(path)).kind_of(0, range(8)) == 0)
+    assert 0 < len(slow) < 8
+    with h5py.File(tmp_path / "run.h5") as file:
+        assert file["rounds/unfit"][:].tolist() == [0, len(slow), len(slow)]
+        assert np.flatnonzero(file["clients/status"][1] == STATUS.index("unfit")).tolist() == slow.tolist()
+        assert np.isnan(file["clients/samples"][1][slow]).all()
+
+
+def test_a_run_goes_on_with_the_figures_it_began_with_and_no_others(tmp_path, mix) -> None:
+    ran(tmp_path, devices={"name": mix})
+    Path(mix).write_text(MIX.format(memory="2e9"))
+    with pytest.raises(BadInput, match="was made with other figures of devices"):
+        fedsim.run(fedsim.load_job(tmp_path / "run.toml"), out=tmp_path / "run.h5")
+
+
+def test_a_job_without_devices_is_written_as_before_there_were_any(tmp_path) -> None:
+    path = tmp_path / "job.toml"
+    path.write_text(small_job(2, cohort={"size": 3}))
+    text = resolved(load(path))
+    assert "[devices]" not in text
+    assert "[cohort]\nsize = 3\n\n" in text
+    with_devices = check(load(path).given | {"devices": {"name": "phones"}})
+    assert identity(with_devices) != identity(load(path))
+
+
+def test_a_resolved_job_with_devices_is_the_same_job(tmp_path, mix) -> None:
+    table = {
+        "devices": {"name": mix, "unfit": "fit"},
+        "cohort": {"size": 3, "mode": "oversample", "extra": 0.5, "select": "fits", "least": 2},
+    }
+    path = tmp_path / "job.toml"
+    path.write_text(small_job(2, **table))
+    job = load(path)
+    assert identity(check(tomllib.loads(resolved(job)))) == identity(job)
+
+
+HOPELESS = {
+    "a deadline that nobody meets": (
+        {"cohort": {"mode": "deadline", "deadline": 1e-4}},
+        r"round 1: Train is done by no client before the deadline of 0\.0001 s: client \d \(fast\) is the fastest and needs 0\.\d+ s",
+    ),
+    "memory that nobody has": (
+        {"devices": {"unfit": "skip"}, "memory": "1e3"},
+        r"round 1: Train needs [\d,]+ bytes, and no client has them: client \d \(\w+\) has most, [\d,]+;",
+    ),
+    "memory for no image": (
+        {"devices": {"unfit": "fit"}, "memory": "1e3"},
+        r"needs [\d,]+ bytes with batches of one image, and no client has them",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), HOPELESS.values(), ids=HOPELESS)
+def test_what_can_never_work_is_said_before_the_first_round(tmp_path, change, message) -> None:
+    path = tmp_path / "two.toml"
+    memory = change.get("memory", "1e9")
+    path.write_text(MIX.format(memory=memory).replace("memory = 1e9", f"memory = {memory}"))
+    devices = {"name": str(path)} | change.get("devices", {})
+    with pytest.raises(BadInput, match=message):
+        ran(tmp_path, devices=devices, cohort=change.get("cohort", {}))
+    assert not (tmp_path / "run.h5").exists()
+
+
+REFUSED = {
+    "devices are needed": ({"cohort": {"mode": "oversample"}}, r"\[cohort\] mode = 'oversample' needs devices"),
+    "a deadline is needed": ({"cohort": {"mode": "deadline"}}, r'mode = "deadline" needs a deadline'),
+    "a deadline of another mode": ({"cohort": {"deadline": 3.0}}, r'deadline belongs to mode = "deadline"; the job has mode = "sync"'),
+    "an unknown selection": ({"cohort": {"select": "best"}}, r"select = 'best' is not known. There are: uniform, available, fastest, fits"),
+    "a selection that is not there": ({"cohort": {"select": "nowhere:pick"}}, r"select = 'nowhere:pick': No module named 'nowhere'"),
+    "a method that needs all answers": (
+        {"cohort": {"mode": "buffered"}, "method": {"name": "fedtiny"}},
+        r"fedtiny needs all answers of a round together\. Those that do not: at_init, fedavg, fedprox, finetune, grasp, magnitude",
+    ),
+    "an aggregation that needs all answers": (
+        {"cohort": {"mode": "buffered"}, "train": {"aggregate": "scaffold"}},
+        r"aggregate = 'scaffold' needs all answers of a round together\. Those that do not: fedavg, fedprox",
+    ),
+    "a buffer above the concurrency": ({"cohort": {"mode": "buffered", "buffer": 9}}, r"buffer = 9 is more than the 8 clients"),
+    "more answers than clients": ({"cohort": {"least": 9}}, r"least = 9 answers cannot come of 8 clients"),
+    "an unknown mix": ({"devices": {"name": "tablets"}}, r"devices 'tablets' are not known. There are: four_kinds, phones"),
+    "an unknown way": ({"devices": {"unfit": "drop"}}, r"unfit = 'drop' is not known. There are: skip, error, fit"),
+    "an unknown field": ({"devices": {"speed": 3}}, r"\[devices\] has no field 'speed'"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), REFUSED.values(), ids=REFUSED)
+def test_wrong_jobs_are_refused_with_what_would_be_right(tmp_path, mix, change, message) -> None:
+    sections = change if "needs devices" in message else change | {"devices": {"name": mix} | change.get("devices", {})}
+    with pytest.raises(BadInput, match=message):
+        ran(tmp_path, **sections)
+    assert not (tmp_path / "run.h5").exists()
+
+
+def test_an_estimate_has_a_line_for_each_kind(tmp_path, mix, capsys) -> None:
+    path = tmp_path / "job.toml"
+    path.write_text(small_job(2, devices={"name": mix}, cohort={"mode": "deadline", "deadline": 0.05}))
+    fedsim.estimate(fedsim.load_job(path))
+    shown = capsys.readouterr().out
+    lines = {line.split("│")[1].strip(): line for line in shown.splitlines() if line.startswith(("│ slow", "│ fast"))}
+    assert "fits" in lines["slow"]
+    assert "always" in lines["slow"]
+    assert "never" in lines["fast"]
+
+
+def test_an_estimate_says_by_how_many_bytes_a_kind_is_too_small(tmp_path, capsys) -> None:
+    mix, path = tmp_path / "two.toml", tmp_path / "job.toml"
+    mix.write_text(MIX.format(memory="5e4"))
+    path.write_text(small_job(2, devices={"name": str(mix)}, partition=EIGHT))
+    fedsim.estimate(fedsim.load_job(path))
+    run = ran(tmp_path, name="dense", devices={"name": str(mix)})
+    needed = int(run.column("max_client_memory")[1])
+    assert f"{needed - 50_000:,} bytes over" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_selection_of_the_jobs_own_is_asked_in_every_round(tmp_path, mix, monkeypatch) -> None:
+    (tmp_path / "mine_selecting.py").write_text("def last(clients, wanted, r, devices):\n    return sorted(clients)[-wanted:]\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    run = ran(tmp_path, devices={"name": mix}, cohort={"size": 2, "select": "mine_selecting:last"})
+    assert np.flatnonzero(run.clients("in_cohort", 1) == 1).tolist() == [6, 7]
