@@ -26,8 +26,9 @@ BUDGET = "Budget for accuracy at equal {}, such as {}. Default: what the cheapes
 SORT = "Sort by this field of the job, or with - before it from the largest on (--sort=-density); given: as the files. Default: by all."
 MEMORY = "Limit for accuracy at equal memory of a client, such as 500kB. Default: the smallest in which each method has a row that fits."
 WHICH = (
-    "overview; metrics: a table for each metric, with paired differences; equal: accuracy at equal bytes, FLOPs and memory; target: cost of"
-    " a target accuracy; all. Can be given several times. Default: what the other options are about, or overview."
+    "overview; metrics: a table for each metric, with paired differences; equal: accuracy at equal bytes, FLOPs and memory, and with"
+    " devices at equal time and energy; target: cost of a target accuracy; all. Can be given several times. Default: what the other"
+    " options are about, or overview."
 )
 
 FIGURE = (
@@ -93,6 +94,8 @@ def compare(
     ] = None,
     at_bytes: Annotated[str | None, typer.Option(metavar="BYTES", help=BUDGET.format("bytes", "20MB"))] = None,
     at_flops: Annotated[str | None, typer.Option(metavar="FLOPS", help=BUDGET.format("FLOPs", "3TFLOP"))] = None,
+    at_clock: Annotated[str | None, typer.Option(metavar="SECONDS", help=BUDGET.format("time of the devices", "600s"))] = None,
+    at_energy: Annotated[str | None, typer.Option(metavar="JOULES", help=BUDGET.format("energy of the devices", "3kJ"))] = None,
     at_memory: Annotated[str | None, typer.Option(metavar="BYTES", help=MEMORY)] = None,
     figure: Annotated[Path | None, typer.Option(metavar="FILE", help=FIGURE)] = None,
     csv: Annotated[bool, typer.Option("--csv", help="Print the overview unrounded: --form csv --table overview.")] = False,
@@ -103,6 +106,7 @@ def compare(
     """
     if figure is not None:
         others = {"--table": tables, "--baseline": baseline, "--sort": sort, "--target": target, "--at-bytes": at_bytes}
+        others |= {"--at-clock": at_clock, "--at-energy": at_energy}
         others |= {"--at-flops": at_flops, "--at-memory": at_memory, "--csv": csv, "--form": form, "--score": score}
         _print(_leaderboard(runs, figure, metrics or ["accuracy"], others))
         return
@@ -110,7 +114,7 @@ def compare(
     with _analysis("compare"):
         from fedsim_analysis.comparison import command
 
-        given = {"bytes": at_bytes, "flops": at_flops, "memory": at_memory}
+        given = {"bytes": at_bytes, "flops": at_flops, "clock": at_clock, "energy": at_energy, "memory": at_memory}
         budgets = {name: command.amount(text, f"--at-{name}") for name, text in given.items() if text is not None}
         meant = {"metrics": bool(metrics or baseline), "equal": bool(budgets), "target": target is not None}
         chosen = tables or [name for name, is_meant in meant.items() if is_meant] or ["overview"]

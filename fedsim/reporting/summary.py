@@ -129,10 +129,27 @@ def _totals(run: RunReader) -> list[tuple[str, ...]]:
         rows.append(("beside dense", f"at most {share(of_dense)} of the FLOPs that dense training would take the client"))
     if "max_client_memory" in has:
         rows.append(("largest client", quantity(_most(has["max_client_memory"]), "B of memory") + _by_term(has)))
+    rows += _of_devices(has)
     if "seconds" in has:
         seconds = has["seconds"]
         rows.append(("time", f"{duration(np.nansum(seconds))}, {duration(float(np.nanmedian(seconds)))} a round"))
     return rows + _pruning(has) + _smaller(has)
+
+
+def _of_devices(has: dict[str, Array]) -> list[tuple[str, ...]]:
+    """The virtual clock, what the devices used, and why answers did not count."""
+    if not {"clock", "round_time", "energy"} <= has.keys():
+        return []
+    clock, lasted = has["clock"][-1], float(np.nanmedian(has["round_time"][1:])) if len(has["round_time"]) > 1 else 0.0
+    rows: list[tuple[str, ...]] = [("devices", f"{duration(clock)}, {duration(lasted)} a round; {quantity(np.nansum(has['energy']), 'J')}")]
+    missed = {name: int(np.nansum(has[name])) for name in ("late", "failed", "unfit", "unavailable") if name in has}
+    if any(missed.values()):
+        rows.append(("did not count", ", ".join(f"{count:,} {name}" for name, count in missed.items() if count) + " in all rounds"))
+    if "staleness" in has:
+        rows.append(
+            ("staleness", f"{np.nanmean(has['staleness']):.2g} server steps, mean; at most {np.nanmax(has['staleness']):.2g} in a round")
+        )
+    return rows
 
 
 def _server(has: dict[str, Array]) -> list[tuple[str, ...]]:

@@ -1,6 +1,7 @@
-"""Accuracy at equal bytes, FLOPs and memory, and what it takes to reach a target accuracy. Nothing is interpolated.
+"""Accuracy at equal bytes, FLOPs, time, energy and memory, and what it takes to reach a target accuracy. Nothing is interpolated.
 
-Bytes are those up and down and FLOPs those of training, of all clients in all rounds up to an evaluation, round 0 included. At a budget a
+Bytes are those up and down and FLOPs those of training, of all clients in all rounds up to an evaluation, round 0 included; time and energy
+are those of emulated devices. At a budget a
 run has the accuracy of its last evaluation by which it had spent no more; the evaluation of round 0, before training, is none. Without a
 budget it is the smallest that a group has spent in the end (the most of its seeds), so that each run of the cheapest group is there to its
 end.
@@ -24,18 +25,24 @@ import pandas as pd
 
 from fedsim_analysis.comparison import jobs, statistics
 from fedsim_analysis.comparison.grouping import Comparison, Group
-from fedsim_analysis.comparison.metrics import BYTES, FLOPS, METRICS, total
+from fedsim_analysis.comparison.metrics import BYTES, CLOCK, ENERGY, FLOPS, METRICS, total
 from fedsim_analysis.comparison.outcomes import Outcome
 from fedsim_analysis.comparison.tables import about, differences, families, frame, spread
 
-COSTS = {"bytes": BYTES, "flops": FLOPS}
+COSTS = {"bytes": BYTES, "flops": FLOPS, "clock": CLOCK, "energy": ENERGY}
 RESOURCES = (*COSTS, "memory")
 MEMORY = METRICS["max_client_memory"]
 NEAR = 0.95  # of the best mean accuracy is the target
 
 
+def resources(comparison: Comparison) -> list[str]:
+    """Those of RESOURCES that can be compared: the clock and the energy of devices only where some run has them."""
+    runs = [run for group in comparison.groups for run in group.runs]
+    return [name for name in RESOURCES if name not in ("clock", "energy") or any(set(COSTS[name]) <= set(run.names) for run in runs)]
+
+
 def spent(run: Outcome, resource: str) -> np.ndarray:
-    """(rounds + 1,) bytes or FLOPs up to the end of each round; NaN where the file has none."""
+    """(rounds + 1,) bytes, FLOPs, seconds or joules up to the end of each round; NaN where the file has none."""
     of_rounds = total(run, COSTS[resource])
     return of_rounds if np.isnan(of_rounds).all() else np.nancumsum(of_rounds)
 
@@ -65,15 +72,15 @@ def within(run: Outcome, resource: str, budget: float, score: str) -> tuple[int,
 def at_equal(
     comparison: Comparison, budgets: Mapping[str, float | None] | None = None, baseline: str | None = None, score: str = "accuracy"
 ) -> pd.DataFrame:
-    """A row per resource ("bytes", "flops", "memory") and group: the accuracy that it has at the same cost.
+    """A row per resource of `resources` and group: the accuracy that it has at the same cost.
 
-    score: the column of /rounds that counts as accuracy. budgets: bytes, FLOPs, and bytes of memory; those that are None or missing are
-    chosen (above). `budget`; `seeds` that have an accuracy within it, `mean`, `mean_95`, `least`, `most` over them; `round` the mean of
+    score: the column of /rounds that counts as accuracy. budgets: by resource; those that are None or missing are chosen
+    (above). `budget`; `seeds` that have an accuracy within it, `mean`, `mean_95`, `least`, `most` over them; `round` the mean of
     their last rounds within it, NaN for memory; `spent` the mean of what they had spent by then, or the memory that the group needs;
     `best` whether it is the best of its method; and the columns of `paired`.
     """
     rows, held = [], families(comparison, baseline)
-    for resource in RESOURCES:
+    for resource in resources(comparison):
         chosen = {name: _budget(block, resource, (budgets or {}).get(resource)) for name, block in comparison.blocks.items()}
         found = {group: _at(group, resource, chosen[group.data], score) for group in comparison.groups}
         numbers = {group: values for group, (values, _) in found.items()}
@@ -137,24 +144,24 @@ def target_of(block: Sequence[Group], score: str) -> float:
 
 
 def to_target(comparison: Comparison, target: float | None = None, score: str = "accuracy") -> pd.DataFrame:
-    """A row per group: `target`; `seeds`, and `reached`, how many of them reached it; over those `rounds`, `bytes`, `flops`, each the mean,
-    and with _95 half its 95 % interval. NaN where none reached it, and no interval of a single one."""
+    """A row per group: `target`; `seeds`, and `reached`, how many of them reached it; over those `rounds`, `bytes`, `flops`, with devices
+    `clock` and `energy`, each the mean, and with _95 half its 95 % interval. NaN where none reached it, and no interval of a single one."""
     chosen = {name: target_of(block, score) if target is None else target for name, block in comparison.blocks.items()}
-    rows = []
+    rows, costs_of = [], [name for name in resources(comparison) if name in COSTS]
     for group in comparison.groups:
-        reached = list(_reached(group, chosen[group.data], score))
+        reached = list(_reached(group, chosen[group.data], score, costs_of))
         row = about(comparison, group) | {"score": score, "target": chosen[group.data]}
         row |= {"seeds": len(group.runs), "reached": len(reached)}
-        for i, name in enumerate(("rounds", *COSTS)):
+        for i, name in enumerate(("rounds", *costs_of)):
             values = [costs[i] for costs in reached]
             row |= {name: statistics.mean(values), f"{name}_95": statistics.half_interval(values)}
         rows.append(row)
     return frame(rows)
 
 
-def _reached(group: Group, target: float, score: str) -> Iterator[tuple[float, ...]]:
-    """Of each run that reached the target: the round, bytes and FLOPs."""
+def _reached(group: Group, target: float, score: str, costs: Sequence[str]) -> Iterator[tuple[float, ...]]:
+    """Of each run that reached the target: the round, and what it had cost."""
     for run in group.runs:
         rounds, values = evaluations(run, score)
         if len(hits := rounds[values >= target]):
-            yield (float(hits[0]), *(float(spent(run, resource)[hits[0]]) for resource in COSTS))
+            yield (float(hits[0]), *(float(spent(run, resource)[hits[0]]) for resource in costs))

@@ -23,7 +23,7 @@ from fedsim_analysis.foreign_text import no_formula, printable
 FORMS = (*forms.FORMS, "csv")
 TABLES = ("overview", "metrics", "equal", "target")
 SCORE = "accuracy"
-AMOUNT = re.compile(r"([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([kKMGTPE]?)(?:B|FLOPs?)?")
+AMOUNT = re.compile(r"([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([kKMGTPE]?)(?:B|FLOPs?|s|J)?")
 
 
 def text(
@@ -43,7 +43,7 @@ def text(
 
     tables: of TABLES; None: all that have something to compare. metrics: of METRICS, or columns of /rounds, as "train_loss:min".
     baseline, sort: see `pairs.wanted` and `collect`. target: of the score, which is the column of /rounds that counts as accuracy.
-    budgets: by "bytes", "flops", "memory". width: of the terminal; None: lines as long as they are. Raises FileNotFoundError, and
+    budgets: by the names in `budgets.RESOURCES`. width: of the terminal; None: lines as long as they are. Raises FileNotFoundError, and
     ValueError with a message for the user.
     """
     _check(form, tables or (), target, budgets or {})
@@ -154,13 +154,13 @@ def _inert(value: Any) -> Any:
 
 
 def amount(given: str, option: str) -> float:
-    """A number of bytes or FLOPs as people write it: "9.75MB", "1.2e9", "3 GFLOP". ValueError for anything else."""
+    """A number of bytes, FLOPs, seconds or joules as people write it: "9.75MB", "1.2e9", "3 GFLOP". ValueError for anything else."""
     found = AMOUNT.fullmatch(given.strip())
     try:
         number = float(found[1]) if found else np.nan
     except ValueError:
         number = np.nan
     if not found or np.isnan(number):
-        raise ValueError(f"{option} {given}: should be a number, such as 5e6, 5MB or 2GFLOP")
+        raise ValueError(f"{option} {given}: should be a number, such as 5e6, 5MB, 2GFLOP, 90s or 3kJ")
     power = ("", "K", "M", "G", "T", "P", "E").index(found[2].upper())
     return number * 1000.0**power

@@ -54,6 +54,7 @@ def total(run: Outcome, columns: Sequence[str]) -> Values:
 
 BYTES, FLOPS = ("bytes_up", "bytes_down"), ("train_flops",)
 CLIENTS, WORST, SUB = ("client_accuracy_macro",), ("client_accuracy_min",), ("client_inference_share",)
+CLOCK, ENERGY = ("round_time",), ("energy",)  # of emulated devices
 SHARE, MODEL = ("max_client_flops_share",), ("max_client_model_memory",)
 METRICS = {
     metric.name: metric
@@ -73,6 +74,8 @@ METRICS = {
         Metric("max_client_memory", "memory", "training memory of the client that needs most", "B", ("max_client_memory",), "max"),
         Metric("max_client_model_memory", "model memory", "the same without the activations of a batch", "B", MODEL, "max"),
         Metric("seconds", "time", "seconds of all rounds", "s", ("seconds",), "sum"),
+        Metric("clock", "clock", "seconds of all rounds by the clients' devices", "s", CLOCK, "sum"),
+        Metric("energy", "energy", "joules of the devices of all clients in all rounds", "J", ENERGY, "sum"),
     )
 }
 NEEDED = frozenset(name for metric in METRICS.values() for name in metric.columns)

@@ -4,7 +4,7 @@
 files: escape it where markup could be read. All values are in the unit of their column; `units.scale_of` chooses the unit to show.
 """
 
-from fedsim_analysis.measures.clients import ClientValues, Distribution, distribution, of_clients, partition
+from fedsim_analysis.measures.clients import ClientValues, Distribution, Timeline, distribution, of_clients, partition, timeline
 from fedsim_analysis.measures.curves import OVER, Curve, curves, note, note_of, seeds_of
 from fedsim_analysis.measures.differences import Difference, differences
 from fedsim_analysis.measures.fronts import Front, Point, pareto
@@ -31,6 +31,7 @@ __all__ = [
     "Phases",
     "Point",
     "Scale",
+    "Timeline",
     "churn",
     "curves",
     "differences",
@@ -52,4 +53,5 @@ __all__ = [
     "readable",
     "scale_of",
     "seeds_of",
+    "timeline",
 ]

@@ -1,7 +1,8 @@
-"""Clients: how their accuracy is spread, the worst of them, and who holds images of which class."""
+"""Clients: how their accuracy is spread, the worst of them, who holds images of which class, and when their devices worked."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,11 +12,13 @@ from numpy.typing import NDArray
 from fedsim_analysis.measures.colours import Style
 from fedsim_analysis.measures.groups import Group, groups
 from fedsim_analysis.measures.layers import Heat
-from fedsim_analysis.measures.nodes import Lacking, Numbers, labels, needed, node, of_run, place_of, round_numbers
+from fedsim_analysis.measures.nodes import Lacking, Numbers, column, labels, needed, node, of_run, place_of, round_numbers
 
 if TYPE_CHECKING:
     from fedsim_analysis.measures.nodes import Runs
 
+STATUS = ("answered", "late", "failed", "unfit", "unavailable")  # codes of the column clients/status
+SHOWN_ROUNDS = 3
 LEVELS = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 AT_ONCE = 2**26  # bytes of a column that are held at once
 
@@ -153,3 +156,56 @@ def partition(runs: Runs, run: str | None = None) -> Heat:
     classes = tuple(np.array(_called(runs, "partition", "class"), dtype=object)[kept])
     values = counts[i][held][:, kept]
     return Heat(names[i], values, clients, classes, "Client", "Class", "Training images", "1", False, 1)
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """When the devices of one run worked in some rounds, by the virtual clock: a bar for each client that was asked, (bars,) each."""
+
+    run: str
+    label: str  # of its group
+    rounds: NDArray[np.int64]  # (rounds,) that are shown
+    ends: Numbers  # (rounds,) seconds since the start at which each of them ended
+    round_of: NDArray[np.int64]
+    clients: NDArray[np.int64]  # number of the client
+    begun: Numbers  # seconds since the start
+    ended: Numbers
+    status: NDArray[np.int64]  # of STATUS
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Bars of each status that occurs."""
+        return {name: n for code, name in enumerate(STATUS) if (n := int((self.status == code).sum()))}
+
+
+def timeline(runs: Runs, run: str | None = None, rounds: Sequence[int] | None = None) -> Timeline:
+    """The timeline of one run, by default the first with devices, in some rounds, by default the last three.
+
+    Lacking where no run has devices, or where no client was asked in these rounds.
+    """
+    begun = node(runs, "rounds")
+    at = _with_devices(runs) if run is None else place_of(runs, "rounds", run)
+    numbers = round_numbers(runs, "rounds")
+    clock, lasted = (of_run(runs, "rounds", name, at) for name in ("clock", "round_time"))
+    there = numbers[np.isfinite(clock) & (numbers > 0)]
+    wanted = there[-SHOWN_ROUNDS:] if rounds is None else np.asarray(rounds, dtype=np.int64)
+    if unknown := [int(r) for r in wanted if r not in numbers[np.isfinite(clock)]]:
+        raise Lacking(f"the run has no round {unknown[0]}; it has 0 to {numbers[np.isfinite(clock)].max()}")
+    places = np.flatnonzero(np.isin(numbers, wanted))
+    start, end, status = (of_run(runs, "clients", name, at, places) for name in ("begun", "ended", "status"))
+    row, client = np.nonzero(np.isfinite(start) & np.isfinite(end))
+    if not len(row):
+        raise Lacking("no client was asked in these rounds")
+    began = (clock - lasted)[places]
+    spans = (began[row] + start[row, client], began[row] + end[row, client])
+    label = next(group.label for group in groups(runs) if at in group.places)
+    codes = status[row, client].astype(np.int64)
+    name = str(begun["run"].values[at])
+    return Timeline(name, label, numbers[places], clock[places], numbers[places][row], client.astype(np.int64), *spans, codes)
+
+
+def _with_devices(runs: Runs) -> int:
+    clock = np.isfinite(column(runs, "rounds", "clock")).any(1)
+    if not clock.any():
+        raise Lacking("no run has devices with a clock: [devices] of a job gives them")
+    return int(np.argmax(clock))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fedsim_analysis.measures.nodes import Runs
 
 ROUND = Metric("round", (), "Round", "1")
-OVER = ("round", "bytes", "flops", "memory", "seconds")
+OVER = ("round", "bytes", "flops", "memory", "seconds", "clock", "energy")
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def curves(runs: Runs, metric: str, over: str = "round", per_round: bool = False
 
     metric: one of METRICS, or a column of the node `rounds`. Bytes, FLOPs and seconds are added over the rounds until then and
     over all clients, and memory is the largest until then; with `per_round` they are of each round alone.
-    over: "round", "bytes", "flops", "memory" or "seconds", added in the same way. Runs of a group have sent different numbers of
+    over: one of OVER, added in the same way; clock and energy are those of emulated devices. Runs of a group have sent different numbers of
     bytes after a round; each point stands at the mean of x over the runs that have measured the metric in this round.
     Lacking (a ValueError) where the runs have not what is needed.
     """

@@ -40,6 +40,8 @@ METRICS = {
         Metric("flops", ("train_flops",), "Training of all clients", "FLOP", "sum", lower_is_better=True),
         Metric("memory", ("max_client_memory",), "Memory of the largest client", "B", "largest", lower_is_better=True),
         Metric("seconds", ("seconds",), "Wall time", "s", "sum", lower_is_better=True),
+        Metric("clock", ("round_time",), "Time of the clients' devices", "s", "sum", lower_is_better=True),
+        Metric("energy", ("energy",), "Energy of the clients' devices", "J", "sum", lower_is_better=True),
         Metric("client_accuracy", ("client_accuracy_macro",), "Accuracy, mean over clients", "1", share=True),
         Metric("worst_client", ("client_accuracy_min",), "Worst client's accuracy", "1", share=True),
     )

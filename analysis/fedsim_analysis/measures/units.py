@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-PREFIXED = ("B", "FLOP", "B/s", "FLOP/s")
+PREFIXED = ("B", "FLOP", "B/s", "FLOP/s", "J")
 PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 MINUTE, HOUR = 60.0, 3600.0
 

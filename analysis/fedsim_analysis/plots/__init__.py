@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     )
     from fedsim_analysis.plots.page import save, style
     from fedsim_analysis.plots.spread import clients, phases
+    from fedsim_analysis.plots.timelines import timeline
 
 __all__ = [
     "accuracy",
@@ -57,6 +58,7 @@ __all__ = [
     "save",
     "seconds",
     "style",
+    "timeline",
     "train_loss",
     "worst_client",
 ]
@@ -71,6 +73,7 @@ _PLACES = {
     ),
     "page": ("save", "style"),
     "spread": ("clients", "phases"),
+    "timelines": ("timeline",),
 }
 
 

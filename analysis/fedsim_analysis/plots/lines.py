@@ -27,7 +27,7 @@ WIDE = 5.0  # times, by which ends of curves may differ before the axis becomes 
 
 
 def accuracy(runs: Runs, over: str = "round", ax: Axes | None = None, width: str | float = "column") -> Axes:
-    """Accuracy of the server's model on the global test set, over rounds, bytes, FLOPs, memory or seconds."""
+    """Accuracy of the server's model on the global test set, over rounds, or one of `measures.OVER`."""
     return curve(runs, "accuracy", over, ax, width)
 
 

@@ -14,7 +14,7 @@ import fedsim_analysis
 from fedsim_analysis import comparison
 from fedsim_analysis.comparison.grouping import GIVEN
 from fedsim_analysis.measures import METRICS, Group, Lacking, final, groups, metric_of
-from fedsim_analysis.report import clients, origins, sparsity, summary, tables, tradeoffs, trends
+from fedsim_analysis.report import clients, devices, origins, sparsity, summary, tables, tradeoffs, trends
 from fedsim_analysis.report.contents import Block, Figure, Report, Section
 
 if TYPE_CHECKING:
@@ -178,6 +178,7 @@ def _figures(runs: xr.DataTree, chosen: Sequence[Group], left_out: list[str], co
         ("costs", "Costs", costs),
         ("sparsity", "Masks", masks),
         ("of-clients", "Clients", of_clients),
+        *([("devices", "Devices", found)] if (found := devices.builders(runs)) else []),
     )
     return [Section(name, title, _filled(list(_built(builders, left_out)))) for name, title, builders in parts]
 

@@ -5,6 +5,7 @@ Paper -> code:  M_c -> concurrency,  K -> buffer,  tau -> staleness,  s(tau) = 1
 `concurrency` clients train at any time, each from the model that it was sent. Every `buffer` answers are one server step, which is a
 round. The move of a client, from the model that it was sent, counts with the weight of its staleness:
 w <- w + sum_k s(tau_k) n_k (w_k - w_sent,k) / sum_k n_k. A client is trained when its answer arrives, from the model of its version.
+Running statistics of norms are averaged with these weights, not moved: a variance that several clients move may fall below 0.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.core import keys
 from fedsim.core.keys import COUNT
 from fedsim.core.tree import Tree
 from fedsim.devices import clock, draws
@@ -153,5 +155,13 @@ def _total(now: Tree, parts: list[tuple[int, Version, Reply]]) -> Tree:
 def _sum(key: str, now: Tree, parts: list[tuple[int, Version, Reply]], whole: Tensor) -> Tensor:
     if key not in now:
         return torch.stack([reply.total[key] for _, _, reply in parts]).sum(0)
-    moves = [weight_of(staleness) * (reply.total[key] - reply.total[COUNT] * held.shared[key].double()) for staleness, held, reply in parts]
-    return torch.stack(moves).sum(0) + whole.to(moves[0].device) * now[key].double()
+    weights, totals = [weight_of(staleness) for staleness, _, _ in parts], [reply.total for _, _, reply in parts]
+    if key.startswith(keys.BUFFERS):
+        mine, of_all = (_weighted(weights, [total[name] for total in totals]) for name in (key, COUNT))
+        return whole.to(mine.device) * mine / of_all
+    moved = [total[key] - total[COUNT] * held.shared[key].double() for total, (_, held, _) in zip(totals, parts, strict=True)]
+    return _weighted(weights, moved) + whole.to(moved[0].device) * now[key].double()
+
+
+def _weighted(weights: list[float], values: list[Tensor]) -> Tensor:
+    return torch.stack([weight * value for weight, value in zip(weights, values, strict=True)]).sum(0)

@@ -59,7 +59,7 @@ def scale(unit: str, values: Sequence[float]) -> tuple[float, str]:
     if unit == "%":
         return 0.01, "%"
     sizes = _sizes(values)
-    if unit not in ("B", "FLOP", "B/s", "FLOP/s") or not sizes:
+    if unit not in ("B", "FLOP", "B/s", "FLOP/s", "J") or not sizes:
         return 1.0, unit
     least, most = (min(max(floor(log10(size) / 3), 0), len(PREFIXES) - 1) for size in (min(sizes), max(sizes)))
     power = max(least, most - 1)

@@ -20,7 +20,7 @@ HOLM = "p by Holm: corrected over all rows of the table that are held against th
 FEW_PAIRS = "{} cannot give a p below {:.3g}; with fewer than {} pairs no p is below 0.05, however large the difference is."
 EQUAL = "At equal cost nothing is interpolated; - where no evaluation after training is within the budget, or the memory does not suffice."
 BEST = "best: of the rows of a method, for one may choose among them; it is chosen by the accuracy that it is shown with."
-TARGET = "Rounds, bytes and FLOPs until a target are means over the seeds that reached it."
+TARGET = "Rounds and costs until a target are means over the seeds that reached it."
 UNFINISHED = "unfinished: runs that go on or were stopped; they count with what they have so far."
 OVERVIEW = (
     "Overview: accuracy of the last model; density, the kept share of the weights; share of dense FLOPs, those of training the dense"

@@ -14,13 +14,21 @@ from fedsim_analysis.comparison.printed.naming import Naming, Row
 
 POINTS = {"%": "points"}  # what differences of a unit are counted in
 BASELINE, NEVER = "baseline", "not reached"
-COSTS = {"bytes": ("sent", "B"), "flops": ("FLOPs", "FLOP"), "memory": ("memory", "B")}
+COSTS = {
+    "bytes": ("sent", "B"),
+    "flops": ("FLOPs", "FLOP"),
+    "clock": ("clock", "s"),
+    "energy": ("energy", "J"),
+    "memory": ("memory", "B"),
+}
 EQUAL = {
     "bytes": "{} at equal bytes: the last evaluation up to which all clients together had sent and received {} at most",
     "flops": "{} at equal FLOPs: the last evaluation up to which all clients together had trained for {} at most",
+    "clock": "{} at equal time of the devices: the last evaluation up to which no more than {} had passed",
+    "energy": "{} at equal energy: the last evaluation up to which the devices of all clients together had used {} at most",
     "memory": "{} at equal memory: the last evaluation, where no client needs more than {}",
 }
-TARGET = "Rounds, bytes and FLOPs until {} was {} or more for the first time"
+TARGET = "Rounds and costs until {} was {} or more for the first time"
 
 
 def of(naming: Naming, frames: Mapping[str, pd.DataFrame]) -> list[Sheet]:
@@ -80,7 +88,7 @@ def _target(naming: Naming, frame: pd.DataFrame) -> Iterator[Sheet]:
     for where, rows in _blocks(naming, frame[frame["target"].notna()]):
         columns = [*naming.keys(rows), *_unfinished(rows)]
         columns.append(counts("reached by", [f"{row['reached']} of {row['seeds']}" for row in rows]))
-        for name, title, unit in (("rounds", "rounds", ""), *((name, *COSTS[name]) for name in ("bytes", "flops"))):
+        for name, title, unit in (("rounds", "rounds", ""), *((name, *COSTS[name]) for name in COSTS if name in frame)):
             column = numbers(title, unit, [row[name] for row in rows], [row[f"{name}_95"] for row in rows])
             columns.append(_never(column, rows) if name == "rounds" else column)
         yield Sheet(TARGET.format(_score(rows), amount(rows[0]["target"], "%")) + where, tuple(columns))
