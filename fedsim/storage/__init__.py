@@ -2,6 +2,7 @@
 
     /rounds/NAME (round,)    /clients/NAME (round, client)    /layers/NAME (round, layer)    /timing/NAME, /speed/NAME (round,)
     /masks/ROUND  packed bits, where the mask changed          /partition/counts (client, class)          /model  final weights
+    /devices/kind (client,)  number of the kind of each client's device; the attribute `devices` has the kinds as JSON
     /partition/client_name, /partition/class_name  what the data set called clients and classes, where it had names for them
     /client_gates/ROUND, /client_gates/final  gates of clients, where they have some of their own
     /checksums/rows (round, column)  CRC-32 of each row of the columns that /checksums/columns names, and of the masks and gates in force

@@ -135,11 +135,12 @@ def test_the_readmes_method_runs_at_its_density_under_every_aggregation(quicksta
     assert abs(RunReader(f"{aggregate}.h5").column("density_maskable")[-1] - 0.2) < 1e-3
 
 
-def test_the_readmes_job_is_valid() -> None:
+def test_the_readmes_job_is_valid_and_so_are_sections_that_are_added_to_it() -> None:
     from fedsim.config.job import check
 
-    (table,) = blocks("toml")
-    assert check(tomllib.loads(table)).rounds == 60
+    first, *others = map(tomllib.loads, blocks("toml"))
+    assert check(first).rounds == 60
+    assert [check(first | sections).devices.name for sections in others] == ["four_kinds"]
 
 
 PLACE = re.compile(r"`((?:[\w.]+/)*[\w.]+\.py|(?:[\w.]+/)+)(?:: ([\w., ]+))?`")  # a path, and names of things in it
