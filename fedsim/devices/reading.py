@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ def built_in() -> list[str]:
 def read(settings: DeviceSettings) -> DeviceMix:
     """The mix that [devices] names, with what its files say of each client. BadInput for a name or a file that cannot be."""
     mix = read_mix(settings.name)
+    if settings.sparse:
+        mix = replace(mix, kinds=tuple(replace(kind, sparse=settings.sparse) for kind in mix.kinds))
     if settings.capacity:
         mix = of_capacity(mix, Path(settings.capacity), settings.reference_flops)
     return with_clients(mix, Path(settings.clients)) if settings.clients else mix

@@ -201,6 +201,12 @@ def test_settings_that_do_not_fit_together_are_refused() -> None:
     refused(lambda: DeviceSettings("phones", capacity="rows.csv"), "reference_flops")
 
 
+def test_a_job_may_say_for_all_kinds_how_time_falls_with_density() -> None:
+    assert {kind.sparse for kind in read(DeviceSettings("phones", sparse="ideal")).kinds} == {"ideal"}
+    refused(lambda: DeviceSettings("phones", sparse="fast"), "sparse = 'fast'", "none, ideal, measured")
+    refused(lambda: DeviceSettings(sparse="ideal"), "sparse needs a name")
+
+
 def test_shares_that_miss_1_by_rounding_are_taken() -> None:
     kinds = read_mix("phones").kinds
     thirds = tuple(replace(kind, share=0.3333333) for kind in kinds)
