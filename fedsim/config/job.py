@@ -17,7 +17,7 @@ from hashlib import sha256
 from itertools import product
 from math import prod
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import tomli_w
 from pydantic import (
@@ -62,8 +62,18 @@ def _choose(table: Any) -> Chosen:
         raise BadInput(f"[method] needs a name. There are: {', '.join(method_registry.names())}")
     method: Any = method_registry.find(table["name"])
     rest = {key: value for key, value in table.items() if key != "name"}
+    _refuse_kinds(table["name"], method, rest)
     holder = create_model("Holder", __config__=Section.model_config, use=(method, ...))
     return Chosen(table["name"], holder.model_validate_json(json.dumps({"use": rest})).use)  # type: ignore[attr-defined]
+
+
+def _refuse_kinds(name: str, method: Any, given: dict[str, Any]) -> None:
+    """BadInput for a number by kind of device, where the method gives all clients one model; it lists the fields that can be given so."""
+    hints = get_type_hints(method)
+    for field, value in given.items():
+        if isinstance(value, dict) and field in hints and "dict" not in str(hints[field]):
+            can = [f"{field} of {name}" for name, fields in method_registry.by_kind().items() for field in fields]
+            raise BadInput(f"[method] {field} is given by kind of device, and {name} has one for all clients. By kind: {', '.join(can)}")
 
 
 def _write(chosen: Chosen) -> dict[str, Any]:

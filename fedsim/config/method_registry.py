@@ -142,6 +142,12 @@ def shadowed() -> list[str]:
     return [f"{name!r} is fedsim's own; {entry_points.source(entry)} is not used" for name, entry in offers.items() if entry]
 
 
+def by_kind() -> dict[str, list[str]]:
+    """Methods of fedsim with fields that may be given by kind of device, and these fields."""
+    found = {name: [each.name for each in free_parameters(name) if "dict[str, float]" in each.kind] for name in own_names()}
+    return {name: fields for name, fields in found.items() if fields}
+
+
 def about(name: str) -> str:
     """The paper and the notes of a method: the docstring of its module. A method of fedsim is not imported for it."""
     if name in ALIASES:

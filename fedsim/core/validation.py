@@ -33,3 +33,8 @@ def _range(low: float, high: float) -> str:
     if high == inf:
         return begin
     return f"{begin} and at most {high}" if low == TINY else f"from {low} to {high}"
+
+
+def summed_at_once(clients: list[int]) -> list[list[int]]:
+    """The clients in parts of as many as can be summed exactly."""
+    return [clients[begin : begin + MAX_COHORT] for begin in range(0, len(clients), MAX_COHORT)]

@@ -51,7 +51,7 @@ class DWFNP(CutAndFinetune, Method[State]):
     """Prunes channels by a base network for all and a sub-network for each client."""
 
     flops_share: float = 0.8  # p, FLOPs share of the gated layers that the base keeps
-    client_flops_share: float | tuple[float, ...] = 0.5  # p_d, share of the whole that a client uses; or one for every client
+    client_flops_share: float | tuple[float, ...] | dict[str, float] = 0.5  # p_d, what a client uses; or for each client or kind of device
     personal: bool = True  # false: the base alone ("static"), no sub-networks of clients
     freeze_weights: bool = False  # no weight steps between warm-up and cut ("one-shot"): masks are learned on a trained, frozen network
     hypernet: Literal["server", "client"] = "server"  # client: until the cut clients train copies, which are averaged (the authors' way)
@@ -166,7 +166,8 @@ class DWFNP(CutAndFinetune, Method[State]):
         """How gates are drawn and learned."""
         flops = FlopsConstraint.of(setting.net.channels, setting.model_profile, self.depthwise == "squared")
         rule = HypernetTraining(flops, self.tau, self.bias, self.flops_share, self.slope, self.regulariser == "two_sided")
-        targets = self.client_flops_share if isinstance(self.client_flops_share, tuple) else (self.client_flops_share,)
+        given = self.client_flops_share
+        targets = given if isinstance(given, tuple) else tuple(given.values()) if isinstance(given, dict) else (given,)
         sample, averaged = self.mask_eval == "sample", self.embed_sync == "mean"
         return GateController(rule, setting.seed, targets, self.personal, self.hyper_lr, self.hyper_decay, sample, averaged, setting.server)
 

@@ -20,6 +20,7 @@ from fedsim.core import keys
 from fedsim.core.tree import under
 from fedsim.costs import flops, memory
 from fedsim.federated import verbs
+from fedsim.federated.budgets import given_by_kind
 from fedsim.fleet.local_fleet import LocalFleet
 from fedsim.fleet.messages import Pack, PackResult, WorkerContext, WorkOrder
 from fedsim.fleet.one_by_one import idle
@@ -69,7 +70,7 @@ def estimate(job: Job, console: Console) -> list[dict[str, float]]:
     """Prints what the job will cost, and returns the rows of numbers that it follows from."""
     parts = build_experiment(job)
     began, seen = time.monotonic(), []
-    survey = Survey(parts.devices) if parts.devices else None
+    survey = Survey(parts.devices, bool(given_by_kind(job.method.use))) if parts.devices else None
     for row in rows(parts, survey):
         seen.append(row.values)
         if time.monotonic() - began > MEASURED_FOR:

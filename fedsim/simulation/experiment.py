@@ -14,6 +14,7 @@ from fedsim.costs.profile import ModelProfile
 from fedsim.data.population import Population, populate
 from fedsim.devices import reading
 from fedsim.errors import BadInput
+from fedsim.federated.budgets import given_by_kind, of_clients
 from fedsim.federated.protocol import Setting
 from fedsim.fleet.accounting import CostAccount
 from fedsim.fleet.messages import WorkerContext
@@ -114,8 +115,17 @@ def build_experiment(job: Job, node_rank: int = 0, stopped: Callable[[], bool] =
         *(net, training, job.train.aggregation(), job.rounds, cohort, population.clients, job.seed, model_profile, job.partition.holdout),
         image_shape=tuple(shape),
     )
-    site = WorkerContext(net, population, job.seed, device, stopped=stopped)
-    return Experiment(job, population, model_profile, setting, job.method.use, site, _devices(job, setting))
+    site, devices = WorkerContext(net, population, job.seed, device, stopped=stopped), _devices(job, setting)
+    return Experiment(job, population, model_profile, setting, _method(job, setting, devices), site, devices)
+
+
+def _method(job: Job, setting: Setting, devices: Rules | None) -> Any:
+    """The method, with the budgets of each client where the job gives them by kind of device."""
+    if (fields := given_by_kind(job.method.use)) and devices is None:
+        raise BadInput(f"[method] {fields[0]} is given by kind of device, and the clients have none: set [devices] name")
+    if not fields or devices is None:
+        return job.method.use
+    return of_clients(job.method.use, devices.mix.names, devices.mix.kind_of(job.seed, range(setting.clients)).tolist())
 
 
 def _devices(job: Job, setting: Setting) -> Rules | None:

@@ -205,6 +205,40 @@ def test_an_estimate_says_by_how_many_bytes_a_kind_is_too_small(tmp_path, capsys
     assert f"{needed - 50_000:,} bytes over" in " ".join(capsys.readouterr().out.split())
 
 
+BY_KIND = {"name": "heterofl", "rates": {"slow": 0.25, "fast": 1.0}, "mask_classes": False}
+
+
+def test_clients_have_networks_of_the_size_of_their_kind(tmp_path, mix, capsys) -> None:
+    run = ran(tmp_path, devices={"name": mix}, method=BY_KIND)
+    kind, memory = read_mix(mix).kind_of(0, range(8)), run.clients("memory", 1)
+    asked = np.isfinite(memory)
+    small, large = memory[asked & (kind == 0)], memory[asked & (kind == 1)]
+    assert len(set(small)) == len(set(large)) == 1
+    assert small[0] < 0.5 * large[0]
+    path = tmp_path / "run.toml"
+    two = Path(mix)
+    two.write_text(MIX.format(memory=f"{(small[0] + large[0]) / 2:.0f}"))
+    fedsim.estimate(fedsim.load_job(path))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│ slow")]
+    assert "fits" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("method", "devices", "message"),
+    [
+        (
+            {"name": "magnitude", "density": {"slow": 0.1, "fast": 0.3}},
+            True,
+            r"density is given by kind of device, and magnitude has one for all clients\. By kind: client_flops_share of dwfnp, rates of",
+        ),
+        (BY_KIND, False, r"rates is given by kind of device, and the clients have none: set \[devices\] name"),
+    ],
+)
+def test_numbers_by_kind_where_they_cannot_be(tmp_path, mix, method, devices, message) -> None:
+    with pytest.raises(BadInput, match=message):
+        ran(tmp_path, method=method, **({"devices": {"name": mix}} if devices else {}))
+
+
 def test_a_selection_of_the_jobs_own_is_asked_in_every_round(tmp_path, mix, monkeypatch) -> None:
     (tmp_path / "mine_selecting.py").write_text("def last(clients, wanted, r, devices):\n    return sorted(clients)[-wanted:]\n")
     monkeypatch.syspath_prepend(tmp_path)

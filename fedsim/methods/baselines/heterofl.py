@@ -37,9 +37,10 @@ from fedsim.core import keys, rng, tree
 from fedsim.core.keys import COUNT, COVER, GATE, OWNED_CLASSES, WIDTH_RATE
 from fedsim.core.tree import Tree, under
 from fedsim.core.types import Data, Feed
-from fedsim.core.validation import MAX_COHORT, within
+from fedsim.core.validation import summed_at_once, within
 from fedsim.errors import BadInput
 from fedsim.federated.averaged_round import AveragedState
+from fedsim.federated.budgets import OfClients
 from fedsim.federated.protocol import ClientInput, Fleet, Method, Setting
 from fedsim.nn.net import Net
 from fedsim.pruning.nested_widths import FindClasses, GatherStatistics, TrainNested, mean_over_owners, nested, scaled, with_classes
@@ -56,7 +57,7 @@ class State(AveragedState):
 class HeteroFL(Method[State]):
     """Every client trains and uses the first channels of the network, as many as its rate allows."""
 
-    rates: tuple[float, ...] = (1.0, 0.5, 0.25, 0.125, 0.0625)  # r_k, shares of the channels of hidden layers
+    rates: tuple[float, ...] | dict[str, float] = (1.0, 0.5, 0.25, 0.125, 0.0625)  # r_k, shares of the channels; or one by kind of device
     assignment: Literal["fix", "dynamic"] = "fix"  # one rate for each client, or drawn anew every round
     weights: Literal["uniform", "samples"] = "uniform"  # how the owners of a weight are averaged
     scaler: bool = True  # in training the outputs of narrowed layers are divided by r_k, before their norms
@@ -66,8 +67,9 @@ class HeteroFL(Method[State]):
 
     def __post_init__(self) -> None:
         within(self, statistics_every=(1, inf))
-        if not self.rates or not all(0 < rate <= 1 for rate in self.rates):
-            raise BadInput(f"[method] rates = {list(self.rates)}: each should be above 0 and at most 1, such as [1.0, 0.5, 0.25]")
+        rates = list(self.rates.values() if isinstance(self.rates, dict) else self.rates)
+        if not rates or not all(0 < rate <= 1 for rate in rates):
+            raise BadInput(f"[method] rates = {rates}: each should be above 0 and at most 1, such as [1.0, 0.5, 0.25]")
 
     @property
     def stays(self) -> str:
@@ -78,7 +80,7 @@ class HeteroFL(Method[State]):
     @property
     def widths(self) -> list[float]:
         """The rates whose networks are evaluated, the whole network first."""
-        return sorted({1.0, *self.rates}, reverse=True)
+        return sorted({1.0, *map(float, self.rates)}, reverse=True)
 
     def init(self, setting: Setting, public: Data | None) -> State:
         self._check(setting)
@@ -119,8 +121,10 @@ class HeteroFL(Method[State]):
 
     def rates_of(self, setting: Setting, clients: Sequence[int], r: int) -> Tensor:
         """(K,) float64, the rates of clients in round `r`."""
+        if isinstance(self.rates, OfClients):
+            return torch.tensor([self.rates[client] for client in clients], dtype=torch.float64)
         drawn = rng.key(setting.seed, "width", r if self.assignment == "dynamic" else 0, torch.tensor(clients))
-        return torch.tensor(self.rates, dtype=torch.float64)[rng.integers(drawn, 1, len(self.rates))[:, 0]]
+        return torch.tensor(list(map(float, self.rates)), dtype=torch.float64)[rng.integers(drawn, 1, len(self.rates))[:, 0]]
 
     def _classifier(self, net: Net) -> str:
         """The layer that makes the logits."""
@@ -133,7 +137,7 @@ class HeteroFL(Method[State]):
     def _classes(self, setting: Setting, fleet: Fleet, classifier: str) -> Tensor:
         clients, classes = fleet.pick(None, 0), setting.net.shapes[classifier][0]
         work = FindClasses((self._feed(setting),), self, classes)
-        found = [fleet.run(work, part, {}).each[OWNED_CLASSES].cpu() for part in _parts(clients)]
+        found = [fleet.run(work, part, {}).each[OWNED_CLASSES].cpu() for part in summed_at_once(clients)]
         return torch.zeros(setting.clients, classes, dtype=torch.bool).index_copy(0, torch.tensor(clients), torch.cat(found))
 
     def _statistics(self, setting: Setting, shared: Tree, fleet: Fleet, rate: float) -> Tree:
@@ -148,7 +152,7 @@ class HeteroFL(Method[State]):
             else {GATE: nested(setting.net.channels.widths, width)} | (scaled(setting.net, shared, width) if self.scaler else {})
         )
         work, sent = GatherStatistics((self._feed(setting),)), shared | buffers | small
-        totals = [fleet.run(work, part, sent).total for part in _parts(fleet.pick(None, 0))]
+        totals = [fleet.run(work, part, sent).total for part in summed_at_once(fleet.pick(None, 0))]
         total = {key: torch.stack([part[key] for part in totals]).sum(0) for key in totals[0]}
         return tree.mean(total, total[COUNT].clamp(min=1), buffers)
 
@@ -181,8 +185,3 @@ class HeteroFL(Method[State]):
                 "[method] static_norm = false keeps running statistics of training, and with scaler = true these are of outputs divided"
                 " by the rate, which no evaluation sees: take static_norm = true, or scaler = false"
             )
-
-
-def _parts(clients: list[int]) -> list[list[int]]:
-    """As many at once as can be summed exactly."""
-    return [clients[begin : begin + MAX_COHORT] for begin in range(0, len(clients), MAX_COHORT)]

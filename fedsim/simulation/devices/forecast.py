@@ -34,6 +34,7 @@ class Exchange:
     needs: list[Need]
     seconds: np.ndarray  # (kinds, K)
     joules: np.ndarray  # (kinds, K), without waiting
+    kind: np.ndarray  # (K,) of each client
     least: int  # bytes that some client needs, with batches of one image where these may be halved
 
 
@@ -42,6 +43,7 @@ class Survey(DeviceEmulation):
     """Notes what each exchange would ask of every kind of device; all clients of the plain draw take part, and no time passes."""
 
     rules: Rules
+    own_sizes: bool = False  # whether clients of each kind have a model of a size of its own
     exchanges: dict[int, list[Exchange]] = field(default_factory=dict)  # by round
 
     def __post_init__(self) -> None:
@@ -54,14 +56,20 @@ class Survey(DeviceEmulation):
         found = preview(fleet, call)
         down = fleet.account.deliver(fleet.order(call), call.clients, call.own, found.arrived)
         needs, mix = found.needs(down.tolist()), self.rules.mix
+        kind = mix.kind_of(self.rules.seed, call.clients)
         every = [(clock.times(mix, devices, needs), devices) for devices in _kinds(mix, len(needs))]
         seconds = np.array([times.total for times, _ in every])
         joules = np.array([times.joules(devices) for times, devices in every])
         assert self._r is not None
         one = preview(fleet, call, max(feed.batch for feed in call.work.feeds).bit_length()) if self.rules.unfit == "fit" else found
-        exchange = Exchange(type(call.work).__name__, needs, seconds, joules, int(one.memory().min()))
+        exchange = Exchange(type(call.work).__name__, needs, seconds, joules, kind, int(one.memory().min()))
         self.exchanges.setdefault(self._r, []).append(exchange)
         return fleet.carry(call, down).reply
+
+    def columns(self, exchange: Exchange, number: int) -> np.ndarray:
+        """(K,) the clients of an exchange that stand for a kind: all of them, or its own where models differ by kind."""
+        own = exchange.kind == number
+        return own if self.own_sizes and own.any() else np.ones_like(own)
 
 
 def _kinds(mix: DeviceMix, count: int) -> Iterator[ClientDevices]:
@@ -80,19 +88,26 @@ def table(survey: Survey, names: list[str]) -> Table:
     made = Table(title=title, title_justify="left")
     for name in ("kind", "memory", "seconds (largest)", "joules", *(["late"] if np.isfinite(survey.rules.deadline) else [])):
         made.add_column(name, justify="left" if name == "kind" else "right")
-    trained = {r: found for r, found in survey.exchanges.items() if r} or survey.exchanges
+    every = {r: found for r, found in survey.exchanges.items() if r} or survey.exchanges
+    trained = list(every.values())  # of each round
     for number, name in enumerate(names):
-        seconds = [sum(each.seconds[number].mean() for each in found) for found in trained.values()]
-        largest = max(sum(float(each.seconds[number].max()) for each in found) for found in trained.values())
-        joules = [sum(each.joules[number].mean() for each in found) for found in trained.values()]
-        row = [_fits(survey, number), f"{duration(float(np.mean(seconds)))} ({duration(largest)})", f"{np.mean(joules):,.3g}"]
+        seconds = [[each.seconds[number][survey.columns(each, number)] for each in found] for found in trained]
+        joules = [[each.joules[number][survey.columns(each, number)] for each in found] for found in trained]
+        mean = float(np.mean([sum(times.mean() for times in found) for found in seconds]))
+        largest = max(sum(float(times.max()) for times in found) for found in seconds)
+        used = float(np.mean([sum(each.mean() for each in found) for found in joules]))
+        row = [_fits(survey, number), f"{duration(mean)} ({duration(largest)})", f"{used:,.3g}"]
         made.add_row(name, *row, *([_late(survey, number, trained)] if np.isfinite(survey.rules.deadline) else []))
     return made
 
 
 def _fits(survey: Survey, number: int) -> str:
     limit = survey.rules.mix.kinds[number].memory
-    rounds = {r: max(need.memory for each in found for need in each.needs) for r, found in survey.exchanges.items()}
+    memory = {
+        r: [np.array([need.memory for need in each.needs])[survey.columns(each, number)].max() for each in found]
+        for r, found in survey.exchanges.items()
+    }
+    rounds = {r: int(max(found)) for r, found in memory.items()}
     over = max(rounds.values()) - limit
     if over <= 0:
         return "fits"
@@ -101,8 +116,9 @@ def _fits(survey: Survey, number: int) -> str:
     return short if not fitting else f"{short}, fits in {fitting} of {len(rounds)} rounds"
 
 
-def _late(survey: Survey, number: int, trained: dict[int, list[Exchange]]) -> str:
-    late = [(each.seconds[number] > survey.rules.deadline).mean() for found in trained.values() for each in found]
+def _late(survey: Survey, number: int, trained: list[list[Exchange]]) -> str:
+    exchanges = [(each.seconds[number], survey.columns(each, number)) for found in trained for each in found]
+    late = [(seconds[those] > survey.rules.deadline).mean() for seconds, those in exchanges]
     return "always" if min(late) == 1 else "never" if max(late) == 0 else f"{np.mean(late):.0%} of clients"
 
 
