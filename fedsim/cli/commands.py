@@ -42,6 +42,7 @@ BENCHES = {
     "ranks": "rounds per second of two client ranks, over those of one",
     "scale": "traffic and seconds by ranks and cohort, projected to 1,024 ranks",
     "population": "a million clients, over a thousand",
+    "clock": "seconds of a round of a thousand clients with devices, over those without",
     "recording": "seconds of writing the run file and the checkpoint, over those of the round",
     "looking": "seconds and memory of the commands that read run files, on a large run and on many",
     "watching": "seconds of a round that is watched, over those of one that is not, and the part of a core that watching takes",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from zlib import crc32
 
 import numpy as np
@@ -45,11 +45,18 @@ class CostAccount:
         self._own = {}
 
     def charge(
-        self, order: WorkOrder, clients: Sequence[int], sent: Tree, answer: PackResult, down: np.ndarray | None = None
+        self,
+        order: WorkOrder,
+        clients: Sequence[int],
+        sent: Tree,
+        answer: PackResult,
+        down: np.ndarray | None = None,
+        foreseen: Mapping[int, tuple[ClientCosts, int]] | None = None,
     ) -> list[ClientCosts]:
         """Adds one run of a work to the bills, and returns what it costs each client; one that deploys a model counts by itself.
 
-        down: (K,) bytes that each client was sent for it, where `deliver` was asked before.
+        down: (K,) bytes that each client was sent for it, where `deliver` was asked before. foreseen: costs of each client and the bytes
+        that it sends, where these were found before it trained; they hold where training has changed neither.
         """
         if order.work.deployment_only:
             feeds = [(feed, count_of(self.population, feed, client)) for client in clients for feed in order.work.feeds]
@@ -57,7 +64,11 @@ class CostAccount:
             return [ClientCosts() for _ in clients]
         if down is None:
             down = self.deliver(order, clients, sent, answer.arrived)
-        trains, costs = any(feed.cost == "train" for feed in order.work.feeds), self.prices.of(order, clients, answer)
+        if foreseen and not (answer.ones or answer.open) and all(foreseen[client][1] == answer.up[client] for client in clients):
+            costs = [foreseen[client][0] for client in clients]
+        else:
+            costs = self.prices.of(order, clients, answer)
+        trains = any(feed.cost == "train" for feed in order.work.feeds)
         for client, run, size in zip(clients, costs, down.tolist(), strict=True):
             bill = self.bills.setdefault(client, ClientCosts())
             bill.bytes_down += size

@@ -149,10 +149,16 @@ class LocalFleet:
         n = sum(images(self.site, client) for client in call.clients)
         return WorkOrder(call.work, call.net, self._placed(call.shared), self.r, n)
 
-    def carry(self, call: Call, down: np.ndarray | None = None, halved: Mapping[int, int] | None = None) -> Carried:
+    def carry(
+        self,
+        call: Call,
+        down: np.ndarray | None = None,
+        halved: Mapping[int, int] | None = None,
+        foreseen: Mapping[int, tuple[ClientCosts, int]] | None = None,
+    ) -> Carried:
         """Has all clients of the call do the work. down: (K,) bytes that they were sent for it, where they have been sent it already.
 
-        halved: client -> how often its batches are halved, where its memory is too small for them.
+        halved: client -> how often its batches are halved, where its memory is too small for them. foreseen: see `CostAccount.charge`.
         """
         order, answer, own = self.order(call), None, self._placed(call.own)
         costs: dict[int, ClientCosts] = {}
@@ -165,7 +171,7 @@ class LocalFleet:
                 found = self._carried_out(part, self._packed(part, clients, mine))
             if charge_pack(part):
                 sent = {key: value[rows] for key, value in call.own.items()} if len(rows) < len(call.clients) else call.own
-                charged = self.account.charge(part, clients, sent, found, None if down is None else down[rows])
+                charged = self.account.charge(part, clients, sent, found, None if down is None else down[rows], foreseen)
                 costs.update(zip(clients, charged, strict=True))
             answer = found if answer is None else merged(answer, found)
         assert answer is not None

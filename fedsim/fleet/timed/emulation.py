@@ -93,7 +93,7 @@ class DeviceEmulation:
             self._settle(fleet, exchange, found, exchange.times)
             raise self._too_few(len(counted), call)
         halved = {client: exchange.fit.halvings[client] for client in counted if exchange.fit.halvings.get(client)}
-        carried = fleet.carry(exchange.call.of(counted), exchange.down[found.kept], halved)
+        carried = fleet.carry(exchange.call.of(counted), exchange.down[found.kept], halved, exchange.fit.rows())
         true = clock.times(
             self.rules.mix,
             exchange.devices.take(found.kept),
