@@ -312,7 +312,10 @@ def _rounds(
             stack.enter_context(copied_back(start.scratch, start.check))
         mirror = _mirror(parts, start, progress, stack)
         if parts.devices and start.first_state is not None:
-            refuse_hopeless(parts, start.first_state, idle_fleet(parts))
+            try:
+                refuse_hopeless(parts, start.first_state, idle_fleet(parts))
+            except (MethodFault, ClientFault) as fault:  # its work cannot be done without training, so that nothing is known before
+                progress.say(f"note: what a round asks of devices is not known before it: {fault}")
         plan = start.plan or resolve(parts, progress.say, start.first_state)
         if other := unlike(plan, parts):
             progress.say(f"note: the run goes on under the plan it began with; the job and this machine say {other}")

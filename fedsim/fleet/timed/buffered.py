@@ -49,7 +49,8 @@ class BufferedEmulation(DeviceEmulation):
         self.state.versions[self._r] = Version(call.work, {key: value.clone() for key, value in call.shared.items()})
         arrived = self._arrived(fleet, call)
         reply = self._trained(fleet, call, arrived)
-        used = {flight.version for flight in self.state.flights}
+        newest = self._r + 1 - self.rules.max_staleness  # older answers will be dropped
+        used = {flight.version for flight in self.state.flights if flight.version >= newest}
         self.state.versions = {version: held for version, held in self.state.versions.items() if version in used}
         return reply
 
@@ -91,7 +92,7 @@ class BufferedEmulation(DeviceEmulation):
         missing = self.rules.concurrency - len(self.state.flights)
         if missing <= 0:
             return
-        attempt = self.state.asked if arrived or self.attempt else 0  # a round begins with the draw that it has without devices
+        attempt = self.state.asked if self.log.status or self.attempt else 0  # a round begins with the draw that it has without devices
         for piece in selection.draws(fleet, min(missing, fleet.filled), self._r, attempt):
             clients = np.array([client for client in piece.tolist() if client not in busy], dtype=np.int64)
             there = self.rules.mix.available(self.rules.seed, clients, self._r + (attempt << 32), self.state.seconds)

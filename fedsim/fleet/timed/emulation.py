@@ -57,7 +57,9 @@ class DeviceEmulation:
     @contextmanager
     def playing(self, r: int, attempt: int) -> Iterator[None]:
         """Round `r` goes on: what the method calls for takes time. attempt: 0, or how often the round was repeated."""
-        if not attempt:
+        if attempt:
+            self.log.again()
+        else:
             self.log = RoundLog(began=self.state.seconds)
         self._r, self.attempt, self._asked = r, attempt, {}
         try:
@@ -90,7 +92,7 @@ class DeviceEmulation:
         found = self._arrivals(exchange)
         counted = [client for client, kept in zip(exchange.call.clients, found.kept, strict=True) if kept]
         if len(counted) < self.rules.least:
-            self._settle(fleet, exchange, found, exchange.times)
+            self._settle(fleet, exchange, found, exchange.times, used=False)
             raise self._too_few(len(counted), call)
         halved = {client: exchange.fit.halvings[client] for client in counted if exchange.fit.halvings.get(client)}
         carried = fleet.carry(exchange.call.of(counted), exchange.down[found.kept], halved, exchange.fit.rows())
@@ -151,7 +153,7 @@ class DeviceEmulation:
         if not devices.fails.any():
             return np.full(len(ids), inf)
         assert self._r is not None
-        before = np.array([client in self.log.seconds for client in call.clients])
+        before = np.array([client in self.log.status for client in call.clients])
         leaves = (draws.uniform(self.rules.seed, "fails", ids, self._r, self.attempt) < devices.fails) & ~before
         return np.where(leaves, draws.uniform(self.rules.seed, "fails at", ids, self._r, self.attempt) * times.total, inf)
 
@@ -173,15 +175,15 @@ class DeviceEmulation:
 
     # ---- what it took
 
-    def _settle(self, fleet: LocalFleet, exchange: Exchange, found: Arrivals, times: Times) -> None:
-        """Puts seconds, joules and the bills of those that do not count on record, and moves the clock."""
+    def _settle(self, fleet: LocalFleet, exchange: Exchange, found: Arrivals, times: Times, used: bool = True) -> None:
+        """Puts seconds, joules and the bills of those that do not count on record, and moves the clock. used: whether the others count."""
         spent, begun = times.until(found.ends), self.state.seconds
         waiting = np.where(found.kept, np.maximum(found.lasts - found.ends, 0.0), 0.0)
         joules = spent.joules(exchange.devices, waiting)
         for i, client in enumerate(exchange.call.clients):
             status = ANSWERED if found.kept[i] else FAILED if np.isfinite(exchange.fails_at[i]) else LATE
             self.log.add(client, float(found.ends[i]), float(joules[i]), status, begun)
-            if not found.kept[i]:
+            if not (used and found.kept[i]):
                 whole = times.compute[i]
                 self._charge(fleet, exchange, i, spent.compute[i] / whole if whole else 1.0, bool(found.ends[i] >= times.total[i]))
         self._pass(found.lasts)

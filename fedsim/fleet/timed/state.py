@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,13 +57,15 @@ class RoundLog:
     began: float = 0.0  # seconds of the virtual clock
     seconds: dict[int, float] = field(default_factory=dict)  # of each client, over all exchanges
     joules: dict[int, float] = field(default_factory=dict)
-    status: dict[int, int] = field(default_factory=dict)
+    status: dict[int, int] = field(default_factory=dict)  # in the last cohort that was asked
+    earlier: dict[int, int] = field(default_factory=dict)  # in cohorts of this round before it, too few of which answered
+    counts: Counter[int] = field(default_factory=Counter)  # of these
     batches: dict[int, int] = field(default_factory=dict)  # halvings of the batch, where the memory is too small for it
     staleness: list[int] = field(default_factory=list)  # of each answer in the buffered mode
     spans: dict[int, tuple[float, float]] = field(default_factory=dict)  # client -> seconds of the clock at which it began and ended
 
     def add(self, client: int, seconds: float, joules: float, status: int, begun: float | None = None) -> None:
-        """One exchange of a client; what went wrong in an earlier one of the round stays on record."""
+        """One exchange of a client; what went wrong in an earlier one stays on record."""
         self.seconds[client] = self.seconds.get(client, 0.0) + seconds
         self.joules[client] = self.joules.get(client, 0.0) + joules
         self.status[client] = max(status, self.status.get(client, ANSWERED))
@@ -70,17 +73,22 @@ class RoundLog:
             first = self.spans.get(client, (begun, begun))[0]
             self.spans[client] = (first, begun + seconds)
 
+    def again(self) -> None:
+        """The round begins again with another cohort."""
+        self.counts.update(self.status.values())
+        self.earlier, self.status = {**self.earlier, **self.status}, {}
+
     def missed(self, clients: list[int], status: int) -> None:
         """Clients that were not asked, and why."""
         for client in clients:
             self.add(client, 0.0, 0.0, status)
 
     def count(self, status: int) -> int:
-        """Clients with this status."""
-        return sum(found == status for found in self.status.values())
+        """Clients with this status, over all cohorts of the round."""
+        return self.counts[status] + sum(found == status for found in self.status.values())
 
     def gone(self) -> set[int]:
-        """Clients that take no further part in the round."""
+        """Clients of the last cohort that take no further part."""
         return {client for client, status in self.status.items() if status in (LATE, FAILED, UNFIT)}
 
     def values(self, now: float) -> dict[str, float]:
@@ -92,7 +100,7 @@ class RoundLog:
 
     def columns(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Columns of /clients: (ids, values)."""
-        ids = np.array(sorted(self.status), dtype=np.int64)
+        ids = np.array(sorted({**self.earlier, **self.status}), dtype=np.int64)
         if not len(ids):
             return {}
         begun = [(client, self.spans[client]) for client in ids.tolist() if client in self.spans]
@@ -106,4 +114,4 @@ class RoundLog:
         return found
 
     def _held(self) -> dict[str, dict[int, float]]:
-        return {"seconds": self.seconds, "joules": self.joules, "status": {k: float(v) for k, v in self.status.items()}}
+        return {"seconds": self.seconds, "joules": self.joules, "status": {k: float(v) for k, v in {**self.earlier, **self.status}.items()}}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass, field
 
 import numpy as np
 from rich.table import Table
 
-from fedsim.core.serialization import dump, load
 from fedsim.devices import clock
 from fedsim.devices.clock import Need
 from fedsim.devices.mix import ClientDevices, DeviceMix
@@ -133,7 +133,7 @@ def refuse_hopeless(parts: Experiment, state: object, fleet: LocalFleet) -> None
     assert parts.devices is not None
     survey = Survey(parts.devices)
     fleet.emulation, fleet.account.prices.timed = survey, True
-    copy = load(*dump(state))
+    copy = deepcopy(state)
     with parts.setting.server.untouched():
         for r in (0, 1)[: parts.setting.rounds + 1]:
             fleet.open(r)

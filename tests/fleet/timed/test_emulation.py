@@ -204,6 +204,27 @@ def test_fewer_answers_than_the_least_cost_time_and_are_too_few() -> None:
         trained(made)
     assert made.fleet.emulation.state.seconds == 1.5 * second
     assert made.fleet.emulation.log.joules.keys() == {0, 1, 2}
+    bills = made.fleet.account.bills
+    assert bills[0].train_flops == bills[1].train_flops == 8 * IMAGE  # the answer that is not used is paid too
+    assert bills[0].bytes_up == bills[1].bytes_up > 0
+
+
+def test_a_repeated_round_may_ask_again_whoever_failed_before() -> None:
+    made = emulated(mix(kind(fails=0.6)), [8, 8, 8], least=3)
+    made.fleet.open(1)
+    emulation = made.fleet.emulation
+    for attempt in range(60):
+        try:
+            with emulation.playing(1, attempt):
+                reply = made.fleet.run(Train.at(made.setting, 1), made.fleet.pick(3, 1), initial(made))
+            break
+        except TooFewAnswers:
+            continue
+    assert reply.clients == (0, 1, 2)
+    assert attempt > 0
+    failed = emulation.log.values(0.0)["failed"]
+    assert attempt <= failed <= 3 * attempt
+    assert emulation.log.columns()["status"][1].tolist() == [ANSWERED] * 3
 
 
 def test_oversampling_asks_more_and_takes_the_first() -> None:
