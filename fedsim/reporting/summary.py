@@ -20,6 +20,7 @@ from fedsim.storage.reader import RunReader
 
 Array = NDArray[np.float64]
 LINES = 12  # rounds shown at most
+MOST_ANSWERS = 10_000_000  # clients times rounds, up to which it is counted who has answered
 NAME = 40  # letters of a name of a client, at most
 SERVER, MEMORY = "server_flops_", "memory_"  # how the columns of terms begin
 
@@ -129,7 +130,7 @@ def _totals(run: RunReader) -> list[tuple[str, ...]]:
         rows.append(("beside dense", f"at most {share(of_dense)} of the FLOPs that dense training would take the client"))
     if "max_client_memory" in has:
         rows.append(("largest client", quantity(_most(has["max_client_memory"]), "B of memory") + _by_term(has)))
-    rows += _of_devices(has)
+    rows += _of_devices(has) + _reached(run)
     if "seconds" in has:
         seconds = has["seconds"]
         rows.append(("time", f"{duration(np.nansum(seconds))}, {duration(float(np.nanmedian(seconds)))} a round"))
@@ -150,6 +151,24 @@ def _of_devices(has: dict[str, Array]) -> list[tuple[str, ...]]:
             ("staleness", f"{np.nanmean(has['staleness']):.2g} server steps, mean; at most {np.nanmax(has['staleness']):.2g} in a round")
         )
     return rows
+
+
+def _reached(run: RunReader) -> list[tuple[str, ...]]:
+    """How many clients have ever answered, and how much of the training images they hold, where some have not."""
+    counts = run.counts() if "status" in run.names("clients") else None
+    if counts is None or counts.shape[0] * (run.rounds + 1) > MOST_ANSWERS or not counts.sum():
+        return []
+    filled = counts.sum(1) > 0
+    answered = (run.clients("status") == 0).any(0) & filled
+    if answered.sum() == filled.sum():
+        return []
+    of_classes = counts[answered].sum(0) / np.maximum(counts.sum(0), 1)
+    held = np.where(counts.sum(0) > 0, of_classes, np.inf)
+    least, named = int(held.argmin()), run.called("class")
+    of_all = (
+        f"{answered.sum():,} of {filled.sum():,} clients, who hold {share(counts[answered].sum() / counts.sum())} of the training images"
+    )
+    return [("reached", f"{of_all}; of class {escape(named[least]) if named else least} the least, {share(held[least])}")]
 
 
 def _server(has: dict[str, Array]) -> list[tuple[str, ...]]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import tomllib
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 import pytest
+from rich.console import Console
 from small_job import small_job
 
 import fedsim
@@ -17,6 +19,7 @@ from fedsim.config.job import check, identity, load, resolved
 from fedsim.devices.reading import read_mix
 from fedsim.errors import BadInput
 from fedsim.fleet.timed.state import STATUS
+from fedsim.reporting.summary import show
 from fedsim.storage.columns import OF_DEVICES
 from fedsim.storage.columns import STATUS as CODES
 from fedsim.storage.reader import RunReader
@@ -97,6 +100,15 @@ def test_unfit_clients_train_nothing_and_are_on_record(tmp_path) -> None:
         assert file["rounds/unfit"][:].tolist() == [0, len(slow), len(slow)]
         assert np.flatnonzero(file["clients/status"][1] == STATUS.index("unfit")).tolist() == slow.tolist()
         assert np.isnan(file["clients/samples"][1][slow]).all()
+        counts = file["partition/counts"][:]
+    fast = np.setdiff1d(np.arange(8), slow)
+    held, of_classes = counts[fast].sum() / counts.sum(), counts[fast].sum(0) / counts.sum(0)
+    written = StringIO()
+    show(tmp_path / "run.h5", Console(file=written, width=200))
+    shown = written.getvalue()
+    assert f"{2 * len(slow)} unfit in all rounds" in shown
+    assert f"{len(fast)} of 8 clients, who hold {held:.1%} of the training images" in shown
+    assert f"of class {of_classes.argmin()} the least, {of_classes.min():.1%}" in shown
 
 
 def test_a_run_goes_on_with_the_figures_it_began_with_and_no_others(tmp_path, mix) -> None:

@@ -21,7 +21,7 @@ from fedsim.errors import TooFewAnswers
 from fedsim.federated.protocol import Reply
 from fedsim.fleet.accounting import ClientCosts
 from fedsim.fleet.charging.report_costs import charge_pack
-from fedsim.fleet.local_fleet import LocalFleet
+from fedsim.fleet.local_fleet import Carried, LocalFleet
 from fedsim.fleet.messages import Call
 from fedsim.fleet.timed import fitting, selection
 from fedsim.fleet.timed.modes import Arrivals, arrivals
@@ -96,12 +96,7 @@ class DeviceEmulation:
             raise self._too_few(len(counted), call)
         halved = {client: exchange.fit.halvings[client] for client in counted if exchange.fit.halvings.get(client)}
         carried = fleet.carry(exchange.call.of(counted), exchange.down[found.kept], halved, exchange.fit.rows())
-        true = clock.times(
-            self.rules.mix,
-            exchange.devices.take(found.kept),
-            needs(carried.costs, exchange.down[found.kept].tolist(), carried.up),
-        )
-        times = _replaced(exchange.times, found.kept, true)
+        times = self._charged(exchange, found.kept, carried)
         self._settle(fleet, exchange, self._as_long(exchange, found, times), times)
         return carried.reply
 
@@ -164,6 +159,15 @@ class DeviceEmulation:
             return arrivals(total, exchange.fails_at, first=wanted)
         return arrivals(total, exchange.fails_at, rules.deadline if rules.mode == "deadline" else inf)
 
+    def _charged(self, exchange: Exchange, kept: np.ndarray, carried: Carried) -> Times:
+        """The times, of the clients that count by what they were charged in the end."""
+        foreseen = exchange.fit.preview
+        places = np.flatnonzero(kept).tolist()
+        if all(foreseen.costs[i] is cost and foreseen.up[i] == up for i, cost, up in zip(places, carried.costs, carried.up, strict=True)):
+            return exchange.times
+        found = needs(carried.costs, exchange.down[kept].tolist(), carried.up)
+        return _replaced(exchange.times, kept, clock.times(self.rules.mix, exchange.devices.take(kept), found))
+
     def _as_long(self, exchange: Exchange, found: Arrivals, times: Times) -> Arrivals:
         """The same clients, and how long the exchange lasted by what they were charged in the end."""
         if found.kept.all() or self.rules.mode == "oversample":
@@ -180,12 +184,11 @@ class DeviceEmulation:
         spent, begun = times.until(found.ends), self.state.seconds
         waiting = np.where(found.kept, np.maximum(found.lasts - found.ends, 0.0), 0.0)
         joules = spent.joules(exchange.devices, waiting)
-        for i, client in enumerate(exchange.call.clients):
-            status = ANSWERED if found.kept[i] else FAILED if np.isfinite(exchange.fails_at[i]) else LATE
-            self.log.add(client, float(found.ends[i]), float(joules[i]), status, begun)
-            if not (used and found.kept[i]):
-                whole = times.compute[i]
-                self._charge(fleet, exchange, i, spent.compute[i] / whole if whole else 1.0, bool(found.ends[i] >= times.total[i]))
+        status = np.where(found.kept, ANSWERED, np.where(np.isfinite(exchange.fails_at), FAILED, LATE))
+        self.log.exchanged(exchange.call.clients, found.ends, joules, status, begun)
+        for i in np.flatnonzero(~found.kept | (not used)).tolist():
+            whole = times.compute[i]
+            self._charge(fleet, exchange, i, spent.compute[i] / whole if whole else 1.0, bool(found.ends[i] >= times.total[i]))
         self._pass(found.lasts)
 
     def _charge(self, fleet: LocalFleet, exchange: Exchange, i: int, share: float, sent_back: bool) -> None:

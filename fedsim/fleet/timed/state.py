@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fedsim.core.tree import Tree
+from fedsim.devices.draws import Floats
 
 ANSWERED, LATE, FAILED, UNFIT, UNAVAILABLE = range(5)  # `status` of a client in a round
 STATUS = ("answered", "late", "failed", "unfit", "unavailable")
@@ -72,6 +73,18 @@ class RoundLog:
         if begun is not None:
             first = self.spans.get(client, (begun, begun))[0]
             self.spans[client] = (first, begun + seconds)
+
+    def exchanged(self, clients: list[int], seconds: Floats, joules: Floats, status: np.ndarray, begun: float) -> None:
+        """One exchange of several clients, `begun` for all at this second of the clock."""
+        if not self.seconds.keys().isdisjoint(clients):
+            for row in zip(clients, seconds.tolist(), joules.tolist(), status.tolist(), strict=True):
+                self.add(*row, begun)
+            return
+        lasted = seconds.tolist()
+        self.seconds.update(zip(clients, lasted, strict=True))
+        self.joules.update(zip(clients, joules.tolist(), strict=True))
+        self.status.update(zip(clients, status.tolist(), strict=True))
+        self.spans.update((client, (begun, begun + each)) for client, each in zip(clients, lasted, strict=True))
 
     def again(self) -> None:
         """The round begins again with another cohort."""
