@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from fedsim.devices.kind import DeviceKind
     from fedsim.devices.mix import DeviceMix
 
-NAME = "A mix that comes with fedsim, or a TOML file of yours, which is checked."
+NAME = "A mix that comes with fedsim, or a TOML or CSV file of yours, which is checked."
 
 
 def add(app: typer.Typer) -> None:
@@ -21,7 +21,7 @@ def add(app: typer.Typer) -> None:
     app.command()(devices)
 
 
-def devices(name: Annotated[str | None, typer.Argument(metavar="NAME | FILE.toml", help=NAME)] = None) -> None:
+def devices(name: Annotated[str | None, typer.Argument(metavar="NAME | FILE", help=NAME)] = None) -> None:
     """List the mixes of emulated devices; or show the kinds of one with their figures and where these are from."""
     from fedsim.devices.reading import built_in, read_mix
 

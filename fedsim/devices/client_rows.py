@@ -13,11 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from fedsim.devices.draws import Floats
+from fedsim.devices.kind import DeviceKind
 from fedsim.devices.mix import FIXED, SPREAD, DeviceMix
 from fedsim.errors import BadInput
 
 COLUMNS = (*SPREAD, *FIXED)  # what a row may fix beside the kind
 ABOVE_ZERO = ("flops", "down", "up", "memory")
+NEEDED = ("flops", "memory", "down", "up")  # of a device
 TRAINING = 3  # passes of training for one forward pass
 BITS = 1_000  # in a kbit
 MS = 1_000  # in a second
@@ -28,6 +31,28 @@ def with_clients(mix: DeviceMix, path: Path) -> DeviceMix:
 
     BadInput for an unknown column or kind, a figure that cannot be, and clients that have no row or two.
     """
+    rows, own = _clients(path)
+    kinds = np.array([_kind(mix, path, number, row["kind"]) for number, row in rows]) if "kind" in rows[0][1] else mix.rows
+    return replace(mix, rows=kinds, own={**mix.own, **own}, registered=len(rows), digests=_with_digest(mix, path))
+
+
+def of_clients_alone(path: Path) -> DeviceMix:
+    """A mix of a CSV that has all figures of each client: `client,flops,memory,down,up` and more. Clients with one `kind` are a kind, whose
+    figures are their medians; without that column all are of the kind "device"."""
+    rows, own = _clients(path)
+    if missing := [name for name in NEEDED if name not in own]:
+        raise BadInput(f"{path} has no column {missing[0]!r}; it needs client, {', '.join(NEEDED)}, and may have kind and others")
+    called = np.array([row.get("kind", "device") for _, row in rows])
+    names = list(dict.fromkeys(called.tolist()))
+    figures = [{name: float(np.median(values[called == kind])) for name, values in own.items()} for kind in names]
+    shares = [float((called == kind).mean()) for kind in names]
+    kinds = tuple(DeviceKind(kind, share, **dict[str, Any](each)) for kind, share, each in zip(names, shares, figures, strict=True))
+    mix = DeviceMix(str(path), kinds, rows=np.array([names.index(kind) for kind in called]), own=own, registered=len(rows))
+    return replace(mix, digests=_with_digest(mix, path))
+
+
+def _clients(path: Path) -> tuple[list[tuple[int, dict[str, str]]], dict[str, Floats]]:
+    """The rows of a file of clients, each with its line, in the order of the clients; and their figures, (N,) by column."""
     header, rows = _table(path)
     if "client" not in header or len(header) < 2:
         raise BadInput(f"{path}: its first line must be client,kind, or client and some of {', '.join(COLUMNS)}")
@@ -35,10 +60,8 @@ def with_clients(mix: DeviceMix, path: Path) -> DeviceMix:
         raise BadInput(f"{path} has the column {unknown[0]!r}. There are: client, kind, {', '.join(COLUMNS)}")
     order = np.array([_client(path, number, row["client"]) for number, row in rows])
     _refuse_missing(path, order)
-    place = np.argsort(order)
-    own = {name: np.array([_figure(path, number, name, row[name]) for number, row in rows])[place] for name in header if name in COLUMNS}
-    kinds = np.array([_kind(mix, path, number, row["kind"]) for number, row in rows])[place] if "kind" in header else mix.rows
-    return replace(mix, rows=kinds, own={**mix.own, **own}, registered=len(order), digests=_with_digest(mix, path))
+    rows = [rows[place] for place in np.argsort(order)]
+    return rows, {name: np.array([_figure(path, number, name, row[name]) for number, row in rows]) for name in header if name in COLUMNS}
 
 
 def of_capacity(mix: DeviceMix, path: Path, reference_flops: float) -> DeviceMix:

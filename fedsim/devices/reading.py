@@ -1,4 +1,4 @@
-"""Reads a mix of devices: one of fedsim's own by its name, or a TOML file. What is wrong is a BadInput with the file's name."""
+"""Reads a mix of devices: one of fedsim's own by its name, or a file of the user's. What is wrong is a BadInput with the file's name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from fedsim.devices.availability import Trace
-from fedsim.devices.client_rows import of_capacity, with_clients
+from fedsim.devices.client_rows import of_capacity, of_clients_alone, with_clients
 from fedsim.devices.kind import FIELDS, DeviceKind
 from fedsim.devices.mix import DeviceMix
 from fedsim.devices.settings import DeviceSettings
@@ -51,14 +51,16 @@ def read(settings: DeviceSettings) -> DeviceMix:
 
 
 def read_mix(name: str) -> DeviceMix:
-    """The mix of this name, or of this TOML file.
+    """The mix of this name, or of this file: TOML with a section for each kind, or CSV with all figures of each client.
 
     >>> read_mix("four_kinds").names
     ['board', 'single_board_computer', 'mid_phone', 'fast_phone']
     """
     path = BUILT_IN / f"{name}.toml" if name in built_in() else Path(name)
+    if path.suffix == ".csv":
+        return of_clients_alone(path)
     if path.suffix != ".toml":
-        raise BadInput(f"devices {name!r} are not known. There are: {', '.join(built_in())}, or a file of yours such as fleet.toml")
+        raise BadInput(f"devices {name!r} are not known. There are: {', '.join(built_in())}, or a TOML or CSV file")
     try:
         table = tomllib.loads(path.read_text())
     except OSError as error:

@@ -14,7 +14,7 @@ UNFIT = ("skip", "error", "fit")
 class DeviceSettings:
     """The section [devices]: which devices the clients have. Without a name there are none, and no clock."""
 
-    name: str = ""  # a mix that comes with fedsim (`fedsim devices` lists them), or a TOML file
+    name: str = ""  # a mix that comes with fedsim (`fedsim devices` lists them), or a TOML or CSV file
     clients: str = ""  # a CSV with a row for each client: client,kind, or client and fields of a kind
     capacity: str = ""  # capacity rows of FedScale as CSV or JSON: computation in ms for an image, communication in kbit/s
     reference_flops: float = 0.0  # FLOPs of one forward pass of the model that capacity was measured on, for an image

@@ -159,6 +159,10 @@ class RunReader:
         """(client, class) training images, or None where they were left out."""
         return self._read(counts_of)
 
+    def kinds(self) -> NDArray[np.int32] | None:
+        """(client,) numbers of the kinds of their devices, in the order of the attribute `devices`; None where they have none."""
+        return self._read(kinds_of)
+
     def called(self, dimension: str) -> list[str] | None:
         """What the data set called each "client" or "class"; None where it had no names but their numbers here."""
         path = f"partition/{dimension}_name"

@@ -91,6 +91,20 @@ def test_a_file_of_clients_fixes_kinds_and_figures(tmp_path) -> None:
     mix.check(2)
 
 
+def test_a_file_with_all_figures_of_each_client_is_a_mix_of_its_own(tmp_path) -> None:
+    text = "client,kind,flops,memory,down,up,power\n1,b,3e9,2e6,1e6,1e6,2\n0,a,1e9,1e6,4e6,2e6,1\n2,b,5e9,2e6,3e6,1e6,4\n"
+    mix = read_mix(written(tmp_path, text, "fleet.csv"))
+    assert [(kind.name, kind.flops, kind.share) for kind in mix.kinds] == [("a", 1e9, 1 / 3), ("b", 4e9, 2 / 3)]
+    devices = mix.of(5, [2, 0])
+    assert devices.flops.tolist() == [5e9, 1e9]
+    assert devices.power.tolist() == [4, 1]
+    assert devices.kind.tolist() == [1, 0]
+    refused(lambda: mix.check(4), "3 clients")
+    few = written(tmp_path, "client,flops\n0,1e9\n", "few.csv")
+    refused(lambda: read_mix(few), "few.csv has no column 'memory'", "flops, memory, down, up")
+    assert read_mix(written(tmp_path, "client,flops,memory,down,up\n0,1,1,1,1\n", "one.csv")).names == ["device"]
+
+
 def test_a_file_of_clients_may_leave_the_kind_to_the_draw(tmp_path) -> None:
     clients = written(tmp_path, "client,memory\n0,5e5\n1,2e6\n", "clients.csv")
     mix = read(DeviceSettings("four_kinds", clients=clients))

@@ -42,7 +42,7 @@ def path(tmp_path: Path) -> Path:
     made = tmp_path / "run.h5"
     counts = np.arange(2 * CLIENTS).reshape(CLIENTS, 2)
     with RunWriter.create(
-        made, attributes=ATTRIBUTES, layers=["conv1"], clients=CLIENTS, columns=FEW, counts=counts, called=NAMES
+        made, attributes=ATTRIBUTES, layers=["conv1"], clients=CLIENTS, columns=FEW, counts=counts, called=NAMES, kinds=counts[:, 0] % 3
     ) as record:
         for r in range(5):
             write(record, r)
@@ -95,6 +95,8 @@ DAMAGES: dict[str, tuple[Callable[[h5py.File], Any], Read, str]] = {  # the dama
     "a client's number": (entry("client", 7, 6), lambda run: run.labels("client"), "client is damaged"),
     "counts": (entry("partition/counts", 7, 6), lambda run: run.counts(), "partition/counts is damaged"),
     "no counts": (lambda file: file.pop("partition/counts"), lambda run: run.counts(), "partition/counts is missing"),
+    "kinds of devices": (entry("devices/kind", 7, 5), lambda run: run.kinds(), "devices/kind is damaged"),
+    "no kinds of devices": (lambda file: file.pop("devices/kind"), lambda run: run.kinds(), "devices/kind is missing"),
     "the round of a mask": (lambda file: file.move("masks/2", "masks/3"), lambda run: run.masks(2), "masks is damaged in round 2"),
     "no mask": (lambda file: file.pop("masks/4"), lambda run: run.masks(9), "masks is damaged in round 4"),
     "no gates": (lambda file: file.pop("client_gates/3"), lambda run: run.gates(3), "client_gates is damaged in round 3"),

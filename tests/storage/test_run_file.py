@@ -122,6 +122,14 @@ def test_counts_are_left_out_of_large_populations(tmp_path: Path, path: Path) ->
     assert RunReader(tmp_path / "large.h5").counts() is None
 
 
+def test_kinds_of_devices_stand_beside_the_clients(tmp_path: Path, path: Path) -> None:
+    assert RunReader(path).kinds() is None
+    create(tmp_path / "some.h5", kinds=np.array([1, 0, 2, 1, 0])).close()
+    assert RunReader(tmp_path / "some.h5").kinds().tolist() == [1, 0, 2, 1, 0]
+    create(tmp_path / "large.h5", clients=100_001, kinds=np.zeros(100_001, np.int32)).close()
+    assert RunReader(tmp_path / "large.h5").kinds() is None
+
+
 def test_only_touched_chunks_of_a_million_clients_are_written(tmp_path: Path) -> None:
     ids = np.arange(0, 1_000_000, 100_003)
     with create(tmp_path / "run.h5", clients=1_000_000) as record:

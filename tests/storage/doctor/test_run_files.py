@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from hand_made_run import ACCURACY, MODEL, hand_made_run
+from hand_made_run import ACCURACY, KINDS, MODEL, hand_made_run
 from rich.console import Console
 
 from fedsim.errors import BadInput
@@ -115,6 +115,16 @@ def test_a_value_that_is_lost_counts_as_not_measured_and_the_file_says_so(run: P
     np.testing.assert_array_equal(RunReader(run).column("accuracy"), [*ACCURACY[:2], np.nan, ACCURACY[3]])
     assert RunReader(run).attributes["mended"] == "rounds/accuracy in round 2"
     assert torch.equal(RunReader(run).model()["w/fc.weight"], MODEL["w/fc.weight"])
+
+
+def test_kinds_of_devices_come_back_and_are_left_out_where_they_are_lost(run: Path) -> None:
+    edited(run, set_value("rounds/accuracy", 2, 0.123))
+    mended(run)
+    assert RunReader(run).kinds().tolist() == KINDS
+    edited(run, set_value("devices/kind", 0, 2))
+    assert "devices/kind is damaged" in seen_by(run)[1]
+    mended(run)
+    assert RunReader(run).kinds().tolist() == KINDS  # of the file as it was before its first row
 
 
 def test_the_file_as_it_was_stays(run: Path) -> None:
