@@ -125,20 +125,16 @@ class DeviceEmulation:
             return fit
         wanted, tried, away = len(call.clients), set(call.clients) | set(self.log.status), list[int]()
         for piece in selection.draws(fleet, wanted, self._r, self.attempt):
-            others = np.array([client for client in piece.tolist() if client not in tried], dtype=np.int64)
-            missing = wanted - len(fit.call.clients)
-            if missing <= 0 or len(tried) > max(selection.SCANNED, selection.POOL * wanted):
-                break
-            for begin in range(0, len(others), max(missing, 1)):
-                missing = wanted - len(fit.call.clients)
-                if missing <= 0:
-                    break
-                asked = others[begin : begin + missing]
+            others = [client for client in piece.tolist() if client not in tried]
+            while others and (missing := wanted - len(fit.call.clients)) > 0:
+                asked, others = np.array(others[:missing]), others[missing:]
                 tried |= set(asked.tolist())
                 there = self.rules.mix.available(self.rules.seed, asked, self._r + (self.attempt << 32), self.state.seconds)
                 away += asked[~there].tolist()
                 if there.any():
                     fit = fit.joined(fitting.of(fleet, self.rules, call.of(sorted(asked[there].tolist()))))
+            if len(fit.call.clients) >= wanted or len(tried) > max(selection.SCANNED, selection.POOL * wanted):
+                break
         self.log.missed(away, UNAVAILABLE)
         return fit
 

@@ -131,6 +131,14 @@ def test_places_of_unfit_clients_go_to_others() -> None:
     assert trained(made).clients == (3, 4, 5)
 
 
+def test_places_go_on_until_enough_fit_and_none_is_passed_over() -> None:
+    rows = [0] * 9 + [1] + [0] * 9 + [1]  # two of twenty clients fit
+    made = emulated(mix(kind("small", memory=1.0), kind("enough"), rows=rows), [8] * 20)
+    made.setting = replace(made.setting, cohort=2)
+    for r in range(1, 6):
+        assert trained(made, r).clients == (9, 19)
+
+
 def test_an_unfit_client_can_be_an_error_that_says_how_much_is_missing() -> None:
     made = emulated(mix(kind("small", memory=1000.0)), unfit="error")
     with pytest.raises(BadInput, match=r"client 0 \(small\) has 1,000 bytes for Train, which needs [\d,]+: [\d,]+ bytes are missing"):
