@@ -36,6 +36,10 @@ class TooFewAnswers(Exception):
     """Too few clients answered in a round under emulated devices: the round is repeated with a new cohort."""
 
 
+class NobodyThere(TooFewAnswers):
+    """Nobody could be asked; some time later somebody may be."""
+
+
 class Stopped(Exception):
     """A signal, a time limit or a full disk ended the run; the checkpoint of the last complete round stands: exit code 3."""
 

@@ -37,7 +37,7 @@ def modules(job: Job) -> set[str]:
 
 def _places(job: Job) -> list[str]:
     """Each "package.module:name" of the job."""
-    return [name for name in (job.method.name, job.model.factory) if name and ":" in name]
+    return [name for name in (job.method.name, job.model.factory, job.cohort.select) if name and ":" in name]
 
 
 def _file(place: str) -> Path:

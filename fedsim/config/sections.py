@@ -57,7 +57,7 @@ class Cohort(Section):
         if self.mode == "deadline" and self.deadline is None:
             raise ValueError('[cohort] mode = "deadline" needs a deadline, in seconds')
         if self.mode == "buffered" and (self.least != 1 or self.select not in ("uniform", "available", "fits")):
-            raise ValueError('[cohort] mode = "buffered" asks one client after the other; leave out least, and select by a rule of its own')
+            raise ValueError('[cohort] mode = "buffered" has no least, and its select is "uniform", "available" or "fits"')
         if self.select not in SELECTS and ":" not in self.select:
             raise ValueError(f"[cohort] select = {self.select!r} is not known. There are: {', '.join(SELECTS)}, or package.module:function")
         return self

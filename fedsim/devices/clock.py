@@ -1,7 +1,7 @@
 """The virtual clock of one exchange: seconds and joules of each client, from what the ledger charges it and its device.
 
 t = t_down + t_comp + t_up, with t_down = latency + 8 · bytes_down / down and t_up likewise,
-t_comp = sum over densities d of F_d · s(d) / flops + steps · overhead. A client that exchanges nothing in a direction has no latency there.
+t_comp = sum over densities d of F_d · s(d) / flops + steps · overhead.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ class Times:
         """What of the parts has passed `seconds` after the beginning."""
         down = np.minimum(self.down, seconds)
         compute = np.clip(seconds - self.down, 0, self.compute)
-        return Times(down, compute, np.clip(seconds - self.down - self.compute, 0, self.up))
+        up = np.where(seconds >= self.total, self.up, np.clip(seconds - self.down - self.compute, 0, self.up))
+        return Times(down, compute, up)
 
     def joules(self, devices: ClientDevices, waiting: Floats | float = 0.0) -> Floats:
         """(K,) energy = power · t_comp + power_radio · (t_down + t_up) + power_idle · waiting."""
@@ -61,14 +62,10 @@ def times(mix: DeviceMix, devices: ClientDevices, needs: Sequence[Need]) -> Time
     """The seconds that each client takes, in the order of the devices."""
     down, up, steps = (np.array([getattr(need, name) for need in needs], float) for name in ("bytes_down", "bytes_up", "steps"))
     return Times(
-        _transfer(down, devices.down, devices.latency),
+        devices.latency + BITS * down / devices.down,
         _dense_equivalent(mix, devices.kind, needs) / devices.flops + steps * devices.overhead,
-        _transfer(up, devices.up, devices.latency),
+        devices.latency + BITS * up / devices.up,
     )
-
-
-def _transfer(size: Floats, rate: Floats, latency: Floats) -> Floats:
-    return np.where(size > 0, latency + BITS * size / rate, 0.0)
 
 
 def _dense_equivalent(mix: DeviceMix, kind: NDArray[np.int64], needs: Sequence[Need]) -> Floats:

@@ -65,7 +65,7 @@ class Reply:
 
     total: Tree  # sums over the cohort, float64
     each: Tree  # (K, …), a row per client, in the order of `clients`
-    clients: tuple[int, ...] = ()  # those that answered, sorted: the cohort, or fewer of it where clients have devices
+    clients: tuple[int, ...] = ()  # those that answered, sorted: the cohort; where clients have devices, fewer or others
 
 
 class Work(ABC):
@@ -199,7 +199,10 @@ class Method(ABC, Generic[State]):
 
     @abstractmethod
     def round(self, setting: Setting, state: State, fleet: Fleet, r: int) -> tuple[State, dict[str, float]]:
-        """The state after round `r` and what to record; r = 0 comes first: what precedes training (selection, scoring)."""
+        """The state after round `r` and what to record; r = 0 comes first: what precedes training (selection, scoring).
+
+        Where too few clients with devices answer, it is called again with the same state, which must be as it was: make a new one.
+        """
 
     @abstractmethod
     def deploy(self, setting: Setting, state: State, fleet: Fleet, cohort: Sequence[int]) -> tuple[Tree, Tree, Net | None]:

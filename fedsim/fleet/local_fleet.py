@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from operator import index
@@ -92,6 +93,7 @@ class LocalFleet:
         self.kept: MutableMapping[int, Tree] = {} if kept is None else kept
         self.r = 0
         self.emulation: Emulation | None = None
+        self._undo: dict[int, tuple[Tree | None, bool]] | None = None  # what clients kept, and whether it is to be written down
         self._beside = Beside()
         self._calls: Counter[tuple[str, int]] = Counter()
         sizes = site.population.shards["train"].sizes()
@@ -182,6 +184,24 @@ class LocalFleet:
         charges = [costs[client] for client in call.clients] if costs else []
         return Carried(reply, charges, [answer.up.get(client, 0) for client in call.clients])
 
+    @contextmanager
+    def undoing(self) -> Iterator[Callable[[], None]]:
+        """Until its end, what it gives takes back what clients have put aside since, as if they had not been visited."""
+        self._undo = {}
+        try:
+            yield self._take_back
+        finally:
+            self._undo = None
+
+    def _take_back(self) -> None:
+        for client, (kept, touched) in (self._undo or {}).items():
+            if kept is None:
+                del self.kept[client]
+            else:
+                self.kept[client] = kept
+            if not touched:
+                self.touched.discard(client)
+
     def _placed(self, part: Tree) -> Tree:
         return tree.each(lambda value: value.to(self.site.device), part)
 
@@ -189,6 +209,8 @@ class LocalFleet:
         """What clients put aside at this visit."""
         for client, keep in answer.keep.items():
             if keep:
+                if self._undo is not None and client not in self._undo:
+                    self._undo[client] = held(self.kept, client), client in self.touched
                 self.kept[client] = (held(self.kept, client) or {}) | keep
                 self.touched.add(client)
 

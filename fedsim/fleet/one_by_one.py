@@ -25,12 +25,15 @@ def carry_out(order: WorkOrder, pack: Pack, site: WorkerContext) -> PackResult:
     return _carried_out(order, pack, site, idle=False)
 
 
-def idle(order: WorkOrder, pack: Pack, site: WorkerContext) -> PackResult:
-    """The answer of clients that begin and end their work but take no step: what it would cost, not what it would give."""
-    return _carried_out(order, pack, site, idle=True)
+def idle(order: WorkOrder, pack: Pack, site: WorkerContext, totals: bool = True) -> PackResult:
+    """The answer of clients that begin and end their work but take no step: what it would cost, not what it would give.
+
+    totals: whether they are summed, as a method needs them; without steps a work may come to numbers that no sum takes.
+    """
+    return _carried_out(order, pack, site, idle=True, totals=totals)
 
 
-def _carried_out(order: WorkOrder, pack: Pack, site: WorkerContext, idle: bool) -> PackResult:
+def _carried_out(order: WorkOrder, pack: Pack, site: WorkerContext, idle: bool, totals: bool = True) -> PackResult:
     answer = PackResult(order.sum())
     held = client_input(order, site, pack)
     buffers: Tree = {}
@@ -43,7 +46,8 @@ def _carried_out(order: WorkOrder, pack: Pack, site: WorkerContext, idle: bool) 
             state, answer.loss[client] = _work(order, runs, i, one, buffers, place)
             place.stage = "finish"
             report = checks.finish(order.work, order.net, one, state)
-            answer.total.add({key: value[None] for key, value in report.total.items()}, [client], [int(one.n)])
+            if totals:
+                answer.total.add({key: value[None] for key, value in report.total.items()}, [client], [int(one.n)])
             answer.each[client], answer.keep[client] = tree.clone(report.each), tree.clone(report.keep)
             if charge_pack(order):
                 bytes_up = charge_report(answer, order, client, one, state, report.total | report.each, bytes_up)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -166,8 +166,8 @@ class DWFNP(CutAndFinetune, Method[State]):
         """How gates are drawn and learned."""
         flops = FlopsConstraint.of(setting.net.channels, setting.model_profile, self.depthwise == "squared")
         rule = HypernetTraining(flops, self.tau, self.bias, self.flops_share, self.slope, self.regulariser == "two_sided")
-        given = self.client_flops_share
-        targets = given if isinstance(given, tuple) else tuple(given.values()) if isinstance(given, dict) else (given,)
+        given: Any = self.client_flops_share
+        targets = tuple(given.values()) if isinstance(given, dict) else given if hasattr(given, "__len__") else (given,)
         sample, averaged = self.mask_eval == "sample", self.embed_sync == "mean"
         return GateController(rule, setting.seed, targets, self.personal, self.hyper_lr, self.hyper_decay, sample, averaged, setting.server)
 

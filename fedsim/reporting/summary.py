@@ -154,12 +154,12 @@ def _of_devices(has: dict[str, Array]) -> list[tuple[str, ...]]:
 
 
 def _reached(run: RunReader) -> list[tuple[str, ...]]:
-    """How many clients have ever answered, and how much of the training images they hold, where some have not."""
-    counts = run.counts() if "status" in run.names("clients") else None
+    """How many clients have ever trained for the model, and how much of the training images they hold, where some have not."""
+    counts = run.counts() if {"status", "samples"} <= set(run.names("clients")) else None
     if counts is None or counts.shape[0] * (run.rounds + 1) > MOST_ANSWERS or not counts.sum():
         return []
     filled = counts.sum(1) > 0
-    answered = (run.clients("status") == 0).any(0) & filled
+    answered = (run.clients("samples")[1:] > 0).any(0) & filled
     if answered.sum() == filled.sum():
         return []
     of_classes = counts[answered].sum(0) / np.maximum(counts.sum(0), 1)

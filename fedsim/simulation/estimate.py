@@ -80,6 +80,8 @@ def estimate(job: Job, console: Console) -> list[dict[str, float]]:
     console.print(_table(seen, parts.setting.cohort))
     if survey:
         console.print(forecast.table(survey, survey.rules.mix.names))
+        if survey.rules.mix.own or survey.rules.mix.pool:
+            console.print("note: the table has the figures of the kinds; files of devices give clients others", markup=False)
     if any("weights_swapped" in row for row in seen):
         console.print("note: training decides which weights move, if any; bytes may differ, since only masks that change are sent")
     for line in _summed(seen, parts.setting.rounds):

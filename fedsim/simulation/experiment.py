@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from fedsim import models
@@ -115,7 +116,7 @@ def build_experiment(job: Job, node_rank: int = 0, stopped: Callable[[], bool] =
         *(net, training, job.train.aggregation(), job.rounds, cohort, population.clients, job.seed, model_profile, job.partition.holdout),
         image_shape=tuple(shape),
     )
-    site, devices = WorkerContext(net, population, job.seed, device, stopped=stopped), _devices(job, setting)
+    site, devices = WorkerContext(net, population, job.seed, device, stopped=stopped), _devices(job, setting, filled)
     return Experiment(job, population, model_profile, setting, _method(job, setting, devices), site, devices)
 
 
@@ -125,12 +126,12 @@ def _method(job: Job, setting: Setting, devices: Rules | None) -> Any:
         raise BadInput(f"[method] {fields[0]} is given by kind of device, and the clients have none: set [devices] name")
     if not fields or devices is None:
         return job.method.use
-    return of_clients(job.method.use, devices.mix.names, devices.mix.kind_of(job.seed, range(setting.clients)).tolist())
+    return of_clients(job.method.use, devices.mix.names, devices.mix.kind_of(job.seed, np.arange(setting.clients)))
 
 
-def _devices(job: Job, setting: Setting) -> Rules | None:
+def _devices(job: Job, setting: Setting, filled: int) -> Rules | None:
     if not job.devices.name:
         return None
     mix = reading.read(job.devices)
     mix.check(setting.clients)
-    return rules_of(job, mix, setting.cohort, setting.model_profile, setting.train)
+    return rules_of(job, mix, setting.cohort, filled, setting.model_profile, setting.train)

@@ -86,7 +86,7 @@ def speeds(bills: Mapping[int, ClientCosts], batch: int, seconds: Mapping[str, f
     """
     every = bills.values()
     done = {f"{phase}_bytes": (phase, float(count)) for phase, count in moved.items()}
-    done["compute_flops"] = "compute", sum(bill.train_flops for bill in every)
+    done["compute_flops"] = "compute", sum(bill.train_flops - bill.uncomputed_flops for bill in every)
     done["compute_dense_flops"] = "compute", sum(bill.dense_flops for bill in every if bill.samples)
     done["compute_bytes"] = "compute", sum(2 * bill.memory * bill.samples / batch for bill in every)
     return {name: count / seconds[phase] for name, (phase, count) in done.items() if count and seconds[phase] > 0}

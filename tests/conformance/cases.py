@@ -43,6 +43,7 @@ PRUNEFL = {
     "start_accuracy": 0,
     "constant_seconds": 0.02,
 }
+BY_KIND = {"board": 0.5, "single_board_computer": 0.5, "mid_phone": 1.0, "fast_phone": 1.0}
 STEPS = {"epochs": None, "steps": 3}
 TABLE = {
     "fedavg": Case("fedavg"),
@@ -164,7 +165,7 @@ TABLE = {
         cohort={"mode": "buffered", "concurrency": 3, "buffer": 2, "select": "available"},
         devices={"name": "phones"},
     ),
-    "devices-fit": Case("heterofl", {"rates": (1.0, 0.5)}, cohort={"select": "fastest"}, devices={"name": "four_kinds", "unfit": "fit"}),
+    "devices-fit": Case("heterofl", {"rates": BY_KIND}, cohort={"select": "fastest"}, devices={"name": "four_kinds", "unfit": "fit"}),
     "static-mask": Case("toys:StaticMask", {"density": 0.3}, masked=True, budget=0.3),
     "keeper": Case("toys:Keeper", holdout=0.2),
     "prober": Case("toys:Prober", {"k": 5}),

@@ -31,9 +31,9 @@ def test_two_clients_of_known_speed_and_bytes() -> None:
     assert found.joules(devices, np.array([2.0, 0.0]))[0] == 12 + 6 + 0.5 * 2
 
 
-def test_who_exchanges_nothing_waits_for_no_link() -> None:
+def test_a_request_without_bytes_still_takes_the_latency_each_way() -> None:
     found = times(TWO, TWO.of(0, [0, 1]), [Need({}, 0, 0, 0, 0)] * 2)
-    assert found.total.tolist() == [0.0, 0.0]
+    assert found.total.tolist() == [2 * 0.5, 0.0]
 
 
 @pytest.mark.parametrize(("sparse", "share"), [("none", 1.0), ("ideal", 0.1), ("measured", 0.308), ({"0.01": 0.2, "1": 1.0}, 0.6)])

@@ -15,11 +15,15 @@ from rich.console import Console
 from small_job import small_job
 
 import fedsim
+from fedsim.config import own_code
 from fedsim.config.job import check, identity, load, resolved
 from fedsim.devices.reading import read_mix
-from fedsim.errors import BadInput
+from fedsim.errors import BadInput, TooFewAnswers
+from fedsim.fleet.serial import SerialFleet
 from fedsim.fleet.timed.state import STATUS
 from fedsim.reporting.summary import show
+from fedsim.simulation.devices.clock import add_clock, played
+from fedsim.simulation.experiment import build_experiment
 from fedsim.storage.columns import OF_DEVICES
 from fedsim.storage.columns import STATUS as CODES
 from fedsim.storage.reader import RunReader
@@ -256,3 +260,33 @@ def test_a_selection_of_the_jobs_own_is_asked_in_every_round(tmp_path, mix, monk
     monkeypatch.syspath_prepend(tmp_path)
     run = ran(tmp_path, devices={"name": mix}, cohort={"size": 2, "select": "mine_selecting:last"})
     assert np.flatnonzero(run.clients("in_cohort", 1) == 1).tolist() == [6, 7]
+    assert own_code.names(load(tmp_path / "run.toml")) == ["mine_selecting:last"]
+
+
+def test_what_clients_put_aside_for_a_cohort_that_was_too_small_is_taken_back(tmp_path, mix) -> None:
+    job = tmp_path / "job.toml"
+    job.write_text(small_job(2, devices={"name": mix}, train={"aggregate": "scaffold"}))
+    parts = build_experiment(load(job))
+    fleet = SerialFleet(parts.site, parts.account(), 1, lambda: 0.0)
+    add_clock(fleet, parts.devices)
+    state, seen = parts.method.init(parts.setting, None), []
+
+    class Once(type(parts.method)):  # type: ignore[misc]
+        """Too few answers come after the first training."""
+
+        def round(self, setting, state, fleet, r):  # type: ignore[no-untyped-def]
+            seen.append({client: dict(kept) for client, kept in fleet.kept.items()})
+            after = super().round(setting, state, fleet, r)
+            if r == 2 and len(seen) == 2:
+                raise TooFewAnswers("for once")
+            return after
+
+    for r in (1, 2):
+        fleet.open(r)
+        state, _ = played(Once(), parts.setting, state, fleet, r)
+        fleet.touched.clear() if r == 1 else None
+    assert len(seen) == 3
+    assert seen[2].keys() == seen[1].keys()
+    for client, kept in seen[1].items():
+        for key, value in kept.items():
+            assert value.equal(seen[2][client][key]), key

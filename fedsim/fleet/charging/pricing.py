@@ -34,6 +34,7 @@ class ClientCosts:
     density: float = float("nan")  # whole density of what it trained
     train_flops: int = 0
     extra_flops: int = 0  # of these, what works spend beside the passes of the model
+    uncomputed_flops: int = 0  # of these, what was not computed here: of emulated clients whose answer does not count
     flops_at_mean: int = 0  # train_flops if it had the mean number of images
     dense_flops: int = 0  # of the job's local training with the dense model, the measure of the above
     bytes_up: int = 0
@@ -54,6 +55,16 @@ class ClientCosts:
         self.density, self.dense_flops = run.density, run.dense_flops
         self.model_memory, self.executed = max(self.model_memory, run.model_memory), max(self.executed, run.executed)
         self.hold(run.memory_terms)
+
+    def add_unused(self, down: int, up: int, flops: int, extra_flops: int, memory: profile.Breakdown) -> None:
+        """Work of a client whose answer does not count: it was paid, and not computed here."""
+        self.bytes_down += down
+        self.bytes_up += up
+        self.train_flops += flops
+        self.extra_flops += extra_flops
+        self.uncomputed_flops += flops
+        self.hold(memory)
+        self.model_memory = max(self.model_memory, memory.without(*ACTIVATIONS).total)
 
     def hold(self, terms: profile.Breakdown) -> None:
         """Memory that it needs at one time."""

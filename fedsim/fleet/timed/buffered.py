@@ -5,7 +5,8 @@ Paper -> code:  M_c -> concurrency,  K -> buffer,  tau -> staleness,  s(tau) = 1
 `concurrency` clients train at any time, each from the model that it was sent. Every `buffer` answers are one server step, which is a
 round. The move of a client, from the model that it was sent, counts with the weight of its staleness:
 w <- w + sum_k s(tau_k) n_k (w_k - w_sent,k) / sum_k n_k. A client is trained when its answer arrives, from the model of its version.
-Running statistics of norms are averaged with these weights, not moved: a variance that several clients move may fall below 0.
+A round takes fewer answers where nobody else can train any more. Running statistics of norms are averaged with these weights, not moved: a
+variance that several clients move may fall below 0.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from torch import Tensor
 from fedsim.core import keys
 from fedsim.core.keys import COUNT
 from fedsim.core.tree import Tree
+from fedsim.costs.profile import Breakdown
 from fedsim.devices import clock, draws
-from fedsim.errors import TooFewAnswers
 from fedsim.federated.protocol import Reply
 from fedsim.fleet.accounting import ClientCosts
 from fedsim.fleet.local_fleet import LocalFleet
 from fedsim.fleet.messages import Call
 from fedsim.fleet.timed import fitting, selection
-from fedsim.fleet.timed.emulation import NOBODY, DeviceEmulation
+from fedsim.fleet.timed.emulation import DeviceEmulation
 from fedsim.fleet.timed.state import ANSWERED, FAILED, LATE, UNAVAILABLE, UNFIT, Flight, Version
 
 
@@ -62,10 +63,11 @@ class BufferedEmulation(DeviceEmulation):
         while len(arrived) < self.rules.buffer:
             self._send(fleet, call, {flight.client for flight in arrived})
             if not self.state.flights:
-                self._pass(NOBODY)
-                raise TooFewAnswers("no client is available that could train")
+                if arrived:
+                    return arrived
+                raise self._nobody()
             now = min(flight.ends for flight in self.state.flights)
-            self._pass(max(now - self.state.seconds, 0.0))
+            self.state.seconds = max(now, self.state.seconds)
             for flight in sorted((flight for flight in self.state.flights if flight.ends == now), key=lambda each: each.client):
                 if len(arrived) < self.rules.buffer:
                     self.state.flights.remove(flight)
@@ -83,24 +85,26 @@ class BufferedEmulation(DeviceEmulation):
             self.log.staleness.append(self._r - flight.version)
         else:
             bill = fleet.account.bills.setdefault(flight.client, ClientCosts())
-            bill.bytes_down += flight.down
+            bill.add_unused(flight.down, flight.up, flight.flops, flight.extra_flops, Breakdown(flight.memory))
 
     def _send(self, fleet: LocalFleet, call: Call, arrived: set[int]) -> None:
         """Sends the model of this round to new clients, until `concurrency` of them train."""
-        assert self._r is not None
         busy = arrived | {flight.client for flight in self.state.flights}
-        missing = self.rules.concurrency - len(self.state.flights)
+        missing, scanned = self.rules.concurrency - len(self.state.flights), 0
         if missing <= 0:
             return
-        attempt = self.state.asked if self.log.status or self.attempt else 0  # a round begins with the draw that it has without devices
+        assert self._r is not None
+        attempt = self.state.sends if self.log.status or self.attempt else 0  # a round begins with the draw that it has without devices
         for piece in selection.draws(fleet, min(missing, fleet.filled), self._r, attempt):
             clients = np.array([client for client in piece.tolist() if client not in busy], dtype=np.int64)
-            there = self.rules.mix.available(self.rules.seed, clients, self._r + (attempt << 32), self.state.seconds)
-            self.log.missed(clients[~there].tolist(), UNAVAILABLE)
+            there = self.rules.mix.available(self.rules.seed, clients, self._draw, self.state.seconds)
             busy |= set(clients.tolist())
+            named = clients if there.sum() < missing else clients[: np.flatnonzero(there)[missing - 1] + 1]
+            self.log.missed(named[~there[: len(named)]].tolist(), UNAVAILABLE)
             if there.any():
                 missing -= self._begin(fleet, call, sorted(clients[there][:missing].tolist()))
-            if missing <= 0:
+            scanned += len(piece)
+            if missing <= 0 or scanned > max(selection.SCANNED, selection.POOL * self.rules.concurrency):
                 return
 
     def _begin(self, fleet: LocalFleet, call: Call, clients: list[int]) -> int:
@@ -114,15 +118,18 @@ class BufferedEmulation(DeviceEmulation):
         devices = self.rules.mix.of(self.rules.seed, fit.call.clients)
         down = fleet.account.deliver(fleet.order(fit.call), fit.call.clients, {}, fit.preview.arrived)
         times = clock.times(self.rules.mix, devices, fit.preview.needs(down.tolist()))
-        ids = np.array(fit.call.clients)
-        self.state.asked += 1
-        fails = draws.uniform(self.rules.seed, "fails", ids, self._r, self.state.asked) < devices.fails
-        leaves = draws.uniform(self.rules.seed, "fails at", ids, self._r, self.state.asked) * times.total
+        ids, self.state.sends = np.array(fit.call.clients), self.state.sends + 1
+        fails = draws.uniform(self.rules.seed, "fails", ids, self._r, self.state.sends) < devices.fails
+        leaves = draws.uniform(self.rules.seed, "fails at", ids, self._r, self.state.sends) * times.total
         lasts = np.where(fails, leaves, times.total)
-        joules, now = times.until(lasts).joules(devices), self.state.seconds
+        spent, now = times.until(lasts), self.state.seconds
+        joules, computed = spent.joules(devices), np.where(times.compute > 0, spent.compute / np.maximum(times.compute, 1e-300), 1.0)
         for i, client in enumerate(fit.call.clients):
-            ends, halvings = now + float(lasts[i]), fit.halvings.get(client, 0)
-            self.state.flights.append(Flight(client, self._r, now, ends, bool(fails[i]), int(down[i]), float(joules[i]), halvings))
+            cost, ends, up = fit.preview.costs[i], now + float(lasts[i]), 0 if fails[i] else fit.preview.up[i]
+            flight = Flight(client, self._r, now, ends, bool(fails[i]), float(joules[i]), fit.halvings.get(client, 0))
+            flight.down, flight.up, flight.memory = int(down[i]), up, dict(cost.memory_terms)
+            flight.flops, flight.extra_flops = round(computed[i] * cost.train_flops), round(computed[i] * cost.extra_flops)
+            self.state.flights.append(flight)
         return len(fit.call.clients)
 
     # ---- what comes of it

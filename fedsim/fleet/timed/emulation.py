@@ -17,7 +17,7 @@ from fedsim.devices import clock, draws
 from fedsim.devices.clock import Times
 from fedsim.devices.draws import Floats
 from fedsim.devices.mix import ClientDevices
-from fedsim.errors import TooFewAnswers
+from fedsim.errors import NobodyThere, TooFewAnswers
 from fedsim.federated.protocol import Reply
 from fedsim.fleet.accounting import ClientCosts
 from fedsim.fleet.charging.report_costs import charge_pack
@@ -29,7 +29,7 @@ from fedsim.fleet.timed.preview import needs
 from fedsim.fleet.timed.rules import Rules
 from fedsim.fleet.timed.state import ANSWERED, FAILED, LATE, UNAVAILABLE, UNFIT, ClockState, RoundLog
 
-NOBODY = 60.0  # seconds after which a server asks again that found nobody to ask
+NOBODY, LONGEST = 60.0, 3_600.0  # seconds after which a server asks again that found nobody to ask: at first, and later
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +53,9 @@ class DeviceEmulation:
         self.attempt = 0
         self._r: int | None = None  # the round in progress; None between rounds, when nothing is timed
         self._asked: dict[int, list[int]] = {}  # clients wanted -> who was asked
+        self._substitutes: dict[int, int] = {}  # unfit client -> who took its place
+        self._need = 0  # of this round, what `ClockState.need` is of the last one
+        self._waits = 0  # times that nobody was there, one after the other
 
     @contextmanager
     def playing(self, r: int, attempt: int) -> Iterator[None]:
@@ -61,9 +64,10 @@ class DeviceEmulation:
             self.log.again()
         else:
             self.log = RoundLog(began=self.state.seconds)
-        self._r, self.attempt, self._asked = r, attempt, {}
+        self._r, self.attempt, self._asked, self._substitutes, self._need = r, attempt, {}, {}, 0
         try:
             yield
+            self.state.need, self._waits = self._need, 0
         finally:
             self._r = None
 
@@ -72,15 +76,15 @@ class DeviceEmulation:
         return self._r is not None and not call.work.deployment_only and charge_pack(call)
 
     def pick(self, fleet: LocalFleet, k: int, r: int) -> list[int]:
-        """Whom the server asks in the round in progress; the plain draw for other rounds. TooFewAnswers where nobody is there."""
+        """Whom the server asks in the round in progress; the plain draw for other rounds. NobodyThere where nobody is there."""
         if r != self._r:
             return fleet.draw(k, r)
         if k not in self._asked:
-            found, away = selection.chosen(fleet, self.rules, k, r, self.attempt, self.state.seconds)
-            self.log.missed(away, UNAVAILABLE)
+            found, missed = selection.chosen(fleet, self.rules, k, r, self.attempt, self.state)
+            for status, clients in missed.items():
+                self.log.missed(clients, status)
             if not found:
-                self._pass(NOBODY)
-                raise TooFewAnswers("no client is available")
+                raise self._nobody()
             self._asked[k] = found
         return self._asked[k]
 
@@ -88,12 +92,13 @@ class DeviceEmulation:
         """Carries the call out on the clients that count. TooFewAnswers where these are fewer than the job's least."""
         exchange = self._begun(fleet, call)
         if exchange is None:
-            raise self._too_few(0, call)
-        found = self._arrivals(exchange)
+            raise self._nobody()
+        wanted = self._wanted(call)
+        found = self._arrivals(exchange, wanted)
         counted = [client for client, kept in zip(exchange.call.clients, found.kept, strict=True) if kept]
-        if len(counted) < self.rules.least:
+        if len(counted) < (least := min(self.rules.least, wanted)):
             self._settle(fleet, exchange, found, exchange.times, used=False)
-            raise self._too_few(len(counted), call)
+            raise TooFewAnswers(f"{len(counted)} of {len(call.clients)} clients answered; at least {least} are needed")
         halved = {client: exchange.fit.halvings[client] for client in counted if exchange.fit.halvings.get(client)}
         carried = fleet.carry(exchange.call.of(counted), exchange.down[found.kept], halved, exchange.fit.rows())
         times = self._charged(exchange, found.kept, carried)
@@ -104,11 +109,10 @@ class DeviceEmulation:
 
     def _begun(self, fleet: LocalFleet, call: Call) -> Exchange | None:
         """The call for those that are still there and have the memory for it, who have received it; None where there is nobody."""
-        gone = self.log.gone()
-        there = [client for client in call.clients if client not in gone]
-        if not there:
+        there = self._there(fleet, call)
+        if not there.clients:
             return None
-        fit = self._fitting(fleet, call.of(there) if gone else call)
+        fit = self._fitting(fleet, there)
         self.log.missed(fit.unfit, UNFIT)
         if not fit.call.clients:
             return None
@@ -118,9 +122,35 @@ class DeviceEmulation:
         times = clock.times(self.rules.mix, devices, fit.preview.needs(down.tolist()))
         return Exchange(fit.call, fit, devices, down, times, self._fails_at(fit.call, devices, times))
 
+    def _wanted(self, call: Call) -> int:
+        """How many answers a call is for: the size of its cohort, which more may have been asked for."""
+        return next((k for k, asked in self._asked.items() if asked == call.clients), len(call.clients))
+
+    def _there(self, fleet: LocalFleet, call: Call) -> Call:
+        """The call for those that are there: without who has left in an earlier exchange of the round, with who took their places.
+
+        Clients that were not picked for the round, such as all of them, are asked whether they are there.
+        """
+        gone = self.log.gone()
+        clients = {client if call.own else self._substitutes.get(client, client) for client in call.clients} - gone
+        if not any(asked == call.clients for asked in self._asked.values()):
+            asked = np.array(sorted(clients), dtype=np.int64)
+            there = self.rules.mix.available(self.rules.seed, asked, self._draw, self.state.seconds)
+            self.log.missed(asked[~there].tolist(), UNAVAILABLE)
+            clients = set(asked[there].tolist())
+        return call if clients == set(call.clients) else call.of(sorted(clients))
+
+    @property
+    def _draw(self) -> int:
+        """The number of this attempt at the round, by which chances are drawn."""
+        assert self._r is not None
+        return self._r + (self.attempt << 32)
+
     def _fitting(self, fleet: LocalFleet, call: Call) -> fitting.Fit:
         """Those of the call with the memory for it; the others' places go to the next of the draw where the call is the same for all."""
         fit = fitting.of(fleet, self.rules, call)
+        if call.own:
+            self._need = max(self._need, fit.least)
         if call.own or not fit.unfit or self._r is None:
             return fit
         wanted, tried, away = len(call.clients), set(call.clients) | set(self.log.status), list[int]()
@@ -129,13 +159,15 @@ class DeviceEmulation:
             while others and (missing := wanted - len(fit.call.clients)) > 0:
                 asked, others = np.array(others[:missing]), others[missing:]
                 tried |= set(asked.tolist())
-                there = self.rules.mix.available(self.rules.seed, asked, self._r + (self.attempt << 32), self.state.seconds)
+                there = self.rules.mix.available(self.rules.seed, asked, self._draw, self.state.seconds)
                 away += asked[~there].tolist()
                 if there.any():
                     fit = fit.joined(fitting.of(fleet, self.rules, call.of(sorted(asked[there].tolist()))))
             if len(fit.call.clients) >= wanted or len(tried) > max(selection.SCANNED, selection.POOL * wanted):
                 break
         self.log.missed(away, UNAVAILABLE)
+        new = [client for client in fit.call.clients if client not in call.clients]
+        self._substitutes.update(zip([client for client in call.clients if client in fit.unfit], new, strict=False))
         return fit
 
     def _fails_at(self, call: Call, devices: ClientDevices, times: Times) -> Floats:
@@ -148,10 +180,9 @@ class DeviceEmulation:
         leaves = (draws.uniform(self.rules.seed, "fails", ids, self._r, self.attempt) < devices.fails) & ~before
         return np.where(leaves, draws.uniform(self.rules.seed, "fails at", ids, self._r, self.attempt) * times.total, inf)
 
-    def _arrivals(self, exchange: Exchange) -> Arrivals:
+    def _arrivals(self, exchange: Exchange, wanted: int) -> Arrivals:
         rules, total = self.rules, exchange.times.total
         if rules.mode == "oversample":
-            wanted = next((k for k, asked in self._asked.items() if len(asked) >= len(exchange.call.clients)), len(total))
             return arrivals(total, exchange.fails_at, first=wanted)
         return arrivals(total, exchange.fails_at, rules.deadline if rules.mode == "deadline" else inf)
 
@@ -180,7 +211,7 @@ class DeviceEmulation:
         spent, begun = times.until(found.ends), self.state.seconds
         waiting = np.where(found.kept, np.maximum(found.lasts - found.ends, 0.0), 0.0)
         joules = spent.joules(exchange.devices, waiting)
-        status = np.where(found.kept, ANSWERED, np.where(np.isfinite(exchange.fails_at), FAILED, LATE))
+        status = np.where(found.kept, ANSWERED, np.where(exchange.fails_at <= found.lasts, FAILED, LATE))
         self.log.exchanged(exchange.call.clients, found.ends, joules, status, begun)
         for i in np.flatnonzero(~found.kept | (not used)).tolist():
             whole = times.compute[i]
@@ -189,20 +220,19 @@ class DeviceEmulation:
 
     def _charge(self, fleet: LocalFleet, exchange: Exchange, i: int, share: float, sent_back: bool) -> None:
         """The bill of a client that does not count: what it was sent, the part it computed, and its answer where it came too late."""
-        cost = exchange.fit.preview.costs[i]
+        cost, up = exchange.fit.preview.costs[i], exchange.fit.preview.up[i] if sent_back else 0
         bill = fleet.account.bills.setdefault(exchange.call.clients[i], ClientCosts())
-        bill.bytes_down += int(exchange.down[i])
-        bill.bytes_up += exchange.fit.preview.up[i] if sent_back else 0
-        bill.train_flops += round(share * cost.train_flops)
-        bill.extra_flops += round(share * cost.extra_flops)
-        bill.hold(cost.memory_terms)
-        bill.model_memory = max(bill.model_memory, cost.model_memory)
+        flops, extra = round(share * cost.train_flops), round(share * cost.extra_flops)
+        bill.add_unused(int(exchange.down[i]), up, flops, extra, cost.memory_terms)
 
     def _pass(self, seconds: float) -> None:
         self.state.seconds += seconds
 
-    def _too_few(self, count: int, call: Call) -> TooFewAnswers:
-        return TooFewAnswers(f"{count} of {len(call.clients)} clients answered; at least {self.rules.least} are needed")
+    def _nobody(self) -> NobodyThere:
+        """Nobody could be asked: some time passes, more each time."""
+        self._pass(min(NOBODY * 2.0**self._waits, LONGEST))
+        self._waits += 1
+        return NobodyThere("no client could be asked: all are unavailable, unfit, or have left")
 
 
 def _replaced(times: Times, kept: np.ndarray, true: Times) -> Times:

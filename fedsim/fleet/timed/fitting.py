@@ -24,6 +24,7 @@ class Fit:
     preview: Preview  # of these clients, as they do it
     unfit: list[int]
     halvings: dict[int, int] = field(default_factory=dict)  # client -> how often its batch is halved
+    least: int = 0  # bytes that the client of the call needs that needs least
 
     def joined(self, more: Fit) -> Fit:
         """With other clients that do the same call without rows of their own."""
@@ -45,14 +46,14 @@ def of(fleet: LocalFleet, rules: Rules, call: Call) -> Fit:
     limits = rules.mix.of(rules.seed, call.clients).memory
     fits = found.memory() <= limits
     if fits.all():
-        return Fit(call, found, [])
+        return Fit(call, found, [], least=int(found.memory().min()))
     if rules.unfit == "error" and rules.select != "fits":
         raise _too_small(rules, call, found, limits, int(np.flatnonzero(~fits)[0]))
     rows = {client: (found.costs[i], found.up[i]) for i, client in enumerate(call.clients) if fits[i]}
     halvings = _halved(fleet, call, limits, fits, rows) if rules.unfit == "fit" and rules.select != "fits" else {}
     clients = [client for client in call.clients if client in rows]
     kept = Preview([rows[client][0] for client in clients], [rows[client][1] for client in clients], found.arrived)
-    return Fit(call.of(clients), kept, [client for client in call.clients if client not in rows], halvings)
+    return Fit(call.of(clients), kept, [client for client in call.clients if client not in rows], halvings, int(found.memory().min()))
 
 
 def _halved(fleet: LocalFleet, call: Call, limits: np.ndarray, fits: np.ndarray, rows: dict[int, Row]) -> dict[int, int]:

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from fedsim.core import keys
-from fedsim.core.tree import Tree
 from fedsim.devices.clock import Need
 from fedsim.fleet.charging.pricing import ClientCosts
 from fedsim.fleet.local_fleet import KeptStates, LocalFleet, held
@@ -49,22 +48,17 @@ def preview(fleet: LocalFleet, call: Call, halvings: int = 0) -> Preview:
     answer = PackResult(order.sum())
     with torch.no_grad():
         for group in _alike(fleet, call):
-            _add(answer, idle(order, _pack(fleet, call, group), fleet.site), group)
+            _add(answer, idle(order, _pack(fleet, call, group), fleet.site, totals=False), group)
     return Preview(fleet.account.prices.of(order, call.clients, answer), [answer.up[client] for client in call.clients], answer.arrived)
 
 
 def _alike(fleet: LocalFleet, call: Call) -> list[list[int]]:
     """The clients in groups that cost alike but for their images: by whether they keep something; one by one where models are their own."""
-    kept = {client: held(fleet.kept, client) for client in call.clients} if len(fleet.kept) else {}
-    if call.own or any(_of_its_own(tree) for tree in kept.values()):
+    visited = [client for client in call.clients if client in fleet.kept]
+    if call.own or (visited and any(key.startswith(OWN) for key in held(fleet.kept, visited[0]) or ())):
         return [[client] for client in call.clients]
-    visited = [client for client in call.clients if kept.get(client)]
-    fresh = [client for client in call.clients if not kept.get(client)]
+    fresh = [client for client in call.clients if client not in fleet.kept]
     return [group for group in (fresh, visited) if group]
-
-
-def _of_its_own(kept: Tree | None) -> bool:
-    return any(key.startswith(OWN) for key in kept or ())
 
 
 def _pack(fleet: LocalFleet, call: Call, group: list[int]) -> Pack:

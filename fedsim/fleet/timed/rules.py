@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil, inf
 
+from fedsim.core.types import Feed
 from fedsim.devices.draws import Ints
 from fedsim.devices.mix import ClientDevices, DeviceMix
 
@@ -29,7 +30,8 @@ class Rules:
     concurrency: int = 0  # clients that train at any time
     buffer: int = 0  # answers of one server step
     max_staleness: int = 0  # server steps
-    flops: int = 0  # of a client's local training of the dense model, for one image, all epochs
+    local: Feed = Feed("train", epochs=1)  # noqa: RUF009 -- of local training; frozen
+    flops: int = 0  # of training the dense model on one image
     size: int = 0  # bytes of the dense model
 
     def asked(self, k: int) -> int:

@@ -8,8 +8,10 @@ import numpy as np
 
 from fedsim.devices.draws import Ints
 from fedsim.errors import BadInput
+from fedsim.fleet.client_images import count_of, shown, steps_of
 from fedsim.fleet.local_fleet import LocalFleet
 from fedsim.fleet.timed.rules import Rules
+from fedsim.fleet.timed.state import ANSWERED, UNAVAILABLE, UNFIT, ClockState
 
 POOL = 10  # candidates for each client that is wanted, among whom the fastest or a rule of the job's own chooses
 SCANNED = 10_000  # clients that are looked at, at least, before the server gives up for now
@@ -27,45 +29,47 @@ def draws(fleet: LocalFleet, k: int, r: int, attempt: int) -> Iterator[Ints]:
         size, piece = min(fleet.filled, 4 * size), piece + 1
 
 
-def chosen(fleet: LocalFleet, rules: Rules, k: int, r: int, attempt: int, seconds: float) -> tuple[list[int], list[int]]:
-    """The clients that are asked, sorted, and those that were wanted and are not there. Fewer are asked where fewer are there."""
+def chosen(fleet: LocalFleet, rules: Rules, k: int, r: int, attempt: int, state: ClockState) -> tuple[list[int], dict[int, list[int]]]:
+    """The clients that are asked, sorted, and by status others that were named before them. Fewer where fewer are there."""
     wanted = min(rules.asked(k), fleet.filled)
-    if rules.select == "uniform":
-        named = np.sort(next(draws(fleet, wanted, r, attempt)))
-        there = _there(rules, named, r, attempt, seconds)
-        return named[there].tolist(), named[~there].tolist()
-    pool, away = _pool(fleet, rules, wanted, r, attempt, seconds)
-    if rules.select == "fastest":
-        pool = pool[np.argsort(_seconds(fleet, rules, pool), kind="stable")]
-    elif rules.own_select is not None:
-        pool = _by_own_rule(rules, pool, min(wanted, len(pool)), r)
-    return np.sort(pool[:wanted]).tolist(), away
-
-
-def _pool(fleet: LocalFleet, rules: Rules, wanted: int, r: int, attempt: int, seconds: float) -> tuple[Ints, list[int]]:
-    """Those that are there, in the order of the draw: as many as are wanted, or more where they are chosen from."""
-    enough = wanted if rules.select in ("available", "fits") else min(fleet.filled, POOL * wanted)
-    found, away, scanned = [], list[int](), 0
+    single = rules.select not in ("fastest", "own")  # taken as they are named, not chosen of several
+    enough = wanted if single else min(fleet.filled, POOL * wanted)
+    found, missed, scanned = list[int](), {UNAVAILABLE: list[int](), UNFIT: list[int]()}, 0
     for piece in draws(fleet, wanted, r, attempt):
-        there = _there(rules, piece, r, attempt, seconds)
-        found.append(piece[there])
-        away += piece[~there].tolist()
+        status = _status(rules, piece, r, attempt, state)
+        for client, code in zip(piece.tolist(), status.tolist(), strict=True):
+            if len(found) >= enough:
+                break
+            if code == ANSWERED:
+                found.append(client)
+            else:
+                missed[code].append(client)
+                enough -= code == UNAVAILABLE and rules.select == "uniform"
         scanned += len(piece)
-        if sum(map(len, found)) >= enough or scanned >= max(SCANNED, POOL * wanted):
+        if len(found) >= enough or scanned >= max(SCANNED, POOL * wanted):
             break
-    pool = np.concatenate(found)[:enough]
-    return pool, away
+    if single:
+        return sorted(found), missed
+    pool = np.array(found, dtype=np.int64)
+    if rules.own_select is not None:
+        return np.sort(_by_own_rule(rules, pool, min(wanted, len(pool)), r)).tolist(), {}
+    return np.sort(pool[np.argsort(_seconds(fleet, rules, pool), kind="stable")][:wanted]).tolist(), {}
 
 
-def _there(rules: Rules, clients: Ints, r: int, attempt: int, seconds: float) -> np.ndarray:
-    return rules.mix.available(rules.seed, clients, r + (attempt << 32), seconds)
+def _status(rules: Rules, clients: Ints, r: int, attempt: int, state: ClockState) -> np.ndarray:
+    """(K,) whether each is away, cannot have the memory for what clients did in the last round, or may be asked."""
+    there = rules.mix.available(rules.seed, clients, r + (attempt << 32), state.seconds)
+    small = rules.mix.of(rules.seed, clients).memory < state.need if state.need and rules.unfit == "skip" else np.zeros(len(clients), bool)
+    return np.where(~there, UNAVAILABLE, np.where(small, UNFIT, ANSWERED))
 
 
 def _seconds(fleet: LocalFleet, rules: Rules, clients: Ints) -> np.ndarray:
     """(K,) what dense local training of the round would take each client."""
-    devices = rules.mix.of(rules.seed, clients)
-    images = np.array([fleet.site.population.size(int(client)) for client in clients], float)
-    return 2 * devices.latency + 8 * rules.size * (1 / devices.down + 1 / devices.up) + rules.flops * images / devices.flops
+    devices, feed = rules.mix.of(rules.seed, clients), rules.local
+    counts = [count_of(fleet.site.population, feed, int(client)) for client in clients]
+    images, steps = (np.array([of(feed, count) for count in counts], float) for of in (shown, steps_of))
+    sent = 2 * devices.latency + 8 * rules.size * (1 / devices.down + 1 / devices.up)
+    return sent + rules.flops * images / devices.flops + steps * devices.overhead
 
 
 def _by_own_rule(rules: Rules, pool: Ints, wanted: int, r: int) -> Ints:

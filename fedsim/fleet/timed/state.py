@@ -24,9 +24,13 @@ class Flight:
     begun: float  # seconds of the virtual clock
     ends: float
     fails: bool = False
-    down: int = 0  # bytes that it was sent
     joules: float = 0.0
     halvings: int = 0  # of its batch
+    down: int = 0  # bytes that it was sent
+    up: int = 0  # bytes that it sends in the end; 0 where it fails
+    flops: int = 0  # of training until its end
+    extra_flops: int = 0
+    memory: dict[str, int] = field(default_factory=dict)  # bytes, by term
 
 
 @dataclass
@@ -44,11 +48,12 @@ class ClockState:
     seconds: float = 0.0  # since the start
     flights: list[Flight] = field(default_factory=list)
     versions: dict[int, Version] = field(default_factory=dict)
-    asked: int = 0  # clients that were sent a model so far, in the buffered mode: the number of the next draw
+    sends: int = 0  # how often models were sent in the buffered mode: the number of the next draw
+    need: int = 0  # bytes: who has less was unfit for each exchange of the last round in which clients got rows of their own; 0: none
 
     def copy(self) -> ClockState:
         """What stands here now, whatever happens next. Trees are not changed in place."""
-        return ClockState(self.seconds, list(self.flights), dict(self.versions), self.asked)
+        return ClockState(self.seconds, list(self.flights), dict(self.versions), self.sends, self.need)
 
 
 @dataclass
@@ -65,18 +70,16 @@ class RoundLog:
     staleness: list[int] = field(default_factory=list)  # of each answer in the buffered mode
     spans: dict[int, tuple[float, float]] = field(default_factory=dict)  # client -> seconds of the clock at which it began and ended
 
-    def add(self, client: int, seconds: float, joules: float, status: int, begun: float | None = None) -> None:
-        """One exchange of a client; what went wrong in an earlier one stays on record."""
+    def add(self, client: int, seconds: float, joules: float, status: int, begun: float) -> None:
+        """One exchange of a client, begun at this second of the clock; its status is that of the last one."""
         self.seconds[client] = self.seconds.get(client, 0.0) + seconds
         self.joules[client] = self.joules.get(client, 0.0) + joules
-        self.status[client] = max(status, self.status.get(client, ANSWERED))
-        if begun is not None:
-            first = self.spans.get(client, (begun, begun))[0]
-            self.spans[client] = (first, begun + seconds)
+        self.status[client] = status
+        self.spans[client] = (self.spans.get(client, (begun, begun))[0], begun + seconds)
 
     def exchanged(self, clients: list[int], seconds: Floats, joules: Floats, status: np.ndarray, begun: float) -> None:
         """One exchange of several clients, `begun` for all at this second of the clock."""
-        if not self.seconds.keys().isdisjoint(clients):
+        if not self.seconds.keys().isdisjoint(clients):  # an earlier exchange of the round
             for row in zip(clients, seconds.tolist(), joules.tolist(), status.tolist(), strict=True):
                 self.add(*row, begun)
             return
@@ -89,12 +92,14 @@ class RoundLog:
     def again(self) -> None:
         """The round begins again with another cohort."""
         self.counts.update(self.status.values())
-        self.earlier, self.status = {**self.earlier, **self.status}, {}
+        self.earlier, self.status, self.staleness = {**self.earlier, **self.status}, {}, []
 
     def missed(self, clients: list[int], status: int) -> None:
         """Clients that were not asked, and why."""
         for client in clients:
-            self.add(client, 0.0, 0.0, status)
+            self.seconds.setdefault(client, 0.0)
+            self.joules.setdefault(client, 0.0)
+            self.status.setdefault(client, status)
 
     def count(self, status: int) -> int:
         """Clients with this status, over all cohorts of the round."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedsim.errors import BadInput, TooFewAnswers
+from fedsim.errors import BadInput, NobodyThere, TooFewAnswers
 from fedsim.federated import verbs
 from fedsim.federated.protocol import Method, Setting
 from fedsim.fleet.local_fleet import LocalFleet
@@ -15,6 +15,7 @@ from fedsim.fleet.timed.state import ClockState
 from fedsim.simulation.round_record import RoundRow
 
 REPEATS = 1_000  # cohorts of one round, one after the other, before a run gives up
+WAITS = 1_000  # times that nobody was there, up to an hour each
 
 
 def add_clock(fleet: LocalFleet, rules: Rules | None) -> None:
@@ -26,19 +27,28 @@ def add_clock(fleet: LocalFleet, rules: Rules | None) -> None:
 
 def played(method: Method[Any], setting: Setting, state: Any, fleet: LocalFleet, r: int) -> tuple[Any, dict[str, float]]:
     """`verbs.round`; where clients have devices and too few of them answer, once more with others. BadInput where none ever do."""
-    emulation, why = fleet.emulation, ""
+    emulation = fleet.emulation
     if not isinstance(emulation, DeviceEmulation):
         return verbs.round(method, setting, state, fleet, r)
-    for attempt in range(REPEATS):
-        try:
-            with emulation.playing(r, attempt):
-                return verbs.round(method, setting, state, fleet, r)
-        except TooFewAnswers as error:
-            why = str(error)
-    raise BadInput(
-        f"round {r} was tried with {REPEATS:,} cohorts, and too few clients answered in each ({why});"
-        " raise cohort.deadline or lower cohort.least, or give devices more memory or hours"
-    )
+    repeats = waits = 0
+    while True:
+        with fleet.undoing() as undo:
+            try:
+                with emulation.playing(r, repeats + waits):
+                    return verbs.round(method, setting, state, fleet, r)
+            except TooFewAnswers as error:
+                undo()
+                away = isinstance(error, NobodyThere)
+                waits, repeats, why = waits + away, repeats + (not away), str(error)
+        if repeats >= REPEATS:
+            raise BadInput(
+                f"round {r} was tried with {REPEATS:,} cohorts, and too few clients answered in each ({why});"
+                " raise cohort.deadline or lower cohort.least, or give devices more memory"
+            )
+        if waits >= WAITS:
+            raise BadInput(
+                f"round {r} has waited {WAITS:,} times ({why}); give devices more memory, or more time at which they can be asked"
+            )
 
 
 def record(row: RoundRow, fleet: LocalFleet) -> None:

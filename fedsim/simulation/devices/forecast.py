@@ -18,12 +18,12 @@ from fedsim.federated.protocol import Reply
 from fedsim.fleet.local_fleet import LocalFleet
 from fedsim.fleet.messages import Call
 from fedsim.fleet.timed.emulation import DeviceEmulation
-from fedsim.fleet.timed.preview import preview
+from fedsim.fleet.timed.preview import Preview, preview
 from fedsim.fleet.timed.rules import Rules
 from fedsim.reporting.formatting import duration, quantity
 from fedsim.simulation.experiment import Experiment
 
-LOOKED_AT = 10_000  # clients, among whom the fastest and the largest are sought
+LOOKED_AT = 10_000  # clients at most, among whom the fastest and the largest are sought
 
 
 @dataclass
@@ -35,6 +35,7 @@ class Exchange:
     seconds: np.ndarray  # (kinds, K)
     joules: np.ndarray  # (kinds, K), without waiting
     kind: np.ndarray  # (K,) of each client
+    quickest: Need  # of the client with fewest images that may be asked
     least: int  # bytes that some client needs, with batches of one image where these may be halved
 
 
@@ -61,10 +62,27 @@ class Survey(DeviceEmulation):
         seconds = np.array([times.total for times, _ in every])
         joules = np.array([times.joules(devices) for times, devices in every])
         assert self._r is not None
-        one = preview(fleet, call, max(feed.batch for feed in call.work.feeds).bit_length()) if self.rules.unfit == "fit" else found
-        exchange = Exchange(type(call.work).__name__, needs, seconds, joules, kind, int(one.memory().min()))
+        least = int(self._smallest(fleet, call).memory().min())
+        exchange = Exchange(type(call.work).__name__, needs, seconds, joules, kind, self._quickest(fleet, call, needs), least)
         self.exchanges.setdefault(self._r, []).append(exchange)
         return fleet.carry(call, down).reply
+
+    def _smallest(self, fleet: LocalFleet, call: Call) -> Preview:
+        """What the clients need that need least: those with fewest images, and batches of one image where batches may be halved."""
+        halvings = max((feed.batch for feed in call.work.feeds), default=1).bit_length() if self.rules.unfit == "fit" else 0
+        return preview(fleet, self._of_fewest(fleet, call), halvings)
+
+    def _quickest(self, fleet: LocalFleet, call: Call, needs: list[Need]) -> Need:
+        found = preview(fleet, self._of_fewest(fleet, call))
+        down = [min(need.bytes_down for need in needs)] * len(found.costs)
+        return min(found.needs(down), key=lambda need: sum(need.flops.values()))
+
+    def _of_fewest(self, fleet: LocalFleet, call: Call) -> Call:
+        """The call for the client with fewest images of all, where all are sent the same; else for those of the call."""
+        if call.own:
+            return call
+        sizes = fleet.site.population.shards["train"].sizes()
+        return call.of([int(np.where(sizes > 0, sizes, sizes.max() + 1).argmin())])
 
     def columns(self, exchange: Exchange, number: int) -> np.ndarray:
         """(K,) the clients of an exchange that stand for a kind: all of them, or its own where models differ by kind."""
@@ -140,14 +158,14 @@ def refuse_hopeless(parts: Experiment, state: object, fleet: LocalFleet) -> None
             with survey.playing(r, 0):
                 copy, _ = verbs.round(parts.method, parts.setting, copy, fleet, r)
             for exchange in survey.exchanges.get(r, []):
-                _refuse(parts, parts.devices, exchange, r, fleet)
+                _refuse(parts.devices, exchange, r, fleet)
 
 
-def _refuse(parts: Experiment, rules: Rules, exchange: Exchange, r: int, fleet: LocalFleet) -> None:
-    filled = np.arange(fleet.filled) if fleet.filled == parts.setting.clients else np.array(fleet.draw(None, 0))
-    clients = filled[:LOOKED_AT]
-    devices = rules.mix.of(rules.seed, clients)
-    where = f"round {r}: {exchange.work}"
+def _refuse(rules: Rules, exchange: Exchange, r: int, fleet: LocalFleet) -> None:
+    if fleet.filled > LOOKED_AT:
+        return  # one of them may be faster or larger than all that would be looked at
+    clients = np.array(fleet.draw(None, 0))
+    devices, where = rules.mix.of(rules.seed, clients), f"round {r}: {exchange.work}"
     largest = int(np.argmax(devices.memory))
     if devices.memory[largest] < exchange.least:
         batches = " with batches of one image" if rules.unfit == "fit" else ""
@@ -158,8 +176,7 @@ def _refuse(parts: Experiment, rules: Rules, exchange: Exchange, r: int, fleet: 
             f" a lower density, or devices with more memory{others}"
         )
     fits = np.flatnonzero(devices.memory >= exchange.least)
-    quickest = min(exchange.needs, key=lambda need: sum(need.flops.values()))
-    seconds = clock.times(rules.mix, devices.take(fits), [quickest] * len(fits)).total
+    seconds = clock.times(rules.mix, devices.take(fits), [exchange.quickest] * len(fits)).total
     first = int(np.argmin(seconds))
     if seconds[first] > rules.deadline:
         raise BadInput(

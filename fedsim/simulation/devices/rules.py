@@ -6,13 +6,14 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from importlib import import_module
-from math import inf
+from math import ceil, inf
 from typing import Any
 
 from fedsim.config import method_registry
 from fedsim.config.job import Job
 from fedsim.config.sections import SELECTS, Cohort
 from fedsim.core.types import LocalTraining
+from fedsim.core.validation import MAX_COHORT
 from fedsim.costs import flops
 from fedsim.costs.profile import VALUE_BYTES, ModelProfile
 from fedsim.devices.mix import DeviceMix
@@ -23,14 +24,23 @@ EXTRA, STALENESS = 0.3, 10  # [cohort] extra and max_staleness, where the job do
 AVERAGED = ("fedavg", "fedprox")  # aggregations in which answers to older models can be averaged
 
 
-def rules_of(job: Job, mix: DeviceMix, cohort: int, profile: ModelProfile, training: LocalTraining) -> Rules:
-    """The rules of a job with devices. BadInput where its own selection cannot be found, and for fields that do not fit together."""
+def rules_of(job: Job, mix: DeviceMix, cohort: int, clients: int, profile: ModelProfile, training: LocalTraining) -> Rules:
+    """The rules of a job with devices. BadInput where its own selection cannot be found, and for fields that do not fit together.
+
+    cohort: clients a round; clients: those with images.
+    """
     wanted = job.cohort
     if wanted.mode == "buffered":
         refuse_synchronous(job)
     concurrency, buffer = wanted.concurrency or cohort, wanted.buffer or min(cohort, wanted.concurrency or cohort)
     if wanted.mode == "buffered" and buffer > concurrency:
         raise BadInput(f"[cohort] buffer = {buffer} is more than the {concurrency} clients that train at any time; raise concurrency")
+    if wanted.mode == "buffered" and concurrency > clients:
+        raise BadInput(f"[cohort] concurrency = {concurrency} is more than the {clients:,} clients with images; lower it, or cohort.size")
+    extra = (EXTRA if wanted.extra is None else wanted.extra) if wanted.mode == "oversample" else 0.0
+    asked = min(clients, ceil(cohort * (1 + extra)))
+    if max(asked, buffer) > MAX_COHORT:
+        raise BadInput(f"[cohort] {max(asked, buffer):,} clients would be asked at once; at most {MAX_COHORT:,} can be")
     if wanted.mode != "buffered" and wanted.least > cohort:
         raise BadInput(f"[cohort] least = {wanted.least} answers cannot come of {cohort} clients a round")
     return Rules(
@@ -39,14 +49,15 @@ def rules_of(job: Job, mix: DeviceMix, cohort: int, profile: ModelProfile, train
         mode=wanted.mode,
         deadline=wanted.deadline or inf,
         least=wanted.least,
-        extra=(EXTRA if wanted.extra is None else wanted.extra) if wanted.mode == "oversample" else 0.0,
+        extra=extra,
         select=wanted.select if wanted.select in SELECTS else "own",
         own_select=None if wanted.select in SELECTS else _own(wanted),
         unfit=job.devices.unfit,
         concurrency=concurrency,
         buffer=buffer,
         max_staleness=STALENESS if wanted.max_staleness is None else wanted.max_staleness,
-        flops=(training.epochs or 1) * flops.training_flops(profile),
+        local=training.feed(),
+        flops=flops.training_flops(profile),
         size=VALUE_BYTES * (profile.parameters + profile.buffers),
     )
 

@@ -16,10 +16,11 @@ from fedsim.errors import TooFewAnswers
 from fedsim.federated.averaged_round import AveragedState
 from fedsim.federated.client_work import Train
 from fedsim.fleet.timed.buffered import weight_of
-from fedsim.fleet.timed.state import ClockState
+from fedsim.fleet.timed.state import ANSWERED, LATE, ClockState
 from fedsim.methods.fedavg import FedAvg
 
 EVERY = [8] * 12
+IMAGE = 3 * 2 * (36 * 16 + 216 * 4 + 240 + 30)  # FLOPs of training on one image
 
 
 def played(made, rounds: int):  # type: ignore[no-untyped-def]
@@ -109,6 +110,12 @@ def test_who_is_too_stale_is_dropped_and_paid() -> None:
         trained(made, r)
         seen += made.fleet.emulation.log.staleness
         late += made.fleet.emulation.log.values(0.0)["late"]
+        bills = made.fleet.account.bills
+        for client, status in made.fleet.emulation.log.status.items():
+            if status == LATE:  # it trained and sent, all for nothing
+                assert bills[client].train_flops == 8 * IMAGE
+                assert bills[client].bytes_up == bills[client].bytes_down > 0
+                assert bills[client].memory > 0
         assert len(made.fleet.emulation.state.versions) <= 1  # no model is kept for answers that will be dropped
     assert late >= 2
     assert max(seen) <= 1
@@ -146,9 +153,24 @@ def test_clients_that_fail_are_replaced_and_answers_still_fill_the_buffer() -> N
     assert failed > 0
 
 
+def test_where_fewer_can_train_than_the_buffer_holds_the_round_takes_what_there_is() -> None:
+    small = kind("small", memory=1.0)
+    made = emulated(mix(small, kind("enough"), rows=[0, 1, 1, 1]), [8] * 4, mode="buffered", concurrency=4, buffer=4, max_staleness=2)
+    for r in (1, 2):
+        assert trained(made, r).clients == (1, 2, 3)
+        assert set(made.fleet.account.bills) == {1, 2, 3}
+
+
+def test_the_status_of_a_client_is_what_came_of_it_last() -> None:
+    made = emulated(mix(kind(available=0.5)), [8] * 24, mode="buffered", concurrency=4, buffer=4, max_staleness=5)
+    for r in range(1, 6):
+        reply = trained(made, r)
+        assert all(made.fleet.emulation.log.status[client] == ANSWERED for client in reply.clients)
+
+
 def test_with_nobody_to_train_a_round_is_tried_again_later() -> None:
     made = emulated(mix(kind(memory=1.0)), mode="buffered", concurrency=2, buffer=1, max_staleness=1)
-    with pytest.raises(TooFewAnswers, match="no client is available"):
+    with pytest.raises(TooFewAnswers, match="no client could be asked"):
         trained(made)
     assert made.fleet.emulation.state.seconds == 60
     assert np.isfinite(made.fleet.emulation.state.seconds)

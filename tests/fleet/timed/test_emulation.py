@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -15,8 +15,10 @@ from fedsim.costs import flops
 from fedsim.devices.sparse_time import MEASURED
 from fedsim.errors import BadInput, TooFewAnswers
 from fedsim.federated.client_work import Train
+from fedsim.fleet.messages import Call
 from fedsim.fleet.packed import PackedFleet
 from fedsim.fleet.serial import SerialFleet
+from fedsim.fleet.timed.preview import preview
 from fedsim.fleet.timed.state import ANSWERED, FAILED, LATE, UNAVAILABLE, UNFIT
 
 IMAGE = 3 * 2 * (36 * 16 + 216 * 4 + 240 + 30)  # FLOPs of training on one image
@@ -93,13 +95,44 @@ def _kept(shared) -> dict[str, int]:  # type: ignore[no-untyped-def]
 
 
 def test_a_preview_is_what_clients_are_charged_in_the_end() -> None:
-    made = emulated(mix(kind(overhead=0.01, latency=0.02)))
-    call_of = made.fleet.emulation
-    shared = masked(made.setting, 0.3).shared
+    made = emulated(mix(kind()), sizes=[3, 8, 5, 8, 2, 8])
+    shared, foreseen = masked(made.setting, 0.3).shared, {}
     for r in (1, 2):
-        trained(made, r, shared=shared)
-        assert all(status == ANSWERED for status in call_of.log.status.values())
-    assert call_of.state.seconds > 0
+        made.fleet.open(r)
+        call = Call(Train.at(made.setting, r), list(range(6)), shared, {}, made.setting.net)
+        for client, cost, up in zip(range(6), *(lambda found: (found.costs, found.up))(preview(made.fleet, call)), strict=True):
+            foreseen[client] = (cost.train_flops, cost.memory, cost.samples, cost.steps, up)
+        with made.fleet.emulation.playing(r, 0):
+            made.fleet.run(call.work, call.clients, shared)
+        charged = {client: (bill.train_flops, bill.memory, bill.samples) for client, bill in made.fleet.account.bills.items()}
+        assert charged == {client: found[:3] for client, found in foreseen.items()}
+        assert [made.fleet.account.bills[client].bytes_up for client in range(6)] == [found[4] for found in foreseen.values()]
+        assert [found[3] for found in foreseen.values()] == [1, 2, 2, 2, 1, 2]
+
+
+@dataclass(frozen=True)
+class Divides(Train):
+    """A work that divides by what it counted itself, which without steps is nothing."""
+
+    def init_state(self, net, sent):  # type: ignore[no-untyped-def]
+        return super().init_state(net, sent) | {"n/seen": torch.zeros((), dtype=torch.float64)}
+
+    def step(self, net, sent, state, batch):  # type: ignore[no-untyped-def]
+        trained = {key: value for key, value in state.items() if key != "n/seen"}
+        state, loss = super().step(net, sent, trained, batch)
+        return state | {"n/seen": torch.ones((), dtype=torch.float64)}, loss
+
+    def finish(self, net, sent, state):  # type: ignore[no-untyped-def]
+        report = super().finish(net, sent, {key: value for key, value in state.items() if key != "n/seen"})
+        return replace(report, total=report.total | {"n/mean": 1 / state["n/seen"] - 1 / state["n/seen"] + 1})
+
+
+def test_a_work_that_cannot_be_summed_without_steps_is_previewed_all_the_same() -> None:
+    made = emulated(mix(kind()))
+    made.fleet.open(1)
+    with made.fleet.emulation.playing(1, 0):
+        reply = made.fleet.run(Divides.at(made.setting, 1), [0, 1], initial(made))
+    assert reply.total["n/mean"] == 2
 
 
 @pytest.mark.parametrize("fleet", [SerialFleet, PackedFleet])
@@ -167,6 +200,32 @@ def test_batches_are_halved_until_they_fit_and_the_others_are_as_before() -> Non
 def test_a_client_whose_memory_holds_no_image_is_unfit_whatever_the_batch() -> None:
     made = emulated(mix(kind(), kind("none", memory=10.0), rows=[0, 1]), sizes=[8, 8], unfit="fit")
     assert trained(made).clients == (0,)
+
+
+def test_who_took_the_place_of_an_unfit_client_has_it_for_the_round() -> None:
+    small = kind("small", memory=1.0)
+    made = emulated(mix(small, kind("enough"), rows=[0, 0, 0, 1, 1, 1]))
+    work = Train.at(made.setting, 1)
+    made.fleet.open(1)
+    with made.fleet.emulation.playing(1, 0):
+        asked = made.fleet.pick(3, 1)
+        first = made.fleet.run(work, asked, initial(made)).clients
+        assert made.fleet.run(work, asked, initial(made)).clients == first == (3, 4, 5)
+
+
+def test_after_a_round_with_rows_for_each_client_those_that_were_too_small_are_not_asked() -> None:
+    small = kind("small", memory=1.0)
+    made = emulated(mix(small, kind("enough"), rows=[0, 1] * 10), [8] * 20)
+    work, emulation = Train.at(made.setting, 1), made.fleet.emulation
+    for r in (1, 2):
+        made.fleet.open(r)
+        with emulation.playing(r, 0):
+            asked = made.fleet.pick(8, r)
+            own = {"n/own": torch.zeros(len(asked))}
+            reply = made.fleet.run(work, asked, initial(made), own)
+        assert all(client % 2 for client in reply.clients)
+        assert len(reply.clients) < 8 if r == 1 else len(reply.clients) == 8
+    assert emulation.log.count(UNFIT) > 0
 
 
 # ---- who answers in time
@@ -249,6 +308,33 @@ def test_oversampling_asks_more_and_takes_the_first() -> None:
     assert made.fleet.account.bills[0].train_flops == pytest.approx(made.fleet.account.bills[3].train_flops * 3 / 6, rel=1e-3)
 
 
+def test_each_cohort_of_a_round_has_the_size_it_was_picked_with() -> None:
+    made = emulated(mix(kind()), [8] * 20, mode="oversample", extra=0.5)
+    work = Train.at(made.setting, 1)
+    made.fleet.open(1)
+    with made.fleet.emulation.playing(1, 0):
+        large, small = made.fleet.pick(8, 1), made.fleet.pick(4, 1)
+        assert [len(large), len(small)] == [12, 6]
+        assert len(made.fleet.run(work, small, initial(made)).clients) == 4
+        assert len(made.fleet.run(work, [0, 1, 2, 3, 4, 5, 6], initial(made)).clients) > 4  # not picked: all that are still there
+
+
+def test_the_least_is_not_asked_of_fewer_clients() -> None:
+    made = emulated(mix(kind()), least=3)
+    made.fleet.open(1)
+    with made.fleet.emulation.playing(1, 0):
+        assert len(made.fleet.run(Train.at(made.setting, 1), made.fleet.pick(1, 1), initial(made)).clients) == 1
+
+
+def test_who_would_have_failed_after_the_deadline_is_late() -> None:
+    made = emulated(mix(kind(fails=0.9)), [8] * 40, mode="deadline", deadline=0.5 * 8 * IMAGE / 1e7)
+    with pytest.raises(TooFewAnswers):
+        trained(made)
+    log = made.fleet.emulation.log
+    assert log.count(LATE) > 5
+    assert all(log.seconds[client] <= 0.5 * 8 * IMAGE / 1e7 for client, status in log.status.items() if status == FAILED)
+
+
 def test_as_many_are_asked_as_the_share_says() -> None:
     made = emulated(mix(kind()), mode="oversample", extra=0.3, sizes=[8] * 20)
     made.fleet.open(1)
@@ -321,9 +407,40 @@ def test_who_is_away_is_missing_or_replaced() -> None:
 def test_where_nobody_is_there_the_server_asks_again_a_minute_later() -> None:
     made = emulated(mix(kind(available={"share": 1e-9, "period": 1000.0})))
     made.fleet.open(1)
-    with made.fleet.emulation.playing(1, 0), pytest.raises(TooFewAnswers, match="no client is available"):
+    with made.fleet.emulation.playing(1, 0), pytest.raises(TooFewAnswers, match="no client could be asked"):
         made.fleet.pick(3, 1)
     assert made.fleet.emulation.state.seconds == 60
+
+
+def test_clients_that_were_not_picked_are_asked_whether_they_are_there() -> None:
+    made = emulated(mix(kind(available=0.5)), [8] * 40)
+    made.fleet.open(1)
+    with made.fleet.emulation.playing(1, 0):
+        reply = made.fleet.run(Train.at(made.setting, 1), made.fleet.pick(None, 1), initial(made))
+    there = made.fleet.emulation.rules.mix.available(0, np.arange(40), 1, 0.0)
+    assert reply.clients == tuple(np.flatnonzero(there))
+    assert made.fleet.emulation.log.count(UNAVAILABLE) == (~there).sum()
+
+
+def test_only_those_named_before_the_last_one_that_is_asked_count_as_away() -> None:
+    made = emulated(mix(kind(available=0.5)), [8] * 100, select="available")
+    made.fleet.open(1)
+    with made.fleet.emulation.playing(1, 0):
+        made.fleet.pick(10, 1)
+    assert made.fleet.emulation.log.count(UNAVAILABLE) < 30
+
+
+def test_the_fastest_by_steps_are_not_those_with_fewest_images() -> None:
+    training = replace(PLAIN, epochs=0, steps=5)
+    made = emulated(mix(kind("slow", flops=1e6), kind("fast", flops=1.2e6), rows=[0, 1]), [2, 20], training, select="fastest")
+    made.setting = replace(made.setting, cohort=1)
+    made.fleet.open(1)
+    with made.fleet.emulation.playing(1, 0):
+        assert made.fleet.pick(1, 1) == [0]  # five batches of two images, and not of four
+    overhead = emulated(mix(kind("slow", overhead=1.0), kind("fast"), rows=[0, 1]), [2, 20], training, select="fastest")
+    overhead.fleet.open(1)
+    with overhead.fleet.emulation.playing(1, 0):
+        assert overhead.fleet.pick(1, 1) == [1]
 
 
 def test_the_fastest_are_chosen_of_those_that_are_there() -> None:
