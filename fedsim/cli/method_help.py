@@ -38,6 +38,7 @@ def _default(value: object) -> str:
 
 def _kind(written: str) -> str:
     """A type as a job's author reads it: Literal['a', 'b'] is "a" | "b"."""
+    written = written.replace("dict[str, float]", "float by kind of device")
     return re.sub(r"Literal\[(.*?)\]", lambda match: match[1].replace("'", '"').replace(", ", " | "), written)
 
 

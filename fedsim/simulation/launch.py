@@ -312,10 +312,7 @@ def _rounds(
             stack.enter_context(copied_back(start.scratch, start.check))
         mirror = _mirror(parts, start, progress, stack)
         if parts.devices and start.first_state is not None:
-            try:
-                refuse_hopeless(parts, start.first_state, idle_fleet(parts))
-            except (MethodFault, ClientFault) as fault:  # its work cannot be done without training, so that nothing is known before
-                progress.say(f"note: what a round asks of devices is not known before it: {fault}")
+            refuse_hopeless(parts, start.first_state, idle_fleet(parts), progress.say)
         plan = start.plan or resolve(parts, progress.say, start.first_state)
         if other := unlike(plan, parts):
             progress.say(f"note: the run goes on under the plan it began with; the job and this machine say {other}")
@@ -350,5 +347,4 @@ def _fleet(parts: Experiment, plan: Plan, link: Communicator | None, start: RunS
     kept: Any = {} if start.checkpoint is None else ChainMap({}, start.checkpoint.kept)  # type: ignore[arg-type]
     account = parts.account(plan.pack(parts.setting.cohort))
     fleet = make_fleet(plan, parts.site, account, time.perf_counter, kept, link, parts.job.execution.cuda_aware_mpi)
-    add_clock(fleet, parts.devices)
-    return fleet
+    return add_clock(fleet, parts.devices)

@@ -87,6 +87,7 @@ def test_compare_in_other_forms(fedsim: Fedsim, runs: Path) -> None:
         (["--baseline", "fedmef"], "--baseline fedmef: no row is this"),
         (["--sort", "lr"], "--sort lr: no such field tells these runs apart"),
         (["--target", "90"], "--target 90: an accuracy is a share above 0 and at most 1"),
+        (["--at-clock", "soon"], "--at-clock soon: should be a number, such as 600 or 600s"),
         (["--at-bytes", "many"], "--at-bytes many: should be a number, such as 5e6, 5MB or 2GFLOP"),
     ],
 )

@@ -111,6 +111,8 @@ def test_the_catalogue_reads_like_prose(capsys) -> None:
     assert "in C ways; clients re-estimate the running statistics" in " ".join(told.split("\n")[2:4])
     assert 'int | "stages" | "layer" | "all"' in told
     assert "Literal" not in told
+    method_help.show("heterofl", Console(width=200))
+    assert "tuple[float, ...] | float by kind of device" in " ".join(capsys.readouterr().out.split())
     assert "\nPaper -> code:" in told
 
 
@@ -119,7 +121,7 @@ def test_types_are_written_out(name: str) -> None:
     """A name for a type, such as Sharing, tells a reader nothing."""
     kinds = [re.sub(r"Literal\[.*?\]", "", each.kind) for each in method_registry.parameters(name)]
     words = {word for kind in kinds for word in re.findall(r"[A-Za-z_]+", kind)}
-    assert words <= {"int", "float", "bool", "str", "tuple", "None"}
+    assert words <= {"int", "float", "bool", "str", "tuple", "dict", "None"}
 
 
 def test_an_alias_does_not_list_what_it_fixes() -> None:

@@ -23,6 +23,7 @@ from fedsim_analysis.foreign_text import no_formula, printable
 FORMS = (*forms.FORMS, "csv")
 TABLES = ("overview", "metrics", "equal", "target")
 SCORE = "accuracy"
+SUCH_AS = {"--at-clock": "600 or 600s", "--at-energy": "500J or 3kJ"}
 AMOUNT = re.compile(r"([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([kKMGTPE]?)(?:B|FLOPs?|s|J)?")
 
 
@@ -161,6 +162,6 @@ def amount(given: str, option: str) -> float:
     except ValueError:
         number = np.nan
     if not found or np.isnan(number):
-        raise ValueError(f"{option} {given}: should be a number, such as 5e6, 5MB, 2GFLOP, 90s or 3kJ")
+        raise ValueError(f"{option} {given}: should be a number, such as {SUCH_AS.get(option, '5e6, 5MB or 2GFLOP')}")
     power = ("", "K", "M", "G", "T", "P", "E").index(found[2].upper())
     return number * 1000.0**power

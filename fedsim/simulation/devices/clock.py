@@ -18,11 +18,12 @@ REPEATS = 1_000  # cohorts of one round, one after the other, before a run gives
 WAITS = 1_000  # times that nobody was there, up to an hour each
 
 
-def add_clock(fleet: LocalFleet, rules: Rules | None) -> None:
-    """Has the fleet of a run emulate devices, if there are some."""
+def add_clock(fleet: LocalFleet, rules: Rules | None) -> LocalFleet:
+    """The fleet of a run, which emulates devices from now on, if there are some."""
     if rules is not None:
         fleet.emulation = (BufferedEmulation if rules.mode == "buffered" else DeviceEmulation)(rules)
         fleet.account.prices.timed = True
+    return fleet
 
 
 def played(method: Method[Any], setting: Setting, state: Any, fleet: LocalFleet, r: int) -> tuple[Any, dict[str, float]]:

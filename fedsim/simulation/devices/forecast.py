@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
 
@@ -12,7 +12,7 @@ from rich.table import Table
 from fedsim.devices import clock
 from fedsim.devices.clock import Need
 from fedsim.devices.mix import ClientDevices, DeviceMix
-from fedsim.errors import BadInput
+from fedsim.errors import BadInput, ClientFault, MethodFault
 from fedsim.federated import verbs
 from fedsim.federated.protocol import Reply
 from fedsim.fleet.local_fleet import LocalFleet
@@ -143,11 +143,19 @@ def _late(survey: Survey, number: int, trained: list[list[Exchange]]) -> str:
 # ---- before the first round
 
 
-def refuse_hopeless(parts: Experiment, state: object, fleet: LocalFleet) -> None:
+def refuse_hopeless(parts: Experiment, state: object, fleet: LocalFleet, say: Callable[[str], object]) -> None:
     """BadInput where no client has the memory for a round, or none answers before the deadline; it names the fastest one's time.
 
-    state: the method's first; the rounds are tried on a copy of it. fleet: one whose clients take no step.
+    state: the method's first; the rounds are tried on a copy of it. fleet: one whose clients take no step. say: what is told a person where
+    a method cannot do its rounds without training, so that nothing is known before the first one.
     """
+    try:
+        _refuse_hopeless(parts, state, fleet)
+    except (MethodFault, ClientFault) as fault:
+        say(f"note: what a round asks of devices is not known before it: {fault}")
+
+
+def _refuse_hopeless(parts: Experiment, state: object, fleet: LocalFleet) -> None:
     assert parts.devices is not None
     survey = Survey(parts.devices)
     fleet.emulation, fleet.account.prices.timed = survey, True

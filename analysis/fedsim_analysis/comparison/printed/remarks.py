@@ -8,6 +8,7 @@ import pandas as pd
 
 from fedsim_analysis.comparison.grouping import Comparison
 from fedsim_analysis.comparison.printed.naming import Naming
+from fedsim_analysis.comparison.printed.sheets import costs_named
 from fedsim_analysis.comparison.tables import UNMEASURED
 
 FEW = 6  # pairs, below which no p of the test can be under 0.05
@@ -20,7 +21,7 @@ HOLM = "p by Holm: corrected over all rows of the table that are held against th
 FEW_PAIRS = "{} cannot give a p below {:.3g}; with fewer than {} pairs no p is below 0.05, however large the difference is."
 EQUAL = "At equal cost nothing is interpolated; - where no evaluation after training is within the budget, or the memory does not suffice."
 BEST = "best: of the rows of a method, for one may choose among them; it is chosen by the accuracy that it is shown with."
-TARGET = "Rounds and costs until a target are means over the seeds that reached it."
+TARGET = "{} until a target are means over the seeds that reached it."
 UNFINISHED = "unfinished: runs that go on or were stopped; they count with what they have so far."
 OVERVIEW = (
     "Overview: accuracy of the last model; density, the kept share of the weights; share of dense FLOPs, those of training the dense"
@@ -40,7 +41,7 @@ def of(naming: Naming, frames: Mapping[str, pd.DataFrame]) -> list[str]:
         found += [PAIRED, *_of_pairs(naming, pd.concat(held, ignore_index=True))]
     if "equal" in frames:
         found += [EQUAL, *([BEST] if _has_choices(comparison) else [])]
-    found += [TARGET] if "target" in frames else []
+    found += [TARGET.format(costs_named(frames["target"]))] if "target" in frames else []
     found += [UNFINISHED] if any(group.unfinished for group in comparison.groups) else []
     if len(comparison.blocks) > 1:
         found.append(f"Runs on {' and on '.join(comparison.blocks)} are not held against each other: their accuracies are of other images.")

@@ -28,7 +28,7 @@ EQUAL = {
     "energy": "{} at equal energy: the last evaluation up to which the devices of all clients together had used {} at most",
     "memory": "{} at equal memory: the last evaluation, where no client needs more than {}",
 }
-TARGET = "Rounds and costs until {} was {} or more for the first time"
+TARGET = "{} until {} was {} or more for the first time"
 
 
 def of(naming: Naming, frames: Mapping[str, pd.DataFrame]) -> list[Sheet]:
@@ -91,7 +91,12 @@ def _target(naming: Naming, frame: pd.DataFrame) -> Iterator[Sheet]:
         for name, title, unit in (("rounds", "rounds", ""), *((name, *COSTS[name]) for name in COSTS if name in frame)):
             column = numbers(title, unit, [row[name] for row in rows], [row[f"{name}_95"] for row in rows])
             columns.append(_never(column, rows) if name == "rounds" else column)
-        yield Sheet(TARGET.format(_score(rows), amount(rows[0]["target"], "%")) + where, tuple(columns))
+        yield Sheet(TARGET.format(costs_named(frame), _score(rows), amount(rows[0]["target"], "%")) + where, tuple(columns))
+
+
+def costs_named(frame: pd.DataFrame) -> str:
+    """What a target is said to cost, at the beginning of a sentence."""
+    return "Rounds, bytes, FLOPs, time and energy" if "clock" in frame else "Rounds, bytes and FLOPs"
 
 
 def _score(rows: Sequence[Row]) -> str:
