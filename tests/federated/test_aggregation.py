@@ -211,7 +211,7 @@ def test_bytes_and_memory_by_hand(kind, hidden) -> None:
 
 def test_what_stands_in_the_models_place_is_counted_once() -> None:
     """Kept weights, running statistics, masks and gates are the model's; any other kept tensor is held beside it."""
-    from fedsim.fleet.accounting import _personal
+    from fedsim.fleet.charging.pricing import _personal
 
     shared = {
         "w/a": torch.zeros(4),

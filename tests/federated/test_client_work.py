@@ -17,7 +17,7 @@ from fedsim.errors import BadInput
 from fedsim.federated.aggregation import FedAvg, FedProx
 from fedsim.federated.client_work import Evaluate, Loss, Statistics, Train
 from fedsim.federated.protocol import Setting
-from fedsim.fleet.accounting import CostAccount
+from fedsim.fleet.accounting import ClientCosts, CostAccount
 from fedsim.fleet.batches import Batches, Round
 from fedsim.fleet.client_images import shown
 from fedsim.fleet.messages import WorkerContext
@@ -30,7 +30,7 @@ from fedsim.nn.net import Net
 def fleet(kind: type, population: Population, module: nn.Module, packs: int = 2):  # type: ignore[no-untyped-def]
     net = Net(module).to("cpu", torch.float64)
     account = CostAccount(profile.ModelProfile((), 0, 0, 0), population, LocalTraining().feed(), 0)
-    account.charge = lambda *_: None  # type: ignore[method-assign]
+    account.charge = lambda order, clients, *_: [ClientCosts() for _ in clients]  # type: ignore[method-assign]
     made = kind(WorkerContext(net, population, 0, dtype=torch.float64), account, packs, lambda: 0.0)
     made.open(1)
     return made
