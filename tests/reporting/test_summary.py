@@ -191,3 +191,16 @@ def test_the_worst_client_has_its_name_where_the_users_have_names(tmp_path: Path
     with RunWriter.create(tmp_path / "a.h5", attributes={"rounds_planned": 0}, layers=["fc"], clients=9, called=names) as record:
         record.row(0, {"client_accuracy_macro": 0.5, "worst_client": 7}, {"accuracy": (np.array([3, 7]), np.array([0.75, 0.25]))})
     assert f"lowest 25.0% (client {shown_as})" in shown(tmp_path / "a.h5")
+
+
+def test_clients_that_only_chose_or_came_too_late_are_not_reached(tmp_path: Path) -> None:
+    """Client 0 trains; 1 answers in round 0 alone, which trains nothing; 2 is late."""
+    attributes = {"method": "fedtiny", "seed": 0, "rounds_planned": 1}
+    counts = np.array([[6, 0], [3, 3], [0, 6]])
+    with RunWriter.create(tmp_path / "run.h5", attributes=attributes, layers=["fc"], clients=3, counts=counts) as record:
+        every, answered = np.arange(3), np.zeros(3)
+        record.row(0, {}, {"status": (every, answered), "samples": (every, answered)})
+        record.row(1, {}, {"status": (np.array([0, 2]), np.array([0.0, 1.0])), "samples": (np.array([0, 2]), np.array([6.0, 0.0]))})
+    assert "1 of 3 clients, who hold 33.3% of the training images; of class 1 the least, 0.0%" in " ".join(
+        shown(tmp_path / "run.h5").split()
+    )

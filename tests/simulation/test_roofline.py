@@ -51,6 +51,7 @@ def test_speeds_are_amounts_over_the_seconds_of_their_phase() -> None:
     """Client 3 made two and a half steps of 10 images, client 5 one forward pass and no step."""
     bills = {
         3: ClientCosts(samples=25, train_flops=600, dense_flops=800, memory=1000),
+        7: ClientCosts(train_flops=900, uncomputed_flops=900),  # of an emulated client that came too late
         5: ClientCosts(train_flops=40, dense_flops=80, memory=700),
     }
     seconds = {"compute": 0.5, "broadcast": 0.25, "reduce": 0.0, "record": 2.0}

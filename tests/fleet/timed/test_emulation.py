@@ -10,12 +10,14 @@ import torch
 from device_federation import PLAIN, SIZES, emulated, initial, kind, mix, trained
 from small_federation import drawn, masked, stored, world
 
+from fedsim.core.keys import GATE
 from fedsim.core.types import Feed
 from fedsim.costs import flops
 from fedsim.devices.sparse_time import MEASURED
 from fedsim.errors import BadInput, TooFewAnswers
 from fedsim.federated.client_work import Train
-from fedsim.fleet.messages import Call
+from fedsim.fleet.accounting import ClientCosts
+from fedsim.fleet.messages import Call, PackResult
 from fedsim.fleet.packed import PackedFleet
 from fedsim.fleet.serial import SerialFleet
 from fedsim.fleet.timed.preview import preview
@@ -140,6 +142,46 @@ def test_devices_change_nothing_that_is_computed_where_all_answer(fleet) -> None
     made = emulated(mix(kind()))
     same(trained(made), without_devices(list(range(len(SIZES)))))
     assert made.fleet.emulation.log.count(ANSWERED) == len(SIZES)
+
+
+@dataclass(frozen=True)
+class Spends(Train):
+    """Training, and as much again beside the model."""
+
+    extra_flops: int = 5_000_000
+
+
+def test_what_a_work_spends_beside_the_model_is_dense_work() -> None:
+    made = emulated(mix(kind(sparse="ideal")))
+    for r, (work, spent) in enumerate([(Spends, 5_000_000), (Train, 0)], 1):
+        made.fleet.open(r)
+        with made.fleet.emulation.playing(r, 0):
+            made.fleet.run(work.at(made.setting, r), [0], initial(made))
+        assert made.fleet.emulation.log.seconds[0] == pytest.approx((8 * IMAGE + spent) / 1e7, rel=1e-4)
+
+
+def test_channels_that_are_closed_save_time_on_every_device() -> None:
+    made = emulated(mix(kind(sparse="none")))
+    gates = torch.ones(sum(made.setting.net.channels.widths), dtype=torch.bool)
+    gates[1:3] = False
+    made.fleet.open(1)
+    call = Call(Train.at(made.setting, 1), [0], initial(made) | {GATE: gates}, {}, made.setting.net)
+    (cost,) = preview(made.fleet, call).costs
+    assert cost.train_flops < 8 * IMAGE
+    assert sum(cost.dense_equivalent.values()) == cost.train_flops
+    assert set(cost.dense_equivalent) == {1.0}
+
+
+def test_costs_that_were_foreseen_do_not_stand_where_masks_are_a_clients_own() -> None:
+    made = emulated(mix(kind()))
+    made.fleet.open(1)
+    call = Call(Train.at(made.setting, 1), [0], masked(made.setting, 0.3).shared, {}, made.setting.net)
+    order, found = made.fleet.order(call), preview(made.fleet, call)
+    wrong = {0: (ClientCosts(train_flops=1), found.up[0])}
+    answer = PackResult(order.sum(), each={0: {}}, loss={0: 1.0}, up={0: found.up[0]})
+    assert made.fleet.account.charge(order, [0], {}, answer, np.zeros(1, int), wrong)[0].train_flops == 1
+    answer.ones = {0: {"fc1.weight": 7}}
+    assert made.fleet.account.charge(order, [0], {}, answer, np.zeros(1, int), wrong)[0].train_flops > 1
 
 
 # ---- memory
@@ -407,9 +449,20 @@ def test_who_is_away_is_missing_or_replaced() -> None:
 def test_where_nobody_is_there_the_server_asks_again_a_minute_later() -> None:
     made = emulated(mix(kind(available={"share": 1e-9, "period": 1000.0})))
     made.fleet.open(1)
-    with made.fleet.emulation.playing(1, 0), pytest.raises(TooFewAnswers, match="no client could be asked"):
+    with pytest.raises(TooFewAnswers, match="no client could be asked"), made.fleet.emulation.playing(1, 0):
         made.fleet.pick(3, 1)
     assert made.fleet.emulation.state.seconds == 60
+    for attempt, seconds in ((1, 60 + 120), (2, 60 + 120 + 240)):
+        with pytest.raises(TooFewAnswers), made.fleet.emulation.playing(1, attempt):
+            made.fleet.pick(3, 1)
+        assert made.fleet.emulation.state.seconds == seconds  # it waits longer each time
+
+
+def test_the_fastest_have_fast_links_too() -> None:
+    for field in ("down", "up"):
+        made = emulated(mix(kind("slow", **{field: 1e5}), kind("fast"), rows=[0, 0, 1, 0, 1, 0]), select="fastest")
+        made.setting = replace(made.setting, cohort=2)
+        assert trained(made).clients == (2, 4)
 
 
 def test_clients_that_were_not_picked_are_asked_whether_they_are_there() -> None:
