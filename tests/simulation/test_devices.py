@@ -170,28 +170,19 @@ def test_what_can_never_work_is_said_before_the_first_round(tmp_path, change, me
     assert not (tmp_path / "run.h5").exists()
 
 
-def test_a_deadline_that_a_client_with_few_images_meets_is_not_refused(tmp_path, mix) -> None:
-    """The first cohort is a client with more; the one with fewest images is fast enough."""
+def test_a_deadline_that_a_client_with_few_images_meets_is_not_refused(tmp_path) -> None:
+    """The first cohort is a client with more; the one with fewest images answers in time."""
+    mix, path = tmp_path / "one.toml", tmp_path / "job.toml"
+    mix.write_text("[kinds.one]\nshare = 1.0\nflops = 1e6\nmemory = 1e9\ndown = 1e9\nup = 1e9\n")
     unequal = {"name": "quantity_dirichlet", "beta": 0.5, "clients": 8, "min_images": 1}
-    sections = {"devices": {"name": mix}, "partition": unequal, "cohort": {"size": 1}}
-    for seed in range(20):
-        parts = build_experiment(check(tomllib.loads(f"seed = {seed}\n{small_job(1, **sections)}")))
-        sizes, kinds = parts.population.shards["train"].sizes(), parts.devices.mix.of(seed, np.arange(8))
-        size = 4 * (parts.model_profile.parameters + parts.model_profile.buffers)
-        seconds = parts.devices.flops * sizes / kinds.flops + 8 * size * (1 / kinds.down + 1 / kinds.up)
-        (first,) = SerialFleet(parts.site, parts.account(), 1, lambda: 0.0).draw(1, 1)
-        if (
-            kinds.kind[sizes.argmin()] == 1
-            and seconds[first] > 1.2 * seconds.min()
-            and sizes[first] > sizes.min()
-            and kinds.kind[first] == 1
-        ):
-            break
-    else:
-        pytest.fail("no seed gives such a first cohort")
-    sections["cohort"] = {"size": 1, "mode": "deadline", "deadline": 1.05 * float(seconds[sizes.argmin()])}
-    path = tmp_path / "job.toml"
-    path.write_text(f"seed = {seed}\n{small_job(1, **sections)}")
+    sections = {"devices": {"name": str(mix)}, "partition": unequal, "cohort": {"size": 1}}
+    path.write_text(f"seed = 2\n{small_job(1, **sections)}")
+    parts = build_experiment(load(path))
+    sizes = parts.population.shards["train"].sizes()
+    (first,) = SerialFleet(parts.site, parts.account(), 1, lambda: 0.0).draw(1, 1)
+    assert sizes[first] > 1.5 * sizes.min()
+    sections["cohort"] = {"size": 1, "mode": "deadline", "deadline": 1.2 * parts.devices.flops * int(sizes.min()) / 1e6}
+    path.write_text(f"seed = 2\n{small_job(1, **sections)}")
     fedsim.run(load(path), out=tmp_path / "run.h5")
     assert RunReader(tmp_path / "run.h5").rounds == 1
 
