@@ -15,8 +15,8 @@ from fedsim_analysis.dataset import lazy
 from fedsim_analysis.dataset.sources import Source, files, sources
 
 Runs = str | Path | Iterable[str | Path]
-Group = Literal["rounds", "clients", "layers", "timing", "speed", "partition", "masks"]
-GROUPS = (*run_file.DIMENSIONS, "partition", "masks")
+Group = Literal["rounds", "clients", "layers", "timing", "speed", "partition", "devices", "masks"]
+GROUPS = (*run_file.DIMENSIONS, "partition", "devices", "masks")
 RESERVED = {"run", "round", "client", "layer", "class"}
 FACTS = {  # of the attributes of a file: one value a run
     "job": "the resolved job, as TOML",
@@ -47,13 +47,14 @@ def open(runs: Runs, group: Group) -> xr.Dataset: ...
 def open(runs: Runs, group: str | None = None) -> xr.DataTree | xr.Dataset:
     """The complete rounds of one run file or of several, as labelled arrays that are read when they are used.
 
-    runs: a run file, a folder of run files, or a list of these. group: "rounds", "clients", "layers", "timing", "speed", "partition" or
-    "masks", for the Dataset of that node alone.
+    runs: a run file, a folder of run files, or a list of these. group: "rounds", "clients", "layers", "timing", "speed", "partition",
+    "devices" or "masks", for the Dataset of that node alone.
 
     The nodes of the tree have the variables of the groups of a run file, as float64 with `units` and `long_name` among their attrs:
 
     - `rounds`, `timing`, `speed`: (run, round); `clients`: (run, round, client); `layers`: (run, round, layer)
     - `partition`: `counts` (run, client, class), training images
+    - `devices`: `kind` (run, client), the name of the kind of each client's device, empty where it has none
     - `masks`: for each weight with a mask, (run, round, …) booleans, True where it is kept after that round
 
     NaN stands where nothing was measured, and where a run is shorter or has fewer clients than others. Along `run` stand the label of each
@@ -82,6 +83,8 @@ def open(runs: Runs, group: str | None = None) -> xr.DataTree | xr.Dataset:
 def _node(found: Sequence[Source], group: str) -> xr.Dataset:
     if group == "partition":
         return _partition(found)
+    if group == "devices":
+        return _devices(found)
     return _masks(found) if group == "masks" else _columns(found, group)
 
 
@@ -187,6 +190,15 @@ def _partition(found: Sequence[Source]) -> xr.Dataset:
     coords = _number("client", clients) | _number("class", classes)
     same = clients == max(source.clients for source in found)
     return xr.Dataset({"counts": counts}, coords=coords | (_names(found, "client") if same else {}) | _names(found, "class"))
+
+
+def _devices(found: Sequence[Source]) -> xr.Dataset:
+    clients = max(len(source.kinds) for source in found)
+    if not clients:
+        return xr.Dataset()
+    kinds = np.array([[*source.kinds, *[""] * (clients - len(source.kinds))] for source in found])
+    kind = xr.Variable(("run", "client"), kinds, {"long_name": "kind of the client's device"})
+    return xr.Dataset({"kind": kind}, coords=_number("client", clients))
 
 
 def _masks(found: Sequence[Source]) -> xr.Dataset:

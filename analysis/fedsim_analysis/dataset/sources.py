@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +15,7 @@ import h5py
 
 from fedsim_analysis import checked, checksums, job_fields, masks, run_file
 
+KINDS = "devices/kind"
 Columns = Mapping[str, tuple[str, str]]  # by name: unit and description
 
 
@@ -31,6 +33,7 @@ class Source:
     clients: int
     counts: tuple[int, int] | None  # (clients, classes) of /partition/counts
     names: Mapping[str, Sequence[str]]  # "client", "class" -> their names, where the data set has some
+    kinds: Sequence[str]  # the kind of each client's device; empty where they have none
     masks: Mapping[str, Sequence[int]]  # weight -> shape, of all masks that were ever in force
     changed: frozenset[str]  # weights whose mask had several shapes
     mask_rounds: Sequence[int]
@@ -97,10 +100,24 @@ def _source(file: h5py.File, path: Path, label: str) -> Source:
             for dimension in ("client", "class")
             if checksums.has(file, at := f"partition/{dimension}_name")
         },
+        kinds=_kinds(file, known),
         masks=shapes,
         changed=changed,
         mask_rounds=stored,
     )
+
+
+def _kinds(file: h5py.File, known: Mapping[str, Any]) -> list[str]:
+    """(clients,) names of the kinds of their devices, or none."""
+    if not checksums.has(file, KINDS):
+        return []
+    numbers = checked.numbers(file, KINDS, "iu", checked.dataset(file, "client", "iu", (None,)).shape)
+    checksums.check_once(file, KINDS, checksums.of_array(numbers))
+    try:
+        names = [str(kind["name"]) for kind in json.loads(known["devices"])["kinds"]]
+        return [names[number] for number in numbers]
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise checked.Damaged("the attribute 'devices' does not describe the kinds in /devices/kind") from error
 
 
 def mask_shapes(file: h5py.File, last: int) -> tuple[dict[str, list[int]], frozenset[str], list[int]]:

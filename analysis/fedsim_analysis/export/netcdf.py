@@ -30,6 +30,8 @@ def write(source: Source, out: Path) -> list[str]:
             _put_columns(made, source, group)
         if source.counts:
             _put_counts(made, source)
+        if source.kinds:
+            _put_kinds(made.createGroup("devices"), source)
         if source.masks:
             _put_masks(made.createGroup("masks"), source)
         lines = [f"  {name:<10} {_sizes(group)}" for name, group in made.groups.items()]
@@ -128,6 +130,11 @@ def _put_counts(made: netCDF4.Dataset, source: Source) -> None:
     if any(names):
         stored.coordinates = " ".join(filter(None, names))
     stored[:] = source.read(tables.counts)
+
+
+def _put_kinds(group: netCDF4.Group, source: Source) -> None:
+    _numbered(group, source, "client", source.clients)
+    _put_label(group, "kind", "client", source.kinds, "kind of the client's device")
 
 
 def _put_masks(group: netCDF4.Group, source: Source) -> None:

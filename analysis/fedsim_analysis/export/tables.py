@@ -94,7 +94,9 @@ def _layer(source: Source) -> Labels:
 
 
 def _client(source: Source) -> Labels:
-    found = _numbered(source, "client", source.clients)
+    found = dict(_numbered(source, "client", source.clients))
+    if source.kinds:
+        found["device"] = (Column("device", "text", about="kind of the client's device"), np.array(source.kinds, object))
     return {name: label for name, label in found.items() if name not in source.columns["clients"]}
 
 

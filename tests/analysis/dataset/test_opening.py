@@ -14,6 +14,7 @@ import pytest
 import torch
 import xarray as xr
 from fedsim_analysis.dataset.sources import sources
+from hand_made_run import hand_made_run
 
 from fedsim.storage.writer import RunWriter
 
@@ -56,6 +57,20 @@ def test_one_run(tmp_path: Path) -> None:
     np.testing.assert_array_equal(clients.sel(client=2), [0.2, np.nan, 2.2, np.nan])
     assert tree["partition"].counts.sel(run="a").values.tolist() == [[0, 1], [2, 3], [4, 5]]
     assert (str(tree.hosts.item()), tree.method.item(), tree.rounds_done.item(), tree.finished.item()) == ("node1", "fedtiny", 3, False)
+
+
+def test_the_kind_of_each_clients_device(tmp_path: Path) -> None:
+    first, second = hand_made_run(tmp_path / "a.h5"), write(tmp_path / "b.h5", clients=4)
+    kind = fedsim_analysis.open([first, second], group="devices").kind
+    assert kind.dims == ("run", "client")
+    assert kind.values.tolist() == [["fast", "slow", "fast"], ["", "", ""]]
+    assert not fedsim_analysis.open(second, group="devices").data_vars
+
+
+@pytest.mark.parametrize("devices", ["{}", '{"kinds": [{"name": "slow"}]}', "no JSON"])
+def test_kinds_of_devices_that_the_file_does_not_describe(tmp_path: Path, devices: str) -> None:
+    with pytest.raises(ValueError, match="'devices' does not describe the kinds in /devices/kind"):
+        fedsim_analysis.open(hand_made_run(tmp_path / "a.h5", devices=devices))
 
 
 def test_masks_are_booleans_in_force_after_each_round(tmp_path: Path) -> None:
@@ -171,7 +186,7 @@ def test_a_layer_may_have_a_slash_in_its_name(tmp_path: Path) -> None:
 
 def test_wrong_questions_are_answered(tmp_path: Path) -> None:
     write(tmp_path / "a.h5")
-    with pytest.raises(ValueError, match=r"group='round': a run file has rounds, clients, layers, timing, speed, partition, masks"):
+    with pytest.raises(ValueError, match=r"group='round': a run file has rounds, clients, layers, timing, speed, partition, devices, masks"):
         fedsim_analysis.open(tmp_path, group="round")  # type: ignore[call-overload]
     with pytest.raises(FileNotFoundError, match="there is no run file"):
         fedsim_analysis.open(tmp_path / "b.h5")

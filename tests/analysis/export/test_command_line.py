@@ -42,7 +42,7 @@ def test_it_names_what_it_wrote(tmp_path: Path, call: Callable[..., tuple[int, s
         "  layers.csv           8 rows",
         "  clients.csv          5 rows",
         "  partition.csv        6 rows",
-        "  columns.csv          21 rows",
+        "  columns.csv          22 rows",
         "  attributes.json, job.toml",
     ]
     code, out, _ = call(path, "--to", "netcdf", "--out", tmp_path / "x.nc")

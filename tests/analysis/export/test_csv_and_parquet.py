@@ -40,6 +40,7 @@ def test_the_tables_have_the_numbers(tmp_path: Path, form: str) -> None:
         (2, "fc", 0.25),
     ]
     assert read(out, "clients", form)[["round", "client", "accuracy"]].to_records(index=False).tolist() == CLIENTS
+    assert read(out, "clients", form)["device"].tolist() == ["fast", "fast", "slow", "fast", "fast"]
     assert read(out, "partition", form)[["client", "class", "images"]].to_records(index=False).tolist() == PARTITION
 
 

@@ -38,6 +38,7 @@ def test_the_groups_have_the_numbers_and_labels(made: Path, engine: Literal["h5n
         assert tree["partition"].counts.values.tolist() == COUNTS
         assert tree["partition"].counts.dtype == np.int32
         assert tree["partition"].class_name.values.tolist() == NAMES["class"]
+        assert tree["devices"].kind.values.tolist() == ["fast", "slow", "fast"]
 
 
 def test_every_number_of_the_file_is_there(made: Path) -> None:
