@@ -20,6 +20,7 @@ from fedsim.simulation import estimate as estimation
 from fedsim.simulation import export, launch
 from fedsim.simulation import sweep as sweeping
 from fedsim.simulation.finished_round import Callback
+from fedsim.simulation.launchers import agreement
 from fedsim.simulation.progress import output
 from fedsim.storage.reader import RunReader
 
@@ -66,6 +67,7 @@ def run(
     resume: str = "auto",
     callback: Callback | None = None,
     progress: bool = True,
+    trace: JobPath | None = None,
 ) -> RunReader:
     """Runs a job as `fedsim run` does. A run that was stopped is continued; a finished run is left as it is.
 
@@ -80,6 +82,7 @@ def run(
             `finished.stop()`, which ends the run after this round: the function returns as usual, and the same call continues the
             run. An exception of the callback ends the run, under mpirun on all ranks.
         progress: whether progress is printed: a bar in a terminal, about 60 lines at most elsewhere and in notebooks.
+        trace: a file for what every rank did when, which ui.perfetto.dev and chrome://tracing show; by default none.
 
     Returns:
         The run file, opened for reading, on every rank. `attributes["finished"]` says whether the run has done all its rounds. Only
@@ -101,11 +104,11 @@ def run(
     """
     communicator = launch.connect()
     if communicator:
-        launch.end_all_ranks_with_this_one(communicator)
-    with launch.ending_all_ranks(communicator):
-        loaded = launch.agreed(communicator, lambda: _one_run(job, set, resume))
+        agreement.end_all_ranks_with_this_one(communicator)
+    with agreement.ending_all_ranks(communicator):
+        loaded = agreement.agreed(communicator, lambda: _one_run(job, set, resume))
     path = Path(out) if out else Path("runs") / loaded.file
-    observer = launch.Observer(output(quiet=True) if not progress else None, callback)
+    observer = launch.Observer(output(quiet=True) if not progress else None, callback, trace=Path(trace) if trace else None)
     with _threads_kept(), naming_job(_origin(job)):
         launch.run(loaded, path, resume, communicator, observer)
     return RunReader(path, check=not (communicator and communicator.rank))

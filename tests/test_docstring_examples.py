@@ -13,6 +13,7 @@ MODULES = [
     "core.masks",
     "core.rng",
     "core.serialization",
+    "core.trace",
     "core.tree",
     "core.types",
     "core.validation",

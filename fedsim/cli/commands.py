@@ -93,6 +93,10 @@ def run(
             help="auto: continue a stopped run of this job, or start one; never: refuse an existing run file; must: refuse a new one."
         ),
     ] = "auto",
+    trace: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.json", help="Write what every rank did when, for ui.perfetto.dev or chrome://tracing."),
+    ] = None,
 ) -> int:
     """Run a job, in one process or under `mpirun -n RANKS` (rank 0 is the server, the others train clients)."""
     ranks.refuse_lonely_tasks()
@@ -106,7 +110,7 @@ def run(
     from fedsim.simulation import launch
 
     with naming_job(job):
-        return launch.main(loaded, out or Path("runs") / loaded.file, resume, job)
+        return launch.main(loaded, out or Path("runs") / loaded.file, resume, job, trace)
 
 
 @app.command()

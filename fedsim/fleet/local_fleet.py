@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from fedsim.core import tree
+from fedsim.core.trace import span
 from fedsim.core.tree import Tree
 from fedsim.core.validation import MAX_COHORT
 from fedsim.errors import BadInput, CannotWrite, Stopped
@@ -173,7 +174,8 @@ class LocalFleet:
                 found = self._carried_out(part, self._packed(part, clients, mine))
             if charge_pack(part):
                 sent = {key: value[rows] for key, value in call.own.items()} if len(rows) < len(call.clients) else call.own
-                charged = self.account.charge(part, clients, sent, found, None if down is None else down[rows], foreseen)
+                with span("bills"):
+                    charged = self.account.charge(part, clients, sent, found, None if down is None else down[rows], foreseen)
                 costs.update(zip(clients, charged, strict=True))
             answer = found if answer is None else merged(answer, found)
         assert answer is not None
@@ -233,7 +235,9 @@ class LocalFleet:
         for pack in packs:
             if context.stopped():
                 raise Stopped
-            yield cls.carry_out(order, pack, context)
+            with span(order.work.purpose, clients=len(pack.clients), r=order.r):
+                answer = cls.carry_out(order, pack, context)
+            yield answer
 
     def _packed(self, order: WorkOrder, clients: list[int], own: Tree) -> list[Pack]:
         calls = self._counted(order.work, clients)

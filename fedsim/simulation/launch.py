@@ -9,21 +9,20 @@ from __future__ import annotations
 import os
 import sys
 import time
-import traceback
 from collections import ChainMap
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
 
 from fedsim.config import own_code
 from fedsim.config.job import Job
+from fedsim.core.trace import span
 from fedsim.errors import BadInput, CannotWrite, ClientFault, MethodFault, SilentRanks, Stopped
 from fedsim.fleet.local_fleet import LocalFleet
 from fedsim.fleet.plan import Plan
@@ -34,11 +33,13 @@ from fedsim.simulation.devices.forecast import refuse_hopeless
 from fedsim.simulation.estimate import idle_fleet
 from fedsim.simulation.experiment import Experiment, build_experiment
 from fedsim.simulation.finished_round import Callback
-from fedsim.simulation.launchers.alike import blamed, difference, facts_of_this_rank, software
+from fedsim.simulation.launchers.agreement import CODES, abort, agreed, code_of, ending_all_ranks, refuse_unlike, write_error
+from fedsim.simulation.launchers.alike import software
 from fedsim.simulation.launchers.belonging import refuse_lonely_ranks, started_library
 from fedsim.simulation.launchers.parent import nearest
 from fedsim.simulation.launchers.ranks import launched, refuse_lonely_tasks
 from fedsim.simulation.launchers.silence import Silence
+from fedsim.simulation.launchers.tracing import refuse_foreign, tracing
 from fedsim.simulation.loop import RoundWriter, simulate
 from fedsim.simulation.mirrors.sender import Mirror
 from fedsim.simulation.planning.plan import resolve, unlike
@@ -53,10 +54,6 @@ from fedsim.storage.run_lock import Lease, followed, holding
 if TYPE_CHECKING:
     from fedsim.fleet.mpi.communicator import Communicator
 
-Made = TypeVar("Made")
-PASSED_ON = 1.0  # seconds that a launcher gets to pass on the last message
-CODES: dict[int, type[Exception]] = {1: ClientFault, 2: BadInput, 3: Stopped}
-
 
 @dataclass(frozen=True)
 class Observer:
@@ -66,24 +63,25 @@ class Observer:
     callback: Callback | None = None
     report: Callable[[Exception], None] = lambda error: None
     summary: bool = False  # whether the summary of the run file is printed at the end
+    trace: Path | None = None  # a file for what every rank did when
 
 
-def main(job: Job, out: Path, resume: str, origin: object = "") -> int:
+def main(job: Job, out: Path, resume: str, origin: object = "", trace: Path | None = None) -> int:
     """Runs the job on this rank for the command line; the exit code. A BadInput or Stopped before the first round is raised on rank 0.
 
-    origin: how messages name the job.
+    origin: how messages name the job. trace: a file for what every rank did when.
     """
     communicator, reported = connect(), list[Exception]()
 
     def report(error: Exception) -> None:
         reported.append(error)
-        _write(f"{origin}: {error}\n" if origin and isinstance(error, BadInput) else f"{error}\n")
+        write_error(f"{origin}: {error}\n" if origin and isinstance(error, BadInput) else f"{error}\n")
 
     try:
-        run(job, out, resume, communicator, Observer(report=report, summary=True))
+        run(job, out, resume, communicator, Observer(report=report, summary=True, trace=trace))
     except (BadInput, Stopped) as error:
         if reported or (communicator and communicator.rank):
-            return _code(error)
+            return code_of(error)
         raise
     except ClientFault:
         return 1
@@ -100,11 +98,16 @@ def run(job: Job, out: Path, resume: str, communicator: Communicator | None, obs
     with ExitStack() as held, stop.listening(), ending_all_ranks(communicator):
         agreed(communicator, lambda: stop.refuse_to_begin(out))
         out = agreed(communicator, lambda: out if worker else followed(out))
+        if trace := observer.trace:
+            agreed(communicator, lambda: None if worker else refuse_foreign(trace, out))
+            held.enter_context(tracing(trace, communicator))
         refuse_unlike(communicator, software())
         lease = agreed(communicator, lambda: None if worker else held.enter_context(_held(out, stop, observer)))
-        experiment = agreed(communicator, lambda: _experiment(job, communicator, stop))
+        with span("data and model"):
+            experiment = agreed(communicator, lambda: _experiment(job, communicator, stop))
         refuse_unlike(communicator, {"the job": experiment.identity, "own code": own_code.digest(job)})
-        start = agreed(communicator, lambda: RunStart(out) if worker else _found(experiment, out, resume, lease))
+        with span("start or resume"):
+            start = agreed(communicator, lambda: RunStart(out) if worker else _found(experiment, out, resume, lease))
         agreed(communicator, lambda: stop.refuse_to_begin(out))
         hosts = communicator.allgather_text(host()) if communicator else [host()]
         if communicator and worker:
@@ -140,69 +143,6 @@ def _found(parts: Experiment, out: Path, resume: str, lease: Lease | None) -> Ru
 
 def _now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-
-
-@contextmanager
-def ending_all_ranks(communicator: Communicator | None) -> Iterator[None]:
-    """An error that the ranks have not agreed on ends every rank, lest the others wait for this one for ever."""
-    try:
-        yield
-    except (BadInput, Stopped, ClientFault):
-        raise
-    except MethodFault as fault:
-        if communicator:
-            _abort(communicator, f"{fault.full_message}\n")
-        raise
-    except BaseException:
-        if communicator:
-            _abort(communicator, traceback.format_exc())
-        raise
-
-
-def end_all_ranks_with_this_one(communicator: Communicator) -> None:
-    """From now on an exception that ends this process ends every rank: the next run, and MPI's own end, would wait for it for ever."""
-    shown = sys.excepthook
-    if getattr(shown, "ends_all_ranks", False):
-        return
-
-    def show_and_end(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        shown(kind, error, trace)
-        _abort(communicator, "")
-
-    show_and_end.ends_all_ranks = True  # type: ignore[attr-defined]
-    sys.excepthook = show_and_end
-
-
-def _abort(communicator: Communicator, message: str, code: int = 1) -> None:
-    """Prints why, and ends every rank. A launcher drops what it has not passed on when ranks abort, hence the pause."""
-    _write(message)
-    time.sleep(PASSED_ON)
-    communicator.abort(code)
-
-
-def _write(message: str) -> None:
-    sys.stderr.write(message)
-    sys.stderr.flush()
-
-
-def agreed(communicator: Communicator | None, make: Callable[[], Made]) -> Made:
-    """What `make` returns on this rank. A BadInput or Stopped of any rank is raised on all of them, so that no rank waits for another."""
-    made, code, message = None, 0, ""
-    try:
-        made = make()
-    except (BadInput, Stopped) as error:
-        code, message = _code(error), str(error)
-    said = communicator.allgather_text(f"{code}{host()}\n{message}") if communicator else [f"{code}\n{message}"]
-    if code := next((int(text[0]) for text in said if text[0] != "0"), 0):
-        hosts, messages = zip(*(text[1:].split("\n", 1) for text in said), strict=True)
-        raise CODES[code](blamed(messages, hosts))
-    return made  # type: ignore[return-value]
-
-
-def refuse_unlike(communicator: Communicator | None, facts: dict[str, str]) -> None:
-    """BadInput on all ranks where the facts of one differ from those of rank 0."""
-    if communicator and (found := difference(communicator.allgather_text(facts_of_this_rank(facts)))):
-        raise BadInput(f"the ranks of a run must be alike, but {found}; give all nodes the same environment and files")
 
 
 def _experiment(job: Job, communicator: Communicator | None, stop: StopSignal) -> Experiment:
@@ -266,7 +206,7 @@ def lead(experiment: Experiment, start: RunStart, communicator: Communicator | N
     except Stopped as error:
         failure = stopped(start.out)
         if communicator and isinstance(error, SilentRanks):
-            _abort(communicator, f"{error}\n{failure}\n", 3)
+            abort(communicator, f"{error}\n{failure}\n", 3)
     except BadInput as error:
         failure = error
     except ClientFault as error:
@@ -276,20 +216,15 @@ def lead(experiment: Experiment, start: RunStart, communicator: Communicator | N
     finally:
         progress.close()
     if failure and communicator and isinstance(failure, ClientFault):
-        _abort(communicator, f"{failure}\n")
+        abort(communicator, f"{failure}\n")
     if failure:
         observer.report(failure)
     if communicator:
-        communicator.send_order({"do": "end", "code": _code(failure), "message": str(failure or "")})
+        communicator.send_order({"do": "end", "code": code_of(failure), "message": str(failure or "")})
     if failure:
         raise failure
     if observer.summary:
         progress.show()
-
-
-def _code(error: Exception | None) -> int:
-    """The exit code of an error; 0 where there is none."""
-    return next((code for code, kind in CODES.items() if isinstance(error, kind)), 0)
 
 
 def _remains(start: RunStart) -> str:
@@ -313,7 +248,8 @@ def _rounds(
         mirror = _mirror(parts, start, progress, stack)
         if parts.devices and start.first_state is not None:
             refuse_hopeless(parts, start.first_state, idle_fleet(parts), progress.say)
-        plan = start.plan or resolve(parts, progress.say, start.first_state)
+        with span("plan"):
+            plan = start.plan or resolve(parts, progress.say, start.first_state)
         if other := unlike(plan, parts):
             progress.say(f"note: the run goes on under the plan it began with; the job and this machine say {other}")
         fleet = _fleet(parts, plan, link, start)

@@ -14,6 +14,7 @@ from torch import nn
 
 from fedsim.config import own_code
 from fedsim.core import keys, tree
+from fedsim.core.trace import span
 from fedsim.core.tree import Tree, under
 from fedsim.errors import MethodFault
 from fedsim.federated import verbs
@@ -80,14 +81,16 @@ class RoundWriter:
         began, before = time.perf_counter(), bytes_written()
         with writing(self.start.path):
             self._check()
-            self.record.row(r, row.values, row.clients, row.layers, row.masks, row.timing, row.gates, row.speed)
+            with span("record", r=r):
+                self.record.row(r, row.values, row.clients, row.layers, row.masks, row.timing, row.gates, row.speed)
             self.kept |= kept
             if self.mirror and not self.start.scratch:
                 self.mirror.row(r)
             if state is not None:
                 self._check()
                 before = self.start.round if self.last is None else self.last
-                self.saved = checkpoint.save(self.start.folder, r, state, self.extra, self.kept, before)
+                with span("checkpoint", r=r):
+                    self.saved = checkpoint.save(self.start.folder, r, state, self.extra, self.kept, before)
                 self.kept, self.last = {}, r
                 self._copy_back(r)
         self.seconds, self.bytes = time.perf_counter() - began, bytes_written() - before
@@ -130,13 +133,17 @@ def simulate(
     for r in range(start.round + 1, rounds + 1):
         began, timing, moved, traffic = time.perf_counter(), dict(fleet.timing), dict(fleet.moved), dict(fleet.traffic)
         fleet.open(r)
-        state, found = played(method, setting, state, fleet, r)
+        with span("method", r=r):
+            state, found = played(method, setting, state, fleet, r)
         trained, timing, moved = time.perf_counter(), _since(timing, fleet.timing), _since(moved, fleet.moved)
-        score = evaluate(parts, state, fleet, r) if due(parts, r) else None
+        with span("evaluate", r=r):
+            score = evaluate(parts, state, fleet, r) if due(parts, r) else None
         ended = time.perf_counter()
-        fleet.drain()
-        shared, _, net = verbs.deploy(method, setting, state, fleet, [])
-        row = row_of(parts.model_profile, fleet.account.bills, score, shared, masks, found, net or setting.net)
+        with span("wait for the record of the round before"):
+            fleet.drain()
+        with span("row", r=r):
+            shared, _, net = verbs.deploy(method, setting, state, fleet, [])
+            row = row_of(parts.model_profile, fleet.account.bills, score, shared, masks, found, net or setting.net)
         row.timing.update(timing, server=trained - began - sum(timing.values()), evaluate=ended - trained, record=writer.seconds)
         row.speed.update(speeds(fleet.account.bills, parts.job.train.batch, row.timing, moved | {"record": writer.bytes}))
         row.values.update(_since(traffic, fleet.traffic), executed_memory=fleet.account.executed)
@@ -144,7 +151,8 @@ def simulate(
         clock.record(row, fleet)
         row.values["seconds"] = time.perf_counter() - began
         masks = row.masks
-        fleet.later(partial(writer.write, r, *_to_keep(writer, r, row, state, fleet)), partial(writer.hand_back, fleet))
+        with span("copy for the record", r=r):
+            fleet.later(partial(writer.write, r, *_to_keep(writer, r, row, state, fleet)), partial(writer.hand_back, fleet))
         progress.advance(r, row)
         if callback and _stops(callback, FinishedRound(r, rounds, dict(row.values), partial(_module, parts, net or setting.net, shared))):
             return

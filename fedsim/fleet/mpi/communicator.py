@@ -13,7 +13,7 @@ from mpi4py import MPI
 from fedsim.fleet.mpi.device_transfer import Buffer, DeviceTransfer, seen_as
 from fedsim.fleet.mpi.schedule import branches
 
-OWN_TAG, REPLY_TAG, ROWS_TAG, GO_TAG, STOP_TAG, TOTAL_TAG, SHARED_TAG = range(1, 8)  # tags
+OWN_TAG, REPLY_TAG, ROWS_TAG, GO_TAG, STOP_TAG, TOTAL_TAG, SHARED_TAG, LIST_TAG = range(1, 9)  # tags
 HOST = DeviceTransfer()
 SHORT, LONG = 50e-6, 2e-3  # seconds between two looks at a request
 TEXT = 4096  # bytes of an error at the start
@@ -113,6 +113,14 @@ class Communicator:
         self.wait(self.comm.Iallgather(row, every), row, every)
         return [bytes(row).rstrip(b"\0").decode(errors="replace") for row in every]
 
+    def gathered(self, mine: list[Any]) -> list[Any]:
+        """The lists of all ranks one after the other, on rank 0; on another rank its own. They hold what JSON can."""
+        if self.rank:
+            self.send({0: coded(mine)}, LIST_TAG)
+            return mine
+        others = (json.loads(self.receive(rank, LIST_TAG).tobytes()) for rank in range(1, self.ranks))
+        return [each for part in (mine, *others) for each in part]
+
     @property
     def rank(self) -> int:
         return self.comm.rank
@@ -134,5 +142,5 @@ def connect(clock: Callable[[], float], sleep: Callable[[float], None]) -> Commu
     return Communicator(MPI.COMM_WORLD, clock, sleep)
 
 
-def coded(header: dict[str, Any]) -> np.ndarray:
+def coded(header: dict[str, Any] | list[Any]) -> np.ndarray:
     return np.frombuffer(json.dumps(header).encode(), np.uint8)

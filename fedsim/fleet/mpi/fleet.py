@@ -19,6 +19,7 @@ from mpi4py import MPI
 
 from fedsim.core import serialization
 from fedsim.core.exact_sum import Sum
+from fedsim.core.trace import span
 from fedsim.core.tree import Tree
 from fedsim.errors import ClientFault, Stopped
 from fedsim.fleet.accounting import CostAccount
@@ -47,11 +48,14 @@ class MPIFleet(LocalFleet):
     def _carried_out(self, order: WorkOrder, packs: list[Pack]) -> PackResult:
         begin, before = self.link.clock(), self.link.moved
         ranks = min(self.link.comm.size - 1, len(packs))
-        self._send(order, packs, ranks)
+        with span("send"):
+            self._send(order, packs, ranks)
         sent, shared = self.link.clock(), self.link.moved
-        answer, shapes = self._collect(order, ranks)
+        with span("collect replies"):
+            answer, shapes = self._collect(order, ranks)
         computed, collected = self.link.clock(), self.link.moved
-        self._reduce(answer, shapes, ranks)
+        with span("reduce"):
+            self._reduce(answer, shapes, ranks)
         self.timing["broadcast"] += sent - begin
         self.timing["compute"] += computed - sent
         self.timing["reduce"] += self.link.clock() - computed
@@ -111,7 +115,8 @@ class MPIFleet(LocalFleet):
         header: dict[str, Any] = json.loads(self.link.receive(rank, REPLY_TAG).tobytes())
         if "fault" in header:
             raise ClientFault(header["fault"])
-        _take(answer, header, self.link.receive(rank, ROWS_TAG))
+        with span("read a reply", rank=rank):
+            _take(answer, header, self.link.receive(rank, ROWS_TAG))
         return header
 
     def _reduce(self, answer: PackResult, shapes: Layout, ranks: int) -> None:

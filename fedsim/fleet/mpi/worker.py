@@ -11,6 +11,7 @@ import torch
 
 from fedsim.core import serialization
 from fedsim.core.exact_sum import Sum
+from fedsim.core.trace import span
 from fedsim.core.tree import Tree
 from fedsim.errors import ClientFault, Stopped
 from fedsim.fleet import checks
@@ -35,7 +36,8 @@ class Worker:
     def serve(self) -> tuple[int, str]:
         """Answers orders until the last; the exit code and the message of rank 0."""
         while True:
-            header = json.loads(self.link.broadcast(None).tobytes())
+            with span("wait for an order"):
+                header = json.loads(self.link.broadcast(None).tobytes())
             if header["do"] == "end":
                 return int(header["code"]), str(header["message"])
             if header["do"] == "plan":
@@ -44,7 +46,9 @@ class Worker:
                 self.link.transfer = DeviceTransfer.of(self.site.device, header["cuda_aware_mpi"])
             else:
                 transfer = self.link.transfer
-                self._run(header, unflat(header["shared"], transfer.incoming(self.link.broadcast(None, transfer)), self.site.device))
+                with span("receive the model"):
+                    shared = unflat(header["shared"], transfer.incoming(self.link.broadcast(None, transfer)), self.site.device)
+                self._run(header, shared)
 
     def _stopped(self) -> bool:
         return self._flag() or self.link.comm.Iprobe(source=0, tag=STOP_TAG)
@@ -56,11 +60,16 @@ class Worker:
         kept = {group: torch.tensor(index, device=self.site.device) for group, index in header["kept"].items()}
         net = self.site.net.cut(kept) if kept else self.site.net
         order = WorkOrder(serialization.load(header["work"], {}), net, shared, header["r"], header["n"])
-        packs = self._packs(header["packs"][me - 1])
+        with span("receive packs"):
+            packs = self._packs(header["packs"][me - 1])
         answer, reply = self._answer(order, packs)
-        self.reply(answer, reply)
-        if self.link.receive(0, GO_TAG)[0]:
-            self.link.reduce(self.link.transfer.outgoing_sum(answer.total), header["ranks"])
+        with span("reply"):
+            self.reply(answer, reply)
+        with span("wait for the others"):
+            go = self.link.receive(0, GO_TAG)[0]
+        if go:
+            with span("reduce"):
+                self.link.reduce(self.link.transfer.outgoing_sum(answer.total), header["ranks"])
         while self.link.comm.Iprobe(source=0, tag=STOP_TAG):
             self.link.receive(0, STOP_TAG)
 

@@ -186,7 +186,9 @@ def test_a_layer_may_have_a_slash_in_its_name(tmp_path: Path) -> None:
 
 def test_wrong_questions_are_answered(tmp_path: Path) -> None:
     write(tmp_path / "a.h5")
-    with pytest.raises(ValueError, match=r"group='round': a run file has rounds, clients, layers, timing, speed, partition, devices, masks"):
+    with pytest.raises(
+        ValueError, match=r"group='round': a run file has rounds, clients, layers, timing, speed, partition, devices, masks"
+    ):
         fedsim_analysis.open(tmp_path, group="round")  # type: ignore[call-overload]
     with pytest.raises(FileNotFoundError, match="there is no run file"):
         fedsim_analysis.open(tmp_path / "b.h5")
