@@ -35,7 +35,8 @@ TYPES: Mapping[str, tuple[type, ...]] = {
     **dict.fromkeys(("format_version", "rounds", "rounds_planned", "seed", "ranks"), (int,)),
     **dict.fromkeys(("peak_flops", "peak_bytes"), (int, float)),
     "finished": (int, bool),  # 0 or 1; a bool in files of former writers, which netCDF4 and ncdump leave out
-    **dict.fromkeys(("job", "job_sha256", "plan", "partition", "partition_sha256", "own_code_sha256", "weights_sha256"), (str,)),
+    **dict.fromkeys(("job", "job_sha256", "plan", "partition", "partition_sha256", "data_sha256"), (str,)),
+    **dict.fromkeys(("own_code_sha256", "weights_sha256"), (str,)),
     **dict.fromkeys(("method", "fedsim_version", "git_commit", "hosts", "torch_version", "started_at", "mended"), (str,)),
 }
 ATTRIBUTES = 1000  # at most

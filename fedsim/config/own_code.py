@@ -9,7 +9,7 @@ from importlib import import_module
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
-from fedsim.config import method_registry
+from fedsim.config import imported_files, method_registry
 from fedsim.config.job import Job
 from fedsim.core import entry_points
 from fedsim.data.settings import AUGMENTS
@@ -24,8 +24,11 @@ def names(job: Job) -> list[str]:
 
 
 def digest(job: Job) -> str:
-    """SHA-256 of the files of that code; empty where all is fedsim's. Of an installed package every file of Python counts."""
-    files = [_file(place) for place in _places(job)]
+    """SHA-256 of the files of that code and of what it imports; empty where all is fedsim's. Of an installed package every file of Python
+    counts, but not the packages that it imports.
+    """
+    files = [file for place in _places(job) for file in (_file(place), *imported_files.of(place.partition(":")[0]))]
+    files = list(dict.fromkeys(files))
     files += [file for entry in _offers(job) for file in _files(entry)]
     return sha256(b"\n".join(file.read_bytes() for file in files)).hexdigest() if files else ""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 
 from fedsim.core import rng
-from fedsim.data import partition, splits
+from fedsim.data import digest, partition, splits
 from fedsim.data.client_indices import Blocks, Ints, Listed, Shards, of_owners, sha256_of
 from fedsim.data.image_sets import Stored, Unscaled
 from fedsim.data.partition import Deal, PartitionSettings, generator
@@ -63,6 +64,11 @@ class Population:
     crop_border: str = "zeros"
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # "client", "class": what the file called each of them
 
+    @cached_property
+    def data_sha256(self) -> str:
+        """What tells whether another machine, or another day, has the same images; empty where fedsim draws them."""
+        return digest.digest(self.train, self.test)
+
     def size(self, client: int) -> int:
         """Number of images the client trains on."""
         return self.shards["train"].size(client)
@@ -94,6 +100,12 @@ def populate(data: DataSettings, settings: PartitionSettings, seed: int) -> Popu
         height, width = train.shape[1:]
         raise BadInput(
             f"[data] crop_pad = {data.crop_pad} is too large to reflect into {height}x{width} images; at most {min(height, width) - 1}"
+        )
+    side = min(train.shape[1:])
+    if "cutout" in data.augments() and data.cutout >= side:
+        raise BadInput(
+            f"[data] cutout = {data.cutout} may cover an image of {train.shape[1]}x{train.shape[2]} whole; at most {side - 1},"
+            f" and half of the side ({max(side // 2, 1)}) is usual"
         )
     return replace(made, augment=data.augments(), crop_pad=data.crop_pad, cutout=data.cutout, crop_border=data.crop_border)
 

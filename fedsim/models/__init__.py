@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from fedsim.core import entry_points
+from fedsim.core.shared_generators import seeded
 from fedsim.errors import BadInput
 from fedsim.models import cnn, resnet
 from fedsim.models.blueprint import Blueprint
@@ -82,8 +83,7 @@ def build(settings: ModelSettings, shape: Shape, classes: int, seed: int) -> nn.
     """
     entry = None if settings.factory else _installed(settings)
     small = matched(settings, shape, classes) if settings.match else None
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         if settings.factory is not None:
             module = _from_factory(
                 f'model.factory = "{settings.factory}"', partial(_import, settings.factory), shape, classes, settings.factory

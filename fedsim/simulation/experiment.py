@@ -10,7 +10,9 @@ import numpy as np
 import torch
 
 from fedsim import models
+from fedsim.config import own_code
 from fedsim.config.job import Job, identity, resolved
+from fedsim.core import tree
 from fedsim.costs.profile import ModelProfile
 from fedsim.data.population import Population, populate
 from fedsim.devices import reading
@@ -55,6 +57,15 @@ class Experiment:
         of_model = start.uncounted(self.job.model, module)
         return [*record["notes"], *record["warnings"], *([of_model] if of_model else [])]
 
+    def facts(self) -> dict[str, str]:
+        """What must be alike on all ranks of a run, by what messages call it."""
+        return {
+            "the job": self.identity,
+            "own code": own_code.digest(self.job),
+            "the hash of images and labels": self.population.data_sha256,
+            "the hash of the first weights": tree.sha256_of(self.setting.net.original.state_dict()),
+        }
+
     def account(self, pack: int = 1) -> CostAccount:
         """The books of a run whose ranks train `pack` clients at once."""
         train = self.setting.train
@@ -93,6 +104,8 @@ def build_experiment(job: Job, node_rank: int = 0, stopped: Callable[[], bool] =
         module = models.build(job.model, shape, classes, job.seed)
     if start.is_own(job.model):
         start.refuse_wrong(job.model, module, start.images_of(population.train))
+        with room.in_memory():
+            start.refuse_other_weights(job.model, module, models.build(job.model, shape, classes, job.seed))
     model_profile = profiler.profile(module, shape, job.train.keep())
     try:
         net = Net(module).to(device)

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.console import Console
 
-from fedsim.config import own_code
 from fedsim.config.job import Job
 from fedsim.core.trace import span
 from fedsim.errors import BadInput, CannotWrite, ClientFault, MethodFault, SilentRanks, Stopped
@@ -105,7 +104,8 @@ def run(job: Job, out: Path, resume: str, communicator: Communicator | None, obs
         lease = agreed(communicator, lambda: None if worker else held.enter_context(_held(out, stop, observer)))
         with span("data and model"):
             experiment = agreed(communicator, lambda: _experiment(job, communicator, stop))
-        refuse_unlike(communicator, {"the job": experiment.identity, "own code": own_code.digest(job)})
+        if communicator:
+            refuse_unlike(communicator, experiment.facts())
         with span("start or resume"):
             start = agreed(communicator, lambda: RunStart(out) if worker else _found(experiment, out, resume, lease))
         agreed(communicator, lambda: stop.refuse_to_begin(out))

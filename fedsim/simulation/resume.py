@@ -169,6 +169,8 @@ def _same_job(parts: Experiment, out: Path, known: dict[str, Any], resume: str) 
         raise BadInput(f"{out} was made with other figures of devices than {parts.job.devices.name} has now; choose another --out")
     if known.get("partition_sha256") != parts.population.sha256:
         raise BadInput(f"{out} was made on another partition of the data than this job gives here; is it the same data set?")
+    if known.get("data_sha256", parts.population.data_sha256) != parts.population.data_sha256:
+        raise BadInput(f"{out} was made on other images or labels than this job finds here; put these back, or choose another --out")
 
 
 def check_format(out: Path, known: Mapping[str, Any]) -> None:
@@ -202,6 +204,7 @@ def describe(parts: Experiment, plan: Plan, hosts: list[str]) -> dict[str, Any]:
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "partition": json.dumps(parts.population.record, sort_keys=True),
         "partition_sha256": parts.population.sha256,
+        "data_sha256": parts.population.data_sha256,
         "rounds_planned": parts.job.rounds,
         **({"devices": table(parts.devices.mix)} if parts.devices else {}),
     }

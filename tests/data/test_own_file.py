@@ -285,6 +285,32 @@ def test_a_file_is_read_rightly_or_refused_well(tmp_path: Path, kind: str) -> No
     assert re.search(made.notes, "\n".join(train.notes), re.DOTALL), train.notes
 
 
+@pytest.mark.parametrize(
+    ("source", "name", "said"),
+    [
+        ("gone.h5", "x", "x is a virtual dataset, and a part of it is missing: there is no file gone.h5"),
+        ("there.h5", "images", "x is a virtual dataset, and a part of it is missing: there.h5 has no images"),
+        ("there.h5", "x", ""),
+        (".", "stored", ""),
+    ],
+)
+def test_a_virtual_dataset_is_read_where_its_sources_are_and_refused_where_not(tmp_path: Path, source: str, name: str, said: str) -> None:
+    """HDF5 gives zeros for what is missing, and no error."""
+    h5(tmp_path / "there.h5", {"x": GREY})
+    layout = h5py.VirtualLayout(GREY.shape, "u1")
+    layout[...] = h5py.VirtualSource(source, name, GREY.shape)
+    with h5py.File(tmp_path / "mine.h5", "w") as file:
+        file["y"], file["stored"] = Y, GREY
+        file.create_virtual_dataset("x", layout)
+    settings = DataSettings(name="file", path=str(tmp_path / "mine.h5"))
+    if said:
+        with pytest.raises(BadInput, match=said):
+            open_data(settings, 0)
+    else:
+        train, test = open_data(settings, 0)
+        assert int(train.images(torch.arange(16)).sum() + test.images(torch.arange(4)).sum()) == int(GREY.sum(dtype=int))
+
+
 def test_users_of_text_are_clients_with_names(tmp_path: Path) -> None:
     path = tmp_path / "mine.h5"
     tested = {"x_test": GREY[:3], "y_test": Y[:3], "client_test": np.array([b"dan", b"eve", b"ann"])}

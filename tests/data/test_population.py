@@ -129,6 +129,14 @@ def test_augmentation_is_the_jobs():
     assert digits().augment == ()
 
 
+@pytest.mark.parametrize("cutout", [8, 16])
+def test_a_cutout_that_may_cover_an_image_whole_is_refused(cutout):
+    said = rf"cutout = {cutout} may cover an image of 8x8 whole; at most 7, and half of the side \(4\) is usual"
+    with pytest.raises(BadInput, match=said):
+        populate(DataSettings(augment=("cutout",), cutout=cutout), PartitionSettings(), 0)
+    assert populate(DataSettings(augment=("cutout",), cutout=7), PartitionSettings(), 0).cutout == 7
+
+
 def test_feature_skew_belongs_to_the_client():
     assert digits(name="iid").skew is None
     noise = digits(name="feature_noise", noise_std=0.2).skew

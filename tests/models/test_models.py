@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -496,3 +498,23 @@ def shortcut_inputs(module: nn.Module, block: str) -> int:
 def test_settings_of_norms_and_shortcuts_that_cannot_be(settings, said) -> None:
     with pytest.raises(BadInput, match=said):
         ModelSettings(**settings)
+
+
+def drawing(shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """A factory that draws from every generator of a process."""
+    module = nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], classes))
+    with torch.no_grad():
+        module[1].bias[:3] = torch.tensor([np.random.randn(), random.random(), float(torch.rand(()))])
+    return module
+
+
+def test_a_factory_draws_the_same_each_time_and_leaves_generators_as_they_were() -> None:
+    settings = ModelSettings(factory=f"{__name__}:drawing")
+    sys.modules.setdefault(__name__, sys.modules[drawing.__module__])
+    np.random.seed(5)
+    random.seed(5)
+    expected = np.random.RandomState(5).randn(), random.Random(5).random()
+    one, other, third = (build(settings, (1, 2, 2), 4, seed).get_parameter("1.bias") for seed in (0, 0, 1))
+    assert torch.equal(one, other)
+    assert not (one[:3] == third[:3]).any()
+    assert (np.random.randn(), random.random()) == expected

@@ -37,6 +37,9 @@ def obstacle(one: Outcome, other: Outcome) -> str | None:
         return "a file does not say who holds which images"
     if one.attributes["partition_sha256"] != other.attributes["partition_sha256"]:
         return f"other partition ({_first_difference(_section(one, 'partition'), _section(other, 'partition')) or 'partition_sha256'})"
+    images = [run.attributes.get("data_sha256") for run in (one, other)]
+    if all(images) and images[0] != images[1]:
+        return "other images or labels (data_sha256)"
     if field := _first_difference(_section(one, "cohort"), _section(other, "cohort")):
         return f"other cohorts ({field})"
     common = one.cohorts.keys() & other.cohorts.keys()

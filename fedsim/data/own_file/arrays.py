@@ -61,6 +61,11 @@ class Source:
             raise BadInput(f"{self.where}: {called} is not an array")
         if found.dtype.kind not in "biufcSUO" or not isinstance(found.shape, tuple):
             raise BadInput(f"{self.where}: {called} is an array of {found.dtype}; it must be of plain numbers or text")
+        if isinstance(found, h5py.Dataset) and (lost := _lost(found)):
+            raise BadInput(
+                f"{self.where}: {called} is a virtual dataset, and a part of it is missing: {lost}. HDF5 would read zeros in its place."
+                " Put the file back, or copy the values into one file"
+            )
         return found
 
     def _called(self, name: str) -> str:
@@ -108,6 +113,21 @@ def _datasets(file: h5py.File) -> dict[str, h5py.Dataset]:
     found: dict[str, h5py.Dataset] = {}
     file.visititems(lambda name, item: found.update({name: item}) if isinstance(item, h5py.Dataset) else None)
     return found
+
+
+def _lost(dataset: h5py.Dataset) -> str:
+    """The first source of a virtual dataset that is not there: its file, or the dataset in it; empty where all are."""
+    for source in dataset.virtual_sources() if dataset.is_virtual else ():
+        if source.file_name == "." or "%b" in source.file_name + source.dset_name:  # this file itself; a series, which may end early
+            continue
+        places = [folder / source.file_name for folder in (Path(dataset.file.filename).parent, Path())]
+        file = next((place for place in places if place.is_file()), None)
+        if file is None:
+            return f"there is no file {source.file_name}"
+        with run_file.apart(file) as opened_source:
+            if source.dset_name not in opened_source:
+                return f"{source.file_name} has no {source.dset_name}"
+    return ""
 
 
 class _NpzArrays(Mapping[str, Array]):

@@ -43,6 +43,22 @@ def refuse_wrong(settings: ModelSettings, module: nn.Module, images: Images) -> 
         raise BadInput(f"{title(settings)}: {found.why}")
 
 
+def refuse_other_weights(settings: ModelSettings, module: nn.Module, again: nn.Module) -> None:
+    """BadInput where the factory gave other values when it was called `again`: no run could be repeated, and ranks would differ."""
+    one, other = module.state_dict(), again.state_dict()
+    unlike = [name for name in sorted({*one, *other}) if name not in one or name not in other or not _equal(one[name], other[name])]
+    if unlike:
+        raise BadInput(
+            f"{title(settings)} gives another {unlike[0]} each time it is called; draw it by torch.randn, numpy.random.randn or random,"
+            " which fedsim seeds before the call, or by a generator with a seed of its own: numpy.random.default_rng(0)"
+        )
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Whether all values are the same, not-a-numbers too."""
+    return one.shape == other.shape and one.dtype == other.dtype and bool(torch.equal(one.nan_to_num(), other.nan_to_num()))
+
+
 def uncounted(settings: ModelSettings, module: nn.Module) -> str:
     """A note about weights that have no part in FLOPs and masks; empty where there are none."""
     if not is_own(settings):

@@ -21,6 +21,7 @@ APART = {
     "other partition (partition.name)": {"job": {"partition": {"name": "shards"}}, "partition_sha256": "x"},
     "other partition (partition_sha256)": {"partition_sha256": "x"},
     "a file does not say who holds which images": {"partition_sha256": ""},
+    "other images or labels (data_sha256)": {"data_sha256": "x"},
     "other cohorts (cohort.size)": {"job": {"cohort": {"size": 3}}},
     "other cohorts (clients/in_cohort)": {"cohorts": {1: (1, 2), 2: (2, 3)}},
     "other first weights (model.width)": {"job": {"model": {"width": 8}}},
@@ -32,6 +33,7 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "what is done with images, and where they lie": {"job": {"data": {"augment": ["crop"], "root": "/elsewhere"}}},
     "further clients in one round": {"cohorts": {2: (0, 1, 2, 3)}},
     "shorter": {"accuracies": (0.1, 0.2)},
+    "of a file that does not say which images it had": {"data_sha256": ""},
     "own code of the method alone": {"own_code_sha256": "x"},
 }
 
