@@ -116,7 +116,7 @@ class _Reading:
     def _layer(self, node: fx.Node, name: str, flows: list[_Flow]) -> _Flow:
         layer = self.layers[name]
         own = list(layer.parameters())
-        again, tied = bool(own) and name in self.touched, any(id(value) in self.tied for value in own)
+        again, tied = name in self.touched, any(id(value) in self.tied for value in own)
         if type(layer) is InputGate and not (again or tied):
             return self._gate(name, layer, [self.flows[entry] for entry in node.args])  # type: ignore[index]
         flows = [replace(flow, dynamic_gate=False) for flow in flows]

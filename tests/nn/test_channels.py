@@ -167,6 +167,7 @@ SHARED = {
     "one layer twice": (*[conv(4, 4)] * 2, nn.Identity(), nn.Identity(), set()),
     "tied layers": (*tied(lambda: conv(4, 4)), nn.Identity(), nn.Identity(), set()),
     "one norm twice": (conv(4, 4), conv(4, 4), *[nn.BatchNorm2d(4)] * 2, {"a", "b"}),
+    "one norm without parameters twice": (conv(4, 4), conv(4, 4), *[nn.BatchNorm2d(4, affine=False)] * 2, {"a", "b"}),
     "tied norms": (conv(4, 4), conv(4, 4), *tied(lambda: nn.GroupNorm(1, 4)), {"a", "b"}),
 }
 
