@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from fedsim.fleet.mpi.device_transfer import Buffer, DeviceTransfer, seen_as
+from fedsim.fleet.mpi.device_transfer import Buffer, DeviceTransfer, joined, seen_as
 from fedsim.fleet.mpi.schedule import branches
 
 OWN_TAG, REPLY_TAG, ROWS_TAG, GO_TAG, STOP_TAG, TOTAL_TAG, SHARED_TAG, LIST_TAG = range(1, 9)  # tags
 HOST = DeviceTransfer()
 SHORT, LONG = 50e-6, 2e-3  # seconds between two looks at a request
 TEXT = 4096  # bytes of an error at the start
+PIECE = 2**30  # bytes of a message at most: MPI counts them in 32 bits, and Open MPI refuses 2^31
 
 
 @dataclass
@@ -81,13 +82,21 @@ class Communicator:
         return held
 
     def send(self, buffers: dict[int, Buffer], tag: int) -> None:
-        """A buffer to each of some ranks, all under way together."""
-        requests = [self.comm.Isend(buffer, dest=rank, tag=tag) for rank, buffer in buffers.items()]
-        for request, (rank, buffer) in zip(requests, buffers.items(), strict=True):
-            self.wait(request, buffer, ranks=(rank,))
-            self._count(buffer)
+        """Bytes to each of some ranks, all under way together; in pieces, of which the last is shorter than PIECE and may be empty."""
+        pieces = [(rank, buffer[at : at + PIECE]) for rank, buffer in buffers.items() for at in range(0, buffer.nbytes + 1, PIECE)]
+        requests = [self.comm.Isend(piece, dest=rank, tag=tag) for rank, piece in pieces]
+        for request, (rank, piece) in zip(requests, pieces, strict=True):
+            self.wait(request, piece, ranks=(rank,))
+            self._count(piece)
 
     def receive(self, rank: int, tag: int, transfer: DeviceTransfer = HOST) -> Buffer:
+        """The bytes that a rank has sent, all pieces of them."""
+        pieces = [self._piece(rank, tag, transfer)]
+        while pieces[-1].nbytes == PIECE:
+            pieces.append(self._piece(rank, tag, transfer))
+        return pieces[0] if len(pieces) == 1 else joined(pieces)
+
+    def _piece(self, rank: int, tag: int, transfer: DeviceTransfer) -> Buffer:
         status = MPI.Status()
         self.until(lambda: self.comm.Iprobe(source=rank, tag=tag, status=status), ranks=(rank,))
         buffer = transfer.allocate(status.Get_count(MPI.BYTE))

@@ -74,6 +74,11 @@ def seen_as(buffer: Buffer, dtype: str) -> Buffer:
     return buffer.view(getattr(torch, dtype) if isinstance(buffer, Tensor) else np.dtype(dtype))
 
 
+def joined(buffers: list[Buffer]) -> Buffer:
+    """The buffers of one device, one after the other."""
+    return torch.cat(buffers) if isinstance(buffers[0], Tensor) else np.concatenate(buffers)
+
+
 def bytes_of(tree: Tree) -> Tensor:
     """All tensors of one device as one buffer of bytes there, as `flat.flat` lays them out."""
     parts = [value.detach().contiguous().flatten().view(torch.uint8) for value in tree.values()]
