@@ -63,6 +63,7 @@ class PartitionSettings:
     max_tries: int = 10  # draws before the best of them is repaired
     public: int = 0  # images per class kept for the server
     holdout: float = 0.0  # share of each client's images it does not train on
+    seed: int | None = None  # of the partition alone; by default the job's
     test: str = "proportional"  # proportional (each client has test images) | global (none has)
 
     def __post_init__(self) -> None:

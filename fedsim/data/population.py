@@ -111,7 +111,8 @@ def populate(data: DataSettings, settings: PartitionSettings, seed: int) -> Popu
 
 
 def divide(train: Data, test: Data, settings: PartitionSettings, seed: int) -> Population:
-    """Deal images already open; nothing is augmented."""
+    """Deal images already open; nothing is augmented. seed: of the partition, where it has none of its own."""
+    seed = seed if settings.seed is None else settings.seed
     shards, facts = _in_blocks(train, test, settings, seed) if settings.name == "blocks" else _dealt(train, test, settings, seed)
     _check_held(shards, settings)
     record = _record(train, test, settings, seed) | facts

@@ -23,8 +23,8 @@ from fedsim.errors import BadInput
 DIGITS = DataSettings()
 
 
-def digits(seed=0, **fields):
-    return populate(DIGITS, PartitionSettings(**fields), seed)
+def digits(seed=0, own_seed=None, **fields):
+    return populate(DIGITS, PartitionSettings(seed=own_seed, **fields), seed)
 
 
 def indices(shards):
@@ -127,6 +127,13 @@ def test_augmentation_is_the_jobs():
     p = populate(DataSettings(augment=("cutout",), crop_pad=2, cutout=3), PartitionSettings(), 0)
     assert (p.augment, p.crop_pad, p.cutout) == (("cutout",), 2, 3)
     assert digits().augment == ()
+
+
+def test_a_partition_has_a_seed_of_its_own_where_it_is_given_one():
+    one, other = digits(seed=0, own_seed=7), digits(seed=1, own_seed=7)
+    assert one.sha256 == other.sha256 == digits(seed=7).sha256
+    assert digits(seed=0).sha256 != one.sha256
+    assert one.record["seed"] == 7
 
 
 @pytest.mark.parametrize("cutout", [8, 16])

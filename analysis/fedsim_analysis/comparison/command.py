@@ -81,6 +81,8 @@ def _terminal(naming: Naming, frames: Mapping[str, pd.DataFrame], width: int | N
 def fitted(naming: Naming, table: pd.DataFrame, width: int | None) -> str:
     """`tell`, with numbers of the rows; of a table that is wider than `width` the columns that do not fit stand below."""
     text, _, legend = tell(table).partition("\n\n")
+    if how := remarks.drawn(naming.comparison):
+        legend = f"{legend}\n{how}"
     shown = readable(table)
     if naming.numbered:
         shown.insert(0, ROW, range(1, len(shown) + 1))

@@ -13,6 +13,8 @@ from fedsim_analysis.comparison.tables import UNMEASURED
 
 FEW = 6  # pairs, below which no p of the test can be under 0.05
 INTERVAL = "±: half the 95 % interval of the mean over seeds, by Student's t."
+ONE_PARTITION = "All seeds of a row have one partition: the interval is over cohorts, batches and first weights."
+OWN_PARTITIONS = "Each seed has a partition of its own, so the interval is over partitions too; partition.seed gives all seeds one."
 PAIRED = (
     "difference: of pairs of runs with the same seed, partition, cohorts and first weights, from the baseline, in the mean. p: of"
     " Wilcoxon's signed-rank test, two-sided, exact."
@@ -37,6 +39,8 @@ def of(naming: Naming, frames: Mapping[str, pd.DataFrame]) -> list[str]:
     found = [OVERVIEW] if "overview" in frames else []
     if any(len(group.runs) > 1 for group in comparison.groups):
         found.append(INTERVAL)
+    if "overview" in frames and (text := drawn(comparison)):
+        found.append(text)
     if held:
         found += [PAIRED, *_of_pairs(naming, pd.concat(held, ignore_index=True))]
     if "equal" in frames:
@@ -46,6 +50,16 @@ def of(naming: Naming, frames: Mapping[str, pd.DataFrame]) -> list[str]:
     if len(comparison.blocks) > 1:
         found.append(f"Runs on {' and on '.join(comparison.blocks)} are not held against each other: their accuracies are of other images.")
     return found
+
+
+def drawn(comparison: Comparison) -> str:
+    """What else than training differs between the seeds of a row; empty where a row has one run, or where rows differ in this."""
+    hashes = [[run.attributes.get("partition_sha256") for run in group.runs] for group in comparison.groups if len(group.runs) > 1]
+    if not hashes or not all(map(all, hashes)):
+        return ""
+    if all(len(set(each)) == 1 for each in hashes):
+        return ONE_PARTITION
+    return OWN_PARTITIONS if all(len(set(each)) == len(each) for each in hashes) else ""
 
 
 def _of_pairs(naming: Naming, rows: pd.DataFrame) -> list[str]:
