@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
-from fedsim.cli import batch, checked_model, data, devices, doctor, results, submission
+from fedsim.cli import batch, checked_model, data, devices, doctor, field_help, results, submission
 from fedsim.cli.output import code_of_lost_output, print_what_can_be_printed
 from fedsim.errors import BadInput, ClientFault, LonelyRanks, MethodFault, Stopped, naming_job
 from fedsim.simulation.launchers import ranks
@@ -184,6 +184,7 @@ submission.add(app)
 doctor.add(app)
 data.add(app)
 devices.add(app)
+field_help.add(app)
 
 
 @app.command()

@@ -31,7 +31,7 @@ def _flowing(text: str) -> str:
     return re.sub(r"(?<=\S)\n(?=\S)", " ", text)
 
 
-def _default(value: object) -> str:
+def default(value: object) -> str:
     """A default as a job writes it; a dash for None, which TOML cannot write."""
     return "required" if value is MISSING else "-" if value is None else written(value)
 
@@ -52,5 +52,5 @@ def _all() -> Table:
 def _parameters(parameters: list[Parameter]) -> Table:
     table = Table("field", "type", "default", "meaning", box=None, header_style="bold", pad_edge=False)
     for each in parameters:
-        table.add_row(each.name, _kind(each.kind), _default(each.default), each.meaning)
+        table.add_row(each.name, _kind(each.kind), default(each.default), each.meaning)
     return table

@@ -84,7 +84,7 @@ class Job(Section):
     """A validated job. Made by `load` or `check`."""
 
     name: Annotated[str, Field(pattern=r"^[^/\s\x00-\x1f][^/\x00-\x1f]*$", description=FILE_NAME)] = "job"  # also the name of the run file
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0  # of the partition, the cohorts, the batches and the first weights
     rounds: Number = 100  # all of them, warm-up and fine-tuning included
     data: DataSettings = DataSettings()
     partition: PartitionSettings = PartitionSettings()

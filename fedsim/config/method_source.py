@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import io
+import re
 import sys
 import tokenize
 from collections.abc import Iterator, Mapping
@@ -112,4 +113,5 @@ def _parameter(name: str, field: ast.AnnAssign, source: str) -> Parameter:
 def _comment(field: ast.AnnAssign, source: str) -> str:
     lines = source.splitlines(keepends=True)[field.lineno - 1 : field.end_lineno]
     tokens = tokenize.generate_tokens(io.StringIO("".join(lines).lstrip()).readline)
-    return " ".join(token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT)
+    said = " ".join(token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT)
+    return re.sub(r"^type: ignore\[[a-z-]+\](  # )?", "", said)

@@ -39,7 +39,7 @@ class Section(BaseModel):
 class Cohort(Section):
     """The section [cohort]: which clients take part in a round, and with [devices] whose answers the server waits for."""
 
-    size: Number | None = None  # clients per round; None: all, at most SMALL_COHORT
+    size: Number | None = None  # clients per round; None: all, at most 10
     mode: Literal["sync", "deadline", "oversample", "buffered"] = "sync"  # whose answers count, with [devices]
     deadline: Positive | None = None  # seconds that the server waits for answers, in each exchange of a round
     least: Number = 1  # answers; a round with fewer is repeated with other clients
@@ -83,21 +83,21 @@ class Train(Section):
 
     epochs: Number | None = None  # local epochs; 1 unless steps says otherwise
     steps: Number | None = None  # local steps, instead of epochs
-    batch: BatchSize = LocalTraining.batch  # images
-    lr: NotNegative = LocalTraining.lr
-    momentum: Annotated[float, Field(ge=0, lt=1)] = LocalTraining.momentum
-    weight_decay: NotNegative = LocalTraining.decay
-    optimiser: Literal["sgd", "adam"] = "sgd"
-    schedule: Literal["constant", "cosine", "exponential", "step"] = "constant"  # over rounds
+    batch: BatchSize = LocalTraining.batch  # images of a step
+    lr: NotNegative = LocalTraining.lr  # learning rate of clients
+    momentum: Annotated[float, Field(ge=0, lt=1)] = LocalTraining.momentum  # of SGD
+    weight_decay: NotNegative = LocalTraining.decay  # times the weights, added to their gradients
+    optimiser: Literal["sgd", "adam"] = "sgd"  # of clients
+    schedule: Literal["constant", "cosine", "exponential", "step"] = "constant"  # of the learning rate, over rounds
     factor: Positive = LocalTraining.factor  # of exponential (each round) and step (at each milestone)
-    milestones: tuple[Share, ...] = LocalTraining.milestones  # shares of the rounds
+    milestones: tuple[Share, ...] = LocalTraining.milestones  # of step: shares of the rounds after which the rate falls
     activation_keep: Annotated[float, Field(gt=0, le=1)] = (
         1.0  # of the inputs of layers, kept for their weights' gradients; 1: plain layers
     )
     activation_layers: Literal["all", "conv"] = "all"  # which: never the first one; conv: linear layers keep all
     activation_cache: Literal["bitmap", "int32"] = "bitmap"  # how the positions of what is kept are kept
-    aggregate: str = "fedavg"
-    fedprox_mu: NotNegative = AGGREGATES["fedprox"]().fedprox_mu  # type: ignore[attr-defined]
+    aggregate: str = "fedavg"  # how the server averages: fedavg, fedprox, fednova or scaffold
+    fedprox_mu: NotNegative = AGGREGATES["fedprox"]().fedprox_mu  # type: ignore[attr-defined]  # weight of the proximal term
     fednova_weights: Literal["samples", "batches"] = "samples"  # what clients count by under fednova: their images, or their local steps
 
     @field_validator("aggregate")
@@ -136,9 +136,9 @@ class Train(Section):
 class Evaluate(Section):
     """The section [evaluate]: in which rounds, and on which clients."""
 
-    every: Annotated[int, Field(ge=0)] = 1  # rounds; 0: never
-    clients: Literal["all", "cohort"] | Number | None = None  # None: all up to ALL_CLIENTS, above them the cohort
-    batch: BatchSize = 256  # images
+    every: Annotated[int, Field(ge=0)] = 1  # rounds from one evaluation to the next; the last one always; 0: never
+    clients: Literal["all", "cohort"] | Number | None = None  # whose own test images; None: all up to 1,000 clients, else the cohort
+    batch: BatchSize = 256  # images of a forward pass
 
     def of(self, clients: int) -> Literal["all", "cohort"] | int:
         """Which of `clients` clients are evaluated on their own test images."""
@@ -159,16 +159,16 @@ class Execution(Section):
     """The section [execution]: how the job is computed. The plan chooses what is None."""
 
     plan: Annotated[str, Field(pattern=r"^(auto|reference|.+\.h5)$", description=PLANS)] = "auto"
-    fleet: Literal["serial", "packed", "cuda_graph"] | None = None
+    fleet: Literal["serial", "packed", "cuda_graph"] | None = None  # how clients are trained on a rank
     packs: Number | None = None  # packs that a cohort is cut into
-    memory_format: Literal["contiguous", "channels_last"] | None = None
+    memory_format: Literal["contiguous", "channels_last"] | None = None  # of images and convolutions
     kernels: Literal["dense", "sparse"] | None = None  # of layers with a mask; None: by their density, as measured
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # where clients train; auto: a GPU where there is one
     dtype: Literal["float32", "tf32", "bfloat16"] = "float32"  # of convolutions and products; weights, norms and losses stay float32
     packed_conv: Literal["grouped", "matmul"] | None = None  # how the convolutions of a pack are computed
     gpu_memory_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0  # of a GPU's memory that one rank may take; R ranks on it: 1 / R
     cuda_aware_mpi: Literal["auto", "on", "off"] = "auto"  # whether MPI is handed tensors on the GPU, or copies of them on the host
-    threads: Annotated[int, Field(ge=1, le=1024)] = 1  # per rank
-    checkpoint_every: Number = 1  # rounds
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1  # of torch, per rank
+    checkpoint_every: Number = 1  # rounds from one checkpoint to the next
     scratch: str = ""  # a folder of the node's own disk where the run writes, copied to --out after each checkpoint; $NAME is expanded
-    time_limit: Positive | None = None  # minutes
+    time_limit: Positive | None = None  # minutes, after which the run stops gently

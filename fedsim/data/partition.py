@@ -43,20 +43,20 @@ MEASURED = ("min_images", "public", "sigma", "noise_std", "angle")  # at least 0
 
 @dataclass(frozen=True)
 class PartitionSettings:
-    """The job's [partition] section. A field that a scheme does not use is left alone."""
+    """The section [partition]: which client holds which images. A field that a scheme does not use is left alone."""
 
-    name: str = "dirichlet_class"
-    clients: int = 10  # N; natural: 0 for one per user
+    name: str = "dirichlet_class"  # the scheme by which images are dealt to clients
+    clients: int = 10  # N, all registered clients; natural: 0 for one per user
     alpha: float = 0.5  # dirichlet_class, dirichlet_client: concentration
     balance: bool = True  # dirichlet_class: full clients get none of the later classes
     prior: str = "shares"  # dirichlet_client: shares | ones
     sizes: str = "equal"  # dirichlet_client: equal | dirichlet (beta) | lognormal (sigma)
     beta: float = 0.5  # quantity_dirichlet: concentration of the sizes
     sigma: float = 1.0  # quantity_lognormal: sizes ~ exp(sigma z)
-    shards_per_client: int = 2  # shards
+    shards_per_client: int = 2  # shards: of the images in the order of their classes
     drop_rest: bool = False  # shards: equal pieces, the remainder dropped
-    classes_per_client: int = 2  # classes_per_client, few_per_class
-    images_per_class: int = 20  # few_per_class
+    classes_per_client: int = 2  # classes_per_client, few_per_class: of each client
+    images_per_class: int = 20  # few_per_class: of each client
     noise_std: float = 0.1  # feature_noise: of the last client, pixel values in [0, 1]
     angle: float = 45.0  # feature_rotation: largest, degrees
     min_images: int = 10  # m, images of every client, held-out ones included

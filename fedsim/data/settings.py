@@ -32,22 +32,22 @@ KINDS = ("crop", "flip", "cutout")  # of augmentation
 
 @dataclass(frozen=True)
 class DataSettings:
-    """The job's [data] section. None stands for the data set's own default."""
+    """The section [data]: which images there are. A field without a value is as usual for the data set."""
 
-    name: str = "digits"
+    name: str = "digits"  # a data set: see the README, or what `fedsim data` lists; file: images of your own
     root: str = "data"  # folder of the data sets that are files
-    download: bool = False
+    download: bool = False  # whether what is missing in root is fetched from the network
     image_size: int | None = None  # pixels, height = width: digits (upsampled from 8), shapes, fake
-    channels: int | None = None  # shapes (1 or 3), fake
-    classes: int | None = None  # shapes, fake
+    channels: int | None = None  # of images that are made: shapes (1 or 3), fake
+    classes: int | None = None  # of images that are made: shapes, fake
     train_images: int | None = None  # how many shapes or fake images are made; of other sets so many, each class in proportion
     test_images: int | None = None  # the same of test images
-    augment: tuple[str, ...] | None = None  # of crop, flip, cutout
+    augment: tuple[str, ...] | None = None  # some of crop, flip, cutout; without it as usual for the data set
     crop_pad: int = 4  # pixels of padding that a crop moves in
     crop_border: str = "zeros"  # what it is padded with: zeros | reflect
     normalise: bool = True  # by the training images' mean and deviation; false: pixels in [0, 1]
     cutout: int = 16  # pixels, side of the square cut out
-    split: str = "balanced"  # emnist
+    split: str = "balanced"  # emnist: which of its parts
     path: str | None = None  # file: the user's HDF5 or npz file
     layout: str | None = None  # file: the axes of the images: nchw | nhwc; None: recognised by the shape
     relabel: bool = False  # file: number the labels that occur, in sorted order, from 0

@@ -19,7 +19,7 @@ OF_FEDSIM = ("match", "norm", "nsconv_over", "standardise", "norm_weight", "deta
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """The [model] section of a job."""
+    """The section [model]: the network that all clients train."""
 
     name: str = "cnn"  # cnn | simple_cnn | lenet5 | resnet8 | resnet18 | resnet20 | resnet32 | resnet56 | vgg11 | vgg16 | mobilenet_v2
     width: int | None = None  # channels of the first convolution, all others in proportion; None: the model's own
@@ -29,7 +29,7 @@ class ModelSettings:
     norm_weight: float = 1.0  # where the scales of norms start
     detach_shortcut: bool = False  # no gradient through the down-sampling shortcuts of resnet8/20/32/56
     match: str | None = None  # a small dense model whose params | flops | memory are at most match_density of the full one's
-    match_density: float = 1.0
+    match_density: float = 1.0  # of match: the share that the small model costs at most
     gate_keep: float | None = None  # d: dynamic gates leave this share of a convolution's channels open for an image; None: no gates
     gate_sigmoid: bool | None = None  # of the pooled input that a gate reads; None: on; off in networks with additions and group norms
     gate_bias: float | None = None  # where the biases of gates start; None: 1, in networks with additions 0
