@@ -12,7 +12,8 @@ A key is `PREFIX/NAME`. The prefix says what the tensor is and what it costs on 
 | `grad/` `loss/` `own/` | gradients, sums of losses or scores, what a client keeps of its own (it does not travel) | 4 · size |
 | `byte/` `scale/` | a tensor in 8 bits an entry (uint8), `byte/w/conv1.weight`; its unit and the entry that is 0, (2,) | size; 4 · size |
 | `top/` `index/` | largest entries and their positions; positions | 4 · size (int32, float32) |
-| `n/` `vote/` `seed/` | counts and keys of randomness, which the receiver knows or can compute | 0 |
+| `n/` | counts: a few numbers beside the rest | 0 up to 16 numbers; 4 · size for more |
+| `vote/` `seed/` | counts and keys of randomness, which the receiver knows or can compute | 0 |
 """
 
 from __future__ import annotations
@@ -86,6 +87,8 @@ THRESHOLD, LAST_LOSS = "own/threshold", "loss/last"  # () of a client's last upl
 WIDTH_RATE = "n/rate"  # () float64: r_k, of which a client's gate follows
 OWNED_CLASSES = "n/classes"  # (classes,) bool: of which a client has training images
 COVER = "n/cover/"  # KEY -> total: the clients that have an entry of this tensor, by their weight in the mean
+
+WORKED_OUT = (SCAFFOLD_SINCE, COVER)  # under n/, of the size of a weight, and free: it follows from masks and rates that are paid for
 
 
 def weight(layer: str) -> str:

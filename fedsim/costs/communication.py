@@ -8,7 +8,8 @@
 | top/ index/ | 4 · size (int32 indices, float32 values) |
 | byte/ scale/ | 1 · size (uint8); 4 · size |
 | gate/ | ceil(G / 8) a row when hard (bool), 4 · size when soft |
-| n/ vote/ seed/ | 0: the receiver knows or can compute it |
+| n/ | 0 for a few numbers (16), which go with the header; 4 · size for more |
+| vote/ seed/ | 0: the receiver knows or can compute it |
 
 Names, shapes and the chosen form of a mask are agreed on beforehand (the header), so that the payload holds values only.
 """
@@ -24,6 +25,8 @@ from torch import Tensor
 from fedsim.core import keys
 from fedsim.core.keys import FREE, PRICED
 from fedsim.core.tree import Tree
+
+FEW = 16  # numbers under n/ that cost nothing: how many images, steps or visits
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,13 @@ def length(tree: Tree, held: Tree | None = None, last: Tree | None = None) -> in
 def heads(tree: Tree, held: Tree | None = None, last: Tree | None = None) -> list[Head]:
     """The header of every tensor that travels, in the order of the keys."""
     known = {**(held or {}), **tree}
-    return [_head(key, value, known, (last or {}).get(key)) for key, value in sorted(tree.items()) if not key.startswith(FREE)]
+    return [_head(key, value, known, (last or {}).get(key)) for key, value in sorted(tree.items()) if not _is_free(key, value)]
+
+
+def _is_free(key: str, value: Tensor) -> bool:
+    """Whether a tensor costs nothing on the air."""
+    many = key.startswith(keys.COUNTS) and value.numel() > FEW and not key.startswith(keys.WORKED_OUT)
+    return key.startswith(FREE) and not many
 
 
 def _head(key: str, value: Tensor, known: Tree, last: Tensor | None) -> Head:
@@ -62,12 +71,12 @@ def _form(key: str, value: Tensor, known: Tree, last: Tensor | None) -> tuple[st
         return ("float32", 4 * value.numel()) if mask is None else ("masked", 4 * int(mask.sum()))
     if key.startswith(keys.MASKS):
         return _mask_form(value, last)
-    if key.startswith(keys.GATES) and value.dtype == torch.bool:
+    if key.startswith((keys.GATES, keys.COUNTS)) and value.dtype == torch.bool:
         rows = value.numel() // value.shape[-1] if value.numel() else 0
         return "bits", rows * -(-value.shape[-1] // 8)
     if key.startswith(keys.BYTES) and value.dtype == torch.uint8:
         return "uint8", value.numel()
-    if key.startswith(PRICED):
+    if key.startswith((*PRICED, keys.COUNTS)):
         return "float32" if value.is_floating_point() else "int32", 4 * value.numel()
     raise ValueError(f"no price for {key!r}; a key begins with one of {', '.join(keys.KNOWN)}")
 

@@ -16,11 +16,7 @@ import numpy as np
 from fedsim_analysis.measures import colours
 from fedsim_analysis.plots import lines, style
 
-PANELS = {
-    "none": "sparse layers take as long as dense ones",
-    "measured": "as measured for fedsim's CPU kernels",
-    "ideal": "in proportion to FLOPs",
-}
+PANELS = ("none", "measured", "ideal")
 NAMES = {
     "dense": ("dense", "fedavg"),
     "small_dense": ("small dense", colours.SMALL_DENSE),
@@ -31,6 +27,8 @@ NAMES = {
     "adp": ("adaptive dynamic pruning", "adp"),
 }
 
+DASHED = {"small_dense": "--"}
+
 
 def main(folder: Path, out: Path) -> None:
     """A line for each job: the mean accuracy over its seeds, over the mean time at the end of each round."""
@@ -39,15 +37,24 @@ def main(folder: Path, out: Path) -> None:
         job, _, rest = path.stem.partition("-sparse")
         found[rest.partition("-")[0], job].append(path)
     with style():
-        figure, axes = plt.subplots(1, len(PANELS), figsize=(6.9, 2.6), sharey=True, layout="constrained")
-        for ax, (sparse, title) in zip(axes, PANELS.items(), strict=True):
+        figure, axes = plt.subplots(1, len(PANELS), figsize=(6.9, 2.6), sharex=True, sharey=True, layout="constrained")
+        for ax, sparse in zip(axes, PANELS, strict=True):
             for job, (name, method) in NAMES.items():
                 rounds = fedsim_analysis.open(found[sparse, job], group="rounds")
                 colour, marker = colours.METHODS[method]
                 clock, accuracy = (rounds[column].mean("run").values for column in ("clock", "accuracy"))
                 here = np.isfinite(accuracy) & (clock > 0)
-                ax.plot(clock[here], 100 * accuracy[here], color=colour, marker=lines.MARKERS[marker], markevery=(2, 6), label=name)
-            ax.set(xscale="log", title=title, xlabel="time of the devices, s")
+                ax.plot(
+                    clock[here],
+                    100 * accuracy[here],
+                    color=colour,
+                    marker=lines.MARKERS[marker],
+                    markevery=(2, 6),
+                    ls=DASHED.get(job, "-"),
+                    label=name,
+                )
+            ax.set(xscale="log", title=f'sparse = "{sparse}"', xlabel="time of the devices, s", xlim=(0.5, 600))
+            ax.xaxis.set_major_formatter("{x:g}")
             ax.axhline(78, color="0.5", lw=0.6, ls=":")
         axes[0].set(ylabel="accuracy, %", ylim=(40, 87))
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)

@@ -99,3 +99,25 @@ def test_masks_are_found_by_name_and_applied() -> None:
 def test_wrong_masks_are_named(tree, message) -> None:
     with pytest.raises(ValueError, match=message):
         masks.check(tree)
+
+
+@pytest.mark.parametrize(
+    ("value", "price"),
+    [
+        (torch.zeros(16), 0),
+        (torch.zeros(17), 68),
+        (torch.zeros(5, 4, dtype=torch.int64), 80),
+        (torch.zeros(100, dtype=torch.bool), 13),
+    ],
+)
+def test_a_few_counts_are_free_and_what_hides_among_them_is_not(value: torch.Tensor, price: int) -> None:
+    """Else a method could send masks or weights under n/ for nothing."""
+    tree = {"n/mine": value, "n/images": torch.tensor(3.0)}
+    payload, header = communication.encode(tree)
+    assert communication.length(tree) == len(payload) == price
+    assert [head.key for head in header] == (["n/mine"] if price else [])
+    assert all(torch.equal(communication.decode(payload, header)[head.key], value) for head in header)
+
+
+def test_what_follows_from_masks_and_rates_is_free() -> None:
+    assert communication.length({f"{keys.SCAFFOLD_SINCE}w": torch.zeros(99), f"{keys.COVER}w": torch.zeros(99)}) == 0
