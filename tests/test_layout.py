@@ -30,7 +30,6 @@ FORBIDDEN = {"os.environ", "os.getenv", "torch.manual_seed", "torch.seed", "torc
 FORBIDDEN |= {"torch.default_generator.manual_seed", *(f"torch.{name}" for name in DRAWS)}
 FORBIDDEN |= {f"np.random.{name}" for name in ("seed", "rand", "randn", "randint", "permutation", "shuffle", "choice", "random")}
 ALLOWED = {
-    "models/__init__.py": {"torch.default_generator.manual_seed"},  # inside fork_rng: torch draws a model's first weights
     "core/shared_generators.py": {"torch.default_generator.manual_seed", "np.random.seed"},  # in which code of users may draw
     "core/user_cache.py": {"os.environ"},  # where files are kept that change no result
 }

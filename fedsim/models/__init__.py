@@ -8,18 +8,20 @@ from fractions import Fraction
 from functools import partial
 from importlib import import_module
 from importlib.metadata import EntryPoint
+from math import prod
 from typing import Any
 
 import torch
 from torch import nn
 
-from fedsim.core import entry_points
+from fedsim.core import entry_points, rng
 from fedsim.core.shared_generators import seeded
 from fedsim.errors import BadInput
 from fedsim.models import cnn, resnet
 from fedsim.models.blueprint import Blueprint
 from fedsim.models.settings import ModelSettings
 from fedsim.models.width_matching import Matched, widest
+from fedsim.nn.checks import traced
 from fedsim.nn.checks.refusals import refusals
 from fedsim.nn.layers.gate_insertion import insert_gates
 from fedsim.nn.layers.input_gate import Gating
@@ -92,7 +94,14 @@ def build(settings: ModelSettings, shape: Shape, classes: int, seed: int) -> nn.
             module = _from_factory(f'model.name = "{settings.name}": {entry_points.source(entry)}', entry.load, shape, classes)
         else:
             module = _make(settings, shape, classes, small.width, small.shrink) if small else _make(settings, shape, classes)
-        return module if settings.gate_keep is None else insert_gates(module, _gating(settings, settings.gate_keep))
+        return module if settings.gate_keep is None else _gated(settings, settings.gate_keep, module, shape)
+
+
+def _gated(settings: ModelSettings, keep: float, module: nn.Module, shape: Shape) -> nn.Module:
+    own = settings.factory is not None or settings.name not in FAMILIES
+    if own and (why := traced.fault(module, rng.normal(rng.key(0, "images"), 4 * prod(shape)).view(4, *shape))):
+        raise BadInput(f"[model] gate_keep: {why}")
+    return insert_gates(module, _gating(settings, keep))
 
 
 def parameters(settings: ModelSettings, shape: Shape, classes: int) -> int:

@@ -19,7 +19,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from fedsim.nn.layers.gate_insertion import ADDING, graph_of
+from fedsim.nn.layers.gate_insertion import ADDING, graph_of_both_modes
 from fedsim.nn.layers.input_gate import InputGate, Shift
 from fedsim.nn.layers.nsconv import WHOLE, NormalisedConv2d
 from fedsim.nn.layers.standardized_conv import StandardisedConv2d
@@ -294,13 +294,10 @@ def _names(name: str, layer: nn.Module) -> list[str]:
 
 def find_groups(module: nn.Module) -> tuple[fx.Graph, tuple[Group, ...]]:
     """The module's graph and its groups in network order; ValueError that says why there are none."""
-    twin = copy.deepcopy(module)
     try:
-        graph, other = (graph_of(twin.train(mode)) for mode in (True, False))
-    except Exception as error:
-        raise ValueError(f"the model has no gates: torch.fx cannot trace it ({type(error).__name__}: {error})") from error
-    if str(graph) != str(other):
-        raise ValueError("the model has no gates: its forward takes different steps in training and in evaluation")
+        graph = graph_of_both_modes(module)
+    except ValueError as error:
+        raise ValueError(f"the model has no gates: {error}") from error
     reading = _Reading(module, graph)
     groups = reading.groups()
     if not groups:

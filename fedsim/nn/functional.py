@@ -47,11 +47,12 @@ class FunctionalModule:
     weights: keys of all parameters
     frozen: those with requires_grad = False, which no step changes
     context: what the run-time layers know of the call at hand
+    not_traced: why a traced graph cannot stand for the module; empty where nothing is known against it
     pure: whether calls are made under a torch.func transform, where nothing may be overwritten
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self.context = CallContext()
+        self.context, self.not_traced = CallContext(), ""
         self.original = copy.deepcopy(module).train()
         self.initial: Tree = {keys.WEIGHTS + name: value.detach() for name, value in self.original.named_parameters()}
         self.initial |= {keys.BUFFERS + name: value.detach() for name, value in slots.averaged(self.original).items()}
@@ -127,7 +128,9 @@ class FunctionalModule:
 
     @cached_property
     def traced(self) -> tuple[fx.Graph, tuple[Group, ...]]:
-        """The module's graph and its channel groups."""
+        """The module's graph and its channel groups; ValueError where there are none, or the graph was seen to be another network."""
+        if self.not_traced:
+            raise ValueError(f"the model has no gates: {self.not_traced}")
         return channel_groups.find_groups(self.original)
 
     @cached_property

@@ -23,6 +23,7 @@ from fedsim.fleet.accounting import CostAccount
 from fedsim.fleet.messages import WorkerContext
 from fedsim.fleet.timed.rules import Rules
 from fedsim.nn import optim, profiler
+from fedsim.nn.checks import traced
 from fedsim.nn.net import Net
 from fedsim.simulation.checking import room, start
 from fedsim.simulation.devices.rules import rules_of
@@ -111,6 +112,8 @@ def build_experiment(job: Job, node_rank: int = 0, stopped: Callable[[], bool] =
         net = Net(module).to(device)
     except ValueError as error:
         raise BadInput(f"[model] {job.model.name or job.model.factory}: {error}") from error
+    if start.is_own(job.model):
+        net.not_traced = traced.fault(module, start.images_of(population.train)[0])
     if job.train.keep() and job.execution.packed_conv == "matmul":
         raise BadInput('[execution] packed_conv = "matmul" cannot be combined with train.activation_keep < 1; remove one')
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections import Counter
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from fedsim.errors import BadInput
 from fedsim.nn.layers.input_gate import GATES_MODULE, SHIFTS_MODULE, Gating, InputGate, Shift
 
 NORMS = (nn.BatchNorm2d, nn.GroupNorm)
+APART = "its forward takes different steps in training and in evaluation"
 ADDING = {operator.add, operator.iadd, torch.add, "add", "add_"}
 
 
@@ -66,6 +68,32 @@ def _with_constants(module: nn.Module) -> fx.Graph:
     return graph
 
 
+def graph_of_both_modes(module: nn.Module) -> fx.Graph:
+    """The module's graph, the same in training and in evaluation, without tensors that are made at every call. ValueError says why not."""
+    twin, other = (copy.deepcopy(module).train(mode) for mode in (True, False))
+    try:
+        graph, evaluated = graph_of(twin), graph_of(other)
+    except Exception as error:
+        raise ValueError(f"torch.fx cannot trace it ({type(error).__name__}: {error})") from error
+    if _constants(twin):
+        raise ValueError(
+            "its forward makes a tensor at every call, such as torch.tensor(0.3); write the number itself, or keep the tensor by"
+            " register_buffer"
+        )
+    if _steps(twin, graph) != _steps(other, evaluated):
+        raise ValueError(APART)
+    return graph
+
+
+def _constants(module: nn.Module) -> dict[str, Any]:
+    """The tensors that its forward made while it was traced, by the names under which torch.fx has put them there."""
+    return {name: value.tolist() for name, value in vars(module).items() if name.startswith("_tensor_constant")}
+
+
+def _steps(module: nn.Module, graph: fx.Graph) -> tuple[str, dict[str, Any]]:
+    return str(graph), _constants(module)
+
+
 def insert_gates(module: nn.Module, gating: Gating) -> fx.GraphModule:
     """The module with a dynamic gate at every convolution above 1x1, in a network with additions all but the one that reads the image.
 
@@ -73,10 +101,13 @@ def insert_gates(module: nn.Module, gating: Gating) -> fx.GraphModule:
     """
     if fixed := [name for name, layer in module.train().named_modules() if not layer.training]:
         raise BadInput(f"[model] gate_keep: {fixed[0]} stays in evaluation mode, and the gated model would train it; leave gate_keep out")
+    other = copy.deepcopy(module).eval()
     try:
-        graph = graph_of(module)
+        graph, evaluated = graph_of(module), graph_of(other)
     except Exception as error:
         raise BadInput(f"[model] gate_keep: torch.fx cannot trace the model ({type(error).__name__}: {error})") from error
+    if _steps(module, graph) != _steps(other, evaluated):
+        raise BadInput(f"[model] gate_keep: {APART}")
     made = fx.GraphModule(module, _without_identities(module, graph))
     residual = any(node.target in ADDING and len(node.all_input_nodes) > 1 for node in graph.nodes)
     uses = Counter(node.target for node in graph.nodes if node.op == "call_module")
