@@ -59,13 +59,15 @@ class Experiment:
         return [*record["notes"], *record["warnings"], *([of_model] if of_model else [])]
 
     def facts(self) -> dict[str, str]:
-        """What must be alike on all ranks of a run, by what messages call it."""
-        return {
-            "the job": self.identity,
-            "own code": own_code.digest(self.job),
-            "the hash of images and labels": self.population.data_sha256,
-            "the hash of the first weights": tree.sha256_of(self.setting.net.original.state_dict()),
-        }
+        """What must be alike on all ranks of a run, by what messages call it.
+
+        Of a model of one's own the first weights too: a factory may read a file, and not all that it makes is sent to ranks.
+        """
+        facts = {"the job": self.identity, "own code": own_code.digest(self.job)}
+        facts["the hash of images and labels"] = self.population.data_sha256
+        if start.is_own(self.job.model):
+            facts["the hash of the first weights"] = tree.sha256_of(start.values(self.setting.net.original))
+        return facts
 
     def account(self, pack: int = 1) -> CostAccount:
         """The books of a run whose ranks train `pack` clients at once."""

@@ -38,6 +38,13 @@ def make(shape, classes):
     return Net(shape[0] * shape[1] * shape[2], classes)
 
 
+def loaded(shape, classes):
+    module = make(shape, classes)
+    with torch.no_grad():
+        module.two.bias += float(open("bias.txt").read())
+    return module
+
+
 def unseeded(shape, classes):
     module = make(shape, classes)
     with torch.no_grad():
@@ -96,16 +103,35 @@ def test_a_factory_whose_weights_nobody_can_make_again_is_refused(job: Path, tmp
         sys.modules.pop(name, None)
 
 
+def on_two_nodes(job: Path, *settings: str) -> subprocess.CompletedProcess[str]:
+    """The run on two ranks, of which the second stands in the folder `other`, as on a node with files of its own."""
+    mpirun, *_ = launcher("openmpi").command(2)
+    (job.parent / "other" / "job.toml").write_text(job.read_text())
+    words: list[Any] = [sys.executable, "-m", "fedsim", "run", "job.toml", "--out", job.parent / "run.h5", *settings]
+    command = [mpirun, "-n", "1", *words, ":", "-n", "1", "--wdir", job.parent / "other", *words]
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+
+
 @pytest.mark.processes
 def test_ranks_with_other_labels_are_refused_before_anything_is_written(job: Path, tmp_path: Path) -> None:
-    """Two nodes with a file of their own each: the labels of one stand in another order."""
+    """The labels of one node stand in another order."""
     (tmp_path / "other").mkdir()
     images(tmp_path / "other" / "mine.h5", shuffled=True)
-    (tmp_path / "other" / "job.toml").write_text(job.read_text())
-    mpirun, *_ = launcher("openmpi").command(2)
-    words: list[Any] = [sys.executable, "-m", "fedsim", "run", "job.toml", "--out", tmp_path / "run.h5"]
-    command = [mpirun, "-n", "1", *words, ":", "-n", "1", "--wdir", tmp_path / "other", *words]
-    ended = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+    ended = on_two_nodes(job)
     assert ended.returncode == 2
     assert "the ranks of a run must be alike, but the hash of images and labels is" in ended.stderr
+    assert not (tmp_path / "run.h5").exists()
+
+
+@pytest.mark.processes
+def test_ranks_whose_factory_reads_another_file_are_refused(job: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    for folder, bias in ((tmp_path, 0), (tmp_path / "other", 1)):
+        images(folder / "mine.h5")
+        (folder / "the_network.py").write_text(NETWORK)
+        (folder / "the_blocks.py").write_text("from torch.nn.functional import relu as activation\n")
+        (folder / "bias.txt").write_text(str(bias))
+    ended = on_two_nodes(job, "--set", "model.factory=the_network:loaded")
+    assert ended.returncode == 2
+    assert "the ranks of a run must be alike, but the hash of the first weights is" in ended.stderr
     assert not (tmp_path / "run.h5").exists()

@@ -45,13 +45,18 @@ def refuse_wrong(settings: ModelSettings, module: nn.Module, images: Images) -> 
 
 def refuse_other_weights(settings: ModelSettings, module: nn.Module, again: nn.Module) -> None:
     """BadInput where the factory gave other values when it was called `again`: no run could be repeated, and ranks would differ."""
-    one, other = module.state_dict(), again.state_dict()
+    one, other = values(module), values(again)
     unlike = [name for name in sorted({*one, *other}) if name not in one or name not in other or not _equal(one[name], other[name])]
     if unlike:
         raise BadInput(
             f"{title(settings)} gives another {unlike[0]} each time it is called; draw it by torch.randn, numpy.random.randn or random,"
             " which fedsim seeds before the call, or by a generator with a seed of its own: numpy.random.default_rng(0)"
         )
+
+
+def values(module: nn.Module) -> dict[str, Tensor]:
+    """Its parameters and buffers."""
+    return {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
