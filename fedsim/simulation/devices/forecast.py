@@ -157,6 +157,8 @@ def refuse_hopeless(parts: Experiment, state: object, fleet: LocalFleet, say: Ca
 
 def _refuse_hopeless(parts: Experiment, state: object, fleet: LocalFleet) -> None:
     assert parts.devices is not None
+    if fleet.filled > LOOKED_AT:
+        return  # one of them may be faster or larger than all that would be looked at
     survey = Survey(parts.devices)
     fleet.emulation, fleet.account.prices.timed = survey, True
     copy = deepcopy(state)
@@ -170,8 +172,6 @@ def _refuse_hopeless(parts: Experiment, state: object, fleet: LocalFleet) -> Non
 
 
 def _refuse(rules: Rules, exchange: Exchange, r: int, fleet: LocalFleet) -> None:
-    if fleet.filled > LOOKED_AT:
-        return  # one of them may be faster or larger than all that would be looked at
     clients = np.array(fleet.draw(None, 0))
     devices, where = rules.mix.of(rules.seed, clients), f"round {r}: {exchange.work}"
     largest = int(np.argmax(devices.memory))
