@@ -39,7 +39,11 @@ def _imports(module: str) -> Iterator[str]:
     if file is None or file.suffix != ".py":
         return
     package = module if file.name == "__init__.py" else module.rpartition(".")[0]
-    for node in ast.walk(ast.parse(file.read_bytes())):
+    try:
+        text = ast.parse(file.read_bytes())
+    except SyntaxError:  # what cannot be imported here imports nothing
+        return
+    for node in ast.walk(text):
         names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]

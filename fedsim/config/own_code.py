@@ -27,7 +27,7 @@ def digest(job: Job) -> str:
     """SHA-256 of the files of that code and of what it imports; empty where all is fedsim's. Of an installed package every file of Python
     counts, but not the packages that it imports.
     """
-    files = [file for place in _places(job) for file in (_file(place), *imported_files.of(place.partition(":")[0]))]
+    files = [file for place in _places(job) for file in (_file(place).resolve(), *imported_files.of(place.partition(":")[0]))]
     files = list(dict.fromkeys(files))
     files += [file for entry in _offers(job) for file in _files(entry)]
     return sha256(b"\n".join(file.read_bytes() for file in files)).hexdigest() if files else ""

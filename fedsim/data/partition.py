@@ -79,6 +79,8 @@ class PartitionSettings:
                 raise BadInput(f"[partition] {field} = {getattr(self, field)} must be above 0")
         if not 0 <= self.holdout < 1:
             raise BadInput(f"[partition] holdout = {self.holdout} must be at least 0 and below 1")
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise BadInput(f"[partition] seed = {self.seed} must be at least 0 and below 2^63")
         if self.clients < (0 if self.name == "natural" else 1):
             raise BadInput(f"[partition] clients = {self.clients} must be at least 1 (natural: 0 gives one client per user)")
 

@@ -13,7 +13,8 @@ from fedsim.config import imported_files
 FILES = {
     "mine_top.py": "import os, numpy.linalg, mine_near\nfrom fedsim.methods import fedavg\nfrom mine_pack.inner import deep\n",
     "mine_near.py": "import json, mine_top\n\n\ndef late():\n    import mine_late\n    from mine_absent import nothing\n",
-    "mine_late.py": "import torch\n",
+    "mine_late.py": "import torch, mine_broken\n",
+    "mine_broken.py": "import mine_unused\nfor\n",
     "mine_unused.py": "",
     "mine_pack/__init__.py": "from .first import *\n",
     "mine_pack/first.py": "from . import second\nfrom .second import number\n",
@@ -23,7 +24,7 @@ FILES = {
     "mine_pack/inner/deep.py": "from ..second import number\n",
 }
 OF_PACK = ("__init__", "first", "inner/__init__", "inner/deep", "second")
-WANTED = ["mine_late.py", "mine_near.py", *(f"mine_pack/{name}.py" for name in OF_PACK)]
+WANTED = ["mine_broken.py", "mine_late.py", "mine_near.py", *(f"mine_pack/{name}.py" for name in OF_PACK)]
 
 
 @pytest.fixture
@@ -45,7 +46,12 @@ def test_own_files_are_followed_wherever_they_are_imported_and_no_others(folder:
 
 def test_nothing_is_imported_to_find_them(folder: Path) -> None:
     found = [str(file.relative_to(folder)) for file in imported_files.of("mine_top")]
-    assert found == ["mine_late.py", "mine_near.py", "mine_pack/__init__.py"]  # what a package not yet imported holds is not looked for
+    assert found == [
+        "mine_broken.py",
+        "mine_late.py",
+        "mine_near.py",
+        "mine_pack/__init__.py",
+    ]  # what a package not yet imported holds is not looked for
     assert not [name for name in sys.modules if name.startswith("mine_")]
 
 

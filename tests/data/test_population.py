@@ -134,6 +134,9 @@ def test_a_partition_has_a_seed_of_its_own_where_it_is_given_one():
     assert one.sha256 == other.sha256 == digits(seed=7).sha256
     assert digits(seed=0).sha256 != one.sha256
     assert one.record["seed"] == 7
+    for wrong in (-1, 2**63):
+        with pytest.raises(BadInput, match=rf"\[partition\] seed = {wrong} must be at least 0 and below 2\^63"):
+            PartitionSettings(seed=wrong)
 
 
 @pytest.mark.parametrize("cutout", [8, 16])

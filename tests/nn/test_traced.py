@@ -95,3 +95,10 @@ def test_a_tensor_that_depends_on_the_mode_is_refused_where_gates_are_put_in() -
 
 def test_a_model_that_torch_fx_cannot_trace_is_left_to_who_needs_its_graph() -> None:
     assert traced.fault(Network(lambda m, x, scale: x if x.sum() > 0 else -x), X) == ""
+
+
+@pytest.mark.parametrize("answer", [lambda m, x, scale: x.reshape(-1, 7), lambda m, x, scale: x[:, :, 0]], ids=["sizes", "axes"])
+def test_a_model_that_fails_by_itself_is_left_to_the_check_of_models(answer: Any) -> None:
+    assert traced.fault(Network(answer), X) == ""
+    chosen[:] = [answer]
+    build(ModelSettings(factory=f"{__name__}:network", gate_keep=0.5), (1, 6, 6), 3, 0)  # which `refuse_wrong` then looks at

@@ -60,7 +60,8 @@ def refuse_foreign(trace_file: Path, out: Path) -> None:
         raise BadInput(f"--trace {trace_file}: this is a folder; give a file, such as {trace_file / 'trace.json'}")
     if not trace_file.parent.is_dir():
         raise BadInput(f"--trace {trace_file}: there is no folder {trace_file.parent}")
-    if not os.access(trace_file if trace_file.exists() else trace_file.parent, os.W_OK):
+    place, needed = (trace_file, os.R_OK | os.W_OK) if trace_file.exists() else (trace_file.parent, os.W_OK)
+    if not os.access(place, needed):
         raise BadInput(f"--trace {trace_file}: no permission to write there")
     if trace_file.exists() and not _is_trace(trace_file):
         raise BadInput(f"--trace {trace_file}: this file is no trace, and is not replaced; give another name")
