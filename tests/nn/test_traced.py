@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,11 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import fedsim
 from fedsim.errors import BadInput
 from fedsim.models import build
 from fedsim.models.settings import ModelSettings
 from fedsim.nn.channel_groups import find_groups
 from fedsim.nn.checks import traced
+from fedsim.nn.layers import gate_insertion
+from fedsim.nn.layers.input_gate import Gating
 from fedsim.nn.net import Net
 
 
@@ -102,3 +106,27 @@ def test_a_model_that_fails_by_itself_is_left_to_the_check_of_models(answer: Any
     assert traced.fault(Network(answer), X) == ""
     chosen[:] = [answer]
     build(ModelSettings(factory=f"{__name__}:network", gate_keep=0.5), (1, 6, 6), 3, 0)  # which `refuse_wrong` then looks at
+
+
+@pytest.mark.parametrize(
+    "before",
+    [lambda m, x, scale: x * 2 if m.training else x, lambda m, x, scale: x - torch.tensor(0.3 if m.training else 0.4)],
+    ids=["steps", "a tensor"],
+)
+def test_gates_are_not_put_into_a_model_that_does_something_else_in_evaluation(before: Any) -> None:
+    with pytest.raises(BadInput, match=r"\[model\] gate_keep: its forward takes different steps in training and in evaluation"):
+        gate_insertion.insert_gates(Network(before), Gating(0.5))
+
+
+def test_a_run_that_would_cut_channels_by_such_a_graph_is_refused(tmp_path: Path) -> None:
+    chosen[:] = [WRONG["the kind of an argument"][0]]
+    job = {
+        "rounds": 2,
+        "data": {"name": "fake", "image_size": 6, "channels": 1, "classes": 3, "train_images": 90, "test_images": 30},
+        "partition": {"clients": 3},
+        "model": {"factory": f"{__name__}:network"},
+        "execution": {"plan": "reference"},
+    }
+    with pytest.raises(BadInput, match=r"\[model\] the model has no gates: what torch\.fx traces"):
+        fedsim.run(job | {"method": {"name": "structured"}}, out=tmp_path / "cut.h5", progress=False)
+    assert fedsim.run(job | {"method": {"name": "fedavg"}}, out=tmp_path / "whole.h5", progress=False).attributes["finished"]

@@ -22,7 +22,9 @@ from fedsim.errors import BadInput, TooFewAnswers
 from fedsim.fleet.serial import SerialFleet
 from fedsim.fleet.timed.state import STATUS
 from fedsim.reporting.summary import show
+from fedsim.simulation.devices import forecast
 from fedsim.simulation.devices.clock import add_clock, played
+from fedsim.simulation.estimate import idle_fleet
 from fedsim.simulation.experiment import build_experiment
 from fedsim.storage.columns import OF_DEVICES
 from fedsim.storage.columns import STATUS as CODES
@@ -168,6 +170,19 @@ def test_what_can_never_work_is_said_before_the_first_round(tmp_path, change, me
     with pytest.raises(BadInput, match=message):
         ran(tmp_path, devices=devices, cohort=change.get("cohort", {}))
     assert not (tmp_path / "run.h5").exists()
+
+
+def test_nothing_is_tried_beforehand_where_clients_are_too_many_to_look_at(tmp_path, mix, monkeypatch) -> None:
+    """Each round that is tried costs the start of a large population half a second."""
+    path, said = tmp_path / "job.toml", list[str]()
+    path.write_text(small_job(2, devices={"name": mix}))
+    parts = build_experiment(load(path))
+    monkeypatch.setattr(forecast, "LOOKED_AT", 3)
+    forecast.refuse_hopeless(parts, "no state of a method", idle_fleet(parts), said.append)
+    assert said == []
+    monkeypatch.setattr(forecast, "LOOKED_AT", 4)
+    forecast.refuse_hopeless(parts, "no state of a method", idle_fleet(parts), said.append)
+    assert "what a round asks of devices is not known before it" in said[0]
 
 
 def test_a_deadline_that_a_client_with_few_images_meets_is_not_refused(tmp_path) -> None:

