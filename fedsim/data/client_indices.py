@@ -36,6 +36,10 @@ class Shards(Protocol):
         """(N,) number of images of each client."""
         ...
 
+    def sizes_of(self, clients: Ints) -> Ints:
+        """(K,) number of images of some clients."""
+        ...
+
     def stretch(self, first: int, last: int) -> tuple[Ints, Ints]:
         """The indices of clients first … last-1 one after the other, and how many each has."""
         ...
@@ -59,6 +63,9 @@ class Listed:
 
     def sizes(self) -> Ints:
         return np.diff(self.offsets)
+
+    def sizes_of(self, clients: Ints) -> Ints:
+        return self.offsets[clients + 1] - self.offsets[clients]
 
     def stretch(self, first: int, last: int) -> tuple[Ints, Ints]:
         return self.flat[self.offsets[first] : self.offsets[last]], np.diff(self.offsets[first : last + 1])
@@ -91,7 +98,10 @@ class Blocks:
         return self._either[client < self.n % self.clients]
 
     def sizes(self) -> Ints:
-        return self._spans(np.arange(self.clients))[1]
+        return self.sizes_of(np.arange(self.clients))
+
+    def sizes_of(self, clients: Ints) -> Ints:
+        return self._spans(clients)[1]
 
     def stretch(self, first: int, last: int) -> tuple[Ints, Ints]:
         start, size = self._spans(np.arange(first, last))

@@ -13,12 +13,17 @@ from fedsim.core.keys import SCAFFOLD_CONTROL
 from fedsim.core.tree import Tree, under
 from fedsim.core.types import Feed
 from fedsim.costs import communication, profile
-from fedsim.fleet.charging.pricing import ClientCosts, WorkPrices
-from fedsim.fleet.client_images import Population, count_of
+from fedsim.fleet.charging.bills import Bills
+from fedsim.fleet.charging.pricing import ClientCosts, Ints, WorkPrices
+from fedsim.fleet.client_images import Population, counts_of
 from fedsim.fleet.messages import PackResult, WorkOrder
 from fedsim.fleet.received_masks import ReceivedMasks
 
 __all__ = ["ClientCosts", "CostAccount"]
+
+
+NOBODY: Ints = np.empty(0, np.int64)
+Sent = tuple[Tensor, Tensor | None, Ints]  # a tensor of the round in progress, its mask, and who has it
 
 
 class CostAccount:
@@ -28,18 +33,18 @@ class CostAccount:
         self.model_profile, self.population = model_profile, population
         self.prices = WorkPrices(model_profile, population, local, slots, pack)
         self.deployed = 0  # FLOPs of this round that belong to no training: what clients do to get the model that they use
-        self.bills: dict[int, ClientCosts] = {}
+        self.bills = Bills()
         self.received = ReceivedMasks()
-        self._sent: dict[str, list[tuple[Tensor, Tensor | None, set[int]]]] = {}  # key -> tensors of this round, their masks, who has them
+        self._sent: dict[str, list[Sent]] = {}  # by key
         self._own: dict[int, dict[str, int]] = {}  # client -> key -> checksum of what it was sent for itself in this round
 
     @property
     def executed(self) -> int:
         """Bytes, the most that a rank holds in a step of this round."""
-        return max((bill.executed for bill in self.bills.values()), default=0)
+        return self.bills.most("executed")
 
     def open(self) -> None:
-        self.bills = {}
+        self.bills = Bills()
         self.deployed = 0
         self._sent = {}
         self._own = {}
@@ -59,55 +64,47 @@ class CostAccount:
         that it sends, where these were found before it trained; they hold where training has changed neither.
         """
         if order.work.deployment_only:
-            feeds = [(feed, count_of(self.population, feed, client)) for client in clients for feed in order.work.feeds]
-            self.deployed += sum(self.prices.flops_of(feed, count, [order.net.used(order.shared)]) for feed, count in feeds)
+            used = [order.net.used(order.shared)]
+            for feed in order.work.feeds:
+                counts, times = np.unique(counts_of(self.population, feed, clients), return_counts=True)
+                each = zip(counts.tolist(), times.tolist(), strict=True)
+                self.deployed += sum(self.prices.flops_of(feed, count, used) * many for count, many in each)
             return [ClientCosts() for _ in clients]
         if down is None:
             down = self.deliver(order, clients, sent, answer.arrived)
         if foreseen and not (answer.ones or answer.open) and all(foreseen[client][1] == answer.up[client] for client in clients):
-            costs = [foreseen[client][0] for client in clients]
+            runs, run = _shared([foreseen[client][0] for client in clients])
         else:
-            costs = self.prices.of(order, clients, answer)
+            runs, run = self.prices.distinct(order, clients, answer)
         trains = any(feed.cost == "train" for feed in order.work.feeds)
-        for client, run, size in zip(clients, costs, down.tolist(), strict=True):
-            bill = self.bills.setdefault(client, ClientCosts())
-            bill.bytes_down += size
-            bill.bytes_up += answer.up[client]
-            bill.add(run)
-            if trains:
-                bill.loss = answer.loss[client]
-        return costs
+        loss = np.array([answer.loss[client] for client in clients]) if trains else None
+        self.bills.add(clients, runs, run, down, np.array([answer.up[client] for client in clients], np.int64), loss)
+        return [runs[i] for i in run.tolist()]
 
     def deliver(self, order: WorkOrder, clients: Sequence[int], sent: Tree, arrived: dict[int, dict[str, int]]) -> np.ndarray:
         """(K,) bytes that reach each client, which holds them from now on; `arrived` counts the masks it has for itself."""
-        own = [self._down_own(client, {key: value[i] for key, value in sent.items()}, order.shared) for i, client in enumerate(clients)]
-        return self._down(order.shared, clients, arrived) + np.array(own, dtype=np.int64)
+        down = self._down(order.shared, clients, arrived)
+        if sent:
+            rows = [{key: value[i] for key, value in sent.items()} for i in range(len(clients))]
+            down += np.array([self._down_own(client, row, order.shared) for client, row in zip(clients, rows, strict=True)], np.int64)
+        return down
 
     def _down(self, shared: Tree, clients: Sequence[int], arrived: dict[int, dict[str, int]]) -> np.ndarray:
         """(K,) bytes of the broadcast that each client does not hold yet; `arrived` counts the masks it has for itself."""
         sizes = np.zeros(len(clients), dtype=np.int64)
-        held = under(shared, keys.MASKS)
+        held, reached = under(shared, keys.MASKS), _Reached(np.asarray(clients, np.int64))
         for head in communication.heads({key: value for key, value in shared.items() if key not in held}, held):
             mask = keys.mask_of(head.key)
-            holders = self._holders(head.key, shared[head.key], shared.get(mask))
-            prices = [head.size] * len(clients)
+            new = reached.of(self._sent.setdefault(head.key, []), shared[head.key], shared.get(mask))
             if arrived and head.key.startswith((keys.WEIGHTS, keys.OPTIMISER, keys.BUFFERS)):
-                prices = [_own_price(arrived.get(client, {}), mask, head.size) for client in clients]
-            sizes += np.array([0 if client in holders else price for client, price in zip(clients, prices, strict=True)])
-            holders.update(clients)
+                sizes += new * np.array([_own_price(arrived.get(client, {}), mask, head.size) for client in clients])
+            else:
+                sizes += new * head.size
         if held:
             self.received.version(held)
             controls = bool(under(shared, SCAFFOLD_CONTROL))
             sizes += np.array([self.received.price(client, controls) for client in clients])
         return sizes
-
-    def _holders(self, key: str, value: Tensor, mask: Tensor | None) -> set[int]:
-        """Who received this very tensor under this very mask in this round."""
-        for before, under_mask, holders in self._sent.setdefault(key, []):
-            if before is value and under_mask is mask:
-                return holders
-        self._sent[key].append((value, mask, set()))
-        return self._sent[key][-1][2]
 
     def _down_own(self, client: int, row: Tree, shared: Tree) -> int:
         """Bytes of what is sent to this client alone, but for what it received in this round already, and masks it has had before."""
@@ -120,6 +117,34 @@ class CostAccount:
         if lasting := {key: mark for key, mark in marks.items() if key.startswith(keys.MASKS)}:
             self.received.own[client] = self.received.own.get(client, {}) | lasting
         return communication.length(new, shared | row)
+
+
+class _Reached:
+    """Some clients that are sent tensors now. Most tensors have the same holders, which are joined with these clients once."""
+
+    def __init__(self, clients: Ints) -> None:
+        self.clients = clients  # (K,) sorted
+        self._joined: dict[int, tuple[Ints, Ints, Ints]] = {}  # by the identity of holders: these, those with the clients, who is new
+
+    def of(self, sent: list[Sent], value: Tensor, mask: Tensor | None) -> Ints:
+        """(K,) 1 for each client that has not received this very tensor under this very mask in this round, and holds it from now on."""
+        place = next((i for i, (before, under_mask, _) in enumerate(sent) if before is value and under_mask is mask), None)
+        old = NOBODY if place is None else sent[place][2]
+        if id(old) not in self._joined:
+            self._joined[id(old)] = old, np.union1d(old, self.clients), 1 - np.isin(self.clients, old).astype(np.int64)
+        _, holders, new = self._joined[id(old)]
+        if place is None:
+            sent.append((value, mask, holders))
+        else:
+            sent[place] = value, mask, holders
+        return new
+
+
+def _shared(costs: Sequence[ClientCosts]) -> tuple[list[ClientCosts], Ints]:
+    """The different objects among them, and (K,) which of them each is."""
+    runs = {id(cost): cost for cost in costs}
+    places = {mark: i for i, mark in enumerate(runs)}
+    return list(runs.values()), np.array([places[id(cost)] for cost in costs], np.int64)
 
 
 def _own_price(arrived: dict[str, int], mask: str, size: int) -> int:

@@ -78,7 +78,9 @@ def drawing_by_keys(answers: Iterable[PackResult], order: WorkOrder, packs: Sequ
 
 def alike(rows: Sequence[Tree], clients: Sequence[int], name: str) -> None:
     """Raises ValueError where clients report trees of other keys, shapes or dtypes than the first."""
-    first = form(rows[0]) if rows else {}
+    if not any(rows):
+        return
+    first = form(rows[0])
     for row, client in zip(rows, clients, strict=True):
         if (mine := form(row)) != first:
             key = min(key for key in {*mine, *first} if mine.get(key) != first.get(key))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -20,8 +20,8 @@ class Population(Protocol):
     def train(self) -> Data: ...
     @property
     def test(self) -> Data: ...
-    @property
-    def shards(self) -> Mapping[str, Any]: ...  # "train", "held", "test": .of(client) -> sorted indices, .size(client), .sizes()
+    @property  # "train", "held", "test": .of(client) -> sorted indices, .size(client), .sizes(), .sizes_of(clients)
+    def shards(self) -> Mapping[str, Any]: ...
     @property
     def clients(self) -> int: ...
     @property
@@ -53,8 +53,13 @@ def evaluation_shards(population: Population) -> int:
 
 def evaluation_images(population: Population, client: int) -> np.ndarray:
     """The global test images of a pseudo-client."""
-    cuts = np.linspace(0, len(population.test), evaluation_shards(population) + 1).astype(np.int64)
+    cuts = _cuts(population)
     return np.arange(cuts[client - population.clients], cuts[client - population.clients + 1])
+
+
+def _cuts(population: Population) -> np.ndarray:
+    """Where the shards of the global test set begin, and the end of the last."""
+    return np.linspace(0, len(population.test), evaluation_shards(population) + 1).astype(np.int64)
 
 
 def count_of(population: Population, feed: Feed, client: int) -> int:
@@ -66,6 +71,32 @@ def count_of(population: Population, feed: Feed, client: int) -> int:
     else:
         whole = population.shards["train" if feed.split == "probe" else feed.split].size(client)
     return part_of(feed, whole)
+
+
+def sizes_of(population: Population, split: str, clients: Sequence[int]) -> np.ndarray:
+    """(K,) images in a split: of clients, and of shards of the global test set, whatever the split."""
+    ids = np.asarray(clients, np.int64)
+    mine = ids < population.clients
+    found = np.full(len(ids), len(population.test), np.int64)
+    if split != "global":
+        found[mine] = population.shards["train" if split == "probe" else split].sizes_of(ids[mine])
+    if not mine.all():
+        cuts = _cuts(population)
+        found[~mine] = np.diff(cuts)[ids[~mine] - population.clients]
+    return found
+
+
+def counts_of(population: Population, feed: Feed, clients: Sequence[int]) -> np.ndarray:
+    """`count_of` many clients, (K,)."""
+    whole = sizes_of(population, feed.split, clients)
+    if feed.share == 1:
+        return whole
+    return np.minimum(whole, np.maximum((feed.share * whole + 1e-9).astype(np.int64), np.minimum(feed.batch, whole)))
+
+
+def many_steps_of(feed: Feed, counts: np.ndarray) -> np.ndarray:
+    """`steps_of` many clients, (K,)."""
+    return np.where(counts == 0, 0, feed.steps or feed.epochs * -(-counts // feed.batch))
 
 
 def part_of(feed: Feed, whole: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,7 +25,7 @@ from fedsim.fleet.accounting import ClientCosts, CostAccount
 from fedsim.fleet.charging.report_costs import charge_pack
 from fedsim.fleet.client_images import TESTS
 from fedsim.fleet.messages import Call, Pack, PackResult, WorkerContext, WorkOrder, merged, smaller_batches
-from fedsim.fleet.packing import cut_cohort, images
+from fedsim.fleet.packing import cut_cohort, whole_images
 from fedsim.nn.net import Net
 from fedsim.storage.places.beside import Beside
 
@@ -96,7 +95,7 @@ class LocalFleet:
         self.emulation: Emulation | None = None
         self._undo: dict[int, tuple[Tree | None, bool]] | None = None  # what clients kept, and whether it is to be written down
         self._beside = Beside()
-        self._calls: Counter[tuple[str, int]] = Counter()
+        self._calls: dict[str, dict[int, int]] = {}  # in this round: purpose or split -> client -> how often
         sizes = site.population.shards["train"].sizes()
         self._filled = None if sizes.min() > 0 else np.flatnonzero(sizes)
 
@@ -149,8 +148,7 @@ class LocalFleet:
 
     def order(self, call: Call) -> WorkOrder:
         """The call as packs get it."""
-        n = sum(images(self.site, client) for client in call.clients)
-        return WorkOrder(call.work, call.net, self._placed(call.shared), self.r, n)
+        return WorkOrder(call.work, call.net, self._placed(call.shared), self.r, whole_images(self.site, call.clients))
 
     def carry(
         self,
@@ -246,23 +244,27 @@ class LocalFleet:
             rows = slice(begin, begin + len(part))
             begin += len(part)
             mine = {key: value[rows] for key, value in own.items()}
-            packs.append(Pack(part, mine, KeptStates(self.kept, part), [counts[rows] for counts in calls]))
+            kept = KeptStates(self.kept, part) if len(self.kept) else [None] * len(part)
+            packs.append(Pack(part, mine, kept, [counts[rows] for counts in calls]))
         return packs
 
     def _counted(self, work: Work, clients: list[int]) -> list[list[int]]:
         """Earlier uses in this round of the work, then of each feed's split, by each client."""
         calls = []
         for purpose in (work.purpose, *(feed.split for feed in work.feeds)):
-            calls.append([self._calls[purpose, client] for client in clients])
-            self._calls.update((purpose, client) for client in clients)
+            before = self._calls.setdefault(purpose, {})
+            counts = [before.get(client, 0) for client in clients] if before else [0] * len(clients)
+            before.update(zip(clients, [count + 1 for count in counts], strict=True))
+            calls.append(counts)
         return calls
 
     def _check(self, call: Call) -> None:
         work, clients = call.work, call.clients
         if not clients:
             raise ValueError("the cohort is empty; it must have at least one client")
-        if twice := [one for one, next in pairwise(clients) if one == next]:
-            raise ValueError(f"client {twice[0]} stands in the cohort twice; the clients of a cohort must be distinct")
+        if len(set(clients)) < len(clients):
+            twice = next(one for one, following in pairwise(clients) if one == following)
+            raise ValueError(f"client {twice} stands in the cohort twice; the clients of a cohort must be distinct")
         if not isinstance(work, Work):
             raise TypeError(f"a fleet runs a Work; {type(work).__name__} does not inherit from fedsim.Work")
         count = self.site.population.clients

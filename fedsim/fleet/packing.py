@@ -11,7 +11,7 @@ from fedsim.core import rng
 from fedsim.core.tree import row
 from fedsim.federated.protocol import ClientInput
 from fedsim.fleet.batches import Batches, Round
-from fedsim.fleet.client_images import count_of, evaluation_images, steps_of
+from fedsim.fleet.client_images import count_of, counts_of, evaluation_images, many_steps_of, sizes_of, steps_of
 from fedsim.fleet.messages import Pack, WorkerContext, WorkOrder
 
 
@@ -23,6 +23,19 @@ def cut_cohort(cohort: Sequence[int], packs: int) -> list[list[int]]:
 def steps(order: WorkOrder, site: WorkerContext, client: int) -> list[int]:
     """The client's steps in each feed of the work."""
     return [steps_of(feed, count_of(site.population, feed, client)) for feed in order.work.feeds]
+
+
+def whole_steps(order: WorkOrder, site: WorkerContext, clients: Sequence[int]) -> np.ndarray:
+    """(K,) the steps of each client in all feeds of the work."""
+    found = np.zeros(len(clients), np.int64)
+    for feed in order.work.feeds:
+        found += many_steps_of(feed, counts_of(site.population, feed, clients))
+    return found
+
+
+def whole_images(site: WorkerContext, clients: Sequence[int]) -> int:
+    """The images of all clients together, as `images` counts them."""
+    return int(sizes_of(site.population, "train", clients).sum())
 
 
 def images(site: WorkerContext, client: int) -> int:

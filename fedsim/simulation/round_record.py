@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import fsum
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from fedsim.core import keys, masks
 from fedsim.core.tree import Tree, under
 from fedsim.costs import flops, memory
 from fedsim.costs.profile import ModelProfile
-from fedsim.fleet.accounting import ClientCosts
+from fedsim.fleet.charging.bills import Bills
 from fedsim.nn.net import Net
 from fedsim.simulation import subnetworks
 from fedsim.simulation.evaluation import Columns, Score
@@ -33,7 +34,7 @@ class RoundRow:
 
 def row_of(
     model_profile: ModelProfile,
-    bills: Mapping[int, ClientCosts],
+    bills: Bills,
     score: Score | None,
     shared: Tree,
     before: Tree,
@@ -54,41 +55,42 @@ def row_of(
     return RoundRow(values | score.rounds, _columns(bills) | score.clients, layers, held, gates=score.gates)
 
 
-def _sums(bills: Mapping[int, ClientCosts]) -> dict[str, float]:
-    every = list(bills.values())
-    trained = [bill for bill in every if bill.samples and bill.loss == bill.loss]
-    samples = sum(bill.samples for bill in trained)
+def _sums(bills: Bills) -> dict[str, float]:
+    samples, loss = bills.column("samples"), bills.column("loss")
+    trained = (samples > 0) & ~np.isnan(loss)
+    shown = fsum(samples[trained])
+    shares = [bill.train_flops / bill.dense_flops for bill, _ in bills.counted() if bill.dense_flops]
     return {
-        "train_loss": sum(bill.loss * bill.samples for bill in trained) / samples if samples else float("nan"),
-        "train_flops": sum(bill.train_flops for bill in every),
-        "extra_flops": sum(bill.extra_flops for bill in every),
-        "max_client_flops": max((bill.train_flops for bill in every), default=0),
-        "max_client_flops_at_mean": max((bill.flops_at_mean for bill in every), default=0),
-        "max_client_flops_share": max((bill.train_flops / bill.dense_flops for bill in every if bill.dense_flops), default=0),
-        "bytes_up": sum(bill.bytes_up for bill in every),
-        "bytes_down": sum(bill.bytes_down for bill in every),
-        "max_client_model_memory": max((bill.model_memory for bill in every), default=0),
+        "train_loss": fsum(loss[trained] * samples[trained]) / shown if shown else float("nan"),
+        "train_flops": bills.total("train_flops"),
+        "extra_flops": bills.total("extra_flops"),
+        "max_client_flops": bills.most("train_flops"),
+        "max_client_flops_at_mean": bills.most("flops_at_mean"),
+        "max_client_flops_share": max(shares, default=0),
+        "bytes_up": bills.total("bytes_up"),
+        "bytes_down": bills.total("bytes_down"),
+        "max_client_model_memory": bills.most("model_memory"),
     }
 
 
-def _largest(bills: Mapping[int, ClientCosts]) -> dict[str, float]:
+def _largest(bills: Bills) -> dict[str, float]:
     """Memory of the client that needs most, the first of equals, and its terms."""
-    largest = max(bills.values(), key=lambda bill: bill.memory, default=ClientCosts())
+    largest = bills.largest()
     terms: dict[str, float] = {f"memory_{term}": largest.memory_terms.get(term, 0) for term in memory.TERMS}
     return terms | {"max_client_memory": largest.memory}
 
 
-def speeds(bills: Mapping[int, ClientCosts], batch: int, seconds: Mapping[str, float], moved: Mapping[str, int]) -> dict[str, float]:
+def speeds(bills: Bills, batch: int, seconds: Mapping[str, float], moved: Mapping[str, int]) -> dict[str, float]:
     """What was achieved per second of a phase by all ranks together: FLOPs of the ledger, and bytes; `moved`: those of other phases.
 
     A training step writes and reads at least once each what its client holds by the ledger: weights, gradients, optimiser and the
     activations of its batch. A step on fewer than `batch` images counts as that part of a step, so the bytes err on the low side.
     """
-    every = bills.values()
+    every = bills.counted()
     done = {f"{phase}_bytes": (phase, float(count)) for phase, count in moved.items()}
-    done["compute_flops"] = "compute", sum(bill.train_flops - bill.uncomputed_flops for bill in every)
-    done["compute_dense_flops"] = "compute", sum(bill.dense_flops for bill in every if bill.samples)
-    done["compute_bytes"] = "compute", sum(2 * bill.memory * bill.samples / batch for bill in every)
+    done["compute_flops"] = "compute", sum((bill.train_flops - bill.uncomputed_flops) * count for bill, count in every)
+    done["compute_dense_flops"] = "compute", sum(bill.dense_flops * count for bill, count in every if bill.samples)
+    done["compute_bytes"] = "compute", sum(2 * bill.memory * bill.samples * count / batch for bill, count in every)
     return {name: count / seconds[phase] for name, (phase, count) in done.items() if count and seconds[phase] > 0}
 
 
@@ -131,9 +133,9 @@ def _moved(now: Tensor, then: Tensor) -> tuple[int, int]:
     return int((now & ~then).sum()), int((then & ~now).sum())
 
 
-def _columns(bills: Mapping[int, ClientCosts]) -> Columns:
-    ids = np.array(sorted(bills), dtype=np.int64)
+def _columns(bills: Bills) -> Columns:
+    ids = bills.clients
     names = {"samples": "samples", "loss": "train_loss", "density": "density", "train_flops": "train_flops"}
     names |= {"bytes_up": "bytes_up", "bytes_down": "bytes_down", "memory": "memory"}
-    columns = {column: (ids, np.array([getattr(bills[k], name) for k in ids], float)) for name, column in names.items()}
+    columns = {column: (ids, bills.column(name)) for name, column in names.items()}
     return {"in_cohort": (ids, np.ones(len(ids)))} | columns if len(ids) else {}

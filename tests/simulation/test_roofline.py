@@ -11,7 +11,7 @@ import h5py
 import pytest
 from rich.console import Console
 
-from fedsim.fleet.accounting import ClientCosts
+from fedsim.fleet.charging.bills import Bills
 from fedsim.reporting.bottleneck import bottleneck
 from fedsim.reporting.formatting import part
 from fedsim.reporting.summary import show
@@ -49,11 +49,13 @@ def test_what_was_written_is_counted(tmp_path: Path) -> None:
 
 def test_speeds_are_amounts_over_the_seconds_of_their_phase() -> None:
     """Client 3 made two and a half steps of 10 images, client 5 one forward pass and no step."""
-    bills = {
-        3: ClientCosts(samples=25, train_flops=600, dense_flops=800, memory=1000),
-        7: ClientCosts(train_flops=900, uncomputed_flops=900),  # of an emulated client that came too late
-        5: ClientCosts(train_flops=40, dense_flops=80, memory=700),
-    }
+    bills = Bills()
+    for client, figures in {
+        3: {"samples": 25, "train_flops": 600, "dense_flops": 800, "memory": 1000},
+        7: {"train_flops": 900, "uncomputed_flops": 900},  # of an emulated client that came too late
+        5: {"train_flops": 40, "dense_flops": 80, "memory": 700},
+    }.items():
+        vars(bills.apart(client)).update(figures)
     seconds = {"compute": 0.5, "broadcast": 0.25, "reduce": 0.0, "record": 2.0}
     found = speeds(bills, 10, seconds, {"broadcast": 1000, "reduce": 7, "record": 0})
     assert found == {

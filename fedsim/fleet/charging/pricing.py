@@ -6,7 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fedsim.core import keys
 from fedsim.core.keys import SCAFFOLD_CONTROL
@@ -14,10 +16,14 @@ from fedsim.core.tree import Tree, under
 from fedsim.core.types import Feed
 from fedsim.costs import communication, flops, profile
 from fedsim.costs.memory import ACTIVATIONS, client_memory, executed_memory
-from fedsim.fleet.client_images import Population, count_of, mean_size, part_of, shown, shown_last, steps_of
+from fedsim.fleet.client_images import Population, counts_of, mean_size, part_of, shown, shown_last, steps_of
 from fedsim.fleet.messages import PackResult, WorkOrder
 from fedsim.nn import profiler
 from fedsim.nn.net import Net
+
+Ints = NDArray[np.int64]
+# Weights of the layers that are the client's own, those it arrived with, channels of its gates step after step, entries of its buffers.
+Use = tuple[dict[str, int], dict[str, int], list[list[int]] | None, int]
 
 NO_STEP = ("gradients", "dense_gradient", "optimiser")
 # Of what a client keeps, this takes memory of its own; kept weights and buffers are counted as part of the model.
@@ -87,29 +93,31 @@ class WorkPrices:
 
     def of(self, order: WorkOrder, clients: Sequence[int], answer: PackResult) -> list[ClientCosts]:
         """What the run costs each client. Clients alike share one object: it is to be read, and added to others."""
+        runs, run = self.distinct(order, clients, answer)
+        return [runs[i] for i in run.tolist()]
+
+    def distinct(self, order: WorkOrder, clients: Sequence[int], answer: PackResult) -> tuple[list[ClientCosts], Ints]:
+        """The different costs of the run, and (K,) which of them each client has: one for each number of images and each own model."""
         held = order.net.used(under(order.shared, keys.MASKS))
+        counts = np.stack([counts_of(self.population, feed, clients) for feed in (self.local, *order.work.feeds)])
+        uses, use = _uses(answer, clients)
+        first, run = distinct(*counts, use)
         personal: dict[object, int] = {}  # of clients with equally many weights
-        runs: dict[object, ClientCosts] = {}  # of clients with equally many images, weights and channels
         at_mean: dict[object, int] = {}  # of clients with equally many weights and channels
-        found = []
-        for client in clients:
-            own = {name.removesuffix(".weight"): count for name, count in answer.ones.get(client, {}).items()}
-            first = {name.removesuffix(".weight"): count for name, count in answer.arrived.get(client, {}).items() if own}
-            opened, top = answer.open.get(client), _entries(answer.each[client])
-            counts = tuple(count_of(self.population, feed, client) for feed in (self.local, *order.work.feeds))
-            weights = tuple(own.items()), tuple(first.items())
+        runs = []
+        for i in first.tolist():
+            own, arrived, opened, top = uses[use[i]]
+            weights = tuple(own.items()), tuple(arrived.items())
             if weights not in personal:
-                personal[weights] = _personal(order.shared, answer.keep.get(client, {}))
-            kept = _kept_in(order.work.feeds, held | {layer: count for layer, count in first.items() if layer in own}, held | own)
-            use = (weights, opened and tuple(map(tuple, opened)))
-            mark = (counts, top, use)
-            if mark not in runs:
-                runs[mark] = run = self.run(order, counts, kept, opened, top, personal[weights])
-                if use not in at_mean:
-                    at_mean[use] = self.at_mean(order, counts, kept, opened, run)
-                run.flops_at_mean = at_mean[use]
-            found.append(runs[mark])
-        return found
+                personal[weights] = _personal(order.shared, answer.keep.get(clients[i], {}))
+            kept = _kept_in(order.work.feeds, held | {layer: count for layer, count in arrived.items() if layer in own}, held | own)
+            bill = self.run(order, counts[:, i].tolist(), kept, opened, top, personal[weights])
+            alike = weights, opened and tuple(map(tuple, opened))
+            if alike not in at_mean:
+                at_mean[alike] = self.at_mean(order, counts[:, i].tolist(), kept, opened, bill)
+            bill.flops_at_mean = at_mean[alike]
+            runs.append(bill)
+        return runs, run
 
     def run(
         self,
@@ -246,6 +254,36 @@ class WorkPrices:
             shape = self.population.train.shape
             self._known = net, profiler.profile(net.plain(net.initial).float(), shape, net.activation_pruning), net.per_channel(shape)
         return self._known[1:]
+
+
+def _uses(answer: PackResult, clients: Sequence[int]) -> tuple[list[Use], Ints]:
+    """What clients use of the model, and (K,) which of these each client uses: all the same where none has a model of its own."""
+    if not (answer.ones or answer.open):
+        return [({}, {}, None, _entries(answer.each[clients[0]]))], np.zeros(len(clients), np.int64)
+    places: dict[object, int] = {}
+    uses: list[Use] = []
+    use = []
+    for client in clients:
+        own = {name.removesuffix(".weight"): count for name, count in answer.ones.get(client, {}).items()}
+        arrived = {name.removesuffix(".weight"): count for name, count in answer.arrived.get(client, {}).items() if own}
+        opened, top = answer.open.get(client), _entries(answer.each[client])
+        mark = tuple(own.items()), tuple(arrived.items()), opened and tuple(map(tuple, opened)), top
+        if mark not in places:
+            places[mark] = len(uses)
+            uses.append((own, arrived, opened, top))
+        use.append(places[mark])
+    return uses, np.array(use, np.int64)
+
+
+def distinct(*columns: Ints) -> tuple[Ints, Ints]:
+    """(D,) where each distinct row of some columns (K,) stands first, and (K,) which of them every row is."""
+    key = np.zeros(len(columns[0]), np.int64)
+    for column in columns:
+        if len(column) and (column != column[0]).any():
+            _, more = np.unique(column, return_inverse=True)
+            _, key = np.unique(key * (int(more.max()) + 1) + more, return_inverse=True)
+    _, first, which = np.unique(key, return_index=True, return_inverse=True)
+    return first, which
 
 
 def _kept_in(feeds: Sequence[Feed], first: dict[str, int], last: dict[str, int]) -> list[dict[str, int]]:

@@ -23,7 +23,6 @@ from fedsim.core.tree import Tree
 from fedsim.costs.profile import Breakdown
 from fedsim.devices import clock, draws
 from fedsim.federated.protocol import Reply
-from fedsim.fleet.accounting import ClientCosts
 from fedsim.fleet.local_fleet import LocalFleet
 from fedsim.fleet.messages import Call
 from fedsim.fleet.timed import fitting, selection
@@ -84,7 +83,7 @@ class BufferedEmulation(DeviceEmulation):
             arrived.append(flight)
             self.log.staleness.append(self._r - flight.version)
         else:
-            bill = fleet.account.bills.setdefault(flight.client, ClientCosts())
+            bill = fleet.account.bills.apart(flight.client)
             bill.add_unused(flight.down, flight.up, flight.flops, flight.extra_flops, Breakdown(flight.memory))
 
     def _send(self, fleet: LocalFleet, call: Call, arrived: set[int]) -> None:

@@ -19,7 +19,6 @@ from fedsim.devices.draws import Floats
 from fedsim.devices.mix import ClientDevices
 from fedsim.errors import NobodyThere, TooFewAnswers
 from fedsim.federated.protocol import Reply
-from fedsim.fleet.accounting import ClientCosts
 from fedsim.fleet.charging.report_costs import charge_pack
 from fedsim.fleet.local_fleet import Carried, LocalFleet
 from fedsim.fleet.messages import Call
@@ -221,7 +220,7 @@ class DeviceEmulation:
     def _charge(self, fleet: LocalFleet, exchange: Exchange, i: int, share: float, sent_back: bool) -> None:
         """The bill of a client that does not count: what it was sent, the part it computed, and its answer where it came too late."""
         cost, up = exchange.fit.preview.costs[i], exchange.fit.preview.up[i] if sent_back else 0
-        bill = fleet.account.bills.setdefault(exchange.call.clients[i], ClientCosts())
+        bill = fleet.account.bills.apart(exchange.call.clients[i])
         flops, extra = round(share * cost.train_flops), round(share * cost.extra_flops)
         bill.add_unused(int(exchange.down[i]), up, flops, extra, cost.memory_terms)
 
