@@ -1,5 +1,6 @@
 """`fedsim bench scale`: how a round grows with ranks and cohort, measured here, and projected to 1,024 ranks.
 
+Many ranks: a real run of 65 of them, which needs some 20 GB, counts messages and bytes at rank 0 beside what small runs lead to expect.
 Weak scaling: two client ranks with twice the cohort against one, by real `mpirun`s in turn, beside two processes that share nothing.
 Traffic: messages and bytes that rank 0 really sent and received in a round, by ranks and cohort; counts, so that more ranks than
 cores do not matter. Projection: the parts of a round from measured costs of one message, one reply and one client; no measurement.
@@ -10,9 +11,9 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 import tomllib
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -26,10 +27,10 @@ from rich.table import Table
 from fedsim.bench.ranks import apart, launch, seconds
 from fedsim.bench.timing import median_seconds
 from fedsim.config.job import Job, check, load, resolved
-from fedsim.core.exact_sum import Sum
 from fedsim.federated.client_work import Train
 from fedsim.fleet import serial
 from fedsim.fleet.messages import Pack, PackResult, WorkOrder
+from fedsim.fleet.mpi.reply import Reply
 from fedsim.fleet.mpi.tree_buffer import flat
 from fedsim.fleet.packing import images
 from fedsim.reporting.formatting import duration, quantity
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 DEFAULT = ("jobs/bench/scale.toml",)
 REPEATS = 3
 RANKS, COHORTS = (1, 2, 4, 8), (8, 32, 128)  # client ranks and cohorts whose traffic is counted
+MANY_RANKS, REALLY = "jobs/bench/many_ranks.toml", 64  # a job and the client ranks on which it is run, on however few cores
 PROJECTED = (1, 2, 16, 128, 1_024)  # client ranks
 MANY = 16  # times the cohort of a rank, for what rank 0 spends on a client
 ECHO = 100  # tag
@@ -53,14 +55,15 @@ TIMES, QUIET = 200, 0.05  # messages that are timed; seconds after which a rank 
 
 @dataclass(frozen=True)
 class Messages:
-    """What a message costs between two ranks, and rank 0 for a reply, in seconds."""
+    """What a message costs between two ranks, and what is done with it, in seconds."""
 
     awake: float  # a few bytes to a rank that has only begun to wait
     asleep: float  # to one that has waited for QUIET
     byte: float  # more, for every byte
-    post: float  # rank 0 handing over a few bytes
-    hear: float  # rank 0 reading the reply of one rank's clients
     add: float  # a byte of partial sums added to another
+    deal: float  # rank 0 dealing packs and writing down its part of an order, for each rank
+    join: float  # a rank reading another's reply, and writing down one for both
+    each: float  # more, for each of the clients
     model: int  # bytes of the broadcast model
     total: int  # bytes of the partial sums
 
@@ -83,6 +86,7 @@ def main(jobs: list[Job], console: Console) -> int:
         console.print(_weak(job), "")
         counted = {ranks: traffic(job, ranks) for ranks in RANKS}
         console.print(_counted(job, counted), "")
+        console.print(_really(load(Path(MANY_RANKS))), "")
         console.print(_projection(job, costs(job, counted[1])))
     return 0
 
@@ -96,18 +100,27 @@ def sized(job: Job, cohort: int, rounds: int | None = None) -> Job:
 def projected(costs: Costs, ranks: int) -> dict[str, float]:
     """Seconds of each part of a round on so many client ranks, each with clients of its own.
 
-    Down the tree, every level waits for a message of the order to reach ranks that are asleep, and for one of the model; up the
-    tree, for one of the partial sums and their addition. Rank 0 hands each rank its own part and the word to go on, and reads its reply.
-    A run cuts its cohort into as many packs as ranks at least (execution.packs), of equal work, and nothing goes on beside anything else.
+    Down the tree, every level waits for a message of the order to reach ranks that are asleep, and for one of the model; the order of a
+    level is for half the ranks of the level before. Up the tree, for the replies of twice as many ranks each time, and for the partial
+    sums and their addition. A run cuts its cohort into as many packs as ranks at least (execution.packs), of equal work, and nothing goes
+    on beside anything else.
     """
     each, levels, clients = costs.messages, ranks.bit_length(), ranks * costs.clients
+    passing = costs.header * clients * each.byte
     return {
-        "broadcast": levels * (each.asleep + each.awake + (costs.header * clients + each.model) * each.byte) + ranks * each.post,
+        "broadcast": levels * (each.asleep + each.awake + each.model * each.byte) + passing + ranks * each.deal,
         "compute": costs.compute,
-        "collect": each.awake + ranks * (each.hear + each.post),
+        "collect": levels * (each.awake + each.join) + passing + 2 * clients * each.each,
         "reduce": levels * (each.awake + each.total * (each.byte + each.add)),
         "server": costs.server + (clients - costs.clients) * costs.client,
     }
+
+
+def at_rank_0(costs: tuple[float, int, int], ranks: int, clients: int) -> tuple[int, float]:
+    """Messages and bytes of a round: two down and two up a level. costs: bytes for a client, of the model, of the partial sums."""
+    header, model, total = costs
+    down, up = ranks.bit_length(), ranks.bit_length()
+    return 2 * (down + up), down * model + up * total + header * clients
 
 
 def _weak(job: Job) -> Table:
@@ -122,13 +135,13 @@ def _weak(job: Job) -> Table:
     return table
 
 
-def traffic(job: Job, ranks: int) -> dict[int, tuple[int, int]]:
+def traffic(job: Job, ranks: int, cohorts: Sequence[int] = COHORTS) -> dict[int, tuple[int, int]]:
     """Cohort -> messages and bytes that rank 0 sends and receives in a round beside so many client ranks."""
     with TemporaryDirectory() as folder:
-        for cohort in COHORTS:
+        for cohort in cohorts:
             (Path(folder) / f"{cohort}.toml").write_text(resolved(sized(job, cohort, 2)), encoding="utf-8")
         launch(job, ranks + 1, [sys.executable, "-m", "fedsim.bench.scale", "count", "JOB", folder], Path(folder))
-        readers = {cohort: RunReader(Path(folder) / f"{cohort}.h5") for cohort in COHORTS}
+        readers = {cohort: RunReader(Path(folder) / f"{cohort}.h5") for cohort in cohorts}
         return {cohort: (int(run.column("rank0_messages")[-1]), int(run.column("rank0_bytes")[-1])) for cohort, run in readers.items()}
 
 
@@ -140,6 +153,25 @@ def _counted(job: Job, counted: dict[int, dict[int, tuple[int, int]]]) -> Table:
     for ranks, found in counted.items():
         for cohort, (messages, size) in found.items():
             table.add_row(str(ranks), str(cohort), str(messages), f"{size:,}", f"{size / model:.2f}")
+    return table
+
+
+def _really(job: Job) -> Table:
+    """A run of many ranks beside what follows from small runs of the same job."""
+    few = traffic(job, 1)
+    small, large = min(COHORTS), max(COHORTS)
+    header = (few[large][1] - few[small][1]) / (large - small)
+    parts = build_experiment(job)
+    model, cohort = flat(parts.setting.net.initial).nbytes, parts.setting.cohort
+    total = few[small][1] - round(small * header) - model
+    table = Table(title=f"{job.name}: at rank 0 of {REALLY} client ranks, in a round of {cohort:,} clients", title_justify="left")
+    for name in ("", "messages", "bytes", "in models"):
+        table.add_column(name, justify="right" if name else "left")
+    for name, (messages, size) in {
+        "projected": at_rank_0((header, model, total), REALLY, cohort),
+        "counted in a real run": traffic(job, REALLY, (cohort,))[cohort],
+    }.items():
+        table.add_row(name, str(messages), f"{size:,.0f}", f"{size / model:.2f}")
     return table
 
 
@@ -174,7 +206,8 @@ def _projection(job: Job, costs: Costs) -> Table:
 
 def _caption(costs: Costs) -> str:
     each = costs.messages
-    names = {"a message": each.awake, "to a rank asleep": each.asleep, "handing one over": each.post, "reading a reply": each.hear}
+    names = {"a message": each.awake, "to a rank asleep": each.asleep, "joining two replies": each.join}
+    names |= {"and a client of these": each.each, "dealing packs to a rank": each.deal}
     said = ", ".join(f"{name} {duration(value)}" for name, value in names.items())
     return (
         f"{said}, {quantity(1 / each.byte, 'B/s')} between ranks, {quantity(1 / each.add, 'B/s')} added;"
@@ -206,7 +239,7 @@ def _messages(job: Job) -> Messages:
 # ---- what the ranks do
 def _count(folder: Path) -> int:
     """One run for each cohort, on this process's ranks."""
-    return max(run(load(folder / f"{cohort}.toml"), folder / f"{cohort}.h5", "never") for cohort in COHORTS)
+    return max(run(load(job), job.with_suffix(".h5"), "never") for job in sorted(folder.glob("[0-9]*.toml")))
 
 
 def _exchange(job: Job, out: Path) -> int:
@@ -215,11 +248,10 @@ def _exchange(job: Job, out: Path) -> int:
     link, parts = connect(), build_experiment(job)
     if link is None:
         return 2
-    answer = _answer(parts)
     if link.rank:
-        _answers(link, parts, answer)
+        _answers(link)
     else:
-        out.write_text(json.dumps(asdict(_asks(link, parts, answer))))
+        out.write_text(json.dumps(asdict(_asks(link, parts, _answer(parts)))))
     return 0
 
 
@@ -234,33 +266,52 @@ def _answer(parts: Experiment) -> PackResult:
 
 
 def _asks(link: Communicator, parts: Experiment, answer: PackResult) -> Messages:
-    from fedsim.fleet.mpi.fleet import MPIFleet
-
     total = link.transfer.outgoing_sum(answer.total)
     word, model = np.zeros(1, np.uint8), flat(parts.setting.net.initial)
     awake = _echo(link, word, TIMES)
     asleep = 2 * _echo(link, word, TIMES // 10, QUIET) - awake  # the way back is awake
     large = _echo(link, model, TIMES // 10)
-    fleet = MPIFleet(parts.site, parts.account(), 1, link)
-    post = median_seconds(lambda: link.send({1: word}, ECHO), TIMES)
-    time.sleep(10 * QUIET)  # all replies are on their way
-    empty = PackResult(Sum(parts.setting.net.initial, 1))
-    hear = median_seconds(lambda: fleet.hear(1, empty), TIMES)
     add = median_seconds(lambda: total + total, TIMES // 10)
+    one, many = _replies(answer, 1), _replies(answer, max(PROJECTED) // 2)
+    join = median_seconds(lambda: _join(*one), TIMES)
+    each = (median_seconds(lambda: _join(*many), TIMES // 10) - join) / (2 * len(many[0].clients))
     sizes = {"model": model.nbytes, "total": total.nbytes}
-    return Messages(awake, asleep, max(large - awake, 0.0) / model.nbytes, post, hear, add / total.nbytes, **sizes)
+    deal = _deal(link, parts) / max(PROJECTED)
+    return Messages(awake, asleep, max(large - awake, 0.0) / model.nbytes, add / total.nbytes, deal, join, max(each, 0.0), **sizes)
 
 
-def _answers(link: Communicator, parts: Experiment, answer: PackResult) -> None:
-    from fedsim.fleet.mpi.worker import Worker
+def _replies(answer: PackResult, ranks: int) -> tuple[Reply, Reply]:
+    """Of so many ranks that have answered alike, twice."""
+    found = []
+    for first in (1, 1 + ranks):
+        reply = Reply.of(answer, first, False)[0]
+        for rank in range(first + 1, first + ranks):
+            reply.join(Reply.of(answer, rank, False)[0], 0)
+        found.append(reply)
+    return found[0], found[1]
 
+
+def _join(one: Reply, other: Reply) -> None:
+    """What a rank does that has answered, once another's answer is there."""
+    mine = replace(one)
+    mine.join(Reply.read(other.coded()), 0)
+
+
+def _deal(link: Communicator, parts: Experiment) -> float:
+    """Seconds in which rank 0 deals as many packs as all ranks together would get, and writes all parts of the order."""
+    from fedsim.fleet.mpi.fleet import MPIFleet, part_of
+
+    ranks, setting = max(PROJECTED), parts.setting
+    mine = list(range(setting.cohort))
+    packs = [Pack([client], {}, [None], [[0], [0]]) for _ in range(ranks) for client in mine]
+    order = WorkOrder(Train.at(setting, 1), setting.net, setting.net.initial, 1, 1)
+    fleet = MPIFleet(parts.site, parts.account(), 1, link)
+    return median_seconds(lambda: [part_of(hand) for hand in fleet.dealt(order, packs, ranks)[1]], 3)
+
+
+def _answers(link: Communicator) -> None:
     for _ in range(TIMES + 2 * (TIMES // 10)):
         link.send({0: link.receive(0, ECHO)}, ECHO)
-    for _ in range(TIMES):
-        link.receive(0, ECHO)
-    rank = Worker(parts.site, link)
-    for _ in range(TIMES):
-        rank.reply(answer, {"stopped": False})
 
 
 def _echo(link: Communicator, buffer: np.ndarray, times: int, quiet: float = 0.0) -> float:

@@ -47,8 +47,9 @@ def images_of(population: Population, split: str, client: int) -> np.ndarray:
 
 
 def evaluation_shards(population: Population) -> int:
-    """Number of shards of the global test set: enough for many ranks, never empty."""
-    return min(len(population.test), max(8, min(64, -(-len(population.test) // 256))))
+    """Number of shards of the global test set: enough for many ranks, of 128 images or more, never empty."""
+    images = len(population.test)
+    return min(images, max(2, min(8, -(-images // 128)), min(64, -(-images // 256))))
 
 
 def evaluation_images(population: Population, client: int) -> np.ndarray:

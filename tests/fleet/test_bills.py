@@ -12,7 +12,7 @@ from fedsim.costs.profile import Breakdown
 from fedsim.data.client_indices import Blocks, listed
 from fedsim.fleet.charging.bills import Bills
 from fedsim.fleet.charging.pricing import ClientCosts, distinct
-from fedsim.fleet.client_images import count_of, counts_of, many_steps_of, sizes_of, steps_of
+from fedsim.fleet.client_images import count_of, counts_of, evaluation_shards, many_steps_of, sizes_of, steps_of
 
 FIGURES = ("samples", "train_flops", "extra_flops", "flops_at_mean", "bytes_up", "bytes_down", "memory", "model_memory", "executed")
 
@@ -96,7 +96,7 @@ class Someone:
     "feed", [Feed("train", epochs=2, batch=3), Feed("train", steps=5, batch=4), Feed("probe", epochs=1, batch=2, share=0.3)]
 )
 def test_many_clients_are_counted_as_each_of_them(feed: Feed) -> None:
-    clients = [3, 0, 2, 4, 5, 7, 12]  # the last are shards of the global test set
+    clients = [3, 0, 2, 4, 5, 7, 6]  # the last are shards of the global test set
     counts = counts_of(Someone(), feed, clients)
     assert counts.tolist() == [count_of(Someone(), feed, client) for client in clients]
     assert many_steps_of(feed, counts).tolist() == [steps_of(feed, count) for count in counts.tolist()]
@@ -106,3 +106,14 @@ def test_sizes_of_some_clients() -> None:
     blocks = Someone.shards["held"]
     assert sizes_of(Someone(), "held", [4, 0, 3]).tolist() == [blocks.size(client) for client in (4, 0, 3)]
     assert sizes_of(Someone(), "global", [4, 0]).tolist() == [300, 300]
+
+
+@pytest.mark.parametrize(
+    ("images", "shards"), [(1, 1), (2, 2), (100, 2), (360, 3), (1_000, 8), (1_024, 8), (2_049, 9), (10_000, 40), (60_000, 64)]
+)
+def test_shards_of_the_test_set_are_neither_tiny_nor_few(images: int, shards: int) -> None:
+    class Test(Someone):
+        test = range(images)
+
+    assert evaluation_shards(Test()) == shards
+    assert sizes_of(Test(), "global", range(5, 5 + shards)).sum() == images

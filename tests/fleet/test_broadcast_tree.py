@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from fedsim.bench.scale import Costs, Messages, projected, sized
+from fedsim.bench.scale import Costs, Messages, at_rank_0, projected, sized
 from fedsim.config.job import load
 from fedsim.fleet.messages import Pack
-from fedsim.fleet.mpi.schedule import branches, deal
+from fedsim.fleet.mpi.schedule import branch, branches, children, deal
 
 ROOT = Path(__file__).parents[2]
-MESSAGES = Messages(awake=1e-3, asleep=2e-3, byte=1e-9, post=1e-5, hear=1e-4, add=1e-10, model=2_000_000, total=4_000_000)
+MESSAGES = Messages(awake=1e-3, asleep=2e-3, byte=1e-9, add=1e-10, deal=1e-5, join=1e-4, each=1e-7, model=2_000_000, total=4_000_000)
 COSTS = Costs(MESSAGES, clients=16, compute=0.4, server=0.01, client=5e-5, header=100.0)
 
 
@@ -30,6 +30,15 @@ def test_a_broadcast_reaches_every_rank_once_and_in_few_hops(ranks: int) -> None
         assert rank in branches(rank & (rank - 1), ranks)  # from where it awaits it
 
 
+@pytest.mark.parametrize("ranks", range(1, 41))
+def test_every_rank_answers_once_through_the_rank_that_it_is_sent_orders_by(ranks: int) -> None:
+    """The tree of the answers is that of the orders, and a branch is the ranks from its root on."""
+    for rank in range(ranks):
+        assert sorted(children(rank, ranks - 1)) == sorted(branches(rank, ranks))
+        below = [other for child in branches(rank, ranks) for other in branch(child, ranks)]
+        assert sorted(below) == (list(branch(rank, ranks))[1:] if rank else list(range(1, ranks)))
+
+
 def test_packs_are_dealt_whole_and_evenly() -> None:
     packs = [Pack([k], {}, [None], []) for k in range(7)]
     hands = deal(packs, [5, 1, 1, 1, 1, 1, 5], 3)
@@ -42,17 +51,23 @@ def test_a_projection_by_hand() -> None:
         {
             "broadcast": 2e-3 + 1e-3 + (1_600 + 2_000_000) * 1e-9 + 1e-5,
             "compute": 0.4,
-            "collect": 1e-3 + 1.1e-4,
+            "collect": 1e-3 + 1e-4 + 1_600 * 1e-9 + 2 * 16 * 1e-7,
             "reduce": 1e-3 + 4_000_000 * 1.1e-9,
             "server": 0.01,
         }
     )
     many = projected(COSTS, 1_024)  # eleven levels: 512, 256 … 1, and the last rank below rank 0
     assert many["reduce"] == pytest.approx(11 * one["reduce"])
-    assert many["collect"] == pytest.approx(1e-3 + 1_024 * 1.1e-4)
-    assert many["broadcast"] == pytest.approx(11 * (3e-3 + (100 * 16_384 + 2_000_000) * 1e-9) + 1_024 * 1e-5)
+    assert many["collect"] == pytest.approx(11 * 1.1e-3 + 100 * 16_384 * 1e-9 + 2 * 16_384 * 1e-7)
+    assert many["broadcast"] == pytest.approx(11 * (3e-3 + 2_000_000 * 1e-9) + 100 * 16_384 * 1e-9 + 1_024 * 1e-5)
     assert many["server"] == pytest.approx(0.01 + 1_023 * 16 * 5e-5)
     assert many["compute"] == one["compute"]
+
+
+def test_messages_and_bytes_at_rank_0_by_hand() -> None:
+    """One client rank: an order, a model, a reply and a total. Of 64 there are seven branches: 1, 2, 4 … 64."""
+    assert at_rank_0((100, 2_000, 4_000), 1, 16) == (4, 2_000 + 4_000 + 1_600)
+    assert at_rank_0((100, 2_000, 4_000), 64, 1_024) == (28, 7 * 6_000 + 102_400)
 
 
 def test_the_job_of_the_bench_takes_other_cohorts() -> None:

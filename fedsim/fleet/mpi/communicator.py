@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,11 +11,12 @@ import numpy as np
 from mpi4py import MPI
 
 from fedsim.fleet.mpi.device_transfer import Buffer, DeviceTransfer, joined, seen_as
-from fedsim.fleet.mpi.schedule import branches
+from fedsim.fleet.mpi.schedule import branch, branches
 
-OWN_TAG, REPLY_TAG, ROWS_TAG, GO_TAG, STOP_TAG, TOTAL_TAG, SHARED_TAG, LIST_TAG = range(1, 9)  # tags
+ORDER_TAG, SHARED_TAG, OWN_TAG, REPLY_TAG, ROWS_TAG, FAULT_TAG, STOP_TAG, TOTAL_TAG, LIST_TAG = range(1, 10)  # tags
 HOST = DeviceTransfer()
 SHORT, LONG = 50e-6, 2e-3  # seconds between two looks at a request
+EARLY = 0.7  # of the usual time of a wait, before which a rank looks seldom
 TEXT = 4096  # bytes of an error at the start
 PIECE = 2**30  # bytes of a message at most: MPI counts them in 32 bits, and Open MPI refuses 2^31
 
@@ -30,44 +31,75 @@ class Communicator:
     messages: int = 0  # sent and received by this rank
     bytes: int = 0  # of them
     others: int = 0  # bytes that passed between other ranks on rank 0's behalf, as rank 0 knows
+    stops: int = 0  # how often rank 0 has told all ranks to stop; on another rank how often it has read so
     transfer: DeviceTransfer = field(default_factory=DeviceTransfer)  # of models and totals
     mpi: str = ""  # the name and version of the MPI library
+    _waits: dict[object, tuple[float, ...]] = field(default_factory=dict)  # kind -> seconds of the last two waits
     silence: Callable[[Collection[int], float], None] = lambda ranks, seconds: None  # is called while these ranks are waited for
 
-    def until(self, done: Callable[[], Any], asked: Callable[[], None] = lambda: None, ranks: Collection[int] = ()) -> Any:
-        """Asks until `done` answers, ever more seldom: no wait is overslept by more than a fiftieth. ranks: those waited for."""
-        begin = self.clock()
+    def until(
+        self, done: Callable[[], Any], asked: Callable[[], None] = lambda: None, ranks: Collection[int] = (), kind: object = None
+    ) -> Any:
+        """Asks until `done` answers, ever more seldom: no wait is overslept by more than a fiftieth, or where it is shorter than the two
+        before it of its kind by an eighth of these. ranks: those waited for.
+        """
+        begin, waited = self.clock(), 0.0
+        usual = min(self._waits.get(kind, (0.0,)))
         while not (answer := done()):
             asked()
             waited = self.clock() - begin
             self.silence(ranks, waited)
-            self.sleep(min(LONG, max(SHORT, waited / 50)))
+            self.sleep(min(LONG, max(SHORT, waited / 50, min(usual / 8, EARLY * usual - waited))))
+        if kind is not None:
+            self._waits[kind] = *self._waits.get(kind, (0.0,))[-1:], waited
         return answer
 
     def wait(self, request: MPI.Request, *buffers: np.ndarray | None, ranks: Collection[int] = ()) -> None:
         """Until the request is done; it is given its buffers, which must live that long."""
         self.until(request.Test, ranks=ranks)
 
-    def reduce(self, mine: Buffer, ranks: int) -> Buffer:
-        """The int64 sum over ranks 0 … `ranks`, on rank 0: pairs add, then pairs of pairs.
+    @property
+    def parent(self) -> int:
+        """The rank through which this one is sent what all are sent, and through which it answers."""
+        return self.rank & (self.rank - 1)
+
+    def add(self, mine: Buffer | None, whose: Collection[int]) -> Buffer | None:
+        """`mine` and the totals of other ranks as one int64 sum. None where it has none to add to; the others' are then dropped.
 
         MPI's own reduction comes in many small pieces, each of which would wait for the next look.
         """
-        step, heard = 1, 0
-        while step <= ranks:
-            if self.rank & step:
-                self.send({self.rank - step: seen_as(mine, "uint8")}, TOTAL_TAG)
-                break
-            if self.rank + step <= ranks:
-                mine = mine + seen_as(self.receive(self.rank + step, TOTAL_TAG, self.transfer), "int64")
-                heard += 1
-            step *= 2
-        self.others += mine.nbytes * (ranks - heard)
+        for rank in whose:
+            more = seen_as(self.receive(rank, TOTAL_TAG, self.transfer), "int64")
+            mine = None if mine is None else more if not mine.nbytes else mine + more
         return mine
 
-    def send_order(self, header: dict[str, Any]) -> None:
-        """Sends every rank what to do: {"do": "plan" | "run" | "end", …}."""
-        self.broadcast(coded(header))
+    def send_order(self, header: dict[str, Any], parts: Sequence[np.ndarray] = ()) -> None:
+        """Sends every rank what to do: {"do": "plan" | "run" | "end", …}; and to ranks 1, 2, … a part each that is its own."""
+        text, parts = coded(header | {"stops": self.stops}), [np.zeros(0, np.uint8), *parts] if parts else []
+        parts += [parts[0]] * (self.ranks - len(parts)) if parts else []
+        sent = self._hand_on(text, parts)
+        sizes = [(8 + part.nbytes) * rank.bit_count() for rank, part in enumerate(parts)]
+        self.others += (self.ranks - 1) * (16 + text.nbytes) + sum(sizes) - sent
+
+    def receive_order(self) -> tuple[dict[str, Any], np.ndarray]:
+        """What this rank is to do, and the part of it that is its own; its branches have been sent theirs."""
+        buffer = self.receive(self.parent, ORDER_TAG)
+        length, count = buffer[:16].view(np.int64).tolist()
+        sizes = buffer[16 : 16 + 8 * count].view(np.int64)
+        text = buffer[16 + 8 * count : 16 + 8 * count + length]
+        parts = np.split(buffer[16 + 8 * count + length :], np.cumsum(sizes[:-1])) if count else []
+        self._hand_on(text, parts)
+        return json.loads(text.tobytes()), parts[0] if parts else np.zeros(0, np.uint8)
+
+    def _hand_on(self, text: np.ndarray, parts: list[np.ndarray]) -> int:
+        """Sends an order to this rank's branches, with the parts of the ranks on each, from this rank's on; how many bytes."""
+        messages = {}
+        for rank in branches(self.rank, self.ranks):
+            mine = [parts[each - self.rank] for each in branch(rank, self.ranks)] if parts else []
+            head = np.array([text.nbytes, len(mine), *(part.nbytes for part in mine)], np.int64)
+            messages[rank] = np.concatenate([head.view(np.uint8), text, *mine])
+        self.send(messages, ORDER_TAG)
+        return sum(message.nbytes for message in messages.values())
 
     def broadcast(self, buffer: Buffer | None, transfer: DeviceTransfer = HOST) -> Buffer:
         """The root's bytes, on every rank: each hands them on to its branches.
@@ -75,7 +107,7 @@ class Communicator:
         MPI's own broadcast needs the size first, and sends long buffers along a chain of ranks in pieces, each of which
         would wait for the next look of every rank on its way.
         """
-        held = self.receive(self.rank & (self.rank - 1), SHARED_TAG, transfer) if buffer is None else buffer
+        held = self.receive(self.parent, SHARED_TAG, transfer) if buffer is None else buffer
         below = branches(self.rank, self.ranks)
         self.send(dict.fromkeys(below, held), SHARED_TAG)
         self.others += held.nbytes * (self.ranks - 1 - len(below))
@@ -98,7 +130,7 @@ class Communicator:
 
     def _piece(self, rank: int, tag: int, transfer: DeviceTransfer) -> Buffer:
         status = MPI.Status()
-        self.until(lambda: self.comm.Iprobe(source=rank, tag=tag, status=status), ranks=(rank,))
+        self.until(lambda: self.comm.Iprobe(source=rank, tag=tag, status=status), ranks=(rank,), kind=tag)
         buffer = transfer.allocate(status.Get_count(MPI.BYTE))
         self.wait(self.comm.Irecv(buffer, source=rank, tag=tag), buffer, ranks=(rank,))
         self._count(buffer)

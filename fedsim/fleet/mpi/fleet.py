@@ -1,20 +1,18 @@
 """Ranks: rank 0 asks, the others answer. The only room that knows MPI.
 
-An order is a header (JSON bytes) and the shared tree as one buffer, both handed on from rank to rank along a binomial tree, and to
-each rank what is its clients' own or kept. Packs are dealt once, whole, to ranks. Every rank answers with a header and one buffer of
-rows; the totals, int64 partial sums as one flat buffer, are added in pairs along the same tree. So a run of a work costs rank 0 four
-small messages a rank and three of the model's size each time the ranks double, whatever the cohort. Nothing is pickled. A rank that
-waits asks and sleeps, so that it burns no core.
+An order is a header and what each rank's packs are; it goes from rank to rank along a binomial tree, and so does the shared tree, as one
+buffer. What clients have of their own or keep goes to their rank alone. Packs are dealt once, whole, to ranks. Answers join along the
+same tree: a few numbers for each client, and the totals, int64 partial sums as one flat buffer, which are added in pairs. So a run of a
+work costs rank 0 two small messages and two of the model's size each time the ranks double. Only clients that report, own or keep much
+cost it a message a rank. Nothing is pickled. A rank that waits asks and sleeps, so that it burns no core.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import MutableMapping
 from typing import Any
 
 import numpy as np
-import torch
 from mpi4py import MPI
 
 from fedsim.core import serialization
@@ -25,13 +23,12 @@ from fedsim.errors import ClientFault, Stopped
 from fedsim.fleet.accounting import CostAccount
 from fedsim.fleet.local_fleet import LocalFleet
 from fedsim.fleet.messages import Pack, PackResult, WorkerContext, WorkOrder
-from fedsim.fleet.mpi.communicator import GO_TAG, OWN_TAG, REPLY_TAG, ROWS_TAG, STOP_TAG, Communicator
+from fedsim.fleet.mpi.communicator import FAULT_TAG, OWN_TAG, REPLY_TAG, ROWS_TAG, STOP_TAG, Communicator, coded
 from fedsim.fleet.mpi.device_transfer import bytes_of
-from fedsim.fleet.mpi.schedule import deal
-from fedsim.fleet.mpi.tree_buffer import flat, layout, size_of, unflat
-from fedsim.fleet.packing import steps
-
-Layout = dict[str, list[int]]  # of totals: key -> shape, limbs first
+from fedsim.fleet.mpi.reply import Reply
+from fedsim.fleet.mpi.schedule import children, deal
+from fedsim.fleet.mpi.tree_buffer import flat, layout
+from fedsim.fleet.packing import whole_steps
 
 
 class MPIFleet(LocalFleet):
@@ -52,10 +49,10 @@ class MPIFleet(LocalFleet):
             self._send(order, packs, ranks)
         sent, shared = self.link.clock(), self.link.moved
         with span("collect replies"):
-            answer, shapes = self._collect(order, ranks)
+            replies, stopping = self._collect(ranks)
         computed, collected = self.link.clock(), self.link.moved
         with span("reduce"):
-            self._reduce(answer, shapes, ranks)
+            answer = self._joined(order, replies, ranks, stopping)
         self.timing["broadcast"] += sent - begin
         self.timing["compute"] += computed - sent
         self.timing["reduce"] += self.link.clock() - computed
@@ -65,8 +62,17 @@ class MPIFleet(LocalFleet):
         return answer
 
     def _send(self, order: WorkOrder, packs: list[Pack], ranks: int) -> None:
-        weights = [sum(sum(steps(order, self.site, client)) for client in pack.clients) for pack in packs]
-        hands = deal(packs, weights, ranks)
+        header, hands = self.dealt(order, packs, ranks)
+        private = {rank: _private(hand) for rank, hand in enumerate(hands, 1)}  # first: a disk may not give it
+        self.link.send_order(header, [part_of(hand) for hand in hands])
+        self.link.broadcast(self.link.transfer.outgoing(bytes_of(order.shared)), self.link.transfer)
+        self.link.send({rank: rows for rank, rows in private.items() if rows is not None}, OWN_TAG)
+
+    def dealt(self, order: WorkOrder, packs: list[Pack], ranks: int) -> tuple[dict[str, Any], list[list[Pack]]]:
+        """What all ranks are told of an order, and the packs of each."""
+        sizes = [len(pack.clients) for pack in packs]
+        steps = whole_steps(order, self.site, [client for pack in packs for client in pack.clients])
+        weights = np.add.reduceat(steps, np.cumsum([0, *sizes[:-1]])).tolist()
         work, tensors = serialization.dump(order.work)
         if tensors:
             raise TypeError(
@@ -74,84 +80,70 @@ class MPIFleet(LocalFleet):
             )
         header = {"do": "run", "work": work, "r": order.r, "n": order.n, "shared": layout(order.shared), "ranks": ranks}
         header["kept"] = {group: index.tolist() for group, index in order.net.kept.items()}
-        header["packs"] = [[_header(packs[index]) for index in hand] for hand in hands]
-        private = {rank + 1: _private([packs[i] for i in hand]) for rank, hand in enumerate(hands)}  # first: a disk may not give it
-        self.link.send_order(header)
-        self.link.broadcast(self.link.transfer.outgoing(bytes_of(order.shared)))
-        self.link.send(private, OWN_TAG)
+        return header, [[packs[i] for i in hand] for hand in deal(packs, weights, ranks)]
 
-    def _collect(self, order: WorkOrder, ranks: int) -> tuple[PackResult, Layout]:
-        answer, stopping = PackResult(Sum(order.shared, order.n)), False
-        shapes: Layout | None = None
-        status = MPI.Status()
+    def _collect(self, ranks: int) -> tuple[list[tuple[int, Reply]], bool]:
+        """The replies of the ranks that answer to rank 0, and through which all others do, and whether the run is to stop."""
+        waiting, replies, stopping, status = set(children(0, ranks)), dict[int, Reply](), False, MPI.Status()
 
-        def arrived() -> bool:
-            return self.link.comm.Iprobe(source=MPI.ANY_SOURCE, tag=REPLY_TAG, status=status)
+        def arrived() -> int:
+            return status.Get_source() if self.link.comm.Iprobe(source=MPI.ANY_SOURCE, tag=REPLY_TAG, status=status) else 0
 
-        def stop() -> None:
+        def asked() -> None:
             nonlocal stopping
+            if self.link.comm.Iprobe(source=MPI.ANY_SOURCE, tag=FAULT_TAG, status=status):
+                raise ClientFault(self.link.receive(status.Get_source(), FAULT_TAG).tobytes().decode())
             if (self._beside.failed or self.site.stopped()) and not stopping:
                 stopping = True
                 self.link.send({rank: np.zeros(1, np.uint8) for rank in range(1, ranks + 1)}, STOP_TAG)
+                self.link.stops += 1
 
-        stop()
-        waiting = set(range(1, ranks + 1))
-        while waiting:
-            self.link.until(arrived, stop, waiting)
-            header = self.hear(status.Get_source(), answer)
-            waiting.discard(status.Get_source())
-            stopping |= header["stopped"]
-            shapes = _alike(shapes, header["total"]) if header["clients"] else shapes
-        go = np.array([0 if stopping else 1], dtype=np.uint8)
-        self.link.send(dict.fromkeys(range(1, ranks + 1), go), GO_TAG)
+        asked()
+        while len(replies) < len(waiting):
+            rank = self.link.until(arrived, asked, waiting - replies.keys(), REPLY_TAG)
+            replies[rank] = Reply.read(self.link.receive(rank, REPLY_TAG))
+        return [(rank, replies[rank]) for rank in sorted(replies)], stopping
+
+    def _joined(self, order: WorkOrder, replies: list[tuple[int, Reply]], ranks: int, stopping: bool) -> PackResult:
+        """One answer of all. Raises Stopped where a rank has not come to its end, or was to stop: everything under way is taken first."""
+        (_, whole), *others = replies
+        whose = [rank for rank, reply in replies if reply.complete]
+        for _, other in others:
+            whole.join(other, 0)
+        self.link.others += whole.passed
+        answer = PackResult(Sum(order.shared, order.n))
+        with span("read replies"):
+            whole.put_into(answer, lambda rank: self.link.receive(rank, ROWS_TAG))
+        stopping |= whole.totals is None
+        total = self.link.add(np.zeros(0, np.int64) if whole.complete and not stopping else None, whose)
+        if stopping and self._beside.failed:
+            self.drain()
         if stopping:
-            if self._beside.failed:
-                self.drain()
             raise Stopped
-        return answer, shapes or {}
-
-    def hear(self, rank: int, answer: PackResult) -> dict[str, Any]:
-        """The header of a rank's reply, whose rows are added to the answer."""
-        header: dict[str, Any] = json.loads(self.link.receive(rank, REPLY_TAG).tobytes())
-        if "fault" in header:
-            raise ClientFault(header["fault"])
-        with span("read a reply", rank=rank):
-            _take(answer, header, self.link.receive(rank, ROWS_TAG))
-        return header
-
-    def _reduce(self, answer: PackResult, shapes: Layout, ranks: int) -> None:
-        size = sum(int(np.prod(shape)) for shape in shapes.values())
-        transfer = self.link.transfer
-        whole = self.link.reduce(transfer.outgoing(torch.zeros(size, dtype=torch.int64, device=self.site.device)), ranks)
-        answer.total.take(shapes, transfer.incoming(whole), len(answer.each))
+        if total is None or whole.totals is None:
+            raise ValueError(whole.unlike)
+        self.link.others += total.nbytes * (ranks - len(whose))
+        answer.total.take(whole.totals, self.link.transfer.incoming(total), len(answer.each))
+        return answer
 
 
-def _alike(shapes: Layout | None, more: Layout) -> Layout:
-    """The layout of the totals of all ranks; ValueError where those of two ranks cannot be added."""
-    if shapes is not None and shapes != more:
-        key = min(key for key in {*shapes, *more} if shapes.get(key) != more.get(key))
-        both = " and ".join(sorted("nothing" if each is None else str(tuple(each[1:])) for each in (shapes.get(key), more.get(key))))
-        raise ValueError(f"total {key!r} is {both} for two clients; all clients must report the same keys and shapes")
-    return more
+def part_of(packs: list[Pack]) -> np.ndarray:
+    """What one rank is told of its packs."""
+    return coded([_header(pack) for pack in packs])
 
 
 def _header(pack: Pack) -> dict[str, Any]:
     kept = [None if kept is None else layout(kept) for kept in pack.kept]
-    return {"clients": pack.clients, "calls": pack.calls, "own": layout(pack.own), "kept": kept}
+    own = layout(pack.own)
+    return (
+        {"clients": pack.clients}
+        | ({"calls": pack.calls} if any(map(any, pack.calls)) else {})
+        | ({"own": own} if own else {})
+        | ({"kept": kept} if any(kept) else {})
+    )
 
 
-def _private(packs: list[Pack]) -> np.ndarray:
-    parts = [flat(tree) for pack in packs for tree in (pack.own, *(kept or {} for kept in pack.kept))]
-    return np.concatenate(parts)
-
-
-def _take(answer: PackResult, header: dict[str, Any], rows: np.ndarray) -> None:
-    """Adds a rank's rows to the answer."""
-    begin = 0
-    for client, each, keep in zip(header["clients"], header["each"], header["keep"], strict=True):
-        for where, held in ((answer.each, each), (answer.keep, keep)):
-            end = begin + size_of(held)
-            where[client] = unflat(held, rows[begin:end])
-            begin = end
-    for name in ("loss", "ones", "arrived", "open", "up"):
-        getattr(answer, name).update({int(client): value for client, value in header[name].items()})
+def _private(packs: list[Pack]) -> np.ndarray | None:
+    """What clients have of their own and what they keep, as one buffer; None where that is nothing."""
+    trees = [tree for pack in packs for tree in (pack.own, *(kept for kept in pack.kept if kept)) if tree]
+    return np.concatenate([flat(tree) for tree in trees]) if trees else None

@@ -17,9 +17,11 @@ from fedsim.errors import ClientFault, Stopped
 from fedsim.fleet import checks
 from fedsim.fleet.local_fleet import Answers
 from fedsim.fleet.messages import Pack, PackResult, WorkerContext, WorkOrder
-from fedsim.fleet.mpi.communicator import GO_TAG, OWN_TAG, REPLY_TAG, ROWS_TAG, STOP_TAG, Communicator, coded
-from fedsim.fleet.mpi.device_transfer import DeviceTransfer
-from fedsim.fleet.mpi.tree_buffer import flat, layout, size_of, unflat
+from fedsim.fleet.mpi.communicator import FAULT_TAG, OWN_TAG, REPLY_TAG, ROWS_TAG, STOP_TAG, TOTAL_TAG, Communicator
+from fedsim.fleet.mpi.device_transfer import DeviceTransfer, seen_as
+from fedsim.fleet.mpi.reply import Reply
+from fedsim.fleet.mpi.schedule import children
+from fedsim.fleet.mpi.tree_buffer import size_of, unflat
 from fedsim.fleet.plan import Plan
 from fedsim.fleet.registry import FLEETS
 
@@ -37,8 +39,9 @@ class Worker:
         """Answers orders until the last; the exit code and the message of rank 0."""
         while True:
             with span("wait for an order"):
-                header = json.loads(self.link.broadcast(None).tobytes())
+                header, mine = self.link.receive_order()
             if header["do"] == "end":
+                self._read_stops(header["stops"])
                 return int(header["code"]), str(header["message"])
             if header["do"] == "plan":
                 plan = Plan.of(header["plan"])
@@ -48,44 +51,47 @@ class Worker:
                 transfer = self.link.transfer
                 with span("receive the model"):
                     shared = unflat(header["shared"], transfer.incoming(self.link.broadcast(None, transfer)), self.site.device)
-                self._run(header, shared)
+                self._run(header, json.loads(mine.tobytes()) if mine.nbytes else [], shared)
 
     def _stopped(self) -> bool:
         return self._flag() or self.link.comm.Iprobe(source=0, tag=STOP_TAG)
 
-    def _run(self, header: dict[str, Any], shared: Tree) -> None:
-        me = self.link.comm.rank
-        if me > header["ranks"]:
+    def _read_stops(self, sent: int) -> None:
+        """Reads what rank 0 has sent to stop this rank, lest it stops another run."""
+        while self.link.stops < sent:
+            self.link.receive(0, STOP_TAG)
+            self.link.stops += 1
+
+    def _run(self, header: dict[str, Any], mine: list[dict[str, Any]], shared: Tree) -> None:
+        if not mine:
             return
         kept = {group: torch.tensor(index, device=self.site.device) for group, index in header["kept"].items()}
         net = self.site.net.cut(kept) if kept else self.site.net
         order = WorkOrder(serialization.load(header["work"], {}), net, shared, header["r"], header["n"])
         with span("receive packs"):
-            packs = self._packs(header["packs"][me - 1])
-        answer, reply = self._answer(order, packs)
-        with span("reply"):
-            self.reply(answer, reply)
-        with span("wait for the others"):
-            go = self.link.receive(0, GO_TAG)[0]
-        if go:
-            with span("reduce"):
-                self.link.reduce(self.link.transfer.outgoing_sum(answer.total), header["ranks"])
-        while self.link.comm.Iprobe(source=0, tag=STOP_TAG):
-            self.link.receive(0, STOP_TAG)
+            packs = self._packs(mine, 1 + len(order.work.feeds))
+        answer, ending = self._answer(order, packs)
+        if isinstance(ending, str):
+            self.link.send({0: np.frombuffer(ending.encode(), np.uint8)}, FAULT_TAG)
+        else:
+            self.reply(answer, header["ranks"], ending)
 
-    def _packs(self, headers: list[dict[str, Any]]) -> list[Pack]:
-        buffer, packs, begin = self.link.receive(0, OWN_TAG), [], 0
+    def _packs(self, headers: list[dict[str, Any]], counts: int) -> list[Pack]:
+        """This rank's packs; counts: numbers of earlier calls that each client has."""
+        private = any("own" in pack or "kept" in pack for pack in headers)
+        buffer, packs, begin = self.link.receive(0, OWN_TAG) if private else np.zeros(0, np.uint8), [], 0
         for pack in headers:
-            parts = []
-            for rows in (pack["own"], *(kept or [] for kept in pack["kept"])):
+            clients, held, parts = pack["clients"], pack.get("kept") or [None] * len(pack["clients"]), []
+            for rows in (pack.get("own", []), *(kept or [] for kept in held)):
                 end = begin + size_of(rows)
-                parts.append(unflat(rows, buffer[begin:end], self.site.device))
+                parts.append(unflat(rows, buffer[begin:end], self.site.device) if rows else {})
                 begin = end
-            kept = [None if rows is None else part for rows, part in zip(pack["kept"], parts[1:], strict=True)]
-            packs.append(Pack(pack["clients"], parts[0], kept, pack["calls"]))
+            kept = [None if rows is None else part for rows, part in zip(held, parts[1:], strict=True)]
+            packs.append(Pack(clients, parts[0], kept, pack.get("calls") or [[0] * len(clients)] * counts))
         return packs
 
-    def _answer(self, order: WorkOrder, packs: list[Pack]) -> tuple[PackResult, dict[str, Any]]:
+    def _answer(self, order: WorkOrder, packs: list[Pack]) -> tuple[PackResult, bool | str]:
+        """The answer to all packs, and whether it was stopped before the last; or what went wrong."""
         answer = PackResult(Sum(order.shared, order.n))
         assert self.answers is not None, "rank 0 sends the plan first"
         try:
@@ -93,19 +99,26 @@ class Worker:
                 for part in checks.drawing_by_keys(self.answers(order, packs, self.site), order, packs, self.site):
                     answer.merge(part)
         except Stopped:
-            return answer, {"stopped": True}
+            return answer, True
         except ClientFault as fault:
-            return answer, {"fault": str(fault)}
+            return answer, str(fault)
         except Exception as error:
-            return answer, {"fault": f"[rank {self.link.comm.rank}, round {order.r}] {type(error).__name__}: {error}"}
-        return answer, {"stopped": False}
+            return answer, f"[rank {self.link.comm.rank}, round {order.r}] {type(error).__name__}: {error}"
+        return answer, False
 
-    def reply(self, answer: PackResult, reply: dict[str, Any]) -> None:
-        """Tells rank 0 what came of the packs; MPIFleet.hear reads it."""
-        clients = list(answer.each)
-        header = {"clients": clients, "each": [layout(answer.each[client]) for client in clients]}
-        header |= {"keep": [layout(answer.keep[client]) for client in clients], "total": answer.total.layout()}
-        header |= {"loss": answer.loss, "ones": answer.ones, "arrived": answer.arrived, "open": answer.open, "up": answer.up} | reply
-        rows = [flat(tree) for client in clients for tree in (answer.each[client], answer.keep[client])]
-        self.link.send({0: coded(header)}, REPLY_TAG)
-        self.link.send({0: np.concatenate(rows) if rows else np.zeros(0, np.uint8)}, ROWS_TAG)
+    def reply(self, answer: PackResult, ranks: int, stopped: bool) -> None:
+        """Answers rank 0, through the rank's parent and with what its children answer; the totals follow. Among ranks 0 … `ranks`."""
+        reply, rows = Reply.of(answer, self.link.rank, stopped)
+        whose = []
+        with span("wait for the others"):
+            for rank in children(self.link.rank, ranks):
+                buffer = self.link.receive(rank, REPLY_TAG)
+                other = Reply.read(buffer)
+                whose += [rank] if other.complete else []
+                reply.join(other, buffer.nbytes)
+        with span("reply"):
+            self.link.send({self.link.parent: reply.coded()}, REPLY_TAG)
+            self.link.send({} if rows is None else {0: rows}, ROWS_TAG)
+        with span("reduce"):
+            total = self.link.add(self.link.transfer.outgoing_sum(answer.total) if reply.complete else None, whose)
+            self.link.send({} if total is None else {self.link.parent: seen_as(total, "uint8")}, TOTAL_TAG)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from fedsim.errors import SilentRanks
+from fedsim.fleet.mpi.schedule import branch
 
 FIRST = 120.0  # seconds of silence before the first note
 LONGER = 3.0  # a note comes after so many times the longest silence that ended well, and again after so many times the last note
@@ -37,9 +38,14 @@ class Silence:
             raise SilentRanks(f"{self._named(ranks)} silent for {seconds:.0f} s, and the run is to stop: all ranks are ended")
         if ranks and seconds > self.due:
             self.due = LONGER * seconds
-            self.say(
-                f"note: {self._named(ranks)} silent for {seconds:.0f} s; long work, a stopped process and a lost node all look like this"
-            )
+            why = "long work, a stopped process and a lost node all look like this"
+            self.say(f"note: {self._named(ranks)} silent for {seconds:.0f} s{self._through(ranks)}; {why}")
+
+    def _through(self, ranks: Collection[int]) -> str:
+        """Whose answers come through these ranks: a silent one may only wait for them."""
+        others = sorted({other for rank in ranks for other in branch(rank, len(self.hosts))} - set(ranks))
+        numbers = ", ".join(map(str, others[:MOST])) + (f" and {len(others) - MOST} more" if len(others) > MOST else "")
+        return f", or waits for ranks that answer through it ({numbers})" if others else ""
 
     def _named(self, ranks: Collection[int]) -> str:
         named = [f"{rank} ({self.hosts[rank]})" for rank in sorted(ranks)[:MOST]]

@@ -55,3 +55,11 @@ def test_a_run_that_is_to_stop_waits_a_while_for_ranks_and_no_longer() -> None:
     silence({2}, PATIENCE)
     with pytest.raises(SilentRanks, match=r"rank 2 \(b\) has been silent for 21 s, and the run is to stop"):
         silence({2}, PATIENCE + 1)
+
+
+def test_a_note_names_those_that_answer_through_a_silent_rank() -> None:
+    said: list[str] = []
+    silence = Silence(said.append, HOSTS)
+    for second in range(int(FIRST) + 2):
+        silence({4}, float(second))
+    assert said[0].startswith("note: rank 4 (c) has been silent for 121 s, or waits for ranks that answer through it (5, 6, 7); long work")
