@@ -15,9 +15,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "analysis"), str(ROOT / "docs")]
 
 from docutils import nodes
 from from_code.filling import filled
+from from_code.readmes import NoSuchText
 from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.errors import SphinxError
+from sphinx.util import logging
 
 from fedsim.config import method_source
 
@@ -48,6 +50,7 @@ autodoc_preserve_defaults = True
 python_maximum_signature_line_length = 90
 napoleon_custom_sections = [("Arguments", "params_style")]
 
+SAY = logging.getLogger(__name__)
 BAR = re.compile(r"(?<!\\)\|(?![^`]*`(?:[^`]*`[^`]*`)*[^`]*$)")  # not in `code`
 ELSEWHERE = re.compile(r"""<(?:script|link|img|iframe|source)\b[^>]*\b(?:src|href)=["'](?:https?:)?//[^"']+""")
 
@@ -56,8 +59,9 @@ def fill(app: Sphinx, page: str, text: list[str]) -> None:
     """Before Markdown is read: the places of a page get their texts."""
     try:
         text[0], files = filled(text[0], page)
-    except ValueError as error:
-        raise SphinxError(f"docs/{page}.md: {error}") from error
+    except NoSuchText as error:
+        SAY.warning("%s", error, location=page)
+        return
     for file in files:
         app.env.note_dependency(str(ROOT / file))
 
