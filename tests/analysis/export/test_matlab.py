@@ -58,7 +58,7 @@ def test_attributes_are_numbers_and_text(made: dict[str, Any]) -> None:
     assert "crc32" not in about
 
 
-def test_one_layer_and_one_client_stay_tables(tmp_path: Path) -> None:
+def test_one_layer_one_client_and_one_round_stay_tables(tmp_path: Path) -> None:
     """(rounds, 1), not (rounds,): a program that takes a row for a round goes on working."""
     columns = {name: COLUMNS[name] for name in ("clients/loss", "layers/density")}
     with RunWriter.create(tmp_path / "run.h5", attributes={"job": ""}, layers=["a"], clients=1, columns=columns) as record:
@@ -68,6 +68,8 @@ def test_one_layer_and_one_client_stay_tables(tmp_path: Path) -> None:
     found = loadmat(tmp_path / "run.mat")
     assert found["clients"]["loss"][0, 0].tolist() == [[1.0], [2.0], [3.0]]
     assert found["layers"]["density"][0, 0].shape == (3, 1)
+    command.write(hand_made_run(tmp_path / "first.h5", rows=1, finished=False), "mat")
+    assert loadmat(tmp_path / "first.mat")["clients"]["accuracy"][0, 0].shape == (1, 3)
 
 
 def test_names_that_matlab_does_not_take(tmp_path: Path) -> None:
