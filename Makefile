@@ -19,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 DEBIAN_VENV = { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get -qq update && \
   apt-get -qq install -y python3-venv >/dev/null && $(PYTHON) -m venv --clear $(VENV); }
 
-.PHONY: quickstart test test-outside test-full faults check check-fast lint clean
+.PHONY: quickstart test test-outside test-full faults docs check check-fast lint clean
 
 quickstart: $(VENV)/.run
 	$(MPIRUN) -n $(RANKS) $(BIN)/fedsim run jobs/quickstart.toml
@@ -40,6 +40,10 @@ test-full: $(VENV)/.dev
 # Kills runs, tears their writes, fills disks and more, and counts what was lost; `make faults FAULTS="--count 8"` tries eight cases.
 faults: $(VENV)/.dev
 	PYTHONPATH=.:analysis:tests/faults:tests/fixtures $(BIN)/python -m campaign $(FAULTS)
+
+# The site of documentation, in build/docs: open index.html, no server is needed. A warning, as of a link that leads nowhere, is an error.
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -q -W --keep-going -b html -d build/docs-cache docs build/docs
 
 check: lint test
 
@@ -63,6 +67,10 @@ $(VENV)/.run: $(VENV)/.made pyproject.toml
 $(VENV)/.dev: $(VENV)/.made pyproject.toml
 	$(BIN)/python -m pip install -q -e '.[mpi,analysis,dev]'
 	touch $@ $(VENV)/.run
+
+$(VENV)/.docs: $(VENV)/.made pyproject.toml
+	$(BIN)/python -m pip install -q -e '.[docs]'
+	touch $@
 
 $(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

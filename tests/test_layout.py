@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -22,6 +23,9 @@ LAYERS = (  # from the bottom; a package imports from its own layer and from tho
 )
 LONGEST, MOST = 350, 15  # lines of a file; files of a folder
 ALONE = {"mpi4py": ("fleet/mpi/",), "h5py": ("storage/", "data/own_file/")}
+TOP = {"fedsim", "jobs", "slurm", "tests", "analysis", "pyproject.toml", "Makefile", ".ci", ".gitignore", "findings"}
+TOP |= {"README.md", "CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff", "LICENSE"}
+TOP |= {"docs"}  # pages of the site: they belong to no package, and are made of the files of all of these
 ENTRANCES = ("__init__.py", "__main__.py")  # of the package itself: they stand above all layers
 FILES = sorted(path for path in ROOT.rglob("*.py") if str(path.relative_to(ROOT)) not in ENTRANCES)
 PURE = {"core", "errors", "kernels", "costs", "data", "storage", "devices", "nn", "models", "federated", "fleet", "pruning", "methods"}
@@ -102,6 +106,13 @@ def test_files_and_folders_are_small() -> None:
     assert not [f"{path}: {lines}" for path in FILES if (lines := len(path.read_text().splitlines())) > LONGEST]
     folders = {path.parent for path in FILES}
     assert not [f"{folder}: {count}" for folder in folders if (count := len(list(folder.glob("*.py")))) > MOST]
+
+
+def test_the_top_level_holds_what_it_should() -> None:
+    if not (ROOT.parent / ".git").exists():
+        pytest.skip("this is no checkout")
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT.parent, capture_output=True, text=True, check=True).stdout
+    assert {line.partition("/")[0] for line in listed.splitlines()} == TOP
 
 
 def test_every_file_says_what_it_is() -> None:

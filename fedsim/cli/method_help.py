@@ -36,7 +36,7 @@ def default(value: object) -> str:
     return "required" if value is MISSING else "-" if value is None else written(value)
 
 
-def _kind(written: str) -> str:
+def kind(written: str) -> str:
     """A type as a job's author reads it: Literal['a', 'b'] is "a" | "b"."""
     written = written.replace("dict[str, float]", "float by kind of device")
     return re.sub(r"Literal\[(.*?)\]", lambda match: match[1].replace("'", '"').replace(", ", " | "), written)
@@ -52,5 +52,5 @@ def _all() -> Table:
 def _parameters(parameters: list[Parameter]) -> Table:
     table = Table("field", "type", "default", "meaning", box=None, header_style="bold", pad_edge=False)
     for each in parameters:
-        table.add_row(each.name, _kind(each.kind), default(each.default), each.meaning)
+        table.add_row(each.name, kind(each.kind), default(each.default), each.meaning)
     return table

@@ -15,10 +15,10 @@ from fedsim.cli import run_files
 from fedsim.errors import BadInput
 
 NETWORKS = ("torch", "onnx", "safetensors")  # forms of the network
-TABLES = ("csv", "parquet", "netcdf")  # forms of the columns
+TABLES = ("csv", "parquet", "netcdf", "mat")  # forms of the columns
 TO = (
     "torch: the network as a plain torch module, which can be loaded without fedsim. onnx, safetensors: the network for other tools."
-    " csv, parquet, netcdf: all columns of the run."
+    " csv, parquet, netcdf, mat (for MATLAB and Octave): all columns of the run."
 )
 
 BUDGET = "Budget for accuracy at equal {}, such as {}. Default: what the cheapest row takes."

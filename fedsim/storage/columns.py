@@ -172,3 +172,59 @@ OF_METHODS: dict[str, Column] = {
     "clients/gates_open": Column("1", "share of the gates of the client's own network that are open"),
 }
 """What methods share the names of; a column is made when a method first records it."""
+
+ATTRIBUTES: dict[str, tuple[str, str]] = {
+    "format_version": ("whole number", "of the layout of the file; a newer one than the reader knows is refused"),
+    "rounds": ("whole number", "the last complete round, -1 before round 0: later rows are not to be used"),
+    "finished": ("0 or 1", "1 when the run has done all its rounds"),
+    "rounds_planned": ("whole number", "rounds of the job"),
+    "job": ("TOML", "the resolved job: every field, defaults too"),
+    "job_sha256": ("hash", "of the job, without what changes no result"),
+    "method": ("text", "name of the method"),
+    "seed": ("whole number", "of the job"),
+    "plan": ("JSON", "how the run is computed: fleet, packs, layout, kernels"),
+    "partition": ("JSON", "who holds which images: scheme, parameters, hashes of the parts"),
+    "partition_sha256": ("hash", "of the images of each client"),
+    "data_sha256": ("hash", "of the images and labels of the data set"),
+    "own_code_sha256": ("hash", "of modules of the user's own; empty where there are none"),
+    "devices": ("JSON", "the kinds of the clients' devices, in the order of /devices/kind; only where clients have devices"),
+    "weights_sha256": ("hash", "of the final weights; blank until the run is finished"),
+    "fedsim_version": ("text", "of the fedsim that began the run"),
+    "git_commit": ("text", "of its checkout; empty where it was installed from a package"),
+    "torch_version": ("text", "of the torch that ran last"),
+    "started_at": ("text", "when the run began, UTC"),
+    "hosts": ("text", "machines of the ranks, sorted, with commas between them"),
+    "ranks": ("whole number", "MPI ranks, the server's included"),
+    "peak_flops": ("FLOP/s", "what one rank reaches at most in arithmetic, as measured"),
+    "peak_bytes": ("B/s", "what one rank reaches at most in memory traffic, as measured"),
+    "crc32": ("JSON", "checksums of these attributes, and of the arrays that are written once"),
+    "mended": ("text", "what `fedsim doctor --mend` could not keep; only in mended files"),
+}
+"""The attributes of a run file: type or unit, and meaning."""
+
+ARRAYS: dict[str, tuple[str, str]] = {
+    "/round": ("(rounds,)", "numbers of the rounds, from 0"),
+    "/client": ("(clients,)", "numbers of the clients, from 0"),
+    "/layer": ("(layers,)", "names of the layers that may have a mask or a gate"),
+    "/partition/class": ("(classes,)", "numbers of the classes, from 0"),
+    "/partition/counts": ("(clients, classes)", "training images: who holds what; left out above 100,000 clients"),
+    "/partition/client_name, class_name": ("(clients,), (classes,)", "names, where the data set has some"),
+    "/devices/kind": ("(clients,)", "number of the kind of each client's device, where clients have devices"),
+    "/masks/ROUND": (
+        "(bytes,)",
+        "the masks that are in force from that round on, as packed bits, the first entry in the highest bit. Its attribute `tensors` is"
+        " JSON of each mask and its shape; each mask begins at a byte",
+    ),
+    "/client_gates/ROUND/gates": ("(K, bytes)", "hard gates of K clients, from that round on, as packed bits; of `final`: at the end"),
+    "/client_gates/ROUND/clients": ("(K,)", "whose they are"),
+    "/client_gates/ROUND/values": ("(K, gates)", "the constants that replace dynamic gates, where a method folds them"),
+    "/model/KEY": (
+        "(entries,)",
+        "final weights (w/…), buffers (buf/…), masks (mask/…, packed bits). The attributes `dtype` and `shape` are those of the tensor;"
+        " where `masked` is 1, only the entries stand here that the mask keeps",
+    ),
+    "/checksums/columns": ("(columns,)", "columns that have checksums, and `masks` and `client_gates`"),
+    "/checksums/rows": ("(rounds, columns)", "CRC-32 of each of their rows"),
+    "/checksums/about": ("(columns,)", "CRC-32 of the unit and the description of each"),
+}
+"""What else a run file holds beside its columns: shape, and meaning."""

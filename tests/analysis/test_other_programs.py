@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from fedsim_analysis.export import command
 from hand_made_run import ATTRIBUTES, hand_made_run
 from numpy.typing import NDArray
 
@@ -188,12 +189,45 @@ printf("finished %d rounds %d\\n", ncreadatt(file, "/", "finished"), ncreadatt(f
 
 
 def test_octave_loads_the_groups_without_text(run: Path, tmp_path: Path) -> None:
-    """Its own `load` stops at the names of layers and classes, as it has no text of variable length."""
+    """Its own `load` stops at the names of layers and classes: it has no text of variable length, and netCDF needs such text."""
     need("octave")
     (tmp_path / "read.m").write_text(BY_LOAD)
     groups = ("rounds", "clients", "timing", "speed", "masks", "client_gates")
     expected = {name: values for name, values in arrays(run).items() if name.partition("/")[0] in groups}
     same(ran(*OCTAVE, tmp_path / "read.m", run), expected)
+
+
+BY_MAT = """
+function show(name, value)
+  if isstruct(value)
+    for [inner, key] = value
+      show([name "/" key], inner);
+    end
+  elseif isnumeric(value) && numel(value)
+    printf("@%s%s\\n", name, sprintf(" %.17g", value'));
+  end
+end
+run = load(argv(){end});
+for group = {"rounds", "clients", "layers", "timing", "speed"}
+  show(group{1}, run.(group{1}));
+end
+show("partition/counts", run.partition.counts);
+printf("finished %d units %s layers %s classes %s\\n", run.attributes.finished, run.units.timing.compute, ...
+       strjoin(run.layers.layer, ","), strjoin(run.partition.class_name, ","));
+"""
+
+
+def test_octave_loads_every_number_and_name_of_a_mat_file(run: Path, tmp_path: Path) -> None:
+    """By `load` alone, without names of groups and without a package."""
+    need("octave")
+    (tmp_path / "read.m").write_text(BY_MAT)
+    command.write(run, "mat", tmp_path / "run.mat")
+    groups = ("rounds", "clients", "layers", "timing", "speed")
+    expected = {name: values for name, values in arrays(run).items() if name.partition("/")[0] in groups or name == "partition/counts"}
+    printed = ran(*OCTAVE, tmp_path / "read.m", tmp_path / "run.mat")
+    same(printed, expected)
+    finished = int(run.parent.name.startswith("finished"))
+    assert printed.splitlines()[-1] == f"finished {finished} units s layers conv1,fc classes cat,dog"
 
 
 def test_octave_s_netcdf_sees_every_number(run: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What `fedsim export RUN.h5 --to csv | parquet | netcdf` does."""
+"""What `fedsim export RUN.h5 --to csv | parquet | netcdf | mat` does."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from pathlib import Path
 from fedsim_analysis import checked, run_file
 from fedsim_analysis.dataset.sources import Source, sources
 
-FORMS = ("csv", "parquet", "netcdf")
-OUT = {"csv": "-csv", "parquet": "-parquet", "netcdf": ".nc"}  # after the name of the run
+FORMS = ("csv", "parquet", "netcdf", "mat")
+OUT = {"csv": "-csv", "parquet": "-parquet", "netcdf": ".nc", "mat": ".mat"}  # after the name of the run
 
 
 def write(run: str | Path, form: str, out: str | Path | None = None) -> list[str]:
     """Writes the complete rounds of a run file in a form that other tools read; the lines to print.
 
-    form: "csv" or "parquet", a folder with a file for each table, or "netcdf", one file. out: the folder or file; by default beside the
-    run file, RUN-csv, RUN-parquet or RUN.nc. A former export there is replaced.
+    form: "csv" or "parquet", a folder with a file for each table, or "netcdf" or "mat", one file. out: the folder or file; by default
+    beside the run file, RUN-csv, RUN-parquet, RUN.nc or RUN.mat. A former export there is replaced.
 
     Raises FileNotFoundError, and ValueError: for a file that is damaged or no run file, for another form, where something else stands at
     `out` or it cannot be written, and where a library is missing.
@@ -38,6 +38,10 @@ def _written(source: Source, form: str, out: Path) -> list[str]:
         from fedsim_analysis.export import netcdf
 
         return netcdf.write(source, out)
+    if form == "mat":
+        from fedsim_analysis.export import matlab
+
+        return matlab.write(source, out)
     from fedsim_analysis.export import folder
 
     return folder.write(source, form, out)

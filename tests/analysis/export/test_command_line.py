@@ -77,7 +77,7 @@ def newer(path: Path) -> None:
         file.attrs["format_version"] = 99
 
 
-@pytest.mark.parametrize("form", ["csv", "parquet", "netcdf"])
+@pytest.mark.parametrize("form", ["csv", "parquet", "netcdf", "mat"])
 @pytest.mark.parametrize(
     ("damage", "message"),
     [

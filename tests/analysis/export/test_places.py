@@ -13,6 +13,7 @@ from small_disk import limited
 
 from fedsim.storage.writer import RunWriter
 
+FILES = ("netcdf", "mat")  # forms that are one file
 FORMS = pytest.mark.parametrize("form", command.FORMS)
 
 
@@ -39,7 +40,7 @@ def test_a_former_export_is_replaced(tmp_path: Path, form: str) -> None:
 def test_what_is_no_export_is_left_alone(tmp_path: Path, form: str) -> None:
     run = hand_made_run(tmp_path / "run.h5")
     out = tmp_path / "thesis"
-    if form == "netcdf":
+    if form in FILES:
         with h5py.File(out, "w") as file:
             file["x"] = 1
     else:
@@ -58,7 +59,7 @@ def test_what_is_no_export_is_left_alone(tmp_path: Path, form: str) -> None:
 def test_a_file_where_a_folder_belongs_and_the_other_way_round(tmp_path: Path, form: str) -> None:
     run = hand_made_run(tmp_path / "run.h5")
     wrong = tmp_path / "wrong"
-    if form == "netcdf":
+    if form in FILES:
         wrong.mkdir()
     else:
         wrong.write_text("")
@@ -104,5 +105,5 @@ def test_a_run_that_cannot_be_read(tmp_path: Path, form: str) -> None:
 
 
 def test_another_form_is_answered_with_the_right_ones(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="--to xlsx: fedsim export writes csv, parquet, netcdf"):
+    with pytest.raises(ValueError, match="--to xlsx: fedsim export writes csv, parquet, netcdf, mat"):
         command.write(tmp_path / "run.h5", "xlsx")
