@@ -7,6 +7,7 @@ be compiled, for numba knows a function by its own file alone and would go on ca
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pickle
 import shutil
@@ -17,6 +18,7 @@ from functools import cache
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from llvmlite import __version__ as llvmlite_version
@@ -33,6 +35,7 @@ PACKAGE = Path(__file__).parents[1]
 KEYED = ("core", "kernels")  # packages that may hold compiled code
 KEPT = 8  # folders, each of another version or other sources
 CHECKSUM = 32  # bytes
+LOOK, LOOKS = 0.02, 3_000  # seconds between two looks whether it is this process's turn to compile, and looks: a minute
 
 
 def kernel(function: Callable[..., Any]) -> Any:
@@ -40,6 +43,7 @@ def kernel(function: Callable[..., Any]) -> Any:
     made: Any = njit(nogil=True)(function)
     if not config.DISABLE_JIT and cache_folder():
         made._cache = _Cache(function)
+        made.compile = made._cache.once(made.compile)
     return made
 
 
@@ -159,6 +163,34 @@ class _Files:
         return sha256(f"{self._made_by} {key!r} ".encode() + code).digest()
 
 
+class _Turn:
+    """Whose turn it is to compile on this machine: of those that share a folder of code. The system ends a turn with its process."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._handle: int | None = None
+
+    def come(self) -> bool:
+        """Waits for this process's turn. False where another's lasts too long, or the folder knows no locks: then all compile at once."""
+        try:
+            self._handle = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            for _ in range(LOOKS):
+                with suppress(BlockingIOError):
+                    fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    return True
+                Event().wait(LOOK)
+        except OSError:
+            pass
+        self.close()
+        return False
+
+    def close(self) -> None:
+        """Ends the turn, if it is this process's."""
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+
 class _Cache(caching.FunctionCache):
     """A file that cannot be read or written, or is damaged, costs the time to compile, no more."""
 
@@ -168,8 +200,27 @@ class _Cache(caching.FunctionCache):
         super().__init__(function)
         locator = self._impl.locator
         self._cache_file: Any = _Files(locator.get_cache_path(), self._impl.filename_base, locator.get_source_stamp())
+        self._turn = _Turn(Path(locator.get_cache_path()))
+
+    def once(self, compile: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """The function that compiles a signature, or loads it: one process at a time, and the others load what it has made."""
+
+        def compiled(sig: Any) -> Any:
+            try:
+                return compile(sig)
+            finally:
+                self._turn.close()
+
+        return compiled
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """What is kept; where there is nothing, once more when it is this process's turn to compile."""
+        found = self._kept(sig, target_context)
+        if found is None and self._turn.come():
+            found = self._kept(sig, target_context)
+        return found
+
+    def _kept(self, sig: Any, target_context: Any) -> Any:
         with suppress(OSError):
             return super().load_overload(sig, target_context)
         return None

@@ -82,6 +82,23 @@ def test_the_cache_is_where_the_user_says_or_the_users_or_beside_the_sources(tmp
     assert said(started(tmp_path, "int", **named))[1] == 1  # loaded
 
 
+@pytest.mark.processes
+def test_of_processes_that_start_at_once_one_compiles_and_the_others_load(tmp_path) -> None:
+    loaded = [said(run)[1] for run in [started(tmp_path, "int", "array", NUMBA_CACHE_DIR=str(tmp_path)) for _ in range(3)]]
+    assert sum(loaded) == 4  # two of the three load both, or one each that another has compiled
+
+
+def test_a_process_that_does_not_end_its_turn_is_not_waited_for_for_ever(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(compiled, "LOOKS", 3)
+    holder, other = compiled._Turn(tmp_path), compiled._Turn(tmp_path)
+    assert holder.come()
+    assert not other.come()
+    holder.close()
+    assert other.come()
+    assert not compiled._Turn(tmp_path / "missing").come()
+    other.close()
+
+
 @pytest.mark.full
 @pytest.mark.processes
 def test_processes_that_compile_at_once_do_not_take_each_others_code(tmp_path) -> None:
