@@ -114,6 +114,14 @@ def run(
 
 
 @app.command()
+def warm() -> int:
+    """Compile all kernels for this processor ahead of the first run, as when the image of a cluster is made. It takes a minute or two."""
+    from fedsim.simulation.planning.warm import warm
+
+    return warm(Console(emoji=False))
+
+
+@app.command()
 def sweep(
     jobs: Annotated[
         list[Path], typer.Argument(metavar="JOB.toml...", help=r"Job files. The section \[sweep] of a job says which runs it makes.")

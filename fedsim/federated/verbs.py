@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 from pathlib import Path
 from traceback import walk_tb
 from typing import Any
@@ -99,11 +100,17 @@ def name_of(method: object) -> str:
 
 def file_of(kind: type) -> str:
     """The file of a class, as a path from the working folder where it is below it."""
+    return _file_from(kind, Path.cwd())
+
+
+@cache
+def _file_from(kind: type, folder: Path) -> str:
+    """Once for a class: a method is named in every round, should it fail."""
     try:
         path = Path(inspect.getfile(kind))
     except (TypeError, OSError):
         return "in no file"
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+    return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
 
 
 def shown(value: Any) -> str:
