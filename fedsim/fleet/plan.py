@@ -64,6 +64,8 @@ class Plan:
             unknown = sorted(values.keys() - {field.name for field in fields(cls)})
             if unknown:
                 raise ValueError(f"it has the field {unknown[0]!r} of a later version")
+            if type(packs := values.get("packs")) is float and packs.is_integer():  # as plans of the CUDA graph fleet once had them
+                values["packs"] = int(packs)
             found = cls(**values | {"sparse": tuple(tuple(row) for row in values.get("sparse", ()))})
             if type(found.packs) is not int or found.packs < 1 or type(found.fleet) is not str:
                 raise ValueError(f"its fleet is {found.fleet!r:.40}, its packs are {found.packs!r:.40}")

@@ -217,6 +217,8 @@ def _attributes(file: h5py.File) -> dict[str, Any]:
 def _plan(known: dict[str, Any]) -> dict[str, Any]:
     plan: dict[str, Any] = json.loads(known.get("plan", "{}"))
     packs, fleet = plan.get("packs", 1), plan.get("fleet", "serial")
+    if type(packs) is float and packs.is_integer():  # as plans of the CUDA graph fleet once had them
+        plan["packs"] = packs = int(packs)
     need(type(packs) is int and packs > 0 and type(fleet) is str, f"its plan has the fleet {fleet!r:.40} and {packs!r:.40} packs")
     return plan
 

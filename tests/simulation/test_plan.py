@@ -16,6 +16,7 @@ from fedsim.fleet.plan import Plan
 from fedsim.methods.fedavg import FedAvg
 from fedsim.simulation.experiment import build_experiment
 from fedsim.simulation.planning import plan
+from fedsim.storage import reader
 
 ALL: Any = SimpleNamespace()
 
@@ -69,3 +70,18 @@ def test_a_density_that_is_one_number_is_tried_with_masks(density: Any, masked: 
     parts = replace(build_experiment(check({**SMALL, "data": FAKE})), method=Half(density))
     shared = plan.Load.of(parts, None).shared
     assert any(key.startswith("mask/") for key in shared) == masked
+
+
+@pytest.mark.parametrize("fleet", ["serial", "packed", "cuda_graph"])
+def test_packs_are_counted_in_whole_numbers_and_read_back_as_such(fleet: str) -> None:
+    """With a point they are as many; a run file whose plan had 1.0 packs was called damaged."""
+    parts = build_experiment(check(SMALL | {"execution": {"fleet": fleet, "plan": "auto", "device": "cpu"}}))
+    plans = list(plan._candidates(parts))
+    assert {each.fleet for each in plans} == {fleet}
+    for each in plans:
+        text = each.text()
+        pointed = text.replace(f'"packs": {each.packs}', f'"packs": {each.packs}.0')
+        assert pointed != text
+        for written in (text, pointed):
+            assert Plan.of(written) == each
+            assert [type(value) for value in (Plan.of(written).packs, reader._plan({"plan": written})["packs"])] == [int, int]

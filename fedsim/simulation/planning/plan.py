@@ -167,7 +167,7 @@ def _pack_counts(fleet: str, chosen: int | None, cohort: int, free: bool) -> lis
     if fleet == "serial":
         return [max(PACKS)]
     if fleet == "cuda_graph" and free:
-        sizes = [max(PACKS) * 2**power for power in range(-2, 11)]  # clients
+        sizes = [max(PACKS) // 4 << power for power in range(13)]  # clients
         return sorted({-(-cohort // size) for size in sizes}, reverse=True)
     return [packs for packs in PACKS if packs <= max(cohort // 2, PACKS[0])] if free else [PACKS[0]]
 
