@@ -17,7 +17,7 @@ from torch import nn
 from fedsim.core import entry_points, rng
 from fedsim.core.shared_generators import seeded
 from fedsim.errors import BadInput
-from fedsim.models import cnn, resnet
+from fedsim.models import cnn, mobilenet_cifar, resnet
 from fedsim.models.blueprint import Blueprint
 from fedsim.models.settings import ModelSettings
 from fedsim.models.width_matching import Matched, widest
@@ -75,6 +75,7 @@ FAMILIES: dict[str, Family] = {
     "vgg11": Family(_vgg11, 64, 32),
     "vgg16": Family(_vgg16, 64, 32),
     "mobilenet_v2": Family(_mobilenet_v2, 32, 1),
+    "mobilenet_v2_cifar": Family(mobilenet_cifar.mobilenet_v2_cifar, 32, 1),
 }
 
 

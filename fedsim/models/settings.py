@@ -21,7 +21,7 @@ OF_FEDSIM = ("match", "norm", "nsconv_over", "standardise", "norm_weight", "deta
 class ModelSettings:
     """The section [model]: the network that all clients train."""
 
-    name: str = "cnn"  # cnn | simple_cnn | lenet5 | resnet8 | resnet18 | resnet20 | resnet32 | resnet56 | vgg11 | vgg16 | mobilenet_v2
+    name: str = "cnn"  # cnn | simple_cnn | lenet5 | resnet8/18/20/32/56 | vgg11 | vgg16 | mobilenet_v2 | mobilenet_v2_cifar
     width: int | None = None  # channels of the first convolution, all others in proportion; None: the model's own
     norm: str = "batch"  # batch | group (one group: all channels of an image) | none | nsconv (normalised sparse convolutions, no norms)
     nsconv_over: str = "all"  # entries that a normalised filter's statistics are of: all (pruned ones as 0) | kept

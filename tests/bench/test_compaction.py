@@ -53,7 +53,15 @@ def test_a_hand_built_network_has_the_widths_and_the_outputs_of_the_gated_one(na
         assert close(small.eval()(x), net.under_vmap()(values | {GATE: gate}, x)[0])  # masked: nothing is cut
 
 
-@pytest.mark.parametrize("model", [{"name": "resnet8", "norm": "group"}, {"name": "cnn", "width": 6}, {"name": "mobilenet_v2", "width": 4}])
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"name": "resnet8", "norm": "group"},
+        {"name": "cnn", "width": 6},
+        {"name": "mobilenet_v2", "width": 4},
+        {"name": "mobilenet_v2_cifar", "width": 4},
+    ],
+)
 def test_the_steps_of_both_have_the_same_losses(model: dict[str, Any]) -> None:
     runs = case(**model).training()
     for own, other in (("half", "hand-built half"), ("full", "hand-built full")):

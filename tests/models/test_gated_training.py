@@ -17,7 +17,7 @@ from fedsim.nn.net import Net
 from fedsim.simulation.experiment import build_experiment
 
 SIDES = {"vgg11": 32, "vgg16": 32}
-GATED = [name for name in models.FAMILIES if name != "mobilenet_v2"]  # its convolutions take no gates
+GATED = [name for name in models.FAMILIES if not name.startswith("mobilenet")]  # whose convolutions take no gates
 
 
 def losses(name: str, lr: float, steps: int, **fields: object) -> list[float]:

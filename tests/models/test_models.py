@@ -62,6 +62,7 @@ def loss_of(module: nn.Module, shape: tuple[int, int, int], batch: int) -> Tenso
         ("vgg11", "none", 9_750_922),
         ("vgg16", "batch", 35_281_162 - 1_638_720),  # of the gated network, less its gates
         ("mobilenet_v2", "batch", 2_236_682),
+        ("mobilenet_v2_cifar", "group", 2_297_754),
     ],
 )
 def test_parameters_as_published(name: str, norm: str, count: int) -> None:
@@ -112,7 +113,7 @@ def test_global_randomness_is_left_alone(settings: ModelSettings) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "vgg11", "mobilenet_v2", "resnet8"])
+@pytest.mark.parametrize("name", ["resnet18", "vgg11", "mobilenet_v2", "mobilenet_v2_cifar", "resnet8"])
 def test_no_parameter_is_left_without_a_value(name: str) -> None:
     assert all(value.device.type == "cpu" and value.isfinite().all() for value in model(name).state_dict().values())
 
@@ -319,7 +320,7 @@ def test_the_matched_cnn_by_hand(density: float) -> None:
 
 @pytest.mark.parametrize("name", list(FAMILIES))
 def test_a_hundredth_of_the_parameters_is_still_a_model(name: str) -> None:
-    if name in ("lenet5", "mobilenet_v2"):  # one sixth and one thirty-second of the width are already more
+    if name in ("lenet5", "mobilenet_v2", "mobilenet_v2_cifar"):  # one sixth and one thirty-second of the width are already more
         density = 0.05
     else:
         density = 0.01
@@ -460,7 +461,7 @@ def test_a_layer_used_twice_counts_twice() -> None:
 
 
 @pytest.mark.parametrize("norm", ["batch", "group"])
-@pytest.mark.parametrize("name", ["resnet8", "resnet18", "mobilenet_v2", "cnn", "vgg11"])
+@pytest.mark.parametrize("name", ["resnet8", "resnet18", "mobilenet_v2", "mobilenet_v2_cifar", "cnn", "vgg11"])
 def test_the_scales_of_norms_start_where_the_job_says(name, norm) -> None:
     scales = [m.weight for m in model(name, norm=norm, norm_weight=0.5).modules() if isinstance(m, nn.BatchNorm2d | nn.GroupNorm)]
     assert scales

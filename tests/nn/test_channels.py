@@ -24,6 +24,14 @@ def thin_groups(blocks: int) -> dict[str, int]:
     return {f"layer{s + 1}.{b}.conv1": 16 << s for s in range(3) for b in range(blocks)}
 
 
+def cifar_mobile_groups() -> dict[str, int]:
+    """As many as blocks: the first has the stem's 32, each other six times the channels that enter it."""
+    blocks = (1, 2, 3, 4, 3, 3, 1)
+    enter = [16] + [24] * 2 + [32] * 3 + [64] * 4 + [96] * 3 + [160] * 3
+    names = [f"layer{stage}.{block}.expand" for stage, number in enumerate(blocks, 1) for block in range(number)]
+    return dict(zip(names, [32] + [6 * width for width in enter], strict=True))
+
+
 def mobile_groups() -> dict[str, int]:
     """Six times the channels that enter each block but the first, which expands nothing."""
     enter = [16] + [24] * 2 + [32] * 3 + [64] * 4 + [96] * 3 + [160] * 3
@@ -38,6 +46,7 @@ STRUCTURES = {
     "resnet18": {f"layer{s + 1}.{b}.conv1": 64 << s for s in range(4) for b in range(2)},
     "vgg11": {f"features.{i}": width for i, width in VGG.items()} | {"classifier.0": 512, "classifier.2": 512},
     "mobilenet_v2": mobile_groups(),
+    "mobilenet_v2_cifar": cifar_mobile_groups(),
 }
 
 

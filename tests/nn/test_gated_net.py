@@ -95,7 +95,7 @@ def test_hidden_weights_have_no_gradient_and_live_on_by_decay(entry, pure) -> No
 
 
 @pytest.mark.parametrize("pure", [False, True], ids=["compacted", "masked"])
-@pytest.mark.parametrize("name", ["cnn", "resnet8", "mobilenet_v2"])
+@pytest.mark.parametrize("name", ["cnn", "resnet8", "mobilenet_v2", "mobilenet_v2_cifar"])
 def test_running_statistics_of_closed_channels_stay_as_they_were(name, pure) -> None:
     _, net, values = drawn(name)
     gate = hard(net)
@@ -158,7 +158,13 @@ def test_weights_in_use_are_those_that_neither_mask_nor_gate_takes() -> None:
 # ---- permanent cuts
 
 
-CUTS = [("resnet8", "group", True), ("resnet8", "batch", False), ("cnn", "batch", True), ("mobilenet_v2", "group", False)]
+CUTS = [
+    ("resnet8", "group", True),
+    ("resnet8", "batch", False),
+    ("cnn", "batch", True),
+    ("mobilenet_v2", "group", False),
+    ("mobilenet_v2_cifar", "batch", False),
+]
 
 
 @pytest.mark.parametrize("entry", CUTS, ids=ids)
@@ -251,7 +257,12 @@ def expanding() -> nn.Module:
     return nn.Sequential(nn.Conv2d(2, 4, 1), nn.Tanh(), inner, nn.Conv2d(6, 4, 1), nn.Flatten(), nn.Linear(256, CLASSES))
 
 
-MODELS = {"resnet8": lambda: drawn("resnet8", "group", True)[0], "expanding": expanding, "mobilenet_v2": lambda: drawn("mobilenet_v2")[0]}
+MODELS = {
+    "resnet8": lambda: drawn("resnet8", "group", True)[0],
+    "expanding": expanding,
+    "mobilenet_v2": lambda: drawn("mobilenet_v2")[0],
+    "mobilenet_v2_cifar": lambda: drawn("mobilenet_v2_cifar", "group")[0],
+}
 
 
 @pytest.mark.parametrize("pure", [False, True])
@@ -304,7 +315,15 @@ def test_open_soft_gates_change_nothing() -> None:
 # ---- packs, energy
 
 
-@pytest.mark.parametrize("entry", [("resnet8", "batch", True), ("mobilenet_v2", "group", False), ("cnn", "group", False)], ids=ids)
+PACKED = [
+    ("resnet8", "batch", True),
+    ("mobilenet_v2", "group", False),
+    ("mobilenet_v2_cifar", "group", False),
+    ("cnn", "group", False),
+]
+
+
+@pytest.mark.parametrize("entry", PACKED, ids=ids)
 @pytest.mark.parametrize("kind", ["hard", "soft"])
 def test_clients_with_gates_of_their_own_in_a_pack_are_the_serial_ones(entry, kind) -> None:
     _, net, values = drawn(*entry)
@@ -326,7 +345,7 @@ def test_clients_with_gates_of_their_own_in_a_pack_are_the_serial_ones(entry, ki
         assert all(close(buffers[key][k], value) for key, value in alone[2].items())
 
 
-@pytest.mark.parametrize(("name", "kinds"), [("resnet8", nn.ReLU), ("mobilenet_v2", nn.ReLU6)])
+@pytest.mark.parametrize(("name", "kinds"), [("resnet8", nn.ReLU), ("mobilenet_v2", nn.ReLU6), ("mobilenet_v2_cifar", nn.ReLU)])
 def test_energy_is_the_sum_of_squared_activations(name, kinds) -> None:
     module, net, values = drawn(name)
     module.load_state_dict({key.partition("/")[2]: value for key, value in under(values, "w/", "buf/").items()}, strict=False)
@@ -344,8 +363,9 @@ def test_energy_is_the_sum_of_squared_activations(name, kinds) -> None:
 
 def activations(name: str, group: str) -> list[str]:
     """Where a group's channels are active: after the first convolution of a block, or after its expansion and its filters."""
-    block = group.removesuffix(".conv1").removesuffix(".0.0")
-    return [f"{block}.relu1"] if name == "resnet8" else [f"{block}.0.2", f"{block}.1.2"]
+    block = group.removesuffix(".conv1").removesuffix(".0.0").removesuffix(".expand")
+    own = {"resnet8": ["relu1"], "mobilenet_v2": ["0.2", "1.2"], "mobilenet_v2_cifar": ["relu1", "relu2"]}
+    return [f"{block}.{slot}" for slot in own[name]]
 
 
 def test_a_net_cut_twice_knows_what_is_left_of_the_first() -> None:

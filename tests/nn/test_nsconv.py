@@ -29,7 +29,7 @@ from fedsim.nn.layers.nsconv import NormalisedConv2d, ScaledReLU
 from fedsim.nn.net import Net
 
 KEEP = ActivationPruning(0.3)
-MODELS = ["cnn", "lenet5", "resnet8", "resnet18", "vgg11", "mobilenet_v2"]
+MODELS = ["cnn", "lenet5", "resnet8", "resnet18", "vgg11", "mobilenet_v2", "mobilenet_v2_cifar"]
 
 
 @pytest.fixture(autouse=True)
@@ -135,7 +135,7 @@ def test_the_scaled_relu_keeps_the_variance() -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_check_16_no_norms_and_a_batch_of_one(name) -> None:
-    module = built(name, width=8 if name != "mobilenet_v2" else None)
+    module = built(name, width=None if name.startswith("mobilenet") else 8)
     norms = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
     assert not [layer for layer in module.modules() if isinstance(layer, norms)]
     assert all(isinstance(layer, NormalisedConv2d) for layer in module.modules() if isinstance(layer, nn.Conv2d))
@@ -176,7 +176,7 @@ def test_check_12_every_layer_but_the_first_is_pruned() -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_check_8_saved_bytes_are_the_ledgers_to_the_byte(name, pruned, dtype) -> None:
     """Of NSConv networks: caches, bits of ReLUs and pools, the first input. Nothing of a weight's size but kept values."""
-    module, keep = built(name, width=8 if name != "mobilenet_v2" else 16), KEEP if pruned else None
+    module, keep = built(name, width=16 if name.startswith("mobilenet") else 8), KEEP if pruned else None
     net, batch = Net(module), batch_of(6)
     net.set_activation_pruning(keep)
     tree = sparse(net)

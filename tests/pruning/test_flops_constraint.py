@@ -66,14 +66,18 @@ def of_blocks(counts: list[int], blocks: int, width: int, side: int) -> int:
     return total
 
 
-def of_inverted(counts: list[int], squared: bool) -> float:
-    """Expansion, filters and projection of every MobileNetV2 block at an eighth of its width, on 8x8 images."""
-    stages = [(3, 2, 1), (4, 3, 2), (8, 4, 2), (12, 3, 1), (20, 3, 2), (40, 1, 1)]  # channels, blocks, stride of the first
-    blocks = [(leave, stride if i == 0 else 1) for leave, number, stride in stages for i in range(number)]
-    total, enter, side = 0.0, 2, 8
-    for c, (leave, stride) in zip(counts, blocks, strict=True):
+def of_inverted(counts: list[int], squared: bool, own: bool = False) -> float:
+    """Expansion, filters and projection of every MobileNetV2 block at an eighth of its width, on 8x8 images.
+
+    own: of mobilenet_v2_cifar, whose first block expands too (by 1), and whose third stage keeps the size.
+    """
+    stages = [(3, 2, 1), (4, 3, 1 if own else 2), (8, 4, 2), (12, 3, 1), (20, 3, 2), (40, 1, 1)]  # channels, blocks, stride of the first
+    blocks = [(leave, stride if i == 0 else 1, 6) for leave, number, stride in stages for i in range(number)]
+    blocks = [(2, 1, 1)] * own + blocks
+    total, enter, side = 0.0, 4 if own else 2, 8
+    for c, (leave, stride, expansion) in zip(counts, blocks, strict=True):
         before, side = side**2, -(-side // stride)
-        after, filters = side**2, 6 * enter
+        after, filters = side**2, expansion * enter
         total += enter * c * before + 3 * c * before
         total += 9 * (c / filters if squared else 1) * c * after + 3 * c * after
         total += c * leave * after + 3 * leave * after
@@ -93,14 +97,15 @@ def test_residual_blocks_cost_what_the_formula_says(seed) -> None:
     assert of_counts(flops, counts := some(flops, seed)) == of_blocks(counts, 9, 16, 32)
 
 
+@pytest.mark.parametrize("own", [False, True], ids=["mobilenet_v2", "mobilenet_v2_cifar"])
 @pytest.mark.parametrize("squared", [True, False])
-def test_inverted_residuals_cost_what_the_formula_says(squared) -> None:
+def test_inverted_residuals_cost_what_the_formula_says(squared, own) -> None:
     """The published code divides by the filters of the full layer, so that their cost falls with c^2; in truth it falls with c."""
-    flops = gated("mobilenet_v2", 4, squared=squared)[2]
-    assert flops.full == of_inverted(list(flops.widths), squared)
+    flops = gated("mobilenet_v2_cifar" if own else "mobilenet_v2", 4, squared=squared)[2]
+    assert flops.full == of_inverted(list(flops.widths), squared, own)
     for seed in range(3):
         counts = some(flops, seed)
-        assert of_counts(flops, counts) == pytest.approx(of_inverted(counts, squared), rel=1e-12)
+        assert of_counts(flops, counts) == pytest.approx(of_inverted(counts, squared, own), rel=1e-12)
 
 
 def test_layers_in_a_row_share_their_gates_and_a_flattened_channel_counts_all_its_positions() -> None:
@@ -137,7 +142,7 @@ def test_the_least_is_one_channel_a_group() -> None:
 
 
 def parameters(name: str, counts: list[int]) -> int:
-    """Of resnet8, cnn (width 4) and mobilenet_v2 with group norms."""
+    """Of resnet8, cnn and the two mobilenets (width 4) with group norms."""
     if name == "cnn":
         a, b, c = counts
         return (27 * a + 2 * a) + (9 * a * b + 2 * b) + (4 * b * c + c) + (c * CLASSES + CLASSES)
@@ -147,13 +152,16 @@ def parameters(name: str, counts: list[int]) -> int:
         return 27 * 4 + 2 * 4 + inner + 16 * CLASSES + CLASSES
     leaves = [2, 3, 3, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 20, 20, 20, 40]
     first = (27 * 4 + 8) + (9 * 4 + 8 + 4 * 2 + 4)
+    if name == "mobilenet_v2_cifar":  # the first block is as the others; 1x1 shortcuts with norms where channels change at stride 1
+        leaves = [4, *leaves]
+        first = (27 * 4 + 8) + sum(enter * leave + 2 * leave for enter, leave in ((4, 2), (2, 3), (3, 4), (8, 12), (20, 40)))
     blocks = sum(
         enter * c + 2 * c + 9 * c + 2 * c + c * leave + 2 * leave for enter, leave, c in zip(leaves, leaves[1:], counts, strict=False)
     )
     return first + blocks + (40 * 160 + 2 * 160) + (160 * CLASSES + CLASSES)
 
 
-@pytest.mark.parametrize("name", ["cnn", "resnet8", "mobilenet_v2"])
+@pytest.mark.parametrize("name", ["cnn", "resnet8", "mobilenet_v2", "mobilenet_v2_cifar"])
 def test_widths_parameters_and_flops_of_a_cut_network_are_those_predicted(name) -> None:
     module, net, flops = gated(name, 4, squared=False)
     counts = some(flops, 1)

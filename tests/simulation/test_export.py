@@ -242,7 +242,7 @@ FORMS = [
 @pytest.mark.parametrize("place", ["", "norm", "affine"])
 @pytest.mark.parametrize(("name", "norm"), FORMS, ids=lambda part: part if isinstance(part, str) else f"{part[0]}{'-ws' * part[1]}")
 def test_every_model_norm_mask_and_gate_is_exported_as_it_is_evaluated(name, norm, place) -> None:
-    if (name == "mobilenet_v2" and place) or (place == "affine" and norm[0] in ("none", "nsconv")):
+    if (name.startswith("mobilenet") and place) or (place == "affine" and norm[0] in ("none", "nsconv")):
         return  # its convolutions take no gates; there is no norm whose scale a gate could replace
     draw = torch.Generator().manual_seed(0)
     net, values = net_of(name, norm, place)
@@ -260,10 +260,11 @@ def test_every_model_norm_mask_and_gate_is_exported_as_it_is_evaluated(name, nor
                 assert sum(value.numel() for value in small.parameters()) == subnetworks.parameters(net, found.tree)
 
 
-def test_depth_wise_filters_are_cut_too(tmp_path) -> None:
+@pytest.mark.parametrize("name", ["mobilenet_v2", "mobilenet_v2_cifar"])
+def test_depth_wise_filters_are_cut_too(name) -> None:
     """The module that an exported client of a mobilenet would be."""
     torch.manual_seed(0)
-    module = models.build(settings.ModelSettings(name="mobilenet_v2", width=8), (1, 8, 8), 10, 0)
+    module = models.build(settings.ModelSettings(name=name, width=8), (1, 8, 8), 10, 0)
     net = Net(module)
     gate = torch.rand(net.channels.n) < 0.5
     gate |= torch.cat([torch.arange(size) == 0 for size in net.channels.widths])
