@@ -36,13 +36,17 @@ LINES = {
     "random": ("adp", {"model": {"width": 4, "gate_keep": 0.5, "gate_choice": "random"}}),
 }
 QUICK = (("cnn", "batch", "affine"), ("resnet8", "group-ws", "norm"), ("resnet8", "nsconv", ""))
-EXPLODING = (("batch", True), ("none", True))  # with values that no training has made, logits of 54 such layers reach 1e37: rounding shows
+EXPLODING = [  # with values that no training has made, logits of so many such layers reach 1e37 and 1e22: rounding shows
+    ("resnet56", ("batch", True)),
+    ("resnet56", ("none", True)),
+    ("mobilenet_v2_cifar", ("batch", True)),
+]
 TABLE = [
     pytest.param(name, norm, place, marks=() if (name, f"{norm[0]}{'-ws' * norm[1]}", place) in QUICK else pytest.mark.full)
     for name in models.FAMILIES
     for norm in NORMED
     for place in ("", "norm", "affine")
-    if not (name == "resnet56" and norm in EXPLODING)
+    if (name, norm) not in EXPLODING
     and not (name.startswith("mobilenet") and place)
     and not (place == "affine" and norm[0] in ("none", "nsconv"))
 ]
