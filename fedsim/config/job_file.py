@@ -12,6 +12,8 @@ from typing import Any
 from fedsim.config.toml_values import written
 from fedsim.errors import BadInput
 
+HDF5 = b"\x89HDF\r\n\x1a\n"  # how its files begin
+
 
 def table_of(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The table in a job file, with some `section.field=value` replaced, and with the name of the file unless the job gives one."""
@@ -23,7 +25,8 @@ def table_of(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 def read_table(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_bytes().decode("utf-8-sig")  # some editors begin a file with a mark of its byte order
+        data = path.read_bytes()
+        text = data.decode("utf-8-sig")  # some editors begin a file with a mark of its byte order
         return tomllib.loads(text)
     except FileNotFoundError:
         near = get_close_matches(path.name, [other.name for other in path.parent.glob("*.toml")], 3) if path.parent.is_dir() else []
@@ -31,6 +34,8 @@ def read_table(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
+        if data.startswith(HDF5):
+            raise BadInput(f"{path}: an HDF5 file, and no job; a job is a TOML file. `fedsim show {path}` shows a run file") from None
         raise BadInput(f"{path}: not a text in UTF-8 (byte {error.start})") from None
     except RecursionError:
         raise BadInput(f"{path}: lists or tables are nested too deeply; a job has sections with fields, and lists of values") from None

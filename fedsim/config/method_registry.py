@@ -225,7 +225,7 @@ def _by_place(name: str) -> type:
     place, _, title = name.partition(":")
     try:
         module = import_module(place)
-    except Exception as error:  # whatever the user's module raises, the job names what cannot be had
+    except (Exception, SystemExit) as error:  # whatever the user's module raises, the job names what cannot be had
         where = entry_points.where_looked(error, place)
         raise BadInput(f"{FIELD} = {name!r}: module {place!r} cannot be imported: {type(error).__name__}: {error}{where}") from error
     method = getattr(module, title, None)

@@ -42,12 +42,12 @@ def load(entry: EntryPoint, field: str) -> Any:
     """The object that an entry point names; BadInput if its module cannot be imported or lacks it."""
     try:
         return entry.load()
-    except Exception as error:  # whatever the module raises, the message names the package that it belongs to
+    except (Exception, SystemExit) as error:  # whatever the module raises, the message names the package that it belongs to
         what = f"{field} = {entry.name!r}: {source(entry)} cannot be imported"
         raise BadInput(f"{what}: {type(error).__name__}: {error}") from error
 
 
-def where_looked(error: Exception, module: str) -> str:
+def where_looked(error: BaseException, module: str) -> str:
     """Where a user's own module, that cannot be found, is looked for; empty for any other error."""
     if not isinstance(error, ModuleNotFoundError) or error.name != module.partition(".")[0]:
         return ""

@@ -174,7 +174,7 @@ def _import(place: str) -> Any:
 def _from_factory(title: str, load: Callable[[], Any], shape: Shape, classes: int, place: str = "") -> nn.Module:
     try:
         module = load()(shape=shape, classes=classes)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         called = 'it is "package.module:function", called as function(shape=(C, H, W), classes=…)'
         called = entry_points.where_looked(error, place.partition(":")[0]) or f"; {called}"
         raise BadInput(f"{title} failed: {type(error).__name__}: {error}{called}") from error

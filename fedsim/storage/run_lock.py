@@ -34,6 +34,7 @@ from fedsim.storage.checkpoint import folder_of
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)  # what link says where there are no hard links
 GONE = (errno.ESTALE, errno.EIO, errno.ENOENT)  # what a touch says where the file is not there any more
 LOOK, LOOKS = 0.1, 100  # seconds between two looks at a holder that is ending, and how many there are
+VANISHES = 100  # how often the folder of a lock may be gone when the lock is to be put there
 LONGEST = 64  # letters of a name of a machine
 GLANCE = 0.5  # seconds between two looks at a holder that is watched
 OURS: set[tuple[int, Path]] = set()  # (process, lock): the kernel lets a process take its own lock twice
@@ -105,6 +106,7 @@ class Lease:
     def __init__(self, run: Path, path: Path, about: Note) -> None:
         self.run, self.path, self._about = run, path, about
         self._token = secrets.token_hex(8)
+        self._vanished = 0
         self._handle: int | None = None  # None: there can be no lease, or it has ended
         self._owner = os.getpid()
         self._ended, self._using = threading.Event(), threading.Lock()
@@ -162,8 +164,12 @@ class Lease:
     def _begun(self) -> bool:
         """Puts our note at the place of the lock, unless something is there."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):  # a run that was refused has just removed the folder, which was its
+        try:
             return self._placed(self.path)
+        except FileNotFoundError:  # a run that was refused has just removed the folder, which was its
+            self._vanished += 1
+            if self._vanished > VANISHES:  # it is no such run: the folder takes no files, as /proc
+                raise
         return False
 
     def _begin(self) -> None:

@@ -9,6 +9,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import h5py
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -325,6 +326,11 @@ def test_a_file_that_is_not_there_or_not_a_text(tmp_path: Path, file: Any) -> No
     (tmp_path / "b.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(BadInput, match="not a text in UTF-8"):
         load(tmp_path / "b.toml")
+    h5py.File(tmp_path / "run.h5", "w").close()
+    with pytest.raises(
+        BadInput, match=r"run\.h5: an HDF5 file, and no job; a job is a TOML file\. `fedsim show .*run\.h5` shows a run file"
+    ):
+        load(tmp_path / "run.h5")
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("jobs/**/*.toml")), ids=lambda path: path.stem)

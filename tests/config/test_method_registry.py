@@ -146,3 +146,10 @@ def test_the_file_of_a_method_says_what_the_imported_class_says(name: str) -> No
 def test_a_default_that_is_computed_is_not_read_from_the_file(tmp_path: Path) -> None:
     (tmp_path / "one.py").write_text(MINE.split("@dataclass(frozen=True)\nclass Needy")[0].replace("0.001", "1 / 1000"))
     assert method_source.parameters(tmp_path / "one.py") is None
+
+
+def test_a_module_that_ends_python_is_named_by_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ending_method.py").write_text("import sys\nsys.exit('no licence')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    said = "[method] name = 'ending_method:Mine': module 'ending_method' cannot be imported: SystemExit: no licence"
+    assert said in fault({"method": {"name": "ending_method:Mine"}})

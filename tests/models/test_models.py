@@ -252,6 +252,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(shape[0] * shape[1] * shape[2], classes))\n"
         "def word(shape, classes):\n    return 'model'\n"
         "def wrong(shape, classes):\n    raise RuntimeError('too few classes')\n"
+        "def ending(shape, classes):\n    raise SystemExit('no licence')\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "own_models", raising=False)
@@ -275,6 +276,7 @@ def test_a_factory_of_the_users_own(own: str) -> None:
         (":f", "package.module:function"),
         ("own_models:word", "gave a str; it should give a torch.nn.Module"),
         ("own_models:wrong", "RuntimeError: too few classes"),
+        ("own_models:ending", "SystemExit: no licence"),
     ],
 )
 def test_a_factory_that_fails_is_named_with_the_reason(own: str, factory: str, message: str) -> None:

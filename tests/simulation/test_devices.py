@@ -207,7 +207,22 @@ REFUSED = {
     "a deadline is needed": ({"cohort": {"mode": "deadline"}}, r'mode = "deadline" needs a deadline'),
     "a deadline of another mode": ({"cohort": {"deadline": 3.0}}, r'deadline belongs to mode = "deadline"; the job has mode = "sync"'),
     "an unknown selection": ({"cohort": {"select": "best"}}, r"select = 'best' is not known. There are: uniform, available, fastest, fits"),
-    "a selection that is not there": ({"cohort": {"select": "nowhere:pick"}}, r"select = 'nowhere:pick': No module named 'nowhere'"),
+    "a selection that is not there": (
+        {"cohort": {"select": "nowhere:pick"}},
+        r"select = 'nowhere:pick': module 'nowhere' cannot be imported: ModuleNotFoundError: .*'nowhere'; it is looked for in the working",
+    ),
+    "a selection whose module fails": (
+        {"cohort": {"select": "failing_selection:pick"}},
+        r"\[cohort\] select = 'failing_selection:pick': module 'failing_selection' cannot be imported: ZeroDivisionError: division by zero",
+    ),
+    "a selection whose module ends Python": (
+        {"cohort": {"select": "ending_selection:pick"}},
+        r"\[cohort\] select = 'ending_selection:pick': module 'ending_selection' cannot be imported: SystemExit: no licence",
+    ),
+    "a selection that its module lacks": (
+        {"cohort": {"select": "math:pick"}},
+        r"\[cohort\] select = 'math:pick': math has no function 'pick'",
+    ),
     "a method that needs all answers": (
         {"cohort": {"mode": "buffered"}, "method": {"name": "fedtiny"}},
         r"fedtiny needs all answers of a round together\. Those that do not: at_init, fedavg, fedprox, finetune, grasp, magnitude",
@@ -225,7 +240,10 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("change", "message"), REFUSED.values(), ids=REFUSED)
-def test_wrong_jobs_are_refused_with_what_would_be_right(tmp_path, mix, change, message) -> None:
+def test_wrong_jobs_are_refused_with_what_would_be_right(tmp_path, mix, change, message, monkeypatch) -> None:
+    (tmp_path / "failing_selection.py").write_text("1 / 0\n")
+    (tmp_path / "ending_selection.py").write_text("raise SystemExit('no licence')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
     sections = change if "needs devices" in message else change | {"devices": {"name": mix} | change.get("devices", {})}
     with pytest.raises(BadInput, match=message):
         ran(tmp_path, **sections)

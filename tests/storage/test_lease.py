@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 from fedsim_analysis.watch import lock
 from lease_holder import Holder
 from small_disk import small_disk
+from small_job import small_job
 
 from fedsim.errors import BadInput, CannotWrite
 from fedsim.storage import run_lock
@@ -178,6 +181,19 @@ def test_a_lock_is_touched_while_the_main_thread_waits_and_the_disk_is_full() ->
                 assert time.monotonic() < give_up
                 time.sleep(0.2)
             lease.check()
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc")
+def test_a_folder_that_takes_no_files_is_not_tried_for_ever(tmp_path: Path) -> None:
+    """There open says that there is no such folder, though there is: the run itself says why it cannot write."""
+    (tmp_path / "job.toml").write_text(small_job(1))
+    command = [sys.executable, "-m", "fedsim", "run", str(tmp_path / "job.toml"), "--out", "/proc/run.h5"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stderr.splitlines() == [
+        f"{tmp_path / 'job.toml'}: /proc/run.h5 cannot be written: No such file or directory; choose another --out"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def _refuse_taken(place: str, file: Path) -> None:
     """BadInput where Python knows another module by the name of the file; a module that fails is named later."""
     try:
         found = import_module(file.stem).__file__
-    except Exception:
+    except (Exception, SystemExit):
         return
     if found is None or not file.samefile(found):
         raise BadInput(f"fedsim check {place}: Python has another module called {file.stem} ({found or 'built in'}); rename {file}")

@@ -12,6 +12,7 @@ from typing import Any
 from fedsim.config import method_registry
 from fedsim.config.job import Job
 from fedsim.config.sections import SELECTS, Cohort
+from fedsim.core import entry_points
 from fedsim.core.types import LocalTraining
 from fedsim.core.validation import MAX_COHORT
 from fedsim.costs import flops
@@ -85,9 +86,12 @@ def _needs_all(what: str, others: Sequence[str]) -> BadInput:
 def _own(cohort: Cohort) -> Callable[..., Any]:
     module, _, name = cohort.select.partition(":")
     try:
-        found = getattr(import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise BadInput(f"[cohort] select = {cohort.select!r}: {error}") from error
+        found = getattr(import_module(module), name, None)
+    except (Exception, SystemExit) as error:  # whatever the user's module raises, the job names what cannot be had
+        said = f"module {module!r} cannot be imported: {type(error).__name__}: {error}{entry_points.where_looked(error, module)}"
+        raise BadInput(f"[cohort] select = {cohort.select!r}: {said}") from error
+    if found is None:
+        raise BadInput(f"[cohort] select = {cohort.select!r}: {module} has no function {name!r}")
     if not callable(found):
         raise BadInput(f"[cohort] select = {cohort.select!r} is no function; it takes (clients, how many, round, devices)")
     chosen: Callable[..., Any] = found
