@@ -30,9 +30,14 @@ def write(runs: Sequence[Path], out: Path) -> list[str]:
     report = made.report
     pictures = folder.drawn(report.figures(), made.runs)
     text = page.render(report, {name: kinds["svg"] for name, kinds in pictures.items()})
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder.write(figures, pictures, folder.index(report.title, report.figures(), made.opening))
-    files.put(out, text.encode())
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder.write(figures, pictures, folder.index(report.title, report.figures(), made.opening))
+        files.put(out, text.encode())
+    except OSError as error:
+        if error.errno is None:  # it says already what is wrong
+            raise
+        raise OSError(f"{error.filename or out} cannot be written: {error.strerror}; choose another --out") from error
     lines = [f"{out}: {report.subtitle}, {len(text.encode()) / 1e6:.1f} MB", f"{figures}: {len(pictures)} figures as SVG and PDF"]
     return [shown(line) for line in lines + ([report.warning] if report.warning else [])]
 

@@ -290,3 +290,9 @@ def test_only_a_page_of_ours_is_replaced(tmp_path: Path) -> None:
     command.write([run], out)
     assert "fedsim report" in first
     assert "fedsim report" in out.read_text()
+
+
+def test_a_place_that_cannot_be_written_is_named_with_what_would_be_right(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=rf"^{re.escape(str(tmp_path))}/file cannot be written: File exists; choose another --out$"):
+        command.write([write(tmp_path / "run.h5")], tmp_path / "file" / "report.html")
