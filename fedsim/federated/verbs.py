@@ -133,7 +133,7 @@ def _reporting(where: str, bare: bool = False) -> Iterator[None]:
     """An error of the method's own code is reported with its place. `bare`: by a message alone."""
     try:
         yield
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if type(error).__module__ == errors.__name__ or _is_of_storage(error):
             raise
         trace = error.__traceback__
@@ -143,7 +143,7 @@ def _reporting(where: str, bare: bool = False) -> Iterator[None]:
         raise MethodFault(f"{where}: {error if bare else f'{type(error).__name__}: {error}'}") from (None if bare else error)
 
 
-def _is_of_storage(error: Exception) -> bool:
+def _is_of_storage(error: BaseException) -> bool:
     """Whether the run file or a checkpoint could not be written or read, which may happen while a round goes on."""
     files = (Path(frame.f_code.co_filename) for frame, _ in walk_tb(error.__traceback__))
     return isinstance(error, OSError) and any(file.is_relative_to(STORAGE) for file in files)

@@ -126,10 +126,10 @@ class ErrorContext:
             yield
         except CannotWrite:  # what a client keeps cannot be read any more, which is no fault of its work
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self._fault(error) from error
 
-    def _fault(self, error: Exception) -> ClientFault:
+    def _fault(self, error: BaseException) -> ClientFault:
         who = self._who([error.client] if isinstance(error, OutOfRange) else self.clients)
         work = type(self.order.work).__name__
         reason = f"{type(error).__name__}: {error.what if isinstance(error, OutOfRange) else error}"

@@ -22,15 +22,18 @@ from fedsim import BadInput, ClientFault, MethodFault
 from fedsim.core import shared_generators
 
 READS = r"FileNotFoundError: \[Errno 2\] No such file or directory: 'missing.npy'"
+ENDS = "SystemExit: no licence"
 SAID = {
     "init": {
         "reads": READS,
+        "ends": ENDS,
         "None": "it returned None; it must return the state before round 0",
         "numpy": "cannot be stored in a checkpoint: w is a numpy.ndarray; what is stored or sent is made of None, bool",
         "lambda": "f is a builtins.builtin_function_or_method",
     },
     "round": {
         "reads": READS,
+        "ends": ENDS,
         "None": r"it returned None; it must return \(state, record\)",
         "state alone": r"it returned a AveragedState; it must return \(state, record\)",
         "three": r"it returned a tuple of 3 \(AveragedState, dict, int\)",
@@ -46,6 +49,7 @@ SAID = {
     },
     "deploy": {
         "reads": READS,
+        "ends": ENDS,
         "None": r"it returned None; it must return \(shared, own, net\)",
         "shared alone": "it returned a dict; it must return",
         "None for own": "own is None; it must be a dict of tensors",
@@ -90,6 +94,7 @@ OF_SOME = {
 }
 STEP = {
     "step draws": "by the generator of NumPy.* fedsim.rng draws by a key",
+    "step ends": ENDS,
     "step drops": "fc2.*the keys of the state",
     "finish single": "total 'w/.*' is torch.float32; a total is float64",
 }

@@ -54,13 +54,13 @@ def recorded(module: nn.Module, x: Tensor, y: Tensor, masks: dict[str, Tensor] |
         return record.of_module(module, x, y, masks)
 
 
-def _called(module: nn.Module, x: Tensor) -> tuple[Any, Trail, Exception | None]:
+def _called(module: nn.Module, x: Tensor) -> tuple[Any, Trail, BaseException | None]:
     """What a copy of the module answers, which layers it called, and the error that ended it."""
     twin = copy.deepcopy(module)
     with following(twin) as trail, torch.no_grad():
         try:
             return twin(x.clone()), trail, None
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             return None, trail, error
 
 
@@ -156,7 +156,7 @@ def _failed(module: nn.Module, trail: Trail) -> str:
     return called(name, module.get_submodule(name))
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """An error in one line, as long as its message says."""
     text = str(error).strip()
     first = text.splitlines()[0] if text else ""
