@@ -27,7 +27,11 @@ GROWING = {"name": "fedtiny", "selection": "none", "density": 0.3, "pretrain_epo
 RUNS: dict[str, dict[str, Any]] = {  # kernels are compiled for types and layouts of arrays, whatever their sizes
     "sparse, batch norm": {"model": {"name": "resnet8", "norm": "batch"}, "method": GROWING},
     "sparse, group norm": {"model": {"name": "resnet8", "norm": "group"}, "method": GROWING},
-    "sparse, plain": {"model": {"name": "cnn", "norm": "none"}, "method": {"name": "magnitude", "density": 0.3, "pretrain_epochs": 0}},
+    "sparse, without momentum": {
+        "model": {"name": "cnn", "norm": "none"},
+        "train": {"momentum": 0.0, "weight_decay": 0.0},
+        "method": {"name": "magnitude", "density": 0.3, "pretrain_epochs": 0},
+    },
     "sparse, normalised convolutions": {"model": {"name": "resnet8", "norm": "nsconv"}, "method": GROWING},
     "pruned activations": {"model": {"name": "resnet8"}, "method": GROWING, "train": {"activation_keep": 0.3}},
     "stacked clients": {"model": {"name": "cnn"}, "method": {"name": "fedavg"}, "execution": {"fleet": "packed", "kernels": "dense"}},

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[3]
 JOBS = ("quickstart", "quickstart_dense", "fedtiny_smoke", "fedmef_smoke", "dwfnp_smoke", "adp_smoke")
 
 
-@pytest.mark.full
+@pytest.mark.outside
 @pytest.mark.processes
 def test_what_was_compiled_ahead_is_all_that_runs_need(tmp_path: Path) -> None:
     at = environment() | {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
