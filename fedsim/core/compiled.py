@@ -26,6 +26,7 @@ from numba import __version__ as numba_version
 from numba import config as numba_config
 from numba import njit
 from numba.core import caching
+from numba.core.runtime import rtsys
 from numba.core.serialize import dumps
 
 from fedsim.core import user_cache
@@ -221,8 +222,10 @@ class _Cache(caching.FunctionCache):
         return found
 
     def _kept(self, sig: Any, target_context: Any) -> Any:
+        """As numba's, without all that compiling needs (`target_context.refresh`), whose import takes half a second."""
+        rtsys.initialize(target_context)  # kernels may take memory
         with suppress(OSError):
-            return super().load_overload(sig, target_context)
+            return self._load_overload(sig, target_context)
         return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
