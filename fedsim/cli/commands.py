@@ -9,6 +9,7 @@ import shlex
 import signal
 import sys
 import time
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -19,7 +20,7 @@ from rich.console import Console
 from fedsim.cli import batch, checked_model, data, devices, doctor, field_help, results, submission
 from fedsim.cli.output import code_of_lost_output, print_what_can_be_printed
 from fedsim.errors import BadInput, ClientFault, LonelyRanks, MethodFault, Stopped, naming_job
-from fedsim.simulation.launchers import ranks
+from fedsim.simulation.launchers import forking, ranks
 
 if TYPE_CHECKING:
     from fedsim.config.job import Job
@@ -100,7 +101,7 @@ def run(
 ) -> int:
     """Run a job, in one process or under `mpirun -n RANKS` (rank 0 is the server, the others train clients)."""
     ranks.refuse_lonely_tasks()
-    loaded = _load(job, settings)
+    loaded = _load(job, settings, forking.share)
     if loaded.sweep:
         fixes = f"fix each swept field, {_example_of_one_run(loaded)}"
         raise BadInput(
@@ -215,11 +216,15 @@ def bench(
     return import_module(f"{package}.{name.replace('-', '_')}").main(loaded, Console(emoji=False))
 
 
-def _load(path: Path, settings: list[str] | None) -> Job:
-    """The job of a file. What is wrong with the path, the TOML or a --set is reported before anything heavy is imported."""
+def _load(path: Path, settings: list[str] | None, before: Callable[[], None] = lambda: None) -> Job:
+    """The job of a file. What is wrong with the path, the TOML or a --set is reported before anything heavy is imported.
+
+    before: is called between the two.
+    """
     from fedsim.config import job_file
 
     table = job_file.table_of(path, settings or ())
+    before()
     from fedsim.config import job
 
     return job.check(table, str(path))

@@ -24,5 +24,10 @@ def first() -> int:
     return _noted[0] if _noted else 0
 
 
+def all_noted() -> list[int]:
+    """The numbers of all that have come."""
+    return list(_noted)
+
+
 def _note(number: int, _: Any) -> None:
     _noted.append(number)

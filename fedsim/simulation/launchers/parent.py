@@ -90,6 +90,14 @@ def server_is_gone() -> bool:
     return bool(ports) and (listening := _listening()) is not None and not ports & listening
 
 
+def is_stopped(process: int) -> bool:
+    """Whether a signal holds the process."""
+    try:
+        return _stat(process)[1] in "Tt"
+    except OSError:
+        return False
+
+
 def _stat(process: int) -> tuple[int, str, str]:
     """The parent of a process, its state, and when it began."""
     fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()

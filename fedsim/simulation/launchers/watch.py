@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fedsim.simulation.launchers.first_signals import SIGNALS
-from fedsim.simulation.launchers.parent import Launcher, lacks_ranks, nearest, server_is_gone
+from fedsim.simulation.launchers.parent import Launcher, is_stopped, lacks_ranks, nearest, server_is_gone
 from fedsim.simulation.launchers.ranks import launched, rank
 
 LOOK = 500  # milliseconds between two looks at the launcher
@@ -28,6 +28,7 @@ PATIENCE = 8  # looks, until a rank that ended before MPI had started ends the o
 SESSION = "PMIX_SERVER_TMPDIR"  # the folder of the launcher, as Open MPI 5 tells its ranks
 LOST = "another rank has ended before MPI had started; the run ends"
 PIPE = 4096  # bytes that a pipe takes at once
+STANDS_FOR = "stands for process "  # begins what a stand-in (launchers/forking) tells; no message begins so
 _line: int | None = None  # where this process writes to the one that watches; None where nobody does
 
 
@@ -53,6 +54,25 @@ def expecting_no_end(message: str) -> Iterator[None]:
         _tell("")
 
 
+def line() -> int | None:
+    """The open file by which this process tells the one that watches."""
+    return _line
+
+
+def forget() -> list[int]:
+    """In a rank that was forked from another one, which is watched itself: what it no longer needs open. Its stand-in is watched."""
+    global _line
+    files, _line = [] if _line is None else [_line], None
+    return files
+
+
+def stands_for(process: int) -> None:
+    """This process stands for another one, which ends, stops and goes on with it. OSError where nobody watches."""
+    if _line is None:
+        raise OSError("no process watches this one")
+    os.write(_line, f"{STANDS_FOR}{process}\n".encode())
+
+
 def _tell(message: str) -> None:
     """Lets the watching process know what to write should this one end now; an empty line: MPI has started."""
     if _line is not None:
@@ -67,9 +87,11 @@ def _start(launcher: Launcher) -> None:
     if os.fork():
         os.close(pipe)
         return
+    other = Other()
     try:
         _prepare(pipe)
-        _watch(launcher, process, pipe)
+        _watch(launcher, process, pipe, other)
+        other.end()
         _remove_session(launcher)
     finally:
         os._exit(0)
@@ -86,16 +108,54 @@ def _prepare(pipe: int) -> None:
     Path("/proc/self/comm").write_text(NAME)
 
 
-def _watch(launcher: Launcher, process: int, pipe: int) -> None:
+class Other:
+    """The process that the watched one stands for, if any: it stops, goes on and ends with that."""
+
+    def __init__(self) -> None:
+        self.process: int | None = None  # a file that names it, also when its number is another's
+        self.held = False  # stopped here
+
+    def begin(self, line: str) -> None:
+        with suppress(OSError):  # it has ended
+            self.process = os.pidfd_open(int(line.removeprefix(STANDS_FOR)))
+
+    def follow(self, process: int) -> None:
+        """Stops it where the watched process is stopped, and has it go on with that. Where it has ended, the watched one is to end too."""
+        stands = self.process is not None and is_stopped(process)
+        if stands and self._has_ended():
+            os.kill(process, signal.SIGCONT)
+        elif stands != self.held:
+            self._send(signal.SIGSTOP if stands else signal.SIGCONT)
+            self.held = stands
+
+    def end(self) -> None:
+        self._send(signal.SIGKILL)
+
+    def _has_ended(self) -> bool:
+        look = select.poll()
+        look.register(self.process if self.process is not None else -1)
+        return bool(look.poll(0))
+
+    def _send(self, name: signal.Signals) -> None:
+        if self.process is not None:
+            with suppress(OSError):  # it has ended
+                signal.pidfd_send_signal(self.process, name)
+
+
+def _watch(launcher: Launcher, process: int, pipe: int, other: Other) -> None:
     """Until the rank ends, or its launcher does and the rank with it, or another rank before MPI has started."""
     look, line, starting, lacking = select.poll(), b"", True, 0
     look.register(pipe)
     while os.getppid() == process:
+        other.follow(process)
         if look.poll(LOOK):
             if not (more := os.read(pipe, PIPE)):
                 break
             line = more.splitlines()[-1]
             starting = bool(line)
+            if line.startswith(STANDS_FOR.encode()):
+                other.begin(line.decode())
+                line = b""
         elif not launcher.lives():
             _end(process, _message(f"{launcher.name} (process {launcher.process})"))
             return
