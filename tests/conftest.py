@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from multiprocessing import util
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ def pytest_configure() -> None:
 
 
 def pytest_unconfigure() -> None:
+    util._run_finalizers()  # a sweep in this process leaves a folder of multiprocessing, which it removes at its end
     shutil.rmtree(_temporary, ignore_errors=True)
 
 

@@ -1,4 +1,5 @@
-"""All runs of one or more jobs in warm processes of one rank: each imports torch once and takes one run after the other.
+"""All runs of one or more jobs in warm processes of one rank: one process imports torch, the others are forked from it, and each takes
+one run after the other.
 
 The process that was called hands out the runs, so no two workers have the same one, and it alone speaks. A worker does with its run
 what `fedsim run` does: one that is finished is left as it is, one that was killed goes on.
@@ -6,21 +7,13 @@ what `fedsim run` does: one that is finished is left as it is, one that was kill
 
 from __future__ import annotations
 
-import io
 import os
-import signal
 import sys
 import time
-import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
-from dataclasses import dataclass
-from multiprocessing import get_context, parent_process, resource_tracker
-from multiprocessing.connection import Connection, wait
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import wait
 from pathlib import Path
-from threading import Thread
-from types import ModuleType
 
 import numpy as np
 from rich.console import Console
@@ -29,46 +22,16 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from fedsim.config import own_code
 from fedsim.config.job import Job, identity, resolved
 from fedsim.config.job import runs as runs_of
-from fedsim.errors import BadInput, NoRoom, Stopped, naming_path
-from fedsim.simulation import launch
-from fedsim.simulation.launchers.first_signals import SIGNALS
+from fedsim.errors import BadInput, naming_path
 from fedsim.simulation.launchers.ranks import launched, refuse_lonely_tasks
 from fedsim.simulation.resume import check_format, differences
 from fedsim.simulation.stop_signal import StopSignal
+from fedsim.simulation.sweeping.worker import AGAIN, Nest, Outcome, Run, Worker
 from fedsim.storage.checkpoint import folder_of
 from fedsim.storage.reader import RunReader
 from fedsim.storage.sweep_list import SweepList
 
 LOOK = 0.5  # seconds between two looks at the signals and at the rounds done
-AGAIN = "the same command goes on from there"
-GRACE = 20.0  # seconds that a worker is left to end by itself
-
-
-@dataclass(frozen=True)
-class Run:
-    """One of the sweep's runs, and where it is written."""
-
-    job: Job
-    out: Path
-
-    @property
-    def name(self) -> str:
-        return self.job.name
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended: the exit code of `fedsim run`, and what it said when that is not 0."""
-
-    code: int
-    message: str = ""
-    seconds: float = 0.0
-    already: bool = False  # it had been finished before
-
-    @property
-    def full(self) -> bool:
-        """Whether the disk was full."""
-        return self.code == 3 and self.message.startswith(NoRoom.BEGINS)
 
 
 def _write(message: str) -> None:
@@ -127,7 +90,8 @@ def _carry_out(runs: Sequence[Run], processes: int, brake: StopSignal, tally: Sw
     """Hands out the runs until none is left, or a signal came and those in flight have stopped."""
     waiting, busy = deque(runs), list[Worker]()
     with_script = any(name.startswith("__main__:") for run in runs for name in own_code.names(run.job))
-    free = [Worker(with_script) for _ in range(processes)]
+    nest = Nest()
+    free = [Worker(nest, with_script) for _ in range(processes)]
     try:
         while waiting or busy:
             if brake():
@@ -144,7 +108,7 @@ def _carry_out(runs: Sequence[Run], processes: int, brake: StopSignal, tally: Sw
                 tally.add(worker.run, outcome)
                 if outcome.full:
                     waiting.clear()
-                free.append(Worker(with_script) if worker.dead and waiting else worker)
+                free.append(Worker(nest, with_script) if worker.dead and waiting else worker)
             tally.look([worker.run for worker in busy])
     finally:
         for worker in busy:
@@ -153,98 +117,7 @@ def _carry_out(runs: Sequence[Run], processes: int, brake: StopSignal, tally: Sw
             worker.pipe.close()
         for worker in (*free, *busy):
             worker.end()
-
-
-class Worker:
-    """A process that carries out the runs it is sent, seen from the process that sends them."""
-
-    run: Run
-    dead = False
-
-    def __init__(self, with_script: bool) -> None:
-        resource_tracker.ensure_running()  # which unblocks signals when it is started
-        context = get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs,), daemon=True)
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        with nullcontext() if with_script else _script_hidden():
-            self.process.start()  # deaf until it can hear: Ctrl-C reaches every process of a terminal, and this one has no handler yet
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        theirs.close()
-
-    def begin(self, run: Run) -> None:
-        self.run = run
-        with suppress(BrokenPipeError):  # it is dead, which `outcome` tells
-            self.pipe.send(run)
-
-    def outcome(self, stopping: bool) -> Outcome:
-        """How its run ended; when the process died with it, what became of that."""
-        try:
-            return self.pipe.recv()
-        except (EOFError, ConnectionResetError):
-            self.end()
-            self.dead = True
-            return Outcome(3) if stopping else Outcome(1, f"lost: its process {self._death()}; its checkpoint stands, and {AGAIN}")
-
-    def _death(self) -> str:
-        code = self.process.exitcode or 0
-        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-
-    def end(self) -> None:
-        self.pipe.close()
-        self.process.join(GRACE)
-        self.process.kill()
-        self.process.join()
-
-
-@contextmanager
-def _script_hidden() -> Iterator[None]:
-    """A process that starts meanwhile does not import the script of this one: the script needs no `if __name__ == "__main__":`."""
-    script = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = script
-
-
-def serve(pipe: Connection) -> None:
-    """A worker's life: one run after the other, until the pipe is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # until a run listens; the process that sends the runs says when to stop
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    Thread(target=_end_with_parent, daemon=True).start()
-    with suppress(EOFError, OSError):
-        while True:
-            pipe.send(_done(pipe.recv()))
-
-
-def _end_with_parent() -> None:
-    """Stops the run in flight when the process that sent it was killed."""
-    parent = parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _done(run: Run) -> Outcome:
-    """Carries out a run and keeps what it says."""
-    began, said = time.perf_counter(), io.StringIO()
-    already = False
-    try:
-        already = _finished(run.out)
-        with redirect_stdout(io.StringIO()), redirect_stderr(said):
-            code, message = launch.main(run.job, run.out, "auto"), said.getvalue().strip()
-    except BadInput as error:
-        code, message = 2, str(error)
-    except Stopped:
-        code, message = 3, ""
-    except Exception:
-        code, message = 1, traceback.format_exc().strip()
-    return Outcome(code, message if code else "", time.perf_counter() - began, already)
-
-
-def _finished(out: Path) -> bool:
-    return out.exists() and bool(RunReader(out, time.sleep).attributes["finished"])
+        nest.close()
 
 
 class SweepProgress:

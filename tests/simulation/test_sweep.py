@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from fedsim.simulation import launch
 from fedsim.simulation.launchers.first_signals import SIGNALS
 from fedsim.simulation.launchers.ranks import LAUNCHED
 from fedsim.simulation.sweep import Outcome, Run, SweepProgress, plan, sweep
+from fedsim.simulation.sweeping.worker import SERVER, Nest, Worker
 from fedsim.storage.reader import RunReader
 
 HANG = 150.0  # seconds after which a process is taken for lost
@@ -333,6 +335,48 @@ def test_a_signal_stops_all_gently_and_the_same_command_goes_on(gate: Gate, ever
     gate.begin(processes=1)
     assert gate.ended()[0] == 0
     assert all(RunReader(gate.folder / f"job-seed{seed}.h5").attributes["finished"] for seed in range(3))
+
+
+@pytest.mark.processes
+def test_workers_are_forked_from_one_process_that_has_imported_all(gate: Gate) -> None:
+    """They share its memory: what is their own is less than what importing torch makes (280 MB)."""
+    workers = [gate.worker(0), gate.worker(1)]
+    assert len({_parent(worker) for worker in workers}) == 1
+    assert _parent(_parent(workers[0])) == gate.process.pid
+    for worker in workers:
+        lines = dict(line.split(":", 1) for line in Path(f"/proc/{worker}/smaps_rollup").read_text().splitlines()[1:])
+        assert int(lines["Private_Dirty"].split()[0]) < 150_000, lines  # kB
+    gate.open()
+    assert gate.ended()[0] == 0
+
+
+def _parent(process: int) -> int:
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+@pytest.mark.processes
+def test_another_fork_server_is_used_as_it_is(tmp_path: Path) -> None:
+    """One of the caller's goes on, with what it was told to import."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["json"])
+    before = context.Process(target=time.sleep, args=(0,))
+    before.start()
+    server = SERVER._forkserver_pid
+    nest = Nest()
+    worker = Worker(nest, False)
+    worker.end()
+    nest.close()
+    before.join()
+    try:
+        assert SERVER._forkserver_pid == server
+        assert SERVER._preload_modules == ["json"]
+    finally:
+        SERVER._stop()
+        context.set_forkserver_preload(["__main__"])
+    nest = Nest()
+    Worker(nest, False).end()
+    nest.close()
+    assert SERVER._forkserver_pid is None
 
 
 @pytest.mark.full

@@ -1,0 +1,1 @@
+"""What carries out the runs of a sweep."""
