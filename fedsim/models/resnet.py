@@ -60,19 +60,57 @@ def cifar_resnet(blueprint: Blueprint, blocks: int) -> nn.Module:
     )
 
 
+class BasicBlock(nn.Module):
+    """torchvision's block, with its names: conv, norm, ReLU, conv, norm, plus the input or its 1x1 convolution, ReLU."""
+
+    def __init__(self, blueprint: Blueprint, inside: int, outside: int, stride: int) -> None:
+        super().__init__()
+        downsample = None
+        if stride != 1:  # made before the rest, as torchvision does: first weights are drawn in this order
+            downsample = nn.Sequential(nn.Conv2d(inside, outside, 1, stride, bias=False), blueprint.normed(outside))
+        self.conv1 = nn.Conv2d(inside, outside, 3, stride, padding=1, bias=False)
+        self.bn1 = blueprint.normed(outside)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(outside, outside, 3, padding=1, bias=False)
+        self.bn2 = blueprint.normed(outside)
+        self.downsample = downsample
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        identity = x
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        if self.downsample is not None:
+            identity = self.downsample(x)
+        out += identity
+        return cast(Tensor, self.relu(out))
+
+
+class ResNet18(nn.Module):
+    """torchvision's ResNet-18 with its names, a 3x3 stem and no first pooling; importing torchvision itself takes a second and 160 MB."""
+
+    def __init__(self, blueprint: Blueprint) -> None:
+        super().__init__()
+        width = blueprint.width
+        self.conv1 = blueprint.conv(blueprint.shape[0], width)
+        self.bn1 = blueprint.normed(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.Identity()
+        self.layer1 = nn.Sequential(BasicBlock(blueprint, width, width, 1), BasicBlock(blueprint, width, width, 1))
+        self.layer2 = nn.Sequential(BasicBlock(blueprint, width, 2 * width, 2), BasicBlock(blueprint, 2 * width, 2 * width, 1))
+        self.layer3 = nn.Sequential(BasicBlock(blueprint, 2 * width, 4 * width, 2), BasicBlock(blueprint, 4 * width, 4 * width, 1))
+        self.layer4 = nn.Sequential(BasicBlock(blueprint, 4 * width, 8 * width, 2), BasicBlock(blueprint, 8 * width, 8 * width, 1))
+        self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
+        self.fc = nn.Linear(8 * width, blueprint.classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return cast(Tensor, self.fc(torch.flatten(self.avgpool(x), 1)))
+
+
 def resnet18(blueprint: Blueprint) -> nn.Module:
     """torchvision's ResNet-18, stages of width, 2, 4 and 8 width channels, 1x1 shortcuts with a norm."""
-    from torchvision.models.resnet import BasicBlock, ResNet
-
-    with torch.device("meta"):  # its parts of fixed width are replaced at once
-        net = ResNet(BasicBlock, [2, 2, 2, 2], num_classes=blueprint.classes, norm_layer=blueprint.normed)
-    net.conv1 = blueprint.conv(blueprint.shape[0], blueprint.width)
-    net.bn1 = blueprint.normed(blueprint.width)
-    net.maxpool = nn.Identity()
-    net.inplanes = blueprint.width
-    for stage in range(4):
-        layer = net._make_layer(BasicBlock, blueprint.width << stage, 2, stride=1 if stage == 0 else 2)
-        setattr(net, f"layer{stage + 1}", layer)
-    net.fc = nn.Linear(8 * blueprint.width, blueprint.classes)
+    net = ResNet18(blueprint)
     recast(net, blueprint)
     return he(net)

@@ -18,6 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from fedsim.costs import flops
 from fedsim.errors import BadInput
 from fedsim.models import FAMILIES, build, matched
+from fedsim.models.blueprint import Blueprint, he, recast
+from fedsim.models.resnet import resnet18
 from fedsim.models.settings import ModelSettings
 from fedsim.models.width_matching import cost_of
 from fedsim.nn import profiler
@@ -521,3 +523,32 @@ def test_a_factory_draws_the_same_each_time_and_leaves_generators_as_they_were()
     assert torch.equal(one, other)
     assert not (one[:3] == third[:3]).any()
     assert (np.random.randn(), random.random()) == expected
+
+
+@pytest.mark.parametrize("norm", ["batch", "group", "none"])
+def test_resnet18_is_torchvisions_but_for_its_stem(norm: str) -> None:
+    """Names, order, first weights and every bit of the outputs and gradients; torchvision's own stem is for large images."""
+    from torchvision.models.resnet import BasicBlock, ResNet
+
+    blueprint, x = Blueprint((3, 32, 32), 10, 8, norm), torch.linspace(-1, 1, 4 * 3 * 32 * 32).view(4, 3, 32, 32)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        ours = resnet18(blueprint)
+        torch.manual_seed(1)
+        with torch.device("meta"):
+            net = ResNet(BasicBlock, [2, 2, 2, 2], num_classes=10, norm_layer=blueprint.normed)
+        net.conv1, net.bn1, net.maxpool = blueprint.conv(3, 8), blueprint.normed(8), nn.Identity()
+        net.inplanes = 8
+        for stage in range(4):
+            setattr(net, f"layer{stage + 1}", net._make_layer(BasicBlock, 8 << stage, 2, stride=1 if stage == 0 else 2))
+        net.fc = nn.Linear(64, 10)
+        recast(net, blueprint)
+        theirs = he(net)
+    expected = theirs.state_dict()
+    assert list(ours.state_dict()) == list(expected)
+    assert all(torch.equal(value, expected[name]) for name, value in ours.state_dict().items())
+    assert [name for name, _ in ours.named_modules()] == [name for name, _ in theirs.named_modules()]
+    outputs = [each(x) for each in (ours, theirs)]
+    assert torch.equal(*outputs)
+    gradients = [torch.autograd.grad(y.square().sum(), list(each.parameters())) for y, each in zip(outputs, (ours, theirs), strict=True)]
+    assert all(torch.equal(mine, other) for mine, other in zip(*gradients, strict=True))
