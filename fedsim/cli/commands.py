@@ -42,13 +42,14 @@ BENCHES = {
     "cuda": "CUDA graphs, over one kernel launch after the other",
     "ranks": "rounds per second of two client ranks, over those of one",
     "scale": "traffic and seconds by ranks and cohort, projected to 1,024 ranks",
+    "start": "seconds to the first round on three ranks, CPU seconds of an estimate, memory of a client rank, over `import torch`",
     "population": "a million clients, over a thousand",
     "clock": "seconds of a round of a thousand clients with devices, over those without",
     "recording": "seconds of writing the run file and the checkpoint, over those of the round",
     "looking": "seconds and memory of the commands that read run files, on a large run and on many",
     "watching": "seconds of a round that is watched, over those of one that is not, and the part of a core that watching takes",
 }
-FILES = ("recording", "looking", "watching")  # whose code is in fedsim/bench/files
+FILES = ("recording", "looking", "watching", "start")  # whose code is in fedsim/bench/files
 BENCH_HELP = "\n\n".join(["Which measurement:", *(f"{name}: {what}" for name, what in BENCHES.items())])
 
 app = typer.Typer(
