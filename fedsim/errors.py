@@ -6,6 +6,7 @@ import errno
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the quota, the limit on the size of a file
 
@@ -56,6 +57,15 @@ class NoRoom(CannotWrite):
     """The disk is full: exit code 3, one message that says for which file; what was written before stands."""
 
     BEGINS = "no room"
+
+
+def reason(error: OSError) -> str:
+    """Why a file cannot be written, in words; a file that stands where a folder should be is named."""
+    if error.errno in (errno.EEXIST, errno.ENOTDIR) and error.filename:
+        found = next((path for path in (Path(error.filename), *Path(error.filename).parents) if path.is_file()), None)
+        if found:
+            return f"{found} is a file, not a folder"
+    return error.strerror or str(error)
 
 
 @contextmanager

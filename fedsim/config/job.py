@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -34,6 +34,7 @@ from fedsim.config import limits, method_registry
 from fedsim.config.job_file import flat, put, table_of
 from fedsim.config.messages import complain
 from fedsim.config.sections import Cohort, Evaluate, Execution, Number, Record, Section, Train
+from fedsim.config.unused import Unused, unused
 from fedsim.data.partition import PartitionSettings
 from fedsim.data.settings import DataSettings
 from fedsim.devices.settings import DeviceSettings
@@ -154,6 +155,16 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Job:
 
 def check(table: dict[str, Any], where: str = "job") -> Job:
     """The job in a table, as a TOML file gives it. BadInput has a line for each error, each beginning with `where`."""
+    job = recorded(table, where)
+    if job.sweep:
+        runs(job, where)  # an error in any run of a sweep is reported now
+    else:
+        _refuse(unused(job), where)
+    return job
+
+
+def recorded(table: dict[str, Any], where: str = "job") -> Job:
+    """The job in a run file, which may be of a time when fields that it does not use were not refused."""
     if lines := list(limits.foreign(table)):
         raise BadInput("\n".join(f"{where}: {line}" for line in lines))
     settled = _settled(table, where)
@@ -162,12 +173,19 @@ def check(table: dict[str, Any], where: str = "job") -> Job:
     except ValidationError as error:
         raise BadInput("\n".join(f"{where}: {line}" for line in complain(error, Job, settled))) from None
     job._given = deepcopy(table)
-    runs(job, where)  # an error in any run of a sweep is reported now
     return job
 
 
+def _refuse(found: Iterable[Unused], where: str) -> None:
+    if lines := [f"{where}: {each}" for each in found]:
+        raise BadInput("\n".join(lines))
+
+
 def runs(job: Job, where: str = "job") -> list[Job]:
-    """The runs of the job's [sweep], the last field varying fastest; the job itself when it has no sweep."""
+    """The runs of the job's [sweep], the last field varying fastest; the job itself when it has no sweep.
+
+    A field of the job that only some runs use is left out of the others.
+    """
     if not job.sweep:
         return [job]
     if (count := prod(map(len, job.sweep.values()))) > MOST_RUNS:
@@ -177,7 +195,7 @@ def runs(job: Job, where: str = "job") -> list[Job]:
     names = [run.name for run in made]
     if twice := sorted(name for name, times in Counter(names).items() if times > 1):
         raise BadInput(f"{where}: [sweep] makes two runs with the name {twice[0]!r}; list each value once")
-    return made
+    return _without_unused(made, set(job.sweep), where)
 
 
 def _run(job: Job, values: dict[str, Any], where: str) -> Job:
@@ -186,7 +204,28 @@ def _run(job: Job, values: dict[str, Any], where: str) -> Job:
     name = "-".join([job.name, *(re.sub(r"[^\w.+-]+", "_", part).strip("_") for part in shown)])
     for key, value in ({"name": name} | values).items():
         put(table, key, value)
-    return check(table, f"{where}, run {name} of [sweep]")
+    return recorded(table, _of_sweep(where, name))
+
+
+def _of_sweep(where: str, name: str) -> str:
+    return f"{where}, run {name} of [sweep]"
+
+
+def _without_unused(made: list[Job], swept: set[str], where: str) -> list[Job]:
+    """The runs, without the fields of the job that others use. BadInput for a field that none uses, or a swept one that one does not."""
+    found = [unused(run) for run in made]
+    by_none = set.intersection(*({each.key for each in some} for some in found))
+    _refuse([each for each in found[0] if each.key in by_none - swept], where)
+    for run, some in zip(made, found, strict=True):
+        _refuse([each for each in some if each.key in swept], _of_sweep(where, run.name))
+    return [_without(run, some) if some else run for run, some in zip(made, found, strict=True)]
+
+
+def _without(run: Job, some: list[Unused]) -> Job:
+    table = run.given
+    for each in some:
+        del table[each.section][each.field]
+    return recorded(table, run.name)
 
 
 def resolved(job: Job, without: Sequence[str] = ()) -> str:

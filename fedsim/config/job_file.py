@@ -54,6 +54,9 @@ def override(table: dict[str, Any], item: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except (tomllib.TOMLDecodeError, RecursionError):
         value = text.strip()
+        if value.startswith(("{", "[")):
+            quoted = "a shell takes the quotes out of it, unless it stands in single quotes, as in --set 'method={name = \"fedavg\"}'"
+            raise BadInput(f"--set {item}: not a table or a list of TOML; {quoted}") from None
     set_field(table, key.strip(), value)
 
 

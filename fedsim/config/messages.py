@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from types import NoneType, UnionType
@@ -12,11 +12,12 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from fedsim.config import method_registry
-from fedsim.config.toml_values import written
+from fedsim.config.toml_values import listed, written
 from fedsim.storage import former_names
 
 KINDS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", dict: "a table", Any: "a value"}
 LIMITS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below", "min_length": "with a length of at least"}
+OTHERS = 4  # methods that a message names
 SHOWN = 200  # signs of a wrong value
 UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 MISSED = ("missing", "missing_argument")
@@ -40,8 +41,26 @@ def _has_no_default(default: Any) -> bool:
 
 def complain(error: ValidationError, job: type[BaseModel], table: dict[str, Any]) -> list[str]:
     """A line for each error in `table`. A field of several possible types has one error for each type in pydantic, and one line here."""
-    lines = [line for each in error.errors(include_url=False) for line in _line(each, job, table).splitlines()]
-    return list(dict.fromkeys(lines))
+    errors = error.errors(include_url=False)
+    lines = [line for each in errors for line in _line(each, job, table).splitlines()]
+    return [*dict.fromkeys(lines), *_of_another_method(errors, job, table)]
+
+
+def _of_another_method(errors: Sequence[Any], job: type[BaseModel], table: dict[str, Any]) -> list[str]:
+    """A line where [method] has fields of another method than it names, as after --set method.name: whose they are, how to drop them."""
+    fields = [str(each["loc"][-1]) for each in errors if each["loc"][:1] == ("method",) and each["type"] in UNKNOWN]
+    if not fields:
+        return []
+    own = field_helps(method_registry.find(table["method"]["name"]))
+    fields = [field for field in fields if not _hint(field, own, "[method]", job, table["method"]["name"])]
+    known = {name: {each.name for each in method_registry.free_parameters(name)} for name in method_registry.own_names()}
+    having = [name for name, parameters in known.items() if parameters.issuperset(fields)]
+    if not having or not fields:
+        return []
+    given = {key: value for key, value in table["method"].items() if key not in fields}
+    owners = having if len(having) <= OTHERS else [*having[:OTHERS], f"{len(having) - OTHERS} more"]
+    is_, it = ("are fields", "them") if len(fields) > 1 else ("is a field", "it")
+    return [f"[method] {listed(fields)} {is_} of {listed(owners)}; to leave {it} out: --set 'method={written(given)}'"]
 
 
 def field_helps(kind: type) -> dict[str, FieldHelp]:

@@ -127,6 +127,11 @@ class Train(Section):
         """How the inputs of layers are pruned; None: they are not pruned."""
         return ActivationPruning(self.activation_keep, self.activation_layers, self.activation_cache) if self.activation_keep < 1 else None
 
+    @property
+    def read_by_aggregation(self) -> list[str]:
+        """The fields of this section that the aggregation has too."""
+        return [f.name for f in fields(AGGREGATES[self.aggregate])]
+
     def aggregation(self) -> Any:
         """The aggregation of this name, with its parameters from this section."""
         chosen = AGGREGATES[self.aggregate]

@@ -25,6 +25,19 @@ def within(settings: object, **ranges: tuple[float, float]) -> None:
             raise ValueError(f"{name} = {value}: should be {_range(low, high)}{finite}")
 
 
+def read_where(settings: object, field: str, right: tuple[object, ...], *names: str) -> dict[str, str]:
+    """For `Method.unread`: fields that are read only where `field` has one of the `right` values; empty where it has.
+
+    >>> from types import SimpleNamespace
+    >>> read_where(SimpleNamespace(form="paper"), "form", ("library",), "regrow")
+    {'regrow': "it is of form = 'library', and form is 'paper'"}
+    """
+    value = getattr(settings, field)
+    if value in right:
+        return {}
+    return dict.fromkeys(names, f"it is of {field} = {' or '.join(map(repr, right))}, and {field} is {value!r}")
+
+
 def _range(low: float, high: float) -> str:
     """A range in words."""
     if (low, high) == (-inf, inf):

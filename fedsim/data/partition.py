@@ -34,6 +34,7 @@ FIELDS: dict[str, tuple[str, ...]] = {  # every scheme, with the fields that are
     "natural": (),
     "blocks": (),
 }
+OF_SIZES = {"beta": "dirichlet", "sigma": "lognormal"}  # of dirichlet_client: the value of `sizes` that reads them
 NAMES = tuple(FIELDS)
 SHARED = ("clients", "min_images", "max_tries", "public", "holdout", "test")
 CHOICES = {"name": NAMES, "prior": ("shares", "ones"), "sizes": ("equal", "dirichlet", "lognormal"), "test": ("proportional", "global")}
@@ -43,7 +44,7 @@ MEASURED = ("min_images", "public", "sigma", "noise_std", "angle")  # at least 0
 
 @dataclass(frozen=True)
 class PartitionSettings:
-    """The section [partition]: which client holds which images. A field that a scheme does not use is left alone."""
+    """The section [partition]: which client holds which images. A job refuses fields of other schemes (`fedsim.config.unused`)."""
 
     name: str = "dirichlet_class"  # the scheme by which images are dealt to clients
     clients: int = 10  # N, all registered clients; natural: 0 for one per user
@@ -109,9 +110,19 @@ def generator(seed: int, purpose: str) -> Generator:
     return default_rng(SeedSequence(int.from_bytes(sha256(f"{seed}/{purpose}".encode()).digest(), "little")))
 
 
+def own_fields(settings: PartitionSettings) -> tuple[str, ...]:
+    """The fields of its scheme alone."""
+    return FIELDS[settings.name]
+
+
+def users_of(field: str) -> list[str]:
+    """The schemes that have a field of their own of this name."""
+    return [name for name, own in FIELDS.items() if field in own]
+
+
 def parameters(settings: PartitionSettings) -> dict[str, int | float | str | bool]:
     """The fields that this scheme depends on."""
-    return {field: getattr(settings, field) for field in (*SHARED, *FIELDS[settings.name])}
+    return {field: getattr(settings, field) for field in (*SHARED, *own_fields(settings))}
 
 
 def deal(labels: Ints, settings: PartitionSettings, rng: Generator, users: Ints | None = None) -> Deal:

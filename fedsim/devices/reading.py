@@ -57,6 +57,8 @@ def read_mix(name: str) -> DeviceMix:
     ['board', 'single_board_computer', 'mid_phone', 'fast_phone']
     """
     path = BUILT_IN / f"{name}.toml" if name in built_in() else Path(name)
+    if path.is_dir():
+        raise BadInput(f"devices {name!r}: this is a folder; give a TOML or CSV file, or one of {', '.join(built_in())}")
     if path.suffix == ".csv":
         return of_clients_alone(path)
     if path.suffix != ".toml":

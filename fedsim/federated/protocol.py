@@ -193,6 +193,10 @@ class Method(ABC, Generic[State]):
         """What of the model stays with each client, such as "gates" or "weights": no run file holds it, so that it cannot be exported."""
         return ""
 
+    def unread(self) -> Mapping[str, str]:
+        """Its fields that other fields leave without a use, each with the reason; a job that gives one of them is refused."""
+        return {}
+
     @abstractmethod
     def init(self, setting: Setting, public: Data | None) -> State:
         """The state before round 0. public: the server's own images, if any. Raises BadInput for a job that the method cannot run."""

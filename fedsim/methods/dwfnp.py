@@ -21,7 +21,7 @@ from fedsim.core import keys
 from fedsim.core.keys import GATE, GATE_GRADIENT, GATE_STEPS
 from fedsim.core.tree import Tree, under
 from fedsim.core.types import Data, Feed
-from fedsim.core.validation import TINY, within
+from fedsim.core.validation import TINY, read_where, within
 from fedsim.errors import BadInput
 from fedsim.federated.averaged_round import AveragedState, trained
 from fedsim.federated.protocol import ClientInput, Fleet, Method, Setting
@@ -76,6 +76,10 @@ class DWFNP(CutAndFinetune, Method[State]):
         super().__post_init__()
         within(self, flops_share=(TINY, 1), tau=(TINY, inf), hyper_interval=(1, inf), hyper_steps=(1, inf), hyper_lr=(0, inf))
         within(self, hyper_decay=(0, inf), warmup=(0, inf), slope=(0, inf), bias=(-inf, inf))
+
+    def unread(self) -> dict[str, str]:
+        of_clients = read_where(self, "personal", (True,), "client_flops_share", "unseen_clients", "finetune")
+        return read_where(self, "regulariser", ("two_sided",), "slope") | of_clients
 
     def init(self, setting: Setting, public: Data | None) -> State:
         self.check(setting)

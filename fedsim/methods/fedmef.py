@@ -73,6 +73,12 @@ class FedMef(Method[AveragedState]):
         if isinstance(self.blocks, int):
             within(self, blocks=(1, inf))
 
+    def unread(self) -> dict[str, str]:
+        if self.penalty:
+            return {}
+        names = ("penalty_form", "ramp", "beta_norm", "budget", "extrusion_rounds", "remark_every_step")
+        return dict.fromkeys(names, "penalty = 0 extrudes nothing")
+
     def init(self, setting: Setting, public: Data | None) -> AveragedState:
         try:
             mask_adjustment.blocks(self._masked(setting.net), self.blocks)

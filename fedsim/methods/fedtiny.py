@@ -23,7 +23,7 @@ from fedsim.core import keys, masks, rng, tree
 from fedsim.core.keys import COUNT
 from fedsim.core.tree import Tree, under
 from fedsim.core.types import Data, Feed
-from fedsim.core.validation import MAX_COHORT, TINY, within
+from fedsim.core.validation import MAX_COHORT, TINY, read_where, within
 from fedsim.costs import profile
 from fedsim.errors import BadInput
 from fedsim.federated import pretraining
@@ -67,8 +67,11 @@ class FedTiny(Method[AveragedState]):
         within(self, density=(TINY, 1), spread=(0, 1), tol=(0, 1), probe_share=(TINY, 1), bn_momentum=(TINY, 1), adjust_fraction=(0, 0.5))
         within(self, pool=(1, inf), pool_cap=(1, inf), bn_passes=(1, inf), selection_clients=(1, inf), adjust_every=(1, inf))
         within(self, pretrain_epochs=(0, inf), stop_round=(0, inf), class_weights=(0, inf))
-        if isinstance(self.blocks, int):
-            within(self, blocks=(1, inf))
+        within(self, **({"blocks": (1, inf)} if isinstance(self.blocks, int) else {}))
+
+    def unread(self) -> dict[str, str]:
+        found = read_where(self, "pool", (None,), "pool_cap") | read_where(self, "selection", ("bn",), "bn_passes", "bn_momentum")
+        return found | read_where(self, "selection", ("bn", "vanilla"), "pool", "pool_cap", "probe_share", "selection_clients")
 
     def init(self, setting: Setting, public: Data | None) -> AveragedState:
         self._check(setting, public)
@@ -116,11 +119,9 @@ class FedTiny(Method[AveragedState]):
         clients = fleet.pick(self.selection_clients, 0)
         feed = Feed("probe", epochs=1, batch=setting.train.batch, augment=False, share=self.probe_share, cost="forward")
         if self.selection == "bn":
-            passes = Statistics((replace(feed, epochs=self.bn_passes),), self.bn_momentum, stored)
-            total = fleet.run(passes, clients, candidate).total
-            candidate = candidate | tree.mean(
-                total, total[COUNT].clamp(min=1), under(candidate, keys.BUFFERS)
-            )  # an estimate's clients see none
+            total = fleet.run(Statistics((replace(feed, epochs=self.bn_passes),), self.bn_momentum, stored), clients, candidate).total
+            seen = total[COUNT].clamp(min=1)  # an estimate's clients see none
+            candidate = candidate | tree.mean(total, seen, under(candidate, keys.BUFFERS))
         total = fleet.run(Loss((feed,), stored), clients, candidate).total
         return candidate, float(total[keys.LOSS_SUM] / total[COUNT].clamp(min=1))
 
@@ -153,10 +154,8 @@ class FedTiny(Method[AveragedState]):
             if len(fits):
                 return dict(zip(layers, counts[int(fits[0])].tolist(), strict=True))
         listed = ", ".join(f"{layer} {size:,}" for layer, size in sizes.items())
-        raise ValueError(
-            f"density = {self.density}: none of {DRAWS:,} draws was within tol = {self.tol} of it; take a smaller spread, a larger tol"
-            f" or fewer class_weights. The weights of the layers: {listed}"
-        )
+        way = f"take a smaller spread, a larger tol or fewer class_weights. The weights of the layers: {listed}"
+        raise ValueError(f"density = {self.density}: none of {DRAWS:,} draws was within tol = {self.tol} of it; {way}")
 
     # ---- progressive pruning
 

@@ -22,7 +22,7 @@ from fedsim.core import keys, rng
 from fedsim.core.keys import COUNT
 from fedsim.core.tree import Tree, under
 from fedsim.core.types import Data, Feed
-from fedsim.core.validation import MAX_COHORT, TINY, within
+from fedsim.core.validation import MAX_COHORT, TINY, read_where, within
 from fedsim.federated.averaged_round import AveragedState, trained
 from fedsim.federated.protocol import Fleet, Method, Setting
 from fedsim.nn.net import Net
@@ -54,6 +54,9 @@ class Structured(CutAndFinetune, Method[State]):
     def __post_init__(self) -> None:
         super().__post_init__()
         within(self, flops_share=(TINY, 1), prune_size=(1, inf))
+
+    def unread(self) -> dict[str, str]:
+        return read_where(self, "choice", ("fl1",), "strict", "prune_size", "norm", "over")
 
     def init(self, setting: Setting, public: Data | None) -> State:
         self.check(setting)

@@ -113,7 +113,7 @@ def build_experiment(job: Job, node_rank: int = 0, stopped: Callable[[], bool] =
     try:
         net = Net(module).to(device)
     except ValueError as error:
-        raise BadInput(f"[model] {job.model.name or job.model.factory}: {error}") from error
+        raise BadInput(f"{start.title(job.model)}: {error}") from error
     if start.is_own(job.model):
         net.not_traced = traced.fault(module, start.images_of(population.train)[0])
     if job.train.keep() and job.execution.packed_conv == "matmul":

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fedsim.core import keys
 from fedsim.core.tree import under
 from fedsim.costs import flops
-from fedsim.errors import BadInput, naming_path
+from fedsim.errors import BadInput, naming_path, reason
 from fedsim.simulation import subnetworks
 from fedsim.simulation.exported import accuracy, onnx_file, safetensors_file, torch_file
 from fedsim.simulation.exported.form import Form, Network, expects, facts_of
@@ -85,7 +85,7 @@ def _aside(content: bytes, out: Path) -> Iterator[Path]:
     try:
         disk_room.put(aside, content, "give the same command again", out)
     except OSError as error:
-        raise BadInput(f"{out} cannot be written: {error.strerror}; choose another --out") from None
+        raise BadInput(f"{out} cannot be written: {reason(error)}; choose another --out") from None
     try:
         yield aside
         aside.rename(out)

@@ -18,7 +18,7 @@ from fedsim_analysis.run_file import DIMENSIONS, names
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedsim.errors import BadInput, CannotWrite, NoRoom
+from fedsim.errors import BadInput, CannotWrite, NoRoom, reason
 from fedsim.storage import checkpoint, client_gates, disk_room, encoding, growth
 from fedsim.storage.client_gates import Gates
 from fedsim.storage.columns import COLUMNS, OF_DEVICES, OF_METHODS, Column
@@ -81,7 +81,7 @@ class RunWriter:
                 path.parent.mkdir(parents=True, exist_ok=True)
             disk_room.put(path, content)
         except OSError as error:
-            raise BadInput(f"{path} cannot be written: {error.strerror}; choose another --out") from None
+            raise BadInput(f"{path} cannot be written: {reason(error)}; choose another --out") from None
         return cls(path)
 
     @classmethod

@@ -229,8 +229,8 @@ def test_every_bench_is_in_the_help(fedsim: Fedsim) -> None:
         (["partition.name='classes_per_client'", "partition.classes_per_client=5"], "classes_per_client"),
         (["partition.clients=100"], "clients"),
         (["model.name='resnet19'"], "resnet18"),
-        (["model.factory='nowhere:make'"], "nowhere"),
-        (["model.factory='json:dumps'"], "json:dumps"),
+        (["model={factory='nowhere:make'}"], "nowhere"),
+        (["model={factory='json:dumps'}"], "json:dumps"),
         (["model.name='vgg11'"], "vgg11"),
     ],
 )
@@ -260,7 +260,11 @@ def test_a_data_folder_that_is_a_file_is_reported(refuses: Callable[..., str], t
 
 
 def test_a_run_file_that_cannot_be_written(refuses: Callable[..., str]) -> None:
-    assert "small.toml/run.h5" in refuses("run", "small.toml", "--out", "small.toml/run.h5")
+    for deep in ("small.toml/run.h5", "small.toml/below/run.h5"):
+        said = refuses("run", "small.toml", "--out", deep)
+        assert said == f"small.toml: {deep} cannot be written: small.toml is a file, not a folder; choose another --out\n"
+    said = refuses("run", "small.toml", "--out", "run.h5", "--set", "execution.scratch=small.toml")
+    assert "[execution] scratch = small.toml cannot be written: small.toml is a file, not a folder; choose another folder" in said
     assert "/proc/nowhere/run.h5" in refuses("run", "small.toml", "--out", "/proc/nowhere/run.h5")
 
 
@@ -271,6 +275,7 @@ def test_a_folder_in_the_place_of_a_run_file(refuses: Callable[..., str], tmp_pa
     for empty in ("", ".", "/"):
         assert "is a folder, not a run file; choose another --out" in refuses("run", "small.toml", "--out", empty)
     assert "folder is a folder; give a run file; there is none in it" in refuses("show", "folder")
+    assert "devices 'folder': this is a folder; give a TOML or CSV file" in refuses("devices", "folder")
 
 
 def test_must_resume_needs_a_run(refuses: Callable[..., str]) -> None:
@@ -380,7 +385,7 @@ def make(shape, classes):
 def test_a_method_and_a_model_of_ones_own_are_found_in_the_folder(fedsim: Fedsim, tmp_path: Path) -> None:
     (tmp_path / "my_room.py").write_text(MINE)
     assert "kept share" in fedsim("methods", "my_room:Mine").out
-    settings = ["--set", "method.name=my_room:Mine", "--set", "method.keep=0.5", "--set", "model.factory=my_room:make"]
+    settings = ["--set", "method.name=my_room:Mine", "--set", "method.keep=0.5", "--set", "model={factory='my_room:make'}"]
     ended = fedsim("run", "small.toml", *settings)
     assert ended.code == 0, ended.err
     assert fedsim("run", "small.toml", *settings).code == 0

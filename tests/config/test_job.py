@@ -71,7 +71,7 @@ def test_steps_replace_epochs() -> None:
 
 
 def test_whole_numbers_are_numbers_and_lists_are_tuples() -> None:
-    job = check(FEDAVG | {"train": {"lr": 1, "milestones": [0.25]}, "data": {"augment": ["crop"]}})
+    job = check(FEDAVG | {"train": {"lr": 1, "schedule": "step", "milestones": [0.25]}, "data": {"augment": ["crop"]}})
     assert job.train.lr == 1.0
     assert job.train.milestones == (0.25,)
     assert job.data.augment == ("crop",)
@@ -83,8 +83,8 @@ def test_name_is_the_files_unless_the_job_says_otherwise(file: Any) -> None:
 
 
 def test_overrides_are_toml_or_else_text(file: Any) -> None:
-    job = load(file(METHOD), ["train.lr=0.5", "data.download=true", "train.schedule=cosine", "train.milestones=[0.5]", "seed=3"])
-    assert (job.train.lr, job.data.download, job.train.schedule, job.train.milestones, job.seed) == (0.5, True, "cosine", (0.5,), 3)
+    job = load(file(METHOD), ["train.lr=0.5", "data.download=true", "train.schedule=step", "train.milestones=[0.5]", "seed=3"])
+    assert (job.train.lr, job.data.download, job.train.schedule, job.train.milestones, job.seed) == (0.5, True, "step", (0.5,), 3)
 
 
 @pytest.mark.parametrize("item", ["foo", "=3", "", "train.lr"])

@@ -85,7 +85,7 @@ def test_a_run_on_other_images_does_not_go_on(job: Path) -> None:
 def test_a_run_under_other_code_that_its_model_imports_does_not_go_on(job: Path, tmp_path: Path) -> None:
     (tmp_path / "the_network.py").write_text(NETWORK)
     (tmp_path / "the_blocks.py").write_text("from torch.nn.functional import relu as activation\n")
-    model = {"model.factory": "the_network:make"}
+    model = {"model": {"factory": "the_network:make"}}
     fedsim.run(job, set=model, progress=False, callback=lambda finished: finished.stop())
     (tmp_path / "the_blocks.py").write_text("from torch.nn.functional import softplus as activation\n")
     with pytest.raises(BadInput, match=r"was made by other code of the_network:make"):
@@ -98,7 +98,7 @@ def test_a_factory_whose_weights_nobody_can_make_again_is_refused(job: Path, tmp
     (tmp_path / "the_network.py").write_text(NETWORK)
     (tmp_path / "the_blocks.py").write_text("from torch.nn.functional import relu as activation\n")
     with pytest.raises(BadInput, match=r'"the_network:unseeded" gives another two.bias each time it is called; draw it by torch.randn'):
-        fedsim.run(job, set={"model.factory": "the_network:unseeded"}, progress=False)
+        fedsim.run(job, set={"model": {"factory": "the_network:unseeded"}}, progress=False)
     for name in ("the_network", "the_blocks"):
         sys.modules.pop(name, None)
 
@@ -131,7 +131,7 @@ def test_ranks_whose_factory_reads_another_file_are_refused(job: Path, tmp_path:
         (folder / "the_network.py").write_text(NETWORK)
         (folder / "the_blocks.py").write_text("from torch.nn.functional import relu as activation\n")
         (folder / "bias.txt").write_text(str(bias))
-    ended = on_two_nodes(job, "--set", "model.factory=the_network:loaded")
+    ended = on_two_nodes(job, "--set", "model={factory='the_network:loaded'}")
     assert ended.returncode == 2
     assert "the ranks of a run must be alike, but the hash of the first weights is" in ended.stderr
     assert not (tmp_path / "run.h5").exists()

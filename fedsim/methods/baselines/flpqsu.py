@@ -28,7 +28,7 @@ from fedsim.core import keys, masks
 from fedsim.core.keys import BYTES, COUNT, LAST_LOSS, SCALES, SELECTED, THRESHOLD
 from fedsim.core.tree import Tree, under
 from fedsim.core.types import Batch, Data
-from fedsim.core.validation import TINY, within
+from fedsim.core.validation import TINY, read_where, within
 from fedsim.errors import BadInput
 from fedsim.federated.averaged_round import AveragedState
 from fedsim.federated.client_work import Train
@@ -110,6 +110,9 @@ class FLPQSU(Method[State]):
 
     def __post_init__(self) -> None:
         within(self, keep=(TINY, 1), first_threshold=(TINY, inf))
+
+    def unread(self) -> dict[str, str]:
+        return read_where(self, "select", (True,), "first_threshold")
 
     def init(self, setting: Setting, public: Data | None) -> State:
         if setting.aggregate.sgd:

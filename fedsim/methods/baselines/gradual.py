@@ -19,7 +19,7 @@ import torch
 from fedsim.core import keys, masks
 from fedsim.core.tree import Tree
 from fedsim.core.types import Data
-from fedsim.core.validation import within
+from fedsim.core.validation import read_where, within
 from fedsim.errors import BadInput
 from fedsim.federated.averaged_round import AveragedState, averaged_round
 from fedsim.federated.protocol import Fleet, Setting
@@ -43,6 +43,9 @@ class Gradual(MaskedAveraging):
     def __post_init__(self) -> None:
         super().__post_init__()
         within(self, start_round=(0, inf), stop_round=(1, inf), adjust_every=(1, inf))
+
+    def unread(self) -> dict[str, str]:
+        return read_where(self, "scope", ("layer",), "sharing")
 
     def init(self, setting: Setting, public: Data | None) -> AveragedState:
         stop = self.stop(setting)

@@ -37,7 +37,7 @@ from fedsim.core import keys, rng, tree
 from fedsim.core.keys import COUNT, COVER, GATE, OWNED_CLASSES, WIDTH_RATE
 from fedsim.core.tree import Tree, under
 from fedsim.core.types import Data, Feed
-from fedsim.core.validation import summed_at_once, within
+from fedsim.core.validation import read_where, summed_at_once, within
 from fedsim.errors import BadInput
 from fedsim.federated.averaged_round import AveragedState
 from fedsim.federated.budgets import OfClients
@@ -81,6 +81,9 @@ class HeteroFL(Method[State]):
     def widths(self) -> list[float]:
         """The rates whose networks are evaluated, the whole network first."""
         return sorted({1.0, *map(float, self.rates)}, reverse=True)
+
+    def unread(self) -> dict[str, str]:
+        return read_where(self, "static_norm", (True,), "statistics_every")
 
     def init(self, setting: Setting, public: Data | None) -> State:
         self._check(setting)

@@ -74,6 +74,9 @@ class PruneFL(MaskedAveraging):
         if any(not 0 < seconds < inf for seconds in self.seconds_per_weight or ()):
             raise BadInput(f"[method] seconds_per_weight = {list(self.seconds_per_weight or ())}: each should be above 0")
 
+    def unread(self) -> dict[str, str]:
+        return reconfiguration.unread(self)
+
     def layers(self, net: Net) -> tuple[str, ...]:
         """The layers that have masks; of the paper's form without those that are frozen, where nothing could come back."""
         every = super().layers(net)
@@ -155,9 +158,9 @@ class PruneFL(MaskedAveraging):
             shared, _ = FedAvg().server({}, shared, total, setting)
             done, mine = done + steps, mine or float(total[COUNT])
             if started:
-                before = _kept(setting.net, shared)
+                before = reconfiguration.kept(setting.net, shared)
                 shared, columns = self.reconfigured(setting, shared, total, 0, _images(setting, mine))
-                change = abs(_kept(setting.net, shared) - before) / before
+                change = abs(reconfiguration.kept(setting.net, shared) - before) / before
                 calm = calm + 1 if change <= self.settled_change else 0
         return replace(state, shared=shared), columns | {"initial_iterations": float(done)}
 
@@ -192,8 +195,3 @@ def _images(setting: Setting, mine: float) -> float:
 def _classes(net: Net) -> int:
     """Outputs of the last layer."""
     return list(net.shapes.values())[-1][0]
-
-
-def _kept(net: Net, shared: Tree) -> int:
-    """Kept weights of all layers, dense ones included."""
-    return sum((net.sizes | net.used(shared)).values())

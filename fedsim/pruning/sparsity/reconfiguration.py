@@ -18,6 +18,7 @@ from torch import Tensor
 from fedsim.core import keys, masks
 from fedsim.core.tree import Tree, under
 from fedsim.core.types import Batch, Feed
+from fedsim.core.validation import read_where
 from fedsim.costs.profile import VALUE_BYTES, ModelProfile
 from fedsim.federated.client_work import TrainAndTap
 from fedsim.federated.protocol import ClientInput, Report, Setting
@@ -31,6 +32,22 @@ REST = "loss/rest"  # total: z of all parameters without a mask, summed
 UNIT = 2.0**20  # of z on its way: its sums may be large, and only ratios of it matter
 TRAFFIC = 8  # bytes of a weight in a round: 4 down and 4 up
 STEP_FLOPS = 6  # of a weight at one position, for an image: forward, and backward twice
+TIMES = ("seconds_per_weight", "flops_per_second", "bytes_per_second")
+STAGE = ("initial_every", "initial_batch", "initial_batches", "start_accuracy", "settled_change", "settled")
+PAPER = ("importance", "prunable", "half_life", "max_density", *TIMES, "constant_seconds", "initial_iterations", *STAGE)
+LIBRARY = ("sharing", "stop_round", "adjust_fraction", "regrow")
+
+
+def unread(method: Any) -> dict[str, str]:
+    """The fields of PruneFL that its other fields leave without a use, as `Method.unread`."""
+    found = {} if method.initial_iterations else dict.fromkeys(STAGE, "initial_iterations = 0 leaves this stage out")
+    found |= read_where(method, "seconds_per_weight", (None,), *TIMES[1:])
+    return found | read_where(method, "form", ("paper",), *PAPER) | read_where(method, "form", ("library",), *LIBRARY)
+
+
+def kept(net: Net, shared: Tree) -> int:
+    """Kept weights of all layers, dense ones included."""
+    return sum((net.sizes | net.used(shared)).values())
 
 
 # ---- the choice

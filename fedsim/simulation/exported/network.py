@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 
 from fedsim import models
-from fedsim.config.job import Job, check
+from fedsim.config.job import Job, recorded
 from fedsim.core import keys
 from fedsim.core.keys import GATE, GATE_VALUES
 from fedsim.core.tree import Tree, under
@@ -73,7 +73,7 @@ def final(path: Path | str, client: int | None = None) -> tuple[Final, Job, Popu
     known = reader.attributes
     if not known["finished"]:
         raise BadInput(f"{path} holds no final model yet: {known['rounds']} of {known.get('rounds_planned', '?')} rounds are done")
-    job = check(reader.job, str(path))
+    job = recorded(reader.job, str(path))
     gate = {} if client is None else _gate_of(reader, client, job)
     population = populate(job.data, job.partition, job.seed)
     data = population.train

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import mkdtemp
 
-from fedsim.errors import BadInput, CannotWrite, NoRoom
+from fedsim.errors import BadInput, CannotWrite, NoRoom, reason
 from fedsim.storage import disk_room
 from fedsim.storage.checkpoint import folder_of
 from fedsim.storage.places.presence import writing
@@ -166,7 +166,7 @@ def _naming(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise BadInput(f"[execution] scratch = {folder} cannot be written: {error.strerror}; choose another folder") from error
+        raise BadInput(f"[execution] scratch = {folder} cannot be written: {reason(error)}; choose another folder") from error
 
 
 def _check_writable(home: Path) -> None:
@@ -177,7 +177,7 @@ def _check_writable(home: Path) -> None:
         aside.touch()
         aside.unlink()
     except OSError as error:
-        raise BadInput(f"{home} cannot be written: {error.strerror}; choose another --out") from None
+        raise BadInput(f"{home} cannot be written: {reason(error)}; choose another --out") from None
 
 
 def _size(home: Path) -> int:

@@ -1,0 +1,131 @@
+"""Fields of a job that it does not use: they would make another job of it, and nothing would differ.
+
+The rule: a field that nothing reads must keep its default. What a settings class can see by itself it refuses where it is made;
+here is what takes a look at several fields, and what a sweep may have in the runs that do not use it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+from fedsim.config.toml_values import listed, written
+from fedsim.data import partition
+from fedsim.federated.protocol import Method
+
+NORMED = ("batch", "group")  # values of model.norm that have scales
+SHORTCUTS = ("resnet8", "resnet20", "resnet32", "resnet56")
+
+
+@dataclass(frozen=True)
+class Unused:
+    """A field that a job gives and does not use."""
+
+    section: str
+    field: str
+    value: Any
+    default: Any
+    why: str  # who would read it, and what the job has instead
+    rest: dict[str, Any]  # what the job gives in this section beside it
+
+    @property
+    def key(self) -> str:
+        return f"{self.section}.{self.field}"
+
+    def __str__(self) -> str:
+        way = f", or give its default, {written(self.default)}"
+        if self.default is None:
+            way = f", on a command line by --set '{self.section}={written(self.rest)}'"
+        return f"[{self.section}] {self.field} = {written(self.value)} is not used: {self.why}; leave it out{way}"
+
+
+def unused(job: Any) -> list[Unused]:
+    """The fields of a `Job`, of other values than their defaults, that nothing in it reads, in the order of the sections."""
+    rules = {"data": _data, "partition": _partition, "devices": _devices, "model": _model, "train": _train, "evaluate": _evaluate}
+    found = []
+    for section, rule in {**rules, "method": _method}.items():
+        settings = getattr(job, section)
+        settings = getattr(settings, "use", settings)
+        known = _defaults(settings)
+        given = job.given.get(section, {})
+        for field, why in rule(job):
+            if (value := getattr(settings, field)) != known[field]:
+                rest = {key: other for key, other in given.items() if key != field}
+                found.append(Unused(section, field, value, known[field], why, rest))
+    return found
+
+
+Rule = Iterator[tuple[str, str]]  # a field that is not read, and why
+
+
+def _defaults(settings: Any) -> dict[str, Any]:
+    if is_dataclass(settings):
+        return {field.name: field.default for field in fields(settings)}
+    return {name: info.default for name, info in type(settings).model_fields.items()}
+
+
+def _data(job: Any) -> Rule:
+    kinds = job.data.augments()
+    for field, kind in {"crop_pad": "crop", "crop_border": "crop", "cutout": "cutout"}.items():
+        if kind not in kinds:
+            yield field, f'it is of the augmentation "{kind}", and data.augment is {written(kinds)}'
+
+
+def _partition(job: Any) -> Rule:
+    settings = job.partition
+    own = partition.own_fields(settings)
+    for field in sorted({field for each in partition.FIELDS.values() for field in each} - {*own}):
+        yield field, f"it is of {listed(partition.users_of(field))}, and partition.name is {written(settings.name)}"
+    if settings.name == "dirichlet_client":
+        for field, sizes in partition.OF_SIZES.items():
+            if settings.sizes != sizes:
+                yield field, f'under dirichlet_client it is of sizes = "{sizes}", and partition.sizes is {written(settings.sizes)}'
+    if settings.name not in partition.RANDOM_SIZES:
+        yield (
+            "max_tries",
+            f"{settings.name} is drawn once; {listed(partition.RANDOM_SIZES)} are drawn again where a client has too few images",
+        )
+
+
+def _devices(job: Any) -> Rule:
+    if not job.devices.name:
+        yield "unfit", "the clients have no devices, since devices.name is not given"
+
+
+def _model(job: Any) -> Rule:
+    model = job.model
+    if model.factory is not None:
+        yield "name", "model.factory makes the model"
+        yield "width", "model.factory makes the model, and does not see it"
+    elif model.norm not in NORMED:
+        yield "norm_weight", f"it is of the norms {listed(NORMED)}, and model.norm is {written(model.norm)}"
+    if model.name not in SHORTCUTS:
+        yield "detach_shortcut", f"it is of {listed(SHORTCUTS)}, and model.name is {written(model.name)}"
+
+
+def _train(job: Any) -> Rule:
+    train = job.train
+    if train.schedule not in ("exponential", "step"):
+        yield "factor", f'it is of the schedules "exponential" and "step", and train.schedule is {written(train.schedule)}'
+    if train.schedule != "step":
+        yield "milestones", f'it is of the schedule "step", and train.schedule is {written(train.schedule)}'
+    if train.activation_keep == 1:
+        for field in ("activation_layers", "activation_cache"):
+            yield field, "train.activation_keep = 1 keeps activations whole"
+    for field, aggregate in {"fedprox_mu": "fedprox", "fednova_weights": "fednova"}.items():
+        if field not in train.read_by_aggregation:
+            yield field, f'it is of aggregate = "{aggregate}", and train.aggregate is {written(train.aggregate)}'
+
+
+def _evaluate(job: Any) -> Rule:
+    if not job.evaluate.every:
+        for field in ("clients", "batch"):
+            yield field, "evaluate.every = 0 evaluates never"
+    elif job.partition.test == "global":
+        yield "clients", 'with partition.test = "global" no client has test images'
+
+
+def _method(job: Any) -> Rule:
+    method: Method[Any] = job.method.use
+    yield from method.unread().items()
