@@ -26,6 +26,14 @@ from fedsim.errors import BadInput
 METHODS = Path(__file__).parents[1] / "methods"
 FOLDERS = {"fedsim.methods": METHODS, "fedsim.methods.baselines": METHODS / "baselines"}  # one file a method
 FIELD = "[method] name"
+CALLED = {  # how the engine calls a method
+    "init": ("setting", "public"),
+    "round": ("setting", "state", "fleet", "r"),
+    "deploy": ("setting", "state", "fleet", "cohort"),
+    "model_of": ("net", "sent"),
+    "variants": (),
+    "unread": (),
+}
 VERBS = ("init", "round", "deploy")
 
 
@@ -241,4 +249,19 @@ def _method(value: Any, title: str) -> type:
         raise BadInput(f"{title} is not a method: it is of type {type(value).__name__}, not a class")
     if lacking := _lacks(value):
         raise BadInput(f"{title} is not a method: it lacks {', '.join(lacking)}")
+    for verb, arguments in CALLED.items():
+        if wrong := _wrong_call(getattr(value, verb), arguments):
+            right = f"def {verb}({', '.join(('self', *arguments))})"
+            raise BadInput(f"{title}: the engine cannot call its {verb}: {wrong}; write {right}")
     return value
+
+
+def _wrong_call(verb: Any, arguments: tuple[str, ...]) -> str:
+    """Why a function of a class cannot be called with these arguments after `self`; empty where it can."""
+    if inspect.iscoroutinefunction(verb) or inspect.isgeneratorfunction(verb):
+        return "it is a coroutine or a generator"
+    try:
+        inspect.signature(verb).bind("self", *arguments)
+    except (TypeError, ValueError) as error:
+        return str(error)
+    return ""

@@ -92,6 +92,51 @@ def test_a_class_that_is_no_method_is_refused(mine: str) -> None:
     assert "my_method has no class 'Mien'; it has Mine, Needy, Loose" in fault({"method": {"name": "my_method:Mien"}})
 
 
+VERBS = {
+    "init": "    def init(self, setting, public): ...\n",
+    "round": "    def round(self, setting, state, fleet, r): ...\n",
+    "deploy": "    def deploy(self, setting, state, fleet, cohort): ...\n",
+}
+HEAD = "from dataclasses import dataclass\nfrom fedsim import Method\n\n\n@dataclass(frozen=True)\nclass Mine(Method):\n"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"deploy": ""}, "is not a method: it lacks deploy"),
+        ({"round": "    round = None\n"}, "is not a method: it lacks round"),
+        ({"round": "    def round(self, setting, state, fleet): ...\n"}, "cannot call its round: too many positional arguments; write def"),
+        ({"round": "    def round(setting, state, fleet, r): ...\n"}, "write def round(self, setting, state, fleet, r)"),
+        (
+            {"init": "    def init(self, setting, public, more): ...\n"},
+            "cannot call its init: missing a required argument: 'more'; write def",
+        ),
+        ({"deploy": "    async def deploy(self, setting, state, fleet, cohort): ...\n"}, "its deploy: it is a coroutine or a generator"),
+        ({"round": "    def round(self, setting, state, fleet, r):\n        yield state\n"}, "its round: it is a coroutine or a gen"),
+        (
+            {"more": "    def model_of(self, net): ...\n"},
+            "its model_of: too many positional arguments; write def model_of(self, net, sent)",
+        ),
+        ({"more": "    def variants(self, r): ...\n"}, "cannot call its variants: missing a required argument: 'r'"),
+    ],
+)
+def test_the_verbs_of_a_method_are_checked_when_the_job_is_read(tmp_path: Path, monkeypatch, change: dict[str, str], said: str) -> None:
+    name = f"contract_{abs(hash(said + str(change)))}"
+    (tmp_path / f"{name}.py").write_text(HEAD + "".join((VERBS | change).values()))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    line = fault({"method": {"name": f"{name}:Mine"}})
+    assert line.startswith(f"x.toml: [method] name = '{name}:Mine'")
+    assert said in line
+
+
+@pytest.mark.parametrize("round_", ["def round(self, *everything): ...", "def round(self, setting, state, fleet, r, more=1): ..."])
+def test_verbs_that_can_be_called_are_taken_however_they_are_written(tmp_path: Path, monkeypatch, round_: str) -> None:
+    name = f"contract_{abs(hash(round_))}"
+    (tmp_path / f"{name}.py").write_text(HEAD + "".join((VERBS | {"round": f"    {round_}\n"}).values()))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert check({"method": {"name": f"{name}:Mine"}}).method.name == f"{name}:Mine"
+
+
 def test_hyperparameters_carry_the_comment_on_their_line(mine: str) -> None:
     first, second, *_ = method_registry.parameters(mine)
     assert (first.name, first.kind, first.default, first.meaning) == ("hyper_lr", "float", 0.001, "eta_h, step of the hypernetwork")
