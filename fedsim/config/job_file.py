@@ -46,10 +46,13 @@ def read_table(path: Path) -> dict[str, Any]:
 
 
 def override(table: dict[str, Any], item: str) -> None:
-    """What `--set` does with "section.field=value"."""
+    """What `--set` does with "section.field=value", and with "section.field=", which leaves the field out of the job."""
     key, equals, text = item.partition("=")
     if not equals or not key.strip():
         raise _no_setting(item)
+    if not text.strip():
+        _unset(table, key.strip())
+        return
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except (tomllib.TOMLDecodeError, RecursionError):
@@ -65,6 +68,22 @@ def set_field(table: dict[str, Any], key: str, value: Any) -> None:
     if not key:
         raise _no_setting(f"={value if isinstance(value, str) else written(value)}")
     put(table, key, value)
+    _do_not_sweep(table, key)
+
+
+def _unset(table: dict[str, Any], key: str) -> None:
+    """The table without a field or a section, so that it has its default; [sweep] does not vary it either."""
+    *sections, field = key.split(".")
+    inner: Any = table
+    for section in sections:
+        inner = inner.get(section, {}) if isinstance(inner, dict) else None
+    if not isinstance(inner, dict):
+        raise BadInput(f"--set {key}=: {'.'.join(sections)} is a value, not a section")
+    inner.pop(field, None)
+    _do_not_sweep(table, key)
+
+
+def _do_not_sweep(table: dict[str, Any], key: str) -> None:
     swept = flat(table.get("sweep", {}))
     if isinstance(swept, dict):
         table["sweep"] = {name: values for name, values in swept.items() if name != key}

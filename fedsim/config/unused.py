@@ -25,19 +25,15 @@ class Unused:
     section: str
     field: str
     value: Any
-    default: Any
     why: str  # who would read it, and what the job has instead
-    rest: dict[str, Any]  # what the job gives in this section beside it
 
     @property
     def key(self) -> str:
         return f"{self.section}.{self.field}"
 
     def __str__(self) -> str:
-        way = f", or give its default, {written(self.default)}"
-        if self.default is None:
-            way = f", on a command line by --set '{self.section}={written(self.rest)}'"
-        return f"[{self.section}] {self.field} = {written(self.value)} is not used: {self.why}; leave it out{way}"
+        way = f"leave it out, on a command line by --set {self.key}="
+        return f"[{self.section}] {self.field} = {written(self.value)} is not used: {self.why}; {way}"
 
 
 def unused(job: Any) -> list[Unused]:
@@ -48,11 +44,8 @@ def unused(job: Any) -> list[Unused]:
         settings = getattr(job, section)
         settings = getattr(settings, "use", settings)
         known = _defaults(settings)
-        given = job.given.get(section, {})
-        for field, why in rule(job):
-            if (value := getattr(settings, field)) != known[field]:
-                rest = {key: other for key, other in given.items() if key != field}
-                found.append(Unused(section, field, value, known[field], why, rest))
+        values = {field: getattr(settings, field) for field in known}
+        found += [Unused(section, field, values[field], why) for field, why in rule(job) if values[field] != known[field]]
     return found
 
 

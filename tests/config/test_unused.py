@@ -136,7 +136,7 @@ def test_a_swept_field_must_be_used_by_every_run() -> None:
     line = fault(joined(FEDAVG, {"sweep": {"partition.name": ["dirichlet_class", "iid"], "partition.alpha": [0.5, 0.1]}}))
     assert line == (
         "x.toml, run job-nameiid-alpha0.1 of [sweep]: [partition] alpha = 0.1 is not used: it is of dirichlet_class and"
-        ' dirichlet_client, and partition.name is "iid"; leave it out, or give its default, 0.5'
+        ' dirichlet_client, and partition.name is "iid"; leave it out, on a command line by --set partition.alpha='
     )
     assert check(joined(FEDAVG, {"sweep": {"partition.alpha": [0.5, 0.1]}}))
 
@@ -169,6 +169,22 @@ def test_what_the_other_method_has_too_stays(tmp_path: Path) -> None:
         load(path, ["method.name=rigl"])
     way = str(caught.value).partition("--set '")[2].rstrip("'")
     assert load(path, [way]).method.use.density == 0.1
+
+
+def test_a_field_is_left_out_by_an_empty_value(tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text(
+        '[partition]\nname = "iid"\nalpha = 0.1\n[method]\nname = "fedtiny"\nselection = "none"\npool = 3\n[sweep]\nseed = [0, 1]\n'
+    )
+    with pytest.raises(BadInput) as caught:
+        load(path)
+    ways = [line.rpartition(" by --set ")[2] for line in str(caught.value).splitlines()]
+    assert ways == ["partition.alpha=", "method.pool="]
+    job = load(path, [*ways, "seed=", "cohort=", "train.lr="])
+    assert (job.partition.alpha, job.method.use.pool, job.sweep, job.seed) == (0.5, None, {}, 0)
+    assert "alpha" not in job.given["partition"]
+    with pytest.raises(BadInput, match=r"--set seed\.a=: seed is a value, not a section"):
+        load(path, ["seed=1", "seed.a="])
 
 
 def test_a_table_that_lost_its_quotes_in_the_shell_is_said_to(tmp_path: Path) -> None:

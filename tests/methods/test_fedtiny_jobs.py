@@ -79,7 +79,7 @@ def test_what_a_job_may_not_ask_for(fedsim, tmp_path, command, settings, said) -
     "settings",
     [
         ["method.density=0.008"],
-        ["model.norm='none'", "method.selection='none'"],
+        ["model.norm='none'", "method.selection='none'", "method.pool="],
         ["model.norm='group'", "method.selection='vanilla'"],
         ["partition.public=0", "method.pretrain_epochs=0"],
         ["method.selection_clients=4", "method.blocks=100", "method.stop_round=0"],
