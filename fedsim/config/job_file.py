@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Sequence
+from datetime import date, datetime, time
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,8 @@ def override(table: dict[str, Any], item: str) -> None:
         if value.startswith(("{", "[")):
             quoted = "a shell takes the quotes out of it, unless it stands in single quotes, as in --set 'method={name = \"fedavg\"}'"
             raise BadInput(f"--set {item}: not a table or a list of TOML; {quoted}") from None
+    if isinstance(value, datetime | date | time):  # no field takes one; execution.time_limit=01:30:00 is meant as a text
+        value = text.strip()
     set_field(table, key.strip(), value)
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from fedsim.config.durations import FORMS, seconds
 from fedsim.core.activation_pruning import ActivationPruning
 from fedsim.core.types import LocalTraining
 from fedsim.core.validation import MAX_COHORT
@@ -27,6 +28,7 @@ SELECT = (
     ' or "package.module:function"'
 )
 OF_MODE = {"deadline": "deadline", "extra": "oversample", "concurrency": "buffered", "buffer": "buffered", "max_staleness": "buffered"}
+LIMIT = f"a number of minutes, above 0, or a time as SLURM writes it: {FORMS}"
 PLANS = '"auto", "reference" or the run file whose plan is taken (RUN.h5)'
 
 
@@ -176,4 +178,23 @@ class Execution(Section):
     threads: Annotated[int, Field(ge=1, le=1024)] = 1  # of torch, per rank
     checkpoint_every: Number = 1  # rounds from one checkpoint to the next
     scratch: str = ""  # a folder of the node's own disk where the run writes, copied to --out after each checkpoint; $NAME is expanded
-    time_limit: Positive | None = None  # minutes, after which the run stops gently
+    time_limit: Annotated[Positive | str | None, Field(description=LIMIT)] = None  # minutes, or "1:30:00", after which the run stops gently
+
+    @field_validator("time_limit")
+    @classmethod
+    def _a_time(cls, limit: float | str | None) -> float | str | None:
+        if isinstance(limit, str):
+            try:
+                short = seconds(limit) <= 0
+            except ValueError as error:
+                raise ValueError(f"[execution] time_limit = {error}") from None
+            if short:
+                raise ValueError(f"[execution] time_limit = {limit!r}: should be above 0")
+        return limit
+
+    @property
+    def limit(self) -> float | None:
+        """Its seconds; None where there is none."""
+        if self.time_limit is None:
+            return None
+        return seconds(self.time_limit) if isinstance(self.time_limit, str) else 60 * self.time_limit

@@ -92,9 +92,9 @@ def run(job: Job, out: Path, resume: str, communicator: Communicator | None, obs
     torch.set_num_threads(job.execution.threads)
     malloc.hold()
     worker = bool(communicator and communicator.rank)
-    limit = job.execution.time_limit
-    stop = StopSignal(None if limit is None or worker else 60 * limit)
-    with ExitStack() as held, stop.listening(), ending_all_ranks(communicator):
+    stop = _stop_signal(communicator, job.execution.limit, observer)
+    finished = stop.ending_at_once(lambda: out, lambda message: abort(communicator, message, 3) if communicator else None)
+    with ExitStack() as held, stop.listening(), ending_all_ranks(communicator), finished:
         agreed(communicator, lambda: stop.refuse_to_begin(out))
         out = agreed(communicator, lambda: out if worker else followed(out))
         if trace := observer.trace:
@@ -117,6 +117,20 @@ def run(job: Job, out: Path, resume: str, communicator: Communicator | None, obs
             lead(experiment, start, communicator, hosts, observer)
 
 
+def _stop_signal(communicator: Communicator | None, limit: float | None, observer: Observer) -> StopSignal:
+    """limit: seconds. Rank 0 alone has a limit, tells that the run is going to stop, and ends all ranks at a second Ctrl-C."""
+    if communicator and communicator.rank:
+        return StopSignal(raises=False)
+    stop = StopSignal(limit, say=_say(observer))
+    if communicator:
+        stop.stopping = "stopping after the packs in flight"  # at Ctrl-C a launcher ends all ranks by itself
+    return stop
+
+
+def _say(observer: Observer) -> Callable[[str], None]:
+    return lambda line: (observer.console or output()).print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 def _held(out: Path, stop: StopSignal, observer: Observer) -> AbstractContextManager[Lease]:
     """The right to write the run file. Stopped where a signal comes while it is waited for."""
 
@@ -124,12 +138,9 @@ def _held(out: Path, stop: StopSignal, observer: Observer) -> AbstractContextMan
         time.sleep(seconds)
         stop.refuse_to_begin(out)
 
-    def say(line: str) -> None:
-        (observer.console or output()).print(line, highlight=False, markup=False, soft_wrap=True)
-
     job, restarts = os.environ.get("SLURM_JOB_ID", ""), os.environ.get("SLURM_RESTART_COUNT", "")
     name = f"{os.environ.get('SLURM_CLUSTER_NAME', '')} {job}" if job else ""
-    return holding(out, _now(), sleep, say, name, int(restarts) if restarts.isdecimal() else 0)
+    return holding(out, _now(), sleep, _say(observer), name, int(restarts) if restarts.isdecimal() else 0)
 
 
 def _found(parts: Experiment, out: Path, resume: str, lease: Lease | None) -> RunStart:
@@ -195,6 +206,8 @@ def lead(experiment: Experiment, start: RunStart, communicator: Communicator | N
     """Rank 0: does the rounds, reports how they ended, and has the other ranks end too. Raises BadInput, ClientFault or Stopped."""
     console = observer.console or output(_terminal(communicator))
     progress = Progress(experiment, len(hosts), start, console)
+    if isinstance(stop := experiment.site.stopped, StopSignal):
+        stop.say = progress.say  # which knows how to print beside a bar
     if communicator:
         progress.mpi, communicator.silence = f" of {communicator.mpi}", Silence(progress.say, hosts, experiment.site.stopped)
     failure: Exception | None = None

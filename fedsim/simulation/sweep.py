@@ -50,9 +50,10 @@ def sweep(
     if launched():
         raise BadInput("fedsim sweep starts its own processes on one machine: call it without mpirun")
     runs = plan(jobs, folder)
-    brake = StopSignal()
+    brake = StopSignal(stopping="stopping each run after its pack in flight; a second Ctrl-C ends them at once", raises=False)
     processes = min(processes or _processes(runs), len(runs))
     with brake.listening(), SweepProgress(runs, console, report) as tally:
+        brake.say = tally.say
         tally.say(f"{len(runs)} run{'s' * (len(runs) > 1)} in {processes} process{'es' * (processes > 1)}; writing {folder}")
         _carry_out(runs, processes, brake, tally)
     return tally.close(brake.signalled), [run.out for run in runs if run.out.exists()]
@@ -97,7 +98,7 @@ def _carry_out(runs: Sequence[Run], processes: int, brake: StopSignal, tally: Sw
             if brake():
                 waiting.clear()
                 for worker in busy:
-                    worker.process.terminate()  # at every look, since a worker that is about to begin forgets a signal
+                    worker.stop(brake.forced)  # at every look, since a worker that is about to begin forgets a signal
             while waiting and free:
                 busy.append(free.pop(0))
                 busy[-1].begin(waiting.popleft())
@@ -139,7 +140,7 @@ class SweepProgress:
 
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
-        self._note(dict.fromkeys((run.out.name for run in self.runs), ("stopped", "")))
+        self._note({run.out.name: ("stopped", "") for run in self.runs})
 
     def say(self, line: str) -> None:
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)

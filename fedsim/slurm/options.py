@@ -8,14 +8,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args, get_type_hints
 
+from fedsim.config.durations import TIME, UNLIMITED, seconds
 from fedsim.config.toml_values import written
 from fedsim.errors import BadInput
 from fedsim.slurm import arrays, sbatch_options
 
 Launcher = Literal["mpirun", "srun", "none"]
 MEMORY = re.compile(r"\d{1,9}[KMGT]?")
-TIME = re.compile(r"(?:(\d{1,5})-)?(\d{1,6})(?::(\d{1,4}))?(?::(\d{1,4}))?")
-UNLIMITED = ("UNLIMITED", "INFINITE")
 RANKS = 3  # where nothing else is said: a server and two that train, as in the quickstart
 MEANING = {
     "nodes": "nodes of a run",
@@ -101,19 +100,6 @@ def refuse_unknown(values: Mapping[str, Any], called: Callable[[str], str] = str
     if unknown := [called(name) for name in values if name not in DEFAULTS]:
         there = "\n".join(f"  {called(name)} = {_default(name)}: {MEANING[name]}" for name in DEFAULTS)
         raise BadInput(f"{where}there is no option {', '.join(unknown)}. The options of a submission and their defaults:\n{there}")
-
-
-def seconds(time: str) -> float:
-    """Seconds of a time as SLURM writes it: 90 (minutes), 1:30 (minutes and seconds), 1:30:00, 2-12, 2-12:30. Infinite for UNLIMITED."""
-    if time.upper() in UNLIMITED:
-        return float("inf")
-    match = TIME.fullmatch(time)
-    if not match:
-        raise ValueError(time)
-    days, *parts = match.groups()
-    numbers = [int(part) for part in parts if part is not None]
-    units = (3600, 60, 1) if days is not None or len(numbers) == 3 else (60, 1)
-    return int(days or 0) * 86400 + sum(number * unit for number, unit in zip(numbers, units, strict=False))
 
 
 def _default(name: str) -> str:

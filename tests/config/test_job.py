@@ -217,7 +217,10 @@ def test_a_misspelt_section_and_a_field_without_its_section() -> None:
         ({"evaluate": {"clients": "some"}}, '[evaluate] clients = "some": should be "all" or "cohort" or a whole number, at least 1'),
         ({"model": {"match_density": 0.0}}, "x.toml: [model] match_density = 0.0: should be above 0 and at most 1"),
         ({"execution": {"plan": "fast"}}, 'plan = "fast": should be "auto", "reference" or the run file whose plan is taken'),
-        ({"execution": {"time_limit": 0}}, "time_limit = 0: should be a number, above 0"),
+        ({"execution": {"time_limit": 0}}, "time_limit = 0: should be a number of minutes, above 0, or a time as SLURM writes it: 90 (min"),
+        ({"execution": {"time_limit": "1h"}}, "[execution] time_limit = '1h' is no time; write one as SLURM does: 90 (minutes), 1:30"),
+        ({"execution": {"time_limit": "0:00"}}, "[execution] time_limit = '0:00': should be above 0"),
+        ({"execution": {"time_limit": True}}, "time_limit = true: should be a number of minutes, above 0, or a time"),
         ({"data": "digits"}, '[data] is a section, not "digits": write [data] and its fields below it'),
         ({"data": {"image_size": "big"}}, '[data] image_size = "big": should be a whole number'),
         ({"data": {"name": "cifar"}}, "[data] name = 'cifar' is not known (did you mean 'cifar10'?). There are: digits"),
@@ -368,3 +371,29 @@ def test_a_cohort_beyond_the_exact_sum_is_refused() -> None:
     table = {"method": {"name": "fedavg"}, "partition": {"name": "blocks", "clients": 40_000}, "cohort": {"size": 20_000}}
     with pytest.raises(BadInput, match="at most 16,384"):
         check(table)
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"),
+    [
+        (90, 5400.0),
+        (0.5, 30.0),
+        ("90", 5400.0),
+        ("30:00", 1800.0),
+        ("01:00:00", 3600.0),
+        ("2-12", 216000.0),
+        ("1-00:30", 88200.0),
+        ("1-00:00:01", 86401.0),
+        ("UNLIMITED", float("inf")),
+    ],
+)
+def test_a_time_limit_is_in_minutes_or_as_slurm_writes_it(file: Any, given: Any, seconds: float) -> None:
+    """man sbatch, --time: minutes, minutes:seconds, hours:minutes:seconds, days-hours, days-hours:minutes, days-hours:minutes:seconds."""
+    job = check(FEDAVG | {"execution": {"time_limit": given}})
+    assert job.execution.limit == seconds
+    assert check(tomllib.loads(resolved(job))).execution == job.execution
+    assert load(file(METHOD), [f"execution.time_limit={given}"]).execution.limit == seconds
+
+
+def test_without_a_time_limit_there_is_none() -> None:
+    assert check(FEDAVG).execution.limit is None

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from fedsim.config.durations import seconds
 from fedsim.errors import BadInput
 from fedsim.slurm import sbatch_options, site
-from fedsim.slurm.options import DEFAULTS, MEANING, Options, options_of, seconds
+from fedsim.slurm.options import DEFAULTS, MEANING, Options, options_of
 
 
 def test_defaults_and_what_follows_from_gpus() -> None:

@@ -80,7 +80,7 @@ class Worker:
     """A process that carries out the runs it is sent, seen from the process that sends them."""
 
     run: Run
-    dead = False
+    dead = forced = False  # forced: it has been told to end at once
 
     def __init__(self, nest: Nest, with_script: bool) -> None:
         resource_tracker.ensure_running()  # which unblocks signals when it is started
@@ -96,6 +96,13 @@ class Worker:
         self.run = run
         with suppress(BrokenPipeError):  # it is dead, which `outcome` tells
             self.pipe.send(run)
+
+    def stop(self, at_once: bool) -> None:
+        """at_once: without its pack in flight, once; a Ctrl-C in a terminal may have reached it already."""
+        self.process.terminate()
+        if at_once and not self.forced and self.process.pid:
+            os.kill(self.process.pid, signal.SIGINT)
+        self.forced |= at_once
 
     def outcome(self, stopping: bool) -> Outcome:
         """How its run ended; when the process died with it, what became of that."""
