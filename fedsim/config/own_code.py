@@ -18,7 +18,7 @@ from fedsim.models import FAMILIES
 
 
 def names(job: Job) -> list[str]:
-    """How the job names a method, a model and a data set that are not fedsim's."""
+    """How the job names what is not fedsim's: a method, a model, a data set and others."""
     offers = [f"{entry.name!r} ({entry_points.source(entry)})" for entry in _offers(job)]
     return [*_places(job), *offers]
 
@@ -40,7 +40,7 @@ def modules(job: Job) -> set[str]:
 
 def _places(job: Job) -> list[str]:
     """Each "package.module:name" of the job."""
-    return [name for name in (job.method.name, job.model.factory, job.cohort.select) if name and ":" in name]
+    return [name for name in (job.method.name, job.model.factory, job.data.factory, job.cohort.select) if name and ":" in name]
 
 
 def _file(place: str) -> Path:
@@ -58,7 +58,7 @@ def _offers(job: Job) -> Iterator[EntryPoint]:
     used = [
         (entry_points.METHODS, method, ":" in method or method in method_registry.own_names()),
         (entry_points.MODELS, model, job.model.factory is not None or model in FAMILIES),
-        (entry_points.DATASETS, data, data in AUGMENTS),
+        (entry_points.DATASETS, data, job.data.factory is not None or data in AUGMENTS),
     ]
     for group, name, known in used:
         if not known and (entry := entry_points.find(group, name, name)) is not None:

@@ -59,6 +59,9 @@ def _defaults(settings: Any) -> dict[str, Any]:
 
 
 def _data(job: Any) -> Rule:
+    if job.data.factory is not None:
+        for field in ("name", "split"):
+            yield field, "data.factory gives the images"
     kinds = job.data.augments()
     for field, kind in {"crop_pad": "crop", "crop_border": "crop", "cutout": "cutout"}.items():
         if kind not in kinds:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,24 @@ def load(entry: EntryPoint, field: str) -> Any:
     except (Exception, SystemExit) as error:  # whatever the module raises, the message names the package that it belongs to
         what = f"{field} = {entry.name!r}: {source(entry)} cannot be imported"
         raise BadInput(f"{what}: {type(error).__name__}: {error}") from error
+
+
+def own(place: str, field: str) -> Any:
+    """What "package.module:name" in a job's `field` names, of the user's own code; BadInput where it cannot be had."""
+    module, _, name = place.partition(":")
+    if not module or not name:
+        raise BadInput(f'{field} = {place!r} should be "package.module:name"')
+    try:
+        found = import_module(module)
+    except (Exception, SystemExit) as error:  # whatever the user's module raises, the job names what cannot be had
+        looked = where_looked(error, module)
+        raise BadInput(f"{field} = {place!r}: module {module!r} cannot be imported: {type(error).__name__}: {error}{looked}") from error
+    if not hasattr(found, name):
+        there = (
+            ", ".join(each for each, value in vars(found).items() if getattr(value, "__module__", None) == module) or "nothing of its own"
+        )
+        raise BadInput(f"{field} = {place!r}: {module} has no {name!r}; it has {there}")
+    return getattr(found, name)
 
 
 def where_looked(error: BaseException, module: str) -> str:

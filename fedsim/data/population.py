@@ -90,11 +90,15 @@ class Population:
         return Stored(train.name, train.images(index), train.labels(index), train.classes, train.mean, train.std)
 
 
+def opened(data: DataSettings, seed: int) -> tuple[Data, Data]:
+    """The training and the test set, as clients see their pixels."""
+    train, test = open_data(data, seed)
+    return (train, test) if data.normalise else (Unscaled(train), Unscaled(test))
+
+
 def populate(data: DataSettings, settings: PartitionSettings, seed: int) -> Population:
     """Open the data and deal them to clients: a function of the settings and the seed. BadInput says what cannot be."""
-    train, test = open_data(data, seed)
-    if not data.normalise:
-        train, test = Unscaled(train), Unscaled(test)
+    train, test = opened(data, seed)
     made = divide(train, test, settings, seed)
     if "crop" in data.augments() and data.crop_border == "reflect" and data.crop_pad >= min(train.shape[1:]):
         height, width = train.shape[1:]

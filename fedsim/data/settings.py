@@ -49,10 +49,13 @@ class DataSettings:
     cutout: int = 16  # pixels, side of the square cut out
     split: str = "balanced"  # emnist: which of its parts
     path: str | None = None  # file: the user's HDF5 or npz file
-    layout: str | None = None  # file: the axes of the images: nchw | nhwc; None: recognised by the shape
-    relabel: bool = False  # file: number the labels that occur, in sorted order, from 0
+    factory: str | None = None  # "package.module:function" of your own, in place of name: it returns the arrays that a file would hold
+    layout: str | None = None  # file, factory: the axes of the images: nchw | nhwc; None: recognised by the shape
+    relabel: bool = False  # file, factory: number the labels that occur, in sorted order, from 0
 
     def __post_init__(self) -> None:
+        if self.factory is not None and not all(self.factory.partition(":")):
+            raise BadInput(f'data.factory = "{self.factory}" should be "package.module:function"')
         if self.name not in AUGMENTS and entry_points.find(entry_points.DATASETS, self.name, "[data] name") is None:
             raise entry_points.unknown("[data] name", self.name, [*AUGMENTS, *entry_points.names(entry_points.DATASETS)])
         _one_of("split", self.split, EMNIST_SPLITS)
@@ -64,11 +67,20 @@ class DataSettings:
         self._check_applies()
         self._check_numbers()
 
+    @property
+    def called(self) -> str:
+        """What messages call the images."""
+        return self.factory or self.name
+
     def augments(self) -> tuple[str, ...]:
         """The augmentations in use: those named, or else the data set's usual ones."""
-        return AUGMENTS.get(self.name, ()) if self.augment is None else tuple(self.augment)
+        usual = () if self.factory is not None else AUGMENTS.get(self.name, ())
+        return usual if self.augment is None else tuple(self.augment)
 
     def _check_applies(self) -> None:
+        if self.factory is not None:
+            self._check_factory()
+            return
         if self.name not in AUGMENTS:
             return  # an installed package offers it, and decides which fields it takes
         for name in ("channels", "classes"):
@@ -80,9 +92,15 @@ class DataSettings:
             raise BadInput('[data] name = "file" needs path, your HDF5 or npz file, for example path = "mine.h5"')
         for name in ("path", "layout", "relabel"):
             if getattr(self, name) not in (None, False) and self.name != "file":
-                raise BadInput(f'[data] {name} applies to name = "file"; leave it out for {self.name}')
+                more = "" if name == "path" else " and to a data.factory"
+                raise BadInput(f'[data] {name} applies to name = "file"{more}; leave it out for {self.name}')
         if self.split != "balanced" and self.name != "emnist":
             raise BadInput(f"[data] split applies to emnist; {self.name} has no splits, leave split out")
+
+    def _check_factory(self) -> None:
+        for name in ("channels", "classes", "image_size", "path"):
+            if getattr(self, name) is not None:
+                raise BadInput(f"[data] {name} does not apply to data.factory, which makes its images itself; leave it out")
 
     def _check_numbers(self) -> None:
         least = {

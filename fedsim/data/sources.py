@@ -26,12 +26,12 @@ NEEDED = ("name", "shape", "classes", "mean", "std", "images", "labels", "__len_
 
 
 def open_data(settings: DataSettings, seed: int) -> tuple[Data, Data]:
-    """The training and the test set. The seed matters to `fake` alone. BadInput if files are missing or unreadable."""
-    if settings.name not in AUGMENTS:
+    """The training and the test set. The seed matters to `fake` and to functions that draw. BadInput if files are missing or unreadable."""
+    if settings.factory is None and settings.name not in AUGMENTS:
         return _open_installed(settings, seed)
-    if settings.name in DRAWN:
+    if settings.factory is None and settings.name in DRAWN:
         return _drawn(settings, seed)
-    train, test = _stored(settings)
+    train, test = _stored(settings) if settings.factory is None else _made(settings, seed)
     return reduced(train, settings.train_images, "train_images"), reduced(test, settings.test_images, "test_images")
 
 
@@ -59,6 +59,13 @@ def _stored(settings: DataSettings) -> tuple[Stored, Stored]:
     from fedsim.data.torchvision_sets import open_published
 
     return open_published(settings)
+
+
+def _made(settings: DataSettings, seed: int) -> tuple[Stored, Stored]:
+    """What a function of the user's own gives."""
+    from fedsim.data.own_file.made import open_made
+
+    return open_made(settings, seed)
 
 
 def _open_installed(settings: DataSettings, seed: int) -> tuple[Data, Data]:

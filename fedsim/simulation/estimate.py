@@ -91,7 +91,7 @@ def estimate(job: Job, console: Console) -> list[dict[str, float]]:
 
 def _lines(parts: Experiment) -> Iterator[str]:
     job, setting, model_profile = parts.job, parts.setting, parts.model_profile
-    yield f"{job.name}: {job.method.name} on {job.data.name}; the job is valid"
+    yield f"{job.name}: {job.method.name} on {job.data.called}; the job is valid"
     sizes = parts.population.shards["train"].sizes()
     least, most = sizes.min(), sizes.max()
     yield f"{setting.clients:,} clients of {least:,} to {most:,} training images, {setting.cohort} a round, {setting.rounds} rounds"

@@ -101,6 +101,7 @@ def build_experiment(job: Job, node_rank: int = 0, stopped: Callable[[], bool] =
     room.refuse_images(job)
     with room.in_memory():
         population = populate(job.data, job.partition, job.seed)
+        start.refuse_other_images(job, population.data_sha256)
     shape, classes = population.train.shape, population.train.classes
     with room.in_memory():
         room.refuse_model(job, shape, classes)

@@ -53,7 +53,7 @@ class Progress:
     def begin(self, plan: Plan) -> None:
         job, ranks = self.parts.job, f"{self.ranks} ranks{self.mpi}" if self.ranks > 1 else "one process"
         setting = self.parts.setting
-        self.say(f"{job.name}: {job.method.name} on {job.data.name}, {setting.clients:,} clients, cohort {setting.cohort}")
+        self.say(f"{job.name}: {job.method.name} on {job.data.called}, {setting.clients:,} clients, cohort {setting.cohort}")
         packs = f"{min(plan.packs, setting.cohort)} packs of clients"
         self.say(f"{', '.join([ranks, f'{plan.fleet} fleet', packs, *plan.ways, plan.device])}; writing {self.start.out}")
         for note in self.parts.notes:

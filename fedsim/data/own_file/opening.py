@@ -24,22 +24,27 @@ TEST = "_test"  # the ending of the arrays of the test part
 def open_file(settings: DataSettings) -> tuple[Stored, Stored]:
     """Training and test set of the file. BadInput says what is missing or wrong in it."""
     with opened(str(settings.path)) as source:
-        parts = ["", TEST] if any(source.has(name + TEST) for name in ("x", "y")) else [""]
-        found = {part: {name: source.array(name + part) for name in ("x", "y")} for part in parts}
-        _same_lengths(source, found)
-        x, notes = images.read(source.where, {f"x{part}": arrays["x"] for part, arrays in found.items()}, settings.layout)
-        y = labels.read(source.where, {f"y{part}": arrays["y"] for part, arrays in found.items()}, settings.relabel)
-        if source.has("class_names"):
-            y = labels.named(source.where, y, source.array("class_names"))
-        who = users.read(source, {part: len(x[f"x{part}"]) for part in parts})
+        return read(source, settings, "file")
+
+
+def read(source: Source, settings: DataSettings, name: str) -> tuple[Stored, Stored]:
+    """Training and test set of the arrays in a source; `name`: of the sets."""
+    parts = ["", TEST] if any(source.has(name + TEST) for name in ("x", "y")) else [""]
+    found = {part: {name: source.array(name + part) for name in ("x", "y")} for part in parts}
+    _same_lengths(source, found)
+    x, notes = images.read(source.where, {f"x{part}": arrays["x"] for part, arrays in found.items()}, settings.layout)
+    y = labels.read(source.where, {f"y{part}": arrays["y"] for part, arrays in found.items()}, settings.relabel)
+    if source.has("class_names"):
+        y = labels.named(source.where, y, source.array("class_names"))
+    who = users.read(source, {part: len(x[f"x{part}"]) for part in parts})
     more: dict[str, Any] = {"class_names": y.names, "user_names": who.names, "notes": (*notes, *y.notes)}
     sets = [(x[f"x{part}"], y.values[f"y{part}"], who.ids.get(part)) for part in parts]
     if len(parts) == 1:
-        train, test = parted("file", sets[0][0], sets[0][1], y.classes, sets[0][2], **more)
+        train, test = parted(name, sets[0][0], sets[0][1], y.classes, sets[0][2], **more)
         rare = labels.only_tested(train.y.numpy(), test.y.numpy(), y.names)
         return replace(train, notes=(*train.notes, *rare)), replace(test, notes=(*test.notes, *rare))
     mean, std = moments(sets[0][0])
-    train, test = (Stored("file", pixels, classes, y.classes, mean, std, ids, **more) for pixels, classes, ids in sets)
+    train, test = (Stored(name, pixels, classes, y.classes, mean, std, ids, **more) for pixels, classes, ids in sets)
     return train, test
 
 

@@ -22,8 +22,8 @@ def refuse_images(job: Job) -> None:
     """BadInput where the images that the job has drawn need more memory than there is."""
     data = job.data
     size, channels = data.image_size or 1, data.channels or 1
-    images = (data.train_images or 1) + (data.test_images or 1) if data.name in DRAWN else 1
-    stored = images if data.name == "shapes" else 1  # the other images are made when they are used
+    images = (data.train_images or 1) + (data.test_images or 1) if data.called in DRAWN else 1
+    stored = images if data.called == "shapes" else 1  # the other images are made when they are used
     fields = [f"{name} = {value:,}" for name in FIELDS if (value := getattr(data, name)) is not None]
     _refuse("[data] " + ", ".join(fields), stored * channels * size**2 + images * LABEL, "images")
 

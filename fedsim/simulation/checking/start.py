@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fedsim.config.job import Job
 from fedsim.core.types import Data
+from fedsim.data import digest
+from fedsim.data.population import opened
 from fedsim.errors import BadInput
 from fedsim.models import FAMILIES, ModelSettings
 from fedsim.nn.checks import plain, ways
@@ -51,6 +54,19 @@ def refuse_other_weights(settings: ModelSettings, module: nn.Module, again: nn.M
         raise BadInput(
             f"{title(settings)} gives another {unlike[0]} each time it is called; draw it by torch.randn, numpy.random.randn or random,"
             " which fedsim seeds before the call, or by a generator with a seed of its own: numpy.random.default_rng(0)"
+        )
+
+
+def refuse_other_images(job: Job, sha256: str) -> None:
+    """BadInput where `data.factory` gives other images or labels when it is called again: no run could be repeated, and ranks would differ.
+
+    sha256: of what it gave the first time.
+    """
+    if job.data.factory is not None and digest.digest(*opened(job.data, job.seed)) != sha256:
+        raise BadInput(
+            f'data.factory = "{job.data.factory}" gives other images, labels or users each time it is called; draw them by torch.randn,'
+            " numpy.random.randn or random, which fedsim seeds before the call, or by a generator with a seed of its own:"
+            " numpy.random.default_rng(0)"
         )
 
 
