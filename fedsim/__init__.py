@@ -22,6 +22,7 @@ What they take, return and raise:
 For authors of methods:
     Method, Work, Train, Fleet, Setting, ClientInput, Report, Reply   the server, the work of one client, and what they exchange
     AveragedState, averaged_round, trained                            a round that averages weights
+    FedAvg                                                            the plain mean, from which aggregations of one's own inherit
     Batch, Data, Feed, Tree, Net                                      images, named tensors, and the network
     keys, masks, rng, tree                                            modules: names of tensors, masks, random numbers, arithmetic
 
@@ -46,6 +47,7 @@ _HOMES = {
     "fedsim.slurm.submission": ("Submission",),
     "fedsim.federated.protocol": ("ClientInput", "Fleet", "Method", "Reply", "Report", "Setting", "Work"),
     "fedsim.federated.client_work": ("Train",),
+    "fedsim.federated.aggregation": ("FedAvg",),
     "fedsim.federated.averaged_round": ("AveragedState", "averaged_round", "trained"),
     "fedsim.core.types": ("Batch", "Data", "Feed", "Tree"),
     "fedsim.nn.net": ("Net",),
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
     from fedsim.core import keys, masks, rng, tree
     from fedsim.core.types import Batch, Data, Feed, Tree
     from fedsim.errors import BadInput, ClientFault, MethodFault, Stopped
+    from fedsim.federated.aggregation import FedAvg
     from fedsim.federated.averaged_round import AveragedState, averaged_round, trained
     from fedsim.federated.client_work import Train
     from fedsim.federated.protocol import ClientInput, Fleet, Method, Reply, Report, Setting, Work

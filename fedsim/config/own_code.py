@@ -40,7 +40,9 @@ def modules(job: Job) -> set[str]:
 
 def _places(job: Job) -> list[str]:
     """Each "package.module:name" of the job."""
-    return [name for name in (job.method.name, job.model.factory, job.data.factory, job.cohort.select) if name and ":" in name]
+    data, partition = job.data.factory, job.partition.name
+    named = (job.method.name, job.model.factory, data, partition, job.train.aggregate, job.cohort.select)
+    return [name for name in named if name and ":" in name]
 
 
 def _file(place: str) -> Path:

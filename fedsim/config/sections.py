@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
 
 from fedsim.config.durations import FORMS, seconds
 from fedsim.core.activation_pruning import ActivationPruning
 from fedsim.core.types import LocalTraining
 from fedsim.core.validation import MAX_COHORT
 from fedsim.errors import BadInput
-from fedsim.federated.aggregation import NAMES as AGGREGATES
+from fedsim.federated import aggregation
+from fedsim.federated.aggregation import FedAvg
 
 SMALL_COHORT = 10  # clients per round when the job does not say
 ALL_CLIENTS = 1_000  # up to this many are evaluated one by one when the job does not say
@@ -98,15 +100,15 @@ class Train(Section):
     )
     activation_layers: Literal["all", "conv"] = "all"  # which: never the first one; conv: linear layers keep all
     activation_cache: Literal["bitmap", "int32"] = "bitmap"  # how the positions of what is kept are kept
-    aggregate: str = "fedavg"  # how the server averages: fedavg, fedprox, fednova or scaffold
-    fedprox_mu: NotNegative = AGGREGATES["fedprox"]().fedprox_mu  # type: ignore[attr-defined]  # weight of the proximal term
+    aggregate: str = "fedavg"  # how the server averages: fedavg, fedprox, fednova, scaffold, or "package.module:Class" of your own
+    aggregate_fields: dict[str, Any] | None = None  # of an aggregation of your own: its fields that [train] does not have
+    fedprox_mu: NotNegative = aggregation.NAMES["fedprox"]().fedprox_mu  # type: ignore[attr-defined]  # weight of the proximal term
     fednova_weights: Literal["samples", "batches"] = "samples"  # what clients count by under fednova: their images, or their local steps
 
     @field_validator("aggregate")
     @classmethod
     def _known(cls, name: str) -> str:
-        if name not in AGGREGATES:
-            raise ValueError(f"[train] aggregate = {name!r} is not known. There are: {', '.join(AGGREGATES)}")
+        aggregation.find(name)
         return name
 
     @model_validator(mode="after")
@@ -115,9 +117,30 @@ class Train(Section):
             raise ValueError(f"[train] has epochs = {self.epochs} and steps = {self.steps}; give one of them")
         if self.optimiser == "adam" and self.momentum:
             raise ValueError(f'[train] optimiser = "adam" has moments of its own; leave out momentum = {self.momentum}')
-        if self.optimiser == "adam" and AGGREGATES[self.aggregate].sgd:
+        if self.optimiser == "adam" and aggregation.find(self.aggregate).sgd:
             raise ValueError(f'[train] aggregate = "{self.aggregate}" follows the steps of SGD; leave out optimiser = "adam"')
+        self._check_fields(aggregation.find(self.aggregate))
         return self
+
+    def _check_fields(self, kind: type[FedAvg]) -> None:
+        """ValueError where the fields of the aggregation are not those that it has, or not of their types."""
+        own = [f.name for f in fields(kind) if not hasattr(self, f.name)]
+        given = self.aggregate_fields or {}
+        if other := [name for name in given if name not in own]:
+            has = f"it has: {', '.join(own)}" if own else "it has no fields of its own"
+            raise ValueError(f"[train] aggregate_fields has {other[0]!r}, and {self.aggregate} does not read it from there; {has}")
+        try:
+            self._made(kind)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            field = ".".join(str(part) for part in first["loc"][1:])
+            raise ValueError(f"[train] aggregate_fields: {field or self.aggregate}: {first['msg']}") from None
+
+    def _made(self, kind: type[FedAvg]) -> Any:
+        """The aggregation, with the values of its fields from this section or from aggregate_fields."""
+        values = {f.name: getattr(self, f.name) for f in fields(kind) if hasattr(self, f.name)} | (self.aggregate_fields or {})
+        holder = create_model("Holder", __config__=Section.model_config, use=(kind, ...))
+        return holder.model_validate_json(json.dumps({"use": values})).use  # type: ignore[attr-defined]
 
     def training(self, rounds: int, augment: bool) -> LocalTraining:
         """The same numbers as fleets and methods use them."""
@@ -132,12 +155,11 @@ class Train(Section):
     @property
     def read_by_aggregation(self) -> list[str]:
         """The fields of this section that the aggregation has too."""
-        return [f.name for f in fields(AGGREGATES[self.aggregate])]
+        return [f.name for f in fields(aggregation.find(self.aggregate))]
 
     def aggregation(self) -> Any:
         """The aggregation of this name, with its parameters from this section."""
-        chosen = AGGREGATES[self.aggregate]
-        return chosen(**{f.name: getattr(self, f.name) for f in fields(chosen)})
+        return self._made(aggregation.find(self.aggregate))
 
 
 class Evaluate(Section):

@@ -12,12 +12,12 @@ Paper -> code:  p_k -> weight / total weight,  tau_k -> sent.steps[0],  rho -> m
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
 from torch import Tensor
 
-from fedsim.core import keys, masks, tree
+from fedsim.core import entry_points, keys, masks, tree
 from fedsim.core.keys import (
     COUNT,
     FEDNOVA_MOVE,
@@ -32,6 +32,7 @@ from fedsim.core.keys import (
 )
 from fedsim.core.tree import Tree, renamed, under
 from fedsim.core.types import LocalOptimizer
+from fedsim.errors import BadInput
 from fedsim.federated.protocol import ClientInput, Report, Setting
 
 if TYPE_CHECKING:
@@ -56,6 +57,17 @@ class FedAvg:
     """
 
     sgd: ClassVar[bool] = False  # its formulas are those of SGD
+
+    @property
+    def is_plain_mean(self) -> bool:
+        """Whether clients report and the server averages as in FedAvg, so that a method may do this in a way of its own."""
+        return type(self).report is FedAvg.report and type(self).server is FedAvg.server
+
+    @property
+    def called(self) -> str:
+        """Its name in a job."""
+        known = {kind: name for name, kind in NAMES.items()}
+        return known.get(type(self), f"{type(self).__module__}:{type(self).__qualname__}")
 
     def at(self, rate: LocalOptimizer) -> FedAvg:
         """The aggregation of a round whose local optimiser is `rate`."""
@@ -242,3 +254,18 @@ def _path(sent: ClientInput, state: Tree) -> Tree:
 
 
 NAMES: dict[str, type[FedAvg]] = {"fedavg": FedAvg, "fedprox": FedProx, "fednova": FedNova, "scaffold": Scaffold}
+
+
+def find(name: str) -> type[FedAvg]:
+    """The aggregation of this name, or of the user's own, "package.module:Class". BadInput says what there is, or what the class lacks."""
+    if name in NAMES:
+        return NAMES[name]
+    if ":" not in name:
+        raise entry_points.unknown("[train] aggregate", name, NAMES, '; or "package.module:Class"')
+    kind = entry_points.own(name, "[train] aggregate")
+    frozen = "__dataclass_params__" in vars(kind) and vars(kind)["__dataclass_params__"].frozen  # its own, not its parent's
+    parent = isinstance(kind, type) and issubclass(kind, FedAvg)
+    needed = {"@dataclass(frozen=True)": frozen, "the base class fedsim.FedAvg": parent}
+    if lacking := [what for what, has in needed.items() if not has]:
+        raise BadInput(f"[train] aggregate = {name!r} is not an aggregation: it lacks {', '.join(lacking)}")
+    return cast("type[FedAvg]", kind)

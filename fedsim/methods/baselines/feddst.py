@@ -29,7 +29,6 @@ from fedsim.core.types import Batch, Data, Feed
 from fedsim.core.validation import within
 from fedsim.costs.profile import VALUE_BYTES
 from fedsim.errors import BadInput
-from fedsim.federated.aggregation import FedNova, Scaffold
 from fedsim.federated.averaged_round import AveragedState, averaged_round, trained
 from fedsim.federated.client_work import Train
 from fedsim.federated.protocol import ClientInput, Fleet, Report, Setting
@@ -143,8 +142,8 @@ class FedDST(MaskedAveraging):
 
     def _check(self, setting: Setting) -> None:
         """BadInput for an aggregation that needs one mask for all, an epoch that no client reaches, and votes that nothing can have."""
-        if isinstance(setting.aggregate, FedNova | Scaffold):
-            name = type(setting.aggregate).__name__.lower()
+        if not setting.aggregate.is_plain_mean:
+            name = setting.aggregate.called
             why = "feddst averages weights over the clients that hold them, and the formulas of this aggregation have one mask for all"
             raise BadInput(f'train.aggregate = "{name}": {why}; take "fedavg" or "fedprox"')
         epochs, steps = setting.train.epochs, setting.train.steps

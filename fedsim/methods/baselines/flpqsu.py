@@ -115,7 +115,7 @@ class FLPQSU(Method[State]):
         return read_where(self, "select", (True,), "first_threshold")
 
     def init(self, setting: Setting, public: Data | None) -> State:
-        if setting.aggregate.sgd:
+        if not setting.aggregate.is_plain_mean:
             raise BadInput('[train] flpqsu takes the plain mean of what is uploaded: use aggregate = "fedavg" or "fedprox"')
         if setting.net.has_dynamic_gates:
             raise BadInput("[model] gate_keep chooses channels anew for every image; flpqsu cuts them for good: leave gate_keep out")

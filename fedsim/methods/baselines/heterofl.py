@@ -165,7 +165,7 @@ class HeteroFL(Method[State]):
     def _check(self, setting: Setting) -> None:
         """BadInput for an aggregation without a mean over owners, and for models that cannot be narrowed or scaled."""
         net = setting.net
-        if setting.aggregate.sgd:
+        if not setting.aggregate.is_plain_mean:
             raise BadInput(
                 "[train] heterofl averages each weight over the clients that have it, for which fednova and scaffold have no rule:"
                 ' use aggregate = "fedavg" or "fedprox"'

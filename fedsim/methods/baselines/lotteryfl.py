@@ -30,7 +30,6 @@ from fedsim.core.tree import Tree, mean, under, weigh
 from fedsim.core.types import Batch, Data, Feed
 from fedsim.core.validation import TINY, within
 from fedsim.errors import BadInput
-from fedsim.federated import aggregation
 from fedsim.federated.averaged_round import AveragedState, trained
 from fedsim.federated.client_work import Loss, Train
 from fedsim.federated.protocol import ClientInput, Fleet, Method, Reply, Report, Setting
@@ -39,7 +38,6 @@ from fedsim.pruning.sparsity import masked_averaging
 
 PRUNES, PRUNED, HELD = "n/prunes", "n/pruned", "n/held"  # of a client in all its visits, in this one; its held-out images
 MEASURE = Loss(())
-FITTING = (aggregation.FedAvg, aggregation.FedProx)  # aggregations whose server takes a mean of weights
 
 
 @dataclass(frozen=True)
@@ -106,8 +104,8 @@ class LotteryFL(Method[AveragedState]):
     def init(self, setting: Setting, public: Data | None) -> AveragedState:
         if not setting.holdout:
             raise BadInput("[partition] holdout = 0: lotteryfl measures models on held-out images; set partition.holdout = 0.2")
-        if not isinstance(setting.aggregate, FITTING) or setting.aggregate.sgd:
-            name = next(name for name, kind in aggregation.NAMES.items() if type(setting.aggregate) is kind)
+        if not setting.aggregate.is_plain_mean:
+            name = setting.aggregate.called
             raise BadInput(f'[train] aggregate = "{name}": lotteryfl averages weights over their holders; it needs "fedavg" or "fedprox"')
         if not self._layers(setting.net):
             raise BadInput("[method] lotteryfl finds no layer to prune: set mask_first = true or mask_classifier = true, or a deeper model")
