@@ -12,6 +12,7 @@ from pathlib import Path
 from fedsim.config import imported_files, method_registry
 from fedsim.config.job import Job
 from fedsim.core import entry_points
+from fedsim.data.partition import NAMES
 from fedsim.data.settings import AUGMENTS
 from fedsim.errors import BadInput
 from fedsim.models import FAMILIES
@@ -56,10 +57,11 @@ def _file(place: str) -> Path:
 
 
 def _offers(job: Job) -> Iterator[EntryPoint]:
-    method, model, data = job.method.name, job.model.name, job.data.name
+    method, model, data, partition = job.method.name, job.model.name, job.data.name, job.partition.name
     used = [
         (entry_points.METHODS, method, ":" in method or method in method_registry.own_names()),
         (entry_points.MODELS, model, job.model.factory is not None or model in FAMILIES),
+        (entry_points.PARTITIONS, partition, ":" in partition or partition in NAMES),
         (entry_points.DATASETS, data, job.data.factory is not None or data in AUGMENTS),
     ]
     for group, name, known in used:

@@ -71,6 +71,8 @@ def _data(job: Any) -> Rule:
 def _partition(job: Any) -> Rule:
     settings = job.partition
     own = partition.own_fields(settings)
+    if "arguments" not in own:
+        yield "arguments", f"they are of a function of your own, and partition.name is {written(settings.name)}"
     for field in sorted({field for each in partition.FIELDS.values() for field in each} - {*own}):
         yield field, f"it is of {listed(partition.users_of(field))}, and partition.name is {written(settings.name)}"
     if settings.name == "dirichlet_client":

@@ -1,4 +1,4 @@
-"""Names that installed packages add to those of fedsim: methods, models and data sets, by entry points.
+"""Names that installed packages add to those of fedsim: methods, models, data sets and partitions, by entry points.
 
 A package offers a method in its pyproject.toml by
 
@@ -22,10 +22,11 @@ from fedsim.errors import BadInput
 METHODS = "fedsim.methods"  # a class, as "package.module:Class" in [method] name
 MODELS = "fedsim.models"  # function(shape=(C, H, W), classes=…) -> torch.nn.Module, as model.factory
 DATASETS = "fedsim.datasets"  # function(settings: DataSettings, seed: int) -> (training set, test set), each a fedsim.core.types.Data
+PARTITIONS = "fedsim.partitions"  # function(labels, clients, rng=…, users=…) -> (n,) clients, as partition.name = "package.module:function"
 
 
 def names(group: str) -> list[str]:
-    """The names that installed packages offer in one of the three groups."""
+    """The names that installed packages offer in one of the groups."""
     return sorted({entry.name for entry in entry_points(group=group)})
 
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import Any
 
 import numpy as np
 from numpy.random import Generator, SeedSequence, default_rng
 
-from fedsim.data import partition_schemes
+from fedsim.core import entry_points
+from fedsim.data import own_partition, partition_schemes
 from fedsim.data.client_indices import Blocks, Ints, Listed, Shards, listed, of_owners
 from fedsim.data.partition_schemes import Floats
 from fedsim.errors import BadInput
@@ -37,7 +39,7 @@ FIELDS: dict[str, tuple[str, ...]] = {  # every scheme, with the fields that are
 OF_SIZES = {"beta": "dirichlet", "sigma": "lognormal"}  # of dirichlet_client: the value of `sizes` that reads them
 NAMES = tuple(FIELDS)
 SHARED = ("clients", "min_images", "max_tries", "public", "holdout", "test")
-CHOICES = {"name": NAMES, "prior": ("shares", "ones"), "sizes": ("equal", "dirichlet", "lognormal"), "test": ("proportional", "global")}
+CHOICES = {"prior": ("shares", "ones"), "sizes": ("equal", "dirichlet", "lognormal"), "test": ("proportional", "global")}
 COUNTED = ("shards_per_client", "classes_per_client", "images_per_class", "max_tries")  # at least 1
 MEASURED = ("min_images", "public", "sigma", "noise_std", "angle")  # at least 0
 
@@ -46,7 +48,8 @@ MEASURED = ("min_images", "public", "sigma", "noise_std", "angle")  # at least 0
 class PartitionSettings:
     """The section [partition]: which client holds which images. A job refuses fields of other schemes (`fedsim.config.unused`)."""
 
-    name: str = "dirichlet_class"  # the scheme by which images are dealt to clients
+    name: str = "dirichlet_class"  # the scheme by which images are dealt to clients; or "package.module:function" of your own
+    arguments: dict[str, Any] | None = None  # of a function of your own, by name
     clients: int = 10  # N, all registered clients; natural: 0 for one per user
     alpha: float = 0.5  # dirichlet_class, dirichlet_client: concentration
     balance: bool = True  # dirichlet_class: full clients get none of the later classes
@@ -68,6 +71,9 @@ class PartitionSettings:
     test: str = "proportional"  # proportional (each client has test images) | global (none has)
 
     def __post_init__(self) -> None:
+        if self.name not in NAMES and not own_partition.is_offered(self.name):
+            every = [*NAMES, *entry_points.names(entry_points.PARTITIONS)]
+            raise entry_points.unknown("[partition] name", self.name, every, '; or "package.module:function"')
         for field, known in CHOICES.items():
             if getattr(self, field) not in known:
                 raise BadInput(f"[partition] {field} = {getattr(self, field)!r} is not known. There are: {', '.join(known)}")
@@ -112,7 +118,7 @@ def generator(seed: int, purpose: str) -> Generator:
 
 def own_fields(settings: PartitionSettings) -> tuple[str, ...]:
     """The fields of its scheme alone."""
-    return FIELDS[settings.name]
+    return FIELDS.get(settings.name, ("arguments",))
 
 
 def users_of(field: str) -> list[str]:
@@ -166,8 +172,8 @@ def _repaired(drawn: Deal, labels: Ints, settings: PartitionSettings, rng: Gener
     size = drawn.sizes()
     if size.min() >= settings.min_images or settings.name == "natural":
         return drawn
-    if size.sum() < drawn.clients * settings.min_images or settings.name == "few_per_class":
-        gives = f"{settings.name} gives a client {size.min()} images, fewer than min_images = {settings.min_images}"
+    if size.sum() < drawn.clients * settings.min_images or settings.name == "few_per_class" or settings.name not in FIELDS:
+        gives = f"{settings.name} gives client {size.argmin()} {size.min()} images, fewer than min_images = {settings.min_images}"
         more = "raise images_per_class or classes_per_client" if settings.name == "few_per_class" else "lower clients"
         raise BadInput(f"[partition] {gives}: lower min_images, or {more}")
     moved = partition_schemes.repair(drawn.owner, labels, drawn.clients, settings.min_images, rng)
@@ -178,7 +184,7 @@ Drawn = tuple[Ints, Floats | None]
 
 
 def _draw(labels: Ints, s: PartitionSettings, rng: Generator, users: Ints | None) -> Drawn:
-    return DRAW[s.name](labels, s, rng, users)
+    return DRAW.get(s.name, _by_own)(labels, s, rng, users)
 
 
 def _sizes(n: int, s: PartitionSettings, rng: Generator, rule: str) -> Ints:
@@ -212,6 +218,10 @@ def _by_few_classes(labels: Ints, s: PartitionSettings, rng: Generator, users: I
     if s.name == "few_per_class":
         return partition_schemes.few_per_class(labels, s.clients, s.classes_per_client, s.images_per_class, rng), None
     return partition_schemes.classes_per_client(labels, s.clients, s.classes_per_client, rng), None
+
+
+def _by_own(labels: Ints, s: PartitionSettings, rng: Generator, users: Ints | None) -> Drawn:
+    return own_partition.deal(s.name, labels, s.clients, rng, users, s.arguments or {}), None
 
 
 def _by_user(labels: Ints, s: PartitionSettings, rng: Generator, users: Ints | None) -> Drawn:

@@ -14,6 +14,7 @@ from fedsim.config import own_code
 from fedsim.config.job import Job, identity, resolved
 from fedsim.core import tree
 from fedsim.costs.profile import ModelProfile
+from fedsim.data.partition import NAMES as PARTITIONS
 from fedsim.data.population import Population, populate
 from fedsim.devices import reading
 from fedsim.errors import BadInput
@@ -65,6 +66,8 @@ class Experiment:
         """
         facts = {"the job": self.identity, "own code": own_code.digest(self.job)}
         facts["the hash of images and labels"] = self.population.data_sha256
+        if self.job.partition.name not in PARTITIONS:
+            facts["the hash of the partition"] = self.population.sha256
         if start.is_own(self.job.model):
             facts["the hash of the first weights"] = tree.sha256_of(start.values(self.setting.net.original))
         return facts
