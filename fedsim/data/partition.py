@@ -49,7 +49,6 @@ class PartitionSettings:
     """The section [partition]: which client holds which images. A job refuses fields of other schemes (`fedsim.config.unused`)."""
 
     name: str = "dirichlet_class"  # the scheme by which images are dealt to clients; or "package.module:function" of your own
-    arguments: dict[str, Any] | None = None  # of a function of your own, by name
     clients: int = 10  # N, all registered clients; natural: 0 for one per user
     alpha: float = 0.5  # dirichlet_class, dirichlet_client: concentration
     balance: bool = True  # dirichlet_class: full clients get none of the later classes
@@ -69,6 +68,7 @@ class PartitionSettings:
     holdout: float = 0.0  # share of each client's images it does not train on
     seed: int | None = None  # of the partition alone; by default the job's
     test: str = "proportional"  # proportional (each client has test images) | global (none has)
+    arguments: dict[str, Any] | None = None  # of a function of your own, by name
 
     def __post_init__(self) -> None:
         if self.name not in NAMES and not own_partition.is_offered(self.name):

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 
 COUNTED = 100_000  # clients up to which counts are kept
+LISTED = 12  # classes that a note names
 MOVED = 0.01  # share of images moved by the repair above which the record warns
 
 
@@ -124,7 +125,7 @@ def divide(train: Data, test: Data, settings: PartitionSettings, seed: int) -> P
     record["hashes"] = {name: sha256_of(part, begin) for name, part in sorted(shards.items())}
     whole = sha256(json.dumps(record["hashes"], sort_keys=True).encode()).hexdigest()
     clients = len(shards["train"])
-    notes = [*getattr(train, "notes", ()), *_merged(train, shards, settings)]
+    notes = [*getattr(train, "notes", ()), *_merged(train, shards, settings), *_untrained(train, shards, settings)]
     record |= {"clients": clients, "numpy": np.__version__, "sha256": whole, "notes": notes}
     names = _names(train, shards, settings)
     return Population(train, test, shards, record, whole, (), 4, 16, _skew(settings, clients, seed), clients, names=names)
@@ -148,13 +149,39 @@ def _names(train: Data, shards: dict[str, Shards], settings: PartitionSettings) 
 def _merged(train: Data, shards: dict[str, Shards], settings: PartitionSettings) -> list[str]:
     """A note where users have too few images to be a client each."""
     users, clients = _users(train), len(shards["train"])
-    if settings.name != "natural" or settings.clients or users is None:
+    if settings.name != "natural" or users is None:
         return []
     some = np.concatenate([shards[part].stretch(0, clients)[0] for part in ("train", "held")])
     if (found := len(np.unique(users[some]))) == clients:
         return []
     rule = f"users with fewer than partition.min_images = {settings.min_images} images are put together"
+    if settings.clients:
+        rule = f"partition.clients = {settings.clients:,} puts them together"
     return [f"the {found:,} users are {clients:,} client{'s' if clients > 1 else ''}: {rule}"]
+
+
+def _untrained(train: Data, shards: dict[str, Shards], settings: PartitionSettings) -> list[str]:
+    """A note about classes of which no client has an image. A user's own file, of whose gaps its own notes tell, is not blamed for them."""
+    if settings.name == "blocks":  # it may have millions of images, which are not looked at
+        return []
+    clients, classes = len(shards["train"]), train.classes
+    dealt = np.concatenate([shards[part].stretch(0, clients)[0] for part in ("train", "held")])
+    every = np.bincount(splits.labels_of(train, np.arange(len(train))), minlength=classes)
+    held = np.bincount(splits.labels_of(train, dealt), minlength=classes)
+    empty = np.flatnonzero((held == 0) & ((every > 0) | (getattr(train, "notes", None) in (None, ()))))
+    if not len(empty):
+        return []
+    which = ", ".join(f"class {c} ({every[c]:,} training images)" for c in empty[:LISTED].tolist())
+    more = f" and {len(empty) - LISTED} more" if len(empty) > LISTED else ""
+    return [f"no client has an image of {which}{more}: {_why(every[empty], shards, settings)}"]
+
+
+def _why(images: Ints, shards: dict[str, Shards], settings: PartitionSettings) -> str:
+    """Why no client has an image of the classes, which have so many in all."""
+    if not images.any():
+        return "the set has none"
+    public = f"partition.public = {settings.public} keeps images for the server, and " if len(shards["public"].of(0)) else ""
+    return f"{public}the partition deals out no others"
 
 
 def _check_held(shards: dict[str, Shards], settings: PartitionSettings) -> None:

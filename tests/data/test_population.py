@@ -299,3 +299,31 @@ def test_a_million_clients_cost_what_ten_cost():
     assert p.size(999_999) == 18
     assert p.shards["held"].of(999_999).tolist() == [19_999_998, 19_999_999]
     assert p.train.images(torch.from_numpy(p.shards["train"].of(500_000))).shape == (18, 1, 8, 8)
+
+
+def of_users(labels: list[int], users: list[int], classes: int) -> Stored:
+    x = torch.zeros(len(labels), 1, 2, 2, dtype=torch.uint8)
+    return Stored("mine", x, torch.tensor(labels), classes, (0.5,), (0.5,), torch.tensor(users))
+
+
+def test_users_that_are_merged_are_said() -> None:
+    data = of_users([0, 1] * 30, [i // 5 for i in range(60)], 2)
+    merged = divide(data, data, PartitionSettings(name="natural", clients=4, min_images=1), 0)
+    assert merged.record["notes"] == ["the 12 users are 4 clients: partition.clients = 4 puts them together"]
+    own = divide(data, data, PartitionSettings(name="natural", clients=0, min_images=1), 0)
+    assert (own.clients, own.record["notes"]) == (12, [])
+
+
+def test_classes_that_no_client_has_are_said() -> None:
+    """Class 1 has as many images as the server keeps; class 3 has none at all."""
+    data = of_users([0] * 20 + [1] * 2 + [2] * 20, [0] * 42, 4)
+    found = divide(data, data, PartitionSettings(name="iid", clients=2, public=2), 0)
+    assert found.record["notes"] == [
+        "no client has an image of class 1 (2 training images), class 3 (0 training images):"
+        " partition.public = 2 keeps images for the server, and the partition deals out no others"
+    ]
+    none = divide(replace(data, y=data.y.clamp(max=0)), data, PartitionSettings(name="iid", clients=2), 0)
+    assert none.record["notes"][0].endswith("class 3 (0 training images): the set has none")
+    assert found.sha256 == divide(replace(data, notes=("said",)), data, PartitionSettings(name="iid", clients=2, public=2), 0).sha256
+    every = divide(of_users([0, 1, 2, 3] * 10, [0] * 40, 4), data, PartitionSettings(name="iid", clients=2, public=1), 0)
+    assert every.record["notes"] == []
