@@ -158,8 +158,11 @@ def _same_job(parts: Experiment, out: Path, known: dict[str, Any], resume: str) 
     check_format(out, known)
     if known.get("job_sha256") != parts.identity:
         method, seed, planned = (known.get(name, "?") for name in ("method", "seed", "rounds_planned"))
-        about = f"{method}, seed {seed}, {max(known['rounds'], 0)} of {planned} rounds; {differences(RunReader(out).job, parts.resolved)}"
-        raise BadInput(f"{out} already holds another job ({about}). Choose another --out")
+        found = differences(RunReader(out).job, parts.resolved)
+        about = f"{method}, seed {seed}, {max(known['rounds'], 0)} of {planned} rounds; {found}"
+        only_rounds = found == f"there rounds = {planned}, here {parts.job.rounds}"
+        why = " (a run is not made longer or shorter: schedules and methods may follow the number of rounds)" if only_rounds else ""
+        raise BadInput(f"{out} already holds another job ({about}). Choose another --out{why}")
     if known.get("own_code_sha256", "") != own_code.digest(parts.job):
         own = " or ".join(own_code.names(parts.job)) or "its method, model or data set"
         raise BadInput(f"{out} was made by other code of {own}; choose another --out, or remove it to start afresh")

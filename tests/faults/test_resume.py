@@ -245,3 +245,11 @@ def test_a_damaged_column_is_reported_and_the_run_goes_on(console: Console, half
     with pytest.raises(BadInput, match=r"rounds/bytes_up is damaged in round 1"):
         RunReader(half).column("bytes_up")
     assert hash_of(half) == hash_of(reference)
+
+
+def test_more_rounds_are_another_run_and_the_message_says_why(lab: Lab, console: Console, reference: Path) -> None:
+    assert console().code == 0
+    said = "(own:Lasting, seed 0, 8 of 8 rounds; there rounds = 8, here 9). Choose another --out (a run is not made longer or shorter: "
+    assert said in console("--set", "rounds=9").err
+    assert "not made longer" not in console("--set", "rounds=9", "--set", "seed=1").err
+    assert_same(lab.folder / "run.h5", reference)
