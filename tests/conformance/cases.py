@@ -32,17 +32,15 @@ class Case:
     devices: dict[str, Any] = field(default_factory=dict)
 
 
-TINY = {"density": 0.3, "pool": 2, "pretrain_epochs": 0, "adjust_every": 1, "stop_round": 4, "probe_share": 0.5, "bn_passes": 2}
+TINY = {"density": 0.3, "pool": 2, "pretrain_epochs": 0, "adjust_every": 1, "stop_round": 4, "probe_share": 0.5}
+BY_STATISTICS = TINY | {"bn_passes": 2}
 MOVED = {"density": 0.3, "adjust_every": 2, "stop_round": 4, "penalty": 0.05}
 GATED = {"cotrain": 2, "warmup": 0, "hyper_interval": 1, "hyper_lr": 0.05, "unseen_clients": "accept"}
 PRUNEFL = {
     "adjust_every": 2,
-    "initial_iterations": 6,
-    "initial_every": 2,
-    "initial_batch": 5,
-    "start_accuracy": 0,
     "constant_seconds": 0.02,
 }
+INITIAL = {"initial_iterations": 6, "initial_every": 2, "initial_batch": 5, "start_accuracy": 0}
 BY_KIND = {"board": 0.5, "single_board_computer": 0.5, "mid_phone": 1.0, "fast_phone": 1.0}
 STEPS = {"epochs": None, "steps": 3}
 TABLE = {
@@ -66,7 +64,7 @@ TABLE = {
     ),
     "gradual": Case("gradual", {"density": 0.3, "adjust_every": 2, "stop_round": 3}, masked=True, budget=None),
     "feddip": Case("feddip", {"density": 0.3, "reconfigure_every": 2, "penalty": 0.1, "segments": 3}, masked=True, budget=None),
-    "fedtiny": Case("fedtiny", TINY | {"pretrain_epochs": 1}, public=1, masked=True, budget=0.3),
+    "fedtiny": Case("fedtiny", BY_STATISTICS | {"pretrain_epochs": 1}, public=1, masked=True, budget=0.3),
     "fedtiny-last-step": Case(
         "fedtiny",
         TINY | {"growth": "last_step", "selection": "vanilla"},
@@ -74,11 +72,11 @@ TABLE = {
         masked=True,
         budget=0.3,
     ),
-    "fedtiny-scaffold": Case("fedtiny", TINY, {"aggregate": "scaffold"}, masked=True, budget=0.3),
+    "fedtiny-scaffold": Case("fedtiny", BY_STATISTICS, {"aggregate": "scaffold"}, masked=True, budget=0.3),
     "fedtiny-standardised": Case(
         "fedtiny", TINY | {"selection": "vanilla"}, masked=True, budget=0.3, model={"norm": "group", "standardise": True}
     ),
-    "prunefl": Case("prunefl", PRUNEFL | {"start_accuracy": 0}, masked=True, budget=None),
+    "prunefl": Case("prunefl", PRUNEFL | INITIAL, masked=True, budget=None),
     "prunefl-capped": Case(
         "prunefl",
         PRUNEFL | {"importance": "reconfiguration_round", "max_density": 0.6, "density": 0.4, "initial_iterations": 0},
@@ -147,10 +145,10 @@ TABLE = {
         model={"name": "resnet8"},
     ),
     "flpqsu": Case("flpqsu"),
-    "fedtiny-gated": Case("fedtiny", TINY, masked=True, budget=0.3, model={"gate_keep": 0.5}),
+    "fedtiny-gated": Case("fedtiny", BY_STATISTICS, masked=True, budget=0.3, model={"gate_keep": 0.5}),
     "feddp": Case("feddp", {"theta": 0.02, "filters": 0.3}),
     "structured": Case("structured", {"choice": "fl1", "cotrain": 2}, STEPS),
-    "devices": Case("fedtiny", TINY, masked=True, budget=0.3, cohort={"least": 2}, devices={"name": "phones"}),
+    "devices": Case("fedtiny", BY_STATISTICS, masked=True, budget=0.3, cohort={"least": 2}, devices={"name": "phones"}),
     "devices-deadline": Case(
         "dwfnp", GATED, STEPS, holdout=0.2, cohort={"mode": "deadline", "deadline": 0.2}, devices={"name": "four_kinds"}
     ),
@@ -172,11 +170,11 @@ TABLE = {
     "gated": Case("toys:Gated"),
     "dropout": Case(
         "fedtiny",
-        TINY | {"pretrain_epochs": 1},
+        BY_STATISTICS | {"pretrain_epochs": 1},
         public=1,
         masked=True,
         budget=0.3,
-        model={"factory": "toys:with_dropout"},
+        model={"factory": "toys:with_dropout", "name": "cnn", "width": None},
     ),
 }
 FLEETS = ("serial", "packed")
