@@ -28,6 +28,7 @@ from fedsim.core.types import Batch
 from fedsim.kernels.sparse.cost_model import Cost
 from fedsim.kernels.sparse.layers import conv2d, linear
 from fedsim.kernels.sparse.pattern import Geometry, Pattern
+from fedsim.kernels.sparse.walk import walk_of
 from fedsim.nn.optim import fresh
 from fedsim.simulation import malloc
 from fedsim.simulation.experiment import Experiment, build_experiment
@@ -197,9 +198,8 @@ class Engine:
         """Every index anew, as after masks have changed."""
         for old in self.patterns.values():
             new = Pattern(old.mask, old.geometry)
-            for size in old.sizes:
-                new.sweep(*size)
-            _ = new.begins, new.begins_back
+            for size in old.walks:
+                walk_of(new, (new.inputs, *size))
         return self.batch.y
 
 

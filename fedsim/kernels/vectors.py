@@ -11,10 +11,12 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 FLOAT, LONG, INT = ir.FloatType(), ir.IntType(64), ir.IntType(32)
 SIZE = 4  # bytes of a float32, and of an offset
+HAS_512 = "+avx512f" in cpu_target.target_context.codegen().magic_tuple()[2]  # of the processor that kernels are compiled for
 
 
 class Strip:
@@ -61,6 +63,13 @@ class Strip:
         with cgutils.for_range(self.builder, left) as loop:
             self.builder.store(self.item(pointer, loop.index), self.builder.gep(copy, [loop.index]))
         return copy
+
+    def joined(self, vectors: list[Any]) -> Any:
+        """One vector: the first half of the vectors plus the second, until one is left."""
+        while len(vectors) > 1:
+            half = len(vectors) // 2
+            vectors = [self.builder.fadd(vectors[k], vectors[half + k]) for k in range(half)]
+        return vectors[0]
 
     def added_up(self, vector: Any) -> Any:
         """The lower half plus the upper half, until one value is left."""

@@ -19,13 +19,13 @@ from torch import Tensor
 from fedsim.core import exact_sum
 from fedsim.kernels import channel_blocks, max_pool, max_pool_cpu
 from fedsim.kernels.activation_pruning import topk
-from fedsim.kernels.sparse import chwn_norm, cpu, layers, padding, sgd
+from fedsim.kernels.sparse import chwn_norm, cpu, layers, padding, sgd, walk
 from fedsim.kernels.sparse.pattern import Geometry, Pattern
 from fedsim.nn.runtime import chwn
 
 WAYS = {"plain": (0, 1), "an address that ends in 4": (1, 1), "an address that ends in 12": (3, 1), "two threads": (0, 2)}
 MODULES = (exact_sum, channel_blocks, max_pool_cpu, topk, chwn_norm, cpu, padding)
-SIZES = ((1, 3, 1, 1), (16, 4, 8, 5), (10, 3, 5, 5), (64, 5, 4, 4), (33, 4, 12, 12), (85, 2, 33, 2))  # B, C, H, W
+SIZES = ((1, 3, 1, 1), (16, 4, 8, 5), (10, 3, 5, 5), (64, 5, 4, 4), (33, 4, 12, 12), (85, 2, 33, 2), (32, 3, 5, 14))  # B, C, H, W
 STEPS = [(np.float32(factor), np.float32(decay)) for factor in (0, 0.9) for decay in (0, 0.01)]
 
 
@@ -68,8 +68,10 @@ def sparse(drawn: Drawn) -> Iterator[Any]:
         for stride in (1, 2):
             pattern = Pattern(torch.from_numpy(drawn.array(6, size[1], 3, 3)) > 0, Geometry((stride, stride), (1, 1)))
             x, values, bias = drawn.images(*size), drawn.tensor(len(pattern.kept)), drawn.tensor(6)
-            out = layers.conv2d(x, values, bias, pattern)
-            yield from (out, *torch.autograd.grad(out, (x, values, bias), drawn.images(*out.shape).detach()))
+            for walk.FEW in (512, 0):  # lists for every cell, or padded
+                pattern.walks.clear()
+                out = layers.conv2d(x, values, bias, pattern)
+                yield from (out, *torch.autograd.grad(out, (x, values, bias), drawn.images(*out.shape).detach()))
             for factor, decay in STEPS:
                 w, momentum = pattern.spread(drawn.tensor(len(pattern.kept)).detach()), pattern.spread(values.detach())
                 sgd.sgd(w, momentum if factor else None, sgd.spread(pattern, values.detach()), 0.1, float(factor), float(decay))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedsim.kernels.sparse import chwn_layout, layers, padding
+from fedsim.kernels.sparse import chwn_layout, layers, padding, walk
 from fedsim.kernels.sparse.chwn_layout import ToChwn, ToNchw, as_chwn, as_nchw, empty_chwn
 from fedsim.kernels.sparse.pattern import Geometry, Pattern
 from fedsim.kernels.sparse.sgd import spread, steps
@@ -36,6 +36,13 @@ GRID = [  # I, O, H, W, B, kernel, stride, padding, dilation, groups
     (4, 6, 4, 4, 33, 3, 1, 1, 1, 1),
     (3, 5, 6, 6, 4, 2, 2, 0, 1, 1),
     (3, 5, 7, 7, 4, 1, 3, 0, 1, 1),
+    (4, 6, 9, 13, 16, 3, 2, 1, 1, 1),  # strips of two, four and eight columns, and what is left of a row
+    (4, 6, 9, 14, 32, 3, 2, 1, 1, 2),
+    (4, 6, 8, 11, 64, 3, 2, 1, 1, 1),
+    (2, 3, 5, 6, 192, 3, 2, 1, 1, 1),
+    (3, 5, 9, 26, 16, 1, 2, 0, 1, 1),
+    (3, 5, 9, 12, 32, 1, 3, 0, 1, 1),
+    (3, 4, 10, 10, 16, 5, 3, 2, 2, 1),
 ]
 
 
@@ -75,13 +82,25 @@ def agrees(x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, way: Ge
 # ---- sparse layers
 
 
+@pytest.mark.parametrize("few", [walk.FEW, 0])  # lists for every cell, or padded
 @pytest.mark.parametrize("density", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("case", GRID, ids=str)
-def test_a_sparse_convolution_is_the_masked_dense_one(case, density) -> None:
+def test_a_sparse_convolution_is_the_masked_dense_one(case, density, few, monkeypatch) -> None:
+    monkeypatch.setattr(walk, "FEW", few)
     i, o, height, width, images, k, s, p, d, groups = case
     weight = drawn(o, i // groups, k, k, seed=2)
     mask = torch.rand(weight.shape, generator=torch.Generator().manual_seed(3)) < density
     agrees(drawn(images, i, height, width), weight, drawn(o, seed=4), mask, Geometry((s, s), (p, p), (d, d), groups))
+
+
+@pytest.mark.parametrize("images", [5, 16, 32, 64])
+def test_strided_images_are_padded_and_sorted_only_where_a_strip_cannot_be_pieced_together(images) -> None:
+    pattern = Pattern(torch.ones(2, 3, 3, 3, dtype=torch.bool), Geometry((2, 2), (1, 1)))
+    way = walk.walk_of(pattern, (3, 6, 8, images))
+    assert (way.phased, way.padded is not None) == (images == 5, images == 5)
+    x = in_chwn(drawn(images, 3, 6, 8)).requires_grad_()
+    out = layers.conv2d(x, drawn(54), None, pattern)
+    assert (out.grad_fn.saved_tensors[0].data_ptr() == x.data_ptr()) == (images != 5)  # the backward pass keeps no copy
 
 
 PAIR = st.tuples(st.integers(1, 3), st.integers(1, 3))
@@ -175,6 +194,9 @@ def test_a_sweep_is_made_once_and_refused_beyond_32_bits() -> None:
     wide = Pattern(torch.ones(2, 1, 1, 1, dtype=torch.bool))
     with pytest.raises(ValueError, match="32-bit"):
         wide.sweep(2**15, 2**15, 1)  # its output, not its input
+    with pytest.raises(ValueError, match="32-bit"):
+        walk.walk_of(wide, (1, 2**15, 2**15, 1))
+    assert walk.walk_of(wide, (1, 4, 4, 2)) is walk.walk_of(wide, (1, 4, 4, 2))
 
 
 # ---- layouts

@@ -6,7 +6,8 @@ The weight is (nnz,) values and a Pattern. The gradient exists at the kept posit
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, NamedTuple, cast
+from math import prod
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from fedsim.kernels.activation_pruning.layers import Cache, restored
 from fedsim.kernels.sparse import cpu, padding
 from fedsim.kernels.sparse.chwn_layout import as_chwn, empty_chwn
 from fedsim.kernels.sparse.pattern import Pattern, Sweep
+from fedsim.kernels.sparse.walk import walk_of
 
 CacheInput = tuple[Cache, str]  # and the order of its entries
 
@@ -69,9 +71,8 @@ class _Sparse(torch.autograd.Function):
 
 
 def _read(images: Tensor, pattern: Pattern) -> Tensor:
-    """The tensor that the backward pass reads: the images, or for strided layers on the CPU their phases."""
-    strided = not images.is_cuda and pattern.geometry.stride != (1, 1)
-    return _phased(images, pattern, pattern.sweep(*images.shape[1:])) if strided else images
+    """The tensor that the backward pass reads: the images, or their phases where the walk sorts them."""
+    return _phased(images, pattern) if not images.is_cuda and walk_of(pattern, images.shape).phased else images
 
 
 def _forward(images: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> tuple[Tensor, Tensor]:
@@ -80,34 +81,22 @@ def _forward(images: Tensor, values: Tensor, bias: Tensor | None, pattern: Patte
         from fedsim.kernels.sparse import cuda  # here, for Triton is not on every machine
 
         return cuda.forward(images, values, bias, pattern), images
-    sweep = pattern.sweep(*images.shape[1:])
-    count = images.shape[-1]
-    whole, out = empty_chwn(images, (count, pattern.outputs, *sweep.out))
+    way, count = walk_of(pattern, images.shape), images.shape[-1]
+    whole, out = empty_chwn(images, (count, pattern.outputs, *way.out))
     start = images.new_zeros(pattern.outputs) if bias is None else bias
-    rows, run, pitch = sweep.out[0], sweep.out[1] * count, sweep.plane[1] * count
-    if run == pitch:  # rows without anything between them are one
-        rows, run, pitch = 1, rows * run, rows * run
-    strided = pattern.geometry.stride != (1, 1)
-    read = _phased(images, pattern, sweep) if strided or sweep.plane != images.shape[1:3] else images
-    held = [_array(part) for part in (read, sweep.forward, values, pattern.begins, start, out)]
-    cpu.forward(*held, rows, run, pitch)
-    return whole, read if strided else images
+    read = _phased(images, pattern) if way.padded and (way.phased or way.padded.plane != images.shape[1:3]) else images
+    lists, (given, kept, begin, into) = way.forward, (_array(part) for part in (read, values, start, out))
+    order = lists.offsets, lists.places, kept, lists.begins, lists.segments
+    cpu.forward(given, *order, begin, into, prod(way.out) * count, way.piece, way.step)
+    return whole, read if way.phased else images
 
 
-def _phased(images: Tensor, pattern: Pattern, sweep: Sweep) -> Tensor:
+def _phased(images: Tensor, pattern: Pattern) -> Tensor:
     """(P, I, *plane, B) the phases of the padded images."""
-    out = images.new_empty(len(pattern.phases), len(images), *sweep.plane, images.shape[-1])
+    out = images.new_empty(len(pattern.phases), len(images), *pattern.sweep(*images.shape[1:]).plane, images.shape[-1])
     way = pattern.geometry
     padding.pad(images.numpy(), out.numpy(), np.array(way.stride), pattern.phases, np.array(way.padding))
     return out
-
-
-class _Place(NamedTuple):
-    """The position of a region's inputs in the tensor that the sweep reads."""
-
-    start: int
-    pitch: int
-    plane: int
 
 
 def _backward(x: Tensor, shape: torch.Size, values: Tensor, g: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
@@ -116,37 +105,14 @@ def _backward(x: Tensor, shape: torch.Size, values: Tensor, g: Tensor, pattern: 
         from fedsim.kernels.sparse import cuda
 
         return cuda.backward(x, values, g, pattern)
-    sweep, count = pattern.sweep(*shape[1:]), shape[-1]
-    strided = pattern.geometry.stride != (1, 1)
-    into = torch.zeros_like(x) if strided or not sweep.regions else torch.empty_like(x)
-    padded = _padded(g, sweep) if sweep.gradient != sweep.out else g
-    ordered = values[pattern.order]
-    found = torch.zeros_like(ordered)
-    for region in sweep.regions:
-        place = _place(region, x, strided)
-        start = (sum(a * b for a, b in zip(_shifted(region, sweep), (sweep.gradient[1], 1), strict=True)) * count, place.start)
-        rows, run, pitch = region.rows, region.columns * count, (sweep.gradient[1] * count, place.pitch)
-        if pitch == (run, run):
-            rows, run = 1, rows * run
-        parts = [_array(part) for part in (padded, sweep.backward, ordered, pattern.begins_back[region.phase], x, into, found)]
-        cpu.backward(*parts, np.array(start), rows, run, np.array(pitch), place.plane)
-    by_values = torch.empty_like(found)
-    by_values[pattern.order] = found
-    return _gathered(into, shape, pattern) if strided else into, by_values
-
-
-def _shifted(region: Any, sweep: Sweep) -> tuple[int, int]:
-    """The region's first row and column in the padded gradient."""
-    return region.first[0] + sweep.before[0], region.first[1] + sweep.before[1]
-
-
-def _place(region: Any, x: Tensor, strided: bool) -> _Place:
-    """x is the images themselves (I, H, W, B), or their phases (P, I, H, W, B)."""
-    height, width, count = x.shape[-3:]
-    if not strided:
-        return _Place(0, width * count, height * width * count)
-    first = ((region.phase * x.shape[1] * height + region.first[0]) * width + region.first[1]) * count
-    return _Place(first, width * count, height * width * count)
+    way = walk_of(pattern, shape)
+    into = torch.zeros_like(x) if way.phased or not len(way.backward.segments) else torch.empty_like(x)
+    padded = _padded(g, way.padded) if way.padded and way.padded.gradient != way.out else g
+    lists, found = way.backward, torch.zeros_like(values)
+    given, kept, read, written, sums = (_array(part) for part in (padded, values, x, into, found))
+    order = lists.offsets, lists.places, kept, lists.begins, lists.segments
+    cpu.backward(given, *order, read, written, sums, prod(x.shape[-3:]), way.piece, way.step)
+    return _gathered(into, shape, pattern) if way.phased else into, found
 
 
 def _padded(g: Tensor, sweep: Sweep) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,16 +77,17 @@ class Pattern:
         self.kept = mask.reshape(-1).nonzero().squeeze(1)  # (nnz,)
         self.outputs = mask.shape[0]
         self.inputs = mask.shape[1] * geometry.groups
-        self._kernel = tuple(mask.shape[2:]) or (1, 1)
-        o, i, ky, kx = np.unravel_index(self.kept.cpu().numpy(), (*mask.shape[:2], *self._kernel))
+        self.kernel = tuple(mask.shape[2:]) or (1, 1)
+        o, i, ky, kx = np.unravel_index(self.kept.cpu().numpy(), (*mask.shape[:2], *self.kernel))
         self._o, self._i = o, i + o // (self.outputs // geometry.groups) * mask.shape[1]
         taps = [k * d for k, d in zip((ky, kx), geometry.dilation, strict=True)]
         self._tap = [tap // s for tap, s in zip(taps, geometry.stride, strict=True)]  # rows and columns of a phase
-        sides = [np.unique(np.arange(k) * d % s) for k, d, s in zip(self._kernel, geometry.dilation, geometry.stride, strict=True)]
+        sides = [np.unique(np.arange(k) * d % s) for k, d, s in zip(self.kernel, geometry.dilation, geometry.stride, strict=True)]
         self.phases = np.array([(a, b) for a in sides[0] for b in sides[1]])  # (P, 2)
         numbers = [np.searchsorted(side, tap % s) for side, tap, s in zip(sides, taps, geometry.stride, strict=True)]
         self._phase = numbers[0] * len(sides[1]) + numbers[1]
         self._sweeps: dict[tuple[int, int, int], Sweep] = {}
+        self.walks: dict[tuple[int, ...], Any] = {}  # of the CPU kernels, made by `walk.walk_of`
 
     @property
     def density(self) -> float:
@@ -100,6 +102,17 @@ class Pattern:
         dense = values.new_zeros(self.mask.shape)
         dense.view(-1)[self.kept] = values
         return dense
+
+    @property
+    def channels(self) -> tuple[Array, Array]:
+        """(nnz,) output and input of each kept weight."""
+        return self._o, self._i
+
+    @property
+    def taps(self) -> tuple[Array, Array]:
+        """(nnz,) row and column of each kept weight in the kernel."""
+        index = self.kept.cpu().numpy()
+        return index // self.kernel[1] % self.kernel[0], index % self.kernel[1]
 
     @cached_property
     def begins(self) -> Tensor:
@@ -130,11 +143,6 @@ class Pattern:
     def _placed(self, values: Array, dtype: torch.dtype = torch.int64) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self.kept.device, dtype)
 
-    @property
-    def sizes(self) -> tuple[tuple[int, int, int], ...]:
-        """Height, width and number of images of the inputs that there are offsets for."""
-        return tuple(self._sweeps)
-
     def sweep(self, height: int, width: int, images: int) -> Sweep:
         """The offsets for inputs of this size; made once."""
         size = height, width, images
@@ -142,10 +150,20 @@ class Pattern:
             self._sweeps[size] = self._sweep((height, width), images)
         return self._sweeps[size]
 
-    def _sweep(self, size: tuple[int, int], images: int) -> Sweep:
+    def out(self, size: tuple[int, int]) -> tuple[int, int]:
+        """H', W' for inputs of H, W."""
         way = self.geometry
-        spans = [d * (k - 1) for k, d in zip(self._kernel, way.dilation, strict=True)]
-        out = [(n + 2 * p - span - 1) // s + 1 for n, p, span, s in zip(size, way.padding, spans, way.stride, strict=True)]
+        parts = zip(size, way.padding, self.kernel, way.dilation, way.stride, strict=True)
+        return _pair([(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, k, d, s in parts])
+
+    def check_reach(self, size: tuple[int, int], images: int, *values: int) -> None:
+        """ValueError where so many values of an image, read or written, are too many for int32."""
+        if max(values) * images >= REACH:
+            raise ValueError(f"{images} images of {size[0]} x {size[1]} in {self.inputs} channels are too many for 32-bit offsets")
+
+    def _sweep(self, size: tuple[int, int], images: int) -> Sweep:
+        way, out = self.geometry, self.out(size)
+        spans = [d * (k - 1) for k, d in zip(self.kernel, way.dilation, strict=True)]
         plane = [n + span // s for n, span, s in zip(out, spans, way.stride, strict=True)]
         ranges = [
             [_inside(int(phase[axis]), size[axis], plane[axis], way.stride[axis], way.padding[axis]) for axis in (0, 1)]
@@ -160,14 +178,13 @@ class Pattern:
         before = [max([0, *(reach[axis] - region.first[axis] for region in regions)]) for axis in (0, 1)]
         last = [max([0, *(region.first[axis] + (region.rows, region.columns)[axis] for region in regions)]) for axis in (0, 1)]
         padded = [max(n, end) + around for n, end, around in zip(out, last, before, strict=True)]
-        if max(len(self.phases) * self.inputs * plane[0] * plane[1], self.outputs * padded[0] * padded[1]) * images >= REACH:
-            raise ValueError(f"{images} images of {size[0]} x {size[1]} in {self.inputs} channels are too many for 32-bit offsets")
+        self.check_reach(size, images, len(self.phases) * self.inputs * plane[0] * plane[1], self.outputs * padded[0] * padded[1])
         down, across = self._tap
         forward = (((self._phase * self.inputs + self._i) * plane[0] + down) * plane[1] + across) * images
         backward = ((self._o * padded[0] - down) * padded[1] - across) * images
         ordered = backward[self.order.cpu().numpy()]
         whole = [self._placed(offsets, torch.int32) for offsets in (forward, ordered)]
-        return Sweep(_pair(out), _pair(plane), _pair(padded), _pair(before), regions, whole[0], whole[1])
+        return Sweep(out, _pair(plane), _pair(padded), _pair(before), regions, whole[0], whole[1])
 
 
 def _pair(values: list[int]) -> tuple[int, int]:
