@@ -204,11 +204,11 @@ class FunctionalModule:
 
     # ---- kept weights alone
 
-    def sparse(self, tree: Tree, left: Sequence[str] = ()) -> dict[str, Pattern]:
-        """The layers that run on their kept weights alone, by sparse kernels; those in `left` do not."""
+    def sparse(self, tree: Tree) -> dict[str, Pattern]:
+        """The layers that run on their kept weights alone, by sparse kernels."""
         if self.pure or GATE in tree or not self._patterns.costs:
             return {}
-        return self._patterns.of(lambda layer: tree.get(keys.mask(layer)), frozenset(left))
+        return self._patterns.of(lambda layer: tree.get(keys.mask(layer)))
 
     def kept_positions(self, tree: Tree, left: Collection[str]) -> dict[str, KeptPositions]:
         """The layers that get their kept values alone (and return these values' gradients) on dense kernels; those in `left` do not.

@@ -19,12 +19,12 @@ from torch import Tensor
 from fedsim.core import exact_sum
 from fedsim.kernels import channel_blocks, max_pool, max_pool_cpu
 from fedsim.kernels.activation_pruning import topk
-from fedsim.kernels.sparse import chwn_norm, cpu, layers, padding, sgd, walk
+from fedsim.kernels.sparse import chwn_norm, cpu, layers, nsconv, padding, sgd, walk
 from fedsim.kernels.sparse.pattern import Geometry, Pattern
 from fedsim.nn.runtime import chwn
 
 WAYS = {"plain": (0, 1), "an address that ends in 4": (1, 1), "an address that ends in 12": (3, 1), "two threads": (0, 2)}
-MODULES = (exact_sum, channel_blocks, max_pool_cpu, topk, chwn_norm, cpu, padding)
+MODULES = (exact_sum, channel_blocks, max_pool_cpu, topk, chwn_norm, cpu, nsconv, padding)
 SIZES = ((1, 3, 1, 1), (16, 4, 8, 5), (10, 3, 5, 5), (64, 5, 4, 4), (33, 4, 12, 12), (85, 2, 33, 2), (32, 3, 5, 14))  # B, C, H, W
 STEPS = [(np.float32(factor), np.float32(decay)) for factor in (0, 0.9) for decay in (0, 0.01)]
 
@@ -78,6 +78,14 @@ def sparse(drawn: Drawn) -> Iterator[Any]:
                 yield from (w, momentum)
 
 
+def normalised(drawn: Drawn) -> Iterator[Any]:
+    for over in ("all", "kept"):
+        pattern = Pattern(torch.from_numpy(drawn.array(6, 9, 3, 3)) > 0)
+        values, gain = drawn.tensor(len(pattern.kept)), drawn.tensor(6)
+        out = nsconv.normalised(values, gain, pattern, over)
+        yield from (out, *torch.autograd.grad(out, (values, gain), drawn.tensor(len(pattern.kept)).detach()))
+
+
 def compact(drawn: Drawn) -> Iterator[Any]:
     rows, columns = np.arange(0, 9, 2), np.arange(1, 7, 3)
     for factor, decay in STEPS:
@@ -124,7 +132,7 @@ if __name__ == "__main__":
     found = {}
     for way, (offset, threads) in WAYS.items():
         torch.set_num_threads(threads)
-        found[way] = {run.__name__: digest(run(Drawn(offset))) for run in (norms, sparse, compact, pooled_and_pruned, sums)}
+        found[way] = {run.__name__: digest(run(Drawn(offset))) for run in (norms, sparse, normalised, compact, pooled_and_pruned, sums)}
     loaded = sum(
         sum(value.stats.cache_hits.values()) for module in MODULES for value in vars(module).values() if isinstance(value, Dispatcher)
     )

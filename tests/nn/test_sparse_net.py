@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fedsim import models
 from fedsim.config.job import check
+from fedsim.core.activation_pruning import ActivationPruning
 from fedsim.core.tree import Tree, under
 from fedsim.core.types import Batch
 from fedsim.fleet.plan import Plan
@@ -87,19 +88,70 @@ def test_sparse_is_masked_dense_in_float64(count) -> None:
         assert not gradient[f"w/{layer}.weight"][~tree[f"mask/{layer}.weight"]].any()
 
 
-def test_a_tapped_layer_is_dense_and_its_gradient_whole() -> None:
+def gradients(layer: str, g: Tensor) -> Tree:
+    return {f"grad/{layer}": g}
+
+
+@pytest.mark.parametrize("wrt", ["w", None])
+@pytest.mark.parametrize("count", [9, 16])  # strided layers sort their images by phases, or do not
+def test_tapped_layers_stay_sparse_and_their_gradients_are_whole(count, wrt) -> None:
+    """Dilated, grouped and strided, strided 1x1, and linear."""
     torch.manual_seed(0)
     net, tree = net_and_tree(Smooth(), 0.4)
-
-    def tap(layer: str, g: Tensor) -> Tree:
-        return {f"grad/{layer}": g}
-
-    wanted = net.gradient(tree, batch(9), tap=tap, layers=("wide",))
+    layers = ("wide", "deep", "short", "hidden")
+    wanted = net.gradient(tree, batch(count), wrt, tap=gradients, layers=layers)
     net.set_sparse_costs(always_sparse(net.geometries))
-    found = net.gradient(tree, batch(9), tap=tap, layers=("wide",))
+    chwn: dict[str, bool] = {}
+    for name in layers[:3]:
+        net.module.get_submodule(name).register_forward_hook(lambda _, x, out, name=name: chwn.__setitem__(name, is_chwn(out)))
+    found = net.gradient(tree, batch(count), wrt, tap=gradients, layers=layers)
+    assert chwn == dict.fromkeys(layers[:3], True)
+    agrees(found[3], wanted[3])
+    if wrt:
+        agrees(found[1], wanted[1])
+    for layer in layers:
+        assert found[3][f"grad/{layer}"][~tree[f"mask/{layer}.weight"]].all()
+
+
+def test_a_tapped_sparse_layer_that_is_called_twice_gives_the_sum() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.again, self.out = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, padding=1), nn.Linear(4, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.tanh(self.again(torch.tanh(self.again(self.stem(x)))))
+            return self.out(x.mean((2, 3)))
+
+    torch.manual_seed(0)
+    net, tree = net_and_tree(Twice(), 0.5)
+    wanted = net.gradient(tree, batch(4), tap=gradients, layers=("again",))
+    net.set_sparse_costs(always_sparse(net.geometries))
+    assert "again" in net.sparse(tree)
+    found = net.gradient(tree, batch(4), tap=gradients, layers=("again",))
     agrees(found[3], wanted[3])
     agrees(found[1], wanted[1])
-    assert found[3]["grad/wide"][~tree["mask/wide.weight"]].all()
+
+
+@pytest.mark.parametrize("over", ["all", "kept"])
+@pytest.mark.parametrize("share", [None, 0.3])
+@pytest.mark.parametrize("count", [6, 16])
+def test_normalised_convolutions_on_their_kept_weights(count, share, over) -> None:
+    """A strided and a 1x1 one among them, their inputs pruned or not, with growth scores; the first layer, without a mask, stays dense."""
+    torch.manual_seed(0)
+    form: Any = check(JOB | {"model": {"name": "resnet18", "width": 4, "norm": "nsconv", "nsconv_over": over}}).model
+    net, tree = net_and_tree(models.build(form, (3, 16, 16), 5, 0), 0.3)
+    net.set_activation_pruning(ActivationPruning(share) if share else None)
+    tapped = ("layer1.0.conv1", "layer2.0.conv1", "layer2.0.downsample.0", "fc")
+    wanted = net.gradient(tree, batch(count, 16), tap=gradients, layers=tapped)
+    logits, _ = net(tree, batch(count, 16).x)
+    net.set_sparse_costs(always_sparse(net.geometries))
+    assert set(net.sparse(tree)) == set(net.maskable)
+    found = net.gradient(tree, batch(count, 16), tap=gradients, layers=tapped)
+    agrees({"logits": net(tree, batch(count, 16).x)[0]}, {"logits": logits})
+    assert float(found[0]) == pytest.approx(float(wanted[0]), rel=1e-5)
+    agrees(found[1], wanted[1], 1e-4 if share else 1e-5)  # rounding decides which of two entries of a size is kept
+    agrees(found[3], wanted[3], 1e-4 if share else 1e-5)
 
 
 def test_extra_is_added_and_masked() -> None:
@@ -134,10 +186,11 @@ def test_steps_at_the_kept_weights_are_torchs(momentum, decay) -> None:
     assert not state["w/wide.weight"][~tree["mask/wide.weight"]].any()
 
 
-def test_images_stay_in_chwn_layout_between_sparse_layers() -> None:
+@pytest.mark.parametrize("norm", ["batch", "nsconv"])
+def test_images_stay_in_chwn_layout_between_sparse_layers(norm) -> None:
     """What a sparse layer is handed needs no copy: every norm, ReLU, pool and sum before it kept the layout."""
     torch.manual_seed(0)
-    form: Any = check(JOB).model
+    form: Any = check(JOB | {"model": {"name": "resnet8", "width": 4, "norm": norm}}).model
     net, tree = net_and_tree(models.build(form, (3, 32, 32), 10, 0), 0.1)
     net.set_sparse_costs(always_sparse(net.geometries))
     given: dict[str, bool] = {}

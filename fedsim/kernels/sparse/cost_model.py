@@ -69,9 +69,9 @@ class Patterns:
         self._positions: dict[str, KeptPositions] = {}
         self._choices: dict[frozenset[str], frozenset[str]] = {}
 
-    def of(self, mask_of: Callable[[str], Tensor | None], left: frozenset[str] = frozenset()) -> dict[str, Pattern]:
-        """layer -> Pattern where it runs sparse; the layers in `left` do not."""
-        held = {layer: mask for layer in self.costs if (mask := mask_of(layer)) is not None and layer not in left}
+    def of(self, mask_of: Callable[[str], Tensor | None]) -> dict[str, Pattern]:
+        """layer -> Pattern where it runs sparse."""
+        held = {layer: mask for layer in self.costs if (mask := mask_of(layer)) is not None}
         for layer, mask in held.items():
             self._see(layer, mask)
         layers = frozenset(held)

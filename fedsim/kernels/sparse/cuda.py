@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fedsim.kernels.sparse.chwn_layout import empty_chwn
+from fedsim.kernels.sparse.dense_gradient import phases_of
 from fedsim.kernels.sparse.pattern import Pattern, Region, Sweep
 
 BLOCK = 512  # most values of a strip
@@ -74,31 +75,20 @@ def forward(images: Tensor, values: Tensor, bias: Tensor | None, pattern: Patter
     sweep, count = pattern.sweep(*images.shape[1:]), images.shape[-1]
     whole, out = empty_chwn(images, (count, pattern.outputs, *sweep.out))
     start = values.new_zeros(pattern.outputs) if bias is None else bias
-    _launch_gather(_phased(images, pattern, sweep), _read(sweep, count), sweep.forward, values, pattern.begins, start, out)
+    _launch_gather(phases_of(images, pattern), _read(sweep, count), sweep.forward, values, pattern.begins, start, out)
     return whole
 
 
 def backward(images: Tensor, values: Tensor, g: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
     """Gradients with respect to images (I, H, W, B) and values (nnz,), of g (O, H', W', B)."""
     sweep = pattern.sweep(*images.shape[1:])
-    by_values = _launch_dots(_phased(images, pattern, sweep), g, _read(sweep, images.shape[-1]), sweep.forward, pattern)
+    by_values = _launch_dots(phases_of(images, pattern), g, _read(sweep, images.shape[-1]), sweep.forward, pattern)
     return _by_images(images, values, g, pattern, sweep), by_values
 
 
 def _read(sweep: Sweep, count: int) -> Rows:
     """What the forward pass reads of the phases, relative to an offset."""
     return Rows(0, sweep.out[0], sweep.out[1] * count, sweep.plane[1] * count).joined()
-
-
-def _phased(images: Tensor, pattern: Pattern, sweep: Sweep) -> Tensor:
-    """(P, I, *plane, B) the phases of the padded images; the images themselves where that is what they are."""
-    (down, across), (top, left) = pattern.geometry.stride, pattern.geometry.padding
-    if (down, across) == (1, 1) and sweep.plane == images.shape[1:3]:
-        return images
-    padded = images.new_zeros(len(images), down * sweep.plane[0], across * sweep.plane[1], images.shape[-1])
-    room = padded[:, top : top + images.shape[1], left : left + images.shape[2]]
-    room.copy_(images[:, : room.shape[1], : room.shape[2]])
-    return torch.stack([padded[:, a::down, b::across] for a, b in pattern.phases]) if (down, across) != (1, 1) else padded
 
 
 def _by_images(images: Tensor, values: Tensor, g: Tensor, pattern: Pattern, sweep: Sweep) -> Tensor:

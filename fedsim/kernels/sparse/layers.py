@@ -17,24 +17,30 @@ from torch.autograd.function import once_differentiable
 from fedsim.kernels.activation_pruning.layers import Cache, restored
 from fedsim.kernels.sparse import cpu, padding
 from fedsim.kernels.sparse.chwn_layout import as_chwn, empty_chwn
+from fedsim.kernels.sparse.dense_gradient import dense_gradient, phases_of
 from fedsim.kernels.sparse.pattern import Pattern, Sweep
 from fedsim.kernels.sparse.walk import walk_of
 
 CacheInput = tuple[Cache, str]  # and the order of its entries
 
 
-def conv2d(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern, cache: CacheInput | None = None) -> Tensor:
+def conv2d(
+    x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern, cache: CacheInput | None = None, tapped: Tensor | None = None
+) -> Tensor:
     """F.conv2d of x (B, I, H, W) with the pattern's weight; (B, O, H', W') in CHWN layout.
 
-    cache: the pruned x, which the backward pass reads in place of x for the values' gradient.
+    cache: the pruned x, which the backward pass reads in place of x for the weight's gradient.
+    tapped: like the mask; its values do not matter, its gradient is the dense gradient of the weight.
     """
     (where, held), form = cache or ((None, None), "")
-    return cast(Tensor, _Sparse.apply(x, values, bias, pattern, where, held, form))
+    return cast(Tensor, _Sparse.apply(x, values, bias, pattern, where, held, form, tapped))
 
 
-def linear(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern, cache: CacheInput | None = None) -> Tensor:
+def linear(
+    x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern, cache: CacheInput | None = None, tapped: Tensor | None = None
+) -> Tensor:
     """F.linear of x (B, I) with the pattern's weight; (B, O) in CHWN layout."""
-    return conv2d(x[:, :, None, None], values, bias, pattern, cache)[:, :, 0, 0]
+    return conv2d(x[:, :, None, None], values, bias, pattern, cache, tapped)[:, :, 0, 0]
 
 
 @cache
@@ -52,7 +58,9 @@ def missing(device: str) -> str:
 
 class _Sparse(torch.autograd.Function):
     @staticmethod
-    def forward(context: Any, x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern, where: Any, held: Any, form: str) -> Tensor:
+    def forward(
+        context: Any, x: Tensor, values: Tensor, bias: Any, pattern: Pattern, where: Any, held: Any, form: str, tapped: Any
+    ) -> Tensor:
         images = as_chwn(x)  # (I, H, W, B)
         out, read = _forward(images, values, bias, pattern)
         context.save_for_backward(read if where is None else None, values, where, held)
@@ -67,12 +75,19 @@ class _Sparse(torch.autograd.Function):
             read = _read(as_chwn(restored((where, held), context.whole, context.form)), context.pattern)
         g = as_chwn(g)  # (O, H', W', B)
         by_x, by_values = _backward(read, context.shape, values, g, context.pattern)
-        return by_x.movedim(-1, 0), by_values, g.sum((1, 2, 3)) if context.biased else None, None, None, None, None
+        dense = _dense(read, context.shape, g, context.pattern) if context.needs_input_grad[-1] else None
+        return by_x.movedim(-1, 0), by_values, g.sum((1, 2, 3)) if context.biased else None, None, None, None, None, dense
 
 
 def _read(images: Tensor, pattern: Pattern) -> Tensor:
     """The tensor that the backward pass reads: the images, or their phases where the walk sorts them."""
     return _phased(images, pattern) if not images.is_cuda and walk_of(pattern, images.shape).phased else images
+
+
+def _dense(read: Tensor, shape: torch.Size, g: Tensor, pattern: Pattern) -> Tensor:
+    """The dense gradient of the weight; read: what `_read` gives of images of `shape`."""
+    phased = not read.is_cuda and walk_of(pattern, shape).phased
+    return dense_gradient(read if phased else phases_of(read, pattern), g, pattern)
 
 
 def _forward(images: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> tuple[Tensor, Tensor]:
@@ -93,7 +108,7 @@ def _forward(images: Tensor, values: Tensor, bias: Tensor | None, pattern: Patte
 
 def _phased(images: Tensor, pattern: Pattern) -> Tensor:
     """(P, I, *plane, B) the phases of the padded images."""
-    out = images.new_empty(len(pattern.phases), len(images), *pattern.sweep(*images.shape[1:]).plane, images.shape[-1])
+    out = images.new_empty(len(pattern.phases), len(images), *pattern.plane((images.shape[1], images.shape[2])), images.shape[-1])
     way = pattern.geometry
     padding.pad(images.numpy(), out.numpy(), np.array(way.stride), pattern.phases, np.array(way.padding))
     return out

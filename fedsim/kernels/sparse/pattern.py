@@ -156,15 +156,19 @@ class Pattern:
         parts = zip(size, way.padding, self.kernel, way.dilation, way.stride, strict=True)
         return _pair([(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, k, d, s in parts])
 
+    def plane(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of a phase of padded inputs of H, W, as far as they are read."""
+        way = self.geometry
+        parts = zip(self.out(size), self.kernel, way.dilation, way.stride, strict=True)
+        return _pair([n + d * (k - 1) // s for n, k, d, s in parts])
+
     def check_reach(self, size: tuple[int, int], images: int, *values: int) -> None:
         """ValueError where so many values of an image, read or written, are too many for int32."""
         if max(values) * images >= REACH:
             raise ValueError(f"{images} images of {size[0]} x {size[1]} in {self.inputs} channels are too many for 32-bit offsets")
 
     def _sweep(self, size: tuple[int, int], images: int) -> Sweep:
-        way, out = self.geometry, self.out(size)
-        spans = [d * (k - 1) for k, d in zip(self.kernel, way.dilation, strict=True)]
-        plane = [n + span // s for n, span, s in zip(out, spans, way.stride, strict=True)]
+        way, out, plane = self.geometry, self.out(size), self.plane(size)
         ranges = [
             [_inside(int(phase[axis]), size[axis], plane[axis], way.stride[axis], way.padding[axis]) for axis in (0, 1)]
             for phase in self.phases
@@ -174,7 +178,7 @@ class Pattern:
             for number, (rows, columns) in enumerate(ranges)
             if rows[0] < rows[1] and columns[0] < columns[1]
         )
-        reach = [span // s for span, s in zip(spans, way.stride, strict=True)]
+        reach = [whole - n for whole, n in zip(plane, out, strict=True)]
         before = [max([0, *(reach[axis] - region.first[axis] for region in regions)]) for axis in (0, 1)]
         last = [max([0, *(region.first[axis] + (region.rows, region.columns)[axis] for region in regions)]) for axis in (0, 1)]
         padded = [max(n, end) + around for n, end, around in zip(out, last, before, strict=True)]
@@ -184,7 +188,7 @@ class Pattern:
         backward = ((self._o * padded[0] - down) * padded[1] - across) * images
         ordered = backward[self.order.cpu().numpy()]
         whole = [self._placed(offsets, torch.int32) for offsets in (forward, ordered)]
-        return Sweep(out, _pair(plane), _pair(padded), _pair(before), regions, whole[0], whole[1])
+        return Sweep(out, plane, _pair(padded), _pair(before), regions, whole[0], whole[1])
 
 
 def _pair(values: list[int]) -> tuple[int, int]:

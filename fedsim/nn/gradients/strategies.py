@@ -109,7 +109,7 @@ class WholeStrategy(ABC):
 
     def run(self, net: FunctionalModule, request: GradientRequest) -> GradientResult:
         tree, layers = request.tree, request.layers
-        patterns = net.sparse(tree, layers)
+        patterns = net.sparse(tree)
         positions = net.kept_positions(tree, {*patterns, *layers}) if "w" in request.wrt else {}
         sparse: dict[str, Pattern | KeptPositions] = {**patterns, **positions}
         with net.on_kept_weights(patterns, positions):
@@ -172,7 +172,7 @@ def _differentiated(
     differentiate: Callable[[Forward, Tree, list[Tree]], Differentiated], net: FunctionalModule, request: GradientRequest, weights: Tree
 ) -> GradientResult:
     tree, batch = request.tree, request.batch
-    tapped = [_tapped_layer(net, weights, layer, request.tap, "w" in request.wrt) for layer in request.layers] if request.tap else []
+    tapped = [_tapped_layer(net, tree, layer, request.tap, "w" in request.wrt) for layer in request.layers] if request.tap else []
     at = (net.trained(weights) if "w" in request.wrt else {}) | ({GATE: tree[GATE]} if "gate" in request.wrt else {})
 
     def forward(leaves: Tree, tap_inputs: list[Tree]) -> tuple[Tensor, Tree]:
@@ -197,10 +197,10 @@ def _in_place_again(net: FunctionalModule, request: GradientRequest, weights: Tr
     buffers |= moved
 
 
-def _tapped_layer(net: FunctionalModule, weights: Tree, layer: str, tap: TapCallback, pass_on: bool) -> TappedLayer:
+def _tapped_layer(net: FunctionalModule, tree: Tree, layer: str, tap: TapCallback, pass_on: bool) -> TappedLayer:
     key = keys.weight(layer)
-    if key not in weights:
+    if key not in net.weights:
         names = ", ".join(keys.layer_of(key) for key in net.weights if key.endswith(".weight"))
         raise ValueError(f"no layer {layer!r} to tap; the net has {names}")
     callback = partial(tap, layer)
-    return TappedLayer(key, callback, callback(torch.zeros_like(weights[key])), pass_on)
+    return TappedLayer(key, callback, callback(torch.zeros_like(tree[key])), pass_on)

@@ -77,21 +77,18 @@ def tapping(module: nn.Module, slots: ParameterSlot, taps: Sequence[TappedLayer]
     gradients would wait for each other.
     """
     waiting = {tap.key: (tap, held) for tap, held in zip(taps, tap_inputs, strict=True)}
-    inside = [(layer, key) for key in waiting for layer in _users(module, slots, key) if hasattr(layer, "tap")]
+    users: dict[str, list[Any]] = {key: _users(module, slots, key) for key in waiting}
+    sparse = {key: layers[0] for key, layers in users.items() if layers and _on_kept_weights(layers[0])}
+    inside = [(layer, key) for key in waiting if key not in sparse for layer in users[key] if hasattr(layer, "tap")]
     for layer, key in inside:  # such a layer taps the weight that it makes of the stored one
         tap, held = waiting.pop(key, (None, {}))
         if tap is None:
             raise ValueError(f"layer {keys.layer_of(key)!r} cannot be tapped: several layers make their filters of its weight")
-        layer.tap = WeightTap(tap.callback, tuple(held.values()))  # type: ignore[assignment]
+        layer.tap = WeightTap(tap.callback, tuple(held.values()))
 
     def wrap(key: str, *_: Any) -> None:
-        if key not in waiting:
-            return
-        tap, held = waiting.pop(key)
-        places = [(where, slot) for where, slot, name in slots if name == key]
-        wrapped = TapGradient.apply(places[0][0][places[0][1]], tap.callback, tap.pass_on, *held.values())
-        for where, slot in places:
-            where[slot] = wrapped
+        if key in waiting:
+            _wrap(slots, sparse.get(key), *waiting.pop(key))
 
     called: set[nn.Module] = set()
 
@@ -101,17 +98,36 @@ def tapping(module: nn.Module, slots: ParameterSlot, taps: Sequence[TappedLayer]
         called.add(layer)
 
     hooks = [layer.register_forward_pre_hook(once) for layer, _ in inside]
-    hooks += [layer.register_forward_pre_hook(partial(wrap, key)) for key in waiting for layer in _users(module, slots, key)]
+    hooks += [layer.register_forward_pre_hook(partial(wrap, key)) for key in waiting for layer in users[key]]
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
         for layer, _ in inside:
-            layer.tap = None  # type: ignore[assignment]
+            layer.tap = None
+        for layer in sparse.values():
+            layer.tapped = None
     if waiting:
         name = keys.layer_of(next(iter(waiting)))
         raise ValueError(f"layer {name!r} cannot be tapped: the model uses its weight without calling the layer")
+
+
+def _wrap(slots: ParameterSlot, sparse: Any, tap: TappedLayer, held: Tree) -> None:
+    """Puts the tap on the weight where it stands, or, in a layer with its kept weights alone, on what has the dense gradient."""
+    if sparse is not None:
+        nothing = sparse.weight[:0].sum().expand(sparse.context.patterns[sparse.key].mask.shape)
+        sparse.tapped = TapGradient.apply(nothing, tap.callback, False, *held.values())
+        return
+    places = [(where, slot) for where, slot, name in slots if name == tap.key]
+    wrapped = TapGradient.apply(places[0][0][places[0][1]], tap.callback, tap.pass_on, *held.values())
+    for where, slot in places:
+        where[slot] = wrapped
+
+
+def _on_kept_weights(layer: Any) -> bool:
+    """Whether the layer has its kept weights alone in this call."""
+    return hasattr(layer, "tapped") and layer.key in layer.context.patterns
 
 
 def _users(module: nn.Module, slots: ParameterSlot, key: str) -> list[nn.Module]:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from fedsim.core import keys
 from fedsim.kernels.activation_pruning.layers import Convolution, Layer, Product, WeightTap, operation
 from fedsim.kernels.sparse import layers
+from fedsim.kernels.sparse.nsconv import normalised
 from fedsim.nn.layers.nsconv import NormalisedConv2d
 from fedsim.nn.layers.standardized_conv import StandardisedConv2d, standardised
 from fedsim.nn.runtime import activation_cache
@@ -26,6 +27,7 @@ class Weighted:
     context: CallContext
     key: str
     op: Convolution | Product
+    tapped: Tensor | None = None  # on kept weights alone: its gradient is the dense gradient of the weight
     may_prune: bool  # whether it keeps less than its whole input under activation pruning; the first layer never does
 
     def pruning(self, x: Tensor) -> Tensor:
@@ -49,7 +51,7 @@ class Conv2d(Weighted, nn.Conv2d):
         if not patterns:
             return self.pruning(input) if activation_cache.prunes_input(self) else super().forward(input)
         if self.key in patterns:
-            return layers.conv2d(input, self.weight, self.bias, patterns[self.key], activation_cache.cache_for(self, input))
+            return layers.conv2d(input, self.weight, self.bias, patterns[self.key], activation_cache.cache_for(self, input), self.tapped)
         nchw = to_nchw(input)
         return to_chwn(self.pruning(nchw) if activation_cache.prunes_input(self) else super().forward(nchw))
 
@@ -59,7 +61,8 @@ class Linear(Weighted, nn.Linear):
         patterns = self.context.patterns
         if self.key in patterns:
             rows = input if input.dim() == 2 else input.flatten(0, -2)
-            out = layers.linear(rows, self.weight, self.bias, patterns[self.key], activation_cache.cache_for(self, rows))
+            cache = activation_cache.cache_for(self, rows)
+            out = layers.linear(rows, self.weight, self.bias, patterns[self.key], cache, self.tapped)
             return out if input.dim() == 2 else out.reshape(*input.shape[:-1], -1)
         return self.pruning(input) if activation_cache.prunes_input(self) else super().forward(input)
 
@@ -92,6 +95,7 @@ class RuntimeNSConv2d(nn.Module):
     """Replaces a normalised convolution; it applies the mask of its weight. It keeps no tensor of the weight's size for backward."""
 
     tap: WeightTap | None = None  # of the gradient of the weight in use
+    tapped: Tensor | None = None  # on kept weights alone: its gradient is that dense gradient
 
     def __init__(self, conv: NormalisedConv2d, name: str, context: CallContext) -> None:
         super().__init__()
@@ -100,6 +104,10 @@ class RuntimeNSConv2d(nn.Module):
         self.context, self.may_prune = context, True
 
     def forward(self, input: Tensor) -> Tensor:
-        context = self.context
-        way = Layer(self.op, self.over, self.tap)
-        return activation_cache.weighted(self, input, way, self.weight, self.bias, self.gain, context.tree.get(self.mask_key))
+        context, patterns = self.context, self.context.patterns
+        if self.key in patterns:
+            values = normalised(self.weight, self.gain, patterns[self.key], self.over)
+            return layers.conv2d(input, values, self.bias, patterns[self.key], activation_cache.cache_for(self, input), self.tapped)
+        way, x = Layer(self.op, self.over, self.tap), to_nchw(input) if patterns else input
+        out = activation_cache.weighted(self, x, way, self.weight, self.bias, self.gain, context.tree.get(self.mask_key))
+        return to_chwn(out) if patterns else out

@@ -100,14 +100,17 @@ def _converted(module: nn.Module, context: CallContext) -> dict[str, Geometry]:
             context.has_dropout |= isinstance(layer, Drawn) and layer.p > 0
             if issubclass(kind, Weighted):
                 layer.op, layer.may_prune = operation(layer), True
-            if (geometry := _geometry(layer)) is not None:
-                geometries[name] = geometry
+        if (kind or isinstance(layer, RuntimeNSConv2d)) and (geometry := _geometry(layer)) is not None:
+            geometries[name] = geometry
     return geometries
 
 
 def _geometry(layer: Any) -> Geometry | None:
     if isinstance(layer, nn.Linear):
         return Geometry()
+    if isinstance(layer, RuntimeNSConv2d):
+        way: Any = layer.op
+        return Geometry(way.stride, way.padding, way.dilation, way.groups)
     if not isinstance(layer, nn.Conv2d) or layer.padding_mode != "zeros" or isinstance(layer.padding, str):
         return None
     return Geometry(_two(layer.stride), _two(layer.padding), _two(layer.dilation), layer.groups)
