@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from hashlib import sha256
+from itertools import product
 from math import prod
 from typing import Any
 
@@ -18,13 +19,14 @@ from torch import Tensor
 
 from fedsim.core import exact_sum
 from fedsim.kernels import channel_blocks, max_pool, max_pool_cpu
-from fedsim.kernels.activation_pruning import topk
+from fedsim.kernels.activation_pruning import entries, topk, words
 from fedsim.kernels.sparse import chwn_norm, cpu, layers, nsconv, padding, sgd, walk
 from fedsim.kernels.sparse.pattern import Geometry, Pattern
+from fedsim.kernels.vectors import HAS_512
 from fedsim.nn.runtime import chwn
 
 WAYS = {"plain": (0, 1), "an address that ends in 4": (1, 1), "an address that ends in 12": (3, 1), "two threads": (0, 2)}
-MODULES = (exact_sum, channel_blocks, max_pool_cpu, topk, chwn_norm, cpu, nsconv, padding)
+MODULES = (exact_sum, channel_blocks, max_pool_cpu, entries, words, chwn_norm, cpu, nsconv, padding)
 SIZES = ((1, 3, 1, 1), (16, 4, 8, 5), (10, 3, 5, 5), (64, 5, 4, 4), (33, 4, 12, 12), (85, 2, 33, 2), (32, 3, 5, 14))  # B, C, H, W
 STEPS = [(np.float32(factor), np.float32(decay)) for factor in (0, 0.9) for decay in (0, 0.01)]
 
@@ -100,10 +102,10 @@ def pooled_and_pruned(drawn: Drawn) -> Iterator[Any]:
         x = drawn.tensor(2, 3, 6, width)
         out = max_pool.halved(x)
         yield from (out, *torch.autograd.grad(out, x, drawn.tensor(*out.shape).detach()))
-    for entries in (1, 37, 4096):
-        x, k = drawn.tensor(2, entries).detach(), 1 + entries // 3
+    for count, kind in product((1, 37, 4096), (torch.float32, torch.float64)):
+        x, k = drawn.tensor(2, count).detach().to(kind), 1 + count // 3
         bits, values = topk.select(x, None, k)
-        yield from (bits, values, topk.restore(bits, values, entries), topk.where_set(x, bits, 1.7))
+        yield from (bits, values, topk.restore(bits, values, count), topk.where_set(x, bits, 1.7))
         yield from (topk.where_positive(x, out := torch.empty_like(x), 1.5, 1.7), out)
 
 
@@ -125,7 +127,8 @@ def unused() -> list[str]:
     """Kernels that nothing has called."""
     every = {f"{module.__name__}.{name}": value for module in MODULES for name, value in vars(module).items()}
     kernels = {name: value for name, value in every.items() if isinstance(value, Dispatcher) and not value.targetoptions.get("forceinline")}
-    return [name for name, kernel in kernels.items() if not kernel.signatures]
+    left = () if HAS_512 else (words.select, words.restore)
+    return [name for name, kernel in kernels.items() if not kernel.signatures and kernel not in left]
 
 
 if __name__ == "__main__":

@@ -17,16 +17,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedsim.core.activation_pruning import bits as bits_of
-from fedsim.core.compiled import inlined, kernel
+from fedsim.kernels.activation_pruning import entries, words
+from fedsim.kernels.activation_pruning.entries import FIRST, NEXT
+from fedsim.kernels.vectors import HAS_512
 
-FIRST, NEXT = 11, 10  # bits that are counted at once: of all entries, of those that are still undecided
 SPREAD = 64  # tables that a device counts into side by side
 INTEGERS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32, torch.float64: torch.int64}
 
 
-def counts(entries: Tensor, share: float) -> Tensor:
+def counts(sizes: Tensor, share: float) -> Tensor:
     """`activation_pruning.count` of each row, int64."""
-    return (entries.long() - ((1 - share) * entries.double() + 0.5).long()).clamp(min=1)
+    return (sizes.long() - ((1 - share) * sizes.double() + 0.5).long()).clamp(min=1)
 
 
 def select(x: Tensor, kept: Tensor | None, k: int, transposed: tuple[int, int] = (1, 1)) -> tuple[Tensor, Tensor]:
@@ -46,30 +47,35 @@ def select(x: Tensor, kept: Tensor | None, k: int, transposed: tuple[int, int] =
         held = values.view(INTEGERS[x.dtype])
         return topk_cuda.select(x.detach().view(INTEGERS[x.dtype]), kept, held, _magnitude(x.dtype))[0], values
     wanted = np.full(len(x), k, np.int64) if kept is None else kept.numpy()
-    _select(_integers(x), wanted, _integers(values), bits.numpy(), _magnitude(x.dtype), *transposed)
+    given = _integers(x), wanted, _integers(values), bits.numpy()
+    if HAS_512 and x.dtype == torch.float32:
+        words.select(*given, *transposed)
+    else:
+        entries.select(*given, _magnitude(x.dtype), *transposed)
     return bits, values
 
 
-def restore(bits: Tensor, values: Tensor, entries: int) -> Tensor:
+def restore(bits: Tensor, values: Tensor, size: int) -> Tensor:
     """x~ (K, M): the values at their positions, 0 elsewhere."""
     if bits.device.type != "cpu" and _by_triton(values):
         from fedsim.kernels.activation_pruning import topk_cuda
 
-        return topk_cuda.restore(bits, values.view(INTEGERS[values.dtype]), entries).view(values.dtype)
+        return topk_cuda.restore(bits, values.view(INTEGERS[values.dtype]), size).view(values.dtype)
     if bits.device.type != "cpu":
-        kept = _unpacked(bits, entries)
+        kept = _unpacked(bits, size)
         place = kept.cumsum(1).sub_(1).clamp_(0, values.shape[1] - 1)
         return torch.where(kept, values.gather(1, place), 0)
-    out = values.new_empty(len(values), entries)
-    _restore(bits.numpy(), _integers(values), _integers(out))
+    out = values.new_empty(len(values), size)
+    way = words.restore if HAS_512 and values.dtype == torch.float32 else entries.restore
+    way(bits.numpy(), _integers(values), _integers(out))
     return out
 
 
-def positions(bits: Tensor, entries: int, k: int) -> Tensor:
+def positions(bits: Tensor, size: int, k: int) -> Tensor:
     """(K, k) int32 positions of the set bits, in order; the rest of a row is filled with positions whose value is 0."""
-    kept = _unpacked(bits, entries)
+    kept = _unpacked(bits, size)
     place = torch.where(kept, kept.cumsum(1) - 1, k)
-    every = torch.arange(entries, dtype=torch.int32, device=bits.device).expand(len(bits), -1)
+    every = torch.arange(size, dtype=torch.int32, device=bits.device).expand(len(bits), -1)
     return torch.zeros(len(bits), k + 1, dtype=torch.int32, device=bits.device).scatter_(1, place, every)[:, :k].clone()
 
 
@@ -82,7 +88,7 @@ def where_positive(x: Tensor, out: Tensor, top: float, scale: float) -> Tensor:
         if scale != 1:
             out.mul_(scale)
         return inside
-    _positive(x.numpy(), out.numpy(), inside.numpy(), x.numpy().dtype.type(top), x.numpy().dtype.type(scale))
+    entries.positive(x.numpy(), out.numpy(), inside.numpy(), x.numpy().dtype.type(top), x.numpy().dtype.type(scale))
     return inside
 
 
@@ -92,7 +98,8 @@ def where_set(g: Tensor, bits: Tensor, scale: float) -> Tensor:
         out = torch.where(_unpacked(bits, g.shape[1]), g, 0)
     else:
         out = torch.empty_like(g)
-        _passed(_integers(g), bits.numpy(), _integers(out))
+        way = words.passed if g.dtype == torch.float32 else entries.passed
+        way(_integers(g), bits.numpy(), _integers(out))
     return out if scale == 1 else out.mul_(scale)
 
 
@@ -121,184 +128,6 @@ def _compiles(device: str) -> bool:
     except Exception:
         return False
     return True
-
-
-# ---- compiled
-@inlined
-def _leading(x: Any, magnitude: Any, shift: Any) -> Any:  # pragma: no cover - compiled
-    """How many entries have each value of the leading bits; four tables, for equal neighbours would wait for each other."""
-    mask = (np.int64(1) << magnitude) - 1 if magnitude < 63 else np.int64(0x7FFFFFFFFFFFFFFF)
-    tables = np.zeros((4, 1 << (magnitude - shift)), np.int32)
-    whole = x.size - x.size % 4
-    for i in range(0, whole, 4):
-        tables[0, (np.int64(x[i]) & mask) >> shift] += 1
-        tables[1, (np.int64(x[i + 1]) & mask) >> shift] += 1
-        tables[2, (np.int64(x[i + 2]) & mask) >> shift] += 1
-        tables[3, (np.int64(x[i + 3]) & mask) >> shift] += 1
-    for i in range(whole, x.size):
-        tables[0, (np.int64(x[i]) & mask) >> shift] += 1
-    return tables[0] + tables[1] + tables[2] + tables[3]
-
-
-@inlined
-def _bin(table: Any, k: Any) -> Any:  # pragma: no cover - compiled
-    """(the bin in which the k-th largest lies, how many of its entries are among the k)."""
-    for j in range(table.size - 1, -1, -1):
-        if k <= table[j]:
-            return j, k
-        k -= table[j]
-    return 0, k
-
-
-@inlined
-def _threshold(x: Any, k: Any, magnitude: Any) -> Any:  # pragma: no cover - compiled
-    """(|x| of the k-th largest as an integer, how many of those equal to it are among the k)."""
-    mask = (np.int64(1) << magnitude) - 1 if magnitude < 63 else np.int64(0x7FFFFFFFFFFFFFFF)
-    shift = magnitude - FIRST
-    table = _leading(x, magnitude, shift)
-    place, k = _bin(table, k)
-    near, found = np.empty(table[place] + 1, np.int64), 0
-    for i in range(x.size):
-        e = np.int64(x[i]) & mask
-        near[found] = e
-        found += (e >> shift) == place
-    while shift > 0:
-        width = min(shift, NEXT)
-        shift -= width
-        inner = np.zeros(1 << width, np.int32)
-        for i in range(found):
-            inner[(near[i] >> shift) & ((1 << width) - 1)] += 1
-        place, k = _bin(inner, k)
-        left = 0
-        for i in range(found):
-            near[left] = near[i]
-            left += ((near[i] >> shift) & ((1 << width) - 1)) == place
-        found = left
-    return near[0], k
-
-
-@inlined
-def _place(i: Any, s: Any, t: Any) -> Any:  # pragma: no cover - compiled
-    """Flat index of entry `i` after the last two axes (S, T) are swapped."""
-    return i - i % (s * t) + (i % t) * s + i % (s * t) // t
-
-
-@inlined
-def _limit(entries: Any, least: Any, ties: Any, magnitude: Any, s: Any, t: Any) -> Any:  # pragma: no cover - compiled
-    """The place of the last entry equal to `least` that is taken; -1 if they are taken in the order of memory."""
-    if t == 1 or least == 0:
-        return np.int64(-1)
-    mask = (np.int64(1) << magnitude) - 1 if magnitude < 63 else np.int64(0x7FFFFFFFFFFFFFFF)
-    equal = 0
-    for i in range(entries.size):
-        equal += (np.int64(entries[i]) & mask) == least
-    if equal == ties:
-        return np.int64(-1)
-    places, found = np.empty(equal, np.int64), 0
-    for i in range(entries.size):
-        if (np.int64(entries[i]) & mask) == least:
-            places[found] = _place(i, s, t)
-            found += 1
-    return np.sort(places)[ties - 1]
-
-
-@inlined
-def _taken(
-    entries: Any, least: Any, ties: Any, held: Any, k: Any, bits: Any, magnitude: Any, limit: Any, s: Any, t: Any
-) -> None:  # pragma: no cover - compiled
-    """Writes the entries above `least`, and `ties` of those equal to it: the first, or up to the place `limit`."""
-    mask = (np.int64(1) << magnitude) - 1 if magnitude < 63 else np.int64(0x7FFFFFFFFFFFFFFF)
-    at = 0
-    for j in range(bits.size):
-        eight = entries[8 * j : 8 * j + 8]
-        above, equal = np.int64(0), np.int64(0)
-        for b in range(eight.size):
-            e = np.int64(eight[b]) & mask
-            above |= np.int64(e > least) << b
-            equal |= np.int64(e == least) << b
-        for b in range(8 if equal and ties else 0):
-            if (equal >> b) & 1 and ties and (limit < 0 or _place(8 * j + b, s, t) <= limit):
-                above |= 1 << b
-                ties -= 1
-        bits[j] = above
-        if at < k:
-            for b in range(eight.size):
-                held[min(at, k - 1)] = eight[b] if at < k else held[k - 1]
-                at += int((above >> b) & 1)
-
-
-@kernel
-def _select(x: Any, kept: Any, values: Any, bits: Any, magnitude: Any, s: Any, t: Any) -> None:  # pragma: no cover - compiled
-    for row in range(x.shape[0]):
-        least, ties = _threshold(x[row], kept[row], magnitude)
-        limit = _limit(x[row], least, ties, magnitude, s, t)
-        _taken(x[row], least, ties, values[row], kept[row], bits[row], magnitude, limit, s, t)
-
-
-@inlined
-def _spread(byte: Any, held: Any, at: Any, into: Any) -> int:  # pragma: no cover - compiled
-    kind = held.dtype.type
-    for t in range(into.size):
-        one = (byte >> np.uint8(t)) & np.uint8(1)
-        into[t] = held[min(at, held.size - 1)] & -kind(one)
-        at += one
-    return at
-
-
-@inlined
-def _back(bits: Any, held: Any, out: Any) -> None:  # pragma: no cover - compiled
-    kind = held.dtype.type
-    at = 0
-    for j in range(bits.size):
-        byte, base = bits[j], 8 * j
-        if base + 8 <= out.size and at + 8 < held.size:
-            for t in range(8):
-                one = (byte >> np.uint8(t)) & np.uint8(1)
-                out[base + t] = held[at] & -kind(one)
-                at += one
-        else:
-            at = _spread(byte, held, at, out[base : base + 8])
-
-
-@kernel
-def _restore(bits: Any, values: Any, out: Any) -> None:  # pragma: no cover - compiled
-    for row in range(out.shape[0]):
-        _back(bits[row], values[row], out[row])
-
-
-@inlined
-def _clamped(x: Any, out: Any, bits: Any, top: Any, scale: Any) -> None:  # pragma: no cover - compiled
-    zero = x.dtype.type(0)
-    for j in range(bits.size):
-        eight, into, byte = x[8 * j : 8 * j + 8], out[8 * j : 8 * j + 8], np.int64(0)
-        for t in range(eight.size):
-            value = eight[t]
-            byte |= np.int64(value > zero and value < top) << t
-            into[t] = scale * min(max(value, zero), top) if value == value else value
-        bits[j] = byte
-
-
-@kernel
-def _positive(x: Any, out: Any, bits: Any, top: Any, scale: Any) -> None:  # pragma: no cover - compiled
-    for row in range(x.shape[0]):
-        _clamped(x[row], out[row], bits[row], top, scale)
-
-
-@inlined
-def _held(g: Any, bits: Any, out: Any) -> None:  # pragma: no cover - compiled
-    kind, last = g.dtype.type, g.size // 8
-    for j in range(last):
-        byte, base = np.int32(bits[j]), 8 * j
-        for t in range(8):
-            out[base + t] = g[base + t] & kind(-((byte >> np.int32(t)) & np.int32(1)))
-    for i in range(8 * last, g.size):
-        out[i] = g[i] & kind(-((np.int32(bits[last]) >> np.int32(i - 8 * last)) & np.int32(1)))
-
-
-@kernel
-def _passed(g: Any, bits: Any, out: Any) -> None:  # pragma: no cover - compiled
-    for row in range(g.shape[0]):
-        _held(g[row], bits[row], out[row])
 
 
 # ---- on any device, in torch's own operations, without asking the device for a number
