@@ -48,11 +48,16 @@ def apart(job: Job) -> float:
 
 
 def seconds(job: Job, ranks: int) -> float:
-    """Median seconds of a round under mpirun, the first ones, which warm up, left out."""
+    """Median seconds of a round under mpirun."""
+    return median(rounds(job, ranks))
+
+
+def rounds(job: Job, ranks: int) -> list[float]:
+    """Seconds of each round under mpirun, the first ones, which warm up, left out."""
     with TemporaryDirectory() as folder:
         out = Path(folder) / "run.h5"
         launch(job, ranks, [sys.executable, "-m", "fedsim", "run", "JOB", "--out", str(out)], Path(folder))
-        return median(RunReader(out).column("seconds")[2:].tolist())
+        return [float(value) for value in RunReader(out).column("seconds")[2:].tolist()]
 
 
 def launch(job: Job, ranks: int, program: list[str], folder: Path) -> None:

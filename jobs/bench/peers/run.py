@@ -1,5 +1,8 @@
 """fedsim, pfl, Flower and a bare PyTorch loop on the same work, in turn: `python jobs/bench/peers/run.py --help`.
 
+The peers do dense FedAvg. Of a job with another method they train the same network, undivided by masks, on the same images and with as
+many steps; there a run's mean round counts, for some of its rounds adjust masks.
+
 First each of them runs two rounds in which every client takes part with all of its images in one batch, so that neither the choice of
 clients nor the order of images can matter, and all must end with the same weights. Then the timed runs, whose local steps are counted.
 """
@@ -7,6 +10,7 @@ clients nor the order of images can matter, and all must end with the same weigh
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import subprocess
 import sys
@@ -14,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from tempfile import TemporaryDirectory
 
 import numpy as np
@@ -22,24 +26,26 @@ import torch
 from environments import python_of
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, fx, nn
 from work import Work, write
 
 from fedsim import models
-from fedsim.bench.ranks import launch, seconds
-from fedsim.config.job import Job, load
+from fedsim.bench.ranks import launch, rounds
+from fedsim.config.job import Chosen, Job, load
+from fedsim.config.method_registry import find
 from fedsim.errors import BadInput
 from fedsim.simulation.experiment import build_experiment
 from fedsim.storage.reader import RunReader
 
 HERE = Path(__file__).parent
 JOBS = (HERE.parent / "small.toml", HERE.parent / "medium.toml")
-BARE = "bare loop"
+BARE, DENSE = "bare loop", "fedavg"
 WARM = 2  # rounds at the start of a run that are left out, as fedsim.bench.ranks does
 SAME = 2e-3  # of the way that the weights have gone: how far apart they may end, for sums in float32; a step more or less is 0.25
 LIKE_FEDSIM = {
     "OMP_NUM_THREADS": "1",
     "CUDA_VISIBLE_DEVICES": "",
+    "PYTHONPATH": str(HERE.parents[2]),  # for layers of fedsim's own, which need torch alone
     "MALLOC_MMAP_THRESHOLD_": str(1 << 25),  # what fedsim.simulation.malloc has glibc do for fedsim itself
     "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
 }
@@ -75,7 +81,7 @@ def main() -> int:
     except BadInput as error:
         console.print(str(error), markup=False)
         return 2
-    runners = _runners(asked.environments)
+    runners = _runners(asked.environments, asked.bare)
     for job in jobs:
         with console.status(f"{job.name}: the same work?"):
             _check(job, runners, console)
@@ -94,6 +100,7 @@ def _asked() -> argparse.Namespace:
     parser.add_argument("--environments", type=Path, default=Path(".venv-peers"), metavar="FOLDER", help="two of 6 GB (.venv-peers)")
     parser.add_argument("--repeats", type=int, default=5, help="runs of each, in turn (5)")
     parser.add_argument("--rounds", type=int, default=12, help=f"of a run, {WARM} of them left out (12)")
+    parser.add_argument("--bare", action="store_true", help="fedsim and the bare PyTorch loop alone, which need no environments")
     parser.add_argument("--check", action="store_true", help="only make the environments and compare the final weights")
     return parser.parse_args()
 
@@ -102,19 +109,21 @@ def _job(path: Path, rounds: int) -> Job:
     """BadInput for a job that the peers' scripts would not do in full."""
     job = load(path, (f"rounds={rounds}", "execution.device=cpu"))
     differing = {name: getattr(job.train, name) for name, value in PLAIN.items() if getattr(job.train, name) != value}
-    if (job.model.name, job.model.norm, job.method.name, job.partition.name) != ("cnn", "none", "fedavg", "blocks") or differing:
-        raise BadInput(f'{path}: the peers do model "cnn" with norm "none", method "fedavg", partition "blocks", and in [train] {PLAIN}')
+    if job.partition.name != "blocks" or job.model.factory or differing:
+        raise BadInput(f'{path}: the peers do models of fedsim\'s own, partition "blocks", and in [train] {PLAIN}')
     if rounds <= WARM:
         raise BadInput(f"--rounds {rounds}: the first {WARM} are left out; give at least {WARM + 1}")
     return job
 
 
-def _runners(environments: Path) -> list[Runner]:
+def _runners(environments: Path, bare: bool) -> list[Runner]:
+    alone = [_fedsim("fedsim, 1 rank", 1), _peer(BARE, 1, Path(sys.executable), "bare.py")]
+    if bare:
+        return alone
     pfl, flower = python_of("pfl", environments), python_of("flower", environments)
     several = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     return [
-        _fedsim("fedsim, 1 rank", 1),
-        _peer(BARE, 1, Path(sys.executable), "bare.py"),
+        *alone,
         _peer("pfl", 1, pfl, "with_pfl.py"),
         _fedsim("fedsim, 3 ranks", 3),
         _peer("pfl, 2 workers", 2, pfl, "with_pfl.py", several),
@@ -129,9 +138,9 @@ def _fedsim(name: str, ranks: int) -> Runner:
         with TemporaryDirectory() as folder:
             out = Path(folder) / "run.h5"
             launch(job, ranks, [sys.executable, "-m", "fedsim", "run", "JOB", "--out", str(out)], Path(folder))
-            return {key.removeprefix("w/"): value for key, value in RunReader(out).model().items()}
+            return {key.removeprefix("w/").removeprefix("buf/"): value for key, value in RunReader(out).model().items()}
 
-    return Runner(name, max(1, ranks - 1), lambda job, _: seconds(job, ranks), last)
+    return Runner(name, max(1, ranks - 1), lambda job, _: _middle(job, rounds(job, ranks)), last)
 
 
 def _peer(name: str, cores: int, python: Path, script: str, launcher: tuple[str, ...] = ()) -> Runner:
@@ -142,7 +151,12 @@ def _peer(name: str, cores: int, python: Path, script: str, launcher: tuple[str,
             raise RuntimeError(f"{name} took {found.steps} local steps in its first round; the work has {steps}")
         return found
 
-    return Runner(name, cores, lambda _, work: median(run(work).seconds[WARM:]), lambda _, work: run(work).last)
+    return Runner(name, cores, lambda job, work: _middle(job, run(work).seconds[WARM:]), lambda _, work: run(work).last)
+
+
+def _middle(job: Job, seconds: list[float]) -> float:
+    """The median round, or the mean one where rounds are unlike each other."""
+    return median(seconds) if job.method.name == DENSE else fmean(seconds)
 
 
 def _answer(command: list[str], work: Work) -> Answer:
@@ -169,14 +183,32 @@ def _work(job: Job) -> Work:
     index = [torch.from_numpy(population.shards["train"].of(client)) for client in range(population.clients)]
     images = torch.stack([(population.train.images(own).float() / 255 - mean) / std for own in index])
     labels = torch.stack([population.train.labels(own) for own in index])
-    first = models.build(job.model, population.train.shape, population.train.classes, job.seed).state_dict()
-    return Work(images, labels, dict(first), parts.setting.cohort, job.rounds, train.epochs, train.batch, train.lr)
+    module = models.build(job.model, population.train.shape, population.train.classes, job.seed).train()
+    numbers = parts.setting.cohort, job.rounds, train.epochs, train.batch, train.lr
+    return Work(images, labels, dict(module.state_dict()), _network(module), *numbers)
+
+
+class _Tracer(fx.Tracer):
+    """Layers of fedsim's own stay whole, as torch's do."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return type(m).__module__.startswith("fedsim.nn.layers") or super().is_leaf_module(m, module_qualified_name)
+
+
+def _network(module: nn.Module) -> bytes:
+    """The module as a traced one, so that whoever loads it needs no torchvision and none of fedsim's models."""
+    graph, held = _Tracer().trace(module), io.BytesIO()
+    graph._tracer_cls = None  # else it would be looked for where the module is loaded
+    torch.save(fx.GraphModule(module, graph), held)
+    return held.getvalue()
 
 
 def _check(job: Job, runners: list[Runner], console: Console) -> None:
     """RuntimeError unless all end with the same weights where neither cohort nor order is left to chance."""
     clients, n = _work(job).labels.shape
-    sections = {"cohort": {"size": clients}, "train": {"batch": n, "epochs": 2}}
+    sections = {"cohort": {"size": clients}, "train": {"batch": n, "epochs": 2, "activation_keep": 1.0}}
+    if job.method.name != DENSE:  # its dense twin, which is what the peers do
+        job = job.model_copy(update={"method": Chosen(DENSE, find(DENSE)())})
     job = job.model_copy(update={name: getattr(job, name).model_copy(update=values) for name, values in sections.items()} | {"rounds": 2})
     work = _work(job)
     wanted, *others = [(runner.name, runner.last(job, work)) for runner in runners]
@@ -189,7 +221,8 @@ def _check(job: Job, runners: list[Runner], console: Console) -> None:
 
 
 def _apart(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
-    """The largest difference; KeyError unless the names are the same."""
+    """The largest difference; KeyError unless the names are the same, but for batch norms' own counts, which fedsim has not."""
+    one, other = ({name: value for name, value in held.items() if not name.endswith("num_batches_tracked")} for held in (one, other))
     if one.keys() != other.keys():
         raise KeyError(f"weights {sorted(one)} here, {sorted(other)} there")
     return max(float((one[name] - other[name]).abs().max()) for name in one)

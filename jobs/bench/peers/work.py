@@ -1,9 +1,12 @@
-"""What every script here is given and what it gives back, an .npz file each way. Torch and numpy alone: it runs in every environment."""
+"""What every script here is given and what it gives back, an .npz file each way. It runs in every environment, on torch and numpy alone.
+
+The network comes as a traced torch module. Where it has layers of fedsim's own, their code is found by PYTHONPATH.
+"""
 
 from __future__ import annotations
 
+import io
 import sys
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +26,8 @@ class Work:
 
     images: Tensor  # (clients, n, C, H, W) float32, normalised
     labels: Tensor  # (clients, n)
-    first: dict[str, Tensor]  # the weights that round 1 begins with
+    first: dict[str, Tensor]  # the weights that round 1 begins with, and buffers
+    network: bytes  # a module with them, as torch.save writes it
     cohort: int  # clients per round
     rounds: int
     epochs: int  # local
@@ -31,24 +35,10 @@ class Work:
     lr: float
 
     def module(self) -> nn.Module:
-        """fedsim's `cnn` without a norm, as wide as the first weights are, with them in it."""
-        (width, channels), hidden = self.first["conv1.weight"].shape[:2], self.first["fc1.weight"].shape
-        module = nn.Sequential(
-            OrderedDict(
-                conv1=nn.Conv2d(channels, width, 3, padding=1),
-                relu1=nn.ReLU(),
-                pool1=nn.MaxPool2d(2),
-                conv2=nn.Conv2d(width, 2 * width, 3, padding=1),
-                relu2=nn.ReLU(),
-                pool2=nn.MaxPool2d(2),
-                flatten=nn.Flatten(),
-                fc1=nn.Linear(hidden[1], hidden[0]),
-                relu3=nn.ReLU(),
-                fc2=nn.Linear(hidden[0], len(self.first["fc2.bias"])),
-            )
-        )
-        module.load_state_dict(self.first)
-        return module
+        """The job's network with the first weights in it, in training mode."""
+        module = torch.load(io.BytesIO(self.network), weights_only=False)
+        assert isinstance(module, nn.Module)
+        return module.train()
 
     def batches(self, client: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of all local epochs of `client`, in a new order each epoch."""
@@ -83,13 +73,14 @@ def read(path: str | Path) -> Work:
     with np.load(path) as file:
         first = {name.removeprefix("first/"): torch.from_numpy(file[name]) for name in file.files if name.startswith("first/")}
         numbers: dict[str, Any] = {name: file[name].item() for name in NUMBERS}
-        return Work(torch.from_numpy(file["images"]), torch.from_numpy(file["labels"]), first, **numbers)
+        return Work(torch.from_numpy(file["images"]), torch.from_numpy(file["labels"]), first, file["network"].tobytes(), **numbers)
 
 
 def write(work: Work, path: Path) -> None:
     numbers = {name: getattr(work, name) for name in NUMBERS}
     first = {f"first/{name}": value.numpy() for name, value in work.first.items()}
-    np.savez(path, images=work.images.numpy(), labels=work.labels.numpy(), **first, **numbers)
+    network = np.frombuffer(work.network, np.uint8)
+    np.savez(path, images=work.images.numpy(), labels=work.labels.numpy(), network=network, **first, **numbers)
 
 
 def answer(marks: list[float], steps: int, last: dict[str, Tensor]) -> None:
