@@ -62,7 +62,7 @@ class KeptPositions:
 
     def values(self, weight: Tensor) -> Tensor:
         """(nnz,) the kept entries of a weight."""
-        return weight.reshape(-1)[self.kept.long()]
+        return weight.reshape(-1).index_select(0, self.kept)
 
     def spread(self, values: Tensor) -> Tensor:
         """A dense tensor with the values (nnz,) at the kept positions and 0 elsewhere."""
@@ -95,13 +95,11 @@ class Pattern:
 
     def values(self, weight: Tensor) -> Tensor:
         """(nnz,) the kept entries of a weight."""
-        return weight.reshape(-1)[self.kept]
+        return weight.reshape(-1).index_select(0, self.kept)
 
     def spread(self, values: Tensor) -> Tensor:
         """A dense tensor with the values (nnz,) at the kept positions and 0 elsewhere."""
-        dense = values.new_zeros(self.mask.shape)
-        dense.view(-1)[self.kept] = values
-        return dense
+        return values.new_zeros(self.mask.numel()).index_copy_(0, self.kept, values).view(self.mask.shape)
 
     @property
     def channels(self) -> tuple[Array, Array]:
