@@ -34,6 +34,12 @@ RUNS: dict[str, dict[str, Any]] = {  # kernels are compiled for types and layout
     },
     "sparse, normalised convolutions": {"model": {"name": "resnet8", "norm": "nsconv"}, "method": GROWING},
     "pruned activations": {"model": {"name": "resnet8"}, "method": GROWING, "train": {"activation_keep": 0.3}},
+    "pruned activations, dense": {
+        "model": {"name": "cnn", "norm": "nsconv"},
+        "method": GROWING,
+        "train": {"activation_keep": 0.3},
+        "execution": {"kernels": "dense"},
+    },
     "stacked clients": {"model": {"name": "cnn"}, "method": {"name": "fedavg"}, "execution": {"fleet": "packed", "kernels": "dense"}},
     "stacked normalised convolutions": {
         "model": {"name": "cnn", "norm": "nsconv"},
