@@ -68,6 +68,7 @@ def run(
     callback: Callback | None = None,
     progress: bool = True,
     trace: JobPath | None = None,
+    extend: JobPath | None = None,
 ) -> RunReader:
     """Runs a job as `fedsim run` does. A run that was stopped is continued; a finished run is left as it is.
 
@@ -83,6 +84,7 @@ def run(
             run. An exception of the callback ends the run, under mpirun on all ranks.
         progress: whether progress is printed: a bar in a terminal, about 60 lines at most elsewhere and in notebooks.
         trace: a file for what every rank did when, which ui.perfetto.dev and chrome://tracing show; by default none.
+        extend: a finished run of this job with fewer rounds, from which the new run file goes on; by default none.
 
     Returns:
         The run file, opened for reading, on every rank. `attributes["finished"]` says whether the run has done all its rounds. Only
@@ -110,7 +112,7 @@ def run(
     path = Path(out) if out else Path("runs") / loaded.file
     observer = launch.Observer(output(quiet=True) if not progress else None, callback, trace=Path(trace) if trace else None)
     with _threads_kept(), naming_job(_origin(job)):
-        launch.run(loaded, path, resume, communicator, observer)
+        launch.run(loaded, path, resume, communicator, observer, Path(extend) if extend else None)
     return RunReader(path, check=not (communicator and communicator.rank))
 
 

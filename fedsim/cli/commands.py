@@ -99,6 +99,10 @@ def run(
         Path | None,
         typer.Option(metavar="FILE.json", help="Write what every rank did when, for ui.perfetto.dev or chrome://tracing."),
     ] = None,
+    extend: Annotated[
+        Path | None,
+        typer.Option(metavar="FIRST.h5", help="A finished run of this job with fewer rounds, from which the new run file goes on."),
+    ] = None,
 ) -> int:
     """Run a job, in one process or under `mpirun -n RANKS` (rank 0 is the server, the others train clients)."""
     ranks.refuse_lonely_tasks()
@@ -112,7 +116,7 @@ def run(
     from fedsim.simulation import launch
 
     with naming_job(job):
-        return launch.main(loaded, out or Path("runs") / loaded.file, resume, job, trace)
+        return launch.main(loaded, out or Path("runs") / loaded.file, resume, job, trace, extend)
 
 
 @app.command()

@@ -186,6 +186,7 @@ class Method(ABC, Generic[State]):
 
     density: float | None = None  # share of the weights that a masked model keeps, for the choice of kernels; None: no masks
 
+    follows_rounds: ClassVar[bool] = True  # whether a round may depend on how many there are; a class that says False can be extended
     asynchronous: ClassVar[bool] = False  # its rounds are one averaged training each, so that clients may answer to older models
 
     @property

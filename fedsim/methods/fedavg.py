@@ -23,6 +23,7 @@ from fedsim.nn.net import Net
 class FedAvg(Method[AveragedState]):
     """Averages what a cohort trained, round after round; no hyperparameters of its own."""
 
+    follows_rounds = False
     asynchronous = True
 
     def init(self, setting: Setting, public: Data | None) -> AveragedState:

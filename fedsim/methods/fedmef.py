@@ -47,6 +47,8 @@ class Extrusion:
 class FedMef(Method[AveragedState]):
     """Moves its masks all at once, and presses down what it is about to drop."""
 
+    follows_rounds = False
+
     density: float = 0.1  # d, kept share of all conv and linear weights, the dense first layer included
     adjust_every: int = 10  # Delta R, rounds
     stop_round: int = 300  # R_stop, the last round that may adjust; 0: never

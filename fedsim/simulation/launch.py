@@ -27,6 +27,7 @@ from fedsim.fleet.local_fleet import LocalFleet
 from fedsim.fleet.plan import Plan
 from fedsim.fleet.registry import make_fleet
 from fedsim.simulation import malloc
+from fedsim.simulation.checking import longer
 from fedsim.simulation.devices.clock import add_clock
 from fedsim.simulation.devices.forecast import refuse_hopeless
 from fedsim.simulation.estimate import idle_fleet
@@ -65,10 +66,10 @@ class Observer:
     trace: Path | None = None  # a file for what every rank did when
 
 
-def main(job: Job, out: Path, resume: str, origin: object = "", trace: Path | None = None) -> int:
+def main(job: Job, out: Path, resume: str, origin: object = "", trace: Path | None = None, first: Path | None = None) -> int:
     """Runs the job on this rank for the command line; the exit code. A BadInput or Stopped before the first round is raised on rank 0.
 
-    origin: how messages name the job. trace: a file for what every rank did when.
+    origin: how messages name the job. trace: a file for what every rank did when. first: a finished run of fewer rounds to go on from.
     """
     communicator, reported = connect(), list[Exception]()
 
@@ -77,7 +78,7 @@ def main(job: Job, out: Path, resume: str, origin: object = "", trace: Path | No
         write_error(f"{origin}: {error}\n" if origin and isinstance(error, BadInput) else f"{error}\n")
 
     try:
-        run(job, out, resume, communicator, Observer(report=report, summary=True, trace=trace))
+        run(job, out, resume, communicator, Observer(report=report, summary=True, trace=trace), first)
     except (BadInput, Stopped) as error:
         if reported or (communicator and communicator.rank):
             return code_of(error)
@@ -87,7 +88,7 @@ def main(job: Job, out: Path, resume: str, origin: object = "", trace: Path | No
     return 0
 
 
-def run(job: Job, out: Path, resume: str, communicator: Communicator | None, observer: Observer) -> None:
+def run(job: Job, out: Path, resume: str, communicator: Communicator | None, observer: Observer, first: Path | None = None) -> None:
     """Runs the job on this rank until it is done, on all ranks alike. Raises BadInput, Stopped, and ClientFault where there is one rank."""
     torch.set_num_threads(job.execution.threads)
     malloc.hold()
@@ -107,7 +108,7 @@ def run(job: Job, out: Path, resume: str, communicator: Communicator | None, obs
         if communicator:
             refuse_unlike(communicator, experiment.facts())
         with span("start or resume"):
-            start = agreed(communicator, lambda: RunStart(out) if worker else _found(experiment, out, resume, lease))
+            start = agreed(communicator, lambda: RunStart(out) if worker else _found(experiment, out, resume, lease, first))
         agreed(communicator, lambda: stop.refuse_to_begin(out))
         hosts = communicator.allgather_text(host()) if communicator else [host()]
         if communicator and worker:
@@ -143,12 +144,17 @@ def _held(out: Path, stop: StopSignal, observer: Observer) -> AbstractContextMan
     return holding(out, _now(), sleep, _say(observer), name, int(restarts) if restarts.isdecimal() else 0)
 
 
-def _found(parts: Experiment, out: Path, resume: str, lease: Lease | None) -> RunStart:
-    """Where the run begins; what a killed one left in its scratch folder on this node is brought home first."""
+def _found(parts: Experiment, out: Path, resume: str, lease: Lease | None, first: Path | None) -> RunStart:
+    """Where the run begins; what a killed one left in its scratch folder on this node is brought home first.
+
+    first: a finished run of fewer rounds, from which a new one goes on.
+    """
     if lease:
         lease.check()  # it may be another's since the data were read
     if (name := parts.job.execution.scratch) and out.is_file():
         recover(expanded(name, os.environ), out)
+    if first is not None:
+        longer.begin(parts, first, out)
     return find_start(parts, out, resume)
 
 

@@ -161,13 +161,18 @@ def _same_job(parts: Experiment, out: Path, known: dict[str, Any], resume: str) 
         found = differences(RunReader(out).job, parts.resolved)
         about = f"{method}, seed {seed}, {max(known['rounds'], 0)} of {planned} rounds; {found}"
         only_rounds = found == f"there rounds = {planned}, here {parts.job.rounds}"
-        why = " (a run is not made longer or shorter: schedules and methods may follow the number of rounds)" if only_rounds else ""
+        why = f", and --extend {out} takes its rounds over where no schedule or method follows their number" if only_rounds else ""
         raise BadInput(f"{out} already holds another job ({about}). Choose another --out{why}")
+    if resume == "never":
+        raise BadInput(f"{out} already holds this job; leave out --resume never to go on with it, or choose another --out")
+    same_run(parts, out, known)
+
+
+def same_run(parts: Experiment, out: Path, known: Mapping[str, Any]) -> None:
+    """BadInput where a run file, whose attributes are `known`, was made by other code, devices, images or another partition."""
     if known.get("own_code_sha256", "") != own_code.digest(parts.job):
         own = " or ".join(own_code.names(parts.job)) or "its method, model or data set"
         raise BadInput(f"{out} was made by other code of {own}; choose another --out, or remove it to start afresh")
-    if resume == "never":
-        raise BadInput(f"{out} already holds this job; leave out --resume never to go on with it, or choose another --out")
     if parts.devices and known.get("devices") != table(parts.devices.mix):
         raise BadInput(f"{out} was made with other figures of devices than {parts.job.devices.name} has now; choose another --out")
     if known.get("partition_sha256") != parts.population.sha256:

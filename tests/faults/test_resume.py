@@ -247,9 +247,9 @@ def test_a_damaged_column_is_reported_and_the_run_goes_on(console: Console, half
     assert hash_of(half) == hash_of(reference)
 
 
-def test_more_rounds_are_another_run_and_the_message_says_why(lab: Lab, console: Console, reference: Path) -> None:
+def test_more_rounds_are_another_run_and_the_message_says_the_way(lab: Lab, console: Console, reference: Path) -> None:
     assert console().code == 0
-    said = "(own:Lasting, seed 0, 8 of 8 rounds; there rounds = 8, here 9). Choose another --out (a run is not made longer or shorter: "
+    said = "(own:Lasting, seed 0, 8 of 8 rounds; there rounds = 8, here 9). Choose another --out, and --extend run.h5 takes its rounds over"
     assert said in console("--set", "rounds=9").err
-    assert "not made longer" not in console("--set", "rounds=9", "--set", "seed=1").err
+    assert "--extend" not in console("--set", "rounds=9", "--set", "seed=1").err
     assert_same(lab.folder / "run.h5", reference)

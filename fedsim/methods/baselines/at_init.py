@@ -60,6 +60,7 @@ class Sensitivity(Work):
 class AtInit(MaskedAveraging):
     """Prunes once, before training, and averages under masks that never move."""
 
+    follows_rounds = False
     asynchronous = True
 
     score: Literal["magnitude", "random", "snip", "synflow", "grasp"] = "magnitude"  # the weights of largest score are kept

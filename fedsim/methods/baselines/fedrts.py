@@ -59,6 +59,8 @@ class TrainAndVote(TrainAndScore):
 class FedRTS(MaskedAveraging):
     """Chooses its masks by Thompson sampling."""
 
+    follows_rounds = False
+
     average_share: float = 0.5  # gamma, share of the averaged model in a reward; the clients have the rest
     step: float = 10.0  # lambda, how much one reward adds to a posterior
     adjust_every: int = 10  # Delta, rounds between two adjustments

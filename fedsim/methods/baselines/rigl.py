@@ -35,6 +35,8 @@ from fedsim.pruning.sparsity.masked_averaging import MaskedAveraging, drawn
 class RigL(MaskedAveraging):
     """Moves the masks of all layers together: the smallest weights leave, and positions of large gradient, or drawn ones, enter as 0."""
 
+    follows_rounds = False
+
     growth: Literal["gradient", "random"] = "gradient"  # where weights grow: at the largest gradients, or at drawn positions (SET)
     regrow: bool = True  # a weight that has just been dropped may grow back, as 0; false: only positions that were pruned before can grow
     start: Literal["magnitude", "random"] = (
