@@ -117,10 +117,11 @@ def _train(job: Any) -> Rule:
 
 
 def _evaluate(job: Any) -> Rule:
+    chosen = job.population is None or job.evaluate.clients != type(job.evaluate)().of(job.population)  # a whole job names the default
     if not job.evaluate.every:
-        for field in ("clients", "batch"):
+        for field in ("clients", "batch") if chosen else ("batch",):
             yield field, "evaluate.every = 0 evaluates never"
-    elif job.partition.test == "global":
+    elif job.partition.test == "global" and chosen:
         yield "clients", 'with partition.test = "global" no client has test images'
 
 

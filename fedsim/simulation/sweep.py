@@ -102,6 +102,7 @@ def _carry_out(runs: Sequence[Run], processes: int, brake: StopSignal, tally: Sw
             while waiting and free:
                 busy.append(free.pop(0))
                 busy[-1].begin(waiting.popleft())
+            tally.look([worker.run for worker in busy])
             ready = wait([worker.pipe for worker in busy], LOOK)
             for worker in [worker for worker in busy if worker.pipe in ready]:
                 busy.remove(worker)
@@ -110,7 +111,6 @@ def _carry_out(runs: Sequence[Run], processes: int, brake: StopSignal, tally: Sw
                 if outcome.full:
                     waiting.clear()
                 free.append(Worker(nest, with_script) if worker.dead and waiting else worker)
-            tally.look([worker.run for worker in busy])
     finally:
         for worker in busy:
             worker.process.terminate()

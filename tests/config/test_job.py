@@ -341,6 +341,8 @@ def test_every_job_of_ours_is_one_and_says_only_what_it_changes(path: Path) -> N
     job = load(path)
     assert isinstance(job, Job)
     assert json.loads(json.dumps(tomllib.loads(resolved(job))))["name"] == path.stem
+    for run in runs(job):  # the whole job, as a run file holds it, is a job of the same name to others
+        assert identity(check(tomllib.loads(resolved(run)))) == identity(run)
 
 
 def test_the_benchmarks_are_the_ones_that_were_agreed() -> None:

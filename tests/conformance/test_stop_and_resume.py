@@ -49,7 +49,7 @@ def test_a_checkpoint_rewrites_the_kept_states_of_its_round_alone(alone) -> None
 def test_a_run_does_not_go_on_from_another_jobs_checkpoint(folder, tmp_path, capsys) -> None:
     """Nor under another plan unsaid."""
     out, asked = tmp_path / "run.h5", iter(range(1000))
-    assert run("fedavg", "serial", folder, out, lambda: next(asked) >= 25) == 3
+    assert run("fedavg", "serial", folder, out, lambda: next(asked) >= 17) == 3
     assert run("fedavg", "serial", folder, out, lambda: True, change={"execution": {"plan": "reference", "fleet": "packed"}}) == 3
     assert "fleet packed (plan: serial)" in capsys.readouterr().out
     found = checkpoint.latest(checkpoint.folder_of(out))
@@ -71,7 +71,7 @@ def test_kept_states_of_rounds_without_a_checkpoint_are_in_the_next(alone, folde
     out, name = tmp_path / "run.h5", ("keeper", "serial")
     seldom = {"execution": table(*name, folder)["execution"] | {"checkpoint_every": 2}}
     asked = iter(range(1000))
-    assert run(*name, folder, out, lambda: next(asked) >= 33, change=seldom) == 3
+    assert run(*name, folder, out, lambda: next(asked) >= 27, change=seldom) == 3
     assert RunReader(out).rounds == 2
     assert run(*name, folder, out, change=seldom) == 0
     assert sha(out) == sha(alone[name])

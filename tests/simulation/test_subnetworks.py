@@ -19,6 +19,7 @@ from fedsim.core import tree
 from fedsim.core.keys import GATE
 from fedsim.costs import profile
 from fedsim.costs.flops import forward_flops
+from fedsim.fleet.charging.bills import Bills
 from fedsim.models.settings import ModelSettings
 from fedsim.nn import profiler
 from fedsim.nn.net import Net
@@ -109,15 +110,15 @@ def test_a_row_counts_gates_cuts_and_masks() -> None:
     net, model_profile = made("cnn")
     gate = drawn(net, 1)[0]
     used = {layer.name: layer.weights for layer in model_profile.layers} | net.used({GATE: gate})
-    by_gate = row_of(model_profile, {}, None, net.initial | {GATE: gate}, {}, {}, net)
+    by_gate = row_of(model_profile, Bills(), None, net.initial | {GATE: gate}, {}, {}, net)
     small = net.cut(net.channels.kept(gate))
-    by_cut = row_of(model_profile, {}, None, small.initial, {}, {}, small)
+    by_cut = row_of(model_profile, Bills(), None, small.initial, {}, {}, small)
     for row in (by_gate, by_cut):
         assert row.values["density"] == sum(used.values()) / model_profile.weights
         assert row.values["inference_flops"] == flops(small)
         assert row.layers["density"].tolist() == [used[layer.name] / layer.weights for layer in model_profile.layers]
     masked = {"mask/fc1.weight": torch.arange(4096).view(128, 32) % 4 == 0}
-    row, plain = row_of(model_profile, {}, None, masked, {}, {}, net), row_of(model_profile, {}, None, masked, {}, {})
+    row, plain = row_of(model_profile, Bills(), None, masked, {}, {}, net), row_of(model_profile, Bills(), None, masked, {}, {})
     assert row.values["density_maskable"] == 0.25
     assert {name for name, value in row.values.items() if value != plain.values[name]} == {"train_loss"}  # not-a-number in both
 
@@ -126,7 +127,7 @@ def test_a_cut_counts_what_it_takes_from_masks() -> None:
     net, model_profile = made("cnn")
     before = {"mask/fc1.weight": torch.arange(4096).view(128, 32) % 4 == 0}
     small = net.cut({group.name: torch.arange(group.size // (2 if group.name == "fc1" else 1)) for group in net.channels.groups})
-    row = row_of(model_profile, {}, None, net.compact(before, small.kept, removed=False), before, {}, small)
+    row = row_of(model_profile, Bills(), None, net.compact(before, small.kept, removed=False), before, {}, small)
     assert row.layers["pruned"].tolist() == [0, 0, 512, 0]
     assert not row.layers["grown"].any()
 

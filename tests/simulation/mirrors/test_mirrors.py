@@ -126,7 +126,7 @@ def test_a_csv_gains_columns_and_loses_rows(copy: Path) -> None:
 def test_a_mirror_changes_no_result_and_no_identity(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped under one mirror, continued under another."""
     out, asked = tmp_path / "run.h5", iter(range(1000))
-    assert run("static-mask", "serial", finished.parent, out, lambda: next(asked) >= 25, {"record": {"mirror": "tensorboard"}}) == 3
+    assert run("static-mask", "serial", finished.parent, out, lambda: next(asked) >= 17, {"record": {"mirror": "tensorboard"}}) == 3
     done = RunReader(out).rounds
     assert 0 <= done < ROUNDS
     assert run("static-mask", "serial", finished.parent, out, change={"record": {"mirror": "csv"}}) == 0
