@@ -42,7 +42,6 @@ class FedTiny(Method[AveragedState]):
     """Selects a sparse model by batch-norm statistics, then prunes and regrows its weights while it trains."""
 
     follows_rounds = False
-
     density: float = 0.01  # d_target, kept share of all conv and linear weights, the dense first layer included
     selection: Literal["bn", "vanilla", "none"] = "bn"  # vanilla: judged with the server's statistics; none: the first candidate
     pool: int | None = None  # C, candidates; None: ceil(0.1 / density), at most pool_cap

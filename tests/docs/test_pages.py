@@ -21,6 +21,7 @@ def test_these_pages_have_examples() -> None:
     assert {page for page, blocks in PAGES.items() if blocks} == WITH_EXAMPLES
 
 
+@pytest.mark.outside
 @pytest.mark.processes
 @pytest.mark.parametrize("page", sorted(WITH_EXAMPLES))
 def test_the_examples_of_a_page_run(page: str, tmp_path: Path) -> None:
