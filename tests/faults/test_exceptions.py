@@ -61,6 +61,6 @@ def test_a_report_that_cannot_be_sent_ends_the_job(failing: Callable[..., Ended]
 
 
 def test_an_exception_on_one_rank_while_it_starts_ends_the_job(lab: Lab) -> None:
-    ended = lab.run("--set", "model.factory=own:heavy", "--set", "method.name=fedavg", ranks=3)
+    ended = lab.run("--set", "model.factory=own:heavy", "--set", "model.width=", "--set", "method.name=fedavg", ranks=3)
     assert ended.code == 1
     assert "LookupError: only on this rank" in ended.err
