@@ -29,6 +29,7 @@ from fedsim.fleet.mpi.reply import Reply
 from fedsim.fleet.mpi.schedule import children, deal
 from fedsim.fleet.mpi.tree_buffer import flat, layout
 from fedsim.fleet.packing import whole_steps
+from fedsim.storage.places.beside import Task
 
 
 class MPIFleet(LocalFleet):
@@ -41,12 +42,28 @@ class MPIFleet(LocalFleet):
     ) -> None:
         super().__init__(site, account, packs, link.clock, kept)
         self.link = link
+        self._task: tuple[Task, Task | None] | None = None  # to be begun when the other ranks are at work
+
+    def later(self, task: Task, then: Task | None = None) -> None:
+        """As of every fleet, but it begins when the next order is sent: Python runs one thread at a time, and nobody works until then."""
+        self._begin_task()
+        self._task = task, then
+
+    def drain(self) -> None:
+        self._begin_task()
+        super().drain()
+
+    def _begin_task(self) -> None:
+        if self._task is not None:
+            (task, then), self._task = self._task, None
+            super().later(task, then)
 
     def _carried_out(self, order: WorkOrder, packs: list[Pack]) -> PackResult:
         begin, before = self.link.clock(), self.link.moved
         ranks = min(self.link.comm.size - 1, len(packs))
         with span("send"):
             self._send(order, packs, ranks)
+        self._begin_task()
         sent, shared = self.link.clock(), self.link.moved
         with span("collect replies"):
             replies, stopping = self._collect(ranks)
