@@ -15,7 +15,7 @@ NEEDED = ("fedsim.simulation.launch",)
 
 def begin() -> None:
     """Listens in the first rank of a node, and has it fork the others. Returns where a rank is to start, by itself or forked later."""
-    if "OMPI_COMM_WORLD_LOCAL_SIZE" not in os.environ or place.ranks_here() < 2:
+    if "OMPI_COMM_WORLD_LOCAL_SIZE" not in os.environ or place.ranks_here() < 2 or "mpi4py" in sys.modules:  # MPI may have started
         return
     if place.is_first():
         from fedsim.simulation.launchers.forking import first
