@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from own_module import put_module
 from processes import HANG, MPIRUN, environment
 from small_job import SMALL, small_job
 
@@ -82,11 +83,7 @@ def short():
 
 @pytest.fixture(autouse=True)
 def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "my_images.py").write_text(CODE)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    sys.modules.pop("my_images", None)
-    return tmp_path
+    return put_module(tmp_path, "my_images", CODE, monkeypatch)
 
 
 def job(function: str, **more: Any) -> dict[str, Any]:

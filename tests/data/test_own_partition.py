@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from own_module import put_module
 from small_job import SMALL
 
 import fedsim
@@ -67,11 +67,7 @@ def old(labels):
 
 @pytest.fixture(autouse=True)
 def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "my_parts.py").write_text(CODE)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    sys.modules.pop("my_parts", None)
-    return tmp_path
+    return put_module(tmp_path, "my_parts", CODE, monkeypatch)
 
 
 def job(function: str, **fields: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from own_module import put_module
 from processes import HANG, MPIRUN, environment
 from small_job import SMALL, small_job
 
@@ -70,11 +71,7 @@ class Needy(FedAvg):
 
 @pytest.fixture(autouse=True)
 def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "my_mean.py").write_text(CODE)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    sys.modules.pop("my_mean", None)
-    return tmp_path
+    return put_module(tmp_path, "my_mean", CODE, monkeypatch)
 
 
 def job(rounds: int = 2, aggregate: str = "my_mean:Moving", method: str = "fedavg", **own: Any) -> dict[str, Any]:

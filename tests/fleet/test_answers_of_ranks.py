@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from launchers import launcher
-from processes import environment
+from rank_scripts import on_ranks
 from small_job import small_job
 
 RANKS = 5  # that train: 3 answers through 2, and 5 through 4
@@ -67,17 +64,10 @@ Path(f"{run.rounds}-{run.attributes['weights_sha256']}-{rank}").touch()
 """
 
 
-def on_ranks(ranks: int, script: str, folder: Path, job: str) -> None:
-    (folder / "job.toml").write_text(job)
-    (folder / "script.py").write_text(script)
-    command = [*launcher("openmpi").command(ranks), sys.executable, "script.py"]
-    ended = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=300, check=False)
-    assert ended.returncode == 0, ended.stderr
-
-
 @pytest.mark.processes
 def test_a_rank_that_stops_leaves_nothing_under_way(tmp_path: Path) -> None:
-    on_ranks(1 + RANKS, ANSWERS, tmp_path, small_job(1))
+    (tmp_path / "job.toml").write_text(small_job(1))
+    on_ranks(1 + RANKS, ANSWERS, tmp_path)
     found, messages = json.loads((tmp_path / "found.json").read_text())
     whole = [[15.0] * 4, [1, 2, 3, 4, 5]]
     assert found == [whole, *["stopped"] * RANKS, whole]
@@ -88,7 +78,8 @@ def test_a_rank_that_stops_leaves_nothing_under_way(tmp_path: Path) -> None:
 
 @pytest.mark.processes
 def test_a_run_after_a_stopped_one_in_the_same_processes_is_not_stopped(tmp_path: Path) -> None:
-    on_ranks(3, AGAIN, tmp_path, small_job(4))
+    (tmp_path / "job.toml").write_text(small_job(4))
+    on_ranks(3, AGAIN, tmp_path)
     found = {path.name for path in tmp_path.iterdir()}
     assert {f"stopped-{name}-{rank}" for name in ("first", "second") for rank in range(3)} <= found
     ended = {name for name in found if name.startswith("4-")}

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from launchers import launcher
-from processes import environment
+from rank_scripts import on_ranks
 from small_job import small_job
 
 SIZES = [0, 1, 999, 1000, 1001, 2000, 4321]  # bytes, in pieces of 1000
@@ -51,13 +48,6 @@ else:
     got = link.receive(0, 5)
     assert got.nbytes == size and got[0] == got[-1] == 7
 """
-
-
-def on_ranks(ranks: int, script: str, folder: Path) -> None:
-    (folder / "script.py").write_text(script)
-    command = [*launcher("openmpi").command(ranks), sys.executable, "script.py"]
-    ended = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=300, check=False)
-    assert ended.returncode == 0, ended.stderr
 
 
 @pytest.mark.processes

@@ -12,11 +12,10 @@ from mpi4py import MPI
 
 from fedsim.fleet.mpi.device_transfer import Buffer, DeviceTransfer, joined, seen_as
 from fedsim.fleet.mpi.schedule import branch, branches
+from fedsim.fleet.mpi.waiting import Waiting
 
 ORDER_TAG, SHARED_TAG, OWN_TAG, REPLY_TAG, ROWS_TAG, FAULT_TAG, STOP_TAG, TOTAL_TAG, LIST_TAG = range(1, 10)  # tags
 HOST = DeviceTransfer()
-SHORT, LONG = 50e-6, 2e-3  # seconds between two looks at a request
-EARLY = 0.7  # of the usual time of a wait, before which a rank looks seldom
 TEXT = 4096  # bytes of an error at the start
 PIECE = 2**30  # bytes of a message at most: MPI counts them in 32 bits, and Open MPI refuses 2^31
 
@@ -34,24 +33,20 @@ class Communicator:
     stops: int = 0  # how often rank 0 has told all ranks to stop; on another rank how often it has read so
     transfer: DeviceTransfer = field(default_factory=DeviceTransfer)  # of models and totals
     mpi: str = ""  # the name and version of the MPI library
-    _waits: dict[object, tuple[float, ...]] = field(default_factory=dict)  # kind -> seconds of the last two waits
+    waiting: Waiting = field(default_factory=Waiting)
     silence: Callable[[Collection[int], float], None] = lambda ranks, seconds: None  # is called while these ranks are waited for
 
     def until(
         self, done: Callable[[], Any], asked: Callable[[], None] = lambda: None, ranks: Collection[int] = (), kind: object = None
     ) -> Any:
-        """Asks until `done` answers, ever more seldom: no wait is overslept by more than a fiftieth, or where it is shorter than the two
-        before it of its kind by an eighth of these. ranks: those waited for.
-        """
+        """Asks until `done` answers, ever more seldom (`waiting.py`). ranks: those waited for. kind: what is waited for."""
         begin, waited = self.clock(), 0.0
-        usual = min(self._waits.get(kind, (0.0,)))
         while not (answer := done()):
             asked()
             waited = self.clock() - begin
             self.silence(ranks, waited)
-            self.sleep(min(LONG, max(SHORT, waited / 50, min(usual / 8, EARLY * usual - waited))))
-        if kind is not None:
-            self._waits[kind] = *self._waits.get(kind, (0.0,))[-1:], waited
+            self.sleep(self.waiting.pause(kind, waited))
+        self.waiting.ended(kind, waited)
         return answer
 
     def wait(self, request: MPI.Request, *buffers: np.ndarray | None, ranks: Collection[int] = ()) -> None:
