@@ -82,6 +82,12 @@ def main() -> int:
         console.print(str(error), markup=False)
         return 2
     runners = _runners(asked.environments, asked.bare)
+    if unknown := [name for name in asked.without if name not in [runner.name for runner in runners] or name == BARE]:
+        console.print(
+            f"--without {unknown[0]!r}: there are {', '.join(runner.name for runner in runners if runner.name != BARE)}", markup=False
+        )
+        return 2
+    runners = [runner for runner in runners if runner.name not in asked.without]
     for job in jobs:
         with console.status(f"{job.name}: the same work?"):
             _check(job, runners, console)
@@ -101,6 +107,7 @@ def _asked() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5, help="runs of each, in turn (5)")
     parser.add_argument("--rounds", type=int, default=12, help=f"of a run, {WARM} of them left out (12)")
     parser.add_argument("--bare", action="store_true", help="fedsim and the bare PyTorch loop alone, which need no environments")
+    parser.add_argument("--without", action="append", default=[], metavar="NAME", help='leave one out, such as "pfl, 2 workers"')
     parser.add_argument("--check", action="store_true", help="only make the environments and compare the final weights")
     return parser.parse_args()
 

@@ -68,9 +68,11 @@ def test_rank_0_writes_what_all_ranks_did(job: Path) -> None:
     for event in found:
         if event["name"] == "Train":  # one clock for all ranks of a machine
             assert any(each["ts"] - 1000 <= event["ts"] and event["ts"] + event["dur"] <= each["ts"] + each["dur"] + 1000 for each in asked)
-    for event in found:
-        if event["name"] == "record":  # written when the others are at work, not while they wait for an order
-            assert not any(each["ts"] <= event["ts"] < each["ts"] + each["dur"] for each in found if each["name"] == "send")
+    copied = {event["args"]["r"]: event["ts"] for event in found if event["name"] == "copy for the record"}
+    sent = [(event["ts"], event["ts"] + event["dur"]) for event in found if event["name"] == "send"]
+    for event in found:  # a row is written when the others are at work, not while they wait for an order; the last when all is done
+        if event["name"] == "record" and event["args"]["r"] < max(copied):
+            assert any(copied[event["args"]["r"]] < begin and end <= event["ts"] for begin, end in sent)
     names = {
         event["pid"]: event["args"]["name"]
         for event in json.loads(Path("trace.json").read_text())["traceEvents"]
