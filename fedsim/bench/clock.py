@@ -39,7 +39,7 @@ class InstantFleet(LocalFleet):
             one = Pack(pack.clients[:1], {key: value[:1] for key, value in pack.own.items()}, pack.kept[:1], [c[:1] for c in pack.calls])
             known[:] = [(order, idle(order, one, site))]
         first = known[-1][1]
-        answer = PackResult(first.total if pack.clients[0] == min(first.each) else order.sum())
+        answer = PackResult(first.total if pack.clients[0] == min(first.clients) else order.sum(), list(pack.clients))
         for name in ("each", "keep", "loss", "ones", "arrived", "open", "up"):
             rows = getattr(first, name)
             getattr(answer, name).update(dict.fromkeys(pack.clients, next(iter(rows.values()))) if rows else {})

@@ -27,12 +27,13 @@ from rich.table import Table
 from fedsim.bench.ranks import apart, launch, seconds
 from fedsim.bench.timing import median_seconds
 from fedsim.config.job import Job, check, load, resolved
+from fedsim.core.validation import MAX_COHORT
 from fedsim.federated.client_work import Train
 from fedsim.fleet import serial
 from fedsim.fleet.messages import Pack, PackResult, WorkOrder
 from fedsim.fleet.mpi.reply import Reply
 from fedsim.fleet.mpi.tree_buffer import flat
-from fedsim.fleet.packing import images
+from fedsim.fleet.packing import Packs, images
 from fedsim.reporting.formatting import duration, quantity
 from fedsim.simulation.experiment import Experiment, build_experiment
 from fedsim.simulation.launch import connect
@@ -48,7 +49,6 @@ REPEATS = 3
 RANKS, COHORTS = (1, 2, 4, 8), (8, 32, 128)  # client ranks and cohorts whose traffic is counted
 MANY_RANKS, REALLY = "jobs/bench/many_ranks.toml", 64  # a job and the client ranks on which it is run, on however few cores
 PROJECTED = (1, 2, 16, 128, 1_024)  # client ranks
-MANY = 16  # times the cohort of a rank, for what rank 0 spends on a client
 ECHO = 100  # tag
 TIMES, QUIET = 200, 0.05  # messages that are timed; seconds after which a rank looks seldom
 
@@ -91,9 +91,12 @@ def main(jobs: list[Job], console: Console) -> int:
     return 0
 
 
-def sized(job: Job, cohort: int, rounds: int | None = None) -> Job:
-    """The job with another cohort, for as many rounds."""
+def sized(job: Job, cohort: int, rounds: int | None = None, clients: int | None = None) -> Job:
+    """The job with another cohort, for as many rounds. clients: of the population, with as many images each as before."""
     table = tomllib.loads(resolved(job))
+    if clients:
+        images = table["data"]["train_images"] * clients // table["partition"]["clients"]
+        table |= {"data": table["data"] | {"train_images": images}, "partition": table["partition"] | {"clients": clients}}
     return check(table | {"cohort": {"size": cohort}, "rounds": rounds or job.rounds})
 
 
@@ -178,17 +181,23 @@ def _really(job: Job) -> Table:
 def costs(job: Job, alone: dict[int, tuple[int, int]]) -> Costs:
     """Of the job's cohort on one client rank; `alone`: the traffic of one client rank by cohort."""
     cohort = _cohort(job)
-    few, many = (_parts(job, size) for size in (cohort, MANY * cohort))
-    own = [figures["seconds"] - figures["compute"] for figures in (few, many)]
+    mine = _parts(job, cohort)
+    tiny = load(Path(MANY_RANKS))  # what rank 0 spends on a client does not depend on the model
+    own = {size: _own(_parts(sized(tiny, size, tiny.rounds + 2, size), size)) for size in (_cohort(tiny), MAX_COHORT)}
     small, large = min(COHORTS), max(COHORTS)
     return Costs(
         messages=_messages(job),
         clients=cohort,
-        compute=few["compute"],
-        server=own[0] - few["broadcast"] - few["reduce"],
-        client=(own[1] - own[0]) / ((MANY - 1) * cohort),
+        compute=mine["compute"],
+        server=_own(mine) - mine["broadcast"] - mine["reduce"],
+        client=(own[MAX_COHORT] - own[_cohort(tiny)]) / (MAX_COHORT - _cohort(tiny)),
         header=(alone[large][1] - alone[small][1]) / (large - small),
     )
+
+
+def _own(figures: dict[str, float]) -> float:
+    """Seconds of a round in which rank 0 works and no other rank does."""
+    return figures["seconds"] - figures["compute"]
 
 
 def _projection(job: Job, costs: Costs) -> Table:
@@ -223,7 +232,7 @@ def _parts(job: Job, cohort: int) -> dict[str, float]:
     """Median seconds of a round on one client rank, and of its phases; the first rounds, which warm up, are left out."""
     with TemporaryDirectory() as folder:
         out = Path(folder) / "run.h5"
-        launch(sized(job, cohort), 2, [sys.executable, "-m", "fedsim", "run", "JOB", "--out", str(out)], Path(folder))
+        launch(sized(job, cohort, job.rounds), 2, [sys.executable, "-m", "fedsim", "run", "JOB", "--out", str(out)], Path(folder))
         reader = RunReader(out)
         phases = {name: reader.timing(name) for name in ("broadcast", "compute", "reduce")} | {"seconds": reader.column("seconds")}
         return {name: median(values[2:].tolist()) for name, values in phases.items()}
@@ -299,14 +308,15 @@ def _join(one: Reply, other: Reply) -> None:
 
 def _deal(link: Communicator, parts: Experiment) -> float:
     """Seconds in which rank 0 deals as many packs as all ranks together would get, and writes all parts of the order."""
-    from fedsim.fleet.mpi.fleet import MPIFleet, part_of
+    from fedsim.fleet.mpi.fleet import MPIFleet
+    from fedsim.fleet.mpi.parts import parts_of
 
     ranks, setting = max(PROJECTED), parts.setting
-    mine = list(range(setting.cohort))
-    packs = [Pack([client], {}, [None], [[0], [0]]) for _ in range(ranks) for client in mine]
+    clients = [client % setting.clients for client in range(ranks * setting.cohort)]  # each in a pack of its own
+    packs = Packs(clients, np.arange(len(clients) + 1), {}, {}, [np.zeros(len(clients), np.int64)] * 2)
     order = WorkOrder(Train.at(setting, 1), setting.net, setting.net.initial, 1, 1)
     fleet = MPIFleet(parts.site, parts.account(), 1, link)
-    return median_seconds(lambda: [part_of(hand) for hand in fleet.dealt(order, packs, ranks)[1]], 3)
+    return median_seconds(lambda: parts_of(packs, fleet.dealt(order, packs, ranks)[1]), REPEATS)
 
 
 def _answers(link: Communicator) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.core import keys
+from fedsim.core import keys, masks
 from fedsim.core.keys import FREE, PRICED
 from fedsim.core.tree import Tree
 
@@ -68,7 +68,7 @@ def _head(key: str, value: Tensor, known: Tree, last: Tensor | None) -> Head:
 def _form(key: str, value: Tensor, known: Tree, last: Tensor | None) -> tuple[str, int]:
     if key.startswith((keys.WEIGHTS, keys.OPTIMISER, keys.BUFFERS)):
         mask = known.get(keys.mask_of(key))
-        return ("float32", 4 * value.numel()) if mask is None else ("masked", 4 * int(mask.sum()))
+        return ("float32", 4 * value.numel()) if mask is None else ("masked", 4 * masks.count(mask))
     if key.startswith(keys.MASKS):
         return _mask_form(value, last)
     if key.startswith((keys.GATES, keys.COUNTS)) and value.dtype == torch.bool:
@@ -85,8 +85,8 @@ def _mask_form(mask: Tensor, last: Tensor | None) -> tuple[str, int]:
     """The cheapest form; a receiver without an earlier mask holds all ones."""
     if bool(mask.all()):
         return "full", 0
-    changed = int((~mask if last is None else mask ^ last).sum())
-    forms = {"changed": 4 * changed, "ones": 4 * int(mask.sum()), "bits": -(-mask.numel() // 8)}
+    changed = masks.count(~mask if last is None else mask ^ last)
+    forms = {"changed": 4 * changed, "ones": 4 * masks.count(mask), "bits": -(-mask.numel() // 8)}
     form = min(forms, key=lambda name: forms[name])
     return form, forms[form]
 

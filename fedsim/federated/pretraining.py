@@ -22,7 +22,7 @@ def pretrained(setting: Setting, public: Data, epochs: int) -> Tree:
 
     It begins with the initial model and takes the job's optimiser, batch size and rate of round 1. Images are not augmented, and
     activations are not pruned, because the server has enough memory. FedTiny (arXiv:2212.01977) begins in this way. Its FLOPs are on
-    the server's bill.
+    the server's bill. Where only costs are asked for (`Setting.costs_only`), it is the initial model.
 
     Args:
         setting: of the job: its net, seed and local training.
@@ -34,6 +34,8 @@ def pretrained(setting: Setting, public: Data, epochs: int) -> Tree:
     """
     setting.server.charge("pretraining", flops.feed_flops(setting.model_profile, len(public) * epochs).total)
     net, rate = setting.net.without_activation_pruning(), setting.train.at(1)
+    if setting.costs_only:
+        return under(net.initial, keys.WEIGHTS, keys.BUFFERS)
     state = clone(net.initial)
     state |= optim.fresh(net.trained(under(state, keys.WEIGHTS)), rate.momentum, rate.optimiser)
     with torch.no_grad():

@@ -161,6 +161,7 @@ class Setting:
         default_factory=ServerBill, compare=False, repr=False
     )  # what the server computes: server.charge("scoring", flops)
     image_shape: tuple[int, ...] = ()  # (C, H, W)
+    costs_only: bool = False  # `fedsim estimate` asks what a run costs: the server may leave out training whose results cost the same
 
 
 State = TypeVar("State")
@@ -216,6 +217,14 @@ class Method(ABC, Generic[State]):
     def model_of(self, net: Net, sent: ClientInput) -> Tree:
         """The model a client uses, run where the client is."""
         return sent.tree({})
+
+    def plain(self, setting: Setting, r: int) -> bool:
+        """Whether round `r` costs clients what one `averaged_round` costs, and changes the state by training alone.
+
+        Then `fedsim estimate` need not play it, where the state is an `AveragedState`. False is always right, and slower. It speaks of the
+        `round` of the same class: a subclass with a `round` of its own says it anew.
+        """
+        return False
 
     def variants(self) -> Mapping[str, Method[Any]]:
         """Other forms in which clients could use the last round's state, by name: methods like this one, evaluated beside it."""

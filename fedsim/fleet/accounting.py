@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from zlib import crc32
 
 import numpy as np
@@ -19,11 +20,23 @@ from fedsim.fleet.client_images import Population, counts_of
 from fedsim.fleet.messages import PackResult, WorkOrder
 from fedsim.fleet.received_masks import ReceivedMasks
 
-__all__ = ["ClientCosts", "CostAccount"]
+__all__ = ["Charged", "ClientCosts", "CostAccount"]
 
 
 NOBODY: Ints = np.empty(0, np.int64)
 Sent = tuple[Tensor, Tensor | None, Ints]  # a tensor of the round in progress, its mask, and who has it
+
+
+@dataclass(frozen=True)
+class Charged:
+    """What a run of a work costs its clients, without what travels."""
+
+    runs: list[ClientCosts]  # that differ
+    run: Ints  # (K,) which of them each client is charged
+
+    def each(self) -> list[ClientCosts]:
+        """(K,) of every client; clients alike share one object: it is to be read, and added to others."""
+        return [self.runs[i] for i in self.run.tolist()]
 
 
 class CostAccount:
@@ -57,7 +70,7 @@ class CostAccount:
         answer: PackResult,
         down: np.ndarray | None = None,
         foreseen: Mapping[int, tuple[ClientCosts, int]] | None = None,
-    ) -> list[ClientCosts]:
+    ) -> Charged:
         """Adds one run of a work to the bills, and returns what it costs each client; one that deploys a model counts by itself.
 
         down: (K,) bytes that each client was sent for it, where `deliver` was asked before. foreseen: costs of each client and the bytes
@@ -69,41 +82,44 @@ class CostAccount:
                 counts, times = np.unique(counts_of(self.population, feed, clients), return_counts=True)
                 each = zip(counts.tolist(), times.tolist(), strict=True)
                 self.deployed += sum(self.prices.flops_of(feed, count, used) * many for count, many in each)
-            return [ClientCosts() for _ in clients]
+            return Charged([ClientCosts()], np.zeros(len(clients), np.int64))
+        ids = np.asarray(clients, np.int64)
         if down is None:
-            down = self.deliver(order, clients, sent, answer.arrived)
-        if foreseen and not (answer.ones or answer.open) and all(foreseen[client][1] == answer.up[client] for client in clients):
+            down = self.deliver(order, ids, sent, answer.arrived)
+        up = answer.sent_back(ids)
+        same = foreseen and [foreseen[client][1] for client in clients] == up.tolist() and not (answer.ones or answer.open)
+        if foreseen and same:
             runs, run = _shared([foreseen[client][0] for client in clients])
         else:
-            runs, run = self.prices.distinct(order, clients, answer)
+            runs, run = self.prices.distinct(order, ids, answer)
         trains = any(feed.cost == "train" for feed in order.work.feeds)
-        loss = np.array([answer.loss[client] for client in clients]) if trains else None
-        self.bills.add(clients, runs, run, down, np.array([answer.up[client] for client in clients], np.int64), loss)
-        return [runs[i] for i in run.tolist()]
+        self.bills.add(ids, runs, run, down, up, answer.losses(ids) if trains else None)
+        return Charged(runs, run)
 
-    def deliver(self, order: WorkOrder, clients: Sequence[int], sent: Tree, arrived: dict[int, dict[str, int]]) -> np.ndarray:
+    def deliver(self, order: WorkOrder, clients: Ints | Sequence[int], sent: Tree, arrived: dict[int, dict[str, int]]) -> np.ndarray:
         """(K,) bytes that reach each client, which holds them from now on; `arrived` counts the masks it has for itself."""
-        down = self._down(order.shared, clients, arrived)
+        ids = np.asarray(clients, np.int64)
+        down = self._down(order.shared, ids, arrived)
         if sent:
-            rows = [{key: value[i] for key, value in sent.items()} for i in range(len(clients))]
-            down += np.array([self._down_own(client, row, order.shared) for client, row in zip(clients, rows, strict=True)], np.int64)
+            rows = [{key: value[i] for key, value in sent.items()} for i in range(len(ids))]
+            down += np.array([self._down_own(client, row, order.shared) for client, row in zip(ids.tolist(), rows, strict=True)], np.int64)
         return down
 
-    def _down(self, shared: Tree, clients: Sequence[int], arrived: dict[int, dict[str, int]]) -> np.ndarray:
+    def _down(self, shared: Tree, clients: Ints, arrived: dict[int, dict[str, int]]) -> np.ndarray:
         """(K,) bytes of the broadcast that each client does not hold yet; `arrived` counts the masks it has for itself."""
         sizes = np.zeros(len(clients), dtype=np.int64)
-        held, reached = under(shared, keys.MASKS), _Reached(np.asarray(clients, np.int64))
+        held, reached = under(shared, keys.MASKS), _Reached(clients)
         for head in communication.heads({key: value for key, value in shared.items() if key not in held}, held):
             mask = keys.mask_of(head.key)
             new = reached.of(self._sent.setdefault(head.key, []), shared[head.key], shared.get(mask))
             if arrived and head.key.startswith((keys.WEIGHTS, keys.OPTIMISER, keys.BUFFERS)):
-                sizes += new * np.array([_own_price(arrived.get(client, {}), mask, head.size) for client in clients])
+                sizes += new * np.array([_own_price(arrived.get(client, {}), mask, head.size) for client in clients.tolist()])
             else:
                 sizes += new * head.size
         if held:
             self.received.version(held)
             controls = bool(under(shared, SCAFFOLD_CONTROL))
-            sizes += np.array([self.received.price(client, controls) for client in clients])
+            sizes += self.received.prices(clients, controls)
         return sizes
 
     def _down_own(self, client: int, row: Tree, shared: Tree) -> int:
@@ -131,7 +147,8 @@ class _Reached:
         place = next((i for i, (before, under_mask, _) in enumerate(sent) if before is value and under_mask is mask), None)
         old = NOBODY if place is None else sent[place][2]
         if id(old) not in self._joined:
-            self._joined[id(old)] = old, np.union1d(old, self.clients), 1 - np.isin(self.clients, old).astype(np.int64)
+            holders = np.union1d(old, self.clients) if len(old) else self.clients
+            self._joined[id(old)] = old, holders, 1 - np.isin(self.clients, old).astype(np.int64)
         _, holders, new = self._joined[id(old)]
         if place is None:
             sent.append((value, mask, holders))

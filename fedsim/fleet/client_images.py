@@ -7,9 +7,11 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedsim.core.types import Data, Feed
 
+Ints = NDArray[np.int64]
 TESTS = ("test", "global")  # splits of the test set
 
 
@@ -74,7 +76,7 @@ def count_of(population: Population, feed: Feed, client: int) -> int:
     return part_of(feed, whole)
 
 
-def sizes_of(population: Population, split: str, clients: Sequence[int]) -> np.ndarray:
+def sizes_of(population: Population, split: str, clients: Sequence[int] | Ints) -> np.ndarray:
     """(K,) images in a split: of clients, and of shards of the global test set, whatever the split."""
     ids = np.asarray(clients, np.int64)
     mine = ids < population.clients
@@ -87,7 +89,7 @@ def sizes_of(population: Population, split: str, clients: Sequence[int]) -> np.n
     return found
 
 
-def counts_of(population: Population, feed: Feed, clients: Sequence[int]) -> np.ndarray:
+def counts_of(population: Population, feed: Feed, clients: Sequence[int] | Ints) -> np.ndarray:
     """`count_of` many clients, (K,)."""
     whole = sizes_of(population, feed.split, clients)
     if feed.share == 1:

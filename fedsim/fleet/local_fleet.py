@@ -16,42 +16,22 @@ from fedsim.core import tree
 from fedsim.core.trace import span
 from fedsim.core.tree import Tree
 from fedsim.core.validation import MAX_COHORT
-from fedsim.errors import BadInput, CannotWrite, Stopped
+from fedsim.errors import BadInput, Stopped
 from fedsim.federated.client_work import Evaluate
 from fedsim.federated.protocol import Reply, Work
 from fedsim.federated.verbs import fits
 from fedsim.fleet import checks
-from fedsim.fleet.accounting import ClientCosts, CostAccount
+from fedsim.fleet.accounting import Charged, ClientCosts, CostAccount
 from fedsim.fleet.charging.report_costs import charge_pack
 from fedsim.fleet.client_images import TESTS
 from fedsim.fleet.messages import Call, Pack, PackResult, WorkerContext, WorkOrder, merged, smaller_batches
-from fedsim.fleet.packing import cut_cohort, whole_images
+from fedsim.fleet.packing import Ints, Packs, cuts_of, held, whole_images
 from fedsim.nn.net import Net
 from fedsim.storage.places.beside import Beside
 
+NOBODY: Ints = np.zeros(0, np.int64)
 Engine = Callable[[WorkOrder, Pack, WorkerContext], PackResult]
 Answers = Callable[[WorkOrder, Sequence[Pack], WorkerContext], Iterator[PackResult]]
-
-
-class KeptStates(Sequence[Tree | None]):
-    """The kept states of some clients, taken from where they lie when they are asked for."""
-
-    def __init__(self, kept: Mapping[int, Tree], clients: list[int]) -> None:
-        self.kept, self.clients = kept, clients
-
-    def __len__(self) -> int:
-        return len(self.clients)
-
-    def __getitem__(self, i: Any) -> Any:
-        return [held(self.kept, client) for client in self.clients[i]] if isinstance(i, slice) else held(self.kept, self.clients[i])
-
-
-def held(kept: Mapping[int, Tree], client: int) -> Tree | None:
-    """What a client keeps; CannotWrite where that lies on a disk, and is not there any more."""
-    try:
-        return kept.get(client)
-    except OSError as error:
-        raise CannotWrite(f"{error.filename or 'a checkpoint'} cannot be read any more: {error.strerror}; the run has stopped") from error
 
 
 @dataclass(frozen=True)
@@ -59,8 +39,20 @@ class Carried:
     """A call that was carried out: the reply, and what each client was charged for it, without what it was sent."""
 
     reply: Reply
-    costs: list[ClientCosts]
-    up: list[int]  # bytes
+    clients: list[int]
+    charged: list[tuple[list[int], Charged]]  # clients, and what these were charged
+    answer: PackResult
+
+    @property
+    def costs(self) -> list[ClientCosts]:
+        """(K,) of each client; clients alike share one object."""
+        found = {client: cost for clients, charged in self.charged for client, cost in zip(clients, charged.each(), strict=True)}
+        return [found[client] for client in self.clients] if found else []
+
+    @property
+    def up(self) -> list[int]:
+        """(K,) bytes that each client sent."""
+        return self.answer.sent_back(np.asarray(self.clients, np.int64)).tolist()
 
 
 class Emulation(Protocol):
@@ -95,7 +87,7 @@ class LocalFleet:
         self.emulation: Emulation | None = None
         self._undo: dict[int, tuple[Tree | None, bool]] | None = None  # what clients kept, and whether it is to be written down
         self._beside = Beside()
-        self._calls: dict[str, dict[int, int]] = {}  # in this round: purpose or split -> client -> how often
+        self._calls: dict[str, Ints] = {}  # in this round: purpose or split -> (clients,) how often each; those beyond the end never
         sizes = site.population.shards["train"].sizes()
         self._filled = None if sizes.min() > 0 else np.flatnonzero(sizes)
 
@@ -161,28 +153,23 @@ class LocalFleet:
 
         halved: client -> how often its batches are halved, where its memory is too small for them. foreseen: see `CostAccount.charge`.
         """
-        order, answer, own = self.order(call), None, self._placed(call.own)
-        costs: dict[int, ClientCosts] = {}
-        for times in sorted({(halved or {}).get(client, 0) for client in call.clients}):
-            rows = [i for i, client in enumerate(call.clients) if (halved or {}).get(client, 0) == times]
-            clients = [call.clients[i] for i in rows]
+        order, answer, charged = self.order(call), None, list[tuple[list[int], Charged]]()
+        for times in sorted({halved.get(client, 0) for client in call.clients}) if halved else [0]:
+            mine = call.of([client for client in call.clients if halved.get(client, 0) == times]) if halved else call
             part = replace(order, work=smaller_batches(order.work, times))
-            mine = own if len(rows) == len(call.clients) else {key: value[rows] for key, value in own.items()}
             with torch.no_grad():
-                found = self._carried_out(part, self._packed(part, clients, mine))
+                found = self._carried_out(part, self._packed(part, mine.clients, self._placed(mine.own)))
             if charge_pack(part):
-                sent = {key: value[rows] for key, value in call.own.items()} if len(rows) < len(call.clients) else call.own
+                received = None if down is None else down[np.isin(call.clients, mine.clients)]
                 with span("bills"):
-                    charged = self.account.charge(part, clients, sent, found, None if down is None else down[rows], foreseen)
-                costs.update(zip(clients, charged, strict=True))
+                    charged.append((mine.clients, self.account.charge(part, mine.clients, mine.own, found, received, foreseen)))
             answer = found if answer is None else merged(answer, found)
         assert answer is not None
         self._keep(answer)
-        checks.alike([answer.each[client] for client in call.clients], call.clients, "each")
-        total, each = answer.total.value(), tree.stack(answer.each[client] for client in call.clients)
-        reply = Reply(self._placed(total), self._placed(each), tuple(call.clients))
-        charges = [costs[client] for client in call.clients] if costs else []
-        return Carried(reply, charges, [answer.up.get(client, 0) for client in call.clients])
+        rows = [answer.each.get(client, {}) for client in call.clients] if answer.each else []
+        checks.alike(rows, call.clients, "each")
+        reply = Reply(self._placed(answer.total.value()), self._placed(tree.stack(rows)), tuple(call.clients))
+        return Carried(reply, call.clients, charged, answer)
 
     @contextmanager
     def undoing(self) -> Iterator[Callable[[], None]]:
@@ -218,7 +205,7 @@ class LocalFleet:
         """Waits for the task that goes on beside the training; what that raised is raised here."""
         self._beside.wait()
 
-    def _carried_out(self, order: WorkOrder, packs: list[Pack]) -> PackResult:
+    def _carried_out(self, order: WorkOrder, packs: Packs) -> PackResult:
         begin, answer = self.clock(), PackResult(order.sum())
         for part in checks.drawing_by_keys(self.answers(order, packs, self.site), order, packs, self.site):
             answer.merge(part)
@@ -237,32 +224,24 @@ class LocalFleet:
                 answer = cls.carry_out(order, pack, context)
             yield answer
 
-    def _packed(self, order: WorkOrder, clients: list[int], own: Tree) -> list[Pack]:
-        calls = self._counted(order.work, clients)
-        packs, begin = [], 0
-        for part in cut_cohort(clients, self.packs):
-            rows = slice(begin, begin + len(part))
-            begin += len(part)
-            mine = {key: value[rows] for key, value in own.items()}
-            kept = KeptStates(self.kept, part) if len(self.kept) else [None] * len(part)
-            packs.append(Pack(part, mine, kept, [counts[rows] for counts in calls]))
-        return packs
+    def _packed(self, order: WorkOrder, clients: list[int], own: Tree) -> Packs:
+        return Packs(clients, cuts_of(len(clients), self.packs), own, self.kept, self._counted(order.work, clients))
 
-    def _counted(self, work: Work, clients: list[int]) -> list[list[int]]:
-        """Earlier uses in this round of the work, then of each feed's split, by each client."""
-        calls = []
+    def _counted(self, work: Work, clients: list[int]) -> list[Ints]:
+        """(K,) earlier uses in this round of the work, then of each feed's split, by each client."""
+        ids, calls = np.asarray(clients), []
         for purpose in (work.purpose, *(feed.split for feed in work.feeds)):
-            before = self._calls.setdefault(purpose, {})
-            counts = [before.get(client, 0) for client in clients] if before else [0] * len(clients)
-            before.update(zip(clients, [count + 1 for count in counts], strict=True))
-            calls.append(counts)
+            if len(before := self._calls.get(purpose, NOBODY)) <= ids[-1]:
+                self._calls[purpose] = before = np.pad(before, (0, int(ids[-1]) + 1 - len(before)))
+            calls.append(before[ids])
+            before[ids] += 1
         return calls
 
     def _check(self, call: Call) -> None:
         work, clients = call.work, call.clients
         if not clients:
             raise ValueError("the cohort is empty; it must have at least one client")
-        if len(set(clients)) < len(clients):
+        if not (np.diff(clients) > 0).all():
             twice = next(one for one, following in pairwise(clients) if one == following)
             raise ValueError(f"client {twice} stands in the cohort twice; the clients of a cohort must be distinct")
         if not isinstance(work, Work):
@@ -271,8 +250,8 @@ class LocalFleet:
         if not isinstance(work, Evaluate) and not 0 <= clients[0] <= clients[-1] < count:
             unknown = clients[0] if clients[0] < 0 else clients[-1]
             raise ValueError(f"a cohort has client {unknown}, and the clients are 0 to {count - 1}; fleet.pick gives a cohort")
-        for name, held in (("shared", call.shared), ("own", call.own)):
-            tree.check(held, name)
+        for name, sent in (("shared", call.shared), ("own", call.own)):
+            tree.check(sent, name)
         fits(call.net, call.shared, "shared")
         for feed in work.feeds:
             if feed.split in TESTS and not isinstance(work, Evaluate):

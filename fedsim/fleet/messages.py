@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fedsim.core.exact_sum import OutOfRange, Sum, Unit
 from fedsim.core.tree import Tree
@@ -16,6 +18,9 @@ from fedsim.federated.protocol import Work
 from fedsim.fleet.batches import Ready
 from fedsim.fleet.client_images import Population
 from fedsim.nn.net import Net
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class Call:
         """The same for some of its clients, sorted; without rows of their own it may be for others."""
         if not self.own:
             return replace(self, clients=list(clients))
-        rows = torch.tensor([self.clients.index(client) for client in clients], dtype=torch.int64)
+        rows = torch.from_numpy(np.searchsorted(self.clients, clients))
         return replace(self, clients=list(clients), own={key: value[rows.to(value.device)] for key, value in self.own.items()})
 
 
@@ -61,10 +66,11 @@ class WorkOrder:
     r: int
     n: int  # images of the cohort
     units: dict[str, Unit] = field(default_factory=dict, compare=False)  # of the sums, found when they are first asked for
+    sums: Callable[[Tree, int, dict[str, Unit]], Sum] = field(default=Sum, compare=False)  # what totals are added in
 
     def sum(self) -> Sum:
         """An empty sum of this order."""
-        return Sum(self.shared, self.n, self.units)
+        return self.sums(self.shared, self.n, self.units)
 
 
 @dataclass(frozen=True)
@@ -77,21 +83,63 @@ class Pack:
     calls: list[list[int]]  # of the work, then of each feed's split: earlier uses by each client in this round
 
 
+@dataclass(frozen=True)
+class Columns:
+    """A number for each of many clients, as arrays."""
+
+    clients: Ints  # (K,) sorted
+    loss: Floats  # (K,)
+    up: Ints  # (K,) bytes; negative where none are charged
+
+    @classmethod
+    def of(cls, clients: Ints, loss: Floats, up: Ints) -> Columns:
+        """Of clients in any order."""
+        order = np.argsort(clients, kind="stable")
+        return cls(clients[order], loss[order], up[order])
+
+    def joined(self, other: Columns) -> Columns:
+        """Of the clients of both."""
+        return Columns.of(*(np.concatenate([getattr(each, name) for each in (self, other)]) for name in ("clients", "loss", "up")))
+
+    def rows(self, column: NDArray[Any], clients: Ints) -> NDArray[Any]:
+        """The column for some of the clients, sorted."""
+        return column if len(clients) == len(column) else column[np.searchsorted(self.clients, clients)]
+
+
 @dataclass
 class PackResult:
     """What comes back of some packs."""
 
     total: Sum
-    each: dict[int, Tree] = field(default_factory=dict)  # by client
-    keep: dict[int, Tree] = field(default_factory=dict)
+    clients: list[int] = field(default_factory=list)  # who has answered
+    each: dict[int, Tree] = field(default_factory=dict)  # by client, of those that report something for themselves
+    keep: dict[int, Tree] = field(default_factory=dict)  # of those that keep something
     loss: dict[int, float] = field(default_factory=dict)  # mean over the client's steps
     ones: dict[int, dict[str, int]] = field(default_factory=dict)  # kept weights, where a client has masks of its own
     arrived: dict[int, dict[str, int]] = field(default_factory=dict)  # the same, when its work began
     open: dict[int, list[list[int]]] = field(default_factory=dict)  # channels of every group under hard gates, step after step
     up: dict[int, int] = field(default_factory=dict)  # bytes of the report
+    columns: Columns | None = None  # losses and bytes of many clients, in place of those two
+
+    def losses(self, clients: Ints) -> Floats:
+        """(K,) of sorted clients, NaN where none is known."""
+        if self.columns:
+            return self.columns.rows(self.columns.loss, clients)
+        return np.array([self.loss.get(client, np.nan) for client in clients.tolist()], np.float64)
+
+    def sent_back(self, clients: Ints) -> Ints:
+        """(K,) bytes of the report of each of some sorted clients, 0 where none is charged."""
+        if self.columns:
+            return np.maximum(self.columns.rows(self.columns.up, clients), 0)
+        return np.array([self.up.get(client, 0) for client in clients.tolist()], np.int64)
 
     def merge(self, other: PackResult) -> None:
         self.total.merge(other.total)
+        self.clients += other.clients
+        if self.columns and other.columns:
+            self.columns = self.columns.joined(other.columns)
+        elif self.columns or other.columns:
+            raise ValueError("an answer in columns and one by client cannot be merged")
         for name in ("each", "keep", "loss", "ones", "arrived", "open", "up"):
             getattr(self, name).update(getattr(other, name))
 

@@ -48,7 +48,9 @@ def _carried_out(order: WorkOrder, pack: Pack, site: WorkerContext, idle: bool, 
             report = checks.finish(order.work, order.net, one, state)
             if totals:
                 answer.total.add({key: value[None] for key, value in report.total.items()}, [client], [int(one.n)])
-            answer.each[client], answer.keep[client] = tree.clone(report.each), tree.clone(report.keep)
+            answer.clients.append(client)
+            for where, held_back in ((answer.each, report.each), (answer.keep, report.keep)):
+                where.update({client: tree.clone(held_back)} if held_back else {})
             if charge_pack(order):
                 bytes_up = charge_report(answer, order, client, one, state, report.total | report.each, bytes_up)
     return answer

@@ -70,6 +70,7 @@ def _stacked(order: WorkOrder, pack: Pack, site: WorkerContext) -> PackResult:
         total, each, keep = map_clients(finish_function(order), order, held, state)
         answer.total.add(total, pack.clients, held.n.tolist())
         answer.loss = dict(zip(pack.clients, losses, strict=True))
+        answer.clients = list(pack.clients)
         answer.each, answer.keep = by_client(pack.clients, each), by_client(pack.clients, keep)
         if charge_pack(order):
             charge_all(answer, order, pack.clients, held, state, total | each)
@@ -77,8 +78,8 @@ def _stacked(order: WorkOrder, pack: Pack, site: WorkerContext) -> PackResult:
 
 
 def by_client(clients: list[int], rows: Tree) -> dict[int, Tree]:
-    """Every client's row, a copy of its own: the stack is let go."""
-    return {client: tree.clone(tree.row(rows, i)) for i, client in enumerate(clients)}
+    """Every client's row, a copy of its own: the stack is let go. Empty where there are none."""
+    return {client: tree.clone(tree.row(rows, i)) for i, client in enumerate(clients)} if rows else {}
 
 
 def map_clients(function: Any, order: WorkOrder, held: ClientInput, *trees: Any) -> Any:

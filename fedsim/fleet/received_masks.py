@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from fedsim.core import masks
 from fedsim.core.tree import Tree
 from fedsim.costs import communication
 from fedsim.costs.profile import positions_bytes
@@ -43,20 +45,26 @@ class ReceivedMasks:
             self.pruned = {old: self._pruned_since(old, packed) for old in self.versions if old < number}
         self._newest = masks
 
-    def price(self, client: int, controls: bool = False) -> int:
-        """Bytes that bring the client's masks up to the newest version; afterwards it holds them.
+    def prices(self, clients: NDArray[np.int64], controls: bool = False) -> NDArray[np.int64]:
+        """(K,) bytes that bring the masks of each client up to the newest version; afterwards they hold them.
 
-        controls: the client keeps values of weights (SCAFFOLD) which end where a weight is pruned. It also receives which weights were
-        pruned since its last masks and are kept again.
+        controls: clients keep values of weights (SCAFFOLD) which end where a weight is pruned. They also receive which weights were
+        pruned since their last masks and are kept again.
         """
-        held, newest = self.of.get(client, -1), max(self.versions)
+        ids, newest = clients.tolist(), max(self.versions)
+        held, which = np.unique(np.array([self.of.get(client, -1) for client in ids], np.int64), return_inverse=True)
+        prices = np.array([self._price(version, newest, controls) for version in held.tolist()], np.int64)
+        self.of.update(dict.fromkeys(ids, newest))
+        return prices[which]
+
+    def _price(self, held: int, newest: int, controls: bool) -> int:
+        """Bytes for a client with masks of version `held`."""
         if held == newest:
             return 0
         if (held, controls) not in self._prices:
             old = self.versions.get(held, {})
             last = {key: unpack_bits(old[key], mask) for key, mask in self._newest.items() if key in old}
             self._prices[held, controls] = communication.length(self._newest, last=last) + (self._regrown(held) if controls else 0)
-        self.of[client] = newest
         return self._prices[held, controls]
 
     def _pruned_since(self, old: int, packed: Tree) -> Tree:
@@ -67,8 +75,8 @@ class ReceivedMasks:
     def _regrown(self, held: int) -> int:
         """Bytes that say which weights of this version were pruned later and are kept now."""
         gone = self.pruned.get(held, {})
-        again = {key: int((unpack_bits(gone[key], mask) & mask).sum()) for key, mask in self._newest.items() if key in gone}
-        return sum(positions_bytes(count, int(self._newest[key].sum())) for key, count in again.items())
+        again = {key: masks.count(unpack_bits(gone[key], mask) & mask) for key, mask in self._newest.items() if key in gone}
+        return sum(positions_bytes(count, masks.count(self._newest[key])) for key, count in again.items())
 
 
 def pack_bits(mask: Tensor) -> Tensor:

@@ -32,5 +32,8 @@ class FedAvg(Method[AveragedState]):
     def round(self, setting: Setting, state: AveragedState, fleet: Fleet, r: int) -> tuple[AveragedState, dict[str, float]]:
         return averaged_round(setting, fleet, state, r)
 
+    def plain(self, setting: Setting, r: int) -> bool:
+        return r > 0
+
     def deploy(self, setting: Setting, state: AveragedState, fleet: Fleet, cohort: Sequence[int]) -> tuple[Tree, Tree, Net | None]:
         return state.shared, {}, None

@@ -104,6 +104,9 @@ class FedMef(Method[AveragedState]):
             shared, columns["weights_swapped"] = mask_adjustment.swapped(shared, reply.each, extrusion.moves, n / n.sum(), leaving)
         return replace(after, shared=shared), columns
 
+    def plain(self, setting: Setting, r: int) -> bool:
+        return r > 0 and not self.ahead(r)
+
     def deploy(self, setting: Setting, state: AveragedState, fleet: Fleet, cohort: Sequence[int]) -> tuple[Tree, Tree, Net | None]:
         return state.shared, {}, None
 
@@ -117,14 +120,23 @@ class FedMef(Method[AveragedState]):
 
     def extrusion(self, net: Net, shared: Tree, r: int) -> Extrusion:
         """What round `r` presses down and moves: for the adjustment that it ends with, or one at most `extrusion_rounds` rounds ahead."""
-        due = -(-r // self.adjust_every) * self.adjust_every
-        first = max(1, due - self.extrusion_rounds)
-        if r < first or not mask_adjustment.due(due, self.adjust_every, self.stop_round):
+        if not self.ahead(r):
             return Extrusion()
+        due, first = self._next(r)
         groups = mask_adjustment.blocks(self._masked(net), self.blocks)
         layers = mask_adjustment.trainable(net, groups[mask_adjustment.turn(due, self.adjust_every, len(groups)) - 1])
         moves = mask_adjustment.moving(shared, layers, self.adjust_fraction, due, self.stop_round)
         return Extrusion(moves if r == due else {}, moves, r - first, due - first + 1)
+
+    def ahead(self, r: int) -> bool:
+        """Whether round `r` presses weights down for an adjustment, or adjusts."""
+        due, first = self._next(r)
+        return r >= first and mask_adjustment.due(due, self.adjust_every, self.stop_round)
+
+    def _next(self, r: int) -> tuple[int, int]:
+        """The next adjustment from round `r` on, and the first round that presses down for it."""
+        due = -(-r // self.adjust_every) * self.adjust_every
+        return due, max(1, due - self.extrusion_rounds)
 
     def _leaving(self, shared: Tree, moves: Mapping[str, int]) -> dict[str, Tensor] | None:
         """The weights that the broadcast had marked, where these are what leaves."""

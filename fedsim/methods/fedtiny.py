@@ -92,6 +92,9 @@ class FedTiny(Method[AveragedState]):
             state = replace(state, shared=shared)
         return state, {"lr": work.lr, "weights_swapped": swapped} | ({"adjusted_block": block} if block else {})
 
+    def plain(self, setting: Setting, r: int) -> bool:
+        return r > 0 and not mask_adjustment.due(r, self.adjust_every, self.stop_round)
+
     def deploy(self, setting: Setting, state: AveragedState, fleet: Fleet, cohort: Sequence[int]) -> tuple[Tree, Tree, Net | None]:
         return state.shared, {}, None
 
@@ -100,9 +103,11 @@ class FedTiny(Method[AveragedState]):
     def _selected(self, setting: Setting, state: AveragedState, fleet: Fleet) -> tuple[AveragedState, dict[str, float]]:
         """The candidate of lowest loss, the first of equals, with the statistics that its clients agreed on."""
         pool = self._pool(setting)[: 1 if self.selection == "none" else None]
-        each = {setting.net.maskable[-1]: self.class_weights}
-        ranking = {layer: saliency.ranked(state.shared[keys.weight(layer)].abs(), each.get(layer, 0)) for layer in setting.net.maskable}
-        stored = sum(_stored(counts, ranking) for counts in pool)
+        each, sizes = {setting.net.maskable[-1]: self.class_weights}, setting.net.sizes
+        most = {layer: max(counts[layer] for counts in pool) for layer in setting.net.maskable}
+        ranking = {layer: saliency.ranked(state.shared[keys.weight(layer)].abs(), each.get(layer, 0), k) for layer, k in most.items()}
+        kept = [(layer, count) for counts in pool for layer, count in counts.items()]  # stored sparse, and expanded when its turn comes
+        stored = sum(profile.VALUE_BYTES * count + profile.positions_bytes(count, sizes[layer]) for layer, count in kept)
         losses: list[float] = []
         for counts in pool:
             candidate = _pruned(state.shared, ranking, counts)
@@ -186,11 +191,6 @@ class FedTiny(Method[AveragedState]):
             self._pool(setting)
         except ValueError as error:
             raise BadInput(f"[method] {error}") from error
-
-
-def _stored(counts: Mapping[str, int], ranking: Tree) -> int:
-    """Bytes of a candidate that a client stores sparse, values and positions, and expands when its turn comes."""
-    return sum(profile.VALUE_BYTES * kept + profile.positions_bytes(kept, len(ranking[layer])) for layer, kept in counts.items())
 
 
 def _pruned(shared: Tree, ranking: Tree, counts: Mapping[str, int]) -> Tree:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-from fedsim.core import keys
+from fedsim.core import keys, masks
 from fedsim.core.activation_pruning import ActivationPruning
 from fedsim.core.keys import GATE, GATE_VALUES
 from fedsim.core.tree import Tree, under
@@ -185,8 +185,8 @@ class FunctionalModule:
 
     def masked(self, values: Tree, tree: Tree, done: Container[str] = ()) -> Tree:
         """Every value whose mask stands in the tree, times that mask; those in `done` have it already."""
-        masks = {key: tree[mask] for key, mask in self._mask_keys.items() if mask in tree and key not in done}
-        return {key: value * masks[key] if key in masks else value for key, value in values.items()} if masks else values
+        held = {key: tree[mask] for key, mask in self._mask_keys.items() if mask in tree and key not in done}
+        return {key: masks.times(value, held[key]) if key in held else value for key, value in values.items()} if held else values
 
     def effective(self, tree: Tree) -> Tree:
         """The weights as the layers use them: mask · w."""

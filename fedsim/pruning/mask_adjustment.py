@@ -13,7 +13,7 @@ from math import ceil, cos, floor, pi
 import torch
 from torch import Tensor
 
-from fedsim.core import keys
+from fedsim.core import keys, masks
 from fedsim.core.masks import rank
 from fedsim.core.tree import Tree
 from fedsim.nn.layers.input_gate import GATES_MODULE
@@ -99,7 +99,7 @@ def trainable(net: Net, layers: Sequence[str]) -> list[str]:
 def moving(shared: Tree, layers: Sequence[str], alpha: float, r: int, stop: int, up: bool = False) -> dict[str, int]:
     """`moves` of each of the layers, of those that move any."""
     held = {layer: shared[keys.mask(layer)] for layer in layers}
-    found = {layer: moves(int(mask.sum()), mask.numel(), alpha, r, stop, up) for layer, mask in held.items()}
+    found = {layer: moves(masks.count(mask), mask.numel(), alpha, r, stop, up) for layer, mask in held.items()}
     return {layer: k for layer, k in found.items() if k}
 
 
@@ -137,16 +137,15 @@ def swap(mask: Tensor, w: Tensor, score: Tensor, k: int, leaving: Tensor | None 
         free = (~after).nonzero().flatten()
         grown = free[rank(scores[free])[:k]]
     else:
-        pruned = (~kept).nonzero().flatten()
-        grown = pruned[rank(scores[pruned])[:k]]
-        grown = grown[scores[grown] > 0]
+        voted = (~kept & ~(scores <= 0)).nonzero().flatten()  # also what is no number, which rank refuses
+        grown = voted[rank(scores[voted])[:k]]
         dropped = held[rank(-weights[held].abs())[: len(grown)]] if leaving is None else leaving[: len(grown)]
         grown = grown[: len(dropped)]
         after[dropped] = False
     after[grown] = True
     moved = weights.clone()
     moved[grown], moved[dropped] = 0.0, 0.0
-    return after.view(mask.shape), moved.view(w.shape), int((~kept[grown]).sum())
+    return after.view(mask.shape), moved.view(w.shape), masks.count(~kept[grown])
 
 
 def exchanged(

@@ -1,7 +1,8 @@
 """`fedsim estimate`: checks a job and predicts bytes, FLOPs and memory, without training.
 
-The job's own method runs on a fleet whose clients begin and end their work but take no step: what travels and what is charged
-depends on shapes, masks and numbers of images alone, so the prediction is what the run file will say. Not so where training decides:
+The job's own method runs on a fleet whose clients begin and end their work but take no step, one for all that are alike: what travels
+and what is charged depends on shapes, masks and numbers of images alone, so the prediction is what the run file will say. Rounds that
+only train are charged and not played. Not so where training decides:
 where clients choose between models, it is for the first of them; where masks move, it cannot know which change, and so have their positions
 sent (RigL and FedDST: bytes up to a fifth off).
 """
@@ -11,59 +12,85 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from fedsim.config.job import Job
 from fedsim.core import keys
-from fedsim.core.tree import under
+from fedsim.core.tree import Tree, under
 from fedsim.costs import flops, memory
 from fedsim.federated import verbs
+from fedsim.federated.averaged_round import AveragedState
 from fedsim.federated.budgets import given_by_kind
-from fedsim.fleet.local_fleet import LocalFleet
-from fedsim.fleet.messages import Pack, PackResult, WorkerContext, WorkOrder
-from fedsim.fleet.one_by_one import idle
+from fedsim.federated.client_work import Train
+from fedsim.federated.protocol import Method, Setting
+from fedsim.fleet.messages import Call, PackResult
 from fedsim.reporting.formatting import quantity
 from fedsim.simulation.devices import forecast
 from fedsim.simulation.devices.forecast import Survey
 from fedsim.simulation.experiment import Experiment, build_experiment
+from fedsim.simulation.planning.idle_fleet import OneForAllFleet
 from fedsim.simulation.round_record import RoundRow, row_of
 
 ALIKE = 0.05  # of a cost: a smaller change is not shown
 MEASURED_FOR = 20.0  # seconds after which the rest of the rounds is taken to be like the last
 
 
-class IdleFleet(LocalFleet):
-    """Clients that take no step."""
-
-    name = "idle"
-
-    @staticmethod
-    def carry_out(order: WorkOrder, pack: Pack, site: WorkerContext) -> PackResult:
-        return idle(order, pack, site)
-
-
-def idle_fleet(parts: Experiment) -> IdleFleet:
-    """A fleet for the job whose clients take no step."""
-    return IdleFleet(parts.site, parts.account(), 1, time.perf_counter)
-
-
 def rows(parts: Experiment, survey: Survey | None = None) -> Iterator[RoundRow]:
     """Row after row as the run would charge them, if all clients of the plain draw took part. survey: notes what devices need for it."""
-    setting, method = parts.setting, parts.method
-    fleet = idle_fleet(parts)
+    setting, method = replace(parts.setting, costs_only=True), parts.method
+    fleet = OneForAllFleet(parts.site, parts.account(), 1, time.perf_counter)
     fleet.emulation, fleet.account.prices.timed = survey, survey is not None
     state = verbs.init(method, setting, parts.population.public())
     masks = under(verbs.deploy(method, setting, state, fleet, [])[0], keys.MASKS)
+    plain, row = PlainRounds(setting, fleet), None
     for r in range(setting.rounds + 1):
         fleet.open(r)
-        with survey.playing(r, 0) if survey else nullcontext():
-            state, found = verbs.round(method, setting, state, fleet, r)
-        shared, _, net = verbs.deploy(method, setting, state, fleet, [])
-        row = row_of(parts.model_profile, fleet.account.bills, None, shared, masks, found, net or setting.net)
-        masks = row.masks
+        if survey is None and isinstance(state, AveragedState) and is_plain(method, setting, r):
+            found = plain.charged(state, r)
+        else:
+            with survey.playing(r, 0) if survey else nullcontext():
+                state, found = verbs.round(method, setting, state, fleet, r)
+        if found is not None:
+            shared, _, net = verbs.deploy(method, setting, state, fleet, [])
+            row = row_of(parts.model_profile, fleet.account.bills, None, shared, row.masks if row else masks, found, net or setting.net)
+        assert row is not None, "a first round has no row before it"
         yield row
+
+
+def is_plain(method: Method[Any], setting: Setting, r: int) -> bool:
+    """What the method says of its round; of a class that has a round of its own, its base says nothing."""
+    whose = {name: next(i for i, kind in enumerate(type(method).__mro__) if name in vars(kind)) for name in ("plain", "round")}
+    return whose["plain"] <= whose["round"] and method.plain(setting, r)
+
+
+class PlainRounds:
+    """Rounds that train the cohort and do no more: each is charged, and none is played, since without steps it changes nothing."""
+
+    def __init__(self, setting: Setting, fleet: OneForAllFleet) -> None:
+        self.setting, self.fleet = setting, fleet
+        self._state: AveragedState | None = None
+        self._sent: Tree = {}
+        self._first: PackResult | None = None  # what one client of this state comes to
+        self._again: list[int] = []  # clients of the last round, if the round before had the same
+
+    def charged(self, state: AveragedState, r: int) -> dict[str, float] | None:
+        """Charges round `r`, and says what a method would record. None where the row is that of the round before."""
+        setting, fleet, again = self.setting, self.fleet, self._state is state
+        clients = fleet.pick(setting.cohort, r)
+        if again and clients == self._again:  # they hold already what they held then
+            return None
+        if not again:
+            self._state, self._sent, self._first = state, setting.aggregate.shared(state.memory, state.shared), None
+        work = Train.at(setting, r)
+        call = Call(work, clients, self._sent, {}, setting.net)
+        self._first = self._first or fleet.idle_first(call)
+        fleet.charge_again(call, self._first)
+        self._again = clients if again else []
+        return {"lr": work.lr} | setting.server.take()
 
 
 def estimate(job: Job, console: Console) -> list[dict[str, float]]:

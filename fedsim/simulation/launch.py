@@ -30,7 +30,6 @@ from fedsim.simulation import malloc
 from fedsim.simulation.checking import longer
 from fedsim.simulation.devices.clock import add_clock
 from fedsim.simulation.devices.forecast import refuse_hopeless
-from fedsim.simulation.estimate import idle_fleet
 from fedsim.simulation.experiment import Experiment, build_experiment
 from fedsim.simulation.finished_round import Callback
 from fedsim.simulation.launchers.agreement import CODES, abort, agreed, code_of, ending_all_ranks, refuse_unlike, write_error
@@ -42,6 +41,7 @@ from fedsim.simulation.launchers.silence import Silence
 from fedsim.simulation.launchers.tracing import refuse_foreign, tracing
 from fedsim.simulation.loop import RoundWriter, simulate
 from fedsim.simulation.mirrors.sender import Mirror
+from fedsim.simulation.planning.idle_fleet import idle_fleet
 from fedsim.simulation.planning.plan import resolve, unlike
 from fedsim.simulation.progress import Progress, output
 from fedsim.simulation.resume import RunStart, find_start, host

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from math import fsum
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from fedsim.core import keys, masks
@@ -58,10 +57,10 @@ def row_of(
 def _sums(bills: Bills) -> dict[str, float]:
     samples, loss = bills.column("samples"), bills.column("loss")
     trained = (samples > 0) & ~np.isnan(loss)
-    shown = fsum(samples[trained])
+    shown = fsum(samples[trained].tolist())
     shares = [bill.train_flops / bill.dense_flops for bill, _ in bills.counted() if bill.dense_flops]
     return {
-        "train_loss": fsum(loss[trained] * samples[trained]) / shown if shown else float("nan"),
+        "train_loss": fsum((loss[trained] * samples[trained]).tolist()) / shown if shown else float("nan"),
         "train_flops": bills.total("train_flops"),
         "extra_flops": bills.total("extra_flops"),
         "max_client_flops": bills.most("train_flops"),
@@ -111,8 +110,8 @@ def _nonzero(model_profile: ModelProfile, shared: Tree) -> dict[str, float]:
     weights = [keys.weight(layer.name) for layer in model_profile.layers]
     if any(key not in shared for key in weights):
         return {}
-    found = [(shared[key] != 0) & shared[mask] if (mask := keys.mask_of(key)) in shared else shared[key] for key in weights]
-    return {"nonzero_share": int(torch.stack([value.count_nonzero() for value in found]).sum()) / model_profile.weights}
+    found = [(shared[key] != 0) & shared[mask] if (mask := keys.mask_of(key)) in shared else shared[key] != 0 for key in weights]
+    return {"nonzero_share": sum(map(masks.count, found)) / model_profile.weights}
 
 
 def _layers(model_profile: ModelProfile, kept: Mapping[str, int], held: Tree, before: Tree) -> dict[str, np.ndarray]:
@@ -129,8 +128,8 @@ def _layers(model_profile: ModelProfile, kept: Mapping[str, int], held: Tree, be
 def _moved(now: Tensor, then: Tensor) -> tuple[int, int]:
     """Weights that came and that went; a cut only takes."""
     if now.shape != then.shape:
-        return 0, int(then.sum()) - int(now.sum())
-    return int((now & ~then).sum()), int((then & ~now).sum())
+        return 0, masks.count(then) - masks.count(now)
+    return masks.count(now & ~then), masks.count(then & ~now)
 
 
 def _columns(bills: Bills) -> Columns:

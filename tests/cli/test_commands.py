@@ -359,7 +359,8 @@ def test_estimate_says_bytes_and_computes_nothing(fedsim: Fedsim, tmp_path: Path
 
 @pytest.mark.parametrize(("name", "moves"), [("rigl", True), ("feddst", True), ("magnitude", False)])
 def test_estimate_says_where_training_decides_what_is_sent(fedsim: Fedsim, name: str, moves: bool) -> None:
-    ended = fedsim("estimate", "small.toml", "--set", f"method.name='{name}'", "--set", "method.density=0.5")
+    adjusts = ["--set", "method.adjust_every=1"] if moves else []
+    ended = fedsim("estimate", "small.toml", "--set", f"method.name='{name}'", "--set", "method.density=0.5", *adjusts)
     assert ended.code == 0, ended.err
     assert ("training decides which weights move" in ended.out) == moves
 

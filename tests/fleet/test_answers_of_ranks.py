@@ -29,7 +29,7 @@ setting, found = parts.setting, []
 fleet, order = MPIFleet(parts.site, parts.account(), 1, link), WorkOrder(Train.at(setting, 1), setting.net, setting.net.initial, 1, 100)
 for stopped in (None, 1, 2, 3, 4, 5, None):
     if link.rank:
-        answer = PackResult(Sum(setting.net.initial, 100), each={{link.rank: {{}}}}, keep={{link.rank: {{}}}}, loss={{link.rank: 0.0}})
+        answer = PackResult(Sum(setting.net.initial, 100), [link.rank], loss={{link.rank: 0.0}})
         answer.each[link.rank] = {{"n/x": torch.full((20_000,), link.rank)}}  # long: it goes to rank 0 alone
         answer.total.add({{"w/fc2.bias": torch.full((1, 4), float(link.rank), dtype=torch.float64)}}, [link.rank], [20])
         Worker(parts.site, link).reply(answer, {RANKS}, link.rank == stopped)

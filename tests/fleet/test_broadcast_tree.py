@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fedsim.bench.scale import Costs, Messages, at_rank_0, projected, sized
 from fedsim.config.job import load
-from fedsim.fleet.messages import Pack
 from fedsim.fleet.mpi.schedule import branch, branches, children, deal
 
 ROOT = Path(__file__).parents[2]
@@ -40,9 +42,20 @@ def test_every_rank_answers_once_through_the_rank_that_it_is_sent_orders_by(rank
 
 
 def test_packs_are_dealt_whole_and_evenly() -> None:
-    packs = [Pack([k], {}, [None], []) for k in range(7)]
-    hands = deal(packs, [5, 1, 1, 1, 1, 1, 5], 3)
-    assert hands == [[0], [6], [1, 2, 3, 4, 5]]
+    assert [hand.tolist() for hand in deal(np.array([5, 1, 1, 1, 1, 1, 5]), 3)] == [[0], [6], [1, 2, 3, 4, 5]]
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=60), st.integers(1, 9))
+def test_packs_are_dealt_as_one_by_one(weights: list[int], ranks: int) -> None:
+    """Turns of equal packs are dealt at once; what comes out is as if each went to the rank with least."""
+    ranks = min(ranks, len(weights))
+    hands: list[list[int]] = [[] for _ in range(ranks)]
+    loads = [0] * ranks
+    for pack in sorted(range(len(weights)), key=lambda pack: (-weights[pack], pack)):
+        rank = loads.index(min(loads))
+        hands[rank].append(pack)
+        loads[rank] += max(1, weights[pack])
+    assert [hand.tolist() for hand in deal(np.array(weights), ranks)] == [sorted(hand) for hand in hands]
 
 
 def test_a_projection_by_hand() -> None:

@@ -17,10 +17,10 @@ SHARED = {"w/a": torch.zeros(3)}
 def answer_of(client: int, many: bool = False) -> PackResult:
     """One client's; every third has reports of its own, every fourth keeps something, and so on."""
     values = torch.arange(LONG if many else 2) + client
-    answer = PackResult(Sum(SHARED, 10), loss={client: client / 2}, up={} if client % 5 == 0 else {client: 100 + client})
+    answer = PackResult(Sum(SHARED, 10), [client], loss={client: client / 2}, up={} if client % 5 == 0 else {client: 100 + client})
     answer.total.add({"w/a": torch.full((1, 3), float(client), dtype=torch.float64) / 100}, [client], [10])
-    answer.each = {client: {"n/x": values, "own/y": values.double() / 3} if client % 3 == 0 else {}}
-    answer.keep = {client: {"own/z": values.bool()} if client % 4 == 0 else {}}
+    answer.each = {client: {"n/x": values, "own/y": values.double() / 3}} if client % 3 == 0 else {}
+    answer.keep = {client: {"own/z": values.bool()}} if client % 4 == 0 else {}
     if client % 2:
         answer.ones, answer.open = {client: {"a.weight": client}}, {client: [[client, 1]]}
     return answer
@@ -65,16 +65,20 @@ def test_what_ranks_answer_reaches_rank_0_as_it_was(ranks: int, many: bool) -> N
     found = PackResult(Sum(SHARED, 10))
     whole.put_into(found, alone.__getitem__)
     for answer in answers:
-        for name in ("loss", "up", "ones", "arrived", "open"):
-            assert {client: getattr(found, name).get(client) for client in answer.each} == {
-                client: getattr(answer, name).get(client) for client in answer.each
+        mine = np.array(answer.clients)
+        assert np.array_equal(found.losses(mine), answer.losses(mine))
+        assert np.array_equal(found.sent_back(mine), answer.sent_back(mine))
+        for name in ("ones", "arrived", "open"):
+            assert {client: getattr(found, name).get(client) for client in answer.clients} == {
+                client: getattr(answer, name).get(client) for client in answer.clients
             }
         for name in ("each", "keep"):
             for client, held in getattr(answer, name).items():
                 got = getattr(found, name)[client]
                 assert list(got) == list(held)
                 assert all(torch.equal(got[key], value) and got[key].dtype == value.dtype for key, value in held.items())
-    assert len(found.each) == 3 * ranks
+    assert (found.each.keys(), found.keep.keys()) == ({*range(0, 3 * ranks, 3)}, {*range(0, 3 * ranks, 4)})
+    assert sorted(found.clients) == list(range(3 * ranks))
     assert whole.complete
     assert whole.totals == answers[0].total.layout()
 
@@ -97,7 +101,7 @@ def test_there_is_no_sum_where_a_rank_has_stopped(stopped: int) -> None:
 def test_totals_that_cannot_be_added_are_named() -> None:
     answers = ranks_of(4, 1)
     for key, shape in (("w/b", (1, 2)), ("w/a", (1, 4))):
-        other = PackResult(Sum(SHARED, 10), each={9: {}}, keep={9: {}})
+        other = PackResult(Sum(SHARED, 10), [9])
         other.total.add({key: torch.zeros(shape, dtype=torch.float64)}, [9], [10])
         whole, _ = joined([*answers, other])
         assert not whole.complete

@@ -22,8 +22,8 @@ from fedsim.errors import BadInput
 from fedsim.federated import verbs
 from fedsim.methods.dwfnp import DWFNP, State
 from fedsim.simulation import estimate
-from fedsim.simulation.estimate import IdleFleet
 from fedsim.simulation.experiment import Experiment, build_experiment
+from fedsim.simulation.planning.idle_fleet import IdleFleet
 
 ONE = torch.cat([torch.arange(width) == 0 for width in WIDTHS])
 LEAST = f"{float(cost(ONE)) / FULL:.4f}"  # of the FLOPs of the gated layers

@@ -32,7 +32,6 @@ def fedsim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
         (["method.density=0.001"], "leaves 0 of 4,932 weights for the 3 layers to be pruned, each needs one: conv1 stays dense with 36"),
         (["method.density=0.0079"], "0.0079 leaves 2 of 4,932 weights for the 3 layers to be pruned, each needs one"),
         (["method.density=0.0"], "above 0 and at most 1"),
-        (["train.lr=1e30"], "pretraining on the public images diverged"),
         (
             [
                 "partition.name='dirichlet_class'",
@@ -73,6 +72,15 @@ def test_what_a_job_may_not_ask_for(fedsim, tmp_path, command, settings, said) -
     assert said in message
     assert "Traceback" not in message
     assert [path.name for path in tmp_path.iterdir()] == ["smoke.toml"]
+
+
+def test_pretraining_that_diverges_ends_a_run_before_its_first_round(fedsim, tmp_path) -> None:
+    """An estimate trains nobody, the server neither."""
+    settings, said = ["train.lr=1e30"], "pretraining on the public images diverged"
+    code, message = fedsim("run", *settings)
+    assert (code, said in message) == (2, True)
+    assert [path.name for path in tmp_path.iterdir()] == ["smoke.toml"]
+    assert fedsim("estimate", *settings)[0] == 0
 
 
 @pytest.mark.parametrize(

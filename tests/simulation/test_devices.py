@@ -24,8 +24,8 @@ from fedsim.fleet.timed.state import STATUS
 from fedsim.reporting.summary import show
 from fedsim.simulation.devices import forecast
 from fedsim.simulation.devices.clock import add_clock, played
-from fedsim.simulation.estimate import idle_fleet
 from fedsim.simulation.experiment import build_experiment
+from fedsim.simulation.planning.idle_fleet import idle_fleet
 from fedsim.storage.columns import OF_DEVICES
 from fedsim.storage.columns import STATUS as CODES
 from fedsim.storage.reader import RunReader

@@ -23,7 +23,7 @@ class Bills(Mapping[int, ClientCosts]):
         self._kinds: list[ClientCosts] = []  # distinct bills, without the loss; some may have no client any more
         self._kind: Ints = np.empty(0, np.int64)  # (K,) the place of each client's bill among them
 
-    def add(self, clients: Sequence[int], runs: Sequence[ClientCosts], run: Ints, down: Ints, up: Ints, loss: Floats | None) -> None:
+    def add(self, clients: Ints | Sequence[int], runs: Sequence[ClientCosts], run: Ints, down: Ints, up: Ints, loss: Floats | None) -> None:
         """Adds one run of a work: `runs[run[i]]` is what it costs clients[i], sorted, beside its bytes; loss: (K,) of a run that trains."""
         rows = self._rows(clients)
         first, kind = distinct(self._kind[rows], run, down, up)
@@ -85,7 +85,7 @@ class Bills(Mapping[int, ClientCosts]):
             raise KeyError(client)
         return row
 
-    def _rows(self, clients: Sequence[int]) -> Ints:
+    def _rows(self, clients: Ints | Sequence[int]) -> Ints:
         """(K,) the places of sorted clients; those without a bill get an empty one."""
         wanted = np.asarray(clients, np.int64)
         if len(wanted) == len(self.clients) and (wanted == self.clients).all():

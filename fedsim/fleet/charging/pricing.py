@@ -96,11 +96,11 @@ class WorkPrices:
         runs, run = self.distinct(order, clients, answer)
         return [runs[i] for i in run.tolist()]
 
-    def distinct(self, order: WorkOrder, clients: Sequence[int], answer: PackResult) -> tuple[list[ClientCosts], Ints]:
+    def distinct(self, order: WorkOrder, clients: Ints | Sequence[int], answer: PackResult) -> tuple[list[ClientCosts], Ints]:
         """The different costs of the run, and (K,) which of them each client has: one for each number of images and each own model."""
-        held = order.net.used(under(order.shared, keys.MASKS))
-        counts = np.stack([counts_of(self.population, feed, clients) for feed in (self.local, *order.work.feeds)])
-        uses, use = _uses(answer, clients)
+        held, ids = order.net.used(under(order.shared, keys.MASKS)), np.asarray(clients, np.int64)
+        counts = np.stack([counts_of(self.population, feed, ids) for feed in (self.local, *order.work.feeds)])
+        uses, use = _uses(answer, ids)
         first, run = distinct(*counts, use)
         personal: dict[object, int] = {}  # of clients with equally many weights
         at_mean: dict[object, int] = {}  # of clients with equally many weights and channels
@@ -109,7 +109,7 @@ class WorkPrices:
             own, arrived, opened, top = uses[use[i]]
             weights = tuple(own.items()), tuple(arrived.items())
             if weights not in personal:
-                personal[weights] = _personal(order.shared, answer.keep.get(clients[i], {}))
+                personal[weights] = _personal(order.shared, answer.keep.get(int(ids[i]), {}))
             kept = _kept_in(order.work.feeds, held | {layer: count for layer, count in arrived.items() if layer in own}, held | own)
             bill = self.run(order, counts[:, i].tolist(), kept, opened, top, personal[weights])
             alike = weights, opened and tuple(map(tuple, opened))
@@ -256,17 +256,17 @@ class WorkPrices:
         return self._known[1:]
 
 
-def _uses(answer: PackResult, clients: Sequence[int]) -> tuple[list[Use], Ints]:
+def _uses(answer: PackResult, clients: Ints) -> tuple[list[Use], Ints]:
     """What clients use of the model, and (K,) which of these each client uses: all the same where none has a model of its own."""
     if not (answer.ones or answer.open):
-        return [({}, {}, None, _entries(answer.each[clients[0]]))], np.zeros(len(clients), np.int64)
+        return [({}, {}, None, _entries(answer.each.get(int(clients[0]), {})))], np.zeros(len(clients), np.int64)
     places: dict[object, int] = {}
     uses: list[Use] = []
     use = []
-    for client in clients:
+    for client in clients.tolist():
         own = {name.removesuffix(".weight"): count for name, count in answer.ones.get(client, {}).items()}
         arrived = {name.removesuffix(".weight"): count for name, count in answer.arrived.get(client, {}).items() if own}
-        opened, top = answer.open.get(client), _entries(answer.each[client])
+        opened, top = answer.open.get(client), _entries(answer.each.get(client, {}))
         mark = tuple(own.items()), tuple(arrived.items()), opened and tuple(map(tuple, opened)), top
         if mark not in places:
             places[mark] = len(uses)

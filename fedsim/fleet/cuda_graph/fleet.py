@@ -158,6 +158,7 @@ class Engine:
             with self.capture.on_side_stream(*total.values()):
                 tally.add(total)
             clients = pack.clients[rows]
+            answer.clients += clients
             answer.each |= by_client(clients, each)
             answer.keep |= by_client(clients, keep)
             if charge_pack(pure):

@@ -22,13 +22,14 @@ from fedsim.core.tree import Tree
 from fedsim.errors import ClientFault, Stopped
 from fedsim.fleet.accounting import CostAccount
 from fedsim.fleet.local_fleet import LocalFleet
-from fedsim.fleet.messages import Pack, PackResult, WorkerContext, WorkOrder
-from fedsim.fleet.mpi.communicator import FAULT_TAG, OWN_TAG, REPLY_TAG, ROWS_TAG, STOP_TAG, Communicator, coded
+from fedsim.fleet.messages import PackResult, WorkerContext, WorkOrder
+from fedsim.fleet.mpi.communicator import FAULT_TAG, OWN_TAG, REPLY_TAG, ROWS_TAG, STOP_TAG, Communicator
 from fedsim.fleet.mpi.device_transfer import bytes_of
+from fedsim.fleet.mpi.parts import parts_of
 from fedsim.fleet.mpi.reply import Reply
 from fedsim.fleet.mpi.schedule import children, deal
 from fedsim.fleet.mpi.tree_buffer import flat, layout
-from fedsim.fleet.packing import whole_steps
+from fedsim.fleet.packing import Ints, Packs, whole_steps
 from fedsim.storage.places.beside import Task
 
 
@@ -58,7 +59,7 @@ class MPIFleet(LocalFleet):
             (task, then), self._task = self._task, None
             super().later(task, then)
 
-    def _carried_out(self, order: WorkOrder, packs: list[Pack]) -> PackResult:
+    def _carried_out(self, order: WorkOrder, packs: Packs) -> PackResult:
         begin, before = self.link.clock(), self.link.moved
         ranks = min(self.link.comm.size - 1, len(packs))
         with span("send"):
@@ -78,18 +79,16 @@ class MPIFleet(LocalFleet):
         self.traffic = {"rank_bytes": self.link.moved, "rank0_bytes": self.link.bytes, "rank0_messages": self.link.messages}
         return answer
 
-    def _send(self, order: WorkOrder, packs: list[Pack], ranks: int) -> None:
+    def _send(self, order: WorkOrder, packs: Packs, ranks: int) -> None:
         header, hands = self.dealt(order, packs, ranks)
-        private = {rank: _private(hand) for rank, hand in enumerate(hands, 1)}  # first: a disk may not give it
-        self.link.send_order(header, [part_of(hand) for hand in hands])
+        private = {} if packs.plain else {rank: rows for rank, hand in enumerate(hands, 1) if (rows := _private(packs, hand)) is not None}
+        self.link.send_order(header, parts_of(packs, hands))  # after the rows, which a disk may not give
         self.link.broadcast(self.link.transfer.outgoing(bytes_of(order.shared)), self.link.transfer)
-        self.link.send({rank: rows for rank, rows in private.items() if rows is not None}, OWN_TAG)
+        self.link.send(private, OWN_TAG)
 
-    def dealt(self, order: WorkOrder, packs: list[Pack], ranks: int) -> tuple[dict[str, Any], list[list[Pack]]]:
-        """What all ranks are told of an order, and the packs of each."""
-        sizes = [len(pack.clients) for pack in packs]
-        steps = whole_steps(order, self.site, [client for pack in packs for client in pack.clients])
-        weights = np.add.reduceat(steps, np.cumsum([0, *sizes[:-1]])).tolist()
+    def dealt(self, order: WorkOrder, packs: Packs, ranks: int) -> tuple[dict[str, Any], list[Ints]]:
+        """What all ranks are told of an order, and which packs each gets."""
+        weights = np.add.reduceat(whole_steps(order, self.site, packs.ids), packs.cuts[:-1])
         work, tensors = serialization.dump(order.work)
         if tensors:
             raise TypeError(
@@ -97,7 +96,7 @@ class MPIFleet(LocalFleet):
             )
         header = {"do": "run", "work": work, "r": order.r, "n": order.n, "shared": layout(order.shared), "ranks": ranks}
         header["kept"] = {group: index.tolist() for group, index in order.net.kept.items()}
-        return header, [[packs[i] for i in hand] for hand in deal(packs, weights, ranks)]
+        return header, deal(weights, ranks)
 
     def _collect(self, ranks: int) -> tuple[list[tuple[int, Reply]], bool]:
         """The replies of the ranks that answer to rank 0, and through which all others do, and whether the run is to stop."""
@@ -140,27 +139,12 @@ class MPIFleet(LocalFleet):
         if total is None or whole.totals is None:
             raise ValueError(whole.unlike)
         self.link.others += total.nbytes * (ranks - len(whose))
-        answer.total.take(whole.totals, self.link.transfer.incoming(total), len(answer.each))
+        answer.total.take(whole.totals, self.link.transfer.incoming(total), len(answer.clients))
         return answer
 
 
-def part_of(packs: list[Pack]) -> np.ndarray:
-    """What one rank is told of its packs."""
-    return coded([_header(pack) for pack in packs])
-
-
-def _header(pack: Pack) -> dict[str, Any]:
-    kept = [None if kept is None else layout(kept) for kept in pack.kept]
-    own = layout(pack.own)
-    return (
-        {"clients": pack.clients}
-        | ({"calls": pack.calls} if any(map(any, pack.calls)) else {})
-        | ({"own": own} if own else {})
-        | ({"kept": kept} if any(kept) else {})
-    )
-
-
-def _private(packs: list[Pack]) -> np.ndarray | None:
-    """What clients have of their own and what they keep, as one buffer; None where that is nothing."""
-    trees = [tree for pack in packs for tree in (pack.own, *(kept for kept in pack.kept if kept)) if tree]
+def _private(packs: Packs, hand: Ints) -> np.ndarray | None:
+    """What the clients of a rank have of their own and what they keep, as one buffer; None where that is nothing."""
+    mine = [packs[i] for i in hand.tolist()]
+    trees = [tree for pack in mine for tree in (pack.own, *(kept for kept in pack.kept if kept)) if tree]
     return np.concatenate([flat(tree) for tree in trees]) if trees else None

@@ -17,15 +17,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.fleet.messages import PackResult
+from fedsim.fleet.messages import Columns, Floats, Ints, PackResult
 from fedsim.fleet.mpi.tree_buffer import flat, layout, size_of, unflat
 
 Totals = dict[str, list[int]]  # key -> shape of its partial sums, limbs first
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 Bytes = NDArray[np.uint8]
 
 LONG = 2**16  # bytes of a rank's rows, above which they go to rank 0 alone
+NOTHING = "[[], []]"  # the form of a client that has no rows
 NO_BYTES = -1  # of a client whose report is not charged
 OWN = ("ones", "arrived", "open")  # what only clients with models of their own have
 
@@ -54,16 +53,16 @@ class Reply:
     @classmethod
     def of(cls, answer: PackResult, rank: int, stopped: bool) -> tuple[Reply, Bytes | None]:
         """A rank's own, and its rows where they are long."""
-        clients = [] if stopped else list(answer.each)
+        clients = [] if stopped else answer.clients
         forms: dict[str, int] = {}
         form = [forms.setdefault(_form(answer, client), len(forms)) for client in clients]
-        trees = (held for client in clients for held in (answer.each[client], answer.keep[client]) if held)
-        parts = [flat(held) for held in trees]
+        trees = (where.get(client) for client in clients for where in (answer.each, answer.keep)) if forms.keys() - {NOTHING} else ()
+        parts = [flat(held) for held in trees if held]
         rows = np.concatenate(parts) if parts else np.zeros(0, np.uint8)
         apart = len(rows) > LONG
         reply = cls(
             np.array(clients, np.int64),
-            np.array([answer.loss.get(client, np.nan) for client in clients], float),
+            answer.losses(np.array(clients, np.int64)),
             np.array([answer.up.get(client, NO_BYTES) for client in clients], np.int64),
             np.array(form, np.int64),
             list(forms),
@@ -109,16 +108,16 @@ class Reply:
         return cls(*columns, header["forms"], buffer[cuts[-1] :], ranks, *more)
 
     def put_into(self, answer: PackResult, rows_of: Callable[[int], Bytes]) -> None:
-        """Adds all but the totals to an answer. rows_of: rank -> its rows, which it has sent alone."""
-        forms = [tuple(json.loads(form)) for form in self.forms]
+        """Gives an answer all but the totals. rows_of: rank -> its rows, which it has sent alone."""
         clients, form, begin, place = self.clients.tolist(), self.form.tolist(), 0, 0
-        for rank, count, here in self.ranks:
+        forms = [tuple(json.loads(form)) for form in self.forms]
+        for rank, count, here in self.ranks if any(form != NOTHING for form in self.forms) else ():
             rows, at = (self.rows, place) if here else (rows_of(rank), 0)
             for i in range(begin, begin + count):
                 at = _put_rows(answer, clients[i], forms[form[i]], rows, at)
             begin, place = begin + count, at if here else place
-        answer.loss.update(zip(clients, self.loss.tolist(), strict=True))
-        answer.up.update((client, up) for client, up in zip(clients, self.up.tolist(), strict=True) if up != NO_BYTES)
+        answer.clients += clients
+        answer.columns = Columns.of(self.clients, self.loss, self.up)
         for name, held in self.own.items():
             getattr(answer, name).update({int(client): value for client, value in held.items()})
 
@@ -133,14 +132,15 @@ def unlike(one: Totals | None, other: Totals | None) -> str:
 
 
 def _form(answer: PackResult, client: int) -> str:
-    each, keep = answer.each[client], answer.keep[client]
-    return json.dumps([layout(each), layout(keep)]) if each or keep else "[[], []]"
+    each, keep = answer.each.get(client), answer.keep.get(client)
+    return json.dumps([layout(each or {}), layout(keep or {})]) if each or keep else NOTHING
 
 
 def _put_rows(answer: PackResult, client: int, form: tuple[Any, Any], rows: Bytes, at: int) -> int:
     """What one client reports for itself and what it keeps, from the rows at `at`; where the next one's begin."""
     for where, held in zip((answer.each, answer.keep), form, strict=True):
-        end = at + (size_of(held) if held else 0)
-        where[client] = unflat(held, rows[at:end]) if held else {}
-        at = end
+        if held:
+            end = at + size_of(held)
+            where[client] = unflat(held, rows[at:end])
+            at = end
     return at

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from heapq import heapreplace
+from itertools import pairwise
 
-from fedsim.fleet.messages import Pack
+import numpy as np
+from numpy.typing import NDArray
 
 
 def branches(rank: int, ranks: int) -> list[int]:
@@ -23,12 +25,30 @@ def branch(rank: int, ranks: int) -> range:
     return range(rank, min(rank + (rank & -rank), ranks))
 
 
-def deal(packs: list[Pack], weights: list[int], ranks: int) -> list[list[int]]:
-    """Packs to ranks, heaviest first to the rank with least; every one of the first `ranks` ranks gets one."""
-    hands: list[list[int]] = [[] for _ in range(ranks)]
-    loads = [(0, rank) for rank in range(ranks)]
-    for pack in sorted(range(len(packs)), key=lambda pack: (-weights[pack], pack)):
-        load, rank = loads[0]
-        hands[rank].append(pack)
-        heapreplace(loads, (load + max(1, weights[pack]), rank))
-    return [sorted(hand) for hand in hands]
+def deal(weights: NDArray[np.int64], ranks: int) -> list[NDArray[np.int64]]:
+    """Packs to ranks, heaviest first to the rank with least; every one of the first `ranks` ranks gets one.
+
+    weights: (packs,) how much work each is. Of equal packs every rank gets one after the other, as long as no rank has more work than
+    another by a whole pack; so thousands of them are dealt as fast as a few.
+    """
+    order = np.argsort(-weights, kind="stable")
+    weights = np.maximum(weights[order], 1)
+    whose = np.empty(len(order), np.int64)  # of the packs, heaviest first
+    loads = [(0, rank) for rank in range(ranks)]  # a heap
+    ends = [*(np.flatnonzero(np.diff(weights)) + 1).tolist(), len(order)]
+    for begin, end in pairwise([0, *ends]):
+        weight, at = int(weights[begin]), begin
+        while at < end:
+            turns = (end - at) // ranks
+            if turns and max(loads)[0] - loads[0][0] < weight:
+                loads.sort()
+                whose[at : at + turns * ranks] = np.tile([rank for _, rank in loads], turns)
+                loads = [(load + turns * weight, rank) for load, rank in loads]
+                at += turns * ranks
+            else:
+                load, whose[at] = loads[0]
+                heapreplace(loads, (load + weight, int(whose[at])))
+                at += 1
+    rows = np.lexsort((order, whose))
+    cuts, hands = np.searchsorted(whose[rows], np.arange(ranks + 1)).tolist(), order[rows]
+    return [hands[begin:end] for begin, end in pairwise(cuts)]

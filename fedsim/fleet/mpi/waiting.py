@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 SHORT, LONG = 50e-6, 2e-3  # seconds between two looks
 EARLY = 0.7  # of the usual time of a wait, before which a rank looks seldom
-LATE = 50  # of a wait's time so far, the part that it may be overslept by; where it is shorter than usual, an eighth of the usual time
+LATE = 200  # of a wait's time so far, the part that it may be overslept by; where it is shorter than usual, an eighth of the usual time
 
 
 @dataclass

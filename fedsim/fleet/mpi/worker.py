@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fedsim.core import serialization
 from fedsim.core.exact_sum import Sum
@@ -19,6 +19,7 @@ from fedsim.fleet.local_fleet import Answers
 from fedsim.fleet.messages import Pack, PackResult, WorkerContext, WorkOrder
 from fedsim.fleet.mpi.communicator import FAULT_TAG, OWN_TAG, REPLY_TAG, ROWS_TAG, STOP_TAG, TOTAL_TAG, Communicator
 from fedsim.fleet.mpi.device_transfer import DeviceTransfer, seen_as
+from fedsim.fleet.mpi.parts import read_part
 from fedsim.fleet.mpi.reply import Reply
 from fedsim.fleet.mpi.schedule import children
 from fedsim.fleet.mpi.tree_buffer import size_of, unflat
@@ -51,7 +52,8 @@ class Worker:
                 transfer = self.link.transfer
                 with span("receive the model"):
                     shared = unflat(header["shared"], transfer.incoming(self.link.broadcast(None, transfer)), self.site.device)
-                self._run(header, json.loads(mine.tobytes()) if mine.nbytes else [], shared)
+                if mine.nbytes:
+                    self._run(header, mine, shared)
 
     def _stopped(self) -> bool:
         return self._flag() or self.link.comm.Iprobe(source=0, tag=STOP_TAG)
@@ -62,9 +64,7 @@ class Worker:
             self.link.receive(0, STOP_TAG)
             self.link.stops += 1
 
-    def _run(self, header: dict[str, Any], mine: list[dict[str, Any]], shared: Tree) -> None:
-        if not mine:
-            return
+    def _run(self, header: dict[str, Any], mine: NDArray[np.uint8], shared: Tree) -> None:
         kept = {group: torch.tensor(index, device=self.site.device) for group, index in header["kept"].items()}
         net = self.site.net.cut(kept) if kept else self.site.net
         order = WorkOrder(serialization.load(header["work"], {}), net, shared, header["r"], header["n"])
@@ -76,12 +76,13 @@ class Worker:
         else:
             self.reply(answer, header["ranks"], ending)
 
-    def _packs(self, headers: list[dict[str, Any]], counts: int) -> list[Pack]:
-        """This rank's packs; counts: numbers of earlier calls that each client has."""
+    def _packs(self, mine: NDArray[np.uint8], counts: int) -> list[Pack]:
+        """This rank's packs, by its part of the order; counts: numbers of earlier calls that each client has."""
+        cohorts, headers = read_part(mine)
         private = any("own" in pack or "kept" in pack for pack in headers)
         buffer, packs, begin = self.link.receive(0, OWN_TAG) if private else np.zeros(0, np.uint8), [], 0
-        for pack in headers:
-            clients, held, parts = pack["clients"], pack.get("kept") or [None] * len(pack["clients"]), []
+        for clients, pack in zip(cohorts, headers, strict=True):
+            held, parts = pack.get("kept") or [None] * len(clients), []
             for rows in (pack.get("own", []), *(kept or [] for kept in held)):
                 end = begin + size_of(rows)
                 parts.append(unflat(rows, buffer[begin:end], self.site.device) if rows else {})

@@ -11,9 +11,10 @@ import torch
 from fedsim.core import keys
 from fedsim.devices.clock import Need
 from fedsim.fleet.charging.pricing import ClientCosts
-from fedsim.fleet.local_fleet import KeptStates, LocalFleet, held
+from fedsim.fleet.local_fleet import LocalFleet
 from fedsim.fleet.messages import Call, Pack, PackResult, WorkOrder, smaller_batches
 from fedsim.fleet.one_by_one import idle
+from fedsim.fleet.packing import KeptStates, held
 
 OWN = (keys.MASKS, keys.GATE, keys.GATE_STEPS)  # keys of what makes the model of a client its own
 

@@ -114,6 +114,9 @@ class AtInit(MaskedAveraging):
             state = AveragedState.begin(setting, masked(state.shared, held))
         return state, {"empty_layers": empty_layers(state.shared)}
 
+    def plain(self, setting: Setting, r: int) -> bool:
+        return r > 0
+
     # ---- scores
 
     def scores(self, setting: Setting, tree: Tree, batches: Sequence[Batch]) -> Scores:

@@ -107,7 +107,7 @@ class FedDST(MaskedAveraging):
         after, reply = trained(setting, fleet, state, r, work)
         merged = self.merged(after.shared, reply.total)
         held = under(reply.total, keys.MASKS)
-        entered = sum(int((merged[key] & ~state.shared[key]).sum()) for key in held)
+        entered = sum(masks.count(merged[key] & ~state.shared[key]) for key in held)
         agreed, any_holds = (sum(int((count >= least).sum()) for count in held.values()) for least in (setting.cohort, 1))
         return replace(after, shared=merged), {"lr": work.lr, "weights_swapped": entered, "mask_agreement": agreed / any_holds}
 
@@ -136,7 +136,7 @@ class FedDST(MaskedAveraging):
             w = shared[weight]
             if self.average == "cover":
                 w = (total[weight] / images.clamp(min=1)).to(w.dtype)
-            changed[key] = best_held(w, holders, int(shared[key].sum()), self.min_votes)
+            changed[key] = best_held(w, holders, masks.count(shared[key]), self.min_votes)
             changed[weight] = w * changed[key]
         return shared | changed
 

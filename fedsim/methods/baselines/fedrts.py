@@ -83,18 +83,18 @@ class FedRTS(MaskedAveraging):
         assert isinstance(state, FedRTSState)
         loose, adjusts = self.loose(setting.net, state.shared, r), mask_adjustment.due(r, self.adjust_every, self.stop_round)
         held = {layer: state.shared[keys.mask(layer)] for layer in loose}
-        named = {layer: min(k, int((~held[layer]).sum())) for layer, k in loose.items() if adjusts}
+        named = {layer: min(k, masks.count(~held[layer])) for layer, k in loose.items() if adjusts}
         work = TrainAndVote.growing(setting, r, named, loose=loose)
         after, reply = trained(setting, fleet, state, r, work)
         after = replace(after, **self._posteriors(after, reply, loose, adjusts))
         new = {layer: drawn(after, layer, rng.number(setting.seed, "beta", r, i)) for i, layer in enumerate(held) if adjusts}
-        moved = sum(int((mask & ~held[layer]).sum()) for layer, mask in new.items())
+        moved = sum(masks.count(mask & ~held[layer]) for layer, mask in new.items())
         shared = masked(after.shared, {keys.mask(layer): mask for layer, mask in new.items()})
         return replace(after, shared=shared), {"lr": work.lr, "weights_swapped": float(moved)}
 
     def loose(self, net: Net, shared: Tree, r: int) -> dict[str, int]:
         """K_l - kappa_l = floor(f(r) K_l) of every layer whose mask may move, also where fewer are pruned; 0 after the last adjustment."""
-        ones = {layer: int(shared[keys.mask(layer)].sum()) for layer in mask_adjustment.trainable(net, self.layers(net))}
+        ones = {layer: masks.count(shared[keys.mask(layer)]) for layer in mask_adjustment.trainable(net, self.layers(net))}
         if r > self.stop_round:
             return dict.fromkeys(ones, 0)
         return {layer: mask_adjustment.moves(k, 2 * k, self.adjust_fraction / 2, r, self.stop_round) for layer, k in ones.items()}
@@ -126,7 +126,7 @@ def drawn(state: FedRTSState, layer: str, seed: int) -> Tensor:
         return mask
     alpha, beta = (part[_vote(layer)].cpu().double().numpy() for part in (state.alpha, state.beta))
     xi = np.random.default_rng(seed % 2**64).beta(alpha, beta)
-    return masks.top(torch.from_numpy(xi), int(mask.sum())).to(mask.device)
+    return masks.top(torch.from_numpy(xi), masks.count(mask)).to(mask.device)
 
 
 def _named(reply: Reply, layer: str, mask: Tensor) -> Tensor:

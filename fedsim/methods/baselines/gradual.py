@@ -87,7 +87,8 @@ class Gradual(MaskedAveraging):
         if self.scope == "global":
             found = masks.top_of_all(scores, budget)
         else:
-            shapes, most = {layer: net.shapes[layer] for layer in layers}, {layer: int(mask.sum()) for layer, mask in held.items()}
+            shapes = {layer: net.shapes[layer] for layer in layers}
+            most = {layer: masks.count(mask) for layer, mask in held.items()}
             counts = layer_densities.shared_out(shapes, budget, self.sharing, most)
             found = {layer: masks.top(scores[layer], k) for layer, k in counts.items()}
         return {keys.mask(layer): mask for layer, mask in found.items()}

@@ -69,6 +69,9 @@ class RigL(MaskedAveraging):
             state = replace(state, shared=shared)
         return state, {"lr": work.lr, "weights_swapped": swapped}
 
+    def plain(self, setting: Setting, r: int) -> bool:
+        return r > 0 and not mask_adjustment.due(r, self.adjust_every, self.stop_round)
+
     def moves(self, net: Net, shared: Tree, r: int) -> dict[str, int]:
         """k_l = floor(f(r) nnz_l) of every layer that round `r` adjusts."""
         if not mask_adjustment.due(r, self.adjust_every, self.stop_round):

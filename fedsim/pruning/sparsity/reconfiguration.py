@@ -92,7 +92,7 @@ def must_keep(shared: Tree, layers: Sequence[str], share: float) -> dict[str, Te
     found = {}
     for layer in layers:
         mask = shared[keys.mask(layer)]
-        found[layer] = masks.without_smallest(shared[keys.weight(layer)], mask, floor(share * int(mask.sum()) + 1e-9))
+        found[layer] = masks.without_smallest(shared[keys.weight(layer)], mask, floor(share * masks.count(mask) + 1e-9))
     return found
 
 

@@ -159,12 +159,16 @@ def of_outputs(score: Tensor, left: Tensor, k: int) -> Tensor:
     return chosen
 
 
-def ranked(score: Tensor, of_output: int = 0) -> Tensor:
+def ranked(score: Tensor, of_output: int = 0, most: int | None = None) -> Tensor:
     """(N,) flat positions of `score` from its largest value to its smallest; the `of_output` largest of every output come first.
+
+    most: as many of a score without values below 0 are enough.
 
     >>> ranked(torch.tensor([[1.0, 2.0], [4.0, 3.0]]), 1)
     tensor([2, 1, 3, 0])
     """
+    if not of_output:
+        return masks.rank(score, most)
     ranking, sure = masks.rank(score), of_outputs(score, torch.ones_like(score, dtype=torch.bool), of_output)
     return ranking[(~sure.flatten()[ranking]).int().argsort(stable=True)]
 
@@ -172,7 +176,7 @@ def ranked(score: Tensor, of_output: int = 0) -> Tensor:
 def _largest(scores: Scores, left: Mapping[str, Tensor], sure: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
     """The masks of all that is `sure`, and of the largest scores among the rest that is `left`: `count` weights in all."""
     certain = {layer: sure.get(layer, torch.zeros_like(alive)) for layer, alive in left.items()}
-    needed = sum(int(mask.sum()) for mask in certain.values())
+    needed = sum(masks.count(mask) for mask in certain.values())
     if needed > count:
         layer = next(iter(sure))
         raise ValueError(f"the outputs of {layer} need {needed:,} weights, more than the {count:,} that {', '.join(scores)} may keep")

@@ -178,10 +178,10 @@ def test_costs_that_were_foreseen_do_not_stand_where_masks_are_a_clients_own() -
     call = Call(Train.at(made.setting, 1), [0], masked(made.setting, 0.3).shared, {}, made.setting.net)
     order, found = made.fleet.order(call), preview(made.fleet, call)
     wrong = {0: (ClientCosts(train_flops=1), found.up[0])}
-    answer = PackResult(order.sum(), each={0: {}}, loss={0: 1.0}, up={0: found.up[0]})
-    assert made.fleet.account.charge(order, [0], {}, answer, np.zeros(1, int), wrong)[0].train_flops == 1
+    answer = PackResult(order.sum(), [0], loss={0: 1.0}, up={0: found.up[0]})
+    assert made.fleet.account.charge(order, [0], {}, answer, np.zeros(1, int), wrong).each()[0].train_flops == 1
     answer.ones = {0: {"fc1.weight": 7}}
-    assert made.fleet.account.charge(order, [0], {}, answer, np.zeros(1, int), wrong)[0].train_flops > 1
+    assert made.fleet.account.charge(order, [0], {}, answer, np.zeros(1, int), wrong).each()[0].train_flops > 1
 
 
 # ---- memory
