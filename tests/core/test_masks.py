@@ -119,6 +119,21 @@ def test_the_top_is_a_full_sort_with_exact_count(values, data) -> None:
 def test_what_is_not_finite_cannot_be_ranked(wrong) -> None:
     with pytest.raises(ValueError, match="only finite scores"):
         masks.rank(torch.tensor([1.0, wrong, 2.0]))
+    with pytest.raises(ValueError, match="only finite scores"):
+        masks.rank(torch.tensor([1.0, wrong, 2.0]), 1)
+
+
+@given(st.lists(st.sampled_from([0.0, 0.5, 1.0, 1.5, 3e-40, 1e30]), min_size=1, max_size=40), st.integers(0, 45))
+def test_the_first_of_a_ranking_are_those_of_the_whole_one(values: list[float], most: int) -> None:
+    score = torch.tensor(values)
+    assert masks.rank(score, most).tolist() == masks.rank(score).tolist()[:most]
+
+
+def test_a_product_with_a_mask_and_a_count_are_those_of_torch() -> None:
+    value, mask = torch.tensor([[1.5, -2.0], [float("inf"), 0.0]]), torch.tensor([[True, False], [True, True]])
+    assert torch.equal(masks.times(value, mask).view(torch.int32), (value * mask).view(torch.int32))
+    assert masks.count(mask) == 3
+    assert masks.count(mask.t()[:, 1:]) == 2  # no contiguous piece of memory
 
 
 # ---- the budget
