@@ -144,8 +144,8 @@ def largest(g: Tensor, mask: Tensor, k: int, chunk: int = CHUNK) -> tuple[Tensor
     for begin in range(0, flat.shape[0], chunk):
         part = slice(begin, begin + chunk)
         found = torch.where(pruned[part], _keys(flat[part].abs(), begin), _NEVER)
-        best = torch.cat([best, found]).topk(k).values
-    index = _LAST - (best & 0xFFFFFFFF)
+        best = torch.cat([best, found]).topk(k, sorted=False).values
+    index = _LAST - (best.sort(descending=True).values & 0xFFFFFFFF)
     return index.to(torch.int32), flat[index].float()
 
 
