@@ -54,6 +54,7 @@ def rows(parts: Experiment, survey: Survey | None = None) -> Iterator[RoundRow]:
         else:
             with survey.playing(r, 0) if survey else nullcontext():
                 state, found = verbs.round(method, setting, state, fleet, r)
+            plain = PlainRounds(setting, fleet)  # the method may have changed its state in place
         if found is not None:
             shared, _, net = verbs.deploy(method, setting, state, fleet, [])
             row = row_of(parts.model_profile, fleet.account.bills, None, shared, row.masks if row else masks, found, net or setting.net)
