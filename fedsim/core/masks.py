@@ -69,7 +69,7 @@ def check(tree: Tree) -> None:
 def rank(score: Tensor, most: int | None = None) -> Tensor:
     """(N,) flat positions of `score` from its largest value to its smallest; ValueError for a score that is not finite.
 
-    most: as many positions are enough, where no score is below 0.
+    most: so many positions are enough, of scores of which none is below 0: (min(most, N),).
     """
     flat = score.flatten()
     if not bool(flat.isfinite().all()):

@@ -17,24 +17,25 @@ from fedsim.federated.protocol import Setting
 from fedsim.nn import optim
 
 
-def pretrained(setting: Setting, public: Data, epochs: int) -> Tree:
+def pretrained(setting: Setting, public: Data, epochs: int, needed: bool = True) -> Tree:
     """The model ("w/" and "buf/") after the server trained it on its public images.
 
     It begins with the initial model and takes the job's optimiser, batch size and rate of round 1. Images are not augmented, and
     activations are not pruned, because the server has enough memory. FedTiny (arXiv:2212.01977) begins in this way. Its FLOPs are on
-    the server's bill. Where only costs are asked for (`Setting.costs_only`), it is the initial model.
+    the server's bill.
 
     Args:
         setting: of the job: its net, seed and local training.
         public: the server's images; each epoch shows all of them once, in a new order.
         epochs: how often they are shown; 0: the initial model itself.
+        needed: whether what it learns is needed; else it is charged and not trained, and the initial model is returned.
 
     Raises:
         BadInput: if a weight or a running statistic is no longer finite.
     """
     setting.server.charge("pretraining", flops.feed_flops(setting.model_profile, len(public) * epochs).total)
     net, rate = setting.net.without_activation_pruning(), setting.train.at(1)
-    if setting.costs_only:
+    if not needed:
         return under(net.initial, keys.WEIGHTS, keys.BUFFERS)
     state = clone(net.initial)
     state |= optim.fresh(net.trained(under(state, keys.WEIGHTS)), rate.momentum, rate.optimiser)

@@ -161,7 +161,7 @@ class Setting:
         default_factory=ServerBill, compare=False, repr=False
     )  # what the server computes: server.charge("scoring", flops)
     image_shape: tuple[int, ...] = ()  # (C, H, W)
-    costs_only: bool = False  # `fedsim estimate` asks what a run costs: the server may leave out training whose results cost the same
+    costs_only: bool = False  # `fedsim estimate` asks what a run costs: a method may leave out what changes no cost
 
 
 State = TypeVar("State")
@@ -218,13 +218,13 @@ class Method(ABC, Generic[State]):
         """The model a client uses, run where the client is."""
         return sent.tree({})
 
-    def plain(self, setting: Setting, r: int) -> bool:
-        """Whether round `r` costs clients what one `averaged_round` costs, and changes the state by training alone.
+    def plain(self, setting: Setting, r: int) -> dict[str, float] | None:
+        """What round `r` records beside its rate, where clients pay for an `averaged_round`, and only training changes the state.
 
-        Then `fedsim estimate` need not play it, where the state is an `AveragedState`. False is always right, and slower. It speaks of the
-        `round` of the same class: a subclass with a `round` of its own says it anew.
+        Then `fedsim estimate` charges it and need not play it, where the state is an `AveragedState`. None is always right, and slower. It
+        speaks of the class that has it and not of its subclasses.
         """
-        return False
+        return None
 
     def variants(self) -> Mapping[str, Method[Any]]:
         """Other forms in which clients could use the last round's state, by name: methods like this one, evaluated beside it."""

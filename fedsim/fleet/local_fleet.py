@@ -87,7 +87,7 @@ class LocalFleet:
         self.emulation: Emulation | None = None
         self._undo: dict[int, tuple[Tree | None, bool]] | None = None  # what clients kept, and whether it is to be written down
         self._beside = Beside()
-        self._calls: dict[str, Ints] = {}  # in this round: purpose or split -> (clients,) how often each; those beyond the end never
+        self._calls: dict[str, tuple[Ints, Ints]] = {}  # in this round: purpose or split -> sorted clients, and how often each
         sizes = site.population.shards["train"].sizes()
         self._filled = None if sizes.min() > 0 else np.flatnonzero(sizes)
 
@@ -231,10 +231,14 @@ class LocalFleet:
         """(K,) earlier uses in this round of the work, then of each feed's split, by each client."""
         ids, calls = np.asarray(clients), []
         for purpose in (work.purpose, *(feed.split for feed in work.feeds)):
-            if len(before := self._calls.get(purpose, NOBODY)) <= ids[-1]:
-                self._calls[purpose] = before = np.pad(before, (0, int(ids[-1]) + 1 - len(before)))
-            calls.append(before[ids])
-            before[ids] += 1
+            known, counts = self._calls.get(purpose, (NOBODY, NOBODY))
+            every = np.union1d(known, ids) if len(known) else ids
+            times = np.zeros(len(every), np.int64)
+            times[np.searchsorted(every, known)] = counts
+            rows = np.searchsorted(every, ids)
+            calls.append(times[rows])
+            times[rows] += 1
+            self._calls[purpose] = every, times
         return calls
 
     def _check(self, call: Call) -> None:

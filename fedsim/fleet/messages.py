@@ -52,7 +52,9 @@ class Call:
         """The same for some of its clients, sorted; without rows of their own it may be for others."""
         if not self.own:
             return replace(self, clients=list(clients))
-        rows = torch.from_numpy(np.searchsorted(self.clients, clients))
+        found = np.searchsorted(self.clients, clients)
+        assert np.isin(clients, self.clients).all(), "clients have rows in this call alone"
+        rows = torch.from_numpy(found)
         return replace(self, clients=list(clients), own={key: value[rows.to(value.device)] for key, value in self.own.items()})
 
 

@@ -32,8 +32,8 @@ class FedAvg(Method[AveragedState]):
     def round(self, setting: Setting, state: AveragedState, fleet: Fleet, r: int) -> tuple[AveragedState, dict[str, float]]:
         return averaged_round(setting, fleet, state, r)
 
-    def plain(self, setting: Setting, r: int) -> bool:
-        return r > 0
+    def plain(self, setting: Setting, r: int) -> dict[str, float] | None:
+        return {} if r > 0 else None
 
     def deploy(self, setting: Setting, state: AveragedState, fleet: Fleet, cohort: Sequence[int]) -> tuple[Tree, Tree, Net | None]:
         return state.shared, {}, None

@@ -104,8 +104,8 @@ class FedMef(Method[AveragedState]):
             shared, columns["weights_swapped"] = mask_adjustment.swapped(shared, reply.each, extrusion.moves, n / n.sum(), leaving)
         return replace(after, shared=shared), columns
 
-    def plain(self, setting: Setting, r: int) -> bool:
-        return r > 0 and not self.ahead(r)
+    def plain(self, setting: Setting, r: int) -> dict[str, float] | None:
+        return None if r == 0 or self.ahead(r) else {"weights_swapped": 0}
 
     def deploy(self, setting: Setting, state: AveragedState, fleet: Fleet, cohort: Sequence[int]) -> tuple[Tree, Tree, Net | None]:
         return state.shared, {}, None

@@ -76,7 +76,7 @@ class FedTiny(Method[AveragedState]):
 
     def init(self, setting: Setting, public: Data | None) -> AveragedState:
         self._check(setting, public)
-        shared = pretraining.pretrained(setting, public, self.pretrain_epochs) if public else setting.net.initial
+        shared = pretraining.pretrained(setting, public, self.pretrain_epochs, not setting.costs_only) if public else setting.net.initial
         return AveragedState.begin(setting, shared)  # dense until the candidates are drawn in round 0
 
     def round(self, setting: Setting, state: AveragedState, fleet: Fleet, r: int) -> tuple[AveragedState, dict[str, float]]:
@@ -92,8 +92,8 @@ class FedTiny(Method[AveragedState]):
             state = replace(state, shared=shared)
         return state, {"lr": work.lr, "weights_swapped": swapped} | ({"adjusted_block": block} if block else {})
 
-    def plain(self, setting: Setting, r: int) -> bool:
-        return r > 0 and not mask_adjustment.due(r, self.adjust_every, self.stop_round)
+    def plain(self, setting: Setting, r: int) -> dict[str, float] | None:
+        return None if r == 0 or mask_adjustment.due(r, self.adjust_every, self.stop_round) else {"weights_swapped": 0}
 
     def deploy(self, setting: Setting, state: AveragedState, fleet: Fleet, cohort: Sequence[int]) -> tuple[Tree, Tree, Net | None]:
         return state.shared, {}, None

@@ -22,7 +22,7 @@ from fedsim.config.job import Job
 from fedsim.core import keys
 from fedsim.core.tree import Tree, under
 from fedsim.costs import flops, memory
-from fedsim.federated import verbs
+from fedsim.federated import aggregation, verbs
 from fedsim.federated.averaged_round import AveragedState
 from fedsim.federated.budgets import given_by_kind
 from fedsim.federated.client_work import Train
@@ -49,23 +49,26 @@ def rows(parts: Experiment, survey: Survey | None = None) -> Iterator[RoundRow]:
     plain, row = PlainRounds(setting, fleet), None
     for r in range(setting.rounds + 1):
         fleet.open(r)
-        if survey is None and isinstance(state, AveragedState) and is_plain(method, setting, r):
-            found = plain.charged(state, r)
+        said = recorded(method, setting, r) if survey is None and isinstance(state, AveragedState) else None
+        if said is not None and plain.same(state, r):
+            assert row is not None, "a first round is like no other"
+            yield (row := replace(row, values=row.values | said | plain.rate(r)))
+            continue
+        if said is not None:
+            found = said | plain.charged(state, r)
         else:
             with survey.playing(r, 0) if survey else nullcontext():
                 state, found = verbs.round(method, setting, state, fleet, r)
             plain = PlainRounds(setting, fleet)  # the method may have changed its state in place
-        if found is not None:
-            shared, _, net = verbs.deploy(method, setting, state, fleet, [])
-            row = row_of(parts.model_profile, fleet.account.bills, None, shared, row.masks if row else masks, found, net or setting.net)
-        assert row is not None, "a first round has no row before it"
+        shared, _, net = verbs.deploy(method, setting, state, fleet, [])
+        row = row_of(parts.model_profile, fleet.account.bills, None, shared, row.masks if row else masks, found, net or setting.net)
         yield row
 
 
-def is_plain(method: Method[Any], setting: Setting, r: int) -> bool:
-    """What the method says of its round; of a class that has a round of its own, its base says nothing."""
-    whose = {name: next(i for i, kind in enumerate(type(method).__mro__) if name in vars(kind)) for name in ("plain", "round")}
-    return whose["plain"] <= whose["round"] and method.plain(setting, r)
+def recorded(method: Method[Any], setting: Setting, r: int) -> dict[str, float] | None:
+    """What the method says of its round (`Method.plain`). A subclass may do more in it, and so may an aggregation of one's own."""
+    own = "plain" in vars(type(method)) and type(setting.aggregate) in aggregation.NAMES.values()
+    return method.plain(setting, r) if own else None
 
 
 class PlainRounds:
@@ -76,22 +79,28 @@ class PlainRounds:
         self._state: AveragedState | None = None
         self._sent: Tree = {}
         self._first: PackResult | None = None  # what one client of this state comes to
-        self._again: list[int] = []  # clients of the last round, if the round before had the same
+        self._last: tuple[list[int], ...] = ()  # clients of the last two rounds of this state
 
-    def charged(self, state: AveragedState, r: int) -> dict[str, float] | None:
-        """Charges round `r`, and says what a method would record. None where the row is that of the round before."""
-        setting, fleet, again = self.setting, self.fleet, self._state is state
+    def same(self, state: AveragedState, r: int) -> bool:
+        """Whether round `r` costs what the one before cost: it is the third of the same clients, who hold already what they held then."""
+        clients = self.fleet.pick(self.setting.cohort, r)
+        return self._state is state and self._last == (clients, clients)
+
+    def rate(self, r: int) -> dict[str, float]:
+        """The rate of round `r`, as a method records it."""
+        return {"lr": Train.at(self.setting, r).lr}
+
+    def charged(self, state: AveragedState, r: int) -> dict[str, float]:
+        """Charges round `r`, and says what every method would record."""
+        setting, fleet = self.setting, self.fleet
+        if self._state is not state:
+            self._state, self._sent, self._first, self._last = state, setting.aggregate.shared(state.memory, state.shared), None, ()
         clients = fleet.pick(setting.cohort, r)
-        if again and clients == self._again:  # they hold already what they held then
-            return None
-        if not again:
-            self._state, self._sent, self._first = state, setting.aggregate.shared(state.memory, state.shared), None
-        work = Train.at(setting, r)
-        call = Call(work, clients, self._sent, {}, setting.net)
+        call = Call(Train.at(setting, r), clients, self._sent, {}, setting.net)
         self._first = self._first or fleet.idle_first(call)
         fleet.charge_again(call, self._first)
-        self._again = clients if again else []
-        return {"lr": work.lr} | setting.server.take()
+        self._last = (*self._last[-1:], clients)
+        return self.rate(r) | setting.server.take()
 
 
 def estimate(job: Job, console: Console) -> list[dict[str, float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from cases import TABLE, table
 
 from fedsim.config import job
 from fedsim.errors import BadInput
+from fedsim.federated.aggregation import FedAvg as AverageOfWeights
 from fedsim.methods.fedavg import FedAvg
 from fedsim.simulation import estimate
 from fedsim.simulation.experiment import build_experiment
@@ -43,16 +45,49 @@ def test_what_is_not_played_costs_as_much(name: str, size: int, folder: Path, mo
 @pytest.mark.parametrize("name", ["fedavg", "scaffold", "fedtiny", "fedmef", "rigl", "at-init-synflow"])
 def test_rounds_of_averaged_training_are_not_played(name: str, folder: Path) -> None:
     parts = build_experiment(job.check(table(name, "serial", folder)))
-    played = [r for r in range(1, 12) if not estimate.is_plain(parts.method, parts.setting, r)]
+    played = [r for r in range(1, 12) if estimate.recorded(parts.method, parts.setting, r) is None]
     assert played == {"fedtiny": [1, 2, 3, 4], "fedmef": [1, 2, 3, 4], "rigl": [1, 2, 3, 4]}.get(name, [])
 
 
-def test_a_method_with_rounds_of_its_own_does_not_inherit_that_they_are_plain(folder: Path) -> None:
+def test_what_a_method_says_of_its_rounds_holds_for_itself_and_known_aggregations(folder: Path) -> None:
     class Other(FedAvg):
-        def round(self, setting, state, fleet, r):
-            return super().round(setting, state, fleet, r)
+        """Its rounds may do more."""
+
+    class Mine(AverageOfWeights):
+        """Its server may do more."""
 
     setting = build_experiment(job.check(table("fedavg", "serial", folder))).setting
-    assert estimate.is_plain(FedAvg(), setting, 1)
-    assert not estimate.is_plain(Other(), setting, 1)
-    assert not estimate.is_plain(FedAvg(), setting, 0)
+    assert estimate.recorded(FedAvg(), setting, 1) == {}
+    assert estimate.recorded(FedAvg(), setting, 0) is None
+    assert estimate.recorded(Other(), setting, 1) is None
+    assert estimate.recorded(FedAvg(), replace(setting, aggregate=Mine()), 1) is None
+
+
+def test_pretraining_is_left_out_only_where_it_changes_no_cost(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All layers are ranked together by what the server has learnt: it decides what each of them keeps."""
+    fields = {"name": "magnitude", "density": 0.3, "scope": "global", "pretrain_epochs": 2}
+    seen = figures("at-init-magnitude", folder, method=fields)
+    monkeypatch.setattr(estimate, "replace", lambda setting, **change: setting)  # as a run has it
+    assert seen == figures("at-init-magnitude", folder, method=fields)
+
+
+@pytest.mark.parametrize("name", ["fedavg", "rigl", "fedtiny", "at-init-synflow"])
+def test_rows_have_the_columns_and_rates_that_played_ones_have(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three cohorts of all clients in a row cost the same; each row is one of its own."""
+    train = table(name, "serial", folder)["train"] | {"schedule": "cosine"}
+    parts = build_experiment(job.check(table(name, "serial", folder) | {"rounds": 7, "train": train}))
+    rows = [row.values for row in estimate.rows(parts)]
+    assert len({id(row) for row in rows}) == 8
+    monkeypatch.setattr(estimate, "AveragedState", ())
+    played = [row.values for row in estimate.rows(parts)]
+    assert [(row.keys(), row.get("lr")) for row in rows] == [(row.keys(), row.get("lr")) for row in played]
+
+
+def test_a_cohort_that_comes_again_pays_for_no_mask_again(folder: Path) -> None:
+    """Whichever clients are drawn: masks are sent once to each, and the first weights in every round."""
+    for seed in range(6):
+        change = {"cohort": {"size": 2}, "seed": seed, "rounds": 12}
+        short = figures("at-init-random", folder, **change)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(estimate, "AveragedState", ())
+            assert short == figures("at-init-random", folder, **change), seed

@@ -34,21 +34,21 @@ def deal(weights: NDArray[np.int64], ranks: int) -> list[NDArray[np.int64]]:
     order = np.argsort(-weights, kind="stable")
     weights = np.maximum(weights[order], 1)
     whose = np.empty(len(order), np.int64)  # of the packs, heaviest first
-    loads = [(0, rank) for rank in range(ranks)]  # a heap
+    loads, high = [(0, rank) for rank in range(ranks)], 0  # a heap, and the largest load
     ends = [*(np.flatnonzero(np.diff(weights)) + 1).tolist(), len(order)]
     for begin, end in pairwise([0, *ends]):
         weight, at = int(weights[begin]), begin
         while at < end:
             turns = (end - at) // ranks
-            if turns and max(loads)[0] - loads[0][0] < weight:
+            if turns and high - loads[0][0] < weight:
                 loads.sort()
                 whose[at : at + turns * ranks] = np.tile([rank for _, rank in loads], turns)
                 loads = [(load + turns * weight, rank) for load, rank in loads]
-                at += turns * ranks
+                at, high = at + turns * ranks, high + turns * weight
             else:
                 load, whose[at] = loads[0]
                 heapreplace(loads, (load + weight, int(whose[at])))
-                at += 1
+                at, high = at + 1, max(high, load + weight)
     rows = np.lexsort((order, whose))
     cuts, hands = np.searchsorted(whose[rows], np.arange(ranks + 1)).tolist(), order[rows]
     return [hands[begin:end] for begin, end in pairwise(cuts)]

@@ -114,8 +114,8 @@ class AtInit(MaskedAveraging):
             state = AveragedState.begin(setting, masked(state.shared, held))
         return state, {"empty_layers": empty_layers(state.shared)}
 
-    def plain(self, setting: Setting, r: int) -> bool:
-        return r > 0
+    def plain(self, setting: Setting, r: int) -> dict[str, float] | None:
+        return {} if r > 0 else None
 
     # ---- scores
 

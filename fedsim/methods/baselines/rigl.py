@@ -69,8 +69,8 @@ class RigL(MaskedAveraging):
             state = replace(state, shared=shared)
         return state, {"lr": work.lr, "weights_swapped": swapped}
 
-    def plain(self, setting: Setting, r: int) -> bool:
-        return r > 0 and not mask_adjustment.due(r, self.adjust_every, self.stop_round)
+    def plain(self, setting: Setting, r: int) -> dict[str, float] | None:
+        return None if r == 0 or mask_adjustment.due(r, self.adjust_every, self.stop_round) else {"weights_swapped": 0}
 
     def moves(self, net: Net, shared: Tree, r: int) -> dict[str, int]:
         """k_l = floor(f(r) nnz_l) of every layer that round `r` adjusts."""

@@ -162,7 +162,7 @@ def of_outputs(score: Tensor, left: Tensor, k: int) -> Tensor:
 def ranked(score: Tensor, of_output: int = 0, most: int | None = None) -> Tensor:
     """(N,) flat positions of `score` from its largest value to its smallest; the `of_output` largest of every output come first.
 
-    most: as many of a score without values below 0 are enough.
+    most: so many are enough, of scores of which none is below 0: (min(most, N),).
 
     >>> ranked(torch.tensor([[1.0, 2.0], [4.0, 3.0]]), 1)
     tensor([2, 1, 3, 0])
@@ -170,7 +170,7 @@ def ranked(score: Tensor, of_output: int = 0, most: int | None = None) -> Tensor
     if not of_output:
         return masks.rank(score, most)
     ranking, sure = masks.rank(score), of_outputs(score, torch.ones_like(score, dtype=torch.bool), of_output)
-    return ranking[(~sure.flatten()[ranking]).int().argsort(stable=True)]
+    return ranking[(~sure.flatten()[ranking]).int().argsort(stable=True)][:most]
 
 
 def _largest(scores: Scores, left: Mapping[str, Tensor], sure: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:

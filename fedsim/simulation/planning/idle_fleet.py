@@ -40,7 +40,10 @@ class FloatSum(Sum):
 
 
 class OneForAllFleet(IdleFleet):
-    """Clients that take no step, of which one does the work for all that are alike but for their images."""
+    """Clients that take no step, of which one does the work for all that are alike but for their images.
+
+    A total is so many times what this client adds to it: means are right, numbers of images are not.
+    """
 
     name = "one for all"
 
