@@ -232,7 +232,7 @@ def _parts(job: Job, cohort: int) -> dict[str, float]:
     """Median seconds of a round on one client rank, and of its phases; the first rounds, which warm up, are left out."""
     with TemporaryDirectory() as folder:
         out = Path(folder) / "run.h5"
-        launch(sized(job, cohort, job.rounds), 2, [sys.executable, "-m", "fedsim", "run", "JOB", "--out", str(out)], Path(folder))
+        launch(sized(job, cohort), 2, [sys.executable, "-m", "fedsim", "run", "JOB", "--out", str(out)], Path(folder))
         reader = RunReader(out)
         phases = {name: reader.timing(name) for name in ("broadcast", "compute", "reduce")} | {"seconds": reader.column("seconds")}
         return {name: median(values[2:].tolist()) for name, values in phases.items()}

@@ -17,7 +17,7 @@ from fedsim.costs import communication, profile
 from fedsim.fleet.charging.bills import Bills
 from fedsim.fleet.charging.pricing import ClientCosts, Ints, WorkPrices
 from fedsim.fleet.client_images import Population, counts_of
-from fedsim.fleet.messages import PackResult, WorkOrder
+from fedsim.fleet.messages import NO_BYTES, PackResult, WorkOrder
 from fedsim.fleet.received_masks import ReceivedMasks
 
 __all__ = ["Charged", "ClientCosts", "CostAccount"]
@@ -87,6 +87,8 @@ class CostAccount:
         if down is None:
             down = self.deliver(order, ids, sent, answer.arrived)
         up = answer.sent_back(ids)
+        if (up == NO_BYTES).any():
+            raise ValueError(f"the report of client {ids[up == NO_BYTES][0]} has no price: a fleet notes it by charge_report")
         same = foreseen and [foreseen[client][1] for client in clients] == up.tolist() and not (answer.ones or answer.open)
         if foreseen and same:
             runs, run = _shared([foreseen[client][0] for client in clients])

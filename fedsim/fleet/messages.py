@@ -19,6 +19,7 @@ from fedsim.fleet.batches import Ready
 from fedsim.fleet.client_images import Population
 from fedsim.nn.net import Net
 
+NO_BYTES = -1  # of a client whose report is not charged
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
@@ -52,9 +53,8 @@ class Call:
         """The same for some of its clients, sorted; without rows of their own it may be for others."""
         if not self.own:
             return replace(self, clients=list(clients))
-        found = np.searchsorted(self.clients, clients)
         assert np.isin(clients, self.clients).all(), "clients have rows in this call alone"
-        rows = torch.from_numpy(found)
+        rows = torch.from_numpy(np.searchsorted(self.clients, clients))
         return replace(self, clients=list(clients), own={key: value[rows.to(value.device)] for key, value in self.own.items()})
 
 
@@ -91,7 +91,7 @@ class Columns:
 
     clients: Ints  # (K,) sorted
     loss: Floats  # (K,)
-    up: Ints  # (K,) bytes; negative where none are charged
+    up: Ints  # (K,) bytes, or NO_BYTES
 
     @classmethod
     def of(cls, clients: Ints, loss: Floats, up: Ints) -> Columns:
@@ -130,10 +130,10 @@ class PackResult:
         return np.array([self.loss.get(client, np.nan) for client in clients.tolist()], np.float64)
 
     def sent_back(self, clients: Ints) -> Ints:
-        """(K,) bytes of the report of each of some sorted clients, 0 where none is charged."""
+        """(K,) bytes of the report of each of some sorted clients, NO_BYTES where none is charged."""
         if self.columns:
-            return np.maximum(self.columns.rows(self.columns.up, clients), 0)
-        return np.array([self.up.get(client, 0) for client in clients.tolist()], np.int64)
+            return self.columns.rows(self.columns.up, clients)
+        return np.array([self.up.get(client, NO_BYTES) for client in clients.tolist()], np.int64)
 
     def merge(self, other: PackResult) -> None:
         self.total.merge(other.total)

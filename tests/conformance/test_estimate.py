@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from cases import TABLE, table
 
 from fedsim.config import job
+from fedsim.core import keys
 from fedsim.errors import BadInput
 from fedsim.federated.aggregation import FedAvg as AverageOfWeights
 from fedsim.methods.fedavg import FedAvg
@@ -91,3 +93,23 @@ def test_a_cohort_that_comes_again_pays_for_no_mask_again(folder: Path) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(estimate, "AveragedState", ())
             assert short == figures("at-init-random", folder, **change), seed
+
+
+def test_a_state_that_a_method_changes_in_place_is_looked_at_anew(folder: Path) -> None:
+    """Round 2 prunes the tensors of the state it was given; what is sent after it is smaller."""
+
+    @dataclass(frozen=True)
+    class InPlace(FedAvg):
+        def round(self, setting, state, fleet, r):
+            if r == 2:
+                for layer in setting.net.maskable:
+                    state.shared[keys.mask(layer)] = torch.zeros_like(state.shared[keys.weight(layer)], dtype=torch.bool)
+                    state.shared[keys.mask(layer)].view(-1)[:3] = True
+            return state, {"lr": 0.05}
+
+        def plain(self, setting, r):
+            return None if r in (0, 2) else {}
+
+    parts = replace(build_experiment(job.check(table("fedavg", "serial", folder) | {"rounds": 4})), method=InPlace())
+    up = [row.values["bytes_up"] for row in estimate.rows(parts)]
+    assert up[1] > up[3] == up[4] > 0

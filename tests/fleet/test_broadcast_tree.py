@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fedsim.bench.scale import Costs, Messages, at_rank_0, projected, sized
@@ -45,6 +45,7 @@ def test_packs_are_dealt_whole_and_evenly() -> None:
     assert [hand.tolist() for hand in deal(np.array([5, 1, 1, 1, 1, 1, 5]), 3)] == [[0], [6], [1, 2, 3, 4, 5]]
 
 
+@example([4, 3, 2, 1, 1], 2)  # a rank has a whole pack more than one before it, which then gets two in a row
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=60), st.integers(1, 9))
 def test_packs_are_dealt_as_one_by_one(weights: list[int], ranks: int) -> None:
     """Turns of equal packs are dealt at once; what comes out is as if each went to the rank with least."""
@@ -87,3 +88,5 @@ def test_the_job_of_the_bench_takes_other_cohorts() -> None:
     job = load(ROOT / "jobs/bench/scale.toml")
     assert [(made.cohort.size, made.rounds) for made in (job, sized(job, 128), sized(job, 32, 2))] == [(16, 4), (128, 4), (32, 2)]
     assert sized(job, 256).population == 256
+    more = sized(job, 512, clients=512)
+    assert (more.population, more.data.train_images) == (512, 2 * job.data.train_images)

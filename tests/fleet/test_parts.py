@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from small_federation import stored, world
 
-from fedsim.fleet.messages import Columns, PackResult
+from fedsim.core.exact_sum import Sum
+from fedsim.core.types import Feed
+from fedsim.federated.client_work import Train
+from fedsim.fleet.messages import NO_BYTES, Columns, PackResult
 from fedsim.fleet.mpi.parts import parts_of, read_part
 from fedsim.fleet.mpi.tree_buffer import layout
 from fedsim.fleet.packing import Packs, cut_cohort, cuts_of
@@ -62,9 +68,29 @@ def test_packs_differ_by_one_client_at_most(clients: int, count: int) -> None:
     assert np.diff(cuts_of(clients, count)).tolist() == found
 
 
+def test_calls_of_a_round_are_counted_for_each_client() -> None:
+    fleet = world(stored(torch.zeros(9, 1, 4, 4, dtype=torch.uint8), torch.arange(9) % 3, torch.arange(9) // 3)).fleet
+    work = Train((Feed("train", epochs=1), Feed("probe", epochs=1)), lr=0.1)
+    fleet.open(1)
+    assert [calls.tolist() for calls in fleet._counted(work, [0, 2])] == [[0, 0]] * 3
+    assert [calls.tolist() for calls in fleet._counted(work, [1, 2])] == [[0, 1]] * 3
+    assert [calls.tolist() for calls in fleet._counted(replace(work, feeds=work.feeds[:1]), [0, 1, 2])] == [[1, 1, 2]] * 2
+    fleet.open(2)
+    assert [calls.tolist() for calls in fleet._counted(work, [2])] == [[0]] * 3
+
+
+def test_answers_in_columns_are_merged_and_not_with_others() -> None:
+    shared = {"w/a": torch.zeros(1)}
+    one, other = (PackResult(Sum(shared, 1), [k], columns=Columns(np.array([k]), np.array([k / 2]), np.array([k]))) for k in (4, 1))
+    one.merge(other)
+    assert (one.losses(np.array([1, 4])).tolist(), one.sent_back(np.array([4])).tolist()) == ([0.5, 2.0], [4])
+    with pytest.raises(ValueError, match="cannot be merged"):
+        one.merge(PackResult(Sum(shared, 1), [7], up={7: 1}))
+
+
 def test_columns_of_answers_join_and_give_the_rows_of_some_clients() -> None:
     one = Columns.of(np.array([9, 2]), np.array([0.9, 0.2]), np.array([90, -1]))
     both = one.joined(Columns.of(np.array([5]), np.array([0.5]), np.array([50])))
     answer = PackResult(None, columns=both)
     assert answer.losses(np.array([2, 5, 9])).tolist() == [0.2, 0.5, 0.9]
-    assert answer.sent_back(np.array([2, 9])).tolist() == [0, 90]  # nobody is charged a negative number of bytes
+    assert answer.sent_back(np.array([2, 9])).tolist() == [NO_BYTES, 90]

@@ -167,6 +167,13 @@ def test_a_vote_of_0_is_none_and_a_negative_one_counts_by_its_size() -> None:
     assert (same.tolist(), unmoved.tolist(), none) == (mask.tolist(), w.tolist(), 0)
 
 
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_a_score_that_is_not_finite_is_refused(wrong: float) -> None:
+    w = torch.tensor([5.0, 4.0, 0.0, 0.0])
+    with pytest.raises(ValueError, match="only finite scores"):
+        mask_adjustment.swap(w != 0, w, torch.tensor([0.0, 0.0, 1.0, wrong]), k=1)
+
+
 def test_a_swap_leaves_what_it_is_given_alone() -> None:
     mask, w = torch.tensor([True, False]), torch.tensor([1.0, 0.0])
     mask_adjustment.swap(mask, w, torch.tensor([0.0, 1.0]), 1)

@@ -25,7 +25,6 @@ Bytes = NDArray[np.uint8]
 
 LONG = 2**16  # bytes of a rank's rows, above which they go to rank 0 alone
 NOTHING = "[[], []]"  # the form of a client that has no rows
-NO_BYTES = -1  # of a client whose report is not charged
 OWN = ("ones", "arrived", "open")  # what only clients with models of their own have
 
 
@@ -63,7 +62,7 @@ class Reply:
         reply = cls(
             np.array(clients, np.int64),
             answer.losses(np.array(clients, np.int64)),
-            np.array([answer.up.get(client, NO_BYTES) for client in clients], np.int64),
+            answer.sent_back(np.array(clients, np.int64)),
             np.array(form, np.int64),
             list(forms),
             np.zeros(0, np.uint8) if apart else rows,

@@ -184,6 +184,15 @@ def test_costs_that_were_foreseen_do_not_stand_where_masks_are_a_clients_own() -
     assert made.fleet.account.charge(order, [0], {}, answer, np.zeros(1, int), wrong).each()[0].train_flops > 1
 
 
+def test_a_report_without_a_price_is_refused() -> None:
+    made = emulated(mix(kind()))
+    made.fleet.open(1)
+    order = made.fleet.order(Call(Train.at(made.setting, 1), [0, 1], made.setting.net.initial, {}, made.setting.net))
+    answer = PackResult(order.sum(), [0, 1], loss={0: 1.0, 1: 1.0}, up={0: 8})
+    with pytest.raises(ValueError, match="the report of client 1 has no price"):
+        made.fleet.account.charge(order, [0, 1], {}, answer)
+
+
 # ---- memory
 
 
