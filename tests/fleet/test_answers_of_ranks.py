@@ -28,6 +28,7 @@ link, parts = communicator.connect(time.perf_counter, time.sleep), build_experim
 setting, found = parts.setting, []
 fleet, order = MPIFleet(parts.site, parts.account(), 1, link), WorkOrder(Train.at(setting, 1), setting.net, setting.net.initial, 1, 100)
 for stopped in (None, 1, 2, 3, 4, 5, None):
+    link.comm.Barrier()  # as the order, which no rank answers before rank 0 has taken all answers to the last
     if link.rank:
         answer = PackResult(Sum(setting.net.initial, 100), [link.rank], loss={{link.rank: 0.0}})
         answer.each[link.rank] = {{"n/x": torch.full((20_000,), link.rank)}}  # long: it goes to rank 0 alone
