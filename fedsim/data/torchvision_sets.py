@@ -1,129 +1,148 @@
-"""Published data sets through torchvision: cifar10, cifar100, svhn, fashion_mnist, emnist.
+"""Published data sets that torchvision can download: cifar10, cifar100, svhn, fashion_mnist, emnist.
 
-torchvision finds, downloads and reads the files; their arrays are taken as they are, never through a transform. CIFAR's pickled
-batches are read by `data/plain_pickle.py`, after torchvision has compared the checksum of every one of them.
+Their files are read here, and CIFAR's and SVHN's only after their checksums were compared. torchvision is imported for a download alone:
+its import takes as long as torch's, and 160 MB on every rank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import io
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torchvision import datasets
 
 from fedsim.data import plain_pickle
+from fedsim.data.conversion import idx_files
 from fedsim.data.image_sets import Stored
 from fedsim.data.settings import DataSettings
 from fedsim.errors import BadInput
 
-
-class CIFAR10(datasets.CIFAR10):
-    """Without torchvision's constructor, which unpickles."""
-
-    def __init__(self, root: str, train: bool, download: bool) -> None:
-        datasets.VisionDataset.__init__(self, root)
-        if download:
-            self.download()
-        if not self._check_integrity():
-            raise ValueError("Dataset not found or corrupted: the checksum of a file is another")
-        folder = Path(root) / self.base_folder
-        batches = [self._loaded(folder / name) for name, _ in (self.train_list if train else self.test_list)]
-        self.data = np.vstack([plain_pickle.array(batch["data"]) for batch in batches]).reshape(-1, 3, 32, 32)
-        self.targets = [int(label) for batch in batches for label in batch["labels" if "labels" in batch else "fine_labels"]]
-        meta = folder / self.meta["filename"]
-        if not datasets.utils.check_integrity(str(meta), self.meta["md5"]):
-            raise ValueError(f"{meta.name} is not found or corrupted: its checksum is another")
-        self.classes = list(self._loaded(meta)[self.meta["key"]])
-
-    def _loaded(self, path: Path) -> dict[str, Any]:
-        try:
-            found = plain_pickle.load(path.read_bytes())
-        except ValueError as error:
-            raise ValueError(f"{path.name}: {error}") from error
-        if not isinstance(found, dict):
-            raise ValueError(f"{path.name} holds no dictionary")
-        return found
-
-
-class CIFAR100(CIFAR10, datasets.CIFAR100):
-    """The same, with the files and the checksums of CIFAR-100."""
-
-
-class FashionMNIST(datasets.FashionMNIST):
-    """From the raw files only: torchvision would prefer a pickled `processed` folder, which nothing vouches for."""
-
-    def _check_legacy_exist(self) -> bool:
-        return False
-
-
-class EMNIST(datasets.EMNIST):
-    """From the raw files only, as above."""
-
-    def _check_legacy_exist(self) -> bool:
-        return False
+Arrays = tuple[NDArray[np.uint8], NDArray[np.int64], int]  # images (n, C, H, W), labels (n,), number of classes
+EMNIST_CLASSES = {"byclass": 62, "bymerge": 47, "balanced": 47, "letters": 26, "digits": 10, "mnist": 10}
 
 
 @dataclass(frozen=True)
 class Source:
     """One published set: where its files lie under `root`, what they are called, where they come from."""
 
+    torchvision: str  # the name of its class there
     folder: str
-    files: tuple[str, ...]  # "{split}" is emnist's split
+    files: Mapping[str, str]  # name, with "{split}" for emnist's -> MD5; "" where the published file is a packed one
     origin: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    read: Callable[[str, bool, DataSettings], Any]  # root, train -> torchvision's data set
+    read: Callable[[Callable[[str], bytes], Path, bool, str], Arrays]  # of checked contents by name, the folder, train, split
 
 
-def _mnist_files(prefixes: tuple[str, str]) -> tuple[str, ...]:
-    return tuple(f"{prefix}-{kind}" for prefix in prefixes for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"))
+def _cifar(key: str, classes: str, content: Callable[[str], bytes], folder: Path, train: bool, split: str) -> Arrays:
+    """Pickled batches; CIFAR-10 has five to train, CIFAR-100 has one."""
+    meta, names = ("batches.meta", [f"data_batch_{i}" for i in range(1, 6)]) if key == "labels" else ("meta", ["train"])
+    names = names if train else ["test_batch" if key == "labels" else "test"]
+    batches = [_unpickled(name, content(name)) for name in names]
+    images = np.vstack([plain_pickle.array(batch["data"]) for batch in batches]).reshape(-1, 3, 32, 32)
+    labels = np.array([int(label) for batch in batches for label in batch[key]], np.int64)
+    return images, labels, len(_unpickled(meta, content(meta))[classes])
 
 
+def _unpickled(name: str, content: bytes) -> dict[str, Any]:
+    try:
+        found = plain_pickle.load(content)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{name} holds no dictionary")
+    return found
+
+
+def _svhn(content: Callable[[str], bytes], folder: Path, train: bool, split: str) -> Arrays:
+    """A MAT file of images (32, 32, 3, n) and labels (n, 1), in which the digit 0 has the label 10."""
+    from scipy.io import loadmat
+
+    found = loadmat(io.BytesIO(content("train_32x32.mat" if train else "test_32x32.mat")))
+    return found["X"].transpose(3, 2, 0, 1), found["y"].reshape(-1).astype(np.int64) % 10, 10
+
+
+def _idx(prefixes: tuple[str, str], content: Callable[[str], bytes], folder: Path, train: bool, split: str) -> Arrays:
+    prefix = prefixes[0 if train else 1].format(split=split)
+    images, labels = idx_files.read(folder / f"{prefix}-images-idx3-ubyte", folder / f"{prefix}-labels-idx1-ubyte")
+    return images[:, None], labels, 10
+
+
+def _emnist(content: Callable[[str], bytes], folder: Path, train: bool, split: str) -> Arrays:
+    """NIST's files hold every image transposed, and `letters` counts its classes from 1."""
+    images, labels, _ = _idx(EMNIST, content, folder, train, split)
+    return images.swapaxes(2, 3), labels - (split == "letters"), EMNIST_CLASSES[split]
+
+
+def _unpacked(prefixes: tuple[str, str]) -> dict[str, str]:
+    return {f"{prefix}-{kind}": "" for prefix in prefixes for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")}
+
+
+MNIST, EMNIST = ("train", "t10k"), ("emnist-{split}-train", "emnist-{split}-test")
 SOURCES = {
     "cifar10": Source(
+        "CIFAR10",
         "cifar-10-batches-py",
-        ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch", "batches.meta"),
+        {
+            "data_batch_1": "c99cafc152244af753f735de768cd75f",
+            "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+            "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+            "data_batch_4": "634d18415352ddfa80567beed471001a",
+            "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+            "test_batch": "40351d587109b95175f43aff81a1287e",
+            "batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
+        },
         "cifar-10-python.tar.gz of Krizhevsky's CIFAR-10 page, unpacked",
         (0.4914, 0.4822, 0.4465),
         (0.2470, 0.2435, 0.2616),
-        lambda root, train, s: CIFAR10(root, train, s.download),
+        partial(_cifar, "labels", "label_names"),
     ),
     "cifar100": Source(
+        "CIFAR100",
         "cifar-100-python",
-        ("train", "test", "meta"),
+        {
+            "train": "16019d7e3df5f24257cddd939b257f8d",
+            "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
+            "meta": "7973b15100ade9c7d40fb424638fde48",
+        },
         "cifar-100-python.tar.gz of Krizhevsky's CIFAR-100 page, unpacked",
         (0.5071, 0.4865, 0.4409),
         (0.2673, 0.2564, 0.2762),
-        lambda root, train, s: CIFAR100(root, train, s.download),
+        partial(_cifar, "fine_labels", "fine_label_names"),
     ),
     "svhn": Source(
+        "SVHN",
         "",
-        ("train_32x32.mat", "test_32x32.mat"),
+        {"train_32x32.mat": "e26dedcc434d2e4c54c9b2d4a06d8373", "test_32x32.mat": "eb5a983be6a315427106f1b164d9cef3"},
         "format 2 (cropped digits) of Stanford's Street View House Numbers page",
         (0.4377, 0.4438, 0.4728),
         (0.1980, 0.2010, 0.1970),
-        lambda root, train, s: datasets.SVHN(root, "train" if train else "test", download=s.download),
+        _svhn,
     ),
     "fashion_mnist": Source(
+        "FashionMNIST",
         "FashionMNIST/raw",
-        _mnist_files(("train", "t10k")),
+        _unpacked(MNIST),
         "the four .gz files of zalandoresearch/fashion-mnist, unpacked",
         (0.2860,),
         (0.3530,),
-        lambda root, train, s: FashionMNIST(root, train, download=s.download),
+        partial(_idx, MNIST),
     ),
     "emnist": Source(
+        "EMNIST",
         "EMNIST/raw",
-        _mnist_files(("emnist-{split}-train", "emnist-{split}-test")),
+        _unpacked(EMNIST),
         "gzip.zip of NIST's EMNIST page, unpacked, and the .gz files in it unpacked",
         (0.1751,),
         (0.3332,),
-        lambda root, train, s: EMNIST(root, split=s.split, train=train, download=s.download),
+        _emnist,
     ),
 }
 
@@ -131,46 +150,54 @@ SOURCES = {
 def open_published(settings: DataSettings) -> tuple[Stored, Stored]:
     """Training and test set of one of SOURCES. BadInput names the files that are missing, or that are not the published ones."""
     source = SOURCES[settings.name]
-    if not settings.download:
-        _check_present(source, settings)
-    train, test = (_read(source, settings, part) for part in (True, False))
+    folder = Path(settings.root) / source.folder
+    missing = _missing(source, settings, folder)
+    if missing and not settings.download:
+        what = f"[data] {settings.name} is not complete: {', '.join(missing)} missing in {folder.absolute()}"
+        raise BadInput(f"{what}. Put them there ({source.origin}), set data.root to where they are, or set data.download = true")
+    try:
+        if missing:
+            _download(source, settings)
+        train, test = (_stored(source, settings, folder, part) for part in (True, False))
+    except Exception as error:  # whatever a broken file, folder or network makes its reader raise
+        what = f"[data] {settings.name} cannot be {'downloaded to' if missing else 'read from'} {folder.absolute()}"
+        raise BadInput(f"{what}: {error or type(error).__name__}. Its files must be the published ones ({source.origin})") from error
     return train, test
 
 
-def _check_present(source: Source, settings: DataSettings) -> None:
-    folder = Path(settings.root) / source.folder
+def _missing(source: Source, settings: DataSettings, folder: Path) -> list[str]:
     names = [name.format(split=settings.split) for name in source.files]
     try:
-        missing = [name for name in names if not (folder / name).is_file()]
+        return [name for name in names if not (folder / name).is_file()]
     except OSError as error:
         raise BadInput(f"[data] root: {folder} cannot be read: {error.strerror}") from error
-    if missing:
-        what = f"[data] {settings.name} is not complete: {', '.join(missing)} missing in {folder.absolute()}"
-        raise BadInput(f"{what}. Put them there ({source.origin}), set data.root to where they are, or set data.download = true")
 
 
-def _read(source: Source, settings: DataSettings, train: bool) -> Stored:
-    try:
-        images, labels, classes = _arrays(source.read(settings.root, train, settings), settings)
-        return Stored(settings.name, images, labels, classes, source.mean, source.std)
-    except Exception as error:  # whatever a broken file, folder or network makes torchvision raise
-        tried = "downloaded to or read from" if settings.download else "read from"
-        what = f"[data] {settings.name} cannot be {tried} {(Path(settings.root) / source.folder).absolute()}"
-        raise BadInput(f"{what}: {error or type(error).__name__}. Its files must be the published ones ({source.origin})") from error
+def _stored(source: Source, settings: DataSettings, folder: Path, train: bool) -> Stored:
+    images, labels, classes = source.read(partial(_content, source, folder), folder, train, settings.split)
+    x, y = torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(labels)
+    return Stored(settings.name, x, y, classes, source.mean, source.std)
 
 
-def _arrays(found: Any, settings: DataSettings) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """(n, C, H, W) uint8, (n,) int64 and the number of classes of one of torchvision's data sets."""
-    if settings.name.startswith("cifar"):
-        return _tensor(found.data), torch.tensor(found.targets), len(found.classes)
-    if settings.name == "svhn":
-        return _tensor(found.data), torch.from_numpy(np.atleast_1d(found.labels)).long(), 10
-    if settings.name == "fashion_mnist":
-        return found.data.unsqueeze(1), found.targets.long(), 10
-    first = 1 if settings.split == "letters" else 0  # letters counts its classes from 1
-    upright = found.data.transpose(1, 2).contiguous().unsqueeze(1)  # NIST's files hold every image transposed
-    return upright, found.targets.long() - first, len(found.classes) - first
+def _content(source: Source, folder: Path, name: str) -> bytes:
+    """Of one of the files that have a checksum. ValueError for another one."""
+    content = (folder / name).read_bytes()
+    found, published = hashlib.md5(content, usedforsecurity=False).hexdigest(), source.files[name]
+    if found != published:
+        what = f"{name} is corrupted or another file: its MD5 checksum is {found}, the published one's is {published}"
+        raise ValueError(f"{what}. Remove it, and data.download = true fetches it")
+    return content
 
 
-def _tensor(array: NDArray[np.uint8]) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array))
+def _download(source: Source, settings: DataSettings) -> None:
+    """By torchvision. Its constructors, which are left out, would read the files as well, and unpickle some."""
+    from torchvision import datasets
+
+    kind = getattr(datasets, source.torchvision)
+    for train, part in ((True, "train"), (False, "test")):
+        found = kind.__new__(kind)
+        datasets.VisionDataset.__init__(found, settings.root)
+        vars(found).update(train=train, split=settings.split if settings.name == "emnist" else part)
+        if settings.name == "svhn":
+            found.url, found.filename, found.file_md5 = kind.split_list[part]
+        found.download()

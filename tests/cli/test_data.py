@@ -147,7 +147,7 @@ def test_a_converted_folder_is_a_data_set(fedsim: Fedsim, tmp_path: Path) -> Non
 
 
 def test_a_data_set_by_its_name_is_converted(fedsim: Fedsim, tmp_path: Path) -> None:
-    """Fashion-MNIST from genuine IDX files, through torchvision; the job then reads the same images."""
+    """Fashion-MNIST from genuine IDX files; the job then reads the same images."""
     raw = tmp_path / "data" / "FashionMNIST" / "raw"
     raw.mkdir(parents=True)
     images, labels = draw.integers(0, 256, (30, 28, 28), dtype=np.uint8), np.arange(30, dtype=np.uint8) % 10

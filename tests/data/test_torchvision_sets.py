@@ -1,9 +1,16 @@
 """The published sets and a user's own file, read from small files in their genuine formats, written here."""
 
+import gzip
 import hashlib
 import pickle
 import struct
+import tarfile
+import zipfile
 from collections import OrderedDict
+from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import h5py
 import numpy as np
@@ -13,8 +20,9 @@ from PIL import Image
 from scipy.io import savemat
 from torchvision import datasets
 
-from fedsim.data.settings import DataSettings
+from fedsim.data.settings import EMNIST_SPLITS, DataSettings
 from fedsim.data.sources import open_data
+from fedsim.data.torchvision_sets import EMNIST_CLASSES, SOURCES
 from fedsim.errors import BadInput
 
 
@@ -36,11 +44,9 @@ def write_cifar(folder, names, label_key, classes, rng):
     return rows
 
 
-def publish_cifar(monkeypatch, kind, folder, train, test, meta):
-    """Sets torchvision's table of checksums to those of the files in the folder."""
-    monkeypatch.setattr(kind, "train_list", [[name, md5(folder / name)] for name in train])
-    monkeypatch.setattr(kind, "test_list", [[name, md5(folder / name)] for name in test])
-    monkeypatch.setattr(kind, "meta", {**meta, "md5": md5(folder / meta["filename"])})
+def publish(monkeypatch, name, folder):
+    """Sets the table of checksums to those of the files in the folder."""
+    monkeypatch.setitem(SOURCES, name, replace(SOURCES[name], files={file: md5(folder / file) for file in SOURCES[name].files}))
 
 
 @pytest.fixture
@@ -48,7 +54,7 @@ def cifar10(tmp_path, monkeypatch, rng):
     folder, train = tmp_path / "cifar-10-batches-py", [f"data_batch_{i}" for i in range(1, 6)]
     rows = write_cifar(folder, [*train, "test_batch"], "labels", 10, rng)
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"c{i}" for i in range(10)]}, protocol=2))
-    publish_cifar(monkeypatch, datasets.CIFAR10, folder, train, ["test_batch"], datasets.CIFAR10.meta)
+    publish(monkeypatch, "cifar10", folder)
     return folder, rows
 
 
@@ -81,8 +87,7 @@ def test_a_cifar_batch_that_names_anything_else_is_refused_whatever_its_checksum
     folder, rows = cifar10
     more = {"data": rows["data_batch_3"][0], "labels": OrderedDict()}
     (folder / "data_batch_3").write_bytes(pickle.dumps(more, protocol=2))
-    train = [f"data_batch_{i}" for i in range(1, 6)]
-    publish_cifar(monkeypatch, datasets.CIFAR10, folder, train, ["test_batch"], datasets.CIFAR10.meta)
+    publish(monkeypatch, "cifar10", folder)
     with pytest.raises(BadInput, match=r"data_batch_3: it names collections\.OrderedDict, .* it is not loaded"):
         opened(name="cifar10", root=str(folder.parent))
 
@@ -106,20 +111,102 @@ def test_an_absent_or_impossible_root_is_bad_input(name, tmp_path):
     assert not (tmp_path / "absent").exists()
 
 
+def test_checksums_and_classes_are_those_of_torchvision():
+    for name, kind in (("cifar10", datasets.CIFAR10), ("cifar100", datasets.CIFAR100)):
+        there = dict(kind.train_list + kind.test_list) | {kind.meta["filename"]: kind.meta["md5"]}
+        assert SOURCES[name].files == there
+    assert SOURCES["svhn"].files == {file: checksum for part, (_, file, checksum) in datasets.SVHN.split_list.items() if part != "extra"}
+    classes = {split: [name for name in names if name != "N/A"] for split, names in datasets.EMNIST.classes_split_dict.items()}
+    assert {split: len(names) for split, names in classes.items()} == EMNIST_CLASSES
+    assert set(EMNIST_CLASSES) == set(EMNIST_SPLITS)
+
+
 def test_a_failed_download_is_bad_input(tmp_path, monkeypatch):
     def offline(*_, **__):
         raise OSError("no route to host")
 
     monkeypatch.setattr(datasets.CIFAR10, "download", offline)
-    with pytest.raises(BadInput, match="no route to host"):
+    with pytest.raises(BadInput, match=r"cannot be downloaded to .*no route to host"):
         opened(name="cifar10", root=str(tmp_path), download=True)
+
+
+@pytest.fixture
+def served(tmp_path):
+    """A folder, and the address at which a server on this machine offers its files."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    yield folder, f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+def test_cifar_is_downloaded_unpacked_and_read_but_not_twice(cifar10, served, tmp_path, monkeypatch):
+    (made, rows), (folder, address) = cifar10, served
+    packed = folder / datasets.CIFAR10.filename
+    with tarfile.open(packed, "w:gz") as file:
+        file.add(made, made.name)
+    monkeypatch.setattr(datasets.CIFAR10, "url", address + packed.name)
+    monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", md5(packed))
+    for _ in range(2):
+        train, _ = opened(name="cifar10", root=str(tmp_path / "new"), download=True)
+        assert np.array_equal(train.x[4:8].numpy().reshape(4, 3072), rows["data_batch_2"][0])
+        packed.unlink(missing_ok=True)
+
+
+def test_svhn_is_downloaded(served, tmp_path, monkeypatch, rng):
+    folder, address = served
+    for part in ("train", "test"):
+        name = f"{part}_32x32.mat"
+        savemat(folder / name, {"X": rng.integers(0, 256, (32, 32, 3, 2), dtype=np.uint8), "y": np.array([[10], [7]], np.uint8)})
+        monkeypatch.setitem(datasets.SVHN.split_list, part, [address + name, name, md5(folder / name)])
+    publish(monkeypatch, "svhn", folder)
+    assert opened(name="svhn", root=str(tmp_path / "new"), download=True)[1].y.tolist() == [0, 7]
+
+
+def test_fashion_mnist_is_downloaded(served, tmp_path, monkeypatch, rng):
+    folder, address = served
+    wrote, found = rng.integers(0, 256, (6, 28, 28)), []
+    for prefix in ("train", "t10k"):
+        for kind, array in (("images-idx3-ubyte", wrote), ("labels-idx1-ubyte", np.arange(6))):
+            write_idx(folder / "raw", array)
+            packed = folder / f"{prefix}-{kind}.gz"
+            packed.write_bytes(gzip.compress((folder / "raw").read_bytes()))
+            found.append((packed.name, md5(packed)))
+    monkeypatch.setattr(datasets.FashionMNIST, "mirrors", [address])
+    monkeypatch.setattr(datasets.FashionMNIST, "resources", found)
+    train, _ = opened(name="fashion_mnist", root=str(tmp_path / "new"), download=True)
+    assert np.array_equal(train.x.numpy()[:, 0], wrote)
+
+
+def test_emnist_is_downloaded(served, tmp_path, monkeypatch, rng):
+    folder, address = served
+    wrote, packed = rng.integers(0, 256, (3, 28, 28)), folder / "gzip.zip"
+    with zipfile.ZipFile(packed, "w") as file:
+        for part in ("train", "test"):
+            for kind, array in (("images-idx3-ubyte", wrote), ("labels-idx1-ubyte", np.array([46, 0, 5]))):
+                write_idx(folder / "raw", array)
+                file.writestr(f"gzip/emnist-balanced-{part}-{kind}.gz", gzip.compress((folder / "raw").read_bytes()))
+    monkeypatch.setattr(datasets.EMNIST, "url", address + packed.name)
+    monkeypatch.setattr(datasets.EMNIST, "md5", md5(packed))
+    train, _ = opened(name="emnist", root=str(tmp_path / "new"), download=True)
+    assert np.array_equal(train.x.numpy()[:, 0], wrote.transpose(0, 2, 1))
+    assert train.y.tolist() == [46, 0, 5]
 
 
 def test_cifar100(tmp_path, monkeypatch, rng):
     folder = tmp_path / "cifar-100-python"
     rows = write_cifar(folder, ["train", "test"], "fine_labels", 100, rng)
     (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": [f"c{i}" for i in range(100)]}, protocol=2))
-    publish_cifar(monkeypatch, datasets.CIFAR100, folder, ["train"], ["test"], datasets.CIFAR100.meta)
+    publish(monkeypatch, "cifar100", folder)
     train, _ = opened(name="cifar100", root=str(tmp_path))
     assert train.classes == 100
     assert train.y.tolist() == rows["train"][1]
@@ -131,7 +218,7 @@ def test_svhn(tmp_path, monkeypatch, rng):
         file = tmp_path / f"{part}_32x32.mat"
         wrote[part] = rng.integers(0, 256, (32, 32, 3, 5), dtype=np.uint8)
         savemat(file, {"X": wrote[part], "y": np.array([[10], [1], [2], [9], [10]], np.uint8)})
-        monkeypatch.setitem(datasets.SVHN.split_list, part, ["", file.name, md5(file)])
+    publish(monkeypatch, "svhn", tmp_path)
     train, test = opened(name="svhn", root=str(tmp_path))
     assert train.y.tolist() == [0, 1, 2, 9, 0]
     assert np.array_equal(test.x.numpy(), wrote["test"].transpose(3, 2, 0, 1))

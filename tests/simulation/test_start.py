@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +57,19 @@ def test_a_run_imports_nothing_that_it_does_not_need(tmp_path: Path) -> None:
 def test_an_estimate_imports_nothing_that_it_does_not_need(tmp_path: Path) -> None:
     (modules,) = imported(tmp_path, ("estimate", str(QUICKSTART), "--set", "model.name=resnet18", "--set", "model.width=4", *FEW))
     assert not modules & (NEVER | {"mpi4py"})
+
+
+@pytest.mark.processes
+def test_published_images_that_are_there_are_read_without_torchvision(tmp_path: Path) -> None:
+    raw = tmp_path / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for prefix in ("train", "t10k"):
+        (raw / f"{prefix}-images-idx3-ubyte").write_bytes(struct.pack(">HBB3I", 0, 8, 3, 200, 28, 28) + bytes(200 * 28 * 28))
+        (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(struct.pack(">HBBI", 0, 8, 1, 200) + bytes(range(10)) * 20)
+    data = ("--set", "data.name=fashion_mnist", "--set", f"data.root={tmp_path}", "--set", "data.download=true")
+    (modules,) = imported(tmp_path, ("estimate", str(QUICKSTART), *data, *FEW))
+    assert "fedsim.data.torchvision_sets" in modules
+    assert not modules & {"torchvision", "torch._dynamo", "sympy"}
 
 
 @pytest.mark.processes

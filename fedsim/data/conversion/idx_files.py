@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedsim.data.conversion.image_files import inside
 from fedsim.data.conversion.source import Picture, Row
@@ -55,6 +56,15 @@ class IdxFiles:
                     pixels = np.frombuffer(_taken(images, file, height * width, f"image {i} of {n}"), np.uint8)
                     yield f"{images.name}, image {i}", pixels.reshape(1, height, width)
                 _at_end(images, file)
+
+
+def read(images: Path, labels: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """All images (n, H, W) of one file, and the labels (n,) of another. BadInput where one is broken or they do not belong together."""
+    with opened(images) as file:
+        _, sizes = _sizes(images, file, (3,))
+        pixels = np.frombuffer(_taken(images, file, math.prod(sizes), f"its {sizes[0]} images"), np.uint8).reshape(sizes)
+        _at_end(images, file)
+    return pixels.copy(), np.fromiter(_labels(labels, len(pixels), images), np.int64)
 
 
 def is_idx(path: Path) -> bool:

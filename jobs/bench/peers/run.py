@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 from statistics import fmean, median
@@ -77,7 +77,8 @@ def main() -> int:
     asked = _asked()
     console = Console()
     try:
-        jobs = [_job(path, asked.rounds) for path in asked.job or JOBS]
+        jobs = [_job(path, asked.rounds, asked.set) for path in asked.job or JOBS]
+        dense_rounds = _more_than_warm("--dense-rounds", asked.dense_rounds or asked.rounds)
     except BadInput as error:
         console.print(str(error), markup=False)
         return 2
@@ -88,14 +89,14 @@ def main() -> int:
         )
         return 2
     runners = [runner for runner in runners if runner.name not in asked.without]
-    for job in jobs:
+    for job in jobs if not asked.unchecked else ():
         with console.status(f"{job.name}: the same work?"):
             _check(job, runners, console)
     if not asked.check:
         table = _table(asked.repeats)
         for job in jobs:
             with console.status(f"{job.name}: {asked.repeats} turns"):
-                _measure(job, runners, asked.repeats, table)
+                _measure(job, runners, asked.repeats, dense_rounds, table)
         console.print(table)
     return 0
 
@@ -106,21 +107,28 @@ def _asked() -> argparse.Namespace:
     parser.add_argument("--environments", type=Path, default=Path(".venv-peers"), metavar="FOLDER", help="two of 6 GB (.venv-peers)")
     parser.add_argument("--repeats", type=int, default=5, help="runs of each, in turn (5)")
     parser.add_argument("--rounds", type=int, default=12, help=f"of a run, {WARM} of them left out (12)")
+    parser.add_argument("--dense-rounds", type=int, metavar="N", help="of the others' runs, whose rounds are all alike (as --rounds)")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="replace a value of the jobs")
     parser.add_argument("--bare", action="store_true", help="fedsim and the bare PyTorch loop alone, which need no environments")
     parser.add_argument("--without", action="append", default=[], metavar="NAME", help='leave one out, such as "pfl, 2 workers"')
     parser.add_argument("--check", action="store_true", help="only make the environments and compare the final weights")
+    parser.add_argument("--unchecked", action="store_true", help="only time: the same network and data were compared before")
     return parser.parse_args()
 
 
-def _job(path: Path, rounds: int) -> Job:
+def _job(path: Path, rounds: int, changed: list[str]) -> Job:
     """BadInput for a job that the peers' scripts would not do in full."""
-    job = load(path, (f"rounds={rounds}", "execution.device=cpu"))
+    job = load(path, (*changed, f"rounds={_more_than_warm('--rounds', rounds)}", "execution.device=cpu"))
     differing = {name: getattr(job.train, name) for name, value in PLAIN.items() if getattr(job.train, name) != value}
     if job.partition.name != "blocks" or job.model.factory or differing:
         raise BadInput(f'{path}: the peers do models of fedsim\'s own, partition "blocks", and in [train] {PLAIN}')
-    if rounds <= WARM:
-        raise BadInput(f"--rounds {rounds}: the first {WARM} are left out; give at least {WARM + 1}")
     return job
+
+
+def _more_than_warm(option: str, rounds: int) -> int:
+    if rounds <= WARM:
+        raise BadInput(f"{option} {rounds}: the first {WARM} are left out; give at least {WARM + 1}")
+    return rounds
 
 
 def _runners(environments: Path, bare: bool) -> list[Runner]:
@@ -243,8 +251,8 @@ def _table(repeats: int) -> Table:
     return table
 
 
-def _measure(job: Job, runners: list[Runner], repeats: int, table: Table) -> None:
-    work = _work(job)
+def _measure(job: Job, runners: list[Runner], repeats: int, dense_rounds: int, table: Table) -> None:
+    work = replace(_work(job), rounds=dense_rounds)
     runs = [{runner.name: runner.timed(job, work) for runner in runners} for _ in range(repeats)]
     for runner in runners:
         ratios = sorted(run[runner.name] / run[BARE] for run in runs)
