@@ -17,7 +17,7 @@ from torch import nn
 from fedsim.core import entry_points, rng
 from fedsim.core.shared_generators import seeded
 from fedsim.errors import BadInput
-from fedsim.models import cnn, mobilenet_cifar, resnet
+from fedsim.models import cnn, mobilenet_cifar, resnet, vgg_mobilenet
 from fedsim.models.blueprint import Blueprint
 from fedsim.models.settings import ModelSettings
 from fedsim.models.width_matching import Matched, widest
@@ -41,24 +41,6 @@ class Family:
     least: int  # pixels
 
 
-def _vgg11(form: Blueprint) -> nn.Module:
-    from fedsim.models import vgg_mobilenet  # torchvision takes a second to import
-
-    return vgg_mobilenet.vgg11(form)
-
-
-def _vgg16(form: Blueprint) -> nn.Module:
-    from fedsim.models import vgg_mobilenet
-
-    return vgg_mobilenet.vgg16(form)
-
-
-def _mobilenet_v2(form: Blueprint) -> nn.Module:
-    from fedsim.models import vgg_mobilenet
-
-    return vgg_mobilenet.mobilenet_v2(form)
-
-
 def _cifar_resnet(blocks: int) -> Callable[[Blueprint], nn.Module]:
     return lambda form: resnet.cifar_resnet(form, blocks)
 
@@ -72,9 +54,9 @@ FAMILIES: dict[str, Family] = {
     "resnet20": Family(_cifar_resnet(3), 16, 1),
     "resnet32": Family(_cifar_resnet(5), 16, 1),
     "resnet56": Family(_cifar_resnet(9), 16, 1),
-    "vgg11": Family(_vgg11, 64, 32),
-    "vgg16": Family(_vgg16, 64, 32),
-    "mobilenet_v2": Family(_mobilenet_v2, 32, 1),
+    "vgg11": Family(vgg_mobilenet.vgg11, 64, 32),
+    "vgg16": Family(vgg_mobilenet.vgg16, 64, 32),
+    "mobilenet_v2": Family(vgg_mobilenet.mobilenet_v2, 32, 1),
     "mobilenet_v2_cifar": Family(mobilenet_cifar.mobilenet_v2_cifar, 32, 1),
 }
 

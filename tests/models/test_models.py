@@ -525,6 +525,18 @@ def test_a_factory_draws_the_same_each_time_and_leaves_generators_as_they_were()
     assert (np.random.randn(), random.random()) == expected
 
 
+def assert_same(ours: nn.Module, theirs: nn.Module, x: torch.Tensor) -> None:
+    """Names, order, weights and every bit of the outputs and gradients."""
+    expected = theirs.state_dict()
+    assert list(ours.state_dict()) == list(expected)
+    assert all(torch.equal(value, expected[name]) for name, value in ours.state_dict().items())
+    assert [name for name, _ in ours.named_modules()] == [name for name, _ in theirs.named_modules()]
+    outputs = [each(x) for each in (ours, theirs)]
+    assert torch.equal(*outputs)
+    gradients = [torch.autograd.grad(y.square().sum(), list(each.parameters())) for y, each in zip(outputs, (ours, theirs), strict=True)]
+    assert all(torch.equal(mine, other) for mine, other in zip(*gradients, strict=True))
+
+
 @pytest.mark.parametrize("norm", ["batch", "group", "none"])
 def test_resnet18_is_torchvisions_but_for_its_stem(norm: str) -> None:
     """Names, order, first weights and every bit of the outputs and gradients; torchvision's own stem is for large images."""
@@ -544,11 +556,29 @@ def test_resnet18_is_torchvisions_but_for_its_stem(norm: str) -> None:
         net.fc = nn.Linear(64, 10)
         recast(net, blueprint)
         theirs = he(net)
-    expected = theirs.state_dict()
-    assert list(ours.state_dict()) == list(expected)
-    assert all(torch.equal(value, expected[name]) for name, value in ours.state_dict().items())
-    assert [name for name, _ in ours.named_modules()] == [name for name, _ in theirs.named_modules()]
-    outputs = [each(x) for each in (ours, theirs)]
-    assert torch.equal(*outputs)
-    gradients = [torch.autograd.grad(y.square().sum(), list(each.parameters())) for y, each in zip(outputs, (ours, theirs), strict=True)]
-    assert all(torch.equal(mine, other) for mine, other in zip(*gradients, strict=True))
+    assert_same(ours, theirs, x)
+
+
+@pytest.mark.parametrize(("name", "plan", "units"), [("vgg11", "A", 64), ("vgg16", "D", 512)])
+@pytest.mark.parametrize("norm", ["batch", "none"])
+def test_vgg_is_torchvisions_but_for_its_head(name: str, plan: str, units: int, norm: str) -> None:
+    """Names, order, first weights and every bit of the outputs and gradients; torchvision's own head is for large images, with dropout."""
+    from torchvision.models import vgg
+
+    settings, x = ModelSettings(name=name, width=8, norm=norm), torch.linspace(-1, 1, 2 * 3 * 32 * 32).view(2, 3, 32, 32)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        ours = build(settings, (3, 32, 32), 10, 1)
+        torch.manual_seed(1)
+        widths = [width if width == "M" else width // 8 for width in vgg.cfgs[plan]]
+        theirs = vgg.VGG(vgg.make_layers(widths, batch_norm=norm == "batch"), init_weights=False)
+        torch.manual_seed(1)
+        features = nn.Sequential(*(layer if not isinstance(layer, nn.Conv2d) else conv_like(layer, norm) for layer in theirs.features))
+        head = nn.Sequential(nn.Linear(64, units), nn.ReLU(), nn.Linear(units, units), nn.ReLU(), nn.Linear(units, 10))
+        theirs.features, theirs.avgpool, theirs.classifier = features, nn.AdaptiveAvgPool2d(1), head
+        he(theirs)
+    assert_same(ours, theirs, x)
+
+
+def conv_like(layer: nn.Conv2d, norm: str) -> nn.Conv2d:
+    return nn.Conv2d(layer.in_channels, layer.out_channels, 3, padding=1, bias=norm == "none")
