@@ -166,11 +166,15 @@ def open_published(settings: DataSettings) -> tuple[Stored, Stored]:
 
 
 def _missing(source: Source, settings: DataSettings, folder: Path) -> list[str]:
-    names = [name.format(split=settings.split) for name in source.files]
+    """The files that are not there; those of a download that was cut short too, where they can be downloaded again."""
+    files = {name.format(split=settings.split): published for name, published in source.files.items()}
     try:
-        return [name for name in names if not (folder / name).is_file()]
+        there = {name for name in files if (folder / name).is_file()}
+        if settings.download:
+            there = {name for name in there if not files[name] or _md5((folder / name).read_bytes()) == files[name]}
     except OSError as error:
         raise BadInput(f"[data] root: {folder} cannot be read: {error.strerror}") from error
+    return [name for name in files if name not in there]
 
 
 def _stored(source: Source, settings: DataSettings, folder: Path, train: bool) -> Stored:
@@ -182,11 +186,15 @@ def _stored(source: Source, settings: DataSettings, folder: Path, train: bool) -
 def _content(source: Source, folder: Path, name: str) -> bytes:
     """Of one of the files that have a checksum. ValueError for another one."""
     content = (folder / name).read_bytes()
-    found, published = hashlib.md5(content, usedforsecurity=False).hexdigest(), source.files[name]
+    found, published = _md5(content), source.files[name]
     if found != published:
         what = f"{name} is corrupted or another file: its MD5 checksum is {found}, the published one's is {published}"
-        raise ValueError(f"{what}. Remove it, and data.download = true fetches it")
+        raise ValueError(f"{what}; data.download = true fetches that one")
     return content
+
+
+def _md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
 def _download(source: Source, settings: DataSettings) -> None:

@@ -156,10 +156,18 @@ def test_cifar_is_downloaded_unpacked_and_read_but_not_twice(cifar10, served, tm
         file.add(made, made.name)
     monkeypatch.setattr(datasets.CIFAR10, "url", address + packed.name)
     monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", md5(packed))
-    for _ in range(2):
-        train, _ = opened(name="cifar10", root=str(tmp_path / "new"), download=True)
+    new = tmp_path / "new"
+    for _ in range(2):  # once more after a download that was cut short
+        train, _ = opened(name="cifar10", root=str(new), download=True)
         assert np.array_equal(train.x[4:8].numpy().reshape(4, 3072), rows["data_batch_2"][0])
-        packed.unlink(missing_ok=True)
+        batch = new / made.name / "data_batch_2"
+        whole = batch.read_bytes()
+        batch.write_bytes(whole[:100])
+    with pytest.raises(BadInput, match=r"data_batch_2 is corrupted .* data\.download = true fetches"):
+        opened(name="cifar10", root=str(new))
+    batch.write_bytes(whole)
+    monkeypatch.setattr(datasets.CIFAR10, "download", None)  # whoever calls it fails
+    assert len(opened(name="cifar10", root=str(new), download=True)[0]) == 20
 
 
 def test_svhn_is_downloaded(served, tmp_path, monkeypatch, rng):

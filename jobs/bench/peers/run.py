@@ -42,7 +42,8 @@ HERE = Path(__file__).parent
 JOBS = (HERE.parent / "small.toml", HERE.parent / "medium.toml")
 BARE, DENSE = "bare loop", "fedavg"
 WARM = 2  # rounds at the start of a run that are left out, as fedsim.bench.ranks does
-SAME = 5e-3  # of the way that the weights have gone: how far apart they may end, for sums in float32; a step more or less is 0.25
+SAME = 2e-3  # of the way that the weights have gone: how far apart they may end, for sums in float32; a step more or less is 0.25
+SAME_NORMED = 5e-3  # the same with batch norm: there the bare loop in float32 ends 0.0033 away from itself in float64, fedsim 0.0028
 LIKE_FEDSIM = {
     "OMP_NUM_THREADS": "1",
     "CUDA_VISIBLE_DEVICES": "",
@@ -230,11 +231,12 @@ def _check(job: Job, runners: list[Runner], console: Console) -> None:
     work = _work(job)
     wanted, *others = [(runner.name, runner.last(job, work)) for runner in runners]
     way = _apart(wanted[1], work.first)
+    most = way * (SAME_NORMED if any(name.endswith(STATISTICS) for name in work.first) else SAME)
     for name, last in others:
         apart = _apart(last, wanted[1])
         console.print(f"{job.name}: {name} ends {apart:.1e} away from {wanted[0]}, after a way of {way:.1e}", soft_wrap=True)
-        if not apart < SAME * way:
-            raise RuntimeError(f"{job.name}: {name} did other work than {wanted[0]}; the same ends at most {SAME * way:.1e} away")
+        if not apart < most:
+            raise RuntimeError(f"{job.name}: {name} did other work than {wanted[0]}; the same ends at most {most:.1e} away")
 
 
 def _apart(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
