@@ -161,7 +161,10 @@ def open_published(settings: DataSettings) -> tuple[Stored, Stored]:
         train, test = (_stored(source, settings, folder, part) for part in (True, False))
     except Exception as error:  # whatever a broken file, folder or network makes its reader raise
         what = f"[data] {settings.name} cannot be {'downloaded to' if missing else 'read from'} {folder.absolute()}"
-        raise BadInput(f"{what}: {error or type(error).__name__}. Its files must be the published ones ({source.origin})") from error
+        why = " ".join(str(error).split()) or type(error).__name__  # torchvision's own have several lines
+        raise BadInput(
+            f"{what}: {why.rstrip(' .')}{'' if why.endswith('?') else '.'} Its files must be the published ones ({source.origin})"
+        ) from error
     return train, test
 
 

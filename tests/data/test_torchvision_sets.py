@@ -253,8 +253,19 @@ def test_fashion_mnist_from_its_raw_files_alone(tmp_path, rng):
     train, _ = opened(name="fashion_mnist", root=str(tmp_path))
     assert np.array_equal(train.x.numpy()[:, 0], wrote)
     assert train.y.tolist() == [0, 1, 2, 3, 4, 5]
-    (raw / "t10k-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03\0\0")
-    with pytest.raises(BadInput, match="fashion_mnist cannot be read"):
+    images = raw / "t10k-images-idx3-ubyte"
+    whole = images.read_bytes()
+    broken = {
+        b"\0\0\x08\x03\0\0": r"ends within its beginning; is the file complete\? Its",
+        whole + b"\0": r"goes on after what its .* broken\. Its",
+    }
+    for content, said in broken.items():
+        images.write_bytes(content)
+        with pytest.raises(BadInput, match=rf"fashion_mnist cannot be read .*{said} files must be the published ones"):
+            opened(name="fashion_mnist", root=str(tmp_path))
+    images.write_bytes(whole)
+    write_idx(raw / "t10k-labels-idx1-ubyte", np.arange(5))
+    with pytest.raises(BadInput, match=r"has 6 images and .* has 5 labels"):
         opened(name="fashion_mnist", root=str(tmp_path))
 
 
